@@ -1,0 +1,75 @@
+# `make demo` and `make test` are all that a new machine needs; each sets up what is missing.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+# uv does not read pip's settings: hand over where wheels and packages are to be found.
+ifneq ($(PIP_FIND_LINKS),)
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+ifneq ($(PIP_INDEX_URL),)
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+# Test and demo models are local; nothing here may wait for a model hub.
+export HF_HUB_OFFLINE ?= 1
+
+.venv/uv.stamp:
+	@echo "== .venv: $(PYTHON), uv"
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"needs Python 3.11, found {v[0]}.{v[1]}; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)")'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@touch $@
+
+.venv/dev.stamp: .venv/uv.stamp requirements/dev.txt
+	@echo "== .venv: packages of requirements/dev.txt (the first time this takes minutes)"
+	@$(BIN)/uv pip install --python $(BIN)/python -r requirements/dev.txt
+	@touch $@
+
+.PHONY: help setup demo test lint types imports unit test-gpu bench lock clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: .venv/dev.stamp ## the development environment in .venv
+
+demo: setup ## export all-MiniLM-L6-v2, serve it against an emulated endpoint, send it jobs
+	@$(BIN)/python -m benchmarks demo
+
+test: lint types imports unit ## all checks that need no GPU
+
+lint: setup
+	@echo "== ruff"
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+types: setup
+	@echo "== mypy --strict"
+	@$(BIN)/mypy
+
+imports: setup
+	@echo "== import contracts"
+	@$(BIN)/lint-imports
+
+unit: setup
+	@echo "== pytest"
+	@$(BIN)/python -m pytest
+
+test-gpu: setup ## the tests that need a GPU
+	@$(BIN)/python -m pytest -m gpu
+
+bench: setup ## our worker beside a stock-SDK worker with sentence-transformers, in one run
+	@$(BIN)/python -m benchmarks peers
+
+PINS := $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-header --annotation-style line
+
+lock: .venv/uv.stamp ## resolve the pins in requirements/ anew
+	@$(PINS) --generate-hashes --extra cpu pyproject.toml -o requirements/cpu.txt
+	@$(PINS) --generate-hashes --extra gpu pyproject.toml -o requirements/gpu.txt
+	@$(PINS) --extra cpu --extra export pyproject.toml -o requirements/export.txt
+	@$(PINS) --extra cpu --extra export --extra bench --extra dev pyproject.toml -o requirements/dev.txt
+	@# A local build of torch names itself 2.13.0+cpu; the pin must fit every build of that version.
+	@sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements/export.txt requirements/dev.txt
+
+clean: ## remove what was built, not .venv
+	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""A bundle in, arrays out. Nothing here imports runpod, torch or transformers."""

@@ -1,0 +1,29 @@
+"""The runtimes that an engine may use. `load_engine` imports only the one that was chosen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.select import Choice
+
+if TYPE_CHECKING:
+    from engine.backends.base import Engine
+    from engine.bundle import Bundle
+    from engine.config import Settings
+
+
+def load_engine(choice: Choice, bundle: Bundle, settings: Settings, graph: str = "model") -> Engine:
+    """The engine of `choice` for one graph of a verified bundle. Raises EngineError."""
+    if choice.engine == "fake":
+        from engine.backends.fake import FakeEngine
+
+        return FakeEngine.from_bundle(bundle, graph, max_batch=settings.max_batch_rows)
+    from engine.backends.onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(
+        bundle,
+        graph,
+        provider=choice.engine.removeprefix("onnxruntime-"),
+        threads=settings.threads,
+        max_batch=settings.max_batch_rows,
+    )

@@ -1,0 +1,68 @@
+"""A deterministic engine without a model, for users' tests and for measuring everything but the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from engine.backends.buffers import Buffers
+from engine.bucket import Bucket, Ladder, rungs
+from engine.bundle import Bundle
+from engine.tensors import Array, Arrays, TensorSpec
+
+
+class FakeEngine:
+    """Answers each row with numbers drawn from the row's own sum.
+
+    So a row's answer depends on the row and on nothing beside it, padding included, as a real engine's should.
+    `on_run` is called before every run with its bucket: tests sleep or raise in it.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        buckets: Ladder | None = None,
+        on_run: Callable[[Bucket], None] = lambda bucket: None,
+    ) -> None:
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.buckets = buckets or Ladder(range(1, 33), rungs(512, 8))
+        self.on_run = on_run
+        self._in = Buffers(self.inputs, self.buckets)
+        self._out = Buffers(self.outputs, self.buckets)
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, graph: str = "model", *, max_batch: int = 32) -> FakeEngine:
+        """The stand-in for one graph of `bundle`."""
+        found = bundle.manifest.graphs[graph]
+        length = int(bundle.manifest.task_config.get("max_length", 512))
+        return cls(found.inputs, found.outputs, buckets=Ladder(range(1, max_batch + 1), rungs(length, 8)))
+
+    def feeds(self, bucket: Bucket) -> Arrays:
+        """The input buffers of `bucket`."""
+        return self._in.at(bucket)
+
+    def warm_up(self) -> None:
+        """Nothing to do."""
+
+    def run(self, bucket: Bucket) -> Arrays:
+        """Outputs in [-1, 1): a fixed wave over the positions, shifted by the sum of the row."""
+        self.on_run(bucket)
+        spec = self.inputs[0]
+        values = self.feeds(bucket)[spec.name]
+        real = np.where(values == spec.pad, 0, values).reshape(bucket.batch, -1)
+        outputs = self._out.at(bucket)
+        for output in outputs.values():
+            _wave(output, real.sum(axis=1, dtype=np.float64))
+        return outputs
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def _wave(output: Array, sums: Array) -> None:
+    flat = output.reshape(len(output), -1)
+    flat[:] = np.sin(sums[:, None] + np.arange(flat.shape[1]) * 0.7)

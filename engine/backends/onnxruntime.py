@@ -1,0 +1,109 @@
+"""ONNX Runtime as an engine, on the CPU or through its CUDA provider. Rule: no decisions here, see select.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from engine.backends.buffers import Buffers
+from engine.bucket import Bucket, Ladder, rungs
+from engine.bundle import Bundle, Graph
+from engine.errors import EngineError
+from engine.probe import cpu_quota
+from engine.tensors import Arrays
+
+LENGTH_STEP = 8
+"""Lengths are rounded up to multiples of this. The CPU takes any shape; rounding bounds how many bindings exist."""
+
+_LOG_ERRORS_ONLY = 3
+_WARM_UP = (Bucket(1, 16), Bucket(8, 64))
+
+
+class OnnxRuntimeEngine:
+    """One session with an IO binding for every bucket in use, all on buffers that were allocated at load.
+
+    `provider` is "cpu" or "cuda"; choose the latter only after a device was probed, for without a driver it crashes
+    the process. `threads` counts CPU threads, 0 follows the container's quota. Raises EngineError.
+    """
+
+    def __init__(
+        self, bundle: Bundle, graph: str = "model", *, provider: str = "cpu", threads: int = 0, max_batch: int = 32
+    ) -> None:
+        found = bundle.manifest.graphs[graph]
+        self.inputs = found.inputs
+        self.outputs = found.outputs
+        self.buckets = Ladder(range(1, max_batch + 1), rungs(bundle.manifest.task_config["max_length"], LENGTH_STEP))
+        self._in = Buffers(self.inputs, self.buckets)
+        self._out = Buffers(self.outputs, self.buckets)
+        self._session = _open_session(bundle, found, provider, threads or cpu_quota())
+        self._bindings: dict[Bucket, Any] = {}
+
+    def feeds(self, bucket: Bucket) -> Arrays:
+        """The input buffers of `bucket`."""
+        return self._in.at(bucket)
+
+    def warm_up(self) -> None:
+        """Run a short and a longer bucket: thread pool, arena and kernels are then in place."""
+        for bucket in _WARM_UP:
+            self.run(self.buckets.fit(*_within(bucket, self.buckets.largest)))
+
+    def run(self, bucket: Bucket) -> Arrays:
+        """Run `feeds(bucket)`; the views returned are valid until the next run."""
+        binding = self._bindings.get(bucket) or self._bind(bucket)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime raises classes of its own that share no base but Exception
+            raise EngineError(f"ONNX Runtime failed at {bucket}: {error}") from error
+        return self._out.at(bucket)
+
+    def close(self) -> None:
+        """Drop the session; ONNX Runtime frees its memory with the last reference."""
+        self._bindings.clear()
+        del self._session
+
+    def _bind(self, bucket: Bucket) -> Any:
+        binding = self._session.io_binding()
+        for bind, buffers in ((binding.bind_input, self._in), (binding.bind_output, self._out)):
+            for name, view in buffers.at(bucket).items():
+                bind(name, "cpu", 0, view.dtype.type, view.shape, view.ctypes.data)
+        self._bindings[bucket] = binding
+        return binding
+
+
+def _within(bucket: Bucket, largest: Bucket) -> tuple[int, int]:
+    return min(bucket.batch, largest.batch), min(bucket.length, largest.length)
+
+
+def _open_session(bundle: Bundle, graph: Graph, provider: str, threads: int) -> Any:
+    precision = bundle.manifest.precision
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _LOG_ERRORS_ONLY
+    # Reusing one memory plan a shape pays for fixed shapes; with hundreds of lengths it keeps hundreds of plans.
+    options.enable_mem_pattern = False
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if provider == "cpu" and precision in graph.fused:
+        # Already optimised at export: doing it again costs most of the load time.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        path = bundle.file(graph.fused[precision])
+    else:
+        path = bundle.file(graph.onnx[precision])
+    if provider == "cuda":
+        providers.insert(0, "CUDAExecutionProvider")
+    try:
+        session = ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:
+        raise EngineError(f"ONNX Runtime {ort.__version__} cannot load {Path(path).name}: {error}") from error
+    if provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise EngineError(
+            "ONNX Runtime fell back from CUDA to the CPU; its CUDA 11.8 or cuDNN 8.9 libraries are missing"
+        )
+    return session
+
+
+def available_providers() -> list[str]:
+    """Execution providers that the installed ONNX Runtime was built with; loads none of them."""
+    return list(ort.get_available_providers())

@@ -1,0 +1,217 @@
+"""The bundle format. Rule: nothing else in the project reads or writes manifest.json.
+
+    manifest.json            schema_version first; every other file with its size and SHA-256
+    manifest.sha256          digest of manifest.json, as `sha256sum --check` reads it
+    graphs/<name>/...        the ONNX files and what belongs to them
+    tokenizer.json, ...      data only: no code is ever loaded from a bundle
+
+A bundle is written to a temporary folder beside its destination and renamed, so it is whole or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from engine.errors import BundleError
+from engine.tensors import TensorSpec
+
+SCHEMA_VERSION = "1.0"
+MANIFEST = "manifest.json"
+CHECKSUM = "manifest.sha256"
+_CHUNK = 1 << 20  # bytes a read: larger ones hash no faster (measured on 90 MB), smaller ones cost calls
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph of the bundle.
+
+    `onnx` maps a precision to the portable, unfused file. `fused` maps a precision to the same graph as ONNX Runtime
+    has already optimised it for CPU: it loads faster and is never offered to anything else.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    onnx: Mapping[str, str]
+    fused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The bundle's index."""
+
+    model: str
+    """Hugging Face id, or the folder's name for a local model."""
+    revision: str | None
+    """Commit of the Hub repository; None for a local folder."""
+    architecture: str
+    task: str
+    """Hugging Face task tag; names the module in engine/tasks."""
+    task_config: Mapping[str, Any]
+    """What the task needs to know, e.g. pooling and maximum length; the task's module documents its keys."""
+    precision: str
+    graphs: Mapping[str, Graph]
+    versions: Mapping[str, str]
+    """Packages that made the bundle."""
+    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    """Relative path -> (size in bytes, SHA-256)."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. Nothing but the manifest has been read until `verify` passed."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest lists. Raises BundleError for any other."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path} has no {name!r}; export the model again")
+        return self.path / name
+
+    def verify(self) -> None:
+        """Compare every file with its recorded size and SHA-256.
+
+        Files are hashed side by side (hashing releases the interpreter lock). Raises BundleError for the first that
+        is missing or differs.
+        """
+        files = self.manifest.files
+        with ThreadPoolExecutor(max_workers=min(4, len(files) or 1)) as pool:
+            list(pool.map(self._verify_file, files))
+
+    def _verify_file(self, name: str) -> None:
+        size, digest = self.manifest.files[name]
+        path = self.path / name
+        try:
+            found = path.stat().st_size
+            if found != size:
+                raise BundleError(f"{path} has {found} bytes, the manifest says {size}; {_REBUILD}")
+            if _sha256(path) != digest:
+                raise BundleError(f"{path} does not match the SHA-256 in the manifest; {_REBUILD}")
+        except FileNotFoundError:
+            raise BundleError(f"{path} is missing; {_REBUILD}") from None
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read ({error.strerror}); {_REBUILD}") from error
+
+
+_REBUILD = "copy the bundle again or export the model again"
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Read and check the manifest of the bundle at `path`.
+
+    Raises BundleError when there is none, when it was changed after it was written, or when its schema is newer.
+    """
+    if not (path / MANIFEST).is_file():
+        raise BundleError(
+            f"{path} is not a bundle (no {MANIFEST}); make one with `python -m export MODEL --out {path}`"
+        )
+    try:
+        raw = (path / MANIFEST).read_bytes()
+        checksum = (path / CHECKSUM).read_bytes()
+    except OSError as error:
+        raise BundleError(f"{error.filename} cannot be read ({error.strerror}); {_REBUILD}") from error
+    if checksum != _checksum_line(raw):
+        raise BundleError(f"{path / MANIFEST} does not match {CHECKSUM}; {_REBUILD}")
+    return Bundle(path, _parse(path, json.loads(raw)))
+
+
+def _parse(path: Path, data: dict[str, Any]) -> Manifest:
+    version = data.get("schema_version", "missing")
+    if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+        raise BundleError(
+            f"{path} has bundle schema {version}, this worker reads {SCHEMA_VERSION}; "
+            "update the worker, or export the model again with this version"
+        )
+    # Fields that a newer minor version added are skipped: that is what a minor version promises.
+    known = {name: data[name] for name in Manifest.__dataclass_fields__ if name in data}
+    try:
+        known["graphs"] = {name: _parse_graph(graph) for name, graph in data["graphs"].items()}
+        known["files"] = {_safe(name): (entry["size"], entry["sha256"]) for name, entry in data["files"].items()}
+        return Manifest(**known)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{path / MANIFEST} is not what schema {version} describes ({error}); {_REBUILD}") from error
+
+
+def _parse_graph(data: dict[str, Any]) -> Graph:
+    def tensors(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(e["name"], e["dtype"], tuple(e["shape"]), e.get("pad", 0)) for e in entries)
+
+    return Graph(tensors(data["inputs"]), tensors(data["outputs"]), data["onnx"], data.get("fused", {}))
+
+
+def _safe(name: str) -> str:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError(f"file name {name!r} leaves the bundle")
+    return name
+
+
+@contextmanager
+def new_bundle_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` when the block ends without an error, else disappears.
+
+    Fill it, then call `write_manifest`. Folders that killed runs left behind are removed. Raises BundleError when
+    `out` is there and not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BundleError(f"{out} exists and is not empty; name another folder or remove it first")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{out.name}.partial-"
+    for left_over in out.parent.glob(f"{prefix}*"):
+        owner = left_over.name.removeprefix(prefix).partition("-")[0]
+        if not owner.isdecimal() or not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(left_over, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=out.parent))
+    try:
+        yield folder
+        if not (folder / CHECKSUM).is_file():
+            raise BundleError("the bundle has no manifest")  # a programming error of the export
+        folder.chmod(0o755)  # mkdtemp makes it private; the image runs as another user
+        os.rename(folder, out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Record every file below `folder` and write the manifest and its checksum, flushed to disk.
+
+    Replaces `manifest.files`. Equal content gives equal bytes: keys are sorted and no time is recorded.
+    """
+    names = sorted(str(p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file())
+    files = {
+        name: {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        for name in names
+        if name not in (MANIFEST, CHECKSUM)
+    }
+    data = {"schema_version": SCHEMA_VERSION, **asdict(manifest), "files": files}
+    raw = json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n"
+    for name, content in ((MANIFEST, raw), (CHECKSUM, _checksum_line(raw))):
+        with open(folder / name, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _checksum_line(raw: bytes) -> bytes:
+    return f"{hashlib.sha256(raw).hexdigest()}  {MANIFEST}\n".encode()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    buffer = bytearray(_CHUNK)
+    view = memoryview(buffer)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(view):
+            digest.update(view[:count])
+    return digest.hexdigest()

@@ -1,0 +1,122 @@
+"""Every setting of the worker: one declaration each, read once from an environ that the caller passes in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ConfigError
+
+ENGINES = ("auto", "onnxruntime-cuda", "onnxruntime-cpu", "fake")
+WORKER_LOOPS = ("events", "sdk")
+
+
+def _whole(low: int, high: int) -> tuple[Callable[[str], int], str]:
+    def read(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    return read, f"a whole number from {low} to {high}"
+
+
+def _seconds(low: float, high: float) -> tuple[Callable[[str], float], str]:
+    def read(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:  # false for NaN as well
+            raise ValueError
+        return value
+
+    return read, f"a number of seconds from {low:g} to {high:g}"
+
+
+def _one_of(allowed: tuple[str, ...]) -> tuple[Callable[[str], str], str]:
+    def read(text: str) -> str:
+        if text.lower() not in allowed:
+            raise ValueError
+        return text.lower()
+
+    return read, f"one of {', '.join(allowed)}"
+
+
+def _switch(text: str) -> bool:
+    return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+
+
+def _setting(env: str, default: Any, rule: tuple[Callable[[str], Any], str], doc: str) -> Any:
+    return field(default=default, metadata={"env": env, "read": rule[0], "allowed": rule[1], "doc": doc})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one job may ask for."""
+
+    max_items: int = _setting("MAX_ITEMS", 10_000, _whole(1, 1_000_000), "Texts in one job.")
+    max_chars: int = _setting("MAX_CHARS", 100_000, _whole(1, 10_000_000), "Characters in one text.")
+
+
+@dataclass(frozen=True)
+class Settings(Limits):
+    """All settings, with the defaults that the README's table shows."""
+
+    bundle: Path = _setting("BUNDLE", Path("bundle"), (Path, "a folder"), "Folder of the bundle to serve.")
+    engine: str = _setting("ENGINE", "auto", _one_of(ENGINES), "Engine to use; `auto` picks the best that works here.")
+    threads: int = _setting(
+        "THREADS", 0, _whole(0, 1024), "CPU threads of the engine; 0 follows the container's quota."
+    )
+    max_concurrency: int = _setting("MAX_CONCURRENCY", 32, _whole(1, 1000), "Jobs taken at the same time.")
+    max_batch_rows: int = _setting("MAX_BATCH_ROWS", 32, _whole(1, 4096), "Rows that the engine runs at once.")
+    max_batch_tokens: int = _setting(
+        "MAX_BATCH_TOKENS", 4096, _whole(1, 1 << 24), "Tokens that the engine runs at once, padding included."
+    )
+    max_queued_rows: int = _setting(
+        "MAX_QUEUED_ROWS", 50_000, _whole(1, 10_000_000), "Rows that may wait; beyond it a job is refused with a retry."
+    )
+    drain_timeout_s: float = _setting(
+        "DRAIN_TIMEOUT_S", 20.0, _seconds(0, 3600), "Seconds that running jobs get after SIGTERM."
+    )
+    result_timeout_s: float = _setting(
+        "RESULT_TIMEOUT_S", 120.0, _seconds(1, 3600), "Seconds for which sending a result is tried again."
+    )
+    worker_loop: str = _setting(
+        "WORKER_LOOP", "events", _one_of(WORKER_LOOPS), "`sdk` falls back to the stock `runpod.serverless.start`."
+    )
+    debug: bool = _setting(
+        "WORKER_DEBUG", False, (_switch, "1 or 0"), "Tracebacks in the errors of jobs that failed by our fault."
+    )
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Read every setting that is present and not empty.
+
+        Raises ConfigError that names the variable, its value and what is allowed.
+        """
+        values: dict[str, Any] = {}
+        for item in fields(cls):
+            text = environ.get(item.metadata["env"], "").strip()
+            if not text:
+                continue
+            try:
+                values[item.name] = item.metadata["read"](text)
+            except (ValueError, KeyError):
+                raise ConfigError(
+                    f"{item.metadata['env']}={text[:80]!r} is not allowed; set it to {item.metadata['allowed']}, "
+                    f"or leave it out for {_shown(item.default)}"
+                ) from None
+        return cls(**values)
+
+
+def _shown(default: Any) -> str:
+    return str(int(default) if isinstance(default, bool) else default)
+
+
+def settings_table() -> str:
+    """The README's table of settings, in Markdown."""
+    lines = ["| variable | default | allowed | meaning |", "| --- | --- | --- | --- |"]
+    for item in sorted(fields(Settings), key=lambda item: item.name not in ("bundle", "engine")):
+        meta = item.metadata
+        lines.append(f"| `{meta['env']}` | `{_shown(item.default)}` | {meta['allowed']} | {meta['doc']} |")
+    return "\n".join(lines)

@@ -1,0 +1,48 @@
+"""Every exception that this project raises on purpose, by whose fault it is.
+
+WorkerError
+├── InvalidInput         the caller's: the payload breaks a rule; the message says what is allowed
+├── Overloaded           nobody's: the queue is full; the same job may be sent again
+└── WorkerFault          ours
+    ├── ConfigError      a setting is wrong; the message names the variable, its value and the fix
+    ├── BundleError      the bundle is damaged, incomplete or of another version
+    └── EngineError      the engine could not be loaded or failed while running
+"""
+
+
+class WorkerError(Exception):
+    """Base of all; `prefix` opens the sentence that a caller reads."""
+
+    prefix = "worker fault"
+
+    def sentence(self) -> str:
+        """The error as a job's caller sees it."""
+        return f"{self.prefix}: {self}"
+
+
+class InvalidInput(WorkerError):
+    """The caller's fault. Sending the same payload again fails again."""
+
+    prefix = "invalid input"
+
+
+class Overloaded(WorkerError):
+    """The worker has no room now. Sending the same payload again may succeed."""
+
+    prefix = "overloaded, please retry"
+
+
+class WorkerFault(WorkerError):
+    """Our fault."""
+
+
+class ConfigError(WorkerFault):
+    """A setting is wrong."""
+
+
+class BundleError(WorkerFault):
+    """The bundle cannot be used."""
+
+
+class EngineError(WorkerFault):
+    """The engine failed."""

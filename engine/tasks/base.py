@@ -1,0 +1,40 @@
+"""The Task protocol: everything that a model family needs beside its engine. Rule: no I/O after `from_bundle`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
+
+if TYPE_CHECKING:
+    from engine.bundle import Bundle
+    from engine.config import Limits
+    from engine.tensors import Arrays, Row
+
+Json: TypeAlias = Any
+"""What `json` reads and writes; replies may also carry numpy arrays, which the handler converts."""
+
+
+class Task(Protocol):
+    """Pre- and postprocessing of one Hugging Face task tag. `request` is whatever `parse` returns."""
+
+    auto_class: ClassVar[str]
+    """Name of the transformers class that loads such models (a name: nothing here imports transformers)."""
+    examples: ClassVar[Sequence[Mapping[str, Json]]]
+    """Payloads that feed warm-up, parity, benchmarks and tests."""
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
+        """Read tokenizer and settings. Raises BundleError."""
+        ...
+
+    def parse(self, payload: Json) -> Any:
+        """Check a job's input and return a request. Raises InvalidInput with a sentence that says what is allowed."""
+        ...
+
+    def preprocess(self, request: Any) -> Sequence[Row]:
+        """The rows that answer `request`, at least one. Raises InvalidInput. May run off the event loop."""
+        ...
+
+    def postprocess(self, request: Any, outputs: Sequence[Arrays]) -> Json:
+        """The reply, from one mapping of output arrays (without batch axis) a row, in the order of the rows."""
+        ...

@@ -1,0 +1,74 @@
+"""Checks of payload fields that tasks share. Every failure is an InvalidInput that says what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from engine.errors import InvalidInput
+
+
+def kind(value: Any) -> str:
+    """A JSON value's type in words that a caller knows."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)
+
+
+def require_object(payload: Any, name: str = "`input`") -> dict[str, Any]:
+    """`payload` when it is a JSON object."""
+    if not isinstance(payload, dict):
+        raise InvalidInput(f"{name} must be an object, got {kind(payload)}")
+    return payload
+
+
+def refuse_unknown(payload: dict[str, Any], known: Iterable[str]) -> None:
+    """Refuse fields that are not in `known`: a misspelt option that is ignored is a wrong answer."""
+    known = sorted(known)
+    unknown = sorted(str(name) for name in payload if name not in known)
+    if unknown:
+        fields = ", ".join(f"`{name[:40]}`" for name in unknown[:5])
+        raise InvalidInput(f"unknown field {fields}; known are {', '.join(f'`{name}`' for name in known)}")
+
+
+def boolean(payload: dict[str, Any], name: str, default: bool) -> bool:
+    """The field `name` as a boolean."""
+    value = payload.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"`{name}` must be true or false, got {kind(value)}")
+    return value
+
+
+def whole_number(payload: dict[str, Any], name: str, low: int, high: int) -> int | None:
+    """The field `name` as an integer from `low` to `high`; None when it is absent or null."""
+    value = payload.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidInput(f"`{name}` must be a whole number from {low} to {high}, got {str(value)[:40]}")
+    return value
+
+
+def choice(payload: dict[str, Any], name: str, allowed: Sequence[str]) -> str:
+    """The field `name` as one of `allowed`; the first when it is absent or null."""
+    value = payload.get(name)
+    if value is None:
+        return allowed[0]
+    if value not in allowed:
+        raise InvalidInput(f"`{name}` must be one of {', '.join(allowed)}, got {str(value)[:40]}")
+    return str(value)
+
+
+def texts(value: Any, name: str, max_items: int, max_chars: int) -> list[str]:
+    """A list of 1 to `max_items` strings of at most `max_chars` characters each."""
+    if not isinstance(value, list):
+        raise InvalidInput(f"`{name}` must be a list of strings, got {kind(value)}")
+    if not 1 <= len(value) <= max_items:
+        raise InvalidInput(f"`{name}` must hold 1 to {max_items} strings, got {len(value)}")
+    for index, item in enumerate(value):
+        if not isinstance(item, str):
+            raise InvalidInput(f"`{name}[{index}]` must be a string, got {kind(item)}")
+        if len(item) > max_chars:
+            raise InvalidInput(f"`{name}[{index}]` has {len(item)} characters, allowed are {max_chars}")
+    return value

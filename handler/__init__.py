@@ -1,0 +1,1 @@
+"""Boots a bundle and answers RunPod jobs with it. `python -m handler` starts it."""

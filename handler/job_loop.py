@@ -1,0 +1,214 @@
+"""The schedule of jobs: event-driven, on the SDK's own protocol functions.
+
+It differs from the stock SDK's in four points. It never sleeps while there is work. It takes jobs whenever there is
+room. A job that arrives while the worker shuts down is answered. A result is sent until RunPod has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from engine.errors import InvalidInput, Overloaded
+from handler.log import log
+from handler.reply import body_of, body_of_error, to_json
+from handler.sdk import Sdk
+from handler.transport import Poll, Results
+
+_BUSY_PAUSE_S = 5.0  # after status 429: the stock SDK's
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_LAST_WORDS_S = 5.0  # for results that are still being sent when the drain time is over
+_QUICK_POLL_S = 0.02
+_QUICK_POLLS = 3
+
+
+class JobLoop:
+    """Takes jobs, runs `handler` on them and posts what it returns, until `stop` or a signal.
+
+    `handler` is what the SDK calls a handler: a function, coroutine function or (async) generator function of a job.
+    `concurrency_modifier` is asked before every take for the number of jobs to run at once, as the SDK does.
+    """
+
+    def __init__(
+        self,
+        sdk: Sdk,
+        handler: Callable[[dict[str, Any]], Any],
+        *,
+        concurrency_modifier: Callable[[int], int],
+        drain_timeout_s: float = 20.0,
+        result_timeout_s: float = 120.0,
+        debug: bool = False,
+        on_first_take: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._sdk = sdk
+        self._handler = handler
+        self._concurrency = 1
+        self._modify_concurrency = concurrency_modifier
+        self._drain_timeout_s = drain_timeout_s
+        self._result_timeout_s = result_timeout_s
+        self._debug = debug
+        self._on_first_take: Callable[[], None] | None = on_first_take
+        self._streams = inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._stopped_jobs: set[str] = set()
+        self._stop = asyncio.Event()
+        self._room = asyncio.Event()
+
+    def stop(self) -> None:
+        """Take no more jobs, finish what runs, and let `run` return."""
+        self._stop.set()
+        self._room.set()
+
+    async def run(self) -> None:
+        """Serve until stopped; SIGTERM and SIGINT stop. No job that was taken is left without an answer."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self.stop)
+        self._poll = Poll(self._sdk)
+        self._results = Results(self._sdk, self._result_timeout_s)
+        stop_signals = asyncio.create_task(self._follow_stop_signals())
+        try:
+            await self._take_until_stopped()
+            await self._drain()
+        finally:
+            stop_signals.cancel()
+            await asyncio.gather(stop_signals, return_exceptions=True)
+            await self._poll.close()
+            await self._results.close()
+
+    # Taking
+
+    async def _take_until_stopped(self) -> None:
+        pause, quick_polls = _FIRST_PAUSE_S, 0
+        while not self._stop.is_set():
+            self._concurrency = max(1, self._modify_concurrency(self._concurrency))
+            room = self._concurrency - len(self._tasks)
+            if room < 1:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            if self._on_first_take is not None:
+                asyncio.get_running_loop().call_soon(self._on_first_take)
+                self._on_first_take = None
+            begin = time.monotonic()
+            try:
+                jobs = await self._poll.take(room, self._stop)
+            except self._sdk.too_many_requests:
+                await self._pause(_BUSY_PAUSE_S)
+                continue
+            except Exception as error:  # the network, the platform, a reply that is not JSON: none may end the worker
+                log("WARN", f"taking a job failed ({type(error).__name__}: {error}); trying again in {pause:.1f} s")
+                await self._pause(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE_S)
+                continue
+            pause = _FIRST_PAUSE_S
+            for job in jobs:
+                self._start(job)
+            # The platform is expected to hold an empty poll open. Where it does not, ask less and less often.
+            quick = not jobs and time.monotonic() - begin < _QUICK_POLL_S
+            quick_polls = quick_polls + 1 if quick else 0
+            if quick_polls > _QUICK_POLLS:
+                await self._pause(min(0.05 * (quick_polls - _QUICK_POLLS), 0.5))
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        except asyncio.TimeoutError:
+            pass
+
+    def _start(self, job: Any) -> None:
+        job_id = job.get("id") if isinstance(job, dict) else None
+        if not isinstance(job_id, str) or not job_id:
+            log("ERROR", f"RunPod sent a job without an id, which nobody can answer: {str(job)[:200]}")
+            return
+        if job_id in self._tasks:
+            log("WARN", "RunPod sent a job again that is running; it will be answered once", job_id)
+            return
+        # Known to the heartbeat before anything can fail.
+        self._sdk.progress.add(job_id)
+        task = asyncio.create_task(self._serve(job_id, job), name=job_id)
+        self._tasks[job_id] = task
+        task.add_done_callback(lambda _: self._finished(job_id))
+
+    def _finished(self, job_id: str) -> None:
+        del self._tasks[job_id]
+        self._stopped_jobs.discard(job_id)
+        self._sdk.progress.remove(job_id)
+        self._room.set()
+
+    # Running
+
+    async def _serve(self, job_id: str, job: dict[str, Any]) -> None:
+        """Answer and post. Only the answering is ever cancelled: what has an answer is posted."""
+        answer = asyncio.ensure_future(self._answer(job_id, job))
+        self._answers[job_id] = answer
+        await asyncio.wait({answer})
+        del self._answers[job_id]
+        if not answer.cancelled():
+            body = answer.result()
+        elif job_id in self._stopped_jobs:
+            log("INFO", "stopped by the platform", job_id)
+            return
+        else:
+            body = body_of_error(Overloaded("the worker is shutting down"))
+        await self._results.send(job_id, body, stream=self._streams)
+
+    async def _answer(self, job_id: str, job: dict[str, Any]) -> dict[str, Any]:
+        """What to post for `job`."""
+        try:
+            if "input" not in job:
+                raise InvalidInput("the job has no `input`")
+            if self._streams:
+                return await self._stream(job_id, job)
+            value = self._handler(job)
+            return body_of(await value if inspect.isawaitable(value) else value)
+        except Exception as error:  # a handler may raise anything
+            log("ERROR", f"the handler failed: {type(error).__name__}: {error}", job_id)
+            return body_of_error(error, debug=self._debug)
+
+    async def _stream(self, job_id: str, job: dict[str, Any]) -> dict[str, Any]:
+        """Post what a generator handler yields, chunk by chunk; the body that closes the stream."""
+        chunks = self._handler(job)
+        if inspect.isasyncgen(chunks):
+            async for chunk in chunks:
+                await self._results.send_chunk(job_id, to_json(chunk))
+        else:
+            for chunk in chunks:
+                await self._results.send_chunk(job_id, to_json(chunk))
+        return {"output": []}
+
+    # Stopping
+
+    async def _follow_stop_signals(self) -> None:
+        """Cancel the jobs that the platform wants stopped; nothing is posted for them."""
+        while True:
+            try:
+                job_ids = await self._poll.stop_signals()
+            except self._sdk.too_many_requests:
+                await asyncio.sleep(_BUSY_PAUSE_S)
+                continue
+            except Exception as error:  # as above
+                log("WARN", f"asking for stop signals failed ({type(error).__name__}: {error})")
+                await asyncio.sleep(1)
+                continue
+            for job_id in job_ids:
+                if answer := self._answers.get(job_id):
+                    self._stopped_jobs.add(job_id)
+                    answer.cancel()
+            if not job_ids:
+                await asyncio.sleep(1)  # the stock SDK's, for a platform that does not hold the poll open
+
+    async def _drain(self) -> None:
+        """Let running jobs finish; after the time limit answer the rest with an error that says retry."""
+        if self._tasks:
+            log("INFO", f"stopping; {len(self._tasks)} jobs still run")
+            await asyncio.wait(self._tasks.values(), timeout=self._drain_timeout_s)
+        for answer in self._answers.values():
+            answer.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=_LAST_WORDS_S)

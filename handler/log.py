@@ -1,0 +1,17 @@
+"""One line an event on standard output: JSON on RunPod, whose console parses it, text elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+
+def log(level: str, message: str, job_id: str | None = None, **fields: Any) -> None:
+    """Print `message`; `fields` follow as JSON. Flushed, so that nothing is lost when the process is killed."""
+    if os.environ.get("RUNPOD_ENDPOINT_ID"):
+        line = json.dumps({"requestId": job_id, "level": level, "message": message, **fields}, default=str)
+    else:
+        details = f" {json.dumps(fields, default=str)}" if fields else ""
+        line = f"{level:<5} | {f'{job_id} | ' if job_id else ''}{message}{details}"
+    print(line, flush=True)

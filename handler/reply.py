@@ -1,0 +1,81 @@
+"""From what a handler returns or raises to the body that RunPod gets. Rule: pure; the only place that converts numpy.
+
+The rules are the stock SDK's (its run_job) unless a line says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import traceback
+from typing import Any
+
+import numpy as np
+
+from engine.errors import WorkerError, WorkerFault
+
+
+def to_json(value: Any) -> Any:
+    """`value` with numpy arrays and scalars as lists and numbers.
+
+    Raises WorkerFault for anything that JSON cannot carry, NaN and infinity included: Python would write them as
+    words that no other reader takes.
+    """
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise WorkerFault("the answer holds NaN or infinity")
+        if value.dtype.kind not in "fiub":
+            raise WorkerFault(f"the answer holds an array of {value.dtype}, which JSON cannot carry")
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return to_json(np.asarray(value))
+    if isinstance(value, dict):
+        return {_key(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise WorkerFault("the answer holds NaN or infinity")
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    raise WorkerFault(f"the answer holds a {type(value).__name__}, which JSON cannot carry")
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str):
+        raise WorkerFault(f"the answer has the key {key!r}; keys must be strings")
+    return key
+
+
+def body_of(value: Any) -> dict[str, Any]:
+    """The body for a handler's return value.
+
+    A dict with "error" fails the job; "refresh_worker" asks RunPod to stop the worker after it. Raises WorkerFault
+    where the stock SDK would never post a result: for values that JSON cannot carry.
+    """
+    value = to_json(value)
+    if not isinstance(value, dict):
+        return {"output": value}
+    error, refresh = value.pop("error", None), value.pop("refresh_worker", None)
+    body: dict[str, Any] = {"output": value} if value or not (error or refresh) else {}
+    if error:
+        body["error"] = error
+    if refresh:
+        body["stopPod"] = True
+    return body
+
+
+def body_of_error(error: BaseException, *, debug: bool = False) -> dict[str, Any]:
+    """The body for an exception: one sentence that says whose fault it is.
+
+    The stock SDK sends the traceback, paths and all, to the caller; here only `debug` adds it.
+    """
+    sentence = error.sentence() if isinstance(error, WorkerError) else f"worker fault: {type(error).__name__}: {error}"
+    ours = isinstance(error, WorkerFault) or not isinstance(error, WorkerError)
+    if debug and ours:
+        sentence += "\n" + "".join(traceback.format_exception(error))
+    return {"error": sentence}
+
+
+def encode(body: dict[str, Any]) -> bytes:
+    """The body as it is posted."""
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")

@@ -1,0 +1,129 @@
+"""RunPod's SDK, imported for its protocol alone. Rule: the only file that knows where things lie inside the SDK.
+
+`import runpod` runs a second of sleep (py-cpuinfo measures the clock) and loads an SSH client, a GraphQL client and a
+command line. A worker needs four of its modules. So its packages are entered through shells: their `__init__` runs
+only when somebody asks for a name that it defines, which a fork's `import runpod; runpod.Endpoint` still can.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from engine.errors import ConfigError
+
+TESTED_VERSION = "1.12.0"
+
+_SHELLS = (
+    "runpod",
+    "runpod.serverless",
+    "runpod.serverless.utils",
+    "runpod.cli",
+    "runpod.cli.groups",
+    "runpod.cli.groups.config",
+)
+
+
+class _Shell(ModuleType):
+    """A package that is importable, and whose `__init__` runs when a name that it would define is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        submodule = f"{self.__name__}.{name}"
+        if importlib.util.find_spec(submodule):
+            return importlib.import_module(submodule)
+        # From here on this is an ordinary module: while `__init__` runs, and after it, a missing name is missing.
+        self.__class__ = ModuleType  # type: ignore[assignment]
+        assert self.__spec__ is not None and self.__spec__.loader is not None
+        self.__spec__.loader.exec_module(self)
+        return getattr(self, name)
+
+
+def _enter_through_shells() -> None:
+    if "runpod" in sys.modules:  # somebody imported it before us: nothing left to save
+        return
+    if importlib.util.find_spec("runpod") is None:
+        raise ConfigError("the RunPod SDK is not installed; install requirements/cpu.txt or requirements/gpu.txt")
+    for name in _SHELLS:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.submodule_search_locations is None:
+            return  # the SDK's layout changed: import the rest of it in the ordinary way
+        shell = _Shell(name)
+        shell.__spec__, shell.__loader__, shell.__file__ = spec, spec.loader, spec.origin
+        shell.__path__ = list(spec.submodule_search_locations)
+        shell.__package__ = name
+        sys.modules[name] = shell
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, shell)
+
+
+def without_sleep() -> None:
+    """Give `cpuinfo` a stand-in: only the SDK's debugger uses it, to show the processor's name."""
+    if "cpuinfo" not in sys.modules:
+        stand_in = ModuleType("cpuinfo")
+        stand_in.get_cpu_info = lambda: {"brand_raw": "unknown"}  # type: ignore[attr-defined]
+        sys.modules["cpuinfo"] = stand_in
+
+
+def quieten() -> None:
+    """The SDK logs every poll by default; a worker that answers a thousand jobs a second would mostly print."""
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
+
+
+@dataclass(frozen=True)
+class Sdk:
+    """The SDK's protocol functions that the job loop calls."""
+
+    get_job: Any
+    """async (session, count) -> list of jobs or None; raises TooManyRequests, aiohttp.ClientError, Exception."""
+    get_stop_signals: Any
+    """async (session) -> list of job ids."""
+    too_many_requests: type[Exception]
+    auth_header: Any
+    """() -> headers of every request."""
+    progress: Any
+    """The set of running job ids; what it is told, a mirror passes on to the heartbeat."""
+    job_done_url: str
+    """With $ID for the job's id."""
+    job_stream_url: str
+
+
+def load() -> Sdk:
+    """Import the protocol modules. Raises ConfigError when the SDK has moved what this worker calls."""
+    without_sleep()
+    quieten()
+    _enter_through_shells()
+    try:
+        # By name, and untyped: the SDK ships no types.
+        http_client = importlib.import_module("runpod.http_client")
+        rp_job = importlib.import_module("runpod.serverless.modules.rp_job")
+        rp_http = importlib.import_module("runpod.serverless.modules.rp_http")
+        worker_state = importlib.import_module("runpod.serverless.modules.worker_state")
+        return Sdk(
+            get_job=rp_job.get_job,
+            get_stop_signals=rp_job.get_stop_signals,
+            too_many_requests=http_client.TooManyRequests,
+            auth_header=http_client.get_auth_header,
+            progress=worker_state.JobsProgress(),
+            job_done_url=rp_http.JOB_DONE_URL,
+            job_stream_url=rp_http.JOB_STREAM_URL,
+        )
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"this RunPod SDK is not the one that was tested ({TESTED_VERSION}): {error}; "
+            f"install runpod=={TESTED_VERSION} or set WORKER_LOOP=sdk"
+        ) from error
+
+
+def start_stock(handler: Any, max_concurrency: int) -> None:
+    """The stock loop, local test modes included. Returns or exits as the SDK decides."""
+    without_sleep()
+    runpod = importlib.import_module("runpod")
+    runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda current: max_concurrency})
