@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import random
 import time
@@ -155,7 +156,7 @@ class Results:
         data, deadline, pause = encode(body), time.monotonic() + self._timeout_s, _FIRST_PAUSE_S
         while True:
             try:
-                async with self._session.post(url, data=data, headers=headers) as response:
+                async with self._session.post(url, data=io.BytesIO(data), headers=headers) as response:
                     await response.read()
                     if response.status < 500 and response.status not in _TEMPORARY:
                         if response.status >= 300:

@@ -1,0 +1,31 @@
+"""`python -m benchmarks COMMAND`: the demo, the emulated endpoint, and this worker beside others."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+_COMMANDS = {
+    "demo": "export all-MiniLM-L6-v2, serve it, send it jobs",
+    "emulator": "a RunPod queue endpoint on localhost",
+    "peers": "this worker beside a stock-SDK worker with sentence-transformers, in one run",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    asked = (sys.argv[1:] if argv is None else argv)[:1]
+    for name, text in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if asked == [name]:  # import only what runs: the others bring libraries that take seconds
+            import_module(f"benchmarks.{name}").add_arguments(command)
+    args = parser.parse_args(argv)
+    code: int = import_module(f"benchmarks.{args.command}").main(args)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

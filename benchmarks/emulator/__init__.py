@@ -1,0 +1,24 @@
+"""A RunPod queue endpoint on localhost, worker side and client side, that the real SDK and the real client talk to.
+
+records.py what is remembered, jobs.py the state machine, exchange.py the waiting, worker_routes.py and client_routes.py
+the protocol, faults.py what can go wrong, server.py the server, command.py the command line.
+"""
+
+from .command import add_arguments, main
+from .faults import Fault, Faults
+from .records import JobRecord, Post, Rejection, Status, WorkerRecord
+from .server import Emulator, EmulatorThread
+
+__all__ = [
+    "Emulator",
+    "EmulatorThread",
+    "Fault",
+    "Faults",
+    "JobRecord",
+    "Post",
+    "Rejection",
+    "Status",
+    "WorkerRecord",
+    "add_arguments",
+    "main",
+]

@@ -1,0 +1,81 @@
+"""`python -m benchmarks emulator`: serve an endpoint until SIGINT or SIGTERM, one line per job that ends."""
+
+import argparse
+import asyncio
+import shlex
+import signal
+import sys
+
+from .records import JobRecord
+from .server import Emulator
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8008, help="port, 0 for any free one (default: %(default)s)")
+    parser.add_argument("--endpoint-id", default="EP", help="the endpoint's id (default: %(default)s)")
+    parser.add_argument("--api-key", default="emulator", help="key for worker and client (default: %(default)s)")
+    parser.add_argument("--worker-id", default="worker-1", help="id in the printed variables (default: %(default)s)")
+    parser.add_argument("--long-poll", type=float, default=10.0, metavar="S", help="hold polls for S seconds (10)")
+    parser.add_argument(
+        "--worker-timeout", type=float, metavar="S", help="requeue the jobs of a worker silent for S seconds (never)"
+    )
+    parser.add_argument(
+        "--keep-finished",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="finished jobs to remember (default: %(default)s)",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Serve. Returns 0 after SIGINT or SIGTERM, 1 if the port can't be had."""
+    try:
+        asyncio.run(_serve(args))
+    except OSError as error:
+        print(f"can't listen on {args.host}:{args.port}: {error.strerror}; choose another --port", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(args: argparse.Namespace) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    async with Emulator(
+        endpoint_id=args.endpoint_id,
+        host=args.host,
+        port=args.port,
+        api_key=args.api_key,
+        long_poll_s=args.long_poll,
+        stop_poll_s=args.long_poll,
+        worker_timeout_s=args.worker_timeout,
+        keep_finished=args.keep_finished,
+        on_end=_print_job,
+    ) as emulator:
+        print(_introduction(emulator, args.worker_id), flush=True)
+        await stopping.wait()
+
+
+def _introduction(emulator: Emulator, worker_id: str) -> str:
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in emulator.worker_env(worker_id).items()]
+    base = f"{emulator.endpoint_url_base}/{emulator.endpoint_id}"
+    return "\n".join(
+        [
+            "# a worker needs, before it starts:",
+            *exports,
+            "# the SDK's client needs:",
+            f"export RUNPOD_ENDPOINT_BASE_URL={shlex.quote(emulator.endpoint_url_base)}",
+            "# a job:",
+            f"curl -s {shlex.quote(f'{base}/runsync')} -H {shlex.quote(f'Authorization: Bearer {emulator.api_key}')} "
+            "-H 'Content-Type: application/json' -d '{\"input\": {}}'",
+            "# id, status, ms in the queue, ms at the worker:",
+        ]
+    )
+
+
+def _print_job(record: JobRecord) -> None:
+    print(f"{record.id}  {record.status}  {record.queue_ms:.1f}  {record.run_ms:.1f}", flush=True)

@@ -1,0 +1,44 @@
+"""Bodies and replies that both sides of the endpoint share: strict JSON in, JSON out."""
+
+import json
+from typing import Any, NoReturn
+
+from aiohttp import web
+
+MB = 1024 * 1024
+BODY_LIMIT = 20 * MB  # bytes of any request's body: runsync's limit, and the largest answer
+
+
+class NotJson(ValueError):
+    """The sender's fault: the body is not what it should be."""
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise NotJson(f"{constant} is not JSON")
+
+
+# NaN and Infinity are Python's idea of JSON; a worker that sends them should learn it here.
+_decode = json.JSONDecoder(parse_constant=_refuse).decode
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body, whatever the content type says. Raises NotJson."""
+    try:
+        value = _decode(body.decode())
+    except NotJson:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise NotJson(f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise NotJson(f"the body must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def reply(value: object, status: int = 200) -> web.Response:
+    """A JSON reply."""
+    return web.Response(body=json.dumps(value).encode(), status=status, content_type="application/json")
+
+
+def refusal(status: int, message: str) -> web.Response:
+    """A JSON reply that says what is wrong."""
+    return reply({"error": message}, status)

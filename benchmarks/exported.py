@@ -1,0 +1,30 @@
+"""Bundles for demo and benchmarks, exported once and kept below build/."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from engine.bundle import open_bundle
+from engine.errors import BundleError
+
+BUILD = Path("build")
+
+
+def exported(model: Path, out: Path) -> Path:
+    """`out` with the bundle of `model`: as it is when it is whole, else exported now, its progress shown.
+
+    Raises RuntimeError when the export fails.
+    """
+    try:
+        open_bundle(out).verify()
+    except BundleError:
+        shutil.rmtree(out, ignore_errors=True)
+        command = [sys.executable, "-m", "export", str(model), "--task", "feature-extraction", "--out", str(out)]
+        if subprocess.run(command).returncode:
+            raise RuntimeError("the export failed") from None
+    else:
+        print(f"{out} is there and whole; `make clean` exports it anew")
+    return out

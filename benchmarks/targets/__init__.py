@@ -1,0 +1,1 @@
+"""Workers that users would run instead, each a script of its own."""

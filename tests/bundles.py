@@ -1,0 +1,89 @@
+"""Bundles small enough to make in every test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+from engine.bundle import Graph, Manifest, new_bundle_folder, write_manifest
+from engine.tensors import TensorSpec
+
+DIMENSION = 8
+MAX_LENGTH = 32
+_CORPUS = ["the quick brown fox jumps over the lazy dog", "a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3"]
+
+
+def write_small_bundle(out: Path, **changes: object) -> Path:
+    """Write a bundle of a toy embedding model to `out`; `changes` replace fields of the manifest."""
+    inputs = (
+        TensorSpec("input_ids", "int32", ("batch", "length"), 0),
+        TensorSpec("attention_mask", "int32", ("batch", "length")),
+    )
+    outputs = (TensorSpec("embedding", "float32", ("batch", DIMENSION)),)
+    config = {
+        "pooling": "mean",
+        "dimension": DIMENSION,
+        "max_length": MAX_LENGTH,
+        "normalize": True,
+        "lowercase": False,
+        "strip": True,
+        "prompts": {"query": "the quick "},
+        "default_prompt": None,
+    }
+    fields = {
+        "model": "toy",
+        "revision": None,
+        "architecture": "Toy",
+        "task": "feature-extraction",
+        "task_config": config,
+        "precision": "fp32",
+        "graphs": {"model": Graph(inputs, outputs, {"fp32": "graphs/model/fp32.onnx"})},
+        "versions": {},
+        **changes,
+    }
+    with new_bundle_folder(out) as folder:
+        (folder / "graphs" / "model").mkdir(parents=True)
+        onnx.save(toy_model(), folder / "graphs" / "model" / "fp32.onnx")
+        toy_tokenizer().save(str(folder / "tokenizer.json"))
+        write_manifest(folder, Manifest(**fields))  # type: ignore[arg-type]
+    return out
+
+
+def toy_tokenizer() -> Tokenizer:
+    """A word-piece tokenizer trained on two sentences."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer.train_from_iterator(_CORPUS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+def toy_model() -> onnx.ModelProto:
+    """embedding[b, k] = sum over the masked ids * (k + 1) / 1000: every row is its own, padding counts for nothing."""
+    nodes = [
+        helper.make_node("Cast", ["input_ids"], ["ids"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["ids", "mask"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "axis"], ["sums"], keepdims=1),
+        helper.make_node("Mul", ["sums", "scale"], ["embedding"]),
+    ]
+    shape = ["batch", "length"]
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name in ("input_ids", "attention_mask")],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", DIMENSION])],
+        [
+            helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
+            helper.make_tensor("scale", TensorProto.FLOAT, [1, DIMENSION], [(k + 1) / 1000 for k in range(DIMENSION)]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model

@@ -1,0 +1,128 @@
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from engine.bundle import CHECKSUM, MANIFEST, new_bundle_folder, open_bundle
+from engine.errors import BundleError
+from tests.bundles import write_small_bundle
+
+FILES = [MANIFEST, CHECKSUM, "tokenizer.json", "graphs/model/fp32.onnx"]
+
+
+def test_a_whole_bundle_opens_and_verifies(small_bundle: Path):
+    bundle = open_bundle(small_bundle)
+    bundle.verify()
+    assert bundle.manifest.task == "feature-extraction"
+    assert bundle.manifest.graphs["model"].inputs[0].shape == ("batch", "length")
+    assert sorted(p.relative_to(small_bundle).as_posix() for p in small_bundle.rglob("*") if p.is_file()) == sorted(
+        FILES
+    )
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("position", [0.0, 0.5, 1.0])
+def test_one_flipped_byte_in_any_file_is_found(small_bundle: Path, name: str, position: float):
+    raw = bytearray((small_bundle / name).read_bytes())
+    raw[int(position * (len(raw) - 1))] ^= 1
+    (small_bundle / name).write_bytes(raw)
+    with pytest.raises(BundleError, match=r"does not match .*copy the bundle again"):
+        open_bundle(small_bundle).verify()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(small_bundle: Path, name: str):
+    (small_bundle / name).unlink()
+    with pytest.raises(BundleError, match="is not a bundle|missing|cannot be read"):
+        open_bundle(small_bundle).verify()
+
+
+def test_a_truncated_file_is_found_by_its_size(small_bundle: Path):
+    os.truncate(small_bundle / "tokenizer.json", 10)
+    with pytest.raises(BundleError, match="has 10 bytes, the manifest says"):
+        open_bundle(small_bundle).verify()
+
+
+def rewrite_manifest(bundle: Path, **changes: object) -> None:
+    data = {**json.loads((bundle / MANIFEST).read_text()), **changes}
+    raw = json.dumps(data).encode()
+    (bundle / MANIFEST).write_bytes(raw)
+    (bundle / CHECKSUM).write_text(f"{hashlib.sha256(raw).hexdigest()}  {MANIFEST}\n")
+
+
+def test_a_newer_schema_is_refused_with_the_fix(small_bundle: Path):
+    rewrite_manifest(small_bundle, schema_version="2.0")
+    with pytest.raises(BundleError, match=r"schema 2\.0, this worker reads 1\.0; update the worker"):
+        open_bundle(small_bundle)
+
+
+def test_a_newer_minor_schema_is_read(small_bundle: Path):
+    rewrite_manifest(small_bundle, schema_version="1.9", something_new=[1])
+    open_bundle(small_bundle).verify()
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../outside", "graphs/../../outside"])
+def test_a_manifest_cannot_point_outside(small_bundle: Path, name: str):
+    rewrite_manifest(small_bundle, files={name: {"size": 1, "sha256": "0"}})
+    with pytest.raises(BundleError, match="leaves the bundle"):
+        open_bundle(small_bundle)
+
+
+def test_a_manifest_without_its_fields_is_refused(small_bundle: Path):
+    rewrite_manifest(small_bundle, graphs={"model": {}})
+    with pytest.raises(BundleError, match="not what schema"):
+        open_bundle(small_bundle)
+
+
+def test_the_checksum_is_what_sha256sum_reads(small_bundle: Path):
+    subprocess.run(["sha256sum", "--check", "--strict", CHECKSUM], cwd=small_bundle, check=True, capture_output=True)
+
+
+def test_a_folder_that_is_no_bundle_says_how_to_make_one(tmp_path: Path):
+    with pytest.raises(BundleError, match="python -m export MODEL --out"):
+        open_bundle(tmp_path)
+
+
+def test_an_error_leaves_nothing_behind(tmp_path: Path):
+    with pytest.raises(RuntimeError), new_bundle_folder(tmp_path / "out") as folder:
+        (folder / "half").write_text("x")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_occupied_destination_is_refused(tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").touch()
+    with pytest.raises(BundleError, match="not empty"), new_bundle_folder(tmp_path / "out"):
+        pass
+
+
+def test_what_a_killed_run_left_is_removed_and_what_runs_is_kept(tmp_path: Path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead = tmp_path / f".out.partial-{ended.pid}-abc"
+    alive = tmp_path / f".out.partial-{os.getpid()}-abc"
+    dead.mkdir()
+    alive.mkdir()
+    write_small_bundle(tmp_path / "out")
+    assert not dead.exists()
+    assert alive.exists()
+
+
+def test_equal_content_gives_equal_bytes(tmp_path: Path):
+    first, second = write_small_bundle(tmp_path / "a"), write_small_bundle(tmp_path / "b")
+    assert (first / MANIFEST).read_bytes() == (second / MANIFEST).read_bytes()
+
+
+def test_other_users_may_read_it(small_bundle: Path):
+    assert small_bundle.stat().st_mode & 0o755 == 0o755
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_handed_out(small_bundle: Path):
+    shutil.copy(small_bundle / "tokenizer.json", small_bundle / "other.json")
+    with pytest.raises(BundleError, match="no 'other.json'"):
+        open_bundle(small_bundle).file("other.json")

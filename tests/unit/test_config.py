@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+
+from engine.config import Settings, settings_table
+from engine.errors import ConfigError
+
+
+def test_defaults_need_no_environment():
+    settings = Settings.from_environ({})
+    assert settings.bundle == Path("bundle")
+    assert settings.engine == "auto"
+    assert settings.max_items == 10_000
+
+
+def test_values_are_read_and_empty_ones_are_absent():
+    settings = Settings.from_environ({"ENGINE": "FAKE", "MAX_CONCURRENCY": " 7 ", "WORKER_DEBUG": "yes", "THREADS": ""})
+    assert (settings.engine, settings.max_concurrency, settings.debug, settings.threads) == ("fake", 7, True, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("MAX_CONCURRENCY", "0", "a whole number from 1 to 1000"),
+        ("MAX_CONCURRENCY", "many", "a whole number from 1 to 1000"),
+        ("ENGINE", "tensorflow", "one of auto, "),
+        ("WORKER_LOOP", "loop", "one of events, sdk"),
+        ("DRAIN_TIMEOUT_S", "nan", "a number of seconds from 0 to 3600"),
+        ("DRAIN_TIMEOUT_S", "-1", "a number of seconds from 0 to 3600"),
+        ("WORKER_DEBUG", "maybe", "1 or 0"),
+    ],
+)
+def test_an_error_names_variable_value_and_fix(name: str, value: str, allowed: str):
+    with pytest.raises(ConfigError) as error:
+        Settings.from_environ({name: value})
+    assert f"{name}={value!r}" in str(error.value)
+    assert allowed in str(error.value)
+    assert "leave it out for" in str(error.value)
+
+
+def test_the_readme_has_the_table_of_settings():
+    assert settings_table() in Path("README.md").read_text()
