@@ -13,7 +13,7 @@ _WORDS = (
     "long get here between both life being under never day same another know while last might us great old year off "
     "come since against go came right used take three engine kernel latency tensor memory buffer graph window "
     "station mountain invoice"
-).split()  # noqa: SIM905 - a list literal takes a line a word
+).split()
 
 
 def texts(count: int, *, shortest: int = 8, longest: int = 90, seed: int = 0) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from engine.bundle import Graph, Manifest, new_bundle_folder, write_manifest
 from engine.tensors import TensorSpec
@@ -53,11 +53,12 @@ def write_small_bundle(out: Path, **changes: object) -> Path:
 
 
 def toy_tokenizer() -> Tokenizer:
-    """A word-piece tokenizer trained on two sentences."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    """A word-piece tokenizer of the words of two sentences."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    tokenizer.train_from_iterator(_CORPUS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special))
+    words = sorted(set(" ".join(_CORPUS).split()))
+    pieces = [*special, *words, *(f"##{word}" for word in words if len(word) == 1)]
+    tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )

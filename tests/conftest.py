@@ -9,7 +9,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a model hub
 
-from tests.bundles import write_small_bundle  # noqa: E402
+from tests.bundles import write_small_bundle
 
 
 @pytest.fixture
@@ -21,8 +21,9 @@ def small_bundle(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def minilm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """all-MiniLM-L6-v2, exported from its real weights by the real command line."""
-    from benchmarks.weights import minilm_folder
     from export.__main__ import main
+
+    from benchmarks.weights import minilm_folder
 
     out = tmp_path_factory.mktemp("minilm") / "bundle"
     assert main([str(minilm_folder()), "--task", "feature-extraction", "--out", str(out)]) == 0

@@ -37,7 +37,7 @@ class OnnxRuntimeEngine:
         self.buckets = Ladder(range(1, max_batch + 1), rungs(bundle.manifest.task_config["max_length"], LENGTH_STEP))
         self._in = Buffers(self.inputs, self.buckets)
         self._out = Buffers(self.outputs, self.buckets)
-        self._session = _open_session(bundle, found, provider, threads or cpu_quota())
+        self._session: Any = _open_session(bundle, found, provider, threads or cpu_quota())
         self._bindings: dict[Bucket, Any] = {}
 
     def feeds(self, bucket: Bucket) -> Arrays:
@@ -61,7 +61,7 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """Drop the session; ONNX Runtime frees its memory with the last reference."""
         self._bindings.clear()
-        del self._session
+        self._session = None
 
     def _bind(self, bucket: Bucket) -> Any:
         binding = self._session.io_binding()

@@ -1,0 +1,201 @@
+"""The contracts of an engine and its batcher, against every backend that is here."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.backends.base import Engine
+from engine.backends.fake import FakeEngine
+from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.batcher import Batcher
+from engine.bucket import Bucket
+from engine.bundle import open_bundle
+from engine.errors import EngineError, Overloaded
+from engine.feed import run_rows
+from engine.tensors import Row
+from tests.bundles import DIMENSION, MAX_LENGTH
+
+BACKENDS = {"fake": FakeEngine.from_bundle, "onnxruntime-cpu": OnnxRuntimeEngine}
+
+
+@pytest.fixture(params=BACKENDS)
+def engine(request: pytest.FixtureRequest, small_bundle: Path) -> Iterator[Engine]:
+    bundle = open_bundle(small_bundle)
+    made: Engine = BACKENDS[request.param](bundle)
+    made.warm_up()
+    yield made
+    made.close()
+
+
+def row(length: int, seed: int = 0) -> Row:
+    ids = np.random.default_rng(seed).integers(1, 50, length).astype(np.int32)
+    return Row({"input_ids": ids, "attention_mask": np.ones(length, np.int32)}, length)
+
+
+def test_shapes_and_buckets(engine: Engine):
+    assert [spec.name for spec in engine.inputs] == ["input_ids", "attention_mask"]
+    assert engine.buckets.largest.length == MAX_LENGTH
+    outputs = engine.run(Bucket(2, 8))
+    assert outputs["embedding"].shape == (2, DIMENSION)
+    assert outputs["embedding"].dtype == np.float32
+
+
+def test_a_rows_answer_does_not_depend_on_its_company(engine: Engine):
+    rows = [row(length, seed=length) for length in (1, 5, 8, 9, 31, 32)]
+    alone = [run_rows(engine, [one])[0]["embedding"] for one in rows]
+    together = [answer["embedding"] for answer in run_rows(engine, rows)]
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
+    assert len({tuple(answer) for answer in together}) == len(rows)
+
+
+def test_results_outlive_the_next_run(engine: Engine):
+    (first,) = run_rows(engine, [row(4, seed=1)])
+    before = first["embedding"].copy()
+    run_rows(engine, [row(4, seed=2)])
+    assert np.array_equal(first["embedding"], before)
+
+
+def test_buffers_are_the_same_at_every_run(engine: Engine):
+    bucket = Bucket(3, 16)
+    feeds, outputs = engine.feeds(bucket), engine.run(bucket)
+    assert all(engine.feeds(bucket)[name] is array for name, array in feeds.items())
+    assert all(engine.run(bucket)[name] is array for name, array in outputs.items())
+    # One allocation a tensor: a smaller bucket is the beginning of a larger one.
+    assert np.shares_memory(engine.feeds(Bucket(1, 8))["input_ids"], feeds["input_ids"])
+
+
+def test_more_rows_than_any_bucket_holds_are_refused(engine: Engine):
+    with pytest.raises(ValueError, match="no bucket holds"):
+        run_rows(engine, [row(1)] * 33)
+
+
+# The batcher
+
+
+def batcher_on(engine: Engine, max_queued: int = 1000) -> Batcher:
+    return Batcher(engine, max_rows=8, max_tokens=1000, max_queued=max_queued)
+
+
+async def test_rows_come_back_in_order(engine: Engine):
+    batcher = batcher_on(engine)
+    rows = [row(1 + index % 30, seed=index) for index in range(100)]
+    outputs = await batcher.run(rows)
+    for one, output in zip(rows, outputs, strict=True):
+        assert np.allclose(output["embedding"], run_rows(engine, [one])[0]["embedding"], rtol=1e-5, atol=1e-6)
+    batcher.close()
+    assert batcher.rows_served == 100
+
+
+async def test_jobs_share_batches_while_the_engine_is_busy(small_bundle: Path):
+    gate, started, runs = threading.Event(), threading.Event(), []
+
+    def hold(bucket: Bucket) -> None:
+        runs.append(bucket)
+        started.set()
+        gate.wait(10)
+
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle))
+    engine.on_run = hold
+    batcher = batcher_on(engine)
+    first = asyncio.ensure_future(batcher.run([row(4)]))
+    await asyncio.to_thread(started.wait, 10)
+    others = [asyncio.ensure_future(batcher.run([row(4, seed)])) for seed in range(8)]
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(first, *others)
+    batcher.close()
+    assert [bucket.batch for bucket in runs] == [1, 8]
+
+
+async def test_an_engine_error_reaches_the_jobs_of_its_batch_and_no_other(small_bundle: Path):
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle))
+
+    def fail_on_long_rows(bucket: Bucket) -> None:
+        if bucket.length > 16:
+            raise MemoryError("no memory for this")
+
+    engine.on_run = fail_on_long_rows
+    batcher = Batcher(engine, max_rows=1, max_tokens=1000, max_queued=10)
+    results = await asyncio.gather(
+        batcher.run([row(4)]),
+        batcher.run([row(30)]),
+        batcher.run([row(4), row(30)]),
+        batcher.run([row(5)]),
+        return_exceptions=True,
+    )
+    batcher.close()
+    assert [isinstance(result, EngineError) for result in results] == [False, True, True, False]
+    assert "MemoryError: no memory for this" in str(results[1])
+
+
+async def test_a_cancelled_job_settles_nothing_and_the_rest_goes_on(small_bundle: Path):
+    gate, started = threading.Event(), threading.Event()
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle))
+
+    def hold(bucket: Bucket) -> None:
+        started.set()
+        gate.wait(10)
+
+    engine.on_run = hold
+    batcher = batcher_on(engine)
+    running = asyncio.ensure_future(batcher.run([row(4)]))
+    await asyncio.to_thread(started.wait, 10)
+    waiting, kept = asyncio.ensure_future(batcher.run([row(5)])), asyncio.ensure_future(batcher.run([row(6)]))
+    await asyncio.sleep(0)
+    running.cancel()
+    waiting.cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    assert len(await kept) == 1
+    batcher.close()
+    assert batcher.rows_served == 2  # the row that ran already, and the kept one
+
+
+async def test_overload_is_refused_at_the_door(small_bundle: Path):
+    gate = threading.Event()
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle))
+    engine.on_run = lambda bucket: gate.wait(10) and None
+    batcher = batcher_on(engine, max_queued=4)
+    running = asyncio.ensure_future(batcher.run([row(4)]))
+    await asyncio.sleep(0.05)
+    with pytest.raises(Overloaded):
+        await batcher.run([row(4)] * 5)
+    gate.set()
+    await running
+    batcher.close()
+
+
+async def test_closing_fails_what_waits(small_bundle: Path):
+    gate, started = threading.Event(), threading.Event()
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle))
+
+    def hold(bucket: Bucket) -> None:
+        started.set()
+        gate.wait(10)
+
+    engine.on_run = hold
+    batcher = batcher_on(engine)
+    running = asyncio.ensure_future(batcher.run([row(4)]))
+    await asyncio.to_thread(started.wait, 10)
+    waiting = asyncio.ensure_future(batcher.run([row(4)]))
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(asyncio.to_thread(batcher.close))
+    await asyncio.sleep(0.05)
+    gate.set()
+    await closing
+    assert len(await running) == 1
+    with pytest.raises(EngineError, match="shutting down"):
+        await waiting
+    with pytest.raises(EngineError, match="closed"):
+        await batcher.run([row(4)])
+
+
+def test_one_batcher_serves_several_event_loops(engine: Engine):
+    batcher = batcher_on(engine)
+    for _ in range(3):
+        assert len(asyncio.run(batcher.run([row(4)]))) == 1
+    batcher.close()

@@ -1,0 +1,349 @@
+"""The protocol, case by case: our loop with the SDK's own functions against the emulated endpoint."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.emulator import Emulator, Fault, JobRecord
+from handler import sdk as sdk_module
+from handler.job_loop import JobLoop
+from handler.sdk import Sdk
+
+WORKER = "worker-1"
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    async with Emulator(long_poll_s=2.0, stop_poll_s=2.0) as running:
+        yield running
+
+
+@pytest.fixture
+def sdk(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Sdk:
+    """The real SDK, whose addresses are read at import, pointed at this test's emulator."""
+    loaded = sdk_module.load()
+    from runpod.serverless.modules import rp_job
+
+    env = emulator.worker_env(WORKER)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RUNPOD_ENDPOINT_ID")
+    monkeypatch.setattr(rp_job, "JOB_GET_URL", env["RUNPOD_WEBHOOK_GET_JOB"].replace("$ID", WORKER))
+    loaded.progress.clear()
+    return replace(
+        loaded,
+        job_done_url=env["RUNPOD_WEBHOOK_POST_OUTPUT"].replace("$RUNPOD_POD_ID", WORKER),
+        job_stream_url=env["RUNPOD_WEBHOOK_POST_STREAM"].replace("$RUNPOD_POD_ID", WORKER),
+    )
+
+
+@asynccontextmanager
+async def serving(
+    sdk: Sdk, handler: Callable[[dict[str, Any]], Any], concurrency: int = 4, **options: Any
+) -> AsyncIterator[JobLoop]:
+    """A running loop that is stopped at the end and must then end by itself."""
+    loop = JobLoop(sdk, handler, concurrency_modifier=lambda current: concurrency, **options)
+    task = asyncio.create_task(loop.run())
+    try:
+        yield loop
+    finally:
+        loop.stop()
+        await asyncio.wait_for(task, 15)
+        assert sdk.progress.get_job_count() == 0
+
+
+async def echo(job: dict[str, Any]) -> Any:
+    return {"echo": job["input"]}
+
+
+def answered_once(record: JobRecord) -> bool:
+    return len(record.answers) == 1
+
+
+# What a handler returns or raises
+
+
+async def test_an_answer_arrives(sdk: Sdk, emulator: Emulator):
+    async with serving(sdk, echo):
+        record = await emulator.wait(emulator.submit({"x": 1}))
+    assert (record.status, record.output) == ("COMPLETED", {"echo": {"x": 1}})
+    assert answered_once(record)
+
+
+@pytest.mark.parametrize(
+    ("returned", "status", "output", "error"),
+    [
+        ({"error": "no such thing"}, "FAILED", None, "no such thing"),
+        ({"error": {"code": 7}}, "FAILED", None, {"code": 7}),
+        (None, "COMPLETED", None, None),
+        (np.arange(3), "COMPLETED", [0, 1, 2], None),
+        ({1, 2}, "FAILED", None, "worker fault: the answer holds a set, which JSON cannot carry"),
+        (float("nan"), "FAILED", None, "worker fault: the answer holds NaN or infinity"),
+    ],
+)
+async def test_return_values(sdk: Sdk, emulator: Emulator, returned: Any, status: str, output: Any, error: Any):
+    async with serving(sdk, lambda job: returned):
+        record = await emulator.wait(emulator.submit({"x": 1}))
+    assert record.status == status
+    assert record.error == error
+    if status == "COMPLETED":
+        assert record.output == output
+    assert answered_once(record)
+
+
+async def test_an_exception_fails_the_job_without_a_traceback(sdk: Sdk, emulator: Emulator):
+    def handler(job: dict[str, Any]) -> Any:
+        raise RuntimeError("engine on fire")
+
+    async with serving(sdk, handler):
+        record = await emulator.wait(emulator.submit({}))
+    assert (record.status, record.error) == ("FAILED", "worker fault: RuntimeError: engine on fire")
+
+
+async def test_refresh_worker_is_stripped_and_asks_for_a_new_pod(sdk: Sdk, emulator: Emulator):
+    async with serving(sdk, lambda job: {"refresh_worker": True, "done": 1}):
+        record = await emulator.wait(emulator.submit({}))
+    assert record.stop_pod
+    assert record.output == {"done": 1}
+
+
+async def test_a_generator_streams(sdk: Sdk, emulator: Emulator):
+    async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:
+        for index in range(3):
+            yield {"part": index, "array": np.ones(2)}
+
+    async with serving(sdk, handler):
+        record = await emulator.wait(emulator.submit({}))
+    assert record.status == "COMPLETED"
+    assert [chunk["part"] for chunk in record.chunks] == [0, 1, 2]
+    assert record.answers[0].is_stream
+
+
+# What the platform sends
+
+
+@pytest.mark.parametrize("status", [204, 400, 500, 502])
+async def test_polls_without_a_job_do_no_harm(sdk: Sdk, emulator: Emulator, status: int):
+    for route in ("job-take", "job-stop"):
+        emulator.faults.add(route, Fault(status=status), times=2)
+    async with serving(sdk, echo):
+        record = await emulator.wait(emulator.submit({"x": 1}))
+    assert record.status == "COMPLETED"
+    assert emulator.faults.pending("job-take") == 0
+
+
+async def test_too_many_requests_pauses(sdk: Sdk, emulator: Emulator, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("handler.job_loop._BUSY_PAUSE_S", 0.2)
+    emulator.faults.add("job-take", Fault(status=429))
+    async with serving(sdk, echo):
+        record = await emulator.wait(emulator.submit({"x": 1}))
+    assert record.status == "COMPLETED"
+    assert record.queue_ms >= 150
+
+
+@pytest.mark.parametrize("body", [b"", b"not json", b"[1, 2]", b'[{"input": 1}]', b'"text"', b'{"input": 1}'])
+async def test_garbage_instead_of_a_job_does_no_harm(sdk: Sdk, emulator: Emulator, body: bytes):
+    emulator.faults.add("job-take", Fault(status=200, body=body), times=2)
+    async with serving(sdk, echo):
+        record = await emulator.wait(emulator.submit({"x": 1}))
+    assert record.status == "COMPLETED"
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+async def test_a_job_without_input_is_answered(sdk: Sdk, emulator: Emulator, concurrency: int):
+    record = emulator.submit({"x": 1})
+    body = f'{{"id": "{record.id}"}}' if concurrency == 1 else f'[{{"id": "{record.id}"}}]'
+    emulator.faults.add("job-take", Fault(status=200, body=body, hang_up_after="after"))
+    async with serving(sdk, echo, concurrency):
+        await emulator.wait(record)
+    assert (record.status, record.error) == ("FAILED", "invalid input: the job has no `input`")
+
+
+async def test_many_jobs_run_at_once_but_no_more_than_allowed(sdk: Sdk, emulator: Emulator):
+    running, most = 0, 0
+
+    async def handler(job: dict[str, Any]) -> Any:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return job["input"]
+
+    records = [emulator.submit({"n": index}) for index in range(50)]
+    async with serving(sdk, handler, concurrency=8):
+        for record in records:
+            await emulator.wait(record)
+    assert most == 8
+    assert [record.output["n"] for record in records] == list(range(50))
+    assert all(answered_once(record) for record in records)
+
+
+async def test_the_concurrency_modifier_is_asked_before_every_take(sdk: Sdk, emulator: Emulator):
+    asked: list[int] = []
+
+    def modifier(current: int) -> int:
+        asked.append(current)
+        return current + 1
+
+    loop = JobLoop(sdk, echo, concurrency_modifier=modifier)
+    task = asyncio.create_task(loop.run())
+    for index in range(3):
+        await emulator.wait(emulator.submit({"n": index}))
+    loop.stop()
+    await asyncio.wait_for(task, 15)
+    assert asked[:3] == [1, 2, 3]
+
+
+async def test_a_job_handed_out_twice_at_once_is_answered_once(sdk: Sdk, emulator: Emulator):
+    async def handler(job: dict[str, Any]) -> Any:
+        await asyncio.sleep(0.2)
+        return 1
+
+    record = emulator.submit({"x": 1})
+    async with serving(sdk, handler):
+        while record.taken is None:
+            await asyncio.sleep(0.01)
+        emulator.faults.add("job-take", Fault(status=200, body=f'[{{"id": "{record.id}", "input": 1}}]'))
+        emulator.submit({"y": 1})
+        await emulator.wait(record)
+    assert answered_once(record)
+
+
+async def test_a_cancelled_job_is_stopped_and_nothing_is_posted(sdk: Sdk, emulator: Emulator):
+    cancelled = asyncio.Event()
+
+    async def handler(job: dict[str, Any]) -> Any:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async with serving(sdk, handler):
+        record = emulator.submit({"x": 1})
+        while record.taken is None:
+            await asyncio.sleep(0.01)
+        emulator.cancel(record)
+        await asyncio.wait_for(cancelled.wait(), 10)
+    assert record.status == "CANCELLED"
+    assert record.posts == []
+
+
+# Results
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(status=500), Fault(status=429), Fault(hang_up=True), Fault(hang_up=True, hang_up_after="after")]
+)
+async def test_a_result_is_sent_until_it_is_taken(sdk: Sdk, emulator: Emulator, fault: Fault):
+    emulator.faults.add("job-done", fault, times=2)
+    async with serving(sdk, echo):
+        record = await emulator.wait(emulator.submit({"x": 1}))
+        while emulator.faults.pending("job-done"):
+            await asyncio.sleep(0.01)
+    assert record.status == "COMPLETED"
+    assert record.output == {"echo": {"x": 1}}
+
+
+async def test_a_result_that_is_refused_for_its_size_becomes_an_error(sdk: Sdk, emulator: Emulator):
+    emulator.faults.add("job-done", Fault(status=413))
+    async with serving(sdk, echo):
+        record = await emulator.wait(emulator.submit({"x": 1}))
+    assert record.status == "FAILED"
+    assert "RunPod refused the result with status 413" in record.error
+
+
+async def test_results_carry_their_own_request_id(sdk: Sdk, emulator: Emulator):
+    seen: dict[str, str] = {}
+
+    def look(route: str, request: Any) -> None:
+        if route == "job-done":
+            seen[request.match_info.get("job_id", request.path.rpartition("/")[2])] = request.headers["X-Request-ID"]
+
+    emulator.faults.choose = look
+    records = [emulator.submit({"n": index}) for index in range(20)]
+    async with serving(sdk, echo, concurrency=20):
+        for record in records:
+            await emulator.wait(record)
+    assert seen == {record.id: record.id for record in records}
+
+
+# Stopping
+
+
+async def test_sigterm_while_idle_takes_no_further_job(sdk: Sdk, emulator: Emulator):
+    loop = JobLoop(sdk, echo, concurrency_modifier=lambda current: 4)
+    task = asyncio.create_task(loop.run())
+    while not emulator.waiting_polls:
+        await asyncio.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(task, 10)
+    record = emulator.submit({"x": 1})
+    await asyncio.sleep(0.1)
+    assert record.status == "IN_QUEUE"
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+async def test_a_job_handed_over_in_the_instant_of_sigterm_is_answered(sdk: Sdk, emulator: Emulator, concurrency: int):
+    """However the two fall together, a job is either still in the queue or answered."""
+    outcomes = []
+    for attempt in range(40):
+        loop = JobLoop(sdk, echo, concurrency_modifier=lambda current: concurrency)
+        task = asyncio.create_task(loop.run())
+        while not emulator.waiting_polls:
+            await asyncio.sleep(0.001)
+        record = emulator.submit({"n": attempt})
+        for _ in range(attempt % 8):
+            await asyncio.sleep(0)
+        loop.stop()
+        await asyncio.wait_for(task, 10)
+        outcomes.append(record.status)
+        assert record.status in ("IN_QUEUE", "COMPLETED")
+        emulator.cancel(record)
+    assert "COMPLETED" in outcomes
+
+
+async def test_sigterm_while_busy_finishes_what_runs(sdk: Sdk, emulator: Emulator):
+    async def slow(job: dict[str, Any]) -> Any:
+        await asyncio.sleep(0.3)
+        return job["input"]
+
+    records = [emulator.submit({"n": index}) for index in range(4)]
+    loop = JobLoop(sdk, slow, concurrency_modifier=lambda current: 2)
+    task = asyncio.create_task(loop.run())
+    while sum(record.taken is not None for record in records) < 2:
+        await asyncio.sleep(0.01)
+    loop.stop()
+    await asyncio.wait_for(task, 10)
+    assert sorted(record.status for record in records) == ["COMPLETED", "COMPLETED", "IN_QUEUE", "IN_QUEUE"]
+
+
+@pytest.mark.parametrize("drain_timeout_s", [0.0, 0.2])
+async def test_what_does_not_finish_in_time_is_answered_with_a_retry(
+    sdk: Sdk, emulator: Emulator, drain_timeout_s: float
+):
+    async def endless(job: dict[str, Any]) -> Any:
+        await asyncio.sleep(60)
+
+    async with serving(sdk, endless, drain_timeout_s=drain_timeout_s):
+        record = emulator.submit({"x": 1})
+        while record.taken is None:
+            await asyncio.sleep(0.01)
+    assert (record.status, record.error) == ("FAILED", "overloaded, please retry: the worker is shutting down")
+
+
+async def test_a_result_that_is_being_sent_when_the_time_is_over_still_arrives(sdk: Sdk, emulator: Emulator):
+    emulator.faults.add("job-done", Fault(status=500), times=2)
+    async with serving(sdk, echo, drain_timeout_s=0.0):
+        record = emulator.submit({"x": 1})
+        while emulator.faults.pending("job-done") == 2:
+            await asyncio.sleep(0.01)
+    assert record.status == "COMPLETED"

@@ -1,0 +1,121 @@
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.bundle import open_bundle
+from engine.config import Limits
+from engine.errors import InvalidInput
+from engine.tasks import load_task
+from engine.tasks.feature_extraction import FeatureExtraction
+from tests.bundles import DIMENSION, MAX_LENGTH
+
+
+@pytest.fixture
+def task(small_bundle: Path) -> FeatureExtraction:
+    found = load_task(open_bundle(small_bundle), Limits(max_items=100, max_chars=1000))
+    assert isinstance(found, FeatureExtraction)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("payload", "sentence"),
+    [
+        (None, "`input` must be an object, got null"),
+        ("text", "`input` must be an object, got a string"),
+        ({}, "needs either `text`"),
+        ({"text": "a", "texts": ["b"]}, "needs either `text`"),
+        ({"text": ["a"]}, "`text` must be a string, got a list; a list goes into `texts`"),
+        ({"text": None}, "`text` must be a string, got null"),
+        ({"texts": "a"}, "`texts` must be a list of strings, got a string"),
+        ({"texts": []}, "`texts` must hold 1 to 100 strings, got 0"),
+        ({"texts": ["a"] * 101}, "`texts` must hold 1 to 100 strings, got 101"),
+        ({"texts": ["a", 3]}, "`texts[1]` must be a string, got a number"),
+        ({"text": "a" * 1001}, "`text[0]` has 1001 characters, allowed are 1000"),
+        ({"text": "a", "normalise": True}, "unknown field `normalise`; known are `dimensions`"),
+        ({"text": "a", "normalize": float("nan")}, "`normalize` must be true or false, got a number"),
+        ({"text": "a", "truncate": 1}, "`truncate` must be true or false"),
+        ({"text": "a", "dimensions": float("nan")}, "`dimensions` must be a whole number from 1 to 8, got nan"),
+        ({"text": "a", "dimensions": True}, "`dimensions` must be a whole number"),
+        ({"text": "a", "dimensions": 9}, "`dimensions` must be a whole number from 1 to 8, got 9"),
+        ({"text": "a", "encoding_format": "hex"}, "`encoding_format` must be one of float, base64, got hex"),
+        ({"text": "a", "encoding_format": {}}, "`encoding_format` must be one of float, base64"),
+        ({"text": "a", "prompt_name": "x"}, "`prompt_name` must be one of: query; got x"),
+        ({"text": "a", "prompt_name": []}, "`prompt_name` must be one of: query"),
+        ({"openai_route": "/v1/chat/completions", "openai_input": {}}, "`openai_route` must be /v1/embeddings"),
+        ({"openai_route": "/v1/embeddings"}, "`openai_input` must be an object, got null"),
+        ({"openai_route": "/v1/embeddings", "openai_input": {}}, "`openai_input` needs `input`"),
+        ({"openai_route": "/v1/embeddings", "openai_input": {"input": [1, 2]}}, "token ids are not supported"),
+        ({"openai_route": "/v1/embeddings", "openai_input": {"input": "a", "n": 2}}, "unknown field `n`"),
+    ],
+)
+def test_bad_input_gets_a_sentence_that_says_what_is_allowed(task: FeatureExtraction, payload: Any, sentence: str):
+    with pytest.raises(InvalidInput) as error:
+        task.parse(payload)
+    assert sentence in str(error.value)
+
+
+def answer(task: FeatureExtraction, payload: Any, vectors: list[list[float]]) -> Any:
+    request = task.parse(payload)
+    rows = task.preprocess(request)
+    assert len(rows) == len(vectors)
+    return task.postprocess(request, [{"embedding": np.array(vector, np.float32)} for vector in vectors])
+
+
+A, B = [3.0, 4.0, *[0.0] * 6], [0.0, 0.0, *[1.0] * 6]
+
+
+def test_one_text_and_a_list_are_answered_in_kind(task: FeatureExtraction):
+    single = answer(task, {"text": "the fox"}, [A])
+    assert np.allclose(single["embedding"], np.array(A) / 5)
+    assert single["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
+    several = answer(task, {"texts": ["the fox", "dog"], "normalize": False}, [A, B])
+    assert np.array_equal(several["embeddings"], np.array([A, B]))
+    assert several["dimensions"] == DIMENSION
+    assert several["usage"]["prompt_tokens"] == 7
+
+
+def test_a_shortened_vector_is_normalised_after_the_cut(task: FeatureExtraction):
+    reply = answer(task, {"text": "a", "dimensions": 1}, [A])
+    assert reply["dimensions"] == 1
+    assert np.array_equal(reply["embedding"], [1.0])
+
+
+def test_a_zero_vector_stays_zero(task: FeatureExtraction):
+    assert np.array_equal(answer(task, {"text": "a"}, [[0.0] * 8])["embedding"], [0.0] * 8)
+
+
+def test_base64_is_little_endian_float32(task: FeatureExtraction):
+    reply = answer(task, {"text": "a", "encoding_format": "base64", "normalize": False}, [A])
+    assert np.array_equal(np.frombuffer(base64.b64decode(reply["embedding"]), "<f4"), A)
+
+
+def test_the_openai_reply(task: FeatureExtraction):
+    body = {"input": ["a", "b"], "model": "m", "user": "me", "encoding_format": "float"}
+    (reply,) = answer(task, {"openai_route": "/v1/embeddings", "openai_input": body}, [A, B])
+    assert (reply["object"], reply["model"], reply["usage"]["total_tokens"]) == ("list", "m", 6)
+    assert [entry["index"] for entry in reply["data"]] == [0, 1]
+    assert {entry["object"] for entry in reply["data"]} == {"embedding"}
+
+
+def test_a_long_text_is_cut_or_refused_as_asked(task: FeatureExtraction):
+    text = "a " * 100
+    (row,) = task.preprocess(task.parse({"text": text}))
+    assert row.length == MAX_LENGTH
+    with pytest.raises(InvalidInput, match=f"text 1 has more than {MAX_LENGTH} tokens"):
+        task.preprocess(task.parse({"texts": ["a", text], "truncate": False}))
+
+
+def test_a_prompt_is_put_before_the_text(task: FeatureExtraction):
+    (plain,) = task.preprocess(task.parse({"text": "fox"}))
+    (prompted,) = task.preprocess(task.parse({"text": "fox", "prompt_name": "query"}))
+    (whole,) = task.preprocess(task.parse({"text": "the quick fox"}))
+    assert prompted.length == whole.length == plain.length + 2
+    assert np.array_equal(prompted.feeds["input_ids"], whole.feeds["input_ids"])
+
+
+def test_the_examples_are_valid(task: FeatureExtraction):
+    for example in task.examples:
+        assert task.preprocess(task.parse(example))

@@ -1,0 +1,85 @@
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.errors import EngineError, InvalidInput, Overloaded, WorkerFault
+from handler.reply import body_of, body_of_error, encode, to_json
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.arange(3, dtype=np.int32), [0, 1, 2]),
+        (np.array([[0.5, -1.0]], np.float32), [[0.5, -1.0]]),
+        (np.float32(0.25), 0.25),
+        (np.bool_(True), True),
+        ({"a": (1, np.int64(2)), "b": None}, {"a": [1, 2], "b": None}),
+        ("text", "text"),
+    ],
+)
+def test_numpy_becomes_json(value: Any, expected: Any):
+    assert to_json(value) == expected
+    assert json.loads(json.dumps(to_json(value))) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {1, 2},
+        object(),
+        b"bytes",
+        float("nan"),
+        [float("inf")],
+        np.array([1.0, np.nan]),
+        np.array([1j]),
+        {1: 2},
+        np.array(["x"]),
+    ],
+)
+def test_what_json_cannot_carry_is_our_fault(value: Any):
+    with pytest.raises(WorkerFault, match="the answer"):
+        to_json(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "body"),
+    [
+        (None, {"output": None}),
+        (True, {"output": True}),
+        ([1], {"output": [1]}),
+        ({}, {"output": {}}),
+        ({"a": 1}, {"output": {"a": 1}}),
+        ({"error": "no"}, {"error": "no"}),
+        ({"error": {"code": 1}, "partial": 2}, {"error": {"code": 1}, "output": {"partial": 2}}),
+        ({"refresh_worker": True, "a": 1}, {"output": {"a": 1}, "stopPod": True}),
+        ({"refresh_worker": True}, {"stopPod": True}),
+    ],
+)
+def test_the_stock_sdks_rules_for_return_values(value: Any, body: dict[str, Any]):
+    assert body_of(value) == body
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (InvalidInput("`text` is missing"), "invalid input: `text` is missing"),
+        (Overloaded("9 rows wait"), "overloaded, please retry: 9 rows wait"),
+        (EngineError("out of memory"), "worker fault: out of memory"),
+        (KeyError("x"), "worker fault: KeyError: 'x'"),
+    ],
+)
+def test_an_error_says_whose_fault_it_is(error: Exception, sentence: str):
+    assert body_of_error(error) == {"error": sentence}
+
+
+def test_a_traceback_only_when_debugging_and_only_for_our_faults():
+    with pytest.raises(KeyError) as caught:
+        {}["x"]
+    assert "Traceback" in body_of_error(caught.value, debug=True)["error"]
+    assert "Traceback" not in body_of_error(InvalidInput("no"), debug=True)["error"]
+
+
+def test_a_lone_surrogate_does_not_stop_a_result():
+    assert json.loads(encode({"output": "a\ud800b"})) == {"output": "a?b"}
