@@ -220,6 +220,16 @@ class EmulatorThread:
         return self.emulator.endpoint_url_base
 
     @property
+    def endpoint_id(self) -> str:
+        """See Emulator."""
+        return self.emulator.endpoint_id
+
+    @property
+    def api_key(self) -> str:
+        """See Emulator."""
+        return self.emulator.api_key
+
+    @property
     def jobs(self) -> Mapping[str, JobRecord]:
         """See Emulator.jobs."""
         return self.emulator.jobs

@@ -117,7 +117,7 @@ def working(emulator: EmulatorThread, answer: Callable[[Worker, dict[str, Any]],
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(SOON_S):
-        while not condition():  # noqa: ASYNC110 - what the emulator shows has no event to wait on
+        while not condition():
             await asyncio.sleep(0.001)
 
 

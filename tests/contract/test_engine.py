@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from engine.feed import run_rows
 from engine.tensors import Row
 from tests.bundles import DIMENSION, MAX_LENGTH
 
-BACKENDS = {"fake": FakeEngine.from_bundle, "onnxruntime-cpu": OnnxRuntimeEngine}
+BACKENDS: dict[str, Callable[..., Engine]] = {"fake": FakeEngine.from_bundle, "onnxruntime-cpu": OnnxRuntimeEngine}
 
 
 @pytest.fixture(params=BACKENDS)
@@ -158,7 +158,11 @@ async def test_a_cancelled_job_settles_nothing_and_the_rest_goes_on(small_bundle
 async def test_overload_is_refused_at_the_door(small_bundle: Path):
     gate = threading.Event()
     engine = FakeEngine.from_bundle(open_bundle(small_bundle))
-    engine.on_run = lambda bucket: gate.wait(10) and None
+
+    def hold(bucket: Bucket) -> None:
+        gate.wait(10)
+
+    engine.on_run = hold
     batcher = batcher_on(engine, max_queued=4)
     running = asyncio.ensure_future(batcher.run([row(4)]))
     await asyncio.sleep(0.05)

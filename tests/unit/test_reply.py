@@ -1,4 +1,5 @@
 import json
+import os
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_an_error_says_whose_fault_it_is(error: Exception, sentence: str):
 
 def test_a_traceback_only_when_debugging_and_only_for_our_faults():
     with pytest.raises(KeyError) as caught:
-        {}["x"]
+        os.environ["NO_SUCH_VARIABLE"]
     assert "Traceback" in body_of_error(caught.value, debug=True)["error"]
     assert "Traceback" not in body_of_error(InvalidInput("no"), debug=True)["error"]
 

@@ -1,0 +1,110 @@
+"""What this worker relies on inside the RunPod SDK. Red here after an upgrade of the SDK: read handler/sdk.py again."""
+
+import importlib.metadata
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from handler import sdk
+
+SDK_ENV = {
+    **os.environ,
+    "RUNPOD_POD_ID": "w",
+    "RUNPOD_WEBHOOK_GET_JOB": "http://h/v2/e/job-take/$ID?gpu=x",
+    "RUNPOD_WEBHOOK_POST_OUTPUT": "http://h/v2/e/job-done/$RUNPOD_POD_ID/$ID?gpu=x",
+    "RUNPOD_WEBHOOK_POST_STREAM": "http://h/v2/e/job-stream/$RUNPOD_POD_ID/$ID?gpu=x",
+}
+
+
+def python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *options, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=SDK_ENV, check=True)
+
+
+def test_the_installed_sdk_is_the_tested_one():
+    assert importlib.metadata.version("runpod") == sdk.TESTED_VERSION
+
+
+def test_the_functions_have_the_signatures_that_are_called():
+    loaded = sdk.load()
+    assert list(inspect.signature(loaded.get_job).parameters) == ["session", "num_jobs"]
+    assert list(inspect.signature(loaded.get_stop_signals).parameters) == ["session"]
+    assert inspect.iscoroutinefunction(loaded.get_job)
+    assert issubclass(loaded.too_many_requests, Exception)
+    assert "Authorization" in loaded.auth_header()
+    assert loaded.progress.get_job_list() is None
+    assert callable(loaded.progress.set_mirror)
+    from runpod.serverless.modules.rp_ping import Heartbeat
+
+    assert list(inspect.signature(Heartbeat.process_loop).parameters) == ["mirror", "test"]
+    assert "_mirror.get()" in inspect.getsource(Heartbeat)
+
+
+def test_addresses_come_from_the_environment():
+    found = python(
+        "from handler import sdk; s = sdk.load(); print(s.job_done_url, s.job_stream_url)\n"
+        "from runpod.serverless.modules import rp_job; print(rp_job._job_get_url(3), rp_job._job_stop_url())"
+    ).stdout.split()
+    assert found == [
+        "http://h/v2/e/job-done/w/$ID?gpu=x",
+        "http://h/v2/e/job-stream/w/$ID?gpu=x",
+        "http://h/v2/e/job-take-batch/w?gpu=x&batch_size=3&job_in_progress=0",
+        "http://h/v2/e/job-stop/w?gpu=x",
+    ]
+
+
+def test_the_import_neither_sleeps_nor_loads_what_a_worker_does_not_need():
+    code = (
+        "import time, sys\n"
+        "def refuse(seconds): raise SystemExit('slept')\n"
+        "time.sleep = refuse\n"
+        "from handler import sdk\n"
+        "sdk.load()\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    loaded = set(python(code).stdout.split())
+    assert "aiohttp" in loaded
+    assert not loaded & {"paramiko", "boto3", "fastapi", "torch", "transformers", "onnx", "prettytable", "watchdog"}
+
+
+def test_the_whole_sdk_is_still_there_for_a_fork_that_asks():
+    code = (
+        "from handler import sdk\n"
+        "sdk.load()\n"
+        "import runpod\n"
+        "from runpod.serverless import progress_update\n"
+        "print(runpod.Endpoint.__name__, runpod.serverless.start.__name__, progress_update.__name__)\n"
+        "print(runpod.__version__)\n"
+        "print(runpod.serverless.utils.upload_file_to_bucket.__name__, hasattr(runpod, 'no_such_name'))"
+    )
+    assert python(code).stdout.split() == [
+        "Endpoint",
+        "start",
+        "progress_update",
+        sdk.TESTED_VERSION,
+        "upload_file_to_bucket",
+        "False",
+    ]
+
+
+def test_an_sdk_that_moved_its_parts_is_named(monkeypatch: pytest.MonkeyPatch):
+    sdk.load()
+    from engine.errors import ConfigError
+
+    monkeypatch.delattr(sys.modules["runpod.serverless.modules.rp_job"], "get_stop_signals")
+    with pytest.raises(ConfigError, match=r"not the one that was tested .*get_stop_signals.*WORKER_LOOP=sdk"):
+        sdk.load()
+
+
+def test_the_worker_imports_neither_torch_nor_the_exporters(small_bundle: Path):
+    """What `python -X importtime -m handler` shows, for a worker that boots and answers one job."""
+    command = [sys.executable, "-X", "importtime", "-m", "handler", "--test_input", '{"input": {"text": "a"}}']
+    env = {**os.environ, "BUNDLE": str(small_bundle)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert {"onnxruntime", "tokenizers", "runpod"} <= loaded
+    assert not loaded & {"torch", "transformers", "optimum", "onnx", "sentence_transformers", "cpuinfo"}

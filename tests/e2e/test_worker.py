@@ -1,0 +1,183 @@
+"""`python -m handler` as RunPod starts it: a process, its environment, signals, and jobs over HTTP."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from benchmarks.emulator import EmulatorThread, Fault
+from benchmarks.worker_process import WorkerProcess
+
+BAD_PAYLOADS: list[tuple[Any, str]] = [
+    ({"texts": "not a list"}, "invalid input: `texts` must be a list of strings, got a string"),
+    ({"wrong": 1}, "invalid input: unknown field `wrong`"),
+    ({"normalize": True}, "invalid input: `input` needs either `text`"),
+    ({"texts": ["a"] * 10_001}, "invalid input: `texts` must hold 1 to 10000 strings, got 10001"),
+    ({"text": "x" * 9_000_000}, "invalid input: `text[0]` has 9000000 characters, allowed are 100000"),
+    ({"text": "a", "dimensions": "NaN"}, "invalid input: `dimensions` must be a whole number"),
+    ([1, 2], "invalid input: `input` must be an object, got a list"),
+]
+
+
+@pytest.fixture
+def emulator() -> Iterator[EmulatorThread]:
+    with EmulatorThread(long_poll_s=5.0, stop_poll_s=5.0) as running:
+        yield running
+
+
+@pytest.fixture(params=["events", "sdk"])
+def worker(request: pytest.FixtureRequest, emulator: EmulatorThread, small_bundle: Path) -> Iterator[WorkerProcess]:
+    env = {"WORKER_LOOP": request.param, "MAX_CONCURRENCY": "4"}
+    with WorkerProcess.ours(emulator, small_bundle, env=env) as running:
+        yield running
+
+
+def test_jobs_and_bad_payloads(worker: WorkerProcess, emulator: EmulatorThread):
+    good = emulator.wait(emulator.submit({"texts": ["the fox", "the dog"]}))
+    assert good.status == "COMPLETED"
+    assert len(good.output["embeddings"]) == 2
+    for payload, sentence in BAD_PAYLOADS:
+        record = emulator.wait(emulator.submit(payload))
+        assert record.status == "FAILED"
+        assert record.error.startswith(sentence)
+    again = emulator.wait(emulator.submit({"texts": ["the fox", "the dog"]}))
+    assert again.output == good.output
+    assert worker.process.poll() is None
+
+
+def test_nan_in_a_job_is_refused(emulator: EmulatorThread, small_bundle: Path):
+    """Python's JSON reader takes the word NaN; the emulator, like JSON, does not, so the reply to a take is forged."""
+    body = '[{"id": "forged", "input": {"text": "a", "dimensions": NaN}}]'
+    emulator.inject("job-take", Fault(status=200, body=body, hang_up_after="after"))
+    with WorkerProcess.ours(emulator, small_bundle):
+        record = emulator.wait(emulator.submit({"text": "a"}, job_id="forged"))
+    assert record.error == "invalid input: `dimensions` must be a whole number from 1 to 8, got nan"
+
+
+def test_health(emulator: EmulatorThread, small_bundle: Path):
+    with WorkerProcess.ours(emulator, small_bundle) as worker:
+        emulator.wait(emulator.submit({"text": "a"}))
+        health = emulator.wait(emulator.submit({"health": True})).output
+        assert (health["model"], health["engine"], health["task"]) == ("toy", "onnxruntime-cpu", "feature-extraction")
+        assert health["reason"] == "no CUDA driver or no device"
+        stages = {"interpreter", "imports", "verify", "engine load", "warm-up", "SDK import", "first take", "ready"}
+        assert stages <= set(health["boot_ms"])
+        assert health["pid"] == worker.process.pid
+        assert health["jobs_done"] == 1
+
+
+def test_the_heartbeat_names_running_jobs_and_ends_with_the_worker(emulator: EmulatorThread, small_bundle: Path):
+    with WorkerProcess.ours(emulator, small_bundle, env={"RUNPOD_PING_INTERVAL": "1000"}) as worker:
+        # A result that cannot be delivered keeps its job in progress.
+        emulator.inject("job-done", Fault(status=500), times=None)
+        record = emulator.submit({"text": "a"})
+        deadline = time.monotonic() + 30
+        while not any(record.id in ping.get("job_id", "") for ping in list(emulator.workers["worker-1"].pings)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        emulator.call(lambda running: running.faults.clear())
+        assert emulator.wait(record).status == "COMPLETED"
+        worker.process.send_signal(signal.SIGKILL)
+        worker.process.wait()
+        time.sleep(0.5)
+        pings = emulator.workers["worker-1"].ping_count
+        time.sleep(1.5)
+        assert emulator.workers["worker-1"].ping_count == pings
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_sigterm_ends_the_worker_cleanly(emulator: EmulatorThread, small_bundle: Path, busy: bool):
+    with WorkerProcess.ours(emulator, small_bundle, env={"MAX_CONCURRENCY": "1"}) as worker:
+        records = [emulator.submit({"texts": ["the quick brown fox"] * 2000}) for _ in range(6 if busy else 0)]
+        while busy and records[0].taken is None:
+            time.sleep(0.001)
+        assert worker.stop(30) is not None
+        assert worker.process.returncode == 0
+        assert all(record.status in ("COMPLETED", "IN_QUEUE") for record in records)
+        assert not busy or records[0].status == "COMPLETED"
+
+
+@pytest.mark.parametrize(
+    ("env", "sentence"),
+    [
+        ({"BUNDLE": "/no/such/folder"}, "/no/such/folder is not a bundle"),
+        ({"ENGINE": "warp"}, "ENGINE='warp' is not allowed; set it to one of"),
+        ({"ENGINE": "onnxruntime-cuda"}, "ENGINE=onnxruntime-cuda cannot run here: no CUDA driver"),
+    ],
+)
+def test_what_cannot_start_says_why_and_exits_with_1(small_bundle: Path, env: dict[str, str], sentence: str):
+    done = start(small_bundle, env=env)
+    assert done.returncode == 1
+    assert f"cannot start: {sentence}" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.sha256", "tokenizer.json", "graphs/model/fp32.onnx"])
+def test_a_damaged_bundle_is_refused_before_anything_in_it_is_read(small_bundle: Path, name: str):
+    raw = bytearray((small_bundle / name).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (small_bundle / name).write_bytes(raw)
+    done = start(small_bundle)
+    assert done.returncode == 1
+    assert "cannot start: " in done.stdout
+    assert "does not match" in done.stdout
+
+
+def start(bundle: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "handler", *arguments],
+        env={**os.environ, "BUNDLE": str(bundle), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_test_input_runs_one_job_locally(small_bundle: Path):
+    done = start(small_bundle, "--test_input", '{"input": {"text": "the fox", "dimensions": 2}}')
+    assert done.returncode == 0, done.stdout
+    assert "'dimensions': 2" in done.stdout
+    failed = start(small_bundle, "--test_input", '{"input": {"text": 1}}')
+    assert failed.returncode == 1
+    assert "`text` must be a string" in failed.stdout
+
+
+def test_test_input_json_is_found(small_bundle: Path):
+    """The file at the top of the repository, where the SDK looks for it."""
+    assert json.loads(Path("test_input.json").read_text())["input"]
+    done = start(small_bundle)
+    assert done.returncode == 0, done.stdout
+    assert "completed successfully" in done.stdout
+
+
+def test_rp_serve_api_answers_on_localhost(small_bundle: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "handler", "--rp_serve_api", "--rp_api_port", str(port), "--rp_api_host", "127.0.0.1"],
+        env={**os.environ, "BUNDLE": str(small_bundle)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(300):
+            try:
+                reply = requests.post(f"http://127.0.0.1:{port}/runsync", json={"input": {"text": "a"}}, timeout=10)
+                break
+            except requests.ConnectionError:
+                time.sleep(0.1)
+        assert reply.json()["status"] == "COMPLETED"
+        assert len(reply.json()["output"]["embedding"]) == 8
+    finally:
+        process.terminate()
+        process.wait(20)
