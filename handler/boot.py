@@ -58,12 +58,17 @@ def boot(settings: Settings, timeline: Timeline, *, with_sdk: bool = True) -> Wo
     verified.result()  # nothing of the bundle is deserialised before this line
     with timeline.stage("select"):
         choice = select(settings.engine, Facts(gpu(), providers))
-    engine = _in_thread(lambda: _load(lambda: load_engine(choice, bundle, settings), timeline))
+    loading = _in_thread(lambda: _load(lambda: load_engine(choice, bundle, settings), timeline))
     with timeline.stage("task"):
         task = load_task(bundle, settings)
     sdk = _load_sdk(timeline) if with_sdk else None
+    engine = loading.result()
+    with timeline.stage("warm-up"):
+        # Last and alone: beside an import the engine's spinning threads and the interpreter fight for the cores, which
+        # made 10 ms into 200 on two of them.
+        engine.warm_up()
     batcher = Batcher(
-        engine.result(),
+        engine,
         max_rows=settings.max_batch_rows,
         max_tokens=settings.max_batch_tokens,
         max_queued=settings.max_queued_rows,
@@ -89,10 +94,7 @@ def _providers() -> list[str]:
 
 def _load(load: Callable[[], Engine], timeline: Timeline) -> Engine:
     with timeline.stage("engine load"):
-        engine = load()
-    with timeline.stage("warm-up"):
-        engine.warm_up()
-    return engine
+        return load()
 
 
 def _load_sdk(timeline: Timeline) -> Sdk:

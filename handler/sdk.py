@@ -2,7 +2,9 @@
 
 `import runpod` runs a second of sleep (py-cpuinfo measures the clock) and loads an SSH client, a GraphQL client and a
 command line. A worker needs four of its modules. So its packages are entered through shells: their `__init__` runs
-only when somebody asks for a name that it defines, which a fork's `import runpod; runpod.Endpoint` still can.
+only when somebody asks for a name that it defines, which a fork's `import runpod; runpod.Endpoint` still can. The same
+goes for what those four modules import and a worker does not call: tomlkit (writes credentials), requests (pings, from
+the heartbeat's process) and aiodns (aiohttp resolves names in a thread without it).
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class _Shell(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         submodule = f"{self.__name__}.{name}"
-        if importlib.util.find_spec(submodule):
+        if hasattr(self, "__path__") and importlib.util.find_spec(submodule):
             return importlib.import_module(submodule)
         # From here on this is an ordinary module: while `__init__` runs, and after it, a missing name is missing.
         self.__class__ = ModuleType  # type: ignore[assignment]
@@ -62,6 +64,41 @@ def _enter_through_shells() -> None:
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, shell)
+
+
+def _load_aiohttp() -> None:
+    if "aiohttp" not in sys.modules and "aiodns" not in sys.modules:
+        sys.modules["aiodns"] = None  # type: ignore[assignment]  # the import system's own way to say "not there"
+        try:
+            importlib.import_module("aiohttp")
+        finally:
+            del sys.modules["aiodns"]
+
+
+def _postpone_tomlkit() -> None:
+    spec = importlib.util.find_spec("tomlkit")
+    if "tomlkit" not in sys.modules and spec is not None and spec.loader is not None:
+        spec.loader = importlib.util.LazyLoader(spec.loader)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["tomlkit"] = module
+        spec.loader.exec_module(module)
+
+
+def _load_http_client() -> ModuleType:
+    """runpod.http_client without requests; its SyncClientSession is made when it is first asked for."""
+    name = "runpod.http_client"
+    if name in sys.modules or "requests" in sys.modules:
+        return importlib.import_module(name)
+    stand_in = ModuleType("requests")
+    stand_in.Session = object  # type: ignore[attr-defined]
+    sys.modules["requests"] = stand_in
+    try:
+        client = importlib.import_module(name)
+    finally:
+        del sys.modules["requests"]
+    del client.requests, client.SyncClientSession
+    client.__class__ = _Shell
+    return client
 
 
 def without_sleep() -> None:
@@ -101,8 +138,10 @@ def load() -> Sdk:
     quieten()
     _enter_through_shells()
     try:
+        _load_aiohttp()
+        _postpone_tomlkit()
         # By name, and untyped: the SDK ships no types.
-        http_client = importlib.import_module("runpod.http_client")
+        http_client = _load_http_client()
         rp_job = importlib.import_module("runpod.serverless.modules.rp_job")
         rp_http = importlib.import_module("runpod.serverless.modules.rp_http")
         worker_state = importlib.import_module("runpod.serverless.modules.worker_state")

@@ -1,6 +1,7 @@
 """Hugging Face models small enough to export in a second: random weights, a tokenizer trained on the spot, no network.
 
-Weights are drawn wider than usual, so that every token counts and a wrong pooling is far from the right one.
+Weights are drawn wider than usual, so that every token counts and a wrong pooling is far from the right one. torch is
+imported when a model is made, so that a test that writes only JSON files starts fast.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-import torch
-import transformers
 
 HIDDEN = 32
 POSITIONS = 128
@@ -32,6 +31,8 @@ _CORPUS = [
 
 def tiny_bert(folder: Path, **options: Any) -> Path:
     """WordPiece, [CLS] and [SEP], segments, absolute positions."""
+    import transformers
+
     tokenizer = transformers.BertTokenizerFast(_word_pieces(folder, "[PAD] [UNK] [CLS] [SEP] [MASK]"))
     config = transformers.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=POSITIONS, **_SIZES)
     return _write(folder, transformers.BertModel, config, tokenizer, **options)
@@ -39,8 +40,12 @@ def tiny_bert(folder: Path, **options: Any) -> Path:
 
 def tiny_roberta(folder: Path, **options: Any) -> Path:
     """Byte-level BPE, no segments, positions that begin behind the index of padding."""
+    import transformers
+
     trained = tokenizers.ByteLevelBPETokenizer()
-    trained.train_from_iterator(_CORPUS, 400, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    trained.train_from_iterator(
+        _CORPUS, 400, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"], show_progress=False
+    )
     folder.mkdir(parents=True, exist_ok=True)
     trained.save_model(str(folder))
     tokenizer = transformers.RobertaTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
@@ -52,6 +57,8 @@ def tiny_roberta(folder: Path, **options: Any) -> Path:
 
 def tiny_mpnet(folder: Path, **options: Any) -> Path:
     """WordPiece with other special tokens, relative positions beside absolute ones."""
+    import transformers
+
     tokenizer = transformers.MPNetTokenizerFast(_word_pieces(folder, "<s> <pad> </s> [UNK] <mask>"))
     config = transformers.MPNetConfig(vocab_size=len(tokenizer), max_position_embeddings=POSITIONS + 2, **_SIZES)
     return _write(folder, transformers.MPNetModel, config, tokenizer, **options)
@@ -59,8 +66,10 @@ def tiny_mpnet(folder: Path, **options: Any) -> Path:
 
 def tiny_qwen3(folder: Path, **options: Any) -> Path:
     """A decoder: causal attention, rotary positions, an end-of-text token; pools the last token."""
+    import transformers
+
     trained = tokenizers.ByteLevelBPETokenizer()
-    trained.train_from_iterator(_CORPUS, 400, special_tokens=["<|endoftext|>"])
+    trained.train_from_iterator(_CORPUS, 400, special_tokens=["<|endoftext|>"], show_progress=False)
     trained.post_processor = tokenizers.processors.TemplateProcessing(
         single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
     )
@@ -122,6 +131,8 @@ def _write(
     seed: int = 0,
     **settings: Any,
 ) -> Path:
+    import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class(config)

@@ -18,7 +18,7 @@ LENGTH_STEP = 8
 """Lengths are rounded up to multiples of this. The CPU takes any shape; rounding bounds how many bindings exist."""
 
 _LOG_ERRORS_ONLY = 3
-_WARM_UP = (Bucket(1, 16), Bucket(8, 64))
+_WARM_UP = (Bucket(1, 16), Bucket(4, 32))
 
 
 class OnnxRuntimeEngine:

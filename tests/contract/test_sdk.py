@@ -68,7 +68,19 @@ def test_the_import_neither_sleeps_nor_loads_what_a_worker_does_not_need():
     )
     loaded = set(python(code).stdout.split())
     assert "aiohttp" in loaded
-    assert not loaded & {"paramiko", "boto3", "fastapi", "torch", "transformers", "onnx", "prettytable", "watchdog"}
+    assert not loaded & {
+        "paramiko",
+        "boto3",
+        "fastapi",
+        "requests",
+        "urllib3",
+        "aiodns",
+        "torch",
+        "transformers",
+        "onnx",
+        "prettytable",
+        "watchdog",
+    }
 
 
 def test_the_whole_sdk_is_still_there_for_a_fork_that_asks():
@@ -79,7 +91,10 @@ def test_the_whole_sdk_is_still_there_for_a_fork_that_asks():
         "from runpod.serverless import progress_update\n"
         "print(runpod.Endpoint.__name__, runpod.serverless.start.__name__, progress_update.__name__)\n"
         "print(runpod.__version__)\n"
-        "print(runpod.serverless.utils.upload_file_to_bucket.__name__, hasattr(runpod, 'no_such_name'))"
+        "print(runpod.serverless.utils.upload_file_to_bucket.__name__, hasattr(runpod, 'no_such_name'))\n"
+        "from runpod.http_client import SyncClientSession\n"
+        "import aiodns, requests, tomlkit\n"
+        "print(issubclass(SyncClientSession, requests.Session), tomlkit.dumps({'a': 1}).strip() == 'a = 1')"
     )
     assert python(code).stdout.split() == [
         "Endpoint",
@@ -88,6 +103,8 @@ def test_the_whole_sdk_is_still_there_for_a_fork_that_asks():
         sdk.TESTED_VERSION,
         "upload_file_to_bucket",
         "False",
+        "True",
+        "True",
     ]
 
 

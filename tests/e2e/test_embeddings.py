@@ -96,8 +96,9 @@ def test_the_openai_client(emulator: EmulatorThread, endpoint: Any, reference: A
         short = client.embeddings.create(model="m", input="one text", dimensions=64)
         assert np.linalg.norm(short.data[0].embedding) == pytest.approx(1, abs=1e-5)
         assert len(short.data[0].embedding) == 64
-        with pytest.raises(openai.APIStatusError, match="token ids are not supported"):
+        with pytest.raises(openai.APIStatusError) as refused:
             client.embeddings.create(model="m", input=[1, 2, 3])
+        assert "token ids are not supported" in refused.value.response.text
 
 
 def test_the_clients_other_calls(endpoint: Any):

@@ -1,0 +1,104 @@
+"""Finding a model: the Hub's answers as sentences, and what limits a length."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import requests
+from huggingface_hub import errors
+
+from export import load
+from export.errors import Refused
+from export.recipe import Recipe
+
+
+def recipe(model: str, **changes: Any) -> Recipe:
+    return Recipe(model, "feature-extraction", Path("bundle"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (errors.GatedRepoError, "owner/name is gated; accept its terms on the Hub and set HF_TOKEN"),
+        (errors.RevisionNotFoundError, "owner/name has no revision v9; leave --revision out for main"),
+        (errors.RepositoryNotFoundError, "no model: owner/name is neither a folder here nor on the Hub"),
+        (errors.HfHubHTTPError, "the Hub cannot be reached"),
+        (
+            errors.LocalEntryNotFoundError,
+            "it is not in the local Hub cache at revision v9, and the Hub cannot be reached",
+        ),
+        (requests.ConnectionError, "go online, or give the path of a folder"),
+    ],
+)
+def test_the_hubs_answers(monkeypatch: pytest.MonkeyPatch, error: type[Exception], sentence: str):
+    def fail(*_: Any, **__: Any) -> None:
+        answered = issubclass(error, errors.HfHubHTTPError) and error is not errors.LocalEntryNotFoundError
+        raise error("no", **{"response": requests.Response()} if answered else {})
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(Refused) as refused:
+        load.load(recipe("owner/name", revision="v9"))
+    assert sentence in str(refused.value)
+
+
+def test_weights_are_not_downloaded_before_the_small_files_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def download(model: str, *, revision: str | None, allow_patterns: list[str], **_: Any) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(Refused, match="owner/name has no config.json"):
+        load.load(recipe("owner/name"))
+    assert asked == [["*.json", "*.txt", "*.model"]]
+
+
+@pytest.mark.parametrize("model", ["./no-such-folder", "/no/such/folder", "~/no-such-folder", "no/such/folder"])
+def test_a_path_that_does_not_exist_is_not_looked_up(model: str):
+    with pytest.raises(Refused, match=f"no model: the folder {model} does not exist; check the path"):
+        load.load(recipe(model))
+
+
+def test_a_name_that_cannot_be_an_id():
+    with pytest.raises(Refused, match="'a b' is neither a folder nor a valid Hub id"):
+        load.load(recipe("a b"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "of_files", "positions", "expected"),
+    [
+        (None, 512, 512, 512),
+        (None, 256, 512, 256),
+        (None, 10**30, 512, 512),
+        (None, 10**30, None, load.LONGEST_DEFAULT),
+        (None, 32768, 131072, load.LONGEST_DEFAULT),
+        (384, 256, 512, 384),
+        (16384, 512, None, 16384),
+    ],
+)
+def test_the_longest_row(asked: int | None, of_files: int, positions: int | None, expected: int):
+    assert load._max_length(asked, of_files, positions) == expected
+
+
+def test_a_length_over_the_positions():
+    with pytest.raises(Refused, match="--max-length 513 is more than the 512 positions that the model has"):
+        load._max_length(513, 256, 512)
+
+
+def test_disk_space_is_asked_of_the_folder_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def disk_usage(folder: Path) -> SimpleNamespace:
+        asked.append(folder)
+        return SimpleNamespace(free=2_900_000_000)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    with pytest.raises(Refused, match=r"needs about 3.0 GB at .*, 2.9 GB are free"):
+        load._check_disk(tmp_path / "not" / "yet", 1_000_000_000)
+    assert asked == [tmp_path]

@@ -1,0 +1,66 @@
+"""The command line, before any work."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from export.errors import Refused, refusal_of
+from export.recipe import Recipe, recipe_from_argv
+
+ARGV = ["owner/name", "--task", "feature-extraction", "--out"]
+
+
+def test_every_option(tmp_path: Path):
+    out = tmp_path / "bundle"
+    argv = [*ARGV, str(out), "--revision", "v1", "--pooling", "cls", "--max-length", "64"]
+    argv += ["--trust-remote-code", "--parity-threshold", "0.999"]
+    assert recipe_from_argv(argv) == Recipe("owner/name", "feature-extraction", out, "v1", "cls", 64, True, 0.999)
+
+
+def test_only_what_is_required(tmp_path: Path):
+    assert recipe_from_argv([*ARGV, str(tmp_path)]) == Recipe("owner/name", "feature-extraction", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        ([], "the following arguments are required: MODEL, --task, --out; see python -m export --help"),
+        (["m", "--task", "fill-mask", "--out", "b"], "unknown task 'fill-mask'; known are: feature-extraction"),
+        ([*ARGV, "b", "--pooling", "sum"], "invalid choice: 'sum'"),
+        ([*ARGV, "b", "--max-length", "0"], "--max-length must be at least 1 token, got 0"),
+        ([*ARGV, "b", "--max-length", "many"], "invalid int value: 'many'"),
+        ([*ARGV, "b", "--parity-threshold", "1.5"], "--parity-threshold is a cosine above 0 and up to 1, got 1.5"),
+        ([*ARGV, "b", "--no-such-option"], "unrecognized arguments: --no-such-option"),
+        ([*ARGV, __file__], "exists and is not empty; name another folder with --out, or remove it first"),
+        ([*ARGV, str(Path(__file__).parent)], "exists and is not empty"),
+    ],
+)
+def test_refusals(argv: list[str], sentence: str):
+    with pytest.raises(Refused) as refused:
+        recipe_from_argv(argv)
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_full_disk_is_found_below_what_libraries_raise():
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as full:
+            raise RuntimeError("cannot save") from full
+    except RuntimeError as error:
+        refused = refusal_of(error)
+    assert "the disk is full" in str(refused)
+
+
+def test_a_folder_that_cannot_be_written_is_named():
+    refused = refusal_of(PermissionError(errno.EACCES, "Permission denied", "/models/bundle"))
+    assert str(refused).startswith("/models/bundle: Permission denied;")
+
+
+def test_other_errors_stay_what_they_are():
+    assert refusal_of(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
+    assert refusal_of(ValueError("x")) is None

@@ -1,0 +1,117 @@
+"""What is read from sentence-transformers' files, in the forms that its versions wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.errors import Refused
+from export.sentence_files import SentenceFiles, read_sentence_files
+from tests.models import edit_json, write_json, write_sentence_files
+
+
+def test_a_model_without_the_files(tmp_path: Path):
+    assert read_sentence_files(tmp_path) == SentenceFiles("", "mean", False, None, False, {}, None)
+    assert read_sentence_files(tmp_path, "cls").pooling == "cls"
+
+
+def test_everything_that_they_say(tmp_path: Path):
+    prompts = {"query": "query: ", "passage": "passage: ", "document": None}
+    write_sentence_files(tmp_path, "cls", True, 48, prompts=prompts, default_prompt_name="query")
+    edit_json(tmp_path / "sentence_bert_config.json", do_lower_case=True)
+    prompts_read = {"query": "query: ", "passage": "passage: ", "document": ""}
+    assert read_sentence_files(tmp_path) == SentenceFiles("", "cls", True, 48, True, prompts_read, "query")
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken", "max"])
+def test_pooling_in_both_forms(tmp_path: Path, mode: str):
+    write_sentence_files(tmp_path, mode, normalize=False)
+    assert read_sentence_files(tmp_path).pooling == mode
+    assert not read_sentence_files(tmp_path).normalize
+    for value in (mode, [mode]):
+        write_json(tmp_path / "1_Pooling/config.json", {"embedding_dimension": 32, "pooling_mode": value})
+        assert read_sentence_files(tmp_path).pooling == mode
+
+
+def test_pooling_without_a_mode_is_mean(tmp_path: Path):
+    write_sentence_files(tmp_path)
+    write_json(tmp_path / "1_Pooling/config.json", {"word_embedding_dimension": 32})
+    assert read_sentence_files(tmp_path).pooling == "mean"
+
+
+def test_the_transformer_may_have_a_folder_of_its_own(tmp_path: Path):
+    write_sentence_files(tmp_path)
+    write_json(
+        tmp_path / "modules.json",
+        [
+            {"path": "0_Transformer", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+            {"path": "1_Pooling", "type": "sentence_transformers.sentence_transformer.modules.pooling.Pooling"},
+        ],
+    )
+    write_json(tmp_path / "0_Transformer/sentence_roberta_config.json", {"max_seq_length": 77})
+    found = read_sentence_files(tmp_path)
+    assert (found.transformer, found.max_length, found.normalize) == ("0_Transformer", 77, False)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "sentence"),
+    [
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode_cls_token": True},
+            "the model's pooling is cls + mean, a bundle takes",
+        ),
+        ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "the model's pooling is weightedmean"),
+        ("1_Pooling/config.json", {"include_prompt": False}, "the model leaves its prompts out of pooling"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, 'have transformer_task = "fill-mask"'),
+        ("sentence_bert_config.json", {"processing_kwargs": {"text": {"truncation": False}}}, "processing_kwargs"),
+        ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "the model is a SparseEncoder"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "none"}, "default prompt 'none' is not among"),
+    ],
+)
+def test_refusals(tmp_path: Path, file: str, changes: dict[str, Any], sentence: str):
+    write_sentence_files(tmp_path, prompts={"query": "query: "})
+    edit_json(tmp_path / file, **changes)
+    with pytest.raises(Refused) as refused:
+        read_sentence_files(tmp_path)
+    assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "sentence"),
+    [
+        (["Transformer", "Pooling", "Dense"], "modules.json lists a Dense module, which a bundle cannot hold"),
+        (["Transformer"], "modules.json lists 0 Pooling modules instead of one; choose with --pooling"),
+        (["Pooling"], "modules.json must begin with one Transformer module"),
+        (["StaticEmbedding"], "modules.json lists a StaticEmbedding module"),
+    ],
+)
+def test_modules_that_are_refused(tmp_path: Path, kinds: list[str], sentence: str):
+    modules = [
+        {"path": f"{i}_{k}" if i else "", "type": f"sentence_transformers.models.{k}"} for i, k in enumerate(kinds)
+    ]
+    write_json(tmp_path / "modules.json", modules)
+    with pytest.raises(Refused) as refused:
+        read_sentence_files(tmp_path)
+    assert sentence in str(refused.value)
+
+
+def test_custom_modules_are_refused(tmp_path: Path):
+    write_json(tmp_path / "modules.json", [{"path": "", "type": "custom_st.Transformer"}])
+    with pytest.raises(Refused, match="lists a custom custom_st.Transformer module"):
+        read_sentence_files(tmp_path)
+
+
+def test_a_chosen_pooling_replaces_one_that_is_refused(tmp_path: Path):
+    write_sentence_files(tmp_path)
+    edit_json(tmp_path / "1_Pooling/config.json", pooling_mode="weightedmean")
+    assert read_sentence_files(tmp_path, "max").pooling == "max"
+
+
+def test_broken_json_is_named(tmp_path: Path):
+    write_sentence_files(tmp_path)
+    (tmp_path / "1_Pooling/config.json").write_text("{")
+    with pytest.raises(Refused, match=r"1_Pooling/config.json is not valid JSON"):
+        read_sentence_files(tmp_path)
