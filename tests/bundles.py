@@ -28,8 +28,6 @@ def write_small_bundle(out: Path, **changes: object) -> Path:
         "dimension": DIMENSION,
         "max_length": MAX_LENGTH,
         "normalize": True,
-        "lowercase": False,
-        "strip": True,
         "prompts": {"query": "the quick "},
         "default_prompt": None,
     }

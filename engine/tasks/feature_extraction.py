@@ -1,8 +1,7 @@
 """Text embeddings: one vector a text. Pooling is in the graph; what a request may switch is done here.
 
 `task_config` of the manifest: pooling, dimension, max_length (tokens), normalize (default of the request's option),
-lowercase and strip (what sentence-transformers does to a text before tokenising), prompts (name -> prefix) and
-default_prompt (a name, or null).
+prompts (name -> prefix) and default_prompt (a name, or null).
 """
 
 from __future__ import annotations
@@ -63,8 +62,6 @@ class FeatureExtraction:
         self._dimension = int(config["dimension"])
         self._max_length = int(config["max_length"])
         self._normalize = bool(config["normalize"])
-        self._lowercase = bool(config.get("lowercase", False))
-        self._strip = bool(config.get("strip", False))
         self._prompts: dict[str, str] = dict(config.get("prompts", {}))
         self._default_prompt = self._prompts.get(config.get("default_prompt") or "", "")
         tokenizer.no_padding()
@@ -125,7 +122,7 @@ class FeatureExtraction:
 
     def preprocess(self, request: Request) -> Sequence[Row]:
         """Tokenise in one call (parallel inside, without the interpreter lock). Raises InvalidInput for long texts."""
-        encodings = self._tokenizer.encode_batch_fast([self._prepare(request, text) for text in request.texts])
+        encodings = self._tokenizer.encode_batch_fast([request.prompt + text for text in request.texts])
         if not request.truncate:
             for index, encoding in enumerate(encodings):
                 if encoding.overflowing:
@@ -135,11 +132,6 @@ class FeatureExtraction:
                     )
         request.tokens = sum(len(encoding.ids) for encoding in encodings)
         return [self._row(encoding) for encoding in encodings]
-
-    def _prepare(self, request: Request, text: str) -> str:
-        text = request.prompt + text
-        text = text.strip() if self._strip else text
-        return text.lower() if self._lowercase else text
 
     def _row(self, encoding: Any) -> Row:
         ids = np.array(encoding.ids, np.int32)

@@ -144,8 +144,6 @@ def test_a_model_without_sentence_transformers_files(run: Export, tmp_path: Path
         "dimension": models.HIDDEN,
         "max_length": models.POSITIONS,
         "normalize": False,
-        "lowercase": False,
-        "strip": False,
         "prompts": {},
         "default_prompt": None,
     }

@@ -1,0 +1,107 @@
+"""`python -m export`: the stages in order, each a line on the screen. Exit codes are in the help text."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.bundle import new_bundle_folder, open_bundle
+from engine.errors import BundleError
+from export.errors import ParityFailed, Refused, refusal_of
+from export.progress import megabytes, stage, table
+from export.recipe import Recipe, recipe_from_argv
+
+OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export what the arguments say and return the exit code. Whatever else than 0 it is, there is no bundle."""
+    try:
+        recipe = recipe_from_argv(sys.argv[1:] if argv is None else argv)
+        figures = export(recipe)
+    except ParityFailed as failure:
+        print(f"error: {failure}\n", file=sys.stderr)
+        print(table(("text", "graph", "cosine", "difference"), failure.rows), file=sys.stderr)
+        return FAILED
+    except (Refused, BundleError) as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        refused = refusal_of(error)
+        if refused is None:
+            raise
+        print(f"error: {refused}", file=sys.stderr)
+        return REFUSED
+    _print_result(recipe.out, figures)
+    return OK
+
+
+def export(recipe: Recipe) -> dict[str, Any]:
+    """Run every stage and return the parity figures. Raises Refused, ParityFailed or BundleError."""
+    with stage("load") as note:
+        # Imported here and below, so that help and wrong arguments need no torch.
+        from export.load import load
+
+        source = load(recipe)
+        note(f"{source.architecture}, {source.pooling} pooling, up to {source.max_length} tokens")
+        note(megabytes(source.weights_bytes))
+    with new_bundle_folder(recipe.out) as folder:
+        work = folder / "work"
+        with stage("onnx"):
+            from export.onnx_from_model import onnx_from_model
+
+            graph = onnx_from_model(source, work / "traced")
+        with stage("optimize") as note:
+            from export.optimize import optimize
+
+            files = optimize(graph, folder / "graphs" / "model", work / "fused")
+            del graph
+            shutil.rmtree(work)
+            note(megabytes(_size(folder)))
+        with stage("write"):
+            from export.write import add_parity, write
+
+            write(source, folder, *files)
+        with stage("parity") as note:
+            from export.parity import parity
+
+            figures = parity(source, folder, recipe.min_cosine)
+            add_parity(folder, figures)
+            note(f"{figures['texts']} texts, {_worst(figures)}")
+    return figures
+
+
+def _worst(figures: dict[str, Any]) -> str:
+    graphs = figures["graphs"].values()
+    cosine = min(graph["min_cosine"] for graph in graphs)
+    difference = max(graph["max_relative_difference"] for graph in graphs)
+    return f"cosine at least {cosine:.7f}, relative difference at most {difference:.0e}"
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _print_result(out: Path, figures: dict[str, Any]) -> None:
+    files = open_bundle(out).manifest.files
+    print(f"\n{table(('file', 'size'), [(name, megabytes(size)) for name, (size, _) in files.items()])}")
+    print(f"\nbundle    {out}  {megabytes(_size(out))}")
+    print(f"parity    {_worst(figures)}")
+    print(f"next      BUNDLE={out} python -m handler")
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    # A cancelled CI job gets SIGTERM; it should leave as little behind as Ctrl-C does.
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Pooling as ONNX nodes: from a vector a token to a vector a text. Rule: rows are padded at the end, never in front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+OUTPUT = "embedding"
+_FEWEST_TOKENS = 1e-9  # sentence-transformers' floor under the count that a mean divides by
+
+
+class Nodes:
+    """Appends nodes and constants to a graph, all of them named below `prefix`."""
+
+    def __init__(self, graph: Any, prefix: str) -> None:
+        self._graph = graph
+        self._prefix = prefix
+
+    def add(self, kind: str, name: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """Append a node and return the name of its output."""
+        output = output or f"{self._prefix}/{name}"
+        self._graph.node.append(helper.make_node(kind, inputs, [output], name=f"{self._prefix}/{name}", **attributes))
+        return output
+
+    def constant(self, name: str, values: Any, dtype: type) -> str:
+        """Append a constant and return its name."""
+        full_name = f"{self._prefix}/{name}"
+        self._graph.initializer.append(numpy_helper.from_array(np.array(values, dtype), full_name))
+        return full_name
+
+
+def append_pooling(graph: Any, mode: str, hidden: str, mask: str, dimension: int) -> None:
+    """Make `embedding`, float32 (batch, dimension), the only output of `graph`, in place.
+
+    `hidden` names the token vectors, float32 (batch, length, dimension); `mask` the input, int32 (batch, length), that
+    is 1 for tokens and 0 for padding. `mode` is one of the recipe's POOLINGS.
+    """
+    _POOLINGS[mode](Nodes(graph, "pooling"), hidden, mask)
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", dimension]))
+
+
+def _mean(nodes: Nodes, hidden: str, mask: str) -> None:
+    """sum(hidden * mask) / max(sum(mask), 1e-9) over the tokens."""
+    tokens = nodes.constant("tokens_axis", [1], np.int64)
+    weights = nodes.add("Cast", "mask_float", mask, to=TensorProto.FLOAT)
+    weights = nodes.add("Unsqueeze", "weights", weights, nodes.constant("vector_axis", [2], np.int64))
+    total = nodes.add("ReduceSum", "total", nodes.add("Mul", "masked", hidden, weights), tokens, keepdims=0)
+    count = nodes.add("ReduceSum", "count", weights, tokens, keepdims=0)
+    count = nodes.add("Max", "count_floor", count, nodes.constant("fewest", _FEWEST_TOKENS, np.float32))
+    nodes.add("Div", "mean", total, count, output=OUTPUT)
+
+
+def _cls(nodes: Nodes, hidden: str, mask: str) -> None:
+    """hidden[:, 0]."""
+    nodes.add("Gather", "first", hidden, nodes.constant("first_index", 0, np.int64), axis=1, output=OUTPUT)
+
+
+def _lasttoken(nodes: Nodes, hidden: str, mask: str) -> None:
+    """hidden[:, sum(mask) - 1], row by row."""
+    wide_mask = nodes.add("Cast", "mask_wide", mask, to=TensorProto.INT64)
+    count = nodes.add("ReduceSum", "count", wide_mask, nodes.constant("tokens_axis", [1], np.int64), keepdims=1)
+    index = nodes.add("Sub", "last_index", count, nodes.constant("one", 1, np.int64))
+    nodes.add("GatherND", "last", hidden, index, batch_dims=1, output=OUTPUT)
+
+
+def _max(nodes: Nodes, hidden: str, mask: str) -> None:
+    """The largest value of each component over the tokens."""
+    real = nodes.add("Cast", "mask_bool", mask, to=TensorProto.BOOL)
+    real = nodes.add("Unsqueeze", "real", real, nodes.constant("vector_axis", [2], np.int64))
+    lowest = nodes.constant("lowest", np.finfo(np.float32).min, np.float32)
+    masked = nodes.add("Where", "masked", real, hidden, lowest)
+    nodes.add("ReduceMax", "largest", masked, axes=[1], keepdims=0, output=OUTPUT)
+
+
+_POOLINGS: Mapping[str, Callable[[Nodes, str, str], None]] = {
+    "mean": _mean,
+    "cls": _cls,
+    "lasttoken": _lasttoken,
+    "max": _max,
+}

@@ -1,0 +1,87 @@
+"""What to export, read from the command line and checked before any work is done."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from engine.tasks import TASKS
+from export.errors import Refused
+
+POOLINGS = ("mean", "cls", "lasttoken", "max")
+"""Ways to make one vector of a text's token vectors; sentence-transformers' names."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One export. None means: as the model's files say."""
+
+    model: str
+    """A folder, or an id on the Hugging Face Hub."""
+    task: str
+    out: Path
+    revision: str | None = None
+    pooling: str | None = None
+    max_length: int | None = None
+    """In tokens, special tokens included."""
+    trust_remote_code: bool = False
+    min_cosine: float | None = None
+    """Replaces the parity gate's own threshold."""
+
+
+def recipe_from_argv(argv: Sequence[str]) -> Recipe:
+    """The recipe of a command line.
+
+    Raises Refused when an argument is wrong, the task is unknown, or the output folder holds something.
+    """
+    asked = _parser().parse_args(argv)
+    if asked.task not in TASKS:
+        raise Refused(f"unknown task {asked.task!r}; known are: {', '.join(TASKS)}")
+    if asked.max_length is not None and asked.max_length < 1:
+        raise Refused(f"--max-length must be at least 1 token, got {asked.max_length}")
+    if asked.parity_threshold is not None and not 0 < asked.parity_threshold <= 1:
+        raise Refused(f"--parity-threshold is a cosine above 0 and up to 1, got {asked.parity_threshold}")
+    out: Path = asked.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Refused(f"{out} exists and is not empty; name another folder with --out, or remove it first")
+    return Recipe(
+        model=asked.model,
+        task=asked.task,
+        out=out,
+        revision=asked.revision,
+        pooling=asked.pooling,
+        max_length=asked.max_length,
+        trust_remote_code=asked.trust_remote_code,
+        min_cosine=asked.parity_threshold,
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Refused(f"{message}; see python -m export --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m export",
+        description="Turn a Hugging Face model into a bundle that `python -m handler` serves.",
+        epilog="Exit codes: 0 the bundle is written, 1 the parity gate failed, 2 refused (one sentence says why), "
+        "130 interrupted. Without code 0 there is no bundle.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="a folder, or an id on the Hugging Face Hub")
+    parser.add_argument("--task", required=True, metavar="TAG", help=f"one of: {', '.join(TASKS)}")
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="new or empty folder for the bundle")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub id (default: main)")
+    parser.add_argument("--pooling", choices=POOLINGS, help="instead of what the model's files say, or else mean")
+    parser.add_argument("--max-length", type=int, metavar="N", help="tokens a text is cut at (default: the model's)")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that comes with the model, while exporting"
+    )
+    parser.add_argument(
+        "--parity-threshold", type=float, metavar="X", help="lowest cosine between bundle and reference that passes"
+    )
+    return parser

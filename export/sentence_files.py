@@ -1,0 +1,136 @@
+"""What sentence-transformers' files say about a model: pooling, normalisation, lengths, prompts.
+
+Follows sentence-transformers 5.7, and the forms of the files that older versions wrote. Whatever in them would change
+an embedding and has no place in a bundle is refused: ignoring it would answer with other numbers than the model's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from export.errors import Refused
+from export.recipe import POOLINGS
+
+_TRANSFORMER_FILES = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+_HARMLESS = {"max_seq_length", "do_lower_case", "unpad_inputs"}
+_EXPECTED: Mapping[str, Any] = {
+    "transformer_task": "feature-extraction",
+    "module_output_name": "token_embeddings",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+}
+# In the order in which sentence-transformers joins the vectors of several modes.
+_OLD_POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass(frozen=True)
+class SentenceFiles:
+    """What the files say; the defaults are what sentence-transformers does with a model that has none of them."""
+
+    transformer: str = ""
+    """Folder of the transformer's own files inside the model's folder."""
+    pooling: str = "mean"
+    normalize: bool = False
+    max_length: int | None = None
+    lowercase: bool = False
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+
+
+def read_sentence_files(folder: Path, pooling: str | None = None) -> SentenceFiles:
+    """Read the files below `folder`; `pooling` replaces what they say about it.
+
+    Raises Refused for modules, modes and options that a bundle cannot express.
+    """
+    if not (folder / "modules.json").is_file():
+        return SentenceFiles(pooling=pooling or SentenceFiles.pooling)
+    modules = [(_class_name(module), str(module.get("path", ""))) for module in read_json(folder / "modules.json")]
+    names = [name for name, _ in modules]
+    # Dropout does nothing outside training.
+    for name in names:
+        if name not in ("Transformer", "Pooling", "Normalize", "Dropout"):
+            raise Refused(f"modules.json lists a {name} module, which a bundle cannot hold; export a model without it")
+    if names.count("Transformer") != 1 or names[0] != "Transformer":
+        raise Refused(f"modules.json must begin with one Transformer module, it lists {', '.join(names)}")
+    options = _transformer_options(folder / modules[0][1])
+    prompts, default_prompt = _prompts(folder)
+    return SentenceFiles(
+        transformer=modules[0][1],
+        pooling=pooling or _pooling(folder, modules, prompts),
+        normalize="Normalize" in names,
+        max_length=options.get("max_seq_length"),
+        lowercase=bool(options.get("do_lower_case", False)),
+        prompts=prompts,
+        default_prompt=default_prompt,
+    )
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; {} when there is none. Raises Refused when it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise Refused(f"{path} is not valid JSON ({error}); download the model again") from None
+
+
+def _class_name(module: Mapping[str, Any]) -> str:
+    """`sentence_transformers.models.Pooling` and `sentence_transformers.….pooling.Pooling` are both Pooling."""
+    package, _, name = str(module.get("type", "")).rpartition(".")
+    return name if package.partition(".")[0] == "sentence_transformers" else f"custom {package}.{name}"
+
+
+def _transformer_options(folder: Path) -> dict[str, Any]:
+    options: dict[str, Any] = next(filter(None, (read_json(folder / name) for name in _TRANSFORMER_FILES)), {})
+    for name, value in options.items():
+        if value and name not in _HARMLESS and value != _EXPECTED.get(name):
+            raise Refused(
+                f"the model's sentence-transformers settings have {name} = {json.dumps(value)[:80]}, "
+                "which a bundle cannot hold; export a model without it"
+            )
+    return options
+
+
+def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
+    settings = read_json(folder / "config_sentence_transformers.json")
+    kind = settings.get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
+        raise Refused(f"the model is a {kind}, which makes no text embeddings; export a SentenceTransformer")
+    prompts = {name: text or "" for name, text in (settings.get("prompts") or {}).items()}
+    default = settings.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise Refused(f"the model's default prompt {default!r} is not among its prompts ({', '.join(prompts)})")
+    return prompts, default
+
+
+def _pooling(folder: Path, modules: list[tuple[str, str]], prompts: Mapping[str, str]) -> str:
+    found = [path for name, path in modules if name == "Pooling"]
+    if len(found) != 1:
+        raise Refused(f"modules.json lists {len(found)} Pooling modules instead of one; choose with --pooling")
+    settings = read_json(folder / found[0] / "config.json")
+    modes = settings.get("pooling_mode")
+    if modes is None:
+        modes = [mode for key, mode in _OLD_POOLING_KEYS.items() if settings.get(key)] or ["mean"]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        raise Refused(
+            f"the model's pooling is {' + '.join(map(str, modes))}, a bundle takes one of {', '.join(POOLINGS)}; "
+            "choose it with --pooling, which changes the embeddings"
+        )
+    if not settings.get("include_prompt", True) and any(prompts.values()):
+        raise Refused("the model leaves its prompts out of pooling, which a bundle cannot; choose with --pooling")
+    return str(modes[0])

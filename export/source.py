@@ -1,0 +1,96 @@
+"""A model that has been found and checked: what the stages after `load` work from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.errors import Refused
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that can be exported, with everything that its files say. No weights are in memory."""
+
+    folder: Path
+    """Holds config.json, weights and tokenizer."""
+    model: str
+    revision: str | None
+    task: str
+    auto_class: str
+    architecture: str
+    config: Any
+    """transformers' PretrainedConfig."""
+    tokenizer: Any
+    """transformers' PreTrainedTokenizerFast; lowercases where the model's files ask for it."""
+    pooling: str
+    normalize: bool
+    max_length: int
+    prompts: Mapping[str, str]
+    default_prompt: str | None
+    weights_bytes: int
+    """As float32."""
+    trust_remote_code: bool
+
+    def load_model(self) -> Any:
+        """The model in float32 with plain attention, ready to run.
+
+        Plain attention is what the reference is defined by, and traces into the smaller graph of the two that ONNX
+        Runtime fuses further. Raises Refused when weights are missing or unreadable.
+        """
+        import torch
+        import transformers
+
+        with quiet():
+            try:
+                model, found = getattr(transformers, self.auto_class).from_pretrained(
+                    self.folder,
+                    dtype=torch.float32,
+                    attn_implementation="eager",
+                    use_safetensors=True,
+                    trust_remote_code=self.trust_remote_code,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
+            except (OSError, ValueError, RuntimeError) as error:
+                raise Refused(f"{self.model} cannot be loaded: {first_line(error)}") from error
+        # transformers fills missing weights with random numbers. The pooler is not part of the graph.
+        missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
+        if missing:
+            raise Refused(
+                f"{self.model} lacks {len(missing)} weights of {self.architecture}, {missing[0]} for one; "
+                "the checkpoint does not belong to its config.json"
+            )
+        return model.eval()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what transformers and optimum say beside errors off the terminal, inside the block only."""
+    from optimum.utils import logging as optimum_logging
+    from transformers.utils import logging
+
+    levels, bars = (logging.get_verbosity(), optimum_logging.get_verbosity()), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    optimum_logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # Deprecations inside the libraries and notes on tracing: nothing a user can act on. What would be wrong
+            # with the result, the parity gate measures.
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(levels[0])
+        optimum_logging.set_verbosity(levels[1])
+        if bars:
+            logging.enable_progress_bar()
+
+
+def first_line(error: Exception) -> str:
+    """What an exception of a library says, cut to one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,0 +1,105 @@
+"""Stage 4: the files beside the graphs, and the manifest. Rule: no path of this machine and no time in any of them."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from engine.bundle import Graph, Manifest, open_bundle, write_manifest
+from engine.tensors import TensorSpec
+from export.source import Source
+
+PARITY = "parity.json"
+_MADE_BY = ("onnx", "onnxruntime", "optimum", "optimum-onnx", "tokenizers", "torch", "transformers")
+
+
+def write(source: Source, folder: Path, portable: Path, fused: Path) -> None:
+    """Complete the bundle in `folder` around its two graphs, except for the figures of the parity gate."""
+    (folder / "config.json").write_bytes((source.folder / "config.json").read_bytes())
+    (folder / "tokenizer.json").write_text(_tokenizer(source), encoding="utf-8")
+    inputs, outputs = _tensors(portable, source)
+    precision = "fp32"
+    graph = Graph(
+        inputs=inputs,
+        outputs=outputs,
+        onnx={precision: portable.relative_to(folder).as_posix()},
+        fused={precision: fused.relative_to(folder).as_posix()},
+    )
+    write_manifest(
+        folder,
+        Manifest(
+            model=source.model,
+            revision=source.revision,
+            architecture=source.architecture,
+            task=source.task,
+            task_config=_task_config(source, int(outputs[0].shape[-1])),
+            precision=precision,
+            graphs={"model": graph},
+            versions=_versions(),
+        ),
+    )
+
+
+def add_parity(folder: Path, figures: Mapping[str, Any]) -> None:
+    """Put the gate's figures into the bundle in `folder` and into its manifest."""
+    (folder / PARITY).write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_manifest(folder, open_bundle(folder).manifest)
+
+
+def _task_config(source: Source, dimension: int) -> dict[str, Any]:
+    return {
+        "pooling": source.pooling,
+        "dimension": dimension,
+        "max_length": source.max_length,
+        "normalize": source.normalize,
+        "prompts": dict(source.prompts),
+        "default_prompt": source.default_prompt,
+    }
+
+
+def _tokenizer(source: Source) -> str:
+    """The tokenizer as transformers sets it up, without the truncation and padding that the worker chooses itself.
+
+    Lowercasing, where a model's sentence-transformers files ask for it, is already among its normalizers.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer.to_str(pretty=True)
+
+
+def _tensors(portable: Path, source: Source) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs as the graph itself declares them."""
+    graph = onnx.load(portable, load_external_data=False).graph
+    pads = {"input_ids": _pad_token(source), "token_type_ids": source.tokenizer.pad_token_type_id}
+    inputs, outputs = (tuple(_spec(tensor, pads) for tensor in tensors) for tensors in (graph.input, graph.output))
+    return inputs, outputs
+
+
+def _spec(tensor: Any, pads: Mapping[str, int]) -> TensorSpec:
+    kind = tensor.type.tensor_type
+    shape = tuple(axis.dim_param or int(axis.dim_value) for axis in kind.shape.dim)
+    dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    return TensorSpec(tensor.name, dtype, shape, pads.get(tensor.name, 0))
+
+
+def _pad_token(source: Source) -> int:
+    """RoBERTa reads positions off it; where a model has none, any token will do, for the mask hides it."""
+    for token in (source.tokenizer.pad_token_id, source.config.pad_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def _versions() -> dict[str, str]:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {project["name"]: project["version"], **{name: metadata.version(name) for name in _MADE_BY}}

@@ -1,0 +1,112 @@
+"""Every command in the README is run, or is on the short list of those that need what a test machine lacks."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+README = Path("README.md").read_text()
+COMMANDS = [
+    line.strip().partition("  #")[0].strip()
+    for line in README.splitlines()
+    if re.match(r"    (make|python|docker|[A-Z_]+=\S+ python) ", line)
+]
+
+NOT_RUN = {
+    "make test": "it is what runs this test",
+    "docker build -t REGISTRY/worker:TAG .": "needs a docker daemon",
+    "docker push REGISTRY/worker:TAG": "needs a registry",
+}
+
+
+def run(command: str, env: dict[str, str] | None = None) -> str:
+    """Run a command of the README, `python` being the one that runs this test; its output."""
+    done = subprocess.run(shell(command), shell=True, env={**os.environ, **(env or {})}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def shell(command: str) -> str:
+    return re.sub(r"(^|\s)python ", rf"\1{shlex.quote(sys.executable)} ", command)
+
+
+def run_until(command: str, sign: str) -> None:
+    """Start a command that serves, wait for `sign` in its output, and end it with SIGTERM."""
+    process = subprocess.Popen(
+        f"exec env {shell(command)}", shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    deadline, seen = time.monotonic() + 60, ""
+    while sign not in seen:
+        line = process.stdout.readline()
+        assert line, seen
+        assert time.monotonic() < deadline, seen
+        seen += line
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+
+
+def run_export(command: str, tmp_path: Path) -> None:
+    """With the Hub's cache as a download leaves it, and the bundle elsewhere than in the checkout."""
+    from benchmarks.weights import minilm_folder
+
+    commit = "c" * 40
+    cached = tmp_path / "hub" / "models--sentence-transformers--all-MiniLM-L6-v2"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(commit)
+    (cached / "snapshots").mkdir()
+    (cached / "snapshots" / commit).symlink_to(minilm_folder(), target_is_directory=True)
+    out = tmp_path / "bundle"
+    assert command.endswith("--out bundle")
+    run(command.removesuffix("bundle") + str(out), {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["model"], manifest["revision"]) == ("sentence-transformers/all-MiniLM-L6-v2", commit)
+
+
+RUNNERS: dict[str, Callable[[str, Path], object]] = {
+    "make demo": lambda command, tmp: run(command),
+    "python -m export": run_export,
+    "python -m benchmarks emulator": lambda command, tmp: run_until(command, "curl"),
+    "BUNDLE=build/demo/bundle python -m handler --test_input": lambda command, tmp: run(command),
+    "BUNDLE=build/demo/bundle python -m handler --rp_serve_api": lambda command, tmp: run_until(command, "running on"),
+}
+
+
+def test_the_readme_opens_with_the_two_commands():
+    assert COMMANDS[:2] == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in NOT_RUN])
+def test_the_command_runs(command: str, tmp_path: Path):
+    (runner,) = [runner for start, runner in RUNNERS.items() if command.startswith(start)]
+    runner(command, tmp_path)
+
+
+def test_what_is_not_run_is_still_in_the_readme():
+    assert set(NOT_RUN) <= set(COMMANDS)
+
+
+def test_the_payloads_are_what_the_task_takes(small_bundle: Path):
+    from engine.bundle import open_bundle
+    from engine.tasks import load_task
+
+    task = load_task(open_bundle(small_bundle))
+    payloads = [json.loads(line) for line in re.findall(r'^    (\{"input": .*\})$', README, re.MULTILINE)]
+    assert len(payloads) == 2
+    for payload in payloads:
+        payload["input"].pop("dimensions", None)  # more than the small model has
+        task.parse(payload["input"])
+
+
+def test_every_file_that_the_readme_links_to_is_there():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not Path(link).exists()] == []
