@@ -54,12 +54,11 @@ def main(args: argparse.Namespace) -> int:
         for name, start in targets.items():
             print(f"run {repeat + 1} of {args.repeats}: {name}", file=sys.stderr, flush=True)
             runs[name].append(_measure(start, args.seconds))
-    medians = {name: _median(figures) for name, figures in runs.items()}
-    print(_table(medians, statistics.median(floor)))
+    results = {"environment": _environment(), "floor_rows_per_s": floor, "runs": runs}
+    print(table(results))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        data = {"environment": _environment(), "floor_rows_per_s": floor, "runs": runs, "median": medians}
-        args.json.write_text(json.dumps(data, indent=1) + "\n")
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0
 
 
@@ -127,7 +126,10 @@ _ROWS: Mapping[str, tuple[str, str, bool]] = {
 }
 
 
-def _table(medians: dict[str, Figures], floor: float) -> str:
+def table(results: Mapping[str, Any]) -> str:
+    """The medians of a results file, as Markdown."""
+    medians = {name: _median(figures) for name, figures in results["runs"].items()}
+    floor = statistics.median(results["floor_rows_per_s"])
     lines = [
         "| | ours | stock SDK + sentence-transformers | ratio |",
         "| --- | --- | --- | --- |",

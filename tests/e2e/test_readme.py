@@ -110,3 +110,9 @@ def test_every_file_that_the_readme_links_to_is_there():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
     assert links
     assert [link for link in links if not Path(link).exists()] == []
+
+
+def test_the_table_of_figures_comes_from_the_committed_results():
+    from benchmarks.peers import table
+
+    assert table(json.loads(Path("benchmarks/results/peers-cpu.json").read_text())) in README
