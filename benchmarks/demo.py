@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,7 @@ UNRELATED = (
     ("The cat sleeps on the sofa.", "Quarterly revenue grew by eight percent."),
 )
 _TIMED_JOBS = 100
+_MOMENTS = ("ready", "first take")  # counted from the process start; the others are durations
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,8 +78,8 @@ def _client(emulator: EmulatorThread) -> Any:
 
 
 def _print_timeline(boot_ms: dict[str, float]) -> None:
-    print("   " + json.dumps(boot_ms))
-    print("   (ms; ready and first take count from the process start, stages may overlap)")
+    print("   of which, in ms (some stages run side by side):")
+    print("   " + ", ".join(f"{stage} {ms:.0f}" for stage, ms in boot_ms.items() if stage not in _MOMENTS))
 
 
 def _print_similarities(endpoint: Any) -> bool:
