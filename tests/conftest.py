@@ -21,9 +21,8 @@ def small_bundle(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def minilm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """all-MiniLM-L6-v2, exported from its real weights by the real command line."""
-    from export.__main__ import main
-
     from benchmarks.weights import minilm_folder
+    from export.__main__ import main
 
     out = tmp_path_factory.mktemp("minilm") / "bundle"
     assert main([str(minilm_folder()), "--task", "feature-extraction", "--out", str(out)]) == 0
