@@ -1,87 +1,161 @@
-"""Which rows run together. Rule: no clock, no thread, no asyncio, no arrays here."""
+"""Which rows run together. Rule: no clock, no thread, no asyncio, no arrays here; the time is passed in, in seconds."""
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from engine.errors import Overloaded
 
-T = TypeVar("T")
+J = TypeVar("J", bound=Hashable)
+R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry(Generic[T]):
-    """A waiting row: its length in tokens and whatever the caller wants back with it."""
+@dataclass(slots=True)
+class _Job(Generic[R]):
+    """A job's waiting rows by length, rows of equal length in their order."""
 
-    item: T
-    length: int
+    arrived: float
+    lengths: list[int] = field(default_factory=list)  # the keys of `rows`, sorted
+    rows: dict[int, deque[R]] = field(default_factory=dict)
+
+    def add(self, row: R, length: int) -> None:
+        if length not in self.rows:
+            self.rows[length] = deque()
+            insort(self.lengths, length)
+        self.rows[length].append(row)
+
+    def remove_first(self, length: int) -> R:
+        rows = self.rows[length]
+        row = rows.popleft()
+        if not rows:
+            del self.rows[length]
+            self.lengths.remove(length)
+        return row
+
+    def nearest(self, length: int) -> Iterator[int]:
+        """The lengths present, nearest to `length` first, as of now."""
+        return iter(sorted(self.lengths, key=lambda present: abs(present - length)))
 
 
-class BatchQueue(Generic[T]):
-    """Waiting rows in the order of arrival, handed out in batches of similar length.
+class _Batch(Generic[J, R]):
+    """A batch that grows while it pays."""
 
-    `max_rows` and `max_tokens` bound a batch; tokens count padding, that is rows times the longest of them. A single
-    row longer than `max_tokens` runs alone. `max_queued` bounds what waits. `abandoned` tells whether a row's job has
-    gone; such rows are dropped when they would run.
+    def __init__(self, queue: BatchQueue[J, R], longest: int) -> None:
+        self._queue = queue
+        self._longest = longest
+        self.rows: list[tuple[J, R]] = []
+
+    def takes(self, length: int) -> bool:
+        """Whether one more row of `length` tokens fits, and is cheaper inside than in a run of its own.
+
+        Inside, it costs the padding that it gets, or that it makes the others get; alone, the overhead of a run.
+        """
+        count, longest = len(self.rows), max(self._longest, length)
+        if not count:
+            return True  # a row longer than the whole budget runs alone
+        if count == self._queue.max_rows or (count + 1) * longest > self._queue.max_tokens:
+            return False
+        padding = (longest - length) + count * (longest - self._longest)
+        return padding <= self._queue.overhead_tokens
+
+    def add(self, job: J, row: R, length: int) -> None:
+        self.rows.append((job, row))
+        self._longest = max(self._longest, length)
+
+
+class BatchQueue(Generic[J, R]):
+    """Waiting rows of several jobs, handed out in batches of similar length.
+
+    `max_rows` and `max_tokens` bound a batch; tokens count padding, that is rows times the longest of them.
+    `max_queued` bounds the rows that wait. `overhead_tokens` is what a run costs beside its tokens, in tokens.
+    `max_delay_s` lets a batch that is not full wait for company.
+
+    Jobs take turns: every batch starts with the longest row of the job whose turn it is, so that with n jobs waiting
+    each is served at least once in n batches, however large the others are. Beside it go rows of near length, of all
+    jobs in equal shares first.
     """
 
     def __init__(
-        self, *, max_rows: int, max_tokens: int, max_queued: int, abandoned: Callable[[T], bool] = lambda item: False
+        self, *, max_rows: int, max_tokens: int, max_queued: int, overhead_tokens: int, max_delay_s: float = 0.0
     ) -> None:
-        self._max_rows = max_rows
-        self._max_tokens = max_tokens
-        self._max_queued = max_queued
-        self._abandoned = abandoned
-        self._entries: deque[Entry[T]] = deque()
+        self.max_rows = max_rows
+        self.max_tokens = max_tokens
+        self.max_queued = max_queued
+        self.overhead_tokens = overhead_tokens
+        self._max_delay_s = max_delay_s
+        self._jobs: dict[J, _Job[R]] = {}  # in the order of their turns
+        self._size = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self._size
 
-    def push(self, entries: Sequence[Entry[T]]) -> None:
-        """Queue all `entries` or, when they do not fit, none. Raises Overloaded."""
-        if len(self._entries) + len(entries) > self._max_queued:
-            raise Overloaded(
-                f"{len(self._entries)} rows wait, {len(entries)} more are over the limit of {self._max_queued}"
-            )
-        self._entries.extend(entries)
+    def push(self, job: J, rows: Sequence[tuple[R, int]], now: float) -> None:
+        """Queue all `rows` of `job`, each with its length in tokens, or, when they do not fit, none.
 
-    def pop(self) -> list[Entry[T]]:
-        """The next batch, longest row first; empty when nothing waits.
-
-        The oldest row always goes, so none starves. Beside it go the rows, among the next ones, whose length is
-        nearest: they cost the least padding.
+        Raises Overloaded.
         """
-        window = self._window()
-        if not window:
+        if self._size + len(rows) > self.max_queued:
+            raise Overloaded(f"{self._size} rows wait, {len(rows)} more are over the limit of {self.max_queued}")
+        waiting = self._jobs.setdefault(job, _Job(now))
+        for row, length in rows:
+            waiting.add(row, length)
+        self._size += len(rows)
+
+    def cancel(self, job: J) -> int:
+        """Drop what waits of `job`; how many rows that were."""
+        waiting = self._jobs.pop(job, None)
+        dropped = sum(map(len, waiting.rows.values())) if waiting else 0
+        self._size -= dropped
+        return dropped
+
+    def due_in(self, now: float) -> float | None:
+        """Seconds until `pop` has a batch; 0 when it has one, None when nothing waits."""
+        if not self._size:
+            return None
+        if not self._max_delay_s or self._size >= self.max_rows:
+            return 0.0
+        return max(0.0, min(job.arrived for job in self._jobs.values()) + self._max_delay_s - now)
+
+    def pop(self, now: float) -> list[tuple[J, R]]:
+        """The next batch as (job, row) pairs; empty while nothing is due."""
+        if self.due_in(now) != 0.0:
             return []
-        oldest = window[0]
-        ranked = sorted(window[1:], key=lambda entry: abs(entry.length - oldest.length))
-        batch, longest = [oldest], oldest.length
-        for entry in ranked:
-            longest = max(longest, entry.length)
-            if len(batch) == self._max_rows or (len(batch) + 1) * longest > self._max_tokens:
-                break
-            batch.append(entry)
-        taken = {id(entry) for entry in batch}
-        for entry in reversed(window):
-            if id(entry) not in taken:
-                self._entries.appendleft(entry)
-        return sorted(batch, key=lambda entry: -entry.length)
+        first = next(iter(self._jobs))
+        longest = self._jobs[first].lengths[-1]
+        batch: _Batch[J, R] = _Batch(self, longest)
+        self._move(first, longest, batch)
+        share = max(1, self.max_rows // len(self._jobs)) if self._jobs else 0
+        for limit in (share, self.max_rows):
+            for job in list(self._jobs):
+                self._fill(batch, job, longest, limit)
+        if first in self._jobs:
+            self._jobs[first] = self._jobs.pop(first)  # to the end: the others' turn
+        return batch.rows
 
-    def _window(self) -> list[Entry[T]]:
-        """Take out the next rows that may share a batch: a few batches' worth is enough to find near lengths."""
-        window: list[Entry[T]] = []
-        while self._entries and len(window) < 8 * self._max_rows:
-            entry = self._entries.popleft()
-            if not self._abandoned(entry.item):
-                window.append(entry)
-        return window
+    def _fill(self, batch: _Batch[J, R], job: J, longest: int, limit: int) -> None:
+        """Move up to `limit` rows of `job` into `batch`, nearest lengths first."""
+        waiting = self._jobs[job]
+        for length in waiting.nearest(longest):
+            if abs(length - longest) > self.overhead_tokens:
+                return
+            while limit and length in waiting.rows and batch.takes(length):
+                self._move(job, length, batch)
+                limit -= 1
 
-    def drain(self) -> list[Entry[T]]:
-        """Take everything out."""
-        entries = list(self._entries)
-        self._entries.clear()
-        return entries
+    def _move(self, job: J, length: int, batch: _Batch[J, R]) -> None:
+        waiting = self._jobs[job]
+        batch.add(job, waiting.remove_first(length), length)
+        self._size -= 1
+        if not waiting.rows:
+            del self._jobs[job]
+
+    def drain(self) -> list[J]:
+        """Drop everything; the jobs that waited."""
+        jobs = list(self._jobs)
+        self._jobs.clear()
+        self._size = 0
+        return jobs

@@ -1,26 +1,28 @@
 """The shell around the batch queue: futures on the event loop's side, one engine thread on the other.
 
-A batch runs as soon as the engine is free; batches form while it is busy. Nothing waits for company.
+A batch runs as soon as the engine is free; batches form while it is busy. Nothing waits for company unless asked to.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-from engine.batch_queue import BatchQueue, Entry
+from engine.batch_queue import BatchQueue
 from engine.errors import EngineError
 from engine.feed import run_rows
+from engine.stats import Stats
 
 if TYPE_CHECKING:
     from engine.backends.base import Engine
     from engine.tensors import Arrays, Row
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Group:
     """The rows of one job, gathered until the last is answered."""
 
@@ -28,31 +30,41 @@ class _Group:
     future: asyncio.Future[list[Arrays]]
     results: list[Arrays | None]
     missing: int
-    gone: bool = field(default=False)  # set by the loop's thread, read by the engine thread
+    pushed: float
+    first_run: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    group: _Group
-    index: int
-    row: Row
+_Waiting: TypeAlias = "tuple[_Group, tuple[int, Row]]"
 
 
 class Batcher:
-    """Runs rows on `engine` in a thread of its own. Safe to call from several event loops."""
+    """Runs rows on `engine` in a thread of its own. Safe to call from several event loops.
 
-    def __init__(self, engine: Engine, *, max_rows: int, max_tokens: int, max_queued: int) -> None:
-        self.rows_served = 0
-        self.batches_run = 0
+    The engine belongs to this object: it is closed with it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_rows: int,
+        max_tokens: int,
+        max_queued: int,
+        max_delay_s: float = 0.0,
+        stats: Stats | None = None,
+    ) -> None:
+        self.stats = stats or Stats()
         self._engine = engine
-        self._queue: BatchQueue[_Waiting] = BatchQueue(
+        self._queue: BatchQueue[_Group, tuple[int, Row]] = BatchQueue(
             max_rows=min(max_rows, engine.buckets.largest.batch),
             max_tokens=max_tokens,
             max_queued=max_queued,
-            abandoned=lambda waiting: waiting.group.gone,
+            overhead_tokens=engine.overhead_tokens,
+            max_delay_s=max_delay_s,
         )
         self._wake = threading.Condition()
         self._closed = False
+        self._busy_since: float | None = None
         # A daemon, so that an engine that hangs cannot keep a process alive that wants to exit.
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
@@ -62,71 +74,82 @@ class Batcher:
         """Rows that wait."""
         return len(self._queue)
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds for which the running batch has run; 0 when the engine is idle."""
+        since = self._busy_since
+        return time.monotonic() - since if since is not None else 0.0
+
     async def run(self, rows: Sequence[Row]) -> list[Arrays]:
         """The outputs of `rows`, in their order.
 
-        Raises Overloaded when they do not fit into the queue, EngineError when a batch that held one of them failed.
+        Raises Overloaded when they do not fit into the queue, EngineError when the engine failed on one of them.
         """
         loop = asyncio.get_running_loop()
-        group = _Group(loop, loop.create_future(), [None] * len(rows), len(rows))
-        entries = [Entry(_Waiting(group, index, row), row.length) for index, row in enumerate(rows)]
+        now = time.monotonic()
+        group = _Group(loop, loop.create_future(), [None] * len(rows), len(rows), now)
         with self._wake:
             if self._closed:
                 raise EngineError("the engine is closed")
-            self._queue.push(entries)
+            self._queue.push(group, [((index, row), row.length) for index, row in enumerate(rows)], now)
             self._wake.notify()
         try:
             return await group.future
         finally:
-            group.gone = True  # answered, failed or cancelled: rows that still wait are not run
+            if group.missing:  # cancelled, or failed with one of its rows: the others need not run
+                with self._wake:
+                    self._queue.cancel(group)
 
-    def close(self) -> None:
-        """Stop after the running batch, fail what waits, and close the engine."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Stop after the running batch, fail what waits, and close the engine; wait at most `timeout_s` seconds."""
         with self._wake:
             self._closed = True
             self._wake.notify()
-        self._thread.join()
+        self._thread.join(timeout_s)
 
     def _serve(self) -> None:
         while batch := self._next():
-            try:
-                outputs = run_rows(self._engine, [entry.item.row for entry in batch])
-            except Exception as error:  # whatever it is, it reaches the jobs of this batch and the thread lives
-                self._fail(batch, error)
-            else:
-                self.batches_run += 1
-                self.rows_served += len(batch)
-                self._deliver(batch, outputs)
-        self._fail(self._queue.drain(), EngineError("the worker is shutting down"))
+            begin = self._busy_since = time.monotonic()
+            self._run(batch, begin)
+            self._busy_since = None
+            self.stats.stage("run", time.monotonic() - begin)
+        for group in self._queue.drain():
+            _settle_from_thread(group, EngineError("the worker is shutting down"))
         self._engine.close()
 
-    def _next(self) -> list[Entry[_Waiting]]:
+    def _next(self) -> list[_Waiting]:
         """Wait for a batch; empty when closed."""
         with self._wake:
             while not self._closed:
-                if batch := self._queue.pop():
+                now = time.monotonic()
+                if batch := self._queue.pop(now):
                     return batch
-                self._wake.wait()
+                self._wake.wait(self._queue.due_in(now))
         return []
 
-    def _deliver(self, batch: list[Entry[_Waiting]], outputs: list[Arrays]) -> None:
-        finished: list[_Group] = []
-        for entry, output in zip(batch, outputs, strict=True):
-            group = entry.item.group
-            group.results[entry.item.index] = output
+    def _run(self, batch: list[_Waiting], begin: float) -> None:
+        """Run `batch`; where the engine fails, run its halves, until the rows that it fails on stand alone."""
+        try:
+            outputs = run_rows(self._engine, [row for _, (_, row) in batch])
+        except Exception as error:  # whatever it is, it reaches the job that it belongs to and the thread lives
+            if len(batch) > 1:
+                half = len(batch) // 2
+                self._run(batch[:half], begin)
+                self._run(batch[half:], begin)
+            else:
+                _settle_from_thread(batch[0][0], error)
+            return
+        self.stats.batch(len(batch))
+        for (group, (index, _)), output in zip(batch, outputs, strict=True):
+            group.first_run = group.first_run or begin
+            group.results[index] = output
             group.missing -= 1
             if not group.missing:
-                finished.append(group)
-        for group in finished:
-            _on_loop(group, None)
-
-    def _fail(self, batch: list[Entry[_Waiting]], error: Exception) -> None:
-        for group in {entry.item.group for entry in batch}:
-            _on_loop(group, error)
+                self.stats.stage("queue", group.first_run - group.pushed)
+                _settle_from_thread(group, None)
 
 
-def _on_loop(group: _Group, error: Exception | None) -> None:
-    """Settle `group` from the engine thread."""
+def _settle_from_thread(group: _Group, error: Exception | None) -> None:
     try:
         group.loop.call_soon_threadsafe(_settle, group, error)
     except RuntimeError:
@@ -134,15 +157,13 @@ def _on_loop(group: _Group, error: Exception | None) -> None:
 
 
 def _settle(group: _Group, error: Exception | None) -> None:
-    if group.future.done():  # cancelled, or failed with an earlier batch
+    if group.future.done():  # cancelled, or failed with an earlier row
         return
-    if error is not None:
-        group.future.set_exception(error if isinstance(error, EngineError) else _unexpected(error))
-    else:
+    if error is None:
         group.future.set_result([result for result in group.results if result is not None])
-
-
-def _unexpected(error: Exception) -> EngineError:
-    wrapped = EngineError(f"{type(error).__name__}: {error}")
-    wrapped.__cause__ = error
-    return wrapped
+    elif isinstance(error, EngineError):
+        group.future.set_exception(error)
+    else:
+        wrapped = EngineError(f"{type(error).__name__}: {error}")
+        wrapped.__cause__ = error
+        group.future.set_exception(wrapped)

@@ -136,8 +136,7 @@ def health(worker: Worker) -> dict[str, Any]:
         "uptime_s": worker.timeline.uptime_s,
         "jobs_done": worker.handler.jobs_done,
         "jobs_failed": worker.handler.jobs_failed,
-        "rows_served": worker.batcher.rows_served,
-        "batches_run": worker.batcher.batches_run,
         "rows_queued": worker.batcher.queued,
+        **worker.batcher.stats.summary(),
         "pid": os.getpid(),
     }

@@ -28,6 +28,11 @@ class Engine(Protocol):
         """The shapes that `run` takes, smallest first."""
         ...
 
+    @property
+    def overhead_tokens(self) -> int:
+        """What a run costs beside its tokens, expressed in tokens: how much padding is worth saving a run."""
+        ...
+
     def feeds(self, bucket: Bucket) -> Arrays:
         """The input buffers of `bucket`: write into them in place, then call `run`. Allocated at load."""
         ...

@@ -19,6 +19,8 @@ class FakeEngine:
     `on_run` is called before every run with its bucket: tests sleep or raise in it.
     """
 
+    overhead_tokens = 8
+
     def __init__(
         self,
         inputs: Sequence[TensorSpec],

@@ -17,6 +17,8 @@ from engine.tensors import Arrays
 LENGTH_STEP = 8
 """Lengths are rounded up to multiples of this. The CPU takes any shape; rounding bounds how many bindings exist."""
 
+# all-MiniLM-L6-v2 on two cores: 2.1 ms for 16 tokens and 7.1 ms for 64, so 0.1 ms a token and 4 tokens a run.
+_OVERHEAD_TOKENS = {"cpu": 4, "cuda": 512}  # cuda: not measured yet
 _LOG_ERRORS_ONLY = 3
 _WARM_UP = (Bucket(1, 16), Bucket(4, 32))
 
@@ -32,6 +34,7 @@ class OnnxRuntimeEngine:
         self, bundle: Bundle, graph: str = "model", *, provider: str = "cpu", threads: int = 0, max_batch: int = 32
     ) -> None:
         found = bundle.manifest.graphs[graph]
+        self.overhead_tokens = _OVERHEAD_TOKENS[provider]
         self.inputs = found.inputs
         self.outputs = found.outputs
         self.buckets = Ladder(range(1, max_batch + 1), rungs(bundle.manifest.task_config["max_length"], LENGTH_STEP))

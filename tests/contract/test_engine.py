@@ -32,7 +32,7 @@ def engine(request: pytest.FixtureRequest, small_bundle: Path) -> Iterator[Engin
 
 
 def row(length: int, seed: int = 0) -> Row:
-    ids = np.random.default_rng(seed).integers(1, 50, length).astype(np.int32)
+    ids = np.random.default_rng(seed).integers(1, 49, length).astype(np.int32)
     return Row({"input_ids": ids, "attention_mask": np.ones(length, np.int32)}, length)
 
 
@@ -87,7 +87,7 @@ async def test_rows_come_back_in_order(engine: Engine):
     for one, output in zip(rows, outputs, strict=True):
         assert np.allclose(output["embedding"], run_rows(engine, [one])[0]["embedding"], rtol=1e-5, atol=1e-6)
     batcher.close()
-    assert batcher.rows_served == 100
+    assert batcher.stats.rows == 100
 
 
 async def test_jobs_share_batches_while_the_engine_is_busy(small_bundle: Path):
@@ -111,25 +111,31 @@ async def test_jobs_share_batches_while_the_engine_is_busy(small_bundle: Path):
     assert [bucket.batch for bucket in runs] == [1, 8]
 
 
-async def test_an_engine_error_reaches_the_jobs_of_its_batch_and_no_other(small_bundle: Path):
+async def test_a_poisoned_row_fails_its_own_job_only(small_bundle: Path):
+    """Whatever shares a batch with a row that the engine fails on is answered."""
     engine = FakeEngine.from_bundle(open_bundle(small_bundle))
+    poison, gate, started = 49, threading.Event(), threading.Event()
 
-    def fail_on_long_rows(bucket: Bucket) -> None:
-        if bucket.length > 16:
+    def fail_on_poison(bucket: Bucket) -> None:
+        started.set()
+        gate.wait(10)
+        if (engine.feeds(bucket)["input_ids"] == poison).any():
             raise MemoryError("no memory for this")
 
-    engine.on_run = fail_on_long_rows
-    batcher = Batcher(engine, max_rows=1, max_tokens=1000, max_queued=10)
-    results = await asyncio.gather(
-        batcher.run([row(4)]),
-        batcher.run([row(30)]),
-        batcher.run([row(4), row(30)]),
-        batcher.run([row(5)]),
-        return_exceptions=True,
-    )
+    engine.on_run = fail_on_poison
+    batcher = batcher_on(engine)
+    first = asyncio.ensure_future(batcher.run([row(4)]))
+    await asyncio.to_thread(started.wait, 10)  # what comes now shares a batch
+    bad = Row({"input_ids": np.full(4, poison, np.int32), "attention_mask": np.ones(4, np.int32)}, 4)
+    jobs = [[row(4, 1)], [bad], [row(4, 2), bad], [row(4, 3)], [row(4, 4), row(4, 5)]]
+    assert not any((one.feeds["input_ids"] == poison).any() for job in (0, 3, 4) for one in jobs[job])
+    running = [asyncio.ensure_future(batcher.run(job)) for job in jobs]
+    await asyncio.sleep(0)
+    gate.set()
+    results = await asyncio.gather(first, *running, return_exceptions=True)
     batcher.close()
-    assert [isinstance(result, EngineError) for result in results] == [False, True, True, False]
-    assert "MemoryError: no memory for this" in str(results[1])
+    assert [isinstance(result, EngineError) for result in results] == [False, False, True, True, False, False]
+    assert "MemoryError: no memory for this" in str(results[2])
 
 
 async def test_a_cancelled_job_settles_nothing_and_the_rest_goes_on(small_bundle: Path):
@@ -152,7 +158,7 @@ async def test_a_cancelled_job_settles_nothing_and_the_rest_goes_on(small_bundle
     gate.set()
     assert len(await kept) == 1
     batcher.close()
-    assert batcher.rows_served == 2  # the row that ran already, and the kept one
+    assert batcher.stats.rows == 2  # the row that ran already, and the kept one
 
 
 async def test_overload_is_refused_at_the_door(small_bundle: Path):

@@ -1,61 +1,166 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from engine.batch_queue import BatchQueue, Entry
+from engine.batch_queue import BatchQueue
 from engine.errors import Overloaded
 
-lengths = st.lists(st.integers(1, 128), max_size=200)
+lengths = st.lists(st.integers(1, 128), min_size=1, max_size=60)
 
 
-def queue_of(lengths: list[int], max_rows: int = 8, max_tokens: int = 256) -> BatchQueue[int]:
-    queue: BatchQueue[int] = BatchQueue(max_rows=max_rows, max_tokens=max_tokens, max_queued=1000)
-    queue.push([Entry(index, length) for index, length in enumerate(lengths)])
+def queue_of(jobs: list[list[int]], **changes: float) -> BatchQueue[int, int]:
+    """Jobs 0, 1, ... with rows 0, 1, ... of the given lengths."""
+    options = {"max_rows": 8, "max_tokens": 256, "max_queued": 10_000, "overhead_tokens": 8, **changes}
+    queue: BatchQueue[int, int] = BatchQueue(**options)  # type: ignore[arg-type]
+    for job, rows in enumerate(jobs):
+        queue.push(job, list(enumerate(rows)), now=0.0)
     return queue
 
 
-def drained(queue: BatchQueue[int]) -> list[list[Entry[int]]]:
+def drained(queue: BatchQueue[int, int]) -> list[list[tuple[int, int]]]:
     batches = []
-    while batch := queue.pop():
+    while batch := queue.pop(0.0):
         batches.append(batch)
     return batches
 
 
-@given(lengths, st.integers(1, 16), st.integers(1, 512))
-def test_every_row_goes_once_within_the_budget(lengths: list[int], max_rows: int, max_tokens: int):
-    batches = drained(queue_of(lengths, max_rows, max_tokens))
-    assert sorted(entry.item for batch in batches for entry in batch) == list(range(len(lengths)))
+@given(st.lists(lengths, max_size=6), st.integers(1, 16), st.integers(1, 512), st.integers(0, 600))
+def test_every_row_goes_once_within_the_budget(jobs: list[list[int]], rows: int, tokens: int, overhead: int):
+    batches = drained(queue_of(jobs, max_rows=rows, max_tokens=tokens, overhead_tokens=overhead))
+    every = [(job, row) for job, of_job in enumerate(jobs) for row in range(len(of_job))]
+    assert sorted(pair for batch in batches for pair in batch) == every
     for batch in batches:
-        assert len(batch) <= max_rows
-        assert len(batch) == 1 or len(batch) * max(entry.length for entry in batch) <= max_tokens
+        longest = max(jobs[job][row] for job, row in batch)
+        assert len(batch) <= rows
+        assert len(batch) == 1 or len(batch) * longest <= tokens
+
+
+@given(st.lists(lengths, min_size=2, max_size=6))
+def test_a_job_waits_at_most_one_turn_of_each_other_job(jobs: list[list[int]]):
+    batches = drained(queue_of(jobs))
+    served = [
+        next(turn for turn, batch in enumerate(batches) if any(j == job for j, _ in batch)) for job in range(len(jobs))
+    ]
+    assert all(turn < len(jobs) for turn in served)
+
+
+def test_a_big_job_does_not_starve_a_small_one():
+    queue = queue_of([[40] * 5000])
+    queue.pop(0.0)
+    queue.push(1, [(0, 10)], now=0.0)
+    following = [queue.pop(0.0) for _ in range(2)]
+    assert any((1, 0) in batch for batch in following)
 
 
 @given(lengths)
-def test_the_oldest_row_always_goes(lengths: list[int]):
-    queue, waiting = queue_of(lengths), set(range(len(lengths)))
-    while batch := queue.pop():
-        assert min(waiting) in {entry.item for entry in batch}
-        waiting -= {entry.item for entry in batch}
+def test_padding_never_costs_more_than_the_runs_that_it_saves(rows: list[int]):
+    for batch in drained(queue_of([rows], overhead_tokens=8)):
+        of_batch = [rows[row] for _, row in batch]
+        padding = len(of_batch) * max(of_batch) - sum(of_batch)
+        assert padding <= 8 * (len(of_batch) - 1)
 
 
 def test_rows_of_near_length_share_a_batch():
-    queue = queue_of([10, 100, 11, 101, 12, 102], max_rows=3, max_tokens=10_000)
-    assert [sorted(entry.length for entry in batch) for batch in drained(queue)] == [[10, 11, 12], [100, 101, 102]]
+    jobs = [[10], [100], [11], [101], [12], [102]]
+    batches = drained(queue_of(jobs, max_rows=3, max_tokens=10_000))
+    assert [sorted(jobs[job][row] for job, row in batch) for batch in batches] == [[10, 11, 12], [100, 101, 102]]
 
 
-def test_abandoned_rows_do_not_run():
-    queue: BatchQueue[int] = BatchQueue(max_rows=8, max_tokens=100, max_queued=9, abandoned=lambda item: item % 2 == 0)
-    queue.push([Entry(index, 1) for index in range(6)])
-    assert sorted(entry.item for entry in queue.pop()) == [1, 3, 5]
-    assert queue.pop() == []
-    assert len(queue) == 0
+def test_where_a_run_is_dear_everything_shares_it():
+    jobs = [[10], [100], [11]]
+    (batch,) = drained(queue_of(jobs, max_tokens=10_000, overhead_tokens=1000))
+    assert len(batch) == 3
+
+
+def test_a_batch_may_wait_for_company_but_not_for_ever():
+    queue = queue_of([], max_delay_s=0.5, max_rows=2)
+    assert queue.due_in(0.0) is None
+    queue.push(0, [(0, 5)], now=10.0)
+    assert queue.due_in(10.1) == pytest.approx(0.4)
+    assert queue.pop(10.1) == []
+    assert queue.pop(10.5) == [(0, 0)]
+    queue.push(1, [(0, 5), (1, 5)], now=11.0)
+    assert queue.due_in(11.0) == 0.0  # full
+    assert len(queue.pop(11.0)) == 2
 
 
 def test_a_full_queue_takes_all_rows_of_a_job_or_none():
-    queue: BatchQueue[int] = BatchQueue(max_rows=8, max_tokens=100, max_queued=3)
-    queue.push([Entry(0, 1), Entry(1, 1)])
+    queue = queue_of([[1, 1]], max_queued=3)
     with pytest.raises(Overloaded, match="2 rows wait, 2 more are over the limit of 3"):
-        queue.push([Entry(2, 1), Entry(3, 1)])
+        queue.push(1, [(0, 1), (1, 1)], now=0.0)
     assert len(queue) == 2
-    queue.push([Entry(4, 1)])
-    assert [entry.item for entry in queue.drain()] == [0, 1, 4]
+    queue.push(2, [(0, 1)], now=0.0)
+    assert sorted(queue.drain()) == [0, 2]
+    assert len(queue) == 0
+
+
+class Queue(RuleBasedStateMachine):
+    """Anything may happen in any order: no row is lost, none goes twice, no budget is exceeded, nobody starves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: BatchQueue[int, tuple[int, int]] = BatchQueue(
+            max_rows=4, max_tokens=200, max_queued=40, overhead_tokens=16, max_delay_s=1.0
+        )
+        self.now = 0.0
+        self.next_job = 0
+        self.waiting: dict[int, list[tuple[int, int]]] = {}  # job -> (number, length)
+        self.turns_left: dict[int, int] = {}  # job -> batches within which it must be served
+
+    @rule(rows=st.lists(st.integers(1, 300), min_size=1, max_size=12), wait=st.floats(0, 2))
+    def push(self, rows: list[int], wait: float):
+        self.now += wait
+        job, self.next_job = self.next_job, self.next_job + 1
+        numbered = list(enumerate(rows))
+        if sum(map(len, self.waiting.values())) + len(rows) > 40:
+            with pytest.raises(Overloaded):
+                self.queue.push(job, [((n, length), length) for n, length in numbered], self.now)
+        else:
+            self.queue.push(job, [((n, length), length) for n, length in numbered], self.now)
+            self.waiting[job] = numbered
+            self.turns_left[job] = len(self.waiting)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject):
+        job = data.draw(st.sampled_from(sorted(self.waiting)))
+        assert self.queue.cancel(job) == len(self.waiting.pop(job))
+        assert self.queue.cancel(job) == 0
+
+    @rule(wait=st.floats(0, 2))
+    def pop(self, wait: float):
+        self.now += wait
+        due = self.queue.due_in(self.now)
+        batch = self.queue.pop(self.now)
+        assert bool(batch) == (due == 0.0)
+        if not batch:
+            return
+        lengths = [length for _, (_, length) in batch]
+        assert len(batch) <= 4
+        assert len(batch) == 1 or len(batch) * max(lengths) <= 200
+        for job, row in batch:
+            # Among rows of equal length the order within a job is kept.
+            assert row == next(other for other in self.waiting[job] if other[1] == row[1])
+            self.waiting[job].remove(row)
+        served = {job for job, _ in batch}
+        self.waiting = {job: rows for job, rows in self.waiting.items() if rows}
+        for job in self.waiting:
+            self.turns_left[job] = len(self.waiting) if job in served else self.turns_left[job] - 1
+            assert self.turns_left[job] > 0
+
+    @invariant()
+    def nothing_is_lost(self):
+        assert len(self.queue) == sum(map(len, self.waiting.values()))
+        assert (self.queue.due_in(self.now) is None) == (not self.waiting)
+
+    def teardown(self):
+        self.now += 10
+        while batch := self.queue.pop(self.now):
+            for job, row in batch:
+                self.waiting[job].remove(row)
+        assert not any(self.waiting.values())
+
+
+Queue.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestQueue = Queue.TestCase

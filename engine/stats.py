@@ -1,0 +1,44 @@
+"""Counts and recent durations of a worker, for the health reply. Rule: cheap to record, computed only when asked."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any
+
+_RECENT = 1000  # samples a stage: percentiles of what happened lately, in bounded memory
+
+
+class Stats:
+    """What an engine thread and a handler record."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.batch_sizes: Counter[int] = Counter()
+        self._stages: dict[str, deque[float]] = {}
+
+    def batch(self, rows: int) -> None:
+        """A batch of `rows` rows has run."""
+        self.rows += rows
+        self.batch_sizes[rows] += 1
+
+    def stage(self, name: str, seconds: float) -> None:
+        """A stage took `seconds`."""
+        self._stages.setdefault(name, deque(maxlen=_RECENT)).append(seconds)
+
+    def summary(self) -> dict[str, Any]:
+        """Rows, batches by size, and percentiles of the stages in ms."""
+        return {
+            "rows_served": self.rows,
+            "batches_run": sum(self.batch_sizes.values()),
+            "rows_per_batch": {str(size): count for size, count in sorted(self.batch_sizes.items())},
+            "stages_ms": {name: _percentiles(list(samples)) for name, samples in self._stages.items()},
+        }
+
+
+def _percentiles(samples: list[float]) -> Mapping[str, float]:
+    samples.sort()
+    return {
+        f"p{share}": round(samples[min(len(samples) - 1, len(samples) * share // 100)] * 1e3, 3)
+        for share in (50, 90, 99)
+    }
