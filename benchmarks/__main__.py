@@ -10,6 +10,7 @@ _COMMANDS = {
     "demo": "export all-MiniLM-L6-v2, serve it, send it jobs",
     "emulator": "a RunPod queue endpoint on localhost",
     "peers": "this worker beside a stock-SDK worker with sentence-transformers, in one run",
+    "readme": "write the README's tables anew from settings and results",
 }
 
 

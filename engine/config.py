@@ -72,8 +72,17 @@ class Settings(Limits):
     max_batch_tokens: int = _setting(
         "MAX_BATCH_TOKENS", 4096, _whole(1, 1 << 24), "Tokens that the engine runs at once, padding included."
     )
+    max_queue_delay_ms: int = _setting(
+        "MAX_QUEUE_DELAY_MS", 0, _whole(0, 10_000), "Milliseconds that a batch which is not full waits for company."
+    )
     max_queued_rows: int = _setting(
         "MAX_QUEUED_ROWS", 50_000, _whole(1, 10_000_000), "Rows that may wait; beyond it a job is refused with a retry."
+    )
+    job_timeout_s: float = _setting(
+        "JOB_TIMEOUT_S", 0.0, _seconds(0, 86_400), "Seconds after which a job fails; 0 leaves that to RunPod."
+    )
+    engine_timeout_s: float = _setting(
+        "ENGINE_TIMEOUT_S", 60.0, _seconds(0.1, 3600), "Seconds after which a batch that still runs ends the worker."
     )
     drain_timeout_s: float = _setting(
         "DRAIN_TIMEOUT_S", 20.0, _seconds(0, 3600), "Seconds that running jobs get after SIGTERM."

@@ -1,48 +1,33 @@
-"""`BUNDLE=path python -m handler`: boot, then the job loop.
+"""`BUNDLE=path python -m handler`: two processes, one with the engine, one with the job loop.
 
-Off RunPod (no RUNPOD_WEBHOOK_GET_JOB) the SDK's own local modes answer: `--test_input '{"input": ...}'`, a
-test_input.json in the working directory, or `--rp_serve_api`.
+Off RunPod (no RUNPOD_WEBHOOK_GET_JOB) the SDK's own local modes answer, in one process: `--test_input JSON`, a
+test_input.json in the working directory, or `--rp_serve_api`. So does WORKER_LOOP=sdk.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
+from engine.config import Settings
+from engine.errors import WorkerFault
+from handler.log import log
 from handler.timeline import Timeline
 
-if TYPE_CHECKING:
-    from handler.boot import Worker
+_STOP_S = 2.0  # for the engine's process to end after its last job
 
 
 def main() -> int:
-    """Serve until told to stop. Returns the exit code: 0 after a clean stop, 1 when the worker cannot start."""
+    """Serve until told to stop. The exit code: 0 after a clean stop, 1 when the worker cannot start or go on."""
     timeline = Timeline()
-    from engine.config import Settings
-    from engine.errors import WorkerFault
-    from handler.boot import boot
-    from handler.log import log
-
     try:
         settings = Settings.from_environ(os.environ)
-        stock = settings.worker_loop == "sdk" or _is_local()
-        worker = boot(settings, timeline, with_sdk=not stock)
+        if settings.worker_loop == "sdk" or _is_local():
+            return _serve_stock(settings, timeline)
+        return _serve(settings, timeline)
     except WorkerFault as error:
         log("ERROR", f"cannot start: {error}")
         return 1
-    log("INFO", f"engine {worker.choice.engine}: {worker.choice.reason}")
-    if stock:
-        from handler.sdk import start_stock
-
-        _log_ready(worker)
-        start_stock(worker.handler.handle, settings.max_concurrency)
-    else:
-        import asyncio
-
-        asyncio.run(_serve(worker))
-    worker.batcher.close()
-    return 0
 
 
 def _is_local() -> bool:
@@ -51,43 +36,32 @@ def _is_local() -> bool:
     )
 
 
-async def _serve(worker: Worker) -> None:
-    from handler.job_loop import JobLoop
+def _serve_stock(settings: Settings, timeline: Timeline) -> int:
+    from handler.boot import boot
+    from handler.sdk import start_stock
 
-    settings = worker.settings
-    assert worker.sdk is not None
-    heartbeats = []
-    sdk = worker.sdk
+    worker = boot(settings, timeline)
+    log("INFO", "ready", engine=worker.choice.engine, reason=worker.choice.reason, boot_ms=timeline.stages)
+    start_stock(worker.handler.handle, settings.max_concurrency)
+    worker.batcher.close()
+    return 0
 
-    def first_take() -> None:
-        # The poll is on its way. The ping process starts only now: its imports would share our cores.
-        from handler.heartbeat import Heartbeat
 
-        worker.timeline.mark("first take")
-        heartbeats.append(Heartbeat(os.environ))
-        sdk.progress.set_mirror(heartbeats[0])
-        _log_ready(worker)
+def _serve(settings: Settings, timeline: Timeline) -> int:
+    from handler import engine_process
 
-    loop = JobLoop(
-        sdk,
-        worker.handler.handle,
-        concurrency_modifier=lambda current: settings.max_concurrency,
-        drain_timeout_s=settings.drain_timeout_s,
-        result_timeout_s=settings.result_timeout_s,
-        debug=settings.debug,
-        on_first_take=first_take,
-    )
+    pid, end = engine_process.fork(lambda end: engine_process.serve(end, settings, timeline))
     try:
-        await loop.run()
+        # From here on both processes load their libraries side by side.
+        with timeline.stage("SDK import"):
+            from handler import sdk
+
+            loaded = sdk.load()
+            from handler.front import serve_jobs
+        return serve_jobs(settings, timeline, loaded, end)
     finally:
-        for heartbeat in heartbeats:
-            heartbeat.stop()
-
-
-def _log_ready(worker: Worker) -> None:
-    from handler.log import log
-
-    log("INFO", "ready", boot_ms=worker.timeline.stages, engine=worker.choice.engine)
+        end.close()
+        engine_process.wait_for(pid, _STOP_S)
 
 
 if __name__ == "__main__":

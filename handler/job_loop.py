@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from engine.errors import InvalidInput, Overloaded
+from engine.errors import InvalidInput, Overloaded, WorkerFault
 from handler.log import log
-from handler.reply import body_of, body_of_error, to_json
+from handler.reply import body_of, body_of_error, encode
 from handler.sdk import Sdk
 from handler.transport import Poll, Results
 
@@ -30,6 +30,7 @@ class JobLoop:
     """Takes jobs, runs `handler` on them and posts what it returns, until `stop` or a signal.
 
     `handler` is what the SDK calls a handler: a function, coroutine function or (async) generator function of a job.
+    It may also return bytes: a body that is already encoded.
     `concurrency_modifier` is asked before every take for the number of jobs to run at once, as the SDK does.
     """
 
@@ -41,6 +42,7 @@ class JobLoop:
         concurrency_modifier: Callable[[int], int],
         drain_timeout_s: float = 20.0,
         result_timeout_s: float = 120.0,
+        job_timeout_s: float = 0.0,
         debug: bool = False,
         on_first_take: Callable[[], None] = lambda: None,
     ) -> None:
@@ -50,11 +52,12 @@ class JobLoop:
         self._modify_concurrency = concurrency_modifier
         self._drain_timeout_s = drain_timeout_s
         self._result_timeout_s = result_timeout_s
+        self._job_timeout_s = job_timeout_s or None
         self._debug = debug
         self._on_first_take: Callable[[], None] | None = on_first_take
         self._streams = inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler)
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._answers: dict[str, asyncio.Future[bytes]] = {}
         self._stopped_jobs: set[str] = set()
         self._stop = asyncio.Event()
         self._room = asyncio.Event()
@@ -155,32 +158,39 @@ class JobLoop:
             log("INFO", "stopped by the platform", job_id)
             return
         else:
-            body = body_of_error(Overloaded("the worker is shutting down"))
+            body = encode(body_of_error(Overloaded("the worker is shutting down")))
         await self._results.send(job_id, body, stream=self._streams)
 
-    async def _answer(self, job_id: str, job: dict[str, Any]) -> dict[str, Any]:
+    async def _answer(self, job_id: str, job: dict[str, Any]) -> bytes:
         """What to post for `job`."""
+        limit = asyncio.timeout(self._job_timeout_s)
         try:
             if "input" not in job:
                 raise InvalidInput("the job has no `input`")
-            if self._streams:
-                return await self._stream(job_id, job)
-            value = self._handler(job)
-            return body_of(await value if inspect.isawaitable(value) else value)
+            async with limit:
+                if self._streams:
+                    return await self._stream(job_id, job)
+                value = self._handler(job)
+                if inspect.isawaitable(value):
+                    value = await value
+            return value if isinstance(value, bytes) else encode(body_of(value))
+        except TimeoutError as error:
+            late = WorkerFault(f"the job took longer than {self._job_timeout_s} s (JOB_TIMEOUT_S)")
+            return encode(body_of_error(late if limit.expired() else error, debug=self._debug))
         except Exception as error:  # a handler may raise anything
             log("ERROR", f"the handler failed: {type(error).__name__}: {error}", job_id)
-            return body_of_error(error, debug=self._debug)
+            return encode(body_of_error(error, debug=self._debug))
 
-    async def _stream(self, job_id: str, job: dict[str, Any]) -> dict[str, Any]:
+    async def _stream(self, job_id: str, job: dict[str, Any]) -> bytes:
         """Post what a generator handler yields, chunk by chunk; the body that closes the stream."""
         chunks = self._handler(job)
         if inspect.isasyncgen(chunks):
             async for chunk in chunks:
-                await self._results.send_chunk(job_id, to_json(chunk))
+                await self._results.send_chunk(job_id, encode({"output": chunk}))
         else:
             for chunk in chunks:
-                await self._results.send_chunk(job_id, to_json(chunk))
-        return {"output": []}
+                await self._results.send_chunk(job_id, encode({"output": chunk}))
+        return encode({"output": []})
 
     # Stopping
 

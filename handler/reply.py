@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import traceback
 from typing import Any
 
-import numpy as np
+import orjson
 
 from engine.errors import WorkerError, WorkerFault
 
@@ -21,23 +22,26 @@ def to_json(value: Any) -> Any:
     Raises WorkerFault for anything that JSON cannot carry, NaN and infinity included: Python would write them as
     words that no other reader takes.
     """
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise WorkerFault("the answer holds NaN or infinity")
+    if _is_numpy(value):
         if value.dtype.kind not in "fiub":
             raise WorkerFault(f"the answer holds an array of {value.dtype}, which JSON cannot carry")
+        refuse_not_finite(value)
         return value.tolist()
-    if isinstance(value, np.generic):
-        return to_json(np.asarray(value))
     if isinstance(value, dict):
         return {_key(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise WorkerFault("the answer holds NaN or infinity")
+    if isinstance(value, float):
+        refuse_not_finite(value)
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise WorkerFault(f"the answer holds a {type(value).__name__}, which JSON cannot carry")
+
+
+def _is_numpy(value: Any) -> bool:
+    # Where numpy was never imported nothing is an array; the process of the job loop lives without it.
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic))
 
 
 def _key(key: Any) -> str:
@@ -52,7 +56,11 @@ def body_of(value: Any) -> dict[str, Any]:
     A dict with "error" fails the job; "refresh_worker" asks RunPod to stop the worker after it. Raises WorkerFault
     where the stock SDK would never post a result: for values that JSON cannot carry.
     """
-    value = to_json(value)
+    return body_of_json(to_json(value))
+
+
+def body_of_json(value: Any) -> dict[str, Any]:
+    """The same for a value that need not be converted: one of JSON's own, or arrays that `encode` takes."""
     if not isinstance(value, dict):
         return {"output": value}
     error, refresh = value.pop("error", None), value.pop("refresh_worker", None)
@@ -77,5 +85,27 @@ def body_of_error(error: BaseException, *, debug: bool = False) -> dict[str, Any
 
 
 def encode(body: dict[str, Any]) -> bytes:
-    """The body as it is posted."""
-    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+    """The body as it is posted; numpy arrays are written directly, float32 with the digits that give it back.
+
+    Raises WorkerFault for what JSON cannot carry.
+    """
+    refuse_not_finite(body)
+    try:
+        return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:
+        # Arrays that are not contiguous, lone surrogates, integers over 64 bits; or nothing that JSON can carry.
+        return json.dumps(to_json(body), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def refuse_not_finite(value: Any) -> None:
+    """Raise WorkerFault where `value` holds NaN or infinity, for which JSON has no words."""
+    if _is_numpy(value):
+        finite = value.dtype.kind != "f" or bool(sys.modules["numpy"].isfinite(value).all())
+    elif isinstance(value, float):
+        finite = math.isfinite(value)
+    else:
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+            refuse_not_finite(item)
+        return
+    if not finite:
+        raise WorkerFault("the answer holds NaN or infinity")

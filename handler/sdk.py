@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from engine.errors import ConfigError
+from handler.log import log
 
 TESTED_VERSION = "1.12.0"
 
@@ -159,6 +160,15 @@ def load() -> Sdk:
             f"this RunPod SDK is not the one that was tested ({TESTED_VERSION}): {error}; "
             f"install runpod=={TESTED_VERSION} or set WORKER_LOOP=sdk"
         ) from error
+
+
+def report_unhealthy(check: str, reason: str) -> None:
+    """Tell RunPod that this worker is to be replaced, as the SDK does for a failed fitness check. Best effort."""
+    try:
+        fitness = importlib.import_module("runpod.serverless.modules.rp_fitness")
+        fitness._report_unhealthy(check, reason)
+    except Exception as error:  # the worker exits all the same, and RunPod sees that too
+        log("WARN", f"reporting the worker as unhealthy failed: {type(error).__name__}: {error}")
 
 
 def start_stock(handler: Any, max_concurrency: int) -> None:

@@ -132,31 +132,31 @@ class Results:
             timeout=aiohttp.ClientTimeout(total=60),
         )
 
-    async def send(self, job_id: str, body: dict[str, Any], *, stream: bool = False) -> bool:
-        """Post a job's final result; `stream` says that chunks went before it. Returns whether RunPod took it.
+    async def send(self, job_id: str, body: bytes, *, stream: bool = False) -> bool:
+        """Post a job's final result, encoded; `stream` says that chunks went before it. Whether RunPod took it.
 
         A result that RunPod refuses for good (too large, say) is replaced by an error that says so.
         """
         status = await self._post(self._sdk.job_done_url, job_id, body, stream)
-        if status is not None and status in (400, 413) and "output" in body:
-            megabytes = len(encode(body)) / 1e6
-            refusal = f"worker fault: RunPod refused the result with status {status} ({megabytes:.1f} MB); ask for less"
-            status = await self._post(self._sdk.job_done_url, job_id, {"error": refusal}, stream)
+        if status is not None and status in (400, 413) and body.startswith(b'{"output"'):
+            size = f"{len(body) / 1e6:.1f} MB"
+            refusal = {"error": f"worker fault: RunPod refused the result with status {status} ({size}); ask for less"}
+            status = await self._post(self._sdk.job_done_url, job_id, encode(refusal), stream)
         return status is not None and status < 300
 
-    async def send_chunk(self, job_id: str, chunk: Any) -> None:
-        """Post one part of a streamed result."""
-        await self._post(self._sdk.job_stream_url, job_id, {"output": chunk}, False)
+    async def send_chunk(self, job_id: str, body: bytes) -> None:
+        """Post one part of a streamed result, encoded."""
+        await self._post(self._sdk.job_stream_url, job_id, body, False)
 
-    async def _post(self, template: str, job_id: str, body: dict[str, Any], stream: bool) -> int | None:
+    async def _post(self, template: str, job_id: str, body: bytes, stream: bool) -> int | None:
         """The final HTTP status; None when the time ran out. Server errors and broken connections are tried again."""
         url = f"{template.replace('$ID', job_id)}&isStream={'true' if stream else 'false'}"
         # The body is JSON although the header says otherwise: that is what the platform expects.
         headers = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded", "X-Request-ID": job_id}
-        data, deadline, pause = encode(body), time.monotonic() + self._timeout_s, _FIRST_PAUSE_S
+        deadline, pause = time.monotonic() + self._timeout_s, _FIRST_PAUSE_S
         while True:
             try:
-                async with self._session.post(url, data=io.BytesIO(data), headers=headers) as response:
+                async with self._session.post(url, data=io.BytesIO(body), headers=headers) as response:
                     await response.read()
                     if response.status < 500 and response.status not in _TEMPORARY:
                         if response.status >= 300:

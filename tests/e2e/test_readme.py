@@ -112,7 +112,7 @@ def test_every_file_that_the_readme_links_to_is_there():
     assert [link for link in links if not Path(link).exists()] == []
 
 
-def test_the_table_of_figures_comes_from_the_committed_results():
-    from benchmarks.peers import table
+def test_the_tables_are_made_from_the_code_and_the_committed_results():
+    from benchmarks.readme import rendered
 
-    assert table(json.loads(Path("benchmarks/results/peers-cpu.json").read_text())) in README
+    assert rendered(README) == README, "run `python -m benchmarks readme`"

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import Settings, settings_table
+from engine.config import Settings
 from engine.errors import ConfigError
 
 
@@ -36,7 +36,3 @@ def test_an_error_names_variable_value_and_fix(name: str, value: str, allowed: s
     assert f"{name}={value!r}" in str(error.value)
     assert allowed in str(error.value)
     assert "leave it out for" in str(error.value)
-
-
-def test_the_readme_has_the_table_of_settings():
-    assert settings_table() in Path("README.md").read_text()

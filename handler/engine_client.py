@@ -1,0 +1,110 @@
+"""The worker's side of the engine's process: hands jobs over, passes cancellations on, notices death and hanging."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from engine.errors import ConfigError, EngineError, InvalidInput, WorkerFault
+from handler.frames import Frames, open_frames
+
+_CHECKS_PER_TIMEOUT = 4
+
+
+class EngineClient:
+    """Answers jobs through the process at the other end of `end`.
+
+    `on_failure` is called once, with a sentence, when that process ends or hangs; every job that it held then fails.
+    """
+
+    def __init__(self, end: socket.socket, on_failure: Callable[[str], None]) -> None:
+        self.ready: dict[str, Any] = {}
+        """What the engine's process said when it was ready: engine, reason."""
+        self._end = end
+        self._on_failure = on_failure
+        self._numbers = itertools.count()
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._started: asyncio.Future[dict[str, float]]
+        self._frames: Frames | None = None
+        self._closing = False
+        self._last_pong = 0.0
+        self._busy_s = 0.0
+
+    async def start(self) -> dict[str, float]:
+        """Wait until the engine is ready; its boot stages in ms. Raises WorkerFault with the reason when it is not."""
+        self._started = asyncio.get_running_loop().create_future()
+        self._frames = await open_frames(self._end, self._on_frame, self._on_end)
+        return await self._started
+
+    async def handle(self, job: dict[str, Any]) -> bytes:
+        """The body to post for `job`. Raises EngineError when the engine's process fails while it holds the job."""
+        body: bytes = await self._ask("job", job)
+        return body
+
+    async def health(self) -> dict[str, Any]:
+        """What the engine's process reports of itself."""
+        report: dict[str, Any] = await self._ask("health", None)
+        return report
+
+    async def _ask(self, kind: str, content: Any) -> Any:
+        assert self._frames is not None, "start() first"
+        number = next(self._numbers)
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            self._frames.send(kind, number, content)
+            return await future
+        except ValueError as error:
+            raise InvalidInput("the job is nested too deeply") from error
+        except asyncio.CancelledError:
+            self._frames.send("cancel", number, None)
+            raise
+        finally:
+            del self._waiting[number]
+
+    def _on_frame(self, kind: str, *content: Any) -> None:
+        if kind == "ready":
+            self.ready, stages = content
+            self._started.set_result(stages)
+        elif kind == "failed":
+            self._started.set_exception(ConfigError(content[0]))
+        elif kind == "pong":
+            self._last_pong, self._busy_s = time.monotonic(), content[1]
+        elif (future := self._waiting.get(content[0])) and not future.done():
+            future.set_result(content[1])
+
+    def _on_end(self) -> None:
+        if not self._closing:
+            self._fail("the engine's process ended unexpectedly")
+
+    def _fail(self, sentence: str) -> None:
+        self._closing = True
+        if not self._started.done():
+            self._started.set_exception(WorkerFault(sentence))
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(EngineError(sentence))
+        self._on_failure(sentence)
+
+    async def watch(self, timeout_s: float) -> None:
+        """Fail when one batch runs for longer than `timeout_s`, or the process does not even say how long."""
+        assert self._frames is not None, "start() first"
+        pause = timeout_s / _CHECKS_PER_TIMEOUT
+        while True:
+            self._last_pong = time.monotonic()
+            while self._waiting and not self._closing:
+                self._frames.send("ping", 0, None)
+                await asyncio.sleep(pause)
+                if max(self._busy_s, time.monotonic() - self._last_pong) > timeout_s:
+                    self._fail(f"the engine did not answer within {timeout_s:g} s (ENGINE_TIMEOUT_S)")
+            await asyncio.sleep(pause)
+
+    def close(self) -> None:
+        """Close the connection; the engine's process ends when it notices."""
+        self._closing = True
+        if self._frames is not None:
+            self._frames.close()

@@ -1,0 +1,93 @@
+"""The worker's process that talks to RunPod: the job loop, the heartbeat, and the client of the engine's process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from engine.config import Settings
+from handler import sdk as sdk_module
+from handler.engine_client import EngineClient
+from handler.heartbeat import Heartbeat
+from handler.job_loop import JobLoop
+from handler.log import log
+from handler.sdk import Sdk
+from handler.timeline import Timeline
+
+_HEARTBEAT_DELAY_S = 0.5  # its imports take a tenth of a second of the interpreter: let a waiting job go first
+
+
+def serve_jobs(settings: Settings, timeline: Timeline, sdk: Sdk, end: socket.socket) -> int:
+    """Serve until a signal stops it; the exit code, 1 when the engine failed meanwhile.
+
+    Raises WorkerFault when the engine cannot start.
+    """
+    front = _Front(settings, timeline, sdk, end)
+    asyncio.run(front.run())
+    return 1 if front.failed else 0
+
+
+class _Front:
+    def __init__(self, settings: Settings, timeline: Timeline, sdk: Sdk, end: socket.socket) -> None:
+        self.failed: str | None = None
+        self.engine = EngineClient(end, self._on_failure)
+        self._settings = settings
+        self._timeline = timeline
+        self._sdk = sdk
+        self._heartbeat = Heartbeat(os.environ)
+        self._loop = JobLoop(
+            sdk,
+            self.handle,
+            concurrency_modifier=lambda current: settings.max_concurrency,
+            drain_timeout_s=settings.drain_timeout_s,
+            result_timeout_s=settings.result_timeout_s,
+            job_timeout_s=settings.job_timeout_s,
+            debug=settings.debug,
+            on_first_take=self._on_first_take,
+        )
+
+    async def run(self) -> None:
+        try:
+            self._timeline.stages.update(await self.engine.start())
+            watch = asyncio.create_task(self.engine.watch(self._settings.engine_timeout_s))
+            await self._loop.run()
+            watch.cancel()
+        finally:
+            self.engine.close()
+        if self.failed:
+            await asyncio.to_thread(sdk_module.report_unhealthy, "engine", self.failed)
+
+    async def handle(self, job: dict[str, Any]) -> bytes | dict[str, Any]:
+        """The body for `job`; health also tells what only this process knows."""
+        if job.get("input") != {"health": True}:
+            return await self.engine.handle(job)
+        report = await self.engine.health()
+        memory = {name: _resident_mb(pid) for name, pid in (("front", os.getpid()), ("engine", report["engine_pid"]))}
+        running = self._sdk.progress.get_job_count()
+        return {
+            **report,
+            "boot_ms": self._timeline.stages,
+            "jobs_running": running,
+            "memory_mb": memory,
+            "pid": os.getpid(),
+        }
+
+    def _on_first_take(self) -> None:
+        self._timeline.mark("first take")
+        self._sdk.progress.set_mirror(self._heartbeat)
+        asyncio.get_running_loop().call_later(_HEARTBEAT_DELAY_S, self._heartbeat.start)
+        log("INFO", "ready", **self.engine.ready, boot_ms=self._timeline.stages)
+
+    def _on_failure(self, sentence: str) -> None:
+        self.failed = sentence
+        log("ERROR", f"{sentence}; no more jobs are taken and the worker exits")
+        self._loop.stop()
+
+
+def _resident_mb(pid: int) -> float:
+    """Resident memory in MB (10^6 bytes); /proc/PID/statm counts pages."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
