@@ -72,7 +72,50 @@ def test_health(emulator: EmulatorThread, small_bundle: Path):
         stages = {"interpreter", "imports", "verify", "engine load", "warm-up", "SDK import", "first take", "ready"}
         assert stages <= set(health["boot_ms"])
         assert health["pid"] == worker.process.pid
-        assert health["jobs_done"] == 1
+        assert (health["jobs_done"], health["jobs_running"], health["rows_per_batch"]) == (1, 1, {"1": 1})
+        assert set(health["stages_ms"]) == {"prepare", "queue", "run", "engine", "finish"}
+        assert set(health["memory_mb"]) == {"front", "engine"}
+
+
+def test_timings_when_asked(worker: WorkerProcess, emulator: EmulatorThread):
+    reply = emulator.wait(emulator.submit({"text": "a", "timings": True})).output
+    assert set(reply["timings_ms"]) == {"prepare", "engine"}
+    assert "timings_ms" not in emulator.wait(emulator.submit({"text": "a", "timings": False})).output
+    refused = emulator.wait(emulator.submit({"text": "a", "timings": 1}))
+    assert refused.error == "invalid input: `timings` must be true or false"
+
+
+@pytest.mark.parametrize(
+    ("signum", "sentence"),
+    [
+        (signal.SIGKILL, "worker fault: the engine's process ended unexpectedly"),
+        (signal.SIGSTOP, "worker fault: the engine did not answer within 1 s (ENGINE_TIMEOUT_S)"),
+    ],
+)
+def test_an_engine_that_dies_or_hangs_ends_the_worker(
+    emulator: EmulatorThread, small_bundle: Path, signum: signal.Signals, sentence: str
+):
+    with WorkerProcess.ours(emulator, small_bundle, env={"ENGINE_TIMEOUT_S": "1"}) as worker:
+        engine = emulator.wait(emulator.submit({"health": True})).output["engine_pid"]
+        os.kill(engine, signal.SIGSTOP)
+        held = [emulator.submit({"text": f"text {index}"}) for index in range(3)]
+        while any(record.taken is None for record in held):
+            time.sleep(0.01)
+        os.kill(engine, signum)
+        assert [emulator.wait(record).error for record in held] == [sentence] * 3
+        assert worker.process.wait(20) == 1
+        assert emulator.workers["worker-1"].unhealthy is not None
+        assert not Path(f"/proc/{engine}").exists()
+
+
+def test_a_job_that_takes_too_long_fails(emulator: EmulatorThread, small_bundle: Path):
+    with WorkerProcess.ours(emulator, small_bundle, env={"JOB_TIMEOUT_S": "0.3"}):
+        engine = emulator.wait(emulator.submit({"health": True})).output["engine_pid"]
+        os.kill(engine, signal.SIGSTOP)
+        late = emulator.wait(emulator.submit({"text": "a"}))
+        assert late.error == "worker fault: the job took longer than 0.3 s (JOB_TIMEOUT_S)"
+        os.kill(engine, signal.SIGCONT)
+        assert emulator.wait(emulator.submit({"text": "a"})).status == "COMPLETED"
 
 
 def test_the_heartbeat_names_running_jobs_and_ends_with_the_worker(emulator: EmulatorThread, small_bundle: Path):
