@@ -40,7 +40,7 @@ _Waiting: TypeAlias = "tuple[_Group, tuple[int, Row]]"
 class Batcher:
     """Runs rows on `engine` in a thread of its own. Safe to call from several event loops.
 
-    The engine belongs to this object: it is closed with it.
+    `max_tokens` 0 takes what suits the engine. The engine belongs to this object: it is closed with it.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Batcher:
         self._engine = engine
         self._queue: BatchQueue[_Group, tuple[int, Row]] = BatchQueue(
             max_rows=min(max_rows, engine.buckets.largest.batch),
-            max_tokens=max_tokens,
+            max_tokens=max_tokens or engine.best_tokens,
             max_queued=max_queued,
             overhead_tokens=engine.overhead_tokens,
             max_delay_s=max_delay_s,

@@ -70,7 +70,10 @@ class Settings(Limits):
     max_concurrency: int = _setting("MAX_CONCURRENCY", 32, _whole(1, 1000), "Jobs taken at the same time.")
     max_batch_rows: int = _setting("MAX_BATCH_ROWS", 32, _whole(1, 4096), "Rows that the engine runs at once.")
     max_batch_tokens: int = _setting(
-        "MAX_BATCH_TOKENS", 4096, _whole(1, 1 << 24), "Tokens that the engine runs at once, padding included."
+        "MAX_BATCH_TOKENS",
+        0,
+        _whole(0, 1 << 24),
+        "Tokens that the engine runs at once, padding included; 0 takes what suits the engine.",
     )
     max_queue_delay_ms: int = _setting(
         "MAX_QUEUE_DELAY_MS", 0, _whole(0, 10_000), "Milliseconds that a batch which is not full waits for company."

@@ -57,6 +57,7 @@ class JobLoop:
         self._on_first_take: Callable[[], None] | None = on_first_take
         self._streams = inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._answering = 0
         self._answers: dict[str, asyncio.Future[bytes]] = {}
         self._stopped_jobs: set[str] = set()
         self._stop = asyncio.Event()
@@ -90,7 +91,8 @@ class JobLoop:
         pause, quick_polls = _FIRST_PAUSE_S, 0
         while not self._stop.is_set():
             self._concurrency = max(1, self._modify_concurrency(self._concurrency))
-            room = self._concurrency - len(self._tasks)
+            # A job whose result is being sent needs no room at the engine, but what is not sent yet may not pile up.
+            room = min(self._concurrency - self._answering, 2 * self._concurrency - len(self._tasks))
             if room < 1:
                 self._room.clear()
                 await self._room.wait()
@@ -134,6 +136,7 @@ class JobLoop:
             return
         # Known to the heartbeat before anything can fail.
         self._sdk.progress.add(job_id)
+        self._answering += 1
         task = asyncio.create_task(self._serve(job_id, job), name=job_id)
         self._tasks[job_id] = task
         task.add_done_callback(lambda _: self._finished(job_id))
@@ -152,6 +155,8 @@ class JobLoop:
         self._answers[job_id] = answer
         await asyncio.wait({answer})
         del self._answers[job_id]
+        self._answering -= 1
+        self._room.set()
         if not answer.cancelled():
             body = answer.result()
         elif job_id in self._stopped_jobs:

@@ -33,6 +33,11 @@ class Engine(Protocol):
         """What a run costs beside its tokens, expressed in tokens: how much padding is worth saving a run."""
         ...
 
+    @property
+    def best_tokens(self) -> int:
+        """Tokens of a batch, padding included, above which more of them bring no more rows a second."""
+        ...
+
     def feeds(self, bucket: Bucket) -> Arrays:
         """The input buffers of `bucket`: write into them in place, then call `run`. Allocated at load."""
         ...

@@ -20,6 +20,7 @@ class FakeEngine:
     """
 
     overhead_tokens = 8
+    best_tokens = 4096
 
     def __init__(
         self,
