@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from engine.errors import ConfigError, EngineError, InvalidInput, WorkerFault
@@ -28,6 +28,7 @@ class EngineClient:
         self._on_failure = on_failure
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._on_chunk: dict[int, Callable[[bytes], None]] = {}
         self._started: asyncio.Future[dict[str, float]]
         self._frames: Frames | None = None
         self._closing = False
@@ -45,16 +46,30 @@ class EngineClient:
         body: bytes = await self._ask("job", job)
         return body
 
+    async def stream(self, job: dict[str, Any]) -> AsyncIterator[bytes]:
+        """The bodies of a streamed job's parts, as they come, then its final body. Raises as `handle` does."""
+        parts: asyncio.Queue[bytes | None] = asyncio.Queue()
+        asked = asyncio.ensure_future(self._ask("job", job, parts.put_nowait))
+        asked.add_done_callback(lambda _: parts.put_nowait(None))
+        try:
+            while (part := await parts.get()) is not None:
+                yield part
+            yield await asked
+        finally:
+            asked.cancel()
+
     async def health(self) -> dict[str, Any]:
         """What the engine's process reports of itself."""
         report: dict[str, Any] = await self._ask("health", None)
         return report
 
-    async def _ask(self, kind: str, content: Any) -> Any:
+    async def _ask(self, kind: str, content: Any, on_chunk: Callable[[bytes], None] | None = None) -> Any:
         assert self._frames is not None, "start() first"
         number = next(self._numbers)
         future = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
+        if on_chunk is not None:
+            self._on_chunk[number] = on_chunk
         try:
             self._frames.send(kind, number, content)
             return await future
@@ -65,6 +80,7 @@ class EngineClient:
             raise
         finally:
             del self._waiting[number]
+            self._on_chunk.pop(number, None)
 
     def _on_frame(self, kind: str, *content: Any) -> None:
         if kind == "ready":
@@ -74,6 +90,9 @@ class EngineClient:
             self._started.set_exception(ConfigError(content[0]))
         elif kind == "pong":
             self._last_pong, self._busy_s = time.monotonic(), content[1]
+        elif kind == "chunk":
+            if on_chunk := self._on_chunk.get(content[0]):
+                on_chunk(content[1])
         elif (future := self._waiting.get(content[0])) and not future.done():
             future.set_result(content[1])
 

@@ -106,4 +106,5 @@ class _Server:
             self._frames.send("pong", number, self._worker.batcher.busy_s)
 
     async def _answer(self, number: int, job: dict[str, Any]) -> None:
-        self._frames.send("reply", number, await self._worker.handler.body(job))
+        body = await self._worker.handler.body(job, lambda chunk: self._frames.send("chunk", number, chunk))
+        self._frames.send("reply", number, body)

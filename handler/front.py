@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from engine.config import Settings
 from handler import sdk as sdk_module
 from handler.engine_client import EngineClient
 from handler.heartbeat import Heartbeat
-from handler.job_loop import JobLoop
+from handler.job_loop import JobLoop, wants_stream
 from handler.log import log
 from handler.sdk import Sdk
 from handler.timeline import Timeline
@@ -60,8 +61,10 @@ class _Front:
         if self.failed:
             await asyncio.to_thread(sdk_module.report_unhealthy, "engine", self.failed)
 
-    async def handle(self, job: dict[str, Any]) -> bytes | dict[str, Any]:
-        """The body for `job`; health also tells what only this process knows."""
+    async def handle(self, job: dict[str, Any]) -> bytes | dict[str, Any] | AsyncIterator[bytes]:
+        """The body for `job`, or its parts; health also tells what only this process knows."""
+        if wants_stream(job):
+            return self.engine.stream(job)
         if job.get("input") != {"health": True}:
             return await self.engine.handle(job)
         report = await self.engine.health()

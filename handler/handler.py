@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from engine.batcher import Batcher
-from engine.errors import InvalidInput, WorkerError
+from engine.errors import WorkerError
 from engine.stats import Stats
+from engine.tasks import payload as check
 from engine.tasks.base import Json, Task
 from handler.log import log
 from handler.reply import body_of_error, body_of_json, encode, to_json
 
 T = TypeVar("T")
+Finish: TypeAlias = Callable[[Json], Any]
 
 _INLINE_CHARS = 4_000
 """Below this a payload is prepared on the event loop: a hop to a thread and back costs more than the work."""
 _INLINE_ROWS = 16
+_STREAM_ROWS = 64  # rows of a streamed part: some batches' worth, and at 384 numbers a row a third of a MB
+_PARTS_AHEAD = 4  # parts in work, so that the engine is busy while one is being sent
 
 
 class Handler:
@@ -46,16 +51,20 @@ class Handler:
 
         This is what the stock SDK calls a handler.
         """
-        return await self._guarded(job, to_json)
+        return await self._guarded(job, to_json, None)
 
-    async def body(self, job: dict[str, Any]) -> bytes:
-        """The body to post for `job`: what `handle` returns, encoded here rather than by whoever posts it."""
-        body: bytes = await self._guarded(job, lambda reply: encode(body_of_json(reply)))
+    async def body(self, job: dict[str, Any], on_chunk: Callable[[bytes], None] | None = None) -> bytes:
+        """The body to post for `job`: what `handle` returns, encoded here rather than by whoever posts it.
+
+        A job with `"stream": true` gives the bodies of its parts to `on_chunk`, in order, and ends with an empty list,
+        as a generator handler of the SDK does.
+        """
+        body = await self._guarded(job, lambda reply: encode(body_of_json(reply)), on_chunk)
         return body if isinstance(body, bytes) else encode(body)
 
-    async def _guarded(self, job: dict[str, Any], finish: Callable[[Json], Any]) -> Any:
+    async def _guarded(self, job: dict[str, Any], finish: Finish, on_chunk: Callable[[Any], None] | None) -> Any:
         try:
-            reply = await self._reply(job.get("input"), finish)
+            reply = await self._reply(job.get("input"), finish, on_chunk)
         except Exception as error:  # every job that was taken gets an answer
             self.jobs_failed += 1
             if not isinstance(error, WorkerError):
@@ -64,26 +73,55 @@ class Handler:
         self.jobs_done += 1
         return reply
 
-    async def _reply(self, payload: Json, finish: Callable[[Json], Any]) -> Any:
+    async def _reply(self, payload: Json, finish: Finish, on_chunk: Callable[[Any], None] | None) -> Any:
         if payload == {"health": True}:
             return finish(self._health())
-        payload, timed = _without_timings(payload)
-        clock = _Clock(self._stats)
+        payload, timings, stream = _options(payload)
         request = self._task.parse(payload)
-        rows = await _run(_is_large(payload), lambda: self._task.preprocess(request))
+        if not stream or on_chunk is None:
+            return await self._answer(request, finish, timings, _is_large(payload))
+        ahead: deque[asyncio.Task[Any]] = deque()
+        try:
+            for part in self._task.split(request, _STREAM_ROWS):
+                ahead.append(asyncio.create_task(self._answer(part, finish, timings, True)))
+                if len(ahead) == _PARTS_AHEAD:
+                    on_chunk(await ahead.popleft())
+            while ahead:
+                on_chunk(await ahead.popleft())
+        finally:
+            for task in ahead:  # of a stream that failed or was cancelled
+                task.cancel()
+        return finish([])
+
+    async def _answer(self, request: Any, finish: Finish, timings: bool, is_large: bool) -> Any:
+        clock = _Clock(self._stats)
+        rows = await _run(is_large, lambda: self._task.preprocess(request))
         clock.lap("prepare")
         outputs = await self._batcher.run(rows)
         clock.lap("engine")
 
         def conclude() -> Any:
             reply = self._task.postprocess(request, outputs)
-            if timed and isinstance(reply, dict):
+            if timings and isinstance(reply, dict):
                 reply["timings_ms"] = clock.laps_ms
             return finish(reply)
 
         result = await _run(len(rows) > _INLINE_ROWS, conclude)
         clock.lap("finish")
         return result
+
+
+def _options(payload: Json) -> tuple[Json, bool, bool]:
+    """The payload without the options that are for every task, which no task knows, and their values."""
+    if not isinstance(payload, dict):
+        return payload, False, False
+    rest = dict(payload)
+    timings, stream = (check.boolean({name: rest.pop(name, False)}, name, False) for name in ("timings", "stream"))
+    return rest, timings, stream
+
+
+async def _run(in_thread: bool, work: Callable[[], T]) -> T:
+    return await asyncio.to_thread(work) if in_thread else work()
 
 
 class _Clock:
@@ -99,21 +137,6 @@ class _Clock:
         self._stats.stage(name, now - self._last)
         self.laps_ms[name] = round((now - self._last) * 1e3, 3)
         self._last = now
-
-
-def _without_timings(payload: Json) -> tuple[Json, bool]:
-    """`timings` is for every task, so no task knows it."""
-    if not isinstance(payload, dict) or "timings" not in payload:
-        return payload, False
-    rest = dict(payload)
-    timed = rest.pop("timings")
-    if not isinstance(timed, bool):
-        raise InvalidInput("`timings` must be true or false")
-    return rest, timed
-
-
-async def _run(in_thread: bool, work: Callable[[], T]) -> T:
-    return await asyncio.to_thread(work) if in_thread else work()
 
 
 def _is_large(payload: Json) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from engine.errors import InvalidInput, Overloaded, WorkerFault
@@ -30,7 +30,8 @@ class JobLoop:
     """Takes jobs, runs `handler` on them and posts what it returns, until `stop` or a signal.
 
     `handler` is what the SDK calls a handler: a function, coroutine function or (async) generator function of a job.
-    It may also return bytes: a body that is already encoded.
+    It may also return bytes: a body that is already encoded; or an async generator of such bodies, the last of which
+    closes the stream.
     `concurrency_modifier` is asked before every take for the number of jobs to run at once, as the SDK does.
     """
 
@@ -55,7 +56,7 @@ class JobLoop:
         self._job_timeout_s = job_timeout_s or None
         self._debug = debug
         self._on_first_take: Callable[[], None] | None = on_first_take
-        self._streams = inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler)
+        self._streamed: set[str] = set()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._answering = 0
         self._answers: dict[str, asyncio.Future[bytes]] = {}
@@ -144,6 +145,7 @@ class JobLoop:
     def _finished(self, job_id: str) -> None:
         del self._tasks[job_id]
         self._stopped_jobs.discard(job_id)
+        self._streamed.discard(job_id)
         self._sdk.progress.remove(job_id)
         self._room.set()
 
@@ -164,7 +166,7 @@ class JobLoop:
             return
         else:
             body = encode(body_of_error(Overloaded("the worker is shutting down")))
-        await self._results.send(job_id, body, stream=self._streams)
+        await self._results.send(job_id, body, stream=job_id in self._streamed)
 
     async def _answer(self, job_id: str, job: dict[str, Any]) -> bytes:
         """What to post for `job`."""
@@ -173,11 +175,12 @@ class JobLoop:
             if "input" not in job:
                 raise InvalidInput("the job has no `input`")
             async with limit:
-                if self._streams:
-                    return await self._stream(job_id, job)
                 value = self._handler(job)
                 if inspect.isawaitable(value):
                     value = await value
+                if inspect.isasyncgen(value) or inspect.isgenerator(value):
+                    self._streamed.add(job_id)
+                    return await self._stream(job_id, value)
             return value if isinstance(value, bytes) else encode(body_of(value))
         except TimeoutError as error:
             late = WorkerFault(f"the job took longer than {self._job_timeout_s} s (JOB_TIMEOUT_S)")
@@ -186,16 +189,19 @@ class JobLoop:
             log("ERROR", f"the handler failed: {type(error).__name__}: {error}", job_id)
             return encode(body_of_error(error, debug=self._debug))
 
-    async def _stream(self, job_id: str, job: dict[str, Any]) -> bytes:
-        """Post what a generator handler yields, chunk by chunk; the body that closes the stream."""
-        chunks = self._handler(job)
-        if inspect.isasyncgen(chunks):
-            async for chunk in chunks:
+    async def _stream(self, job_id: str, chunks: Any) -> bytes:
+        """Post what a generator yields, chunk by chunk; the body that closes the stream.
+
+        Of encoded bodies each waits for the next one, because the last is not a chunk.
+        """
+        held: bytes | None = None
+        async for chunk in chunks if inspect.isasyncgen(chunks) else _asynchronous(chunks):
+            if held is not None:
+                await self._results.send_chunk(job_id, held)
+            held = chunk if isinstance(chunk, bytes) else None
+            if held is None:
                 await self._results.send_chunk(job_id, encode({"output": chunk}))
-        else:
-            for chunk in chunks:
-                await self._results.send_chunk(job_id, encode({"output": chunk}))
-        return encode({"output": []})
+        return held if held is not None else encode({"output": []})
 
     # Stopping
 
@@ -227,3 +233,14 @@ class JobLoop:
             answer.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=_LAST_WORDS_S)
+
+
+def wants_stream(job: dict[str, Any]) -> bool:
+    """Whether `job` asks for its reply in parts."""
+    payload = job.get("input")
+    return isinstance(payload, dict) and payload.get("stream") is True
+
+
+async def _asynchronous(chunks: Iterator[Any]) -> AsyncIterator[Any]:
+    for chunk in chunks:
+        yield chunk

@@ -31,6 +31,13 @@ class Task(Protocol):
         """Check a job's input and return a request. Raises InvalidInput with a sentence that says what is allowed."""
         ...
 
+    def split(self, request: Any, rows: int) -> Sequence[Any]:
+        """`request` in parts of at most `rows` rows, each answered like a request of its own: what a stream sends.
+
+        A task whose answer cannot be split returns `[request]`.
+        """
+        ...
+
     def preprocess(self, request: Any) -> Sequence[Row]:
         """The rows that answer `request`, at least one. Raises InvalidInput. May run off the event loop."""
         ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -32,7 +32,10 @@ _FORMATS = ("float", "base64")
 
 @dataclass
 class Request:
-    """A checked job: the texts and how to answer. `tokens` is counted while preprocessing."""
+    """A checked job: the texts and how to answer.
+
+    `first` is the place of the first text in the whole job, `tokens` is counted while preprocessing.
+    """
 
     texts: list[str]
     single: bool
@@ -42,6 +45,7 @@ class Request:
     encoding_format: str
     truncate: bool
     prompt: str
+    first: int = 0
     tokens: int = 0
 
 
@@ -120,6 +124,13 @@ class FeatureExtraction:
             prompt=self._prompts[prompt_name] if prompt_name is not None else self._default_prompt,
         )
 
+    def split(self, request: Request, rows: int) -> Sequence[Request]:
+        """Parts of `rows` texts; one text, and an OpenAI request, whose reply is one object, stay whole."""
+        if request.single or request.openai_model is not None:
+            return [request]
+        starts = range(0, len(request.texts), rows)
+        return [replace(request, texts=request.texts[at : at + rows], first=at) for at in starts]
+
     def preprocess(self, request: Request) -> Sequence[Row]:
         """Tokenise in one call (parallel inside, without the interpreter lock). Raises InvalidInput for long texts."""
         encodings = self._tokenizer.encode_batch_fast([request.prompt + text for text in request.texts])
@@ -127,8 +138,8 @@ class FeatureExtraction:
             for index, encoding in enumerate(encodings):
                 if encoding.overflowing:
                     raise InvalidInput(
-                        f"text {index} has more than {self._max_length} tokens, the most that the model takes; "
-                        "shorten it or leave `truncate` at true"
+                        f"text {request.first + index} has more than {self._max_length} tokens, the most that the model "
+                        "takes; shorten it or leave `truncate` at true"
                     )
         request.tokens = sum(len(encoding.ids) for encoding in encodings)
         return [self._row(encoding) for encoding in encodings]

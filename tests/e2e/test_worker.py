@@ -82,7 +82,25 @@ def test_timings_when_asked(worker: WorkerProcess, emulator: EmulatorThread):
     assert set(reply["timings_ms"]) == {"prepare", "engine"}
     assert "timings_ms" not in emulator.wait(emulator.submit({"text": "a", "timings": False})).output
     refused = emulator.wait(emulator.submit({"text": "a", "timings": 1}))
-    assert refused.error == "invalid input: `timings` must be true or false"
+    assert refused.error == "invalid input: `timings` must be true or false, got a number"
+
+
+def test_a_bulk_job_streams_its_parts_in_order(emulator: EmulatorThread, small_bundle: Path):
+    texts = [" ".join("abcdefgh"[: 1 + index % 8]) for index in range(300)]
+    with WorkerProcess.ours(emulator, small_bundle):
+        whole = emulator.wait(emulator.submit({"texts": texts})).output
+        record = emulator.wait(emulator.submit({"texts": texts, "stream": True}))
+        assert record.status == "COMPLETED"
+        assert [len(chunk["embeddings"]) for chunk in record.chunks] == [64, 64, 64, 64, 44]
+        assert [vector for chunk in record.chunks for vector in chunk["embeddings"]] == whole["embeddings"]
+        assert sum(chunk["usage"]["total_tokens"] for chunk in record.chunks) == whole["usage"]["total_tokens"]
+        (final,) = record.answers
+        assert final.is_stream
+        failed = emulator.wait(emulator.submit({"texts": [*texts, "a " * 100], "truncate": False, "stream": True}))
+        assert failed.status == "FAILED"
+        assert "text 300 has more than 32 tokens" in failed.error
+        single = emulator.wait(emulator.submit({"text": "a", "stream": True}))
+        assert len(single.chunks) == 1
 
 
 @pytest.mark.parametrize(
