@@ -138,8 +138,8 @@ class FeatureExtraction:
             for index, encoding in enumerate(encodings):
                 if encoding.overflowing:
                     raise InvalidInput(
-                        f"text {request.first + index} has more than {self._max_length} tokens, the most that the model "
-                        "takes; shorten it or leave `truncate` at true"
+                        f"text {request.first + index} has more than {self._max_length} tokens, the most that the "
+                        "model takes; shorten it or leave `truncate` at true"
                     )
         request.tokens = sum(len(encoding.ids) for encoding in encodings)
         return [self._row(encoding) for encoding in encodings]
