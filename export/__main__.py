@@ -61,7 +61,7 @@ def export(recipe: Recipe) -> dict[str, Any]:
         with stage("optimize") as note:
             from export.optimize import optimize
 
-            files = optimize(graph, folder / "graphs" / "model", work / "fused")
+            *files, places = optimize(graph, folder / "graphs" / "model", work / "fused")
             del graph
             shutil.rmtree(work)
             note(megabytes(_size(folder)))
@@ -72,10 +72,42 @@ def export(recipe: Recipe) -> dict[str, Any]:
         with stage("parity") as note:
             from export.parity import parity
 
-            figures = parity(source, folder, recipe.min_cosine)
+            figures = parity(source, folder, recipe.min_cosine if recipe.precision == "fp32" else None)
             add_parity(folder, figures)
             note(f"{figures['texts']} texts, {_worst(figures)}")
+        if recipe.precision == "int8":
+            with stage("int8") as note:
+                fp32 = figures["graphs"]
+                figures = _quantize(source, folder, files[0], places, recipe.min_cosine)
+                figures["graphs"].update(fp32)
+                add_parity(folder, figures)
+                note(f"{figures['kept']}, {_worst(figures)}")
     return figures
+
+
+def _quantize(source: Any, folder: Path, portable: Path, places: Any, min_cosine: float | None) -> dict[str, Any]:
+    """The figures of the first step of the int8 ladder that passes the gate, and why the ones before it did not.
+
+    Raises ParityFailed when none passes.
+    """
+    from export.parity import parity
+    from export.precision import STEPS, int8
+    from export.write import choose
+
+    refused: dict[str, str] = {}
+    for step in STEPS:
+        work = folder / "work"
+        choose(folder, "int8", int8(portable, step, work, places))
+        shutil.rmtree(work)
+        try:
+            figures = parity(source, folder, min_cosine)
+        except ParityFailed as failure:
+            if step is STEPS[-1]:
+                raise
+            refused[step.name] = f"{failure}; worst: {', '.join(failure.rows[0])}"
+        else:
+            return {**figures, "kept": f"int8: {step.name}", "refused": refused}
+    raise AssertionError("the ladder has no steps")
 
 
 def _worst(figures: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import NoReturn
 from engine.tasks import TASKS
 from export.errors import Refused
 
+PRECISIONS = ("fp32", "int8")
 POOLINGS = ("mean", "cls", "lasttoken", "max")
 """Ways to make one vector of a text's token vectors; sentence-transformers' names."""
 
@@ -27,6 +28,8 @@ class Recipe:
     pooling: str | None = None
     max_length: int | None = None
     """In tokens, special tokens included."""
+    precision: str = "fp32"
+    """For the CPU; what a GPU runs stays fp32."""
     trust_remote_code: bool = False
     min_cosine: float | None = None
     """Replaces the parity gate's own threshold."""
@@ -54,6 +57,7 @@ def recipe_from_argv(argv: Sequence[str]) -> Recipe:
         revision=asked.revision,
         pooling=asked.pooling,
         max_length=asked.max_length,
+        precision=asked.precision,
         trust_remote_code=asked.trust_remote_code,
         min_cosine=asked.parity_threshold,
     )
@@ -78,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub id (default: main)")
     parser.add_argument("--pooling", choices=POOLINGS, help="instead of what the model's files say, or else mean")
     parser.add_argument("--max-length", type=int, metavar="N", help="tokens a text is cut at (default: the model's)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="of the graph for the CPU (default: %(default)s)"
+    )
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that comes with the model, while exporting"
     )

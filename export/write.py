@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ _MADE_BY = ("onnx", "onnxruntime", "optimum", "optimum-onnx", "tokenizers", "tor
 
 
 def write(source: Source, folder: Path, portable: Path, fused: Path) -> None:
-    """Complete the bundle in `folder` around its two graphs, except for the figures of the parity gate."""
+    """Complete the bundle in `folder` around its two graphs, in fp32, except for the figures of the parity gate."""
     (folder / "config.json").write_bytes((source.folder / "config.json").read_bytes())
     (folder / "tokenizer.json").write_text(_tokenizer(source), encoding="utf-8")
     inputs, outputs = _tensors(portable, source)
@@ -103,3 +104,11 @@ def _pad_token(source: Source) -> int:
 def _versions() -> dict[str, str]:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return {project["name"]: project["version"], **{name: metadata.version(name) for name in _MADE_BY}}
+
+
+def choose(folder: Path, precision: str, fused: Path) -> None:
+    """Make the bundle in `folder` run in `precision` on the CPU, through the graph `fused`."""
+    manifest = open_bundle(folder).manifest
+    graph = manifest.graphs["model"]
+    graph = replace(graph, fused={**graph.fused, precision: fused.relative_to(folder).as_posix()})
+    write_manifest(folder, replace(manifest, precision=precision, graphs={"model": graph}))

@@ -96,7 +96,7 @@ def _open_session(bundle: Bundle, graph: Graph, provider: str, threads: int) -> 
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         path = bundle.file(graph.fused[precision])
     else:
-        path = bundle.file(graph.onnx[precision])
+        path = bundle.file(graph.onnx.get(precision) or graph.onnx["fp32"])  # int8 is for the CPU alone
     if provider == "cuda":
         providers.insert(0, "CUDAExecutionProvider")
     try:

@@ -25,6 +25,7 @@ from engine.bundle import open_bundle
 from engine.feed import run_rows
 from engine.tasks import load_task
 from export.__main__ import main
+from export.errors import ParityFailed
 from tests import models
 from tests.models import edit_json, write_json, write_sentence_files
 
@@ -434,3 +435,50 @@ def test_our_own_defects_keep_their_traceback(run: Export, bert: Path, monkeypat
     monkeypatch.delattr(export.optimize, "_fuse")
     with pytest.raises(NameError):
         run(bert)
+
+
+def test_int8_takes_the_first_step_that_passes_and_records_the_others(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from export import parity
+
+    out = tmp_path / "bundle"
+    assert main([str(bert), "--task", "feature-extraction", "--precision", "int8", "--out", str(out)]) == 0
+    manifest = open_bundle(out).manifest
+    assert manifest.precision == "int8"
+    assert set(manifest.graphs["model"].fused) == {"fp32", "int8"}
+    figures = json.loads((out / "parity.json").read_text())
+    assert figures["kept"].startswith("int8: ")
+    assert set(figures["graphs"]) == {
+        "graphs/model/fp32.onnx",
+        "graphs/model/fp32.cpu.onnx",
+        "graphs/model/int8.cpu.onnx",
+    }
+    operators = {
+        node.op_type for node in onnx.load(out / "graphs/model/int8.cpu.onnx", load_external_data=False).graph.node
+    }
+    assert operators & {"DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
+    open_bundle(out).verify()
+
+    # A limit between two steps: the first is refused, recorded, and the next one taken.
+    calls = []
+    real = parity.parity
+
+    def strict_once(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:  # the first call is the gate of fp32
+            raise ParityFailed("too far off", [("a text", "a graph", "0.5", "0.5")])
+        return real(*arguments)
+
+    monkeypatch.setattr(parity, "parity", strict_once)
+    second = tmp_path / "second"
+    assert main([str(bert), "--task", "feature-extraction", "--precision", "int8", "--out", str(second)]) == 0
+    figures = json.loads((second / "parity.json").read_text())
+    assert figures["refused"] == {"every weight matrix": "too far off; worst: a text, a graph, 0.5, 0.5"}
+    assert figures["kept"] == "int8: all but the feed-forward outputs"
+
+
+def test_int8_that_never_passes_writes_nothing(bert: Path, tmp_path: Path):
+    arguments = ["--task", "feature-extraction", "--precision", "int8", "--parity-threshold", "0.99999999"]
+    assert main([str(bert), *arguments, "--out", str(tmp_path / "bundle")]) == 1
+    assert list(tmp_path.iterdir()) == []
