@@ -16,8 +16,10 @@ ARGV = ["owner/name", "--task", "feature-extraction", "--out"]
 def test_every_option(tmp_path: Path):
     out = tmp_path / "bundle"
     argv = [*ARGV, str(out), "--revision", "v1", "--pooling", "cls", "--max-length", "64"]
-    argv += ["--trust-remote-code", "--parity-threshold", "0.999"]
-    assert recipe_from_argv(argv) == Recipe("owner/name", "feature-extraction", out, "v1", "cls", 64, True, 0.999)
+    argv += ["--precision", "int8", "--trust-remote-code", "--parity-threshold", "0.999"]
+    assert recipe_from_argv(argv) == Recipe(
+        "owner/name", "feature-extraction", out, "v1", "cls", 64, "int8", True, 0.999
+    )
 
 
 def test_only_what_is_required(tmp_path: Path):

@@ -1,0 +1,147 @@
+"""What the benchmarks print can be recomputed by hand."""
+
+import json
+import math
+import statistics
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import coldstart, load, peers
+from benchmarks.import_times import costs
+from benchmarks.import_times import table as import_table
+from benchmarks.measure import figure, markdown, medians, percentile, ratio, times, write_json
+from benchmarks.workload import arrivals, stream, texts
+
+
+@pytest.mark.parametrize(("percent", "expected"), [(0, 1), (50, 3), (90, 4.6), (99, 4.96), (100, 5)])
+def test_percentiles_lie_between_neighbours(percent: float, expected: float):
+    assert percentile([5, 3, 1, 4, 2], percent) == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1))
+def test_the_50th_percentile_is_the_median(values: list[float]):
+    assert percentile(values, 50) == pytest.approx(statistics.median(values))
+    assert percentile(values, 100) == max(values)
+
+
+def test_without_samples_there_is_no_percentile():
+    assert math.isnan(percentile([], 50))
+
+
+def test_medians_go_figure_by_figure():
+    runs: list[dict[str, float | None]] = [{"a": 1.0, "b": 2.0}, {"a": 5.0, "b": None}, {"a": 2.0, "b": 3.0}]
+    assert medians(runs) == {"a": 2.0, "b": None}
+
+
+def test_ratios():
+    assert ratio(3, 2) == 1.5
+    assert math.isnan(ratio(None, 2))
+    assert math.isnan(ratio(3, 0))
+    assert (times(1.5), times(120.4), times(None), times(math.nan)) == ("1.5x", "120x", "-", "-")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0012345, "0.00123"), (99.94, "99.9"), (1234.5, "1234"), (None, "-"), (math.nan, "-")]
+)
+def test_figures_have_three_digits(value: float | None, text: str):
+    assert figure(value) == text
+    assert figure(value, "ms") == (text if text == "-" else f"{text} ms")
+
+
+def test_markdown_tables():
+    rows = [("a", "1"), ("long", "22")]
+    assert markdown(("", "n"), rows, aligned=False) == "| | n |\n| --- | --- |\n| a | 1 |\n| long | 22 |"
+    assert markdown(("", "n"), rows) == "|      | n   |\n| ---- | --- |\n| a    | 1   |\n| long | 22  |"
+
+
+def test_results_hold_no_nan(tmp_path: Path):
+    write_json(tmp_path / "new" / "results.json", {"a": [math.nan, 1.5], "b": {"c": None}})
+    assert json.loads((tmp_path / "new" / "results.json").read_text()) == {"a": [None, 1.5], "b": {"c": None}}
+
+
+def test_the_same_seed_gives_the_same_load():
+    assert texts(3, seed=7) == list(islice(stream(seed=7), 3)) != texts(3, seed=8)
+    due = list(arrivals(50, 100, seed=1))
+    assert due == sorted(due) == list(arrivals(50, 100, seed=1))
+    assert len(due) == pytest.approx(5000, rel=0.1)
+    assert max(due) < 100
+
+
+def test_import_times_count_a_package_once_with_what_it_pulled_in():
+    lines = [
+        "import time: self [us] | cumulative | imported package",
+        "import time:       100 |        100 |     b.sub",
+        "import time:        50 |        150 |   b",
+        "import time:        10 |         10 |   a.sub",
+        "import time:      1000 |       1160 | a",
+        "import time:         5 |          5 | c",
+        "something that the worker logged",
+    ]
+    found = costs(lines)
+    assert [(c.package, c.cumulative_ms, c.own_ms, c.modules) for c in found] == [
+        ("a", 1.16, 1.01, 2),
+        ("b", 0.15, 0.15, 2),
+        ("c", 0.005, 0.005, 1),
+    ]
+    assert import_table(found, top=1).splitlines()[2:] == [
+        "| a       | 1.2                       | 1.0     | 2       |"
+    ]
+
+
+def test_the_budget_of_a_start():
+    ours = {"verify": 80.0, "exec to first take": 600.0, "exec to first answer": 610.0}
+    floor = {"imports": 300.0, "exec to ready": 400.0, "exec to first answer": 305.0}
+    lines = coldstart.table({"warm": {"ours": [ours], "floor": [floor]}}).splitlines()
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]] == [
+        ["verify", "80", "80"],
+        ["exec to first take", "600", "600"],
+        ["exec to first answer", "610", "610"],
+        ["floor: imports", "300", "300"],
+        ["floor: exec to ready", "400", "400"],
+        ["floor: exec to first answer", "305", "305"],
+        ["first take / floor's ready", "1.5x", "1.5x"],
+        ["first answer / floor's first answer", "2x", "2x"],
+    ]
+
+
+def test_each_load_is_measured_against_its_own_floor():
+    answers = {"jobs": 10, "p50_ms": 20.0, "p90_ms": 1.0, "p99_ms": 1.0, "max_ms": 1.0, "errors": 0}
+    found = {
+        load.IDLE: answers,
+        "1 client": {**answers, "jobs_per_s": 90.0},
+        "8 clients": {**answers, "jobs_per_s": 120.0},
+        "open loop, 50%": {**answers, "jobs_per_s": 60.0},
+        load.BULK: {**answers, "jobs_per_s": 150.0},
+        load.FLOOR_SINGLE: {"jobs_per_s": 100.0},
+        load.FLOOR_IDLE: {"p50_ms": 10.0},
+        load.FLOOR_BATCHES: {"jobs_per_s": 160.0},
+        load.FLOOR_EQUAL: {"jobs_per_s": 200.0},
+    }
+    shares = {
+        line.split("|")[1].strip(): line.split("|")[-2].strip() for line in load.table([found]).splitlines()[2:11]
+    }
+    assert list(shares.values()) == ["50%", "90%", "75%", "-", "75%", "-", "-", "-", "-"]
+    without_floor = {name: figures for name, figures in found.items() if not name.startswith("floor")}
+    assert "%" not in "".join(line.split("|")[-2] for line in load.table([without_floor]).splitlines()[2:7])
+
+
+def peer_figures(first_take_s: float, exit_s: float | None) -> dict[str, float | None]:
+    figures: dict[str, float | None] = dict.fromkeys(peers._ROWS, 10.0)
+    return {**figures, "first_take_s": first_take_s, "sigterm_to_exit_s": exit_s}
+
+
+def test_a_column_for_each_peer():
+    results = {
+        "floor_rows_per_s": [20.0],
+        "runs": {"ours": [peer_figures(1, 0.1)], "stock": [peer_figures(5, 1)], "infinity": [peer_figures(8, None)]},
+    }
+    lines = peers.table(results).splitlines()
+    assert lines[0] == ("| | ours | stock SDK + sentence-transformers | ratio | stock SDK + infinity, C=300 | ratio |")
+    assert lines[2] == "| exec to first take | 1 s | 5 s | 5x | 8 s | 8x |"
+    assert "| 32 clients, p99 | 10 ms | 10 ms | 1x | 10 ms | 1x |" in lines
+    assert "| SIGTERM to exit, idle | 0.1 s | 1 s | 10x | killed after 20 s | - |" in lines
+    assert lines[-1].endswith("20 rows/s; 1 client gets 50% of it.")

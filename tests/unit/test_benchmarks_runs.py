@@ -1,0 +1,173 @@
+"""The benchmarks themselves, as short as they get: a toy model and the fake engine."""
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks import coldstart, load, page_cache, peer_env, peers
+from benchmarks.clients import Clients, embed_jobs
+from benchmarks.emulator import Emulator
+from benchmarks.emulator.exchange import now
+from benchmarks.floor import Floor
+from benchmarks.workload import stream, texts
+
+
+def run(command: str, *arguments: object) -> int:
+    module = {"coldstart": coldstart, "load": load, "peers": peers}[command]
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return module.main(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def test_one_cold_start(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "cold.json"
+    assert (
+        run("coldstart", "--runs", 1, "--bundle", small_bundle, "--engine", "fake", "--warm-only", "--json", out) == 0
+    )
+    runs = json.loads(out.read_text())["runs"]["warm"]
+    (ours,), (floor,) = runs["ours"], runs["floor"]
+    assert 0 < ours["exec to first take"] < ours["exec to first answer"] < 60_000
+    assert {"interpreter", "imports", "verify"} <= set(ours)
+    assert sum(floor[name] for name in ("interpreter", "imports", "session", "tokenizer")) == pytest.approx(
+        floor["exec to ready"]
+    )
+    assert floor["exec to ready"] < floor["exec to first answer"]
+    assert "first answer / floor's first answer" in capsys.readouterr().out
+
+
+def test_what_imports_cost(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
+    assert run("coldstart", "--imports", "--bundle", small_bundle, "--engine", "fake") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 22
+    assert any(line.startswith("| numpy ") for line in lines)
+
+
+def test_a_short_load(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "load.json"
+    loops = ("--clients", 1, 4, "--rates", "50%", 20, "--seconds", 0.3, "--idle-jobs", 3, "--bulk-rows", 40)
+    assert run("load", *loops, "--rounds", 1, "--bundle", small_bundle, "--engine", "fake", "--json", out) == 0
+    (found,) = json.loads(out.read_text())["rounds"]
+    assert list(found) == ["idle worker", "1 client", "4 clients", "open loop, 50%", "open loop, 20 jobs/s", load.BULK]
+    for figures in found.values():
+        assert figures["errors"] == 0
+        assert figures["jobs"] > 0
+        assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["max_ms"]
+    assert found["idle worker"]["jobs"] == 3
+    assert "| 4 clients " in capsys.readouterr().out
+
+
+def test_a_rate_in_percent_needs_a_closed_loop(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
+    assert run("load", "--clients", "--rates", "50%", "--bundle", small_bundle) == 2
+    assert "name --clients" in capsys.readouterr().err
+
+
+def test_the_floor_embeds_every_text(small_bundle: Path):
+    floor = Floor(small_bundle)
+    assert len(floor.one_by_one(texts(20))) == 20
+    assert floor.in_batches(texts(40)) > 0
+    assert floor.in_equal_lengths(texts(40)) > 0
+
+
+class Instant:
+    """Answers each job on the emulator's loop as soon as it is queued; fails those whose text is "bad"."""
+
+    def __init__(self, clients: Clients) -> None:
+        self.exchange = clients.emulator.emulator._exchange
+        clients.emulator.call(self.start)
+
+    def start(self, emulator: Emulator) -> None:
+        self.task = asyncio.get_running_loop().create_task(self.serve())
+
+    async def serve(self) -> None:
+        while True:
+            for job in await self.exchange.take("worker-1", 10):
+                body = {"error": "no"} if job.input["text"] == "bad" else {"output": 1}
+                self.exchange.store.post("worker-1", job.id, body, False, now())
+
+
+@pytest.fixture
+def clients() -> Iterator[Clients]:
+    with Clients() as clients:
+        instant = Instant(clients)
+        yield clients
+        clients.emulator.call(lambda emulator: instant.task.cancel())
+
+
+def test_closed_loops_count_what_is_answered_in_time(clients: Clients):
+    answers = clients.closed_loop(3, 0.1, embed_jobs(stream()))
+    assert len(answers.ms) > 3
+    assert 0 < answers.seconds <= 0.1
+    assert answers.summary()["jobs_per_s"] == len(answers.ms) / answers.seconds
+    assert len(clients.emulator.jobs) <= 1000
+
+
+def test_open_loops_send_everything(clients: Clients):
+    begin = time.perf_counter()
+    answers = clients.open_loop([0.0, 0.0, 0.05, 0.1], embed_jobs(stream()))
+    assert len(answers.ms) == 4
+    assert 0.1 <= answers.seconds <= time.perf_counter() - begin
+    assert clients.open_loop([], embed_jobs(stream())).ms == []
+
+
+def test_errors_are_kept_apart(clients: Clients):
+    answers = clients.one_by_one(3, embed_jobs(["good", "bad", "good"]))
+    assert (len(answers.ms), answers.errors) == (2, ["no"])
+    summary = clients.one_by_one(1, embed_jobs(["bad"])).summary()
+    assert (summary["jobs"], summary["errors"], summary["jobs_per_s"]) == (0, 1, 0)
+    assert math.isnan(summary["p50_ms"])
+
+
+def test_evicting_files_leaves_them_whole(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(small_bundle))
+    drop, sentence = page_cache.way_to_drop(small_bundle)
+    assert drop is not None
+    assert sentence.startswith("cold: ")
+    assert "evicted" in sentence
+    before = (small_bundle / "manifest.json").read_bytes()
+    page_cache._forget([small_bundle / "manifest.json", small_bundle / "missing"])
+    assert (small_bundle / "manifest.json").read_bytes() == before
+    monkeypatch.delattr(os, "posix_fadvise")
+    assert page_cache.way_to_drop(small_bundle)[0] is None
+
+
+def test_the_environment_of_a_peer_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[str] = []
+
+    def uv(*arguments: str) -> None:
+        calls.append(arguments[0])
+        (tmp_path / "peers" / "some").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(peer_env, "_uv", uv)
+    pins = tmp_path / "pins.txt"
+    pins.write_text("a==1\n")
+    for _ in range(2):
+        python = peer_env.python_of("some", pins=pins, root=tmp_path / "peers")
+        assert python == tmp_path / "peers" / "some" / "bin" / "python"
+    assert calls == ["venv", "pip"]
+    pins.write_text("a==2\n")
+    peer_env.python_of("some", pins=pins, root=tmp_path / "peers")
+    assert calls == ["venv", "pip"] * 2
+
+
+def test_a_peer_without_an_environment_says_why(tmp_path: Path):
+    with pytest.raises(RuntimeError, match=r"there is no .*missing\.txt"):
+        peer_env.python_of("some", pins=tmp_path / "missing.txt", root=tmp_path)
+    pins = tmp_path / "pins.txt"
+    pins.write_text("not a requirement\n")
+    with pytest.raises(RuntimeError, match="`uv pip` failed: "):
+        peer_env.python_of("some", pins=pins, root=tmp_path)
+
+
+def test_unknown_peers_are_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        run("peers", "--with", "stock,tei")
+    assert "there is no peer 'tei'; choose from stock, infinity" in capsys.readouterr().err
