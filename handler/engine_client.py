@@ -32,6 +32,7 @@ class EngineClient:
         self._started: asyncio.Future[dict[str, float]]
         self._frames: Frames | None = None
         self._closing = False
+        self._failure: str | None = None
         self._last_pong = 0.0
         self._busy_s = 0.0
 
@@ -65,6 +66,8 @@ class EngineClient:
 
     async def _ask(self, kind: str, content: Any, on_chunk: Callable[[bytes], None] | None = None) -> Any:
         assert self._frames is not None, "start() first"
+        if self._failure:  # a job that was handed over while we noticed
+            raise EngineError(self._failure)
         number = next(self._numbers)
         future = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
@@ -101,7 +104,9 @@ class EngineClient:
             self._fail("the engine's process ended unexpectedly")
 
     def _fail(self, sentence: str) -> None:
-        self._closing = True
+        if self._failure:
+            return
+        self._failure = sentence
         if not self._started.done():
             self._started.set_exception(WorkerFault(sentence))
         for future in self._waiting.values():
@@ -115,7 +120,7 @@ class EngineClient:
         pause = timeout_s / _CHECKS_PER_TIMEOUT
         while True:
             self._last_pong = time.monotonic()
-            while self._waiting and not self._closing:
+            while self._waiting and not self._failure:
                 self._frames.send("ping", 0, None)
                 await asyncio.sleep(pause)
                 if max(self._busy_s, time.monotonic() - self._last_pong) > timeout_s:
