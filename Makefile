@@ -27,7 +27,7 @@ export HF_HUB_OFFLINE ?= 1
 	@$(BIN)/uv pip install --python $(BIN)/python -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help setup demo test lint types imports unit test-gpu bench lock clean
+.PHONY: help setup demo test lint types imports unit test-gpu peers coldstart load soak lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -58,8 +58,17 @@ unit: setup
 test-gpu: setup ## the tests that need a GPU
 	@$(BIN)/python -m pytest -m gpu
 
-bench: setup ## our worker beside a stock-SDK worker with sentence-transformers, in one run
-	@$(BIN)/python -m benchmarks peers
+peers: setup ## our worker beside a stock-SDK worker and RunPod's infinity worker (made in build/peers), in one run
+	@$(BIN)/python -m benchmarks peers --with int8,stock,infinity
+
+coldstart: setup ## what a start costs, stage by stage, beside the floor
+	@$(BIN)/python -m benchmarks coldstart
+
+load: setup ## throughput and latency under load, beside the floor
+	@$(BIN)/python -m benchmarks load
+
+soak: setup ## a hundred thousand jobs: growth of memory, files, threads
+	@$(BIN)/python -m benchmarks soak
 
 PINS := $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-header --annotation-style line
 
@@ -68,8 +77,10 @@ lock: .venv/uv.stamp ## resolve the pins in requirements/ anew
 	@$(PINS) --generate-hashes --extra gpu pyproject.toml -o requirements/gpu.txt
 	@$(PINS) --extra cpu --extra export pyproject.toml -o requirements/export.txt
 	@$(PINS) --extra cpu --extra export --extra bench --extra dev pyproject.toml -o requirements/dev.txt
+	@printf '%s\n' 'infinity-emb[torch]==0.0.78' 'optimum<2' 'transformers<4.49' 'torch==2.13.0' 'runpod==1.12.0' 'numpy<2' \
+		| $(PINS) - -o requirements/peers-infinity.txt
 	@# A local build of torch names itself 2.13.0+cpu; the pin must fit every build of that version.
-	@sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements/export.txt requirements/dev.txt
+	@sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements/export.txt requirements/dev.txt requirements/peers-infinity.txt
 
 clean: ## remove what was built, not .venv
 	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,10 +7,13 @@ import sys
 from importlib import import_module
 
 _COMMANDS = {
+    "coldstart": "how long a start takes, stage by stage, beside the least that any process must do",
     "demo": "export all-MiniLM-L6-v2, serve it, send it jobs",
     "emulator": "a RunPod queue endpoint on localhost",
-    "peers": "this worker beside a stock-SDK worker with sentence-transformers, in one run",
+    "load": "one worker under load: closed and open loops, idle and bulk jobs, beside the floor",
+    "peers": "this worker beside the ones that users would run instead, in one run",
     "readme": "write the README's tables anew from settings and results",
+    "soak": "a hundred thousand jobs: does memory grow, are files or threads left open",
 }
 
 

@@ -13,8 +13,10 @@ from engine.errors import BundleError
 BUILD = Path("build")
 
 
-def exported(model: Path, out: Path) -> Path:
+def exported(model: Path, out: Path, *options: str) -> Path:
     """`out` with the bundle of `model`: as it is when it is whole, else exported now, its progress shown.
+
+    `options` are further arguments of `python -m export`.
 
     Raises RuntimeError when the export fails.
     """
@@ -23,7 +25,7 @@ def exported(model: Path, out: Path) -> Path:
     except BundleError:
         shutil.rmtree(out, ignore_errors=True)
         command = [sys.executable, "-m", "export", str(model), "--task", "feature-extraction", "--out", str(out)]
-        if subprocess.run(command).returncode:
+        if subprocess.run([*command, *options]).returncode:
             raise RuntimeError("the export failed") from None
     else:
         print(f"{out} is there and whole; `make clean` exports it anew")

@@ -68,11 +68,12 @@ class WorkerProcess:
         raise RuntimeError(f"the worker took no job within {timeout_s:g} s")
 
     def memory_mb(self) -> dict[str, float]:
-        """Resident memory of the main process, and of its whole tree with shared pages counted once, in MB."""
+        """Memory of all processes in MB: RSS added up, which counts shared pages again, and PSS, which does not."""
         main = psutil.Process(self.process.pid)
         tree = [main, *main.children(recursive=True)]
         pss = sum(process.memory_full_info().pss for process in tree)
-        return {"main_rss_mb": main.memory_info().rss / 1e6, "tree_pss_mb": pss / 1e6}
+        rss = sum(process.memory_info().rss for process in tree)
+        return {"tree_rss_mb": rss / 1e6, "tree_pss_mb": pss / 1e6}
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> float | None:
         """SIGTERM; seconds until the process ended, None when it had to be killed after `timeout_s`."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from itertools import islice
 
 _WORDS = (
     "the a of to and in is that for it as was with be by on not he his but at are this have from or had an they "
@@ -16,7 +18,24 @@ _WORDS = (
 ).split()
 
 
-def texts(count: int, *, shortest: int = 8, longest: int = 90, seed: int = 0) -> list[str]:
-    """`count` texts of `shortest` to `longest` words, evenly spread."""
+def stream(*, shortest: int = 8, longest: int = 90, seed: int = 0) -> Iterator[str]:
+    """Texts of `shortest` to `longest` words, evenly spread, without end."""
     draw = random.Random(seed)  # noqa: S311 - benchmarks want the same numbers again
-    return [" ".join(draw.choices(_WORDS, k=draw.randint(shortest, longest))) for _ in range(count)]
+    while True:
+        yield " ".join(draw.choices(_WORDS, k=draw.randint(shortest, longest)))
+
+
+def texts(count: int, *, shortest: int = 8, longest: int = 90, seed: int = 0) -> list[str]:
+    """The first `count` texts of a stream."""
+    return list(islice(stream(shortest=shortest, longest=longest, seed=seed), count))
+
+
+def arrivals(rate: float, seconds: float, *, seed: int = 0) -> Iterator[float]:
+    """When independent clients send, in seconds from the start: a Poisson process of `rate` a second."""
+    if rate <= 0:
+        return
+    draw = random.Random(seed)  # noqa: S311 - as above
+    at = draw.expovariate(rate)
+    while at < seconds:
+        yield at
+        at += draw.expovariate(rate)

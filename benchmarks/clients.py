@@ -1,0 +1,157 @@
+"""Many clients of one emulated endpoint: they send jobs and keep what each one's answer took.
+
+They live on the emulator's own event loop, so that no hop between threads lies between an answer and the next job.
+Times are the emulator's: from the moment a job is queued to the moment its answer has arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.emulator import Emulator, EmulatorThread, JobRecord, Status
+from benchmarks.measure import percentile
+
+Json = dict[str, Any]
+
+_KEPT_JOBS = 1000  # of the finished ones; each holds its answer, and a long run must not fill the memory with them
+_GRACE_S = 60.0  # for answers that are still out when a measurement is over
+
+
+@dataclass
+class Answers:
+    """What one measurement saw: how long it ran, ms from submission to answer, and the errors of jobs that failed."""
+
+    seconds: float = 0.0
+    ms: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def add(self, record: JobRecord, since: float) -> None:
+        """Keep the answer of a job that was to be sent at `since`, in seconds on the emulator's clock."""
+        assert record.done is not None
+        if record.status is Status.COMPLETED:
+            self.ms.append((record.done - since) * 1e3)
+        else:
+            self.errors.append(str(record.error or record.status))
+
+    def summary(self) -> dict[str, float]:
+        """Figures by name; rates count the jobs that were answered."""
+        return {
+            "jobs": len(self.ms),
+            "jobs_per_s": len(self.ms) / self.seconds if self.ms else 0.0,
+            "p50_ms": percentile(self.ms, 50),
+            "p90_ms": percentile(self.ms, 90),
+            "p99_ms": percentile(self.ms, 99),
+            "max_ms": max(self.ms, default=0.0),
+            "errors": len(self.errors),
+        }
+
+
+class Clients:
+    """An emulated endpoint with its clients; a context manager.
+
+    A loop raises RuntimeError when answers are still missing _GRACE_S seconds after its end.
+    """
+
+    def __init__(self) -> None:
+        self.emulator = EmulatorThread(on_end=self._ended, keep_finished=_KEPT_JOBS)
+        self._answered: dict[str, Callable[[JobRecord], None]] = {}
+
+    def __enter__(self) -> Self:
+        self.emulator.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.emulator.__exit__(kind, error, trace)
+
+    def closed_loop(self, clients: int, seconds: float, payloads: Iterator[Json]) -> Answers:
+        """`clients` that each send a job when their last one is answered; counts the answers within `seconds`.
+
+        `Answers.seconds` ends with the last of them: a worker with one answer a second has 1 a second in 4.9 s as well.
+        """
+        answers, begin = Answers(), time.perf_counter()
+
+        def start(emulator: Emulator) -> None:
+            for _ in range(clients):
+                self._send(emulator, next(payloads), partial(answered, emulator))
+
+        def answered(emulator: Emulator, record: JobRecord) -> None:
+            assert record.done is not None
+            if record.done < begin + seconds:
+                answers.add(record, record.submitted)
+                answers.seconds = record.done - begin
+                self._send(emulator, next(payloads), partial(answered, emulator))
+
+        self._measure(start, seconds)
+        return answers
+
+    def open_loop(self, arrivals: Iterable[float], payloads: Iterator[Json]) -> Answers:
+        """Jobs sent at `arrivals` (seconds from the start, ascending), whether or not earlier ones were answered.
+
+        A job's time runs from its arrival as planned: were the sender itself late, that would count as well.
+        """
+        answers, planned = Answers(), deque(arrivals)
+        begin = time.perf_counter()
+
+        def arrive(emulator: Emulator) -> None:
+            while planned and begin + planned[0] <= time.perf_counter():
+                at = begin + planned.popleft()
+                self._send(emulator, next(payloads), partial(answers.add, since=at))
+            if planned:
+                wait = max(0.0, begin + planned[0] - time.perf_counter())
+                asyncio.get_running_loop().call_later(wait, arrive, emulator)
+
+        self._measure(arrive, planned[-1] if planned else 0.0, planned)
+        answers.seconds = time.perf_counter() - begin
+        return answers
+
+    def one_by_one(
+        self, count: int, payloads: Iterator[Json], *, pause_s: float = 0.0, timeout_s: float = _GRACE_S
+    ) -> Answers:
+        """`count` jobs that each find an idle worker, `pause_s` seconds after the last answer.
+
+        Raises TimeoutError when an answer takes longer than `timeout_s` seconds.
+        """
+        answers, begin = Answers(), time.perf_counter()
+        for _ in range(count):
+            time.sleep(pause_s)
+            record = self.emulator.wait(self.emulator.submit(next(payloads)), timeout_s)
+            answers.add(record, record.submitted)
+        answers.seconds = time.perf_counter() - begin
+        return answers
+
+    def _measure(self, start: Callable[[Emulator], None], seconds: float, unsent: Sized = ()) -> None:
+        """Run `start` on the emulator's loop; return when `seconds` are over, all is sent and no answer is out."""
+        deadline = time.perf_counter() + seconds
+        self.emulator.call(start)
+        time.sleep(max(0.0, deadline - time.perf_counter()))
+        while self._answered or unsent:
+            if time.perf_counter() > deadline + _GRACE_S:
+                raise RuntimeError(f"{len(self._answered)} jobs were not answered within {_GRACE_S:g} s")
+            time.sleep(0.005)
+
+    def _send(self, emulator: Emulator, payload: Json, answered: Callable[[JobRecord], None]) -> None:
+        self._answered[emulator.submit(payload).id] = answered
+
+    def _ended(self, record: JobRecord) -> None:
+        """On the emulator's loop, with each job that ends."""
+        if record.id in self._answered:
+            # Not at once: first the worker gets its reply.
+            asyncio.get_running_loop().call_soon(self._settle, record)
+
+    def _settle(self, record: JobRecord) -> None:
+        self._answered[record.id](record)
+        del self._answered[record.id]  # only now: what it sent next is on the list already
+
+
+def embed_jobs(texts: Iterable[str]) -> Iterator[Json]:
+    """The payload of a job for each text."""
+    return ({"text": text} for text in texts)

@@ -1,0 +1,62 @@
+"""Virtual environments of peers whose packages do not go with ours: made on demand, kept below build/peers/."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.exported import BUILD
+
+_STAMP = "pins.sha256"
+
+
+def python_of(name: str, *, pins: Path | None = None, root: Path = BUILD / "peers") -> Path:
+    """The interpreter of the peer `name`, its environment made by uv from requirements/peers-NAME.txt if need be.
+
+    Absolute, for a worker may run elsewhere. Raises RuntimeError, with uv's last words, when it cannot be made.
+    """
+    pins = pins or Path("requirements") / f"peers-{name}.txt"
+    if not pins.is_file():
+        raise RuntimeError(f"there is no {pins}")
+    digest = hashlib.sha256(pins.read_bytes()).hexdigest()
+    folder = root / name
+    python = (folder / "bin" / "python").absolute()  # not resolved: the link tells the interpreter where it lives
+    stamp = folder / _STAMP
+    if stamp.is_file() and stamp.read_text() == digest:
+        return python
+    print(f"{folder}: packages of {pins} (the first time this takes minutes)", file=sys.stderr, flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    _uv("venv", "--python", sys.executable, str(folder))
+    _uv("pip", "install", "--python", str(python), "--requirements", str(pins))
+    stamp.write_text(digest)  # last: an environment is whole or made again
+    return python
+
+
+def versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
+    """The versions of `packages` in the environment of `python`. Raises RuntimeError when one is not there."""
+    script = "import json, sys; from importlib.metadata import version; "
+    script += "print(json.dumps({name: version(name) for name in sys.argv[1:]}))"
+    done = subprocess.run([str(python), "-c", script, *packages], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{python} lacks one of {', '.join(packages)}: {done.stderr.strip()[-200:]}")
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def _uv(*arguments: str) -> None:
+    beside = Path(sys.executable).parent / "uv"
+    uv = str(beside) if beside.exists() else shutil.which("uv")
+    if uv is None:
+        raise RuntimeError("uv is not installed; run `make setup`")
+    env = dict(os.environ)
+    if "PIP_FIND_LINKS" in env:  # uv does not read pip's settings; the Makefile does the same
+        env.setdefault("UV_FIND_LINKS", env["PIP_FIND_LINKS"])
+    done = subprocess.run([uv, "--quiet", *arguments], env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"`uv {arguments[0]}` failed: {done.stderr.strip()[-500:]}")
