@@ -170,4 +170,4 @@ def test_a_peer_without_an_environment_says_why(tmp_path: Path):
 def test_unknown_peers_are_refused(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         run("peers", "--with", "stock,tei")
-    assert "there is no peer 'tei'; choose from stock, infinity" in capsys.readouterr().err
+    assert "there is no peer 'tei'; choose from int8, stock, infinity" in capsys.readouterr().err
