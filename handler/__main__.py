@@ -7,10 +7,11 @@ test_input.json in the working directory, or `--rp_serve_api`. So does WORKER_LO
 from __future__ import annotations
 
 import os
+import socket
 import sys
 
-from engine.config import Settings
 from engine.errors import WorkerFault
+from handler.fork import fork, wait_for
 from handler.log import log
 from handler.timeline import Timeline
 
@@ -21,25 +22,26 @@ def main() -> int:
     """Serve until told to stop. The exit code: 0 after a clean stop, 1 when the worker cannot start or go on."""
     timeline = Timeline()
     try:
-        settings = Settings.from_environ(os.environ)
-        if settings.worker_loop == "sdk" or _is_local():
-            return _serve_stock(settings, timeline)
-        return _serve(settings, timeline)
+        return _serve_stock(timeline) if _is_stock() else _serve(timeline)
     except WorkerFault as error:
         log("ERROR", f"cannot start: {error}")
         return 1
 
 
-def _is_local() -> bool:
-    return "RUNPOD_WEBHOOK_GET_JOB" not in os.environ or any(
-        arg.startswith(("--test_input", "--rp_serve_api")) for arg in sys.argv
+def _is_stock() -> bool:
+    return (
+        os.environ.get("WORKER_LOOP", "").strip().lower() == "sdk"
+        or "RUNPOD_WEBHOOK_GET_JOB" not in os.environ
+        or any(arg.startswith(("--test_input", "--rp_serve_api")) for arg in sys.argv)
     )
 
 
-def _serve_stock(settings: Settings, timeline: Timeline) -> int:
+def _serve_stock(timeline: Timeline) -> int:
+    from engine.config import Settings
     from handler.boot import boot
     from handler.sdk import start_stock
 
+    settings = Settings.from_environ(os.environ)
     worker = boot(settings, timeline)
     log("INFO", "ready", engine=worker.choice.engine, reason=worker.choice.reason, boot_ms=timeline.stages)
     start_stock(worker.handler.handle, settings.max_concurrency)
@@ -47,21 +49,27 @@ def _serve_stock(settings: Settings, timeline: Timeline) -> int:
     return 0
 
 
-def _serve(settings: Settings, timeline: Timeline) -> int:
-    from handler import engine_process
-
-    pid, end = engine_process.fork(lambda end: engine_process.serve(end, settings, timeline))
+def _serve(timeline: Timeline) -> int:
+    # First of all: whatever is imported before the fork is imported by one core, and after it by two.
+    pid, end = fork(lambda end: _serve_engine(end, timeline))
     try:
-        # From here on both processes load their libraries side by side.
         with timeline.stage("SDK import"):
+            from engine.config import Settings
             from handler import sdk
 
+            settings = Settings.from_environ(os.environ)
             loaded = sdk.load()
             from handler.front import serve_jobs
         return serve_jobs(settings, timeline, loaded, end)
     finally:
         end.close()
-        engine_process.wait_for(pid, _STOP_S)
+        wait_for(pid, _STOP_S)
+
+
+def _serve_engine(end: socket.socket, timeline: Timeline) -> None:
+    from handler import engine_process
+
+    engine_process.serve(end, timeline)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 
 def log(level: str, message: str, job_id: str | None = None, **fields: Any) -> None:
     """Print `message`; `fields` follow as JSON. Flushed, so that nothing is lost when the process is killed."""
+    import json  # not at the top: this module is imported before the fork
+
     if os.environ.get("RUNPOD_ENDPOINT_ID"):
         line = json.dumps({"requestId": job_id, "level": level, "message": message, **fields}, default=str)
     else:
