@@ -17,6 +17,7 @@ from handler.sdk import Sdk
 
 _POLL_TIMEOUT_S = 90.0  # the stock SDK's
 _LEAVE_S = 1.0
+_SETTLE_S = 0.1
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _TEMPORARY = (408, 425, 429)
 
@@ -57,10 +58,14 @@ class Poll:
 
         Raises what the SDK raises.
         """
+        begin = time.monotonic()
         poll = asyncio.ensure_future(self._sdk.get_job(self._jobs_session, count))
         stopped = asyncio.ensure_future(stop.wait())
         try:
             await asyncio.wait({poll, stopped}, timeout=_POLL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            if not poll.done():
+                # A server that reads a request and its end at once may choose a job and find nobody to give it to.
+                await asyncio.wait({poll}, timeout=max(0.0, begin + _SETTLE_S - time.monotonic()))
             if poll.done():
                 return await self._jobs(poll)
             return await self._leave(poll)
