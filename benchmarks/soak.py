@@ -1,0 +1,287 @@
+"""A long run of mixed jobs through one worker, to see whether memory grows or files and threads are left open.
+
+Every sample is taken between two portions of the work, when no job is out, so that what is left is left. The first
+samples come after a warm-up that has filled every pool, and the last ones are judged against them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.emulator import Emulator, EmulatorThread, JobRecord, Status
+from benchmarks.exported import BUILD, exported
+from benchmarks.measure import figure, markdown, write_json
+from benchmarks.weights import minilm_folder
+from benchmarks.worker_process import WorkerProcess
+from benchmarks.workload import stream
+
+Json = dict[str, Any]
+
+GROWTH_LIMIT = 0.02
+IN_FLIGHT = 32
+_PORTIONS = 50
+_ENDS = 5  # samples at either end whose median is compared: one alone may catch a collection that is due
+_KEPT_JOBS = 1000  # finished ones that the emulator remembers: this process must not fill the memory either
+_STALL_S = 120.0  # without a single answer
+_MOST_CONNECTIONS = 2 * IN_FLIGHT + 4  # results on their way while as many jobs run; polls, pings
+_SHOWN_ERRORS = 5
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What all processes of a worker hold, added up; memory in MB (10^6 bytes)."""
+
+    rss_mb: float
+    """Counts a page again for each process that shares it."""
+    pss_mb: float
+    """Shares a page among its processes, strangers included: it also moves when one of those starts or ends."""
+    fds: int
+    """Without TCP connections, which are kept for a while and so follow the load."""
+    connections: int
+    threads: int
+    processes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished run. `wrong` holds what came back other than it should have, at most the first few."""
+
+    jobs: int
+    jobs_per_s: float
+    samples: Sequence[Sample]
+    health: tuple[Json, Json]
+    wrong: Sequence[str]
+    exit_code: int | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--jobs", type=int, default=100_000, help="jobs after the warm-up (default: %(default)s)")
+    parser.add_argument("--warm-up", type=int, default=2000, help="jobs before it (default: %(default)s)")
+    parser.add_argument("--engine", choices=("auto", "fake"), default="auto", help="fake: all but the engine (auto)")
+    parser.add_argument("--bundle", type=Path, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)")
+    parser.add_argument("--json", type=Path, help="also write samples and health to this file")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Returns 1 when memory grew by 2 % or more, files or threads were left, or an answer was wrong."""
+    bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
+    report = soak(bundle, args.engine, args.jobs, args.warm_up, say=lambda line: print(line, file=sys.stderr))
+    complaints = verdict(report)
+    print(table(report))
+    for complaint in complaints:
+        print(f"soak: {complaint}")
+    if args.json:
+        write_json(args.json, {"engine": args.engine, **asdict(report), "complaints": complaints})
+    return 1 if complaints else 0
+
+
+def soak(
+    bundle: Path, engine: str, jobs: int, warm_up: int, *, say: Callable[[str], None] = lambda line: None
+) -> Report:
+    """Send `warm_up` jobs, then `jobs`; `say` gets a line of progress now and then.
+
+    Raises RuntimeError when the worker does not start or stops answering.
+    """
+    load = _Load()
+    with load.emulator as emulator, WorkerProcess.ours(emulator, bundle, env={"ENGINE": engine}) as worker:
+        payloads = mixed_jobs()
+        # As many large jobs at once as may run: afterwards thread pools and buffers are as large as they get.
+        load.run(IN_FLIGHT, ({"texts": list(islice(stream(seed=1), IN_FLIGHT))} for _ in count()))
+        load.run(warm_up, payloads)
+        _wait_for_ping(emulator)
+        first_health = _health(emulator)
+        samples, seconds = [_sample(worker)], 0.0
+        for number in range(_PORTIONS):
+            begin = time.perf_counter()
+            load.run(jobs * (number + 1) // _PORTIONS - jobs * number // _PORTIONS, payloads)
+            seconds += time.perf_counter() - begin
+            samples.append(_sample(worker))
+            if number % 5 == 4:
+                say(f"{jobs * (number + 1) // _PORTIONS} jobs: {figure(samples[-1].rss_mb)} MB resident")
+        last_health = _health(emulator)
+        exit_code = worker.process.returncode if worker.stop() is not None else None
+    return Report(jobs, jobs / seconds, samples, (first_health, last_health), load.wrong, exit_code)
+
+
+def verdict(report: Report) -> list[str]:
+    """What is wrong, a sentence each; empty when nothing is."""
+    before, after = ends(report.samples)
+    complaints = [f"wrong answer: {wrong}" for wrong in report.wrong]
+    if (growth := after.rss_mb / before.rss_mb - 1) >= GROWTH_LIMIT:
+        complaints.append(f"resident memory grew by {growth:.1%}; allowed is less than {GROWTH_LIMIT:.0%}")
+    for name, what in (("fds", "open files"), ("threads", "threads"), ("processes", "processes")):
+        if getattr(after, name) > getattr(before, name):
+            complaints.append(f"{what} grew from {getattr(before, name)} to {getattr(after, name)}")
+    if after.connections > _MOST_CONNECTIONS:
+        complaints.append(f"{after.connections} connections are open; the load explains {_MOST_CONNECTIONS}")
+    if report.exit_code != 0:
+        how = "had to be killed" if report.exit_code is None else f"ended with exit code {report.exit_code}"
+        complaints.append(f"the worker {how} after SIGTERM")
+    return complaints
+
+
+def ends(samples: Sequence[Sample]) -> tuple[Sample, Sample]:
+    """The medians of the first and of the last samples."""
+    size = max(1, min(_ENDS, len(samples) // 2))
+    return _median(samples[:size]), _median(samples[-size:])
+
+
+def _median(samples: Sequence[Sample]) -> Sample:
+    # median_low: the count of files is one that was seen, also where there are two samples.
+    return Sample(**{f.name: statistics.median_low(getattr(s, f.name) for s in samples) for f in fields(Sample)})
+
+
+def table(report: Report) -> str:
+    """The figures at both ends, as Markdown."""
+    before, after = ends(report.samples)
+    rows = []
+    for name, label in _ROWS.items():
+        old, new = getattr(before, name), getattr(after, name)
+        if isinstance(old, float):
+            rows.append((label, f"{old:.1f}", f"{new:.1f}", f"{new / old - 1:+.2%}"))
+        else:
+            rows.append((label, str(old), str(new), f"{new - old:+d}"))
+    title = f"{report.jobs} jobs, {IN_FLIGHT} in flight, {figure(report.jobs_per_s)} jobs/s"
+    return f"{title}\n\n" + markdown(("", "after the warm-up", "at the end", "growth"), rows)
+
+
+_ROWS = {
+    "rss_mb": "RSS of all processes, MB",
+    "pss_mb": "PSS of all processes, MB",
+    "fds": "open files",
+    "connections": "connections",
+    "threads": "threads",
+    "processes": "processes",
+}
+
+
+def mixed_jobs(seed: int = 0) -> Iterator[Json]:
+    """Payloads without end: mostly one text, some lists of up to 32, some in base64, one in a hundred not allowed."""
+    texts = stream(seed=seed)
+    for number in count():
+        kind = number % 100
+        if kind == 0:
+            yield {"texts": next(texts)}
+        elif kind in (1, 2):
+            yield {"texts": list(islice(texts, 32))}
+        elif kind < 10:
+            yield {"texts": list(islice(texts, kind))}
+        elif kind < 15:
+            yield {"text": next(texts), "encoding_format": "base64"}
+        else:
+            yield {"text": next(texts)}
+
+
+class _Load:
+    """An emulated endpoint and clients on its own loop; one job in 50 is cancelled while it is out."""
+
+    def __init__(self) -> None:
+        self.emulator = EmulatorThread(on_end=self._ended, keep_finished=_KEPT_JOBS)
+        self.wrong: list[str] = []
+        self._payloads: Iterator[Json] = iter(())
+        self._unsent = self._out = self._answered = 0
+        self._idle = threading.Event()
+
+    def run(self, jobs: int, payloads: Iterator[Json]) -> None:
+        """Send `jobs` of `payloads`, IN_FLIGHT at a time; return when all have ended."""
+        if not jobs:
+            return
+        self._payloads, self._unsent = payloads, jobs
+        self._idle.clear()
+        self.emulator.call(self._start)
+        seen = -1
+        while not self._idle.wait(_STALL_S):
+            if self._answered == seen:
+                raise RuntimeError(f"{self._out} jobs are out and none was answered for {_STALL_S:g} s")
+            seen = self._answered
+
+    # On the emulator's loop
+
+    def _start(self, emulator: Emulator) -> None:
+        for _ in range(min(IN_FLIGHT, self._unsent)):
+            self._send(emulator)
+
+    def _send(self, emulator: Emulator) -> None:
+        self._unsent -= 1
+        self._out += 1
+        record = emulator.submit(next(self._payloads))
+        if self._unsent % 50 == 7:
+            asyncio.get_running_loop().call_later(0.003, self._cancel, emulator, record)
+
+    def _cancel(self, emulator: Emulator, record: JobRecord) -> None:
+        if not record.finished:
+            emulator.cancel(record)
+
+    def _ended(self, record: JobRecord) -> None:
+        # Not at once: the store is in the middle of ending this one.
+        asyncio.get_running_loop().call_soon(self._next, record)
+
+    def _next(self, record: JobRecord) -> None:
+        if (wrong := _wrong(record)) and len(self.wrong) < _SHOWN_ERRORS:
+            self.wrong.append(wrong)
+        self._answered += 1
+        self._out -= 1
+        if self._unsent:
+            self._send(self.emulator.emulator)
+        elif not self._out:
+            self._idle.set()
+
+
+def _wrong(record: JobRecord) -> str | None:
+    payload = record.input
+    if record.status is Status.CANCELLED or payload == {"health": True}:
+        return None
+    allowed = not isinstance(payload.get("texts"), str)
+    if not allowed:
+        refused = record.status is Status.FAILED and str(record.error).startswith("invalid input")
+        return None if refused else f"a job that is not allowed ended {record.status}"
+    if record.status is not Status.COMPLETED:
+        return f"a job ended {record.status}: {record.error}"
+    vectors = record.output.get("embeddings", [record.output.get("embedding")])
+    asked = len(payload.get("texts", [0]))
+    return None if len(vectors) == asked else f"{len(vectors)} vectors for {asked} texts"
+
+
+def _health(emulator: EmulatorThread) -> Json:
+    record = emulator.wait(emulator.submit({"health": True}), _STALL_S)
+    if record.status is not Status.COMPLETED:
+        raise RuntimeError(f"the worker's health cannot be had: {record.error}")
+    report: Json = record.output
+    return report
+
+
+def _wait_for_ping(emulator: EmulatorThread) -> None:
+    """The first ping brings a library and a thread, some time after the first job."""
+    deadline = time.monotonic() + _STALL_S
+    while not any(worker.ping_count for worker in list(emulator.workers.values())):
+        if time.monotonic() > deadline:
+            raise RuntimeError("the worker does not ping")
+        time.sleep(0.05)
+
+
+def _sample(worker: WorkerProcess) -> Sample:
+    main = psutil.Process(worker.process.pid)
+    tree = [main, *main.children(recursive=True)]
+    memory = [process.memory_full_info() for process in tree]
+    connections = sum(len(process.net_connections("tcp")) for process in tree)
+    return Sample(
+        rss_mb=sum(of.rss for of in memory) / 1e6,
+        pss_mb=sum(of.pss for of in memory) / 1e6,
+        fds=sum(process.num_fds() for process in tree) - connections,
+        connections=connections,
+        threads=sum(process.num_threads() for process in tree),
+        processes=len(tree),
+    )

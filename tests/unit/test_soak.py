@@ -1,0 +1,79 @@
+"""The soak, short, and what it makes of a worker that leaks."""
+
+import argparse
+import json
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import soak
+from benchmarks.soak import Report, Sample
+
+STEADY = Sample(rss_mb=100.0, pss_mb=80.0, fds=14, connections=35, threads=13, processes=2)
+
+
+def report(last: Sample = STEADY, **changes: Any) -> Report:
+    return replace(Report(1000, 500.0, [STEADY] * 6 + [last] * 6, ({}, {}), [], 0), **changes)
+
+
+def test_a_short_soak(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Whether memory grows takes more jobs to tell; all else must hold here too."""
+    out = tmp_path / "soak.json"
+    parser = argparse.ArgumentParser()
+    soak.add_arguments(parser)
+    options = ["--jobs", 1500, "--warm-up", 300, "--engine", "fake", "--bundle", small_bundle, "--json", out]
+    soak.main(parser.parse_args([str(option) for option in options]))
+    found = json.loads(out.read_text())
+    assert [complaint for complaint in found["complaints"] if "memory" not in complaint] == []
+    assert found["wrong"] == []
+    assert found["exit_code"] == 0
+    assert len(found["samples"]) == 51
+    assert all(sample["rss_mb"] > 20 and sample["processes"] > 0 for sample in found["samples"])
+    first, last = found["health"]
+    assert first["engine"] == "fake"
+    assert 1350 < last["jobs_done"] - first["jobs_done"] <= 1501  # without those that were cancelled or not allowed
+    assert last["jobs_failed"] - first["jobs_failed"] <= 15
+    assert "| threads " in capsys.readouterr().out
+
+
+def test_a_worker_that_keeps_its_shape_passes():
+    assert soak.verdict(report()) == []
+    assert soak.verdict(report(replace(STEADY, rss_mb=101.9, pss_mb=95.0, connections=60))) == []
+    assert soak.verdict(report(replace(STEADY, rss_mb=90.0, fds=10, threads=9, processes=1))) == []
+
+
+@pytest.mark.parametrize(
+    ("leak", "complaint"),
+    [
+        ({"rss_mb": 102.0}, "resident memory grew by 2.0%; allowed is less than 2%"),
+        ({"rss_mb": 150.0}, "resident memory grew by 50.0%; allowed is less than 2%"),
+        ({"fds": 15}, "open files grew from 14 to 15"),
+        ({"threads": 14}, "threads grew from 13 to 14"),
+        ({"processes": 3}, "processes grew from 2 to 3"),
+        ({"connections": 200}, "200 connections are open; the load explains 68"),
+    ],
+)
+def test_growth_is_flagged(leak: dict[str, Any], complaint: str):
+    assert soak.verdict(report(replace(STEADY, **leak))) == [complaint]
+
+
+def test_one_high_sample_is_no_growth():
+    samples = [*[STEADY] * 9, replace(STEADY, rss_mb=140.0), STEADY, STEADY]
+    assert soak.verdict(report(samples=samples)) == []
+
+
+def test_wrong_answers_and_a_bad_end_are_flagged():
+    assert soak.verdict(report(wrong=["a job ended FAILED: x"])) == ["wrong answer: a job ended FAILED: x"]
+    assert soak.verdict(report(exit_code=1)) == ["the worker ended with exit code 1 after SIGTERM"]
+    assert soak.verdict(report(exit_code=None)) == ["the worker had to be killed after SIGTERM"]
+
+
+def test_the_jobs_are_mixed_and_the_same_each_time():
+    jobs = list(islice(soak.mixed_jobs(), 200))
+    assert jobs == list(islice(soak.mixed_jobs(), 200))
+    assert sum(isinstance(job.get("texts"), str) for job in jobs) == 2
+    assert max(len(job["texts"]) for job in jobs if isinstance(job.get("texts"), list)) == 32
+    assert sum("text" in job for job in jobs) > 150
