@@ -425,14 +425,14 @@ def test_nothing_is_left_behind(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(export.optimize, "_fuse", fail)
+    monkeypatch.setattr(export.optimize, "fuse", fail)
     found, _, printed = run(bert)
     assert found == code
     assert printed.startswith(said)
 
 
 def test_our_own_defects_keep_their_traceback(run: Export, bert: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delattr(export.optimize, "_fuse")
+    monkeypatch.delattr(export.optimize, "fuse")
     with pytest.raises(NameError):
         run(bert)
 
