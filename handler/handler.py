@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar
 
 from engine.batcher import Batcher
@@ -23,6 +24,9 @@ _INLINE_CHARS = 4_000
 """Below this a payload is prepared on the event loop: a hop to a thread and back costs more than the work."""
 _INLINE_ROWS = 16
 _STREAM_ROWS = 64  # rows of a streamed part: some batches' worth, and at 384 numbers a row a third of a MB
+_BLOCKING_THREADS = (
+    32  # for tasks that wait, beside the threads that compute: slow servers must not keep others from those
+)
 _PARTS_AHEAD = 4  # parts in work, so that the engine is busy while one is being sent
 
 
@@ -45,6 +49,8 @@ class Handler:
         self._health = health
         self._debug = debug
         self._stats = stats or Stats()
+        blocking = getattr(task, "blocking", False)
+        self._waiting = ThreadPoolExecutor(_BLOCKING_THREADS, thread_name_prefix="wait") if blocking else None
 
     async def handle(self, job: dict[str, Any]) -> Json:
         """The reply to `job`, ready for any JSON writer; `{"error": sentence}` when it fails.
@@ -95,7 +101,8 @@ class Handler:
 
     async def _answer(self, request: Any, finish: Finish, timings: bool, is_large: bool) -> Any:
         clock = _Clock(self._stats)
-        rows = await _run(is_large, lambda: self._task.preprocess(request))
+        in_thread = is_large or self._waiting is not None
+        rows = await _run(in_thread, lambda: self._task.preprocess(request), self._waiting)
         clock.lap("prepare")
         outputs = await self._batcher.run(rows)
         clock.lap("engine")
@@ -120,8 +127,8 @@ def _options(payload: Json) -> tuple[Json, bool, bool]:
     return rest, timings, stream
 
 
-async def _run(in_thread: bool, work: Callable[[], T]) -> T:
-    return await asyncio.to_thread(work) if in_thread else work()
+async def _run(in_thread: bool, work: Callable[[], T], threads: Executor | None = None) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, work) if in_thread else work()
 
 
 class _Clock:

@@ -1,0 +1,102 @@
+"""Images and audio in a payload: base64, a data URI or an https URL becomes bytes. Decoding them is the tasks' affair.
+
+Call `bytes_of` in `preprocess`, never in `parse`: a fetch blocks. A task that calls it sets `blocking = True`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import InvalidInput, Unreachable
+from engine.tasks.payload import kind
+
+if TYPE_CHECKING:
+    from engine.config import Limits
+    from engine.tasks.base import Json
+
+_FORMS = "base64, a data URI (`data:...;base64,...`) or an https URL"
+
+
+def bytes_of(value: Json, field: str, limits: Limits) -> bytes:
+    """The bytes that `value` stands for, at least one and at most `limits.max_media_bytes`.
+
+    `field` names the value in errors. Raises InvalidInput, or Unreachable where a URL may work later. Blocks while it
+    fetches.
+    """
+    content = _content(require(value, field), field, limits)
+    if not content:
+        raise InvalidInput(f"`{field}` is empty; it must be {_FORMS}")
+    if len(content) > limits.max_media_bytes:
+        raise InvalidInput(_too_large(field, len(content), limits))
+    return content
+
+
+def require(value: Json, field: str) -> str:
+    """`value` when it may be media, by its type alone: the check for `parse`. Raises InvalidInput."""
+    if not isinstance(value, str):
+        raise InvalidInput(f"`{field}` must be {_FORMS}, got {kind(value)}")
+    return value
+
+
+def items(payload: dict[str, Any], one: str, many: str, max_items: int) -> tuple[list[str], bool]:
+    """The values of the field `one`, or of the list `many`, and whether it was the former. Raises InvalidInput."""
+    if (one in payload) == (many in payload):
+        raise InvalidInput(f"`input` needs either `{one}` ({_FORMS}) or `{many}` (a list of them)")
+    if one in payload:
+        return [require(payload[one], one)], True
+    values = payload[many]
+    if not isinstance(values, list) or not 1 <= len(values) <= max_items:
+        got = len(values) if isinstance(values, list) else kind(values)
+        raise InvalidInput(f"`{many}` must be a list of 1 to {max_items} items, got {got}")
+    return [require(value, f"{many}[{index}]") for index, value in enumerate(values)], False
+
+
+def _content(value: str, field: str, limits: Limits) -> bytes:
+    scheme, colon, rest = value[:16].lower().partition(":")
+    if not colon:
+        return _from_base64(value, field, limits)
+    if scheme == "data":
+        return _from_data_uri(value, field, limits)
+    if scheme == "https":
+        return _fetched(value, field, limits)
+    what = f"a URL that begins with {scheme}:" if rest.startswith("//") else "something else"
+    raise InvalidInput(f"`{field}` must be {_FORMS}, got {what}")
+
+
+def _fetched(url: str, field: str, limits: Limits) -> bytes:
+    from engine.fetch import fetch
+
+    try:
+        return fetch(url, limits)
+    except (InvalidInput, Unreachable) as error:
+        raise type(error)(f"`{field}`: {error}") from error
+
+
+def _from_data_uri(value: str, field: str, limits: Limits) -> bytes:
+    header, comma, data = value.partition(",")
+    if not comma:
+        raise InvalidInput(f"`{field}` is a data URI without a comma; write `data:TYPE;base64,DATA`")
+    if header.lower().endswith(";base64"):
+        return _from_base64(data, field, limits)
+    from urllib.parse import unquote_to_bytes
+
+    if len(data) > 3 * limits.max_media_bytes:  # every byte may be written as three characters
+        raise InvalidInput(_too_large(field, len(data), limits))
+    return unquote_to_bytes(data)
+
+
+def _from_base64(text: str, field: str, limits: Limits) -> bytes:
+    # Lines are broken by some encoders; four characters make three bytes.
+    text = "".join(text.split()) if any(space in text for space in "\n\r\t ") else text
+    if len(text) * 3 // 4 > limits.max_media_bytes + 2:
+        raise InvalidInput(_too_large(field, len(text) * 3 // 4, limits))
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput(f"`{field}` is neither a URL nor valid base64 ({error}); it must be {_FORMS}") from None
+
+
+def _too_large(field: str, size: int, limits: Limits) -> str:
+    return f"`{field}` has {size} bytes, allowed are {limits.max_media_bytes} (MAX_MEDIA_BYTES)"
