@@ -47,8 +47,7 @@ class FakeEngine:
     def from_bundle(cls, bundle: Bundle, graph: str = "model", *, max_batch: int = 32, slots: int = 1) -> Self:
         """The stand-in for one graph of `bundle`."""
         found = bundle.manifest.graphs[graph]
-        length = int(bundle.manifest.task_config.get("max_length", 512))
-        buckets = Ladder(range(1, max_batch + 1), rungs(length, 8))
+        buckets = Ladder(range(1, max_batch + 1), rungs(bundle.manifest.max_length(graph), 8))
         return cls(found.inputs, found.outputs, buckets=buckets, slots=slots)
 
     def feeds(self, bucket: Bucket, slot: int = 0) -> Arrays:

@@ -42,7 +42,7 @@ class OnnxRuntimeEngine:
         self.best_tokens = _BEST_TOKENS[provider]
         self.inputs = found.inputs
         self.outputs = found.outputs
-        self.buckets = Ladder(range(1, max_batch + 1), rungs(bundle.manifest.task_config["max_length"], LENGTH_STEP))
+        self.buckets = Ladder(range(1, max_batch + 1), rungs(bundle.manifest.max_length(graph), LENGTH_STEP))
         self._in = Buffers(self.inputs, self.buckets)
         self._out = Buffers(self.outputs, self.buckets)
         self._session: Any = _open_session(bundle, found, provider, threads or cpu_quota())
