@@ -1,6 +1,8 @@
 """The shell around the batch queue: futures on the event loop's side, one engine thread on the other.
 
 A batch runs as soon as the engine is free; batches form while it is busy. Nothing waits for company unless asked to.
+With an engine of two slots the host works while the device does: it fills the next batch during a run when a whole one
+waits, and hands out the answers of a run during the next.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from engine.batch_queue import BatchQueue
 from engine.errors import EngineError
-from engine.feed import run_rows
+from engine.feed import load, run_rows, unload
 from engine.stats import Stats
 
 if TYPE_CHECKING:
     from engine.backends.base import Engine
+    from engine.bucket import Bucket
     from engine.tensors import Arrays, Row
 
 
@@ -35,6 +38,21 @@ class _Group:
 
 
 _Waiting: TypeAlias = "tuple[_Group, tuple[int, Row]]"
+
+
+@dataclass(eq=False, slots=True)
+class _Flight:
+    """A batch on its way through the engine, in the buffers of one slot."""
+
+    batch: list[_Waiting]
+    slot: int
+    begin: float
+    bucket: Bucket | None = None
+    error: Exception | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for _, (_, row) in self.batch]
 
 
 class Batcher:
@@ -108,11 +126,9 @@ class Batcher:
         self._thread.join(timeout_s)
 
     def _serve(self) -> None:
-        while batch := self._next():
-            begin = self._busy_since = time.monotonic()
-            self._run(batch, begin)
-            self._busy_since = None
-            self.stats.stage("run", time.monotonic() - begin)
+        flight: _Flight | None = None
+        while flight is not None or (batch := self._next()):
+            flight = self._start(self._load(batch, 0)) if flight is None else self._turn(flight)
         for group in self._queue.drain():
             _settle_from_thread(group, EngineError("the worker is shutting down"))
         self._engine.close()
@@ -127,18 +143,81 @@ class Batcher:
                 self._wake.wait(self._queue.due_in(now))
         return []
 
-    def _run(self, batch: list[_Waiting], begin: float) -> None:
-        """Run `batch`; where the engine fails, run its halves, until the rows that it fails on stand alone."""
+    def _now(self, at_least: int) -> list[_Waiting]:
+        """A batch that is due, without waiting, when `at_least` rows wait; else, or when closed, none."""
+        with self._wake:
+            due = not self._closed and len(self._queue) >= at_least
+            return self._queue.pop(time.monotonic()) if due else []
+
+    def _turn(self, flight: _Flight) -> _Flight | None:
+        """See `flight` to its end; the one that follows it, already started, when something waits.
+
+        A batch that is not full yet is chosen only when the engine is free, so that it may still grow meanwhile.
+        """
+        if self._engine.slots == 1:
+            self._hand_out(flight, self._finish(flight))
+            return None
+        slot = 1 - flight.slot
+        following = self._load(batch, slot) if (batch := self._now(self._queue.max_rows)) else None
+        outputs = self._finish(flight)
+        if following is None and (batch := self._now(1)):
+            following = self._load(batch, slot)
+        started = self._start(following) if following is not None else None
+        self._hand_out(flight, outputs)
+        return started
+
+    def _load(self, batch: list[_Waiting], slot: int) -> _Flight:
+        flight = _Flight(batch, slot, time.monotonic())
         try:
-            outputs = run_rows(self._engine, [row for _, (_, row) in batch])
+            flight.bucket = load(self._engine, flight.rows, slot)
         except Exception as error:  # whatever it is, it reaches the job that it belongs to and the thread lives
-            if len(batch) > 1:
-                half = len(batch) // 2
-                self._run(batch[:half], begin)
-                self._run(batch[half:], begin)
-            else:
-                _settle_from_thread(batch[0][0], error)
+            flight.error = error
+        return flight
+
+    def _start(self, flight: _Flight) -> _Flight:
+        flight.begin = self._busy_since = time.monotonic()
+        if flight.bucket is not None:
+            try:
+                self._engine.start(flight.bucket, flight.slot)
+            except Exception as error:  # as above
+                flight.error = error
+        return flight
+
+    def _finish(self, flight: _Flight) -> Arrays:
+        """The outputs of `flight`, valid until its slot is started again; empty when it failed and was seen to."""
+        outputs: Arrays = {}
+        if flight.error is None:
+            try:
+                outputs = self._engine.finish(flight.slot)
+            except Exception as error:  # as above
+                flight.error = error
+        if flight.error is not None:
+            self._find_culprits(flight.batch, flight)
+        self.stats.stage("run", time.monotonic() - flight.begin)
+        self._busy_since = None
+        return outputs
+
+    def _hand_out(self, flight: _Flight, outputs: Arrays) -> None:
+        if flight.error is None:
+            self._answer(flight.batch, unload(outputs, len(flight.batch)), flight.begin)
+
+    def _find_culprits(self, batch: list[_Waiting], flight: _Flight) -> None:
+        """Run the halves of a batch that failed, and theirs, until the rows that the engine fails on stand alone."""
+        if len(batch) == 1:
+            assert flight.error is not None
+            _settle_from_thread(batch[0][0], flight.error)
             return
+        half = len(batch) // 2
+        for part in (batch[:half], batch[half:]):
+            try:
+                outputs = run_rows(self._engine, [row for _, (_, row) in part], flight.slot)
+            except Exception as error:  # as above
+                flight.error = error
+                self._find_culprits(part, flight)
+            else:
+                self._answer(part, outputs, flight.begin)
+
+    def _answer(self, batch: list[_Waiting], outputs: Sequence[Arrays], begin: float) -> None:
         self.stats.batch(len(batch))
         for (group, (index, _)), output in zip(batch, outputs, strict=True):
             group.first_run = group.first_run or begin

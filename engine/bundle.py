@@ -65,6 +65,11 @@ class Manifest:
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     """Relative path -> (size in bytes, SHA-256)."""
 
+    def max_length(self, graph: str) -> int:
+        """The longest row that `graph` takes; 1 where none of its inputs grows with a length."""
+        grows = any(spec.length_axis is not None for spec in self.graphs[graph].inputs)
+        return int(self.task_config["max_length"]) if grows else 1
+
 
 @dataclass(frozen=True)
 class Bundle:

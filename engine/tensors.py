@@ -20,8 +20,9 @@ Arrays: TypeAlias = "Mapping[str, npt.NDArray[Any]]"
 class TensorSpec:
     """A named input or output of a graph.
 
-    `dtype` is numpy's name for it. `shape` holds integers for fixed axes and "batch" and "length" for dynamic ones.
-    `pad` is the value that fills an input behind the end of a shorter row.
+    `dtype` is numpy's name for it. `shape` holds integers for fixed axes and "batch" and "length" for dynamic ones;
+    "batch" is the first, "length" may be missing. `pad` is the value that fills an input behind the end of a shorter
+    row.
     """
 
     name: str
@@ -34,22 +35,39 @@ class TensorSpec:
         sizes = {"batch": bucket.batch, "length": bucket.length}
         return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in self.shape)
 
+    @property
+    def length_axis(self) -> int | None:
+        """Which axis grows with the length of a row; None when every row has the same shape."""
+        return self.shape.index("length") if "length" in self.shape else None
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model input: tensor name -> array without the batch axis, and its length in tokens."""
+    """One model input: tensor name -> array without the batch axis, and its length.
+
+    The length counts tokens, or samples, or whatever the inputs' "length" axis does; it is 1 where none has one.
+    """
 
     feeds: Arrays
     length: int
 
 
 def fill(target: Array, rows: Sequence[Row], spec: TensorSpec) -> None:
-    """Write `rows` into `target` (batch, length, ...) in place, each padded with `spec.pad`.
+    """Write `rows` into `target`, of the spec's shape at a bucket, in place, each padded with `spec.pad` to its length.
 
     Rows of the bucket beyond the last real one repeat it: a row that is all mask may turn a softmax into NaN.
+    Allocates nothing.
     """
+    axis = spec.length_axis
     for index in range(len(target)):
         values = rows[min(index, len(rows) - 1)].feeds[spec.name]
-        size = len(values)
-        target[index, :size] = values
-        target[index, size:] = spec.pad
+        if axis is None:
+            target[index] = values
+        elif axis == 1:
+            size = len(values)
+            target[index, :size] = values
+            target[index, size:] = spec.pad
+        else:
+            size, before = values.shape[axis - 1], (slice(None),) * (axis - 1)
+            target[(index, *before, slice(size))] = values
+            target[(index, *before, slice(size, None))] = spec.pad

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures = export(recipe)
     except ParityFailed as failure:
         print(f"error: {failure}\n", file=sys.stderr)
-        print(table(("text", "graph", "cosine", "difference"), failure.rows), file=sys.stderr)
+        print(table(failure.header, failure.rows), file=sys.stderr)
         return FAILED
     except (Refused, BundleError) as refusal:
         print(f"error: {refusal}", file=sys.stderr)
@@ -50,7 +50,9 @@ def export(recipe: Recipe) -> dict[str, Any]:
         from export.load import load
 
         source = load(recipe)
-        note(f"{source.architecture}, {source.pooling} pooling, up to {source.max_length} tokens")
+        if recipe.task is None:
+            note(source.task.tag)
+        note(source.task.describe(source))
         note(megabytes(source.weights_bytes))
     with new_bundle_folder(recipe.out) as folder:
         work = folder / "work"
@@ -70,22 +72,23 @@ def export(recipe: Recipe) -> dict[str, Any]:
 
             write(source, folder, *files)
         with stage("parity") as note:
-            from export.parity import parity
+            from export.parity import parity, worst
 
-            figures = parity(source, folder, recipe.min_cosine if recipe.precision == "fp32" else None)
+            figures = parity(source, folder, recipe.parity_threshold if recipe.precision == "fp32" else None)
             add_parity(folder, figures)
-            note(f"{figures['texts']} texts, {_worst(figures)}")
+            note(f"{figures[source.task.unit]} {source.task.unit}, {worst(source, figures)}")
         if recipe.precision == "int8":
             with stage("int8") as note:
                 fp32 = figures["graphs"]
-                figures = _quantize(source, folder, files[0], places, recipe.min_cosine)
+                figures = _quantize(source, folder, files[0], places, recipe.parity_threshold)
                 figures["graphs"].update(fp32)
                 add_parity(folder, figures)
-                note(f"{figures['kept']}, {_worst(figures)}")
+                note(f"{figures['kept']}, {worst(source, figures)}")
+    figures["worst"] = worst(source, figures)
     return figures
 
 
-def _quantize(source: Any, folder: Path, portable: Path, places: Any, min_cosine: float | None) -> dict[str, Any]:
+def _quantize(source: Any, folder: Path, portable: Path, places: Any, threshold: float | None) -> dict[str, Any]:
     """The figures of the first step of the int8 ladder that passes the gate, and why the ones before it did not.
 
     Raises ParityFailed when none passes.
@@ -100,7 +103,7 @@ def _quantize(source: Any, folder: Path, portable: Path, places: Any, min_cosine
         choose(folder, "int8", int8(portable, step, work, places))
         shutil.rmtree(work)
         try:
-            figures = parity(source, folder, min_cosine)
+            figures = parity(source, folder, threshold)
         except ParityFailed as failure:
             if step is STEPS[-1]:
                 raise
@@ -108,13 +111,6 @@ def _quantize(source: Any, folder: Path, portable: Path, places: Any, min_cosine
         else:
             return {**figures, "kept": f"int8: {step.name}", "refused": refused}
     raise AssertionError("the ladder has no steps")
-
-
-def _worst(figures: dict[str, Any]) -> str:
-    graphs = figures["graphs"].values()
-    cosine = min(graph["min_cosine"] for graph in graphs)
-    difference = max(graph["max_relative_difference"] for graph in graphs)
-    return f"cosine at least {cosine:.7f}, relative difference at most {difference:.0e}"
 
 
 def _size(folder: Path) -> int:
@@ -125,7 +121,7 @@ def _print_result(out: Path, figures: dict[str, Any]) -> None:
     files = open_bundle(out).manifest.files
     print(f"\n{table(('file', 'size'), [(name, megabytes(size)) for name, (size, _) in files.items()])}")
     print(f"\nbundle    {out}  {megabytes(_size(out))}")
-    print(f"parity    {_worst(figures)}")
+    print(f"parity    {figures['worst']}")
     print(f"next      BUNDLE={out} python -m handler")
 
 

@@ -14,11 +14,12 @@ class Refused(Exception):
 
 
 class ParityFailed(Exception):
-    """The bundle disagrees with the reference. `rows` are the worst, as (text, batch, cosine, difference)."""
+    """The bundle disagrees with the reference. `rows` are the worst answers; `header` names their columns."""
 
-    def __init__(self, message: str, rows: Sequence[tuple[str, str, str, str]]) -> None:
+    def __init__(self, message: str, rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.rows = tuple(rows)
+        self.header = tuple(header)
 
 
 def refusal_of(error: BaseException) -> Refused | None:

@@ -6,17 +6,19 @@ Cheap checks on JSON files come first, what needs transformers comes after, and 
 from __future__ import annotations
 
 import shutil
-from importlib import import_module
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from export.errors import Refused
-from export.recipe import Recipe
-from export.sentence_files import SentenceFiles, read_json, read_sentence_files
+from export.infer import infer_task
+from export.json_files import read_json
+from export.recipe import TASK_OPTIONS, Recipe
 from export.source import Source, first_line, quiet
+from export.tasks import export_task
 
-LONGEST_DEFAULT = 8192
-"""Tokens. Models that name no limit, or a huge one, get this: attention's cost grows with the square of the length."""
+if TYPE_CHECKING:
+    from export.tasks.base import ExportTask
 
 DISK_FACTOR = 3
 """Disk space needed, in sizes of the fp32 weights: the traced graph, ONNX Runtime's optimised copy, the bundle."""
@@ -25,18 +27,20 @@ _SMALL_FILES = ["*.json", "*.txt", "*.model"]
 _WEIGHTS = ["*.safetensors"]
 _CODE = ["*.py"]
 _OTHER_FORMATS = ["onnx/*", "openvino/*"]
-_TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 
 
 def load(recipe: Recipe) -> Source:
     """Find the model of `recipe` and check that it fits the task. Raises Refused."""
     root, model, revision = _locate(recipe)
-    files = read_sentence_files(root, recipe.pooling)
-    folder = root / files.transformer
+    task = export_task(recipe.task or infer_task(root, model))
+    _check_options(recipe, task)
+    layout = task.layout(root, recipe)
+    folder = root / layout.transformer
     _check_files(folder, model, recipe.trust_remote_code)
     with quiet():
-        config, auto_class, architecture, positions = _check_architecture(folder, model, recipe)
-        tokenizer = _fast_tokenizer(folder, model, files, recipe)
+        config, auto_class, architecture, positions = _check_architecture(folder, model, task, recipe)
+        task.check(model, config)
+        processors = task.processors(folder, model, layout, recipe)
     if revision is not None:
         _download(recipe.model, revision, [*_SMALL_FILES, *_WEIGHTS])
     weights_bytes = _weights_bytes(folder, model)
@@ -45,19 +49,22 @@ def load(recipe: Recipe) -> Source:
         folder=folder,
         model=model,
         revision=revision,
-        task=recipe.task,
+        task=task,
         auto_class=auto_class,
         architecture=architecture,
         config=config,
-        tokenizer=tokenizer,
-        pooling=files.pooling,
-        normalize=files.normalize,
-        max_length=_max_length(recipe.max_length, files.max_length or tokenizer.model_max_length, positions),
-        prompts=files.prompts,
-        default_prompt=files.default_prompt,
+        max_length=task.max_length(recipe, layout, processors, config, positions),
         weights_bytes=weights_bytes,
         trust_remote_code=recipe.trust_remote_code,
+        settings=layout.settings,
+        **processors,
     )
+
+
+def _check_options(recipe: Recipe, task: ExportTask) -> None:
+    for option in TASK_OPTIONS:
+        if getattr(recipe, option) is not None and option not in task.options:
+            raise Refused(f"--{option.replace('_', '-')} means nothing to {task.tag}; leave it out")
 
 
 def _locate(recipe: Recipe) -> tuple[Path, str, str | None]:
@@ -129,12 +136,10 @@ def _pickled(model: str) -> str:
     )
 
 
-def _check_architecture(folder: Path, model: str, recipe: Recipe) -> tuple[Any, str, str, int | None]:
+def _check_architecture(folder: Path, model: str, task: ExportTask, recipe: Recipe) -> tuple[Any, str, str, int | None]:
     """Config, auto class, model class and positions of a model that task and exporter both take."""
     import torch
     import transformers
-    from optimum.exporters.onnx import model_configs  # noqa: F401  (registers what the exporter supports)
-    from optimum.exporters.tasks import TasksManager
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     raw = read_json(folder / "config.json")
@@ -144,30 +149,48 @@ def _check_architecture(folder: Path, model: str, recipe: Recipe) -> tuple[Any, 
     config = transformers.AutoConfig.from_pretrained(
         folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True
     )
-    auto_class = _auto_class(recipe.task)
-    known = getattr(transformers, auto_class)._model_mapping._model_mapping
-    if kind not in known and not custom:
-        raise Refused(f"{model} ({kind}) does not fit {recipe.task}: {auto_class} cannot load it")
-    try:
-        supported = TasksManager.get_supported_tasks_for_model_type(kind, "onnx", library_name="transformers")
-    except KeyError:
-        supported = {}
-    if recipe.task not in supported:
-        raise Refused(
-            f"{model} ({kind}) has no ONNX exporter for {recipe.task} in optimum; no bundle can be made of it"
-        )
-    if config.is_encoder_decoder:
-        raise Refused(f"{model} ({kind}) does not fit {recipe.task}: it is an encoder with a decoder")
-    foreign = [name for name in supported[recipe.task](config).inputs if name not in _TEXT_INPUTS]
-    if foreign:
-        raise Refused(f"{model} ({kind}) does not fit {recipe.task}: it reads {', '.join(foreign)}, not just text")
+    auto_class = _auto_class(kind, task, custom)
+    if auto_class is None:
+        names = " nor ".join(task.auto_classes())
+        raise Refused(f"{model} ({kind}) does not fit {task.tag}: {names} cannot load it{_hint(raw)}")
+    _check_exporter(kind, model, task, config)
     with torch.device("meta"):  # shapes only
         empty = getattr(transformers, auto_class).from_config(config, trust_remote_code=recipe.trust_remote_code)
     return config, auto_class, type(empty).__name__, _positions(config, empty)
 
 
-def _auto_class(task: str) -> str:
-    return str(import_module(f"engine.tasks.{task.replace('-', '_')}").TASK.auto_class)
+def _auto_class(kind: str, task: ExportTask, custom: bool) -> str | None:
+    """The first of the task's auto classes that knows the architecture."""
+    import transformers
+
+    names = task.auto_classes()
+    known = (name for name in names if kind in getattr(transformers, name)._model_mapping._model_mapping)
+    return next(known, names[0] if custom else None)
+
+
+def _hint(config: Mapping[str, Any]) -> str:
+    classes = config.get("architectures") or []
+    return f"; it holds a {classes[0]}, so --task may be another" if classes else ""
+
+
+def _check_exporter(kind: str, model: str, task: ExportTask, config: Any) -> None:
+    """Whether optimum can trace the architecture, and whether the worker can feed what it reads."""
+    from optimum.exporters.onnx import model_configs  # noqa: F401  (registers what the exporter supports)
+    from optimum.exporters.tasks import TasksManager
+
+    name = task.exporter_task
+    try:
+        supported = TasksManager.get_supported_tasks_for_model_type(kind, "onnx", library_name="transformers")
+    except KeyError:
+        supported = {}
+    if name not in supported:
+        raise Refused(f"{model} ({kind}) has no ONNX exporter for {name} in optimum; no bundle can be made of it")
+    if config.is_encoder_decoder:
+        raise Refused(f"{model} ({kind}) does not fit {task.tag}: it is an encoder with a decoder")
+    taken = {*task.input_axes(), "position_ids"}
+    foreign = [one for one in supported[name](config).inputs if one not in taken]
+    if foreign:
+        raise Refused(f"{model} ({kind}) does not fit {task.tag}: it reads {', '.join(foreign)}, not just {task.reads}")
 
 
 def _positions(config: Any, model: Any) -> int | None:
@@ -184,33 +207,6 @@ def _positions(config: Any, model: Any) -> int | None:
         if isinstance(padding, int) and hasattr(module, "position_embeddings"):
             return positions - padding - 1
     return positions
-
-
-def _fast_tokenizer(folder: Path, model: str, files: SentenceFiles, recipe: Recipe) -> Any:
-    from tokenizers import normalizers
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, use_fast=True, trust_remote_code=recipe.trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, ImportError, TypeError) as error:
-        raise Refused(f"{model} has no tokenizer that can be loaded: {first_line(error)}") from error
-    if not tokenizer.is_fast:
-        raise Refused(
-            f"{model} has no tokenizer.json, and its {type(tokenizer).__name__} cannot be converted into one; "
-            "the worker needs that file"
-        )
-    if tokenizer.truncation_side != "right":
-        raise Refused(f"{model} cuts long texts at the front (truncation_side), the worker only at the end")
-    if files.lowercase:
-        # Where sentence-transformers puts it; Python's str.lower differs, for example in Greek final sigma.
-        backend = tokenizer.backend_tokenizer
-        steps = backend.normalizer
-        steps = list(steps) if isinstance(steps, normalizers.Sequence) else [steps] if steps else []
-        if not any(isinstance(step, normalizers.Lowercase) for step in steps):
-            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
-    return tokenizer
 
 
 def _weights_bytes(folder: Path, model: str) -> int:
@@ -240,12 +236,3 @@ def _check_disk(out: Path, weights_bytes: int) -> None:
             f"the export needs about {needed / 1e9:.1f} GB at {existing}, {free / 1e9:.1f} GB are free; "
             "free some space or name a folder on another disk with --out"
         )
-
-
-def _max_length(asked: int | None, of_files: int, positions: int | None) -> int:
-    """The longest row in tokens: what was asked for, else the smallest limit that applies."""
-    if asked is None:
-        return min(of_files, positions or LONGEST_DEFAULT, LONGEST_DEFAULT)
-    if positions is not None and asked > positions:
-        raise Refused(f"--max-length {asked} is more than the {positions} positions that the model has")
-    return asked

@@ -6,30 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
+
+from export.nodes import Nodes, set_outputs
 
 OUTPUT = "embedding"
 _FEWEST_TOKENS = 1e-9  # sentence-transformers' floor under the count that a mean divides by
-
-
-class Nodes:
-    """Appends nodes and constants to a graph, all of them named below `prefix`."""
-
-    def __init__(self, graph: Any, prefix: str) -> None:
-        self._graph = graph
-        self._prefix = prefix
-
-    def add(self, kind: str, name: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """Append a node and return the name of its output."""
-        output = output or f"{self._prefix}/{name}"
-        self._graph.node.append(helper.make_node(kind, inputs, [output], name=f"{self._prefix}/{name}", **attributes))
-        return output
-
-    def constant(self, name: str, values: Any, dtype: type) -> str:
-        """Append a constant and return its name."""
-        full_name = f"{self._prefix}/{name}"
-        self._graph.initializer.append(numpy_helper.from_array(np.array(values, dtype), full_name))
-        return full_name
 
 
 def append_pooling(graph: Any, mode: str, hidden: str, mask: str, dimension: int) -> None:
@@ -39,8 +21,7 @@ def append_pooling(graph: Any, mode: str, hidden: str, mask: str, dimension: int
     is 1 for tokens and 0 for padding. `mode` is one of the recipe's POOLINGS.
     """
     _POOLINGS[mode](Nodes(graph, "pooling"), hidden, mask)
-    del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", dimension]))
+    set_outputs(graph, [(OUTPUT, "float32", ("batch", dimension))])
 
 
 def _mean(nodes: Nodes, hidden: str, mask: str) -> None:

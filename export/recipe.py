@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from engine.tasks import TASKS
 from export.errors import Refused
+from export.list_tasks import ListTasks
+from export.tasks import TAGS
 
 PRECISIONS = ("fp32", "int8")
 POOLINGS = ("mean", "cls", "lasttoken", "max")
 """Ways to make one vector of a text's token vectors; sentence-transformers' names."""
+TASK_OPTIONS = ("pooling", "max_length")
+"""Options that mean something to some tasks only; a task lists its own."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Recipe:
 
     model: str
     """A folder, or an id on the Hugging Face Hub."""
-    task: str
+    task: str | None
+    """None: as the model's files say."""
     out: Path
     revision: str | None = None
     pooling: str | None = None
@@ -31,8 +35,8 @@ class Recipe:
     precision: str = "fp32"
     """For the CPU; what a GPU runs stays fp32."""
     trust_remote_code: bool = False
-    min_cosine: float | None = None
-    """Replaces the parity gate's own threshold."""
+    parity_threshold: float | None = None
+    """Replaces the limit of the first of the task's measures."""
 
 
 def recipe_from_argv(argv: Sequence[str]) -> Recipe:
@@ -41,12 +45,12 @@ def recipe_from_argv(argv: Sequence[str]) -> Recipe:
     Raises Refused when an argument is wrong, the task is unknown, or the output folder holds something.
     """
     asked = _parser().parse_args(argv)
-    if asked.task not in TASKS:
-        raise Refused(f"unknown task {asked.task!r}; known are: {', '.join(TASKS)}")
+    if asked.task is not None and asked.task not in TAGS:
+        raise Refused(f"unknown task {asked.task!r}; known are: {', '.join(TAGS)}")
     if asked.max_length is not None and asked.max_length < 1:
         raise Refused(f"--max-length must be at least 1 token, got {asked.max_length}")
     if asked.parity_threshold is not None and not 0 < asked.parity_threshold <= 1:
-        raise Refused(f"--parity-threshold is a cosine above 0 and up to 1, got {asked.parity_threshold}")
+        raise Refused(f"--parity-threshold is a number above 0 and up to 1, got {asked.parity_threshold}")
     out: Path = asked.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refused(f"{out} exists and is not empty; name another folder with --out, or remove it first")
@@ -59,7 +63,7 @@ def recipe_from_argv(argv: Sequence[str]) -> Recipe:
         max_length=asked.max_length,
         precision=asked.precision,
         trust_remote_code=asked.trust_remote_code,
-        min_cosine=asked.parity_threshold,
+        parity_threshold=asked.parity_threshold,
     )
 
 
@@ -77,7 +81,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="a folder, or an id on the Hugging Face Hub")
-    parser.add_argument("--task", required=True, metavar="TAG", help=f"one of: {', '.join(TASKS)}")
+    parser.add_argument(
+        "--task", metavar="TAG", help=f"one of: {', '.join(TAGS)} (default: what the model's files say)"
+    )
+    parser.add_argument("--list-tasks", action=ListTasks, help="print every task with a sentence, and exit")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="new or empty folder for the bundle")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub id (default: main)")
     parser.add_argument("--pooling", choices=POOLINGS, help="instead of what the model's files say, or else mean")
@@ -89,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         "--trust-remote-code", action="store_true", help="run Python code that comes with the model, while exporting"
     )
     parser.add_argument(
-        "--parity-threshold", type=float, metavar="X", help="lowest cosine between bundle and reference that passes"
+        "--parity-threshold",
+        type=float,
+        metavar="X",
+        help="the first limit of the task's parity gate: lowest cosine of embeddings, largest difference of scores",
     )
     return parser

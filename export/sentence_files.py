@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import Refused
+from export.json_files import read_json
 from export.recipe import POOLINGS
 
 _TRANSFORMER_FILES = tuple(
@@ -76,16 +77,6 @@ def read_sentence_files(folder: Path, pooling: str | None = None) -> SentenceFil
         prompts=prompts,
         default_prompt=default_prompt,
     )
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; {} when there is none. Raises Refused when it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise Refused(f"{path} is not valid JSON ({error}); download the model again") from None
 
 
 def _class_name(module: Mapping[str, Any]) -> str:

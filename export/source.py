@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from export.errors import Refused
+
+if TYPE_CHECKING:
+    from export.tasks.base import ExportTask
 
 
 @dataclass(frozen=True)
@@ -20,21 +23,21 @@ class Source:
     """Holds config.json, weights and tokenizer."""
     model: str
     revision: str | None
-    task: str
+    task: ExportTask
     auto_class: str
     architecture: str
     config: Any
     """transformers' PretrainedConfig."""
-    tokenizer: Any
-    """transformers' PreTrainedTokenizerFast; lowercases where the model's files ask for it."""
-    pooling: str
-    normalize: bool
     max_length: int
-    prompts: Mapping[str, str]
-    default_prompt: str | None
     weights_bytes: int
     """As float32."""
     trust_remote_code: bool
+    tokenizer: Any = None
+    """transformers' PreTrainedTokenizerFast; lowercases where the model's files ask for it."""
+    processor: Any = None
+    """transformers' image processor or feature extractor."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What the task read from files of its own."""
 
     def load_model(self) -> Any:
         """The model in float32 with plain attention, ready to run.
@@ -58,8 +61,9 @@ class Source:
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 raise Refused(f"{self.model} cannot be loaded: {first_line(error)}") from error
-        # transformers fills missing weights with random numbers. The pooler is not part of the graph.
-        missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
+        # transformers fills missing weights with random numbers. Some are not part of the graph.
+        unused = self.task.may_miss
+        missing = sorted(name for name in found["missing_keys"] if not any(part in name for part in unused))
         if missing:
             raise Refused(
                 f"{self.model} lacks {len(missing)} weights of {self.architecture}, {missing[0]} for one; "

@@ -24,7 +24,8 @@ _MADE_BY = ("onnx", "onnxruntime", "optimum", "optimum-onnx", "tokenizers", "tor
 def write(source: Source, folder: Path, portable: Path, fused: Path) -> None:
     """Complete the bundle in `folder` around its two graphs, in fp32, except for the figures of the parity gate."""
     (folder / "config.json").write_bytes((source.folder / "config.json").read_bytes())
-    (folder / "tokenizer.json").write_text(_tokenizer(source), encoding="utf-8")
+    for name, content in source.task.files(source).items():
+        (folder / name).write_text(content, encoding="utf-8")
     inputs, outputs = _tensors(portable, source)
     precision = "fp32"
     graph = Graph(
@@ -39,8 +40,8 @@ def write(source: Source, folder: Path, portable: Path, fused: Path) -> None:
             model=source.model,
             revision=source.revision,
             architecture=source.architecture,
-            task=source.task,
-            task_config=_task_config(source, int(outputs[0].shape[-1])),
+            task=source.task.tag,
+            task_config=source.task.task_config(source, {spec.name: spec.shape for spec in outputs}),
             precision=precision,
             graphs={"model": graph},
             versions=_versions(),
@@ -54,34 +55,10 @@ def add_parity(folder: Path, figures: Mapping[str, Any]) -> None:
     write_manifest(folder, open_bundle(folder).manifest)
 
 
-def _task_config(source: Source, dimension: int) -> dict[str, Any]:
-    return {
-        "pooling": source.pooling,
-        "dimension": dimension,
-        "max_length": source.max_length,
-        "normalize": source.normalize,
-        "prompts": dict(source.prompts),
-        "default_prompt": source.default_prompt,
-    }
-
-
-def _tokenizer(source: Source) -> str:
-    """The tokenizer as transformers sets it up, without the truncation and padding that the worker chooses itself.
-
-    Lowercasing, where a model's sentence-transformers files ask for it, is already among its normalizers.
-    """
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer.to_str(pretty=True)
-
-
 def _tensors(portable: Path, source: Source) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs as the graph itself declares them."""
     graph = onnx.load(portable, load_external_data=False).graph
-    pads = {"input_ids": _pad_token(source), "token_type_ids": source.tokenizer.pad_token_type_id}
+    pads = source.task.pads(source)
     inputs, outputs = (tuple(_spec(tensor, pads) for tensor in tensors) for tensors in (graph.input, graph.output))
     return inputs, outputs
 
@@ -91,14 +68,6 @@ def _spec(tensor: Any, pads: Mapping[str, int]) -> TensorSpec:
     shape = tuple(axis.dim_param or int(axis.dim_value) for axis in kind.shape.dim)
     dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
     return TensorSpec(tensor.name, dtype, shape, pads.get(tensor.name, 0))
-
-
-def _pad_token(source: Source) -> int:
-    """RoBERTa reads positions off it; where a model has none, any token will do, for the mask hides it."""
-    for token in (source.tokenizer.pad_token_id, source.config.pad_token_id):
-        if token is not None:
-            return int(token)
-    return 0
 
 
 def _versions() -> dict[str, str]:

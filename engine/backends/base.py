@@ -38,19 +38,36 @@ class Engine(Protocol):
         """Tokens of a batch, padding included, above which more of them bring no more rows a second."""
         ...
 
-    def feeds(self, bucket: Bucket) -> Arrays:
-        """The input buffers of `bucket`: write into them in place, then call `run`. Allocated at load."""
+    @property
+    def slots(self) -> int:
+        """Buffer sets that every bucket has. With two, one may be filled while the run of the other goes on."""
+        ...
+
+    def feeds(self, bucket: Bucket, slot: int = 0) -> Arrays:
+        """The input buffers of `bucket`: write into them in place, then `start` or `run`. Allocated at load."""
         ...
 
     def warm_up(self) -> None:
         """Run what the first job would otherwise pay for. Raises EngineError."""
         ...
 
-    def run(self, bucket: Bucket) -> Arrays:
-        """Run what stands in `feeds(bucket)`.
+    def start(self, bucket: Bucket, slot: int = 0) -> None:
+        """Begin to run what stands in `feeds(bucket, slot)`. Raises EngineError.
 
-        Returns views of shape (bucket.batch, ...), valid until the next run. Raises EngineError.
+        An engine with two slots returns at once; one with a single slot may return when it is done. A slot is not
+        started again before it was finished.
         """
+        ...
+
+    def finish(self, slot: int = 0) -> Arrays:
+        """Wait for the run that was started in `slot`.
+
+        Returns views of shape (batch, ...), valid until `slot` is started again. Raises EngineError.
+        """
+        ...
+
+    def run(self, bucket: Bucket) -> Arrays:
+        """`start` and `finish` in the first slot."""
         ...
 
     def close(self) -> None:

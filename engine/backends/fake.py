@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 
@@ -28,39 +29,55 @@ class FakeEngine:
         outputs: Sequence[TensorSpec],
         *,
         buckets: Ladder | None = None,
+        slots: int = 1,
         on_run: Callable[[Bucket], None] = lambda bucket: None,
     ) -> None:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.buckets = buckets or Ladder(range(1, 33), rungs(512, 8))
+        self.slots = slots
         self.on_run = on_run
-        self._in = Buffers(self.inputs, self.buckets)
-        self._out = Buffers(self.outputs, self.buckets)
+        self._in = [Buffers(self.inputs, self.buckets) for _ in range(slots)]
+        self._out = [Buffers(self.outputs, self.buckets) for _ in range(slots)]
+        self.running = 0
+        """The slot of the run that `on_run` is called in."""
+        self._started: dict[int, Bucket] = {}
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, graph: str = "model", *, max_batch: int = 32) -> FakeEngine:
+    def from_bundle(cls, bundle: Bundle, graph: str = "model", *, max_batch: int = 32, slots: int = 1) -> Self:
         """The stand-in for one graph of `bundle`."""
         found = bundle.manifest.graphs[graph]
-        length = int(bundle.manifest.task_config.get("max_length", 512))
-        return cls(found.inputs, found.outputs, buckets=Ladder(range(1, max_batch + 1), rungs(length, 8)))
+        buckets = Ladder(range(1, max_batch + 1), rungs(bundle.manifest.max_length(graph), 8))
+        return cls(found.inputs, found.outputs, buckets=buckets, slots=slots)
 
-    def feeds(self, bucket: Bucket) -> Arrays:
+    def feeds(self, bucket: Bucket, slot: int = 0) -> Arrays:
         """The input buffers of `bucket`."""
-        return self._in.at(bucket)
+        return self._in[slot].at(bucket)
 
     def warm_up(self) -> None:
         """Nothing to do."""
 
-    def run(self, bucket: Bucket) -> Arrays:
+    def start(self, bucket: Bucket, slot: int = 0) -> None:
+        """Remember what is to be run."""
+        assert slot not in self._started, "a slot is finished before it is started again"
+        self._started[slot] = bucket
+
+    def finish(self, slot: int = 0) -> Arrays:
         """Outputs in [-1, 1): a fixed wave over the positions, shifted by the sum of the row."""
+        bucket, self.running = self._started.pop(slot), slot
         self.on_run(bucket)
         spec = self.inputs[0]
-        values = self.feeds(bucket)[spec.name]
+        values = self._in[slot].at(bucket)[spec.name]
         real = np.where(values == spec.pad, 0, values).reshape(bucket.batch, -1)
-        outputs = self._out.at(bucket)
+        outputs = self._out[slot].at(bucket)
         for output in outputs.values():
             _wave(output, real.sum(axis=1, dtype=np.float64))
         return outputs
+
+    def run(self, bucket: Bucket) -> Arrays:
+        """Start and finish in the first slot."""
+        self.start(bucket)
+        return self.finish()
 
     def close(self) -> None:
         """Nothing to free."""

@@ -32,6 +32,8 @@ class OnnxRuntimeEngine:
     the process. `threads` counts CPU threads, 0 follows the container's quota. Raises EngineError.
     """
 
+    slots = 1
+
     def __init__(
         self, bundle: Bundle, graph: str = "model", *, provider: str = "cpu", threads: int = 0, max_batch: int = 32
     ) -> None:
@@ -40,13 +42,14 @@ class OnnxRuntimeEngine:
         self.best_tokens = _BEST_TOKENS[provider]
         self.inputs = found.inputs
         self.outputs = found.outputs
-        self.buckets = Ladder(range(1, max_batch + 1), rungs(bundle.manifest.task_config["max_length"], LENGTH_STEP))
+        self.buckets = Ladder(range(1, max_batch + 1), rungs(bundle.manifest.max_length(graph), LENGTH_STEP))
         self._in = Buffers(self.inputs, self.buckets)
         self._out = Buffers(self.outputs, self.buckets)
         self._session: Any = _open_session(bundle, found, provider, threads or cpu_quota())
         self._bindings: dict[Bucket, Any] = {}
+        self._started = self.buckets[0]
 
-    def feeds(self, bucket: Bucket) -> Arrays:
+    def feeds(self, bucket: Bucket, slot: int = 0) -> Arrays:
         """The input buffers of `bucket`."""
         return self._in.at(bucket)
 
@@ -55,14 +58,23 @@ class OnnxRuntimeEngine:
         for bucket in _WARM_UP:
             self.run(self.buckets.fit(*_within(bucket, self.buckets.largest)))
 
-    def run(self, bucket: Bucket) -> Arrays:
-        """Run `feeds(bucket)`; the views returned are valid until the next run."""
+    def start(self, bucket: Bucket, slot: int = 0) -> None:
+        """Run `feeds(bucket)` to its end: the calling thread is one of those that compute."""
         binding = self._bindings.get(bucket) or self._bind(bucket)
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime raises classes of its own that share no base but Exception
             raise EngineError(f"ONNX Runtime failed at {bucket}: {error}") from error
-        return self._out.at(bucket)
+        self._started = bucket
+
+    def finish(self, slot: int = 0) -> Arrays:
+        """The outputs of the run before; views that are valid until the next one."""
+        return self._out.at(self._started)
+
+    def run(self, bucket: Bucket) -> Arrays:
+        """Start and finish."""
+        self.start(bucket)
+        return self.finish()
 
     def close(self) -> None:
         """Drop the session; ONNX Runtime frees its memory with the last reference."""

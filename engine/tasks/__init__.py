@@ -1,7 +1,11 @@
-"""One file per task, named after its Hugging Face tag; `load_task` finds it."""
+"""One file per task, named after its Hugging Face tag; `load_task` finds it. Helpers that tasks share live elsewhere.
+
+A tag names its file with underscores: text-classification is text_classification.py, whose `TASK` is the class.
+"""
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -12,17 +16,29 @@ if TYPE_CHECKING:
     from engine.bundle import Bundle
     from engine.tasks.base import Task
 
-TASKS = ("feature-extraction",)
-"""The tags that have a module here, in the order that help texts list them."""
+_NOT_TASKS = {"__init__", "base", "payload"}
+
+
+def _tags() -> tuple[str, ...]:
+    # Not pkgutil, which imports `inspect`: a worker that boots would pay for it.
+    names = (name.removesuffix(".py") for name in os.listdir(os.path.dirname(__file__)) if name.endswith(".py"))
+    return tuple(sorted(name.replace("_", "-") for name in names if name not in _NOT_TASKS))
+
+
+TASKS = _tags()
+"""The tags that have a file here."""
 
 DEFAULT_LIMITS = Limits()
 
 
-def load_task(bundle: Bundle, limits: Limits = DEFAULT_LIMITS) -> Task:
-    """The task of `bundle`, ready to parse. Raises BundleError for a tag that this version does not have."""
-    tag = bundle.manifest.task
+def task_class(tag: str) -> type[Task]:
+    """The class behind `tag`. Raises BundleError for a tag that this version does not have."""
     if tag not in TASKS:
         raise BundleError(f"the bundle's task {tag!r} is not one of {', '.join(TASKS)}; update the worker")
-    module = import_module(f"engine.tasks.{tag.replace('-', '_')}")
-    task: Task = module.TASK.from_bundle(bundle, limits)
-    return task
+    found: type[Task] = import_module(f"engine.tasks.{tag.replace('-', '_')}").TASK
+    return found
+
+
+def load_task(bundle: Bundle, limits: Limits = DEFAULT_LIMITS) -> Task:
+    """The task of `bundle`, ready to parse. Raises BundleError."""
+    return task_class(bundle.manifest.task).from_bundle(bundle, limits)

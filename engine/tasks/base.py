@@ -17,6 +17,8 @@ Json: TypeAlias = Any
 class Task(Protocol):
     """Pre- and postprocessing of one Hugging Face task tag. `request` is whatever `parse` returns."""
 
+    summary: ClassVar[str]
+    """What the task does, in one sentence, for `python -m export --list-tasks` and the documentation."""
     auto_class: ClassVar[str]
     """Name of the transformers class that loads such models (a name: nothing here imports transformers)."""
     examples: ClassVar[Sequence[Mapping[str, Json]]]

@@ -52,6 +52,7 @@ class Request:
 class FeatureExtraction:
     """`{"text": ...}` or `{"texts": [...]}`, or OpenAI's embeddings route."""
 
+    summary: ClassVar[str] = "Text embeddings: one vector a text, as sentence-transformers makes it."
     auto_class: ClassVar[str] = "AutoModel"
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"text": "A quick test."},

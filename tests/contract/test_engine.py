@@ -4,7 +4,9 @@ import asyncio
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +19,14 @@ from engine.bucket import Bucket
 from engine.bundle import open_bundle
 from engine.errors import EngineError, Overloaded
 from engine.feed import run_rows
-from engine.tensors import Row
+from engine.tensors import Arrays, Row
 from tests.bundles import DIMENSION, MAX_LENGTH
 
-BACKENDS: dict[str, Callable[..., Engine]] = {"fake": FakeEngine.from_bundle, "onnxruntime-cpu": OnnxRuntimeEngine}
+BACKENDS: dict[str, Callable[..., Engine]] = {
+    "fake": FakeEngine.from_bundle,
+    "fake with two slots": partial(FakeEngine.from_bundle, slots=2),
+    "onnxruntime-cpu": OnnxRuntimeEngine,
+}
 
 
 @pytest.fixture(params=BACKENDS)
@@ -137,6 +143,60 @@ async def test_a_poisoned_row_fails_its_own_job_only(small_bundle: Path):
     batcher.close()
     assert [isinstance(result, EngineError) for result in results] == [False, False, True, True, False, False]
     assert "MemoryError: no memory for this" in str(results[2])
+
+
+class _Recorded(FakeEngine):
+    """Keeps the order in which its slots are filled, started and finished."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.events: list[str] = []
+        super().__init__(*args, **options)
+
+    def feeds(self, bucket: Bucket, slot: int = 0) -> Arrays:
+        self.events.append(f"fill {slot}")
+        return super().feeds(bucket, slot)
+
+    def start(self, bucket: Bucket, slot: int = 0) -> None:
+        self.events.append(f"start {slot}")
+        super().start(bucket, slot)
+
+    def finish(self, slot: int = 0) -> Arrays:
+        self.events.append(f"finish {slot}")
+        return super().finish(slot)
+
+
+async def test_with_two_slots_a_whole_batch_is_filled_while_another_runs(small_bundle: Path):
+    engine = _Recorded.from_bundle(open_bundle(small_bundle), slots=2)
+    batcher = batcher_on(engine)
+    await batcher.run([row(4, seed) for seed in range(20)])  # two whole batches of 8, then 4 rows that are not one
+    batcher.close()
+    events = [event for event in engine.events if not event.startswith("fill")]
+    assert events == ["start 0", "finish 0", "start 1", "finish 1", "start 0", "finish 0"]
+    filled = [engine.events.index("fill 1"), len(engine.events) - engine.events[::-1].index("fill 0") - 1]
+    assert filled[0] < engine.events.index("finish 0")  # a whole batch: before the one that runs is waited for
+    assert filled[1] > engine.events.index("finish 1")  # the rest might still have grown
+
+
+async def test_with_two_slots_a_failing_row_leaves_the_batch_behind_it_alone(small_bundle: Path):
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle), slots=2)
+    poison = 49
+
+    def fail_on_poison(bucket: Bucket) -> None:
+        if (engine.feeds(bucket, engine.running)["input_ids"] == poison).any():
+            raise MemoryError("no memory for this")
+
+    engine.on_run = fail_on_poison
+    batcher = batcher_on(engine)
+    good = [row(4, seed) for seed in range(200) if not (row(4, seed).feeds["input_ids"] == poison).any()][:63]
+    bad = Row({"input_ids": np.full(4, poison, np.int32), "attention_mask": np.ones(4, np.int32)}, 4)
+    jobs = [[one] for one in (*good[:20], bad, *good[20:])]
+    results = await asyncio.gather(*(batcher.run(job) for job in jobs), return_exceptions=True)
+    batcher.close()
+    assert [index for index, result in enumerate(results) if isinstance(result, BaseException)] == [20]
+    engine.on_run = lambda bucket: None
+    for job, result in zip(jobs, results, strict=True):
+        if not isinstance(result, BaseException):
+            assert np.allclose(result[0]["embedding"], run_rows(engine, job)[0]["embedding"], rtol=1e-5, atol=1e-6)
 
 
 async def test_a_cancelled_job_settles_nothing_and_the_rest_goes_on(small_bundle: Path):

@@ -15,6 +15,7 @@ from huggingface_hub import errors
 from export import load
 from export.errors import Refused
 from export.recipe import Recipe
+from export.text import LONGEST_DEFAULT, longest_row
 
 
 def recipe(model: str, **changes: Any) -> Recipe:
@@ -76,19 +77,19 @@ def test_a_name_that_cannot_be_an_id():
         (None, 512, 512, 512),
         (None, 256, 512, 256),
         (None, 10**30, 512, 512),
-        (None, 10**30, None, load.LONGEST_DEFAULT),
-        (None, 32768, 131072, load.LONGEST_DEFAULT),
+        (None, 10**30, None, LONGEST_DEFAULT),
+        (None, 32768, 131072, LONGEST_DEFAULT),
         (384, 256, 512, 384),
         (16384, 512, None, 16384),
     ],
 )
 def test_the_longest_row(asked: int | None, of_files: int, positions: int | None, expected: int):
-    assert load._max_length(asked, of_files, positions) == expected
+    assert longest_row(asked, of_files, positions) == expected
 
 
 def test_a_length_over_the_positions():
     with pytest.raises(Refused, match="--max-length 513 is more than the 512 positions that the model has"):
-        load._max_length(513, 256, 512)
+        longest_row(513, 256, 512)
 
 
 def test_disk_space_is_asked_of_the_folder_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

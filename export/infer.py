@@ -1,0 +1,27 @@
+"""Which task a model is for, when nobody says. Rule: reads JSON files only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from export.errors import Refused
+from export.json_files import read_json
+from export.tasks import TAGS, export_task
+
+
+def infer_task(root: Path, model: str) -> str:
+    """The tag that the files below `root` speak for: the task's own files first, then the model class in config.json.
+
+    Raises Refused, with the tags to choose from, when nothing or more than one thing fits.
+    """
+    config = read_json(root / "config.json")
+    tasks = [export_task(tag) for tag in TAGS]
+    for task in tasks:
+        if task.claims(root, config):
+            return task.tag
+    classes = config.get("architectures") or []
+    fitting = [task.tag for task in tasks if any(name.endswith(head) for name in classes for head in task.heads)]
+    if len(fitting) == 1:
+        return fitting[0]
+    found = f"its class {', '.join(classes)} fits {', '.join(fitting) or 'none'}" if classes else "it names no class"
+    raise Refused(f"{model} does not say what it is for ({found}); name it with --task, one of {', '.join(TAGS)}")

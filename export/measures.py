@@ -1,0 +1,97 @@
+"""How far two answers are apart: the measures that the parity gate compares by. A task chooses its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from engine.tensors import Array
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of a comparison and the limit that it must keep.
+
+    `at_least`: whether high is good. `column` heads it in the table of a gate that failed.
+    """
+
+    name: str
+    limit: float
+    int8_limit: float
+    """For a graph whose weights are bytes: it answers a little differently by design."""
+    at_least: bool = False
+    column: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name of the limit, and of the worst figure, in parity.json."""
+        return f"{'min' if self.at_least else 'max'}_{self.name}"
+
+    @property
+    def words(self) -> str:
+        """The name in a sentence."""
+        return self.name.replace("_", " ")
+
+    def at(self, precision: str, limit: float | None = None) -> Measure:
+        """This measure with the limit of `precision`, or with one that was asked for."""
+        return replace(self, limit=(self.int8_limit if precision == "int8" else self.limit) if limit is None else limit)
+
+    def passes(self, value: float) -> bool:
+        """Whether `value` keeps the limit; NaN does not."""
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def badness(self, value: float) -> float:
+        """Sorts the worst first; NaN is the worst."""
+        if not np.isfinite(value):
+            return float("inf")
+        return 1 - value if self.at_least else value
+
+    def rounded(self, value: float) -> float:
+        """For parity.json: so that the last bits of a sum do not make two equal bundles differ."""
+        return round(value, 7) if self.at_least else float(f"{value:.0e}")
+
+    def shown(self, value: float) -> str:
+        """For the table of a gate that failed."""
+        return f"{value:.7f}" if self.at_least else f"{value:.1e}"
+
+    def told(self, value: float) -> str:
+        """For the line of a gate that passed."""
+        return f"{self.words} at least {value:.7f}" if self.at_least else f"{self.words} at most {value:.0e}"
+
+    def required(self) -> str:
+        """For the sentence of a gate that failed."""
+        return f"a {self.words} of {'at least' if self.at_least else 'at most'} {self.limit:g}"
+
+
+def cosine(expected: Array, found: Array) -> float:
+    """The cosine between two vectors; NaN where one of them is zero, which fails every limit, as it should."""
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    with np.errstate(all="ignore"):
+        return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def relative_difference(expected: Array, found: Array) -> float:
+    """The largest difference of a component, relative to the norm of what was expected."""
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    with np.errstate(all="ignore"):
+        return float(np.abs(a - b).max() / np.linalg.norm(a))
+
+
+def largest_difference(expected: Array, found: Array) -> float:
+    """The largest difference of a component."""
+    return float(np.abs(expected.astype(np.float64) - found.astype(np.float64)).max(initial=0.0))
+
+
+def agreement(expected: Array, found: Array, margin: float) -> float:
+    """The share of vectors (along the last axis) whose largest component is at the same place.
+
+    A vector whose two largest components are within `margin` of each other has no place to agree on, and counts as
+    agreeing: the limit on differences judges it.
+    """
+    a, b = (values.reshape(-1, values.shape[-1]) for values in (expected, found))
+    if a.shape[-1] < 2 or not len(a):
+        return 1.0
+    top = np.partition(a, -2, axis=-1)[:, -2:]
+    tied = top[:, 1] - top[:, 0] <= margin
+    return float(np.mean(tied | (a.argmax(-1) == b.argmax(-1))))

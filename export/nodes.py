@@ -1,0 +1,99 @@
+"""Writing ONNX graphs: named nodes, constants, inputs and outputs. What a task puts in front of a model and behind it.
+
+Names of axes are "batch" and "length", and whole numbers for what is fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from onnx import helper, numpy_helper
+
+Axes: TypeAlias = "Sequence[int | str]"
+
+
+class Nodes:
+    """Appends nodes and constants to a graph, all of them named below `prefix`."""
+
+    def __init__(self, graph: Any, prefix: str) -> None:
+        self.graph = graph
+        self._prefix = prefix
+
+    def add(self, kind: str, name: str, *inputs: str, output: str = "", outputs: int = 1, **attributes: Any) -> str:
+        """Append a node and return the name of its output, of the first one where it has several (`outputs`)."""
+        full_name = f"{self._prefix}/{name}"
+        first = output or full_name
+        names = [first, *(f"{full_name}/{number}" for number in range(1, outputs))]
+        self.graph.node.append(helper.make_node(kind, inputs, names, name=full_name, **attributes))
+        return first
+
+    def constant(self, name: str, values: Any, dtype: type) -> str:
+        """Append a constant and return its name."""
+        full_name = f"{self._prefix}/{name}"
+        self.graph.initializer.append(numpy_helper.from_array(np.array(values, dtype), full_name))
+        return full_name
+
+    def input(self, name: str, dtype: str, axes: Axes) -> str:
+        """Declare an input of the graph and return its name; `dtype` is numpy's."""
+        self.graph.input.append(value_info(name, dtype, axes))
+        return name
+
+    def output(self, name: str, dtype: str, axes: Axes) -> str:
+        """Declare an output of the graph, which a node gives (`output=name`)."""
+        self.graph.output.append(value_info(name, dtype, axes))
+        return name
+
+
+def value_info(name: str, dtype: str, axes: Axes) -> Any:
+    """What a graph declares about a tensor."""
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), list(axes))
+
+
+def find_output(graph: Any, name: str) -> Any | None:
+    """The declaration of an output, or None."""
+    return next((tensor for tensor in graph.output if tensor.name == name), None)
+
+
+def set_outputs(graph: Any, outputs: Iterable[tuple[str, str, Axes]]) -> None:
+    """Make tensors of the graph its only outputs: (name, dtype, axes) each."""
+    infos = [value_info(*output) for output in outputs]
+    del graph.output[:]
+    graph.output.extend(infos)
+
+
+def rename_inputs(graph: Any, new_names: Mapping[str, str]) -> None:
+    """Rename what nodes read, in nested graphs as well."""
+    for node in graph.node:
+        node.input[:] = [new_names.get(name, name) for name in node.input]
+        for nested in _subgraphs(node):
+            rename_inputs(nested, new_names)
+
+
+def drop_unused(graph: Any) -> None:
+    """Drop what no output needs: the pooler, whose weights may even be missing, and inputs that nothing reads."""
+    needed = {tensor.name for tensor in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed |= _names_read(node)
+    _replace(graph.node, reversed(kept))
+    _replace(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed])
+    _replace(graph.input, [tensor for tensor in graph.input if tensor.name in needed])
+
+
+def _replace(field: Any, items: Iterable[Any]) -> None:
+    kept = list(items)
+    del field[:]
+    field.extend(kept)
+
+
+def _names_read(node: Any) -> set[str]:
+    nested = (inner for graph in _subgraphs(node) for inner in graph.node)
+    return set(node.input).union(*(_names_read(inner) for inner in nested))
+
+
+def _subgraphs(node: Any) -> list[Any]:
+    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]

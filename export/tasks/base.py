@@ -1,0 +1,180 @@
+"""What a task says offline: how to find and check its models, what its graph is like, how it is compared.
+
+A file in export/tasks subclasses ExportTask, or TextExport (export/text.py) for texts, overrides what differs, and
+ends with `TASK = ItsClass()`. Stages call the methods in the order in which they stand here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine.tasks import task_class
+from export.errors import Refused
+from export.nodes import Axes, Nodes
+from export.source import quiet
+
+if TYPE_CHECKING:
+    from engine.tasks.base import Json, Task
+    from engine.tensors import Arrays
+    from export.measures import Measure
+    from export.recipe import Recipe
+    from export.source import Source
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a task's own files say about a model, read before anything else."""
+
+    transformer: str = ""
+    """Folder of config.json, weights and tokenizer inside the model's folder."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever the task wants to know later; `Source.settings`."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One payload for the gate, and what transformers makes of it: the model's own inputs, one mapping a row."""
+
+    label: str
+    payload: Json
+    inputs: Sequence[Mapping[str, Any]]
+
+
+class ExportTask:
+    """The offline side of one task."""
+
+    tag: ClassVar[str]
+    exporter: ClassVar[str] = ""
+    """optimum's name of the task; empty: the tag."""
+    heads: ClassVar[tuple[str, ...]] = ()
+    """Endings of model classes in config.json that speak for this task when none is named, e.g. ForMaskedLM."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """Options of the command line that mean something to this task, as attributes of a recipe."""
+    may_miss: ClassVar[tuple[str, ...]] = ()
+    """Parts of names of weights that the graph does not use, so that a checkpoint may lack them."""
+    reads: ClassVar[str] = ""
+    """What such models read, in a word."""
+    unit: ClassVar[str] = "inputs"
+    """What the gate counts, in parity.json."""
+    length_unit: ClassVar[str] = ""
+    """What the "length" axis counts; empty without one."""
+    measures: ClassVar[Sequence[Measure]]
+    """What the gate compares by; --parity-threshold replaces the first one's limit."""
+
+    @property
+    def online(self) -> type[Task]:
+        """The online side."""
+        return task_class(self.tag)
+
+    @property
+    def exporter_task(self) -> str:
+        """The name of the task in optimum."""
+        return self.exporter or self.tag
+
+    def auto_classes(self) -> Sequence[str]:
+        """The auto classes that transformers loads such models with; the first that knows the architecture is taken."""
+        return [self.online.auto_class]
+
+    # Stage 1, load
+
+    def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
+        """Whether the files of a model say that it is for this task, more surely than `heads` can."""
+        return False
+
+    def layout(self, root: Path, recipe: Recipe) -> Layout:
+        """Read the task's own files below `root`. Raises Refused for what a bundle cannot hold."""
+        return Layout()
+
+    def check(self, model: str, config: Any) -> None:
+        """Look at transformers' config. Raises Refused for models that load but cannot do the task."""
+
+    def input_axes(self) -> Mapping[str, tuple[str, Axes]]:
+        """Every input that a traced graph may have: name -> dtype and axes that ours has instead."""
+        raise NotImplementedError
+
+    def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
+        """The tokenizer, image processor ...: `tokenizer` and `processor` of the Source. Raises Refused."""
+        return {}
+
+    def max_length(
+        self, recipe: Recipe, layout: Layout, processors: Mapping[str, Any], config: Any, positions: int | None
+    ) -> int:
+        """The longest row, in whatever the "length" axis counts; 1 without one.
+
+        `positions` are those that the architecture has, None where it has no limit. Raises Refused.
+        """
+        return 1
+
+    def describe(self, source: Source) -> str:
+        """A few words for the line of the load stage."""
+        return source.architecture
+
+    # Stage 2, onnx
+
+    def trace(self, source: Source, folder: Path) -> Path:
+        """Run optimum's exporter into `folder`; the traced graph's file."""
+        from optimum.exporters.onnx import onnx_export_from_model
+
+        from export.onnx_from_model import OPSET
+
+        model = (
+            source.load_model()
+        )  # main_export would do the same, but load weights that are missing as random numbers
+        if getattr(model.config, "use_cache", False):
+            model.config.use_cache = False  # a decoder would return its cache, one output a layer
+        with quiet():
+            onnx_export_from_model(model, folder, opset=OPSET, task=self.exporter_task, do_validation=False)
+        return folder / "model.onnx"
+
+    def adapt(self, nodes: Nodes, name: str, traced_dtype: int, source: Source) -> None:
+        """Nodes from our input `name` to what the traced graph read: a tensor of that name that `nodes` adds.
+
+        A cast here; a task on images normalises its pixels here.
+        """
+        nodes.add("Cast", name, name, to=traced_dtype)
+
+    def head(self, graph: Any, source: Source) -> None:
+        """Put what the task needs behind the traced outputs, and declare the outputs that ours has (`set_outputs`).
+
+        Raises Refused when the traced graph lacks an output that the task is made of.
+        """
+        raise NotImplementedError
+
+    # Stage 4, write
+
+    def files(self, source: Source) -> Mapping[str, str]:
+        """Text files of the bundle beside config.json: name -> content."""
+        return {}
+
+    def pads(self, source: Source) -> Mapping[str, int]:
+        """What fills an input behind a shorter row, where it is not 0."""
+        return {}
+
+    def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
+        """What the online side needs to know; `outputs` are name and shape of the graph's."""
+        return {}
+
+    # Stage 5, parity
+
+    def probes(self, source: Source) -> Iterator[Probe]:
+        """The payloads that the gate compares on."""
+        raise NotImplementedError
+
+    def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
+        """What the graph should answer to one row, from the model in PyTorch; None for a row that it cannot take."""
+        raise NotImplementedError
+
+    def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
+        """One figure for each of `measures`. Neither side has a batch axis or padding."""
+        raise NotImplementedError
+
+
+def labels(model: str, config: Any) -> list[str]:
+    """The names of a classifier's outputs, in their order. Raises Refused when config.json leaves one out."""
+    names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
+    if sorted(names) != list(range(len(names))) or not names:
+        raise Refused(f"{model}'s config.json has gaps in id2label; name every label from 0 on")
+    return [names[number] for number in range(len(names))]

@@ -1,0 +1,161 @@
+"""What the tasks on texts have in common offline: a fast tokenizer, int32 tokens, texts that break things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any, ClassVar
+
+from engine.tensors import Array
+from export.errors import Refused
+from export.nodes import Axes
+from export.recipe import Recipe
+from export.source import Source, first_line
+from export.tasks.base import ExportTask, Layout, Probe
+
+LONGEST_DEFAULT = 8192
+"""Tokens. Models that name no limit, or a huge one, get this: attention's cost grows with the square of the length."""
+
+LONGEST_CHECKED = 2048
+"""Tokens. The longest text of the gate is cut here: plain attention over 8192 tokens needs gigabytes a layer."""
+
+TOKENS: Axes = ("batch", "length")
+
+
+class TextExport(ExportTask):
+    """A task whose rows are tokens."""
+
+    options: ClassVar[tuple[str, ...]] = ("max_length",)
+    reads: ClassVar[str] = "text"
+    unit: ClassVar[str] = "texts"
+    length_unit: ClassVar[str] = "tokens"
+
+    def input_axes(self) -> Mapping[str, tuple[str, Axes]]:
+        """Tokens, their mask, and segments where the model tells them apart."""
+        return dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ("int32", TOKENS))
+
+    def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
+        """The tokenizer."""
+        return {"tokenizer": fast_tokenizer(folder, model, recipe)}
+
+    def max_length(
+        self, recipe: Recipe, layout: Layout, processors: Mapping[str, Any], config: Any, positions: int | None
+    ) -> int:
+        """Tokens of the longest row."""
+        of_files = layout.settings.get("max_length") or processors["tokenizer"].model_max_length
+        return longest_row(recipe.max_length, of_files, positions)
+
+    def describe(self, source: Source) -> str:
+        """Architecture and length."""
+        return f"{source.architecture}, up to {source.max_length} tokens"
+
+    def files(self, source: Source) -> Mapping[str, str]:
+        """The tokenizer as transformers sets it up, without the truncation and padding that the worker chooses itself.
+
+        Lowercasing, where a model's sentence-transformers files ask for it, is already among its normalizers.
+        """
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return {"tokenizer.json": tokenizer.to_str(pretty=True)}
+
+    def pads(self, source: Source) -> Mapping[str, int]:
+        """The tokenizer's.
+
+        RoBERTa reads positions off the pad token; where a model has none, any token will do, for the mask hides it.
+        """
+        tokens = (source.tokenizer.pad_token_id, source.config.pad_token_id)
+        pad = next((int(token) for token in tokens if token is not None), 0)
+        return {"input_ids": pad, "token_type_ids": source.tokenizer.pad_token_type_id}
+
+    def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
+        """The length that rows are cut at."""
+        return {"max_length": source.max_length}
+
+    def probes(self, source: Source) -> Iterator[Probe]:
+        """One probe a text: the online side's examples, and texts that break things."""
+        for label, text in texts(source, self.online.examples):
+            yield self.probe(source, label, text)
+
+    def probe(self, source: Source, label: str, text: str) -> Probe:
+        """`text` as a payload, and as transformers tokenizes it; one row each."""
+        return Probe(label, {"text": text}, [tokens_of(source, text)])
+
+
+def tokens_of(source: Source, text: str, pair: str | None = None, **options: Any) -> Mapping[str, Any]:
+    """One text, or a pair, as transformers' tokenizer makes it for the model: tensors with a batch of one."""
+    options = {"truncation": True, "max_length": source.max_length, **options}
+    found: Mapping[str, Any] = source.tokenizer(text, pair, return_tensors="pt", **options)
+    return found
+
+
+def run(model: Any, inputs: Mapping[str, Any], *outputs: str) -> list[Array] | None:
+    """What `model` answers to one row, the named outputs without their batch axis.
+
+    None when the tokenizer makes no token of a text, which the model cannot take.
+    """
+    if inputs["input_ids"].shape[1] == 0:
+        return None
+    taken = signature(model.forward).parameters
+    answer = model(**{name: values for name, values in inputs.items() if name in taken})
+    return [answer[name][0].numpy() for name in outputs]
+
+
+def longest_row(asked: int | None, of_files: int, positions: int | None) -> int:
+    """The longest row in tokens: what was asked for, else the smallest limit that applies. Raises Refused."""
+    if asked is None:
+        return min(of_files, positions or LONGEST_DEFAULT, LONGEST_DEFAULT)
+    if positions is not None and asked > positions:
+        raise Refused(f"--max-length {asked} is more than the {positions} positions that the model has")
+    return asked
+
+
+def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
+    """The model's tokenizer in transformers, backed by the tokenizers library. Raises Refused."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, use_fast=True, trust_remote_code=recipe.trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, ImportError, TypeError) as error:
+        raise Refused(f"{model} has no tokenizer that can be loaded: {first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise Refused(
+            f"{model} has no tokenizer.json, and its {type(tokenizer).__name__} cannot be converted into one; "
+            "the worker needs that file"
+        )
+    if tokenizer.truncation_side != "right":
+        raise Refused(f"{model} cuts long texts at the front (truncation_side), the worker only at the end")
+    return tokenizer
+
+
+def texts(source: Source, examples: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    """Label and text: those of a task's examples, texts that break things, and the longest last."""
+    for number, example in enumerate(examples):
+        for text in example.get("texts", [example.get("text")]):
+            yield f"example {number}: {text[:20]}", text
+    length = min(source.max_length, LONGEST_CHECKED)
+    yield "empty", ""
+    yield "one word", "word"
+    yield "spaces around", "  two spaces before, a tab and a line end after\t\n"
+    yield "repeated word", "again " * (length // 2)
+    yield "capitals and accents", "ÅNGSTRÖM Straße İstanbul ΟΔΥΣΣΕΥΣ naïve"
+    yield "rare characters", "\u0001 \ufffd \u200b \u00ad \ua66e \U0001d518 \ufdfd \U000e0041 \u2603\ufe0e"
+    yield "emoji", "\U0001f469\U0001f3fd\u200d\U0001f4bb ships \U0001f680\U0001f680 to \U0001f1eb\U0001f1f7"
+    yield "CJK", "機械学習は楽しい。机器学习很有趣。기계 학습은 재미있다."
+    yield "right to left", "שלום עולם, مرحبا بالعالم 123"
+    yield "special tokens", " ".join(source.tokenizer.all_special_tokens)
+    yield "longest", longest_text(source, length)
+
+
+def longest_text(source: Source, length: int) -> str:
+    """A text over the model's limit, or one of about `length` tokens where the limit is higher."""
+    words = [f"{word}{number}" for number in range(length) for word in ("alpha", "beta")]
+    if length == source.max_length:
+        return " ".join(words)
+    encoding = source.tokenizer.backend_tokenizer.encode(" ".join(words))
+    return " ".join(words)[: encoding.offsets[length - 16][1]]
