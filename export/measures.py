@@ -78,9 +78,10 @@ def relative_difference(expected: Array, found: Array) -> float:
         return float(np.abs(a - b).max() / np.linalg.norm(a))
 
 
-def largest_difference(expected: Array, found: Array) -> float:
-    """The largest difference of a component."""
-    return float(np.abs(expected.astype(np.float64) - found.astype(np.float64)).max(initial=0.0))
+def score_difference(expected: Array, found: Array) -> float:
+    """The largest difference of a score; relative where scores are above 1, as those of regressions and logits are."""
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    return float(np.abs(a - b).max(initial=0.0) / max(1.0, np.abs(a).max(initial=0.0)))
 
 
 def agreement(expected: Array, found: Array, margin: float) -> float:

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from onnx import helper, numpy_helper
 
+from export.errors import Refused
+
 Axes: TypeAlias = "Sequence[int | str]"
 
 
@@ -54,6 +56,15 @@ def value_info(name: str, dtype: str, axes: Axes) -> Any:
 def find_output(graph: Any, name: str) -> Any | None:
     """The declaration of an output, or None."""
     return next((tensor for tensor in graph.output if tensor.name == name), None)
+
+
+def require_output(graph: Any, name: str, tag: str) -> Any:
+    """The declaration of an output that the task `tag` is made of. Raises Refused."""
+    found = find_output(graph, name)
+    if found is None:
+        names = ", ".join(tensor.name for tensor in graph.output)
+        raise Refused(f"the model's graph has no {name}, which {tag} needs, only {names}; choose another --task")
+    return found
 
 
 def set_outputs(graph: Any, outputs: Iterable[tuple[str, str, Axes]]) -> None:

@@ -7,7 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine.tensors import Array
+from engine.tensors import Arrays
 from export.errors import Refused
 from export.nodes import Axes
 from export.recipe import Recipe
@@ -92,7 +92,7 @@ def tokens_of(source: Source, text: str, pair: str | None = None, **options: Any
     return found
 
 
-def run(model: Any, inputs: Mapping[str, Any], *outputs: str) -> list[Array] | None:
+def run(model: Any, inputs: Mapping[str, Any], *outputs: str) -> Arrays | None:
     """What `model` answers to one row, the named outputs without their batch axis.
 
     None when the tokenizer makes no token of a text, which the model cannot take.
@@ -101,7 +101,7 @@ def run(model: Any, inputs: Mapping[str, Any], *outputs: str) -> list[Array] | N
         return None
     taken = signature(model.forward).parameters
     answer = model(**{name: values for name, values in inputs.items() if name in taken})
-    return [answer[name][0].numpy() for name in outputs]
+    return {name: answer[name][0].numpy() for name in outputs}
 
 
 def longest_row(asked: int | None, of_files: int, positions: int | None) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.errors import InvalidInput, Unreachable
 from engine.tasks.payload import kind
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from engine.config import Limits
     from engine.tasks.base import Json
 
-_FORMS = "base64, a data URI (`data:...;base64,...`) or an https URL"
+FORMS = "base64, a data URI (`data:...;base64,...`) or an https URL"
+"""What may stand in a field for media, in words for a caller."""
 
 
 def bytes_of(value: Json, field: str, limits: Limits) -> bytes:
@@ -27,7 +28,7 @@ def bytes_of(value: Json, field: str, limits: Limits) -> bytes:
     """
     content = _content(require(value, field), field, limits)
     if not content:
-        raise InvalidInput(f"`{field}` is empty; it must be {_FORMS}")
+        raise InvalidInput(f"`{field}` is empty; it must be {FORMS}")
     if len(content) > limits.max_media_bytes:
         raise InvalidInput(_too_large(field, len(content), limits))
     return content
@@ -36,21 +37,8 @@ def bytes_of(value: Json, field: str, limits: Limits) -> bytes:
 def require(value: Json, field: str) -> str:
     """`value` when it may be media, by its type alone: the check for `parse`. Raises InvalidInput."""
     if not isinstance(value, str):
-        raise InvalidInput(f"`{field}` must be {_FORMS}, got {kind(value)}")
+        raise InvalidInput(f"`{field}` must be {FORMS}, got {kind(value)}")
     return value
-
-
-def items(payload: dict[str, Any], one: str, many: str, max_items: int) -> tuple[list[str], bool]:
-    """The values of the field `one`, or of the list `many`, and whether it was the former. Raises InvalidInput."""
-    if (one in payload) == (many in payload):
-        raise InvalidInput(f"`input` needs either `{one}` ({_FORMS}) or `{many}` (a list of them)")
-    if one in payload:
-        return [require(payload[one], one)], True
-    values = payload[many]
-    if not isinstance(values, list) or not 1 <= len(values) <= max_items:
-        got = len(values) if isinstance(values, list) else kind(values)
-        raise InvalidInput(f"`{many}` must be a list of 1 to {max_items} items, got {got}")
-    return [require(value, f"{many}[{index}]") for index, value in enumerate(values)], False
 
 
 def _content(value: str, field: str, limits: Limits) -> bytes:
@@ -62,7 +50,7 @@ def _content(value: str, field: str, limits: Limits) -> bytes:
     if scheme == "https":
         return _fetched(value, field, limits)
     what = f"a URL that begins with {scheme}:" if rest.startswith("//") else "something else"
-    raise InvalidInput(f"`{field}` must be {_FORMS}, got {what}")
+    raise InvalidInput(f"`{field}` must be {FORMS}, got {what}")
 
 
 def _fetched(url: str, field: str, limits: Limits) -> bytes:
@@ -95,7 +83,7 @@ def _from_base64(text: str, field: str, limits: Limits) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidInput(f"`{field}` is neither a URL nor valid base64 ({error}); it must be {_FORMS}") from None
+        raise InvalidInput(f"`{field}` is neither a URL nor valid base64 ({error}); it must be {FORMS}") from None
 
 
 def _too_large(field: str, size: int, limits: Limits) -> str:

@@ -61,29 +61,6 @@ def test_sentences(value: Any, sentence: str):
     assert sentence in str(error.value)
 
 
-def test_one_item_or_a_list():
-    assert media.items({"image": "a"}, "image", "images", 2) == (["a"], True)
-    assert media.items({"images": ["a", "b"]}, "image", "images", 2) == (["a", "b"], False)
-
-
-@pytest.mark.parametrize(
-    ("payload", "sentence"),
-    [
-        ({}, "needs either `image`"),
-        ({"image": "a", "images": ["a"]}, "needs either `image`"),
-        ({"image": ["a"]}, "`image` must be base64"),
-        ({"images": "a"}, "`images` must be a list of 1 to 2 items, got a string"),
-        ({"images": []}, "must be a list of 1 to 2 items, got 0"),
-        ({"images": ["a", "b", "c"]}, "got 3"),
-        ({"images": ["a", 1]}, "`images[1]` must be base64"),
-    ],
-)
-def test_other_shapes_get_a_sentence(payload: Any, sentence: str):
-    with pytest.raises(InvalidInput) as error:
-        media.items(payload, "image", "images", 2)
-    assert sentence in str(error.value)
-
-
 def test_hosts_are_read_from_the_environment():
     settings = Settings.from_environ({"FETCH_HOSTS": " Media.example.org, *.cdn.example.org:8443 ,10.0.0.1,"})
     assert settings.fetch_hosts == ("media.example.org", "*.cdn.example.org:8443", "10.0.0.1")
