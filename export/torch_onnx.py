@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 class Traced:
     """A torch module that answers with a mapping of outputs, and its inputs: name, dtype, axes and an example each.
 
-    Examples have a batch of two. `lengths`: names of the inputs whose second axis is "length".
+    Examples have a batch of two.
     """
 
     module: Any
@@ -43,19 +46,21 @@ def trace(source: Source, traced: Traced, path: Path) -> Path:
     examples = tuple(example for *_, example in traced.inputs)
     with quiet(), torch.inference_mode():
         outputs = {name: _narrow(values) for name, values in traced.module(*examples).items()}
-        flat = _Flat(traced.module)
+        flat = _flat(traced.module)
         axes = {name: _dynamic(of) for name, _, of, _ in traced.inputs}
         try:
-            torch.onnx.export(
-                flat,
-                examples,
-                str(path),
-                input_names=names,
-                output_names=list(outputs),
-                dynamic_axes={**axes, **{name: {0: "batch"} for name in outputs}},
-                opset_version=OPSET,
-                dynamo=False,
-            )
+            # It prints the whole graph where it fails.
+            with contextlib.redirect_stdout(io.StringIO()), _pools_as_matrices():
+                torch.onnx.export(
+                    flat,
+                    examples,
+                    str(path),
+                    input_names=names,
+                    output_names=list(outputs),
+                    dynamic_axes={**axes, **{name: {0: "batch"} for name in outputs}},
+                    opset_version=OPSET,
+                    dynamo=False,
+                )
         except Exception as error:  # whatever the tracer comes across, it is this model that it cannot do
             raise Refused(f"{source.model} ({source.architecture}) cannot be traced: {first_line(error)}") from error
     model = onnx.load(path)
@@ -82,7 +87,8 @@ def _narrow(values: Any) -> Any:
     return values if values.is_floating_point() else values.to(torch.int32)
 
 
-def _Flat(module: Any) -> Any:  # noqa: N802
+def _flat(module: Any) -> Any:
+    """The module with a tuple for its mapping."""
     import torch
 
     class Flat(torch.nn.Module):
@@ -94,3 +100,35 @@ def _Flat(module: Any) -> Any:  # noqa: N802
             return tuple(_narrow(values) for values in self.module(*inputs).values())
 
     return Flat()
+
+
+@contextmanager
+def _pools_as_matrices() -> Iterator[None]:
+    """Trace adaptive pools, which the exporter takes only where it knows every size, as products with two matrices."""
+    import torch
+
+    pool = torch.nn.AdaptiveAvgPool2d
+    before = pool.forward
+
+    def forward(self: Any, values: Any) -> Any:
+        sizes = self.output_size if isinstance(self.output_size, tuple) else (self.output_size,) * 2
+        rows, columns = (int(size) for size in values.shape[-2:])
+        down, across = _means(rows, sizes[0] or rows), _means(columns, sizes[1] or columns)
+        return down @ values @ across.T
+
+    pool.forward = forward
+    try:
+        yield
+    finally:
+        pool.forward = before
+
+
+def _means(size: int, out: int) -> Any:
+    """(out, size): every row takes the mean of its share of the places, which may overlap, as torch cuts them."""
+    import torch
+
+    matrix = torch.zeros(out, size)
+    for place in range(out):
+        begin, end = place * size // out, -(-(place + 1) * size // out)
+        matrix[place, begin:end] = 1 / (end - begin)
+    return matrix

@@ -75,11 +75,6 @@ def _with_backbone(**more: Any) -> dict[str, Any]:
     return {**_DETR, **own, "backbone_config": _convolutions(), **more}
 
 
-def _deformable() -> dict[str, Any]:
-    stages = _convolutions(["stage2", "stage3", "stage4"])
-    return _with_backbone(backbone_config=stages, num_feature_levels=4, encoder_n_points=2, decoder_n_points=2)
-
-
 def _rt_detr() -> dict[str, Any]:
     import transformers
 
@@ -231,7 +226,6 @@ _ARCHITECTURES: dict[str, tuple[str, Settings, str, Mapping[str, Any]]] = {
         "ConditionalDetrImageProcessor",
         {"size": _DETR_SIZE},
     ),
-    "deformable-detr": ("DeformableDetrConfig", _deformable, "DeformableDetrImageProcessor", {"size": _DETR_SIZE}),
     "rt-detr": ("RTDetrConfig", _rt_detr, "RTDetrImageProcessor", {"size": {"height": 64, "width": 64}}),
     "yolos": (
         "YolosConfig",
@@ -258,7 +252,7 @@ HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
     "depth-estimation": ("AutoModelForDepthEstimation", ("dpt", "depth-anything", "glpn")),
     "object-detection": (
         "AutoModelForObjectDetection",
-        ("detr", "conditional-detr", "deformable-detr", "rt-detr", "yolos"),
+        ("detr", "conditional-detr", "rt-detr", "yolos"),
     ),
     "zero-shot-image-classification": ("AutoModelForZeroShotImageClassification", ("clip", "siglip")),
     "image-text-embedding": ("AutoModelForZeroShotImageClassification", ("clip", "siglip")),

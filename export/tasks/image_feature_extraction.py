@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from engine.tensors import Arrays
     from export.recipe import Recipe
     from export.source import Source
+    from export.torch_onnx import Traced
 
 POOLINGS = ("pooler", "cls", "mean", "none")
 VECTORS = (
@@ -54,19 +56,27 @@ class ImageFeatureExtractionExport(ImageExport):
     def answer(self, source: Source, model: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """One vector, or the last hidden state as it is."""
         found = model(**values)
-        pooling = pooling_of(source)
-        hidden = found.last_hidden_state
-        if pooling == "pooler":
-            return {OUTPUT: found.pooler_output.flatten(1)}
+        pooling, hidden = source.settings["pooling"], found.last_hidden_state
+        if pooling == "pooler":  # of a map of channels it is one of a single place
+            pooled = found.pooler_output
+            return {OUTPUT: pooled[:, :, 0, 0] if pooled.ndim == 4 else pooled}
         if pooling == "cls":
             return {OUTPUT: hidden[:, 0]}
         if pooling == "mean":  # over patches, or over the places of a map of channels
             return {OUTPUT: hidden.mean(1) if hidden.ndim == 3 else hidden.mean((2, 3))}
         return {OUTPUT: hidden}
 
+    def traced(self, source: Source, name: str, folder: Path) -> Traced:
+        """The module, with the pooling decided before."""
+        return super().traced(_decided(source), name, folder)
+
+    def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
+        """The same from transformers' own pixels."""
+        return super().reference(_decided(source), model, inputs)
+
     def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
         """How the vector was made."""
-        return {**super().task_config(source, outputs), "pooling": pooling_of(source)}
+        return {**super().task_config(source, outputs), "pooling": _pooling(source)}
 
     def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
         """Cosine, and the largest difference relative to the norm of what was expected."""
@@ -79,7 +89,11 @@ def compare_vectors(expected: Any, found: Any) -> Sequence[float]:
     return cosine(a, b), relative_difference(a, b)
 
 
-def pooling_of(source: Source) -> str:
+def _decided(source: Source) -> Source:
+    return replace(source, settings={"pooling": _pooling(source)})
+
+
+def _pooling(source: Source) -> str:
     """What was asked for; else the model's own pooler where it has a trained one, else the first vector.
 
     Raises Refused where the model has no such thing.
