@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.images.dual import IMAGE, TEXT
 from engine.images.vectors import OUTPUT
 from export.errors import Refused
-from export.images import ImageExport, from_pixels, image_inputs, is_image_model
+from export.images import ImageExport, from_pixels, image_inputs, is_image_model, task_of
 from export.tasks.image_feature_extraction import VECTORS, compare_vectors
 from export.text import fast_tokenizer, longest_row, texts, tokenizer_file
 from export.torch_onnx import Traced
@@ -142,7 +142,7 @@ def _text_inputs(source: Source) -> list[tuple[str, str, Axes, Any]]:
 def _from_tokens(source: Source, model: Any) -> Any:
     import torch
 
-    names, task = _token_names(source), source.task
+    names, answer = _token_names(source), task_of(source).answer
 
     class FromTokens(torch.nn.Module):
         def __init__(self) -> None:
@@ -151,6 +151,6 @@ def _from_tokens(source: Source, model: Any) -> Any:
 
         def forward(self, *tokens: Any) -> Any:
             inputs = {name: values.to(torch.int64) for name, values in zip(names, tokens, strict=True)}
-            return task.answer(source, self.model, inputs)
+            return answer(source, self.model, inputs)
 
     return FromTokens().eval()

@@ -42,7 +42,8 @@ class ImageProcessor:
 
     def inputs(self, image: Any) -> Mapping[str, Any]:
         """What transformers' processor makes of a Pillow image in RGB: tensors with a batch of one."""
-        geometry, options = self.geometry, {}
+        geometry = self.geometry
+        options: dict[str, Any] = {}
         if self.fixed:
             options = {"do_resize": False}
             image = image.resize((geometry.width, geometry.height), resample=geometry.resample)
@@ -64,7 +65,8 @@ class ImageProcessor:
 
     def numbers(self, feeds: Mapping[str, Array]) -> Array:
         """What the graph makes of the inputs of one row, in numpy: float32 (channels, height, width)."""
-        values = feeds[PIXELS][..., list(self.order)] * np.float32(self.scale) + np.float32(self.offset)
+        scale, offset = np.array(self.scale, np.float32), np.array(self.offset, np.float32)
+        values: Array = feeds[PIXELS][..., list(self.order)] * scale + offset
         if EXTENT in feeds:
             height, width = feeds[EXTENT]
             values[height:], values[:, width:] = 0, 0

@@ -83,6 +83,12 @@ class ImageExport(ExportTask):
         return {name: values[0].numpy() for name, values in self.answer(source, model, inputs).items()}
 
 
+def task_of(source: Source) -> ImageExport:
+    """The task, as what it is."""
+    assert isinstance(source.task, ImageExport)
+    return source.task
+
+
 def is_image_model(root: Path, config: Mapping[str, Any]) -> bool:
     """Whether the files of a model are those of one that reads images."""
     processor = read_json(root / "preprocessor_config.json")
@@ -109,7 +115,7 @@ def from_pixels(source: Source, model: Any) -> Any:
     """A torch module: uint8 pixels (batch, height, width, 3), with a canvas also the extent, to the task's outputs."""
     import torch
 
-    found, task = source.processor, source.task
+    found, answer = source.processor, task_of(source).answer
 
     class FromPixels(torch.nn.Module):
         def __init__(self) -> None:
@@ -128,7 +134,7 @@ def from_pixels(source: Source, model: Any) -> Any:
                 columns = torch.arange(found.geometry.width, dtype=torch.int32)[None, None] < extent[:, 1, None, None]
                 mask = rows & columns
                 inputs = {"pixel_values": values * mask[:, None], "pixel_mask": mask.to(torch.int64)}
-            return task.answer(source, self.model, inputs)
+            return answer(source, self.model, inputs)
 
     return FromPixels().eval()
 

@@ -26,9 +26,9 @@ IR_VERSION = 8
 
 
 def onnx_from_model(source: Source, folder: Path, name: str = "model") -> Any:
-    """Trace `source` and return the portable graph `name` as an ONNX model; `folder` holds the exporter's files meanwhile.
+    """Trace `source` and return its portable graph `name` as an ONNX model.
 
-    Raises Refused when the traced graph is not what the task is made of.
+    `folder` holds the exporter's files meanwhile. Raises Refused when the traced graph is not what the task is made of.
     """
     traced = onnx.load(source.task.trace_graph(source, folder, name))
     shutil.rmtree(folder)  # as large as the weights

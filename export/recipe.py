@@ -13,8 +13,8 @@ from export.list_tasks import ListTasks
 from export.tasks import TAGS
 
 PRECISIONS = ("fp32", "int8")
-POOLINGS = ("mean", "cls", "lasttoken", "max")
-"""Ways to make one vector of a text's token vectors; sentence-transformers' names."""
+POOLINGS = ("mean", "cls", "lasttoken", "max", "pooler", "none")
+"""Ways to make one vector of those of all tokens (sentence-transformers' names) or patches; a task lists its own."""
 TASK_OPTIONS = ("pooling", "max_length", "image_size")
 """Options that mean something to some tasks only; a task lists its own."""
 
@@ -32,13 +32,13 @@ class Recipe:
     pooling: str | None = None
     max_length: int | None = None
     """In tokens, special tokens included."""
-    image_size: tuple[int, int] | None = None
-    """Height and width in pixels, for a model whose image processor leaves them open."""
     precision: str = "fp32"
     """For the CPU; what a GPU runs stays fp32."""
     trust_remote_code: bool = False
     parity_threshold: float | None = None
     """Replaces the limit of the first of the task's measures."""
+    image_size: tuple[int, int] | None = None
+    """Height and width in pixels, for a model whose image processor leaves them open."""
 
 
 def recipe_from_argv(argv: Sequence[str]) -> Recipe:

@@ -99,6 +99,22 @@ def _rt_detr() -> dict[str, Any]:
     }
 
 
+def _upernet() -> dict[str, Any]:
+    import transformers
+
+    stages = [f"stage{number}" for number in range(1, 5)]
+    sizes = {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "initializer_range": 0.2}
+    backbone = transformers.ConvNextConfig(**sizes, out_features=stages)
+    own = {"backbone": None, "use_timm_backbone": False, "use_pretrained_backbone": False}
+    return {
+        **own,
+        "backbone_config": backbone,
+        "hidden_size": 16,
+        "use_auxiliary_head": False,
+        "initializer_range": 0.2,
+    }
+
+
 def _depth_anything() -> dict[str, Any]:
     import transformers
 
@@ -174,20 +190,6 @@ _ARCHITECTURES: dict[str, tuple[str, Settings, str, Mapping[str, Any]]] = {
         "BitImageProcessor",
         {"size": {"shortest_edge": 40}, "crop_size": _EXACT},
     ),
-    "mobilevit": (
-        "MobileViTConfig",
-        {
-            "image_size": 64,
-            "hidden_sizes": [16, 24, 32],
-            "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32],
-            "num_attention_heads": 2,
-            "aspp_out_channels": 16,
-            "atrous_rates": [1, 2, 3],
-            "initializer_range": 0.2,
-        },
-        "MobileViTImageProcessor",
-        {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 64}},
-    ),
     "segformer": (
         "SegformerConfig",
         {
@@ -200,6 +202,7 @@ _ARCHITECTURES: dict[str, tuple[str, Settings, str, Mapping[str, Any]]] = {
         "SegformerImageProcessor",
         {"size": {"height": 64, "width": 64}},
     ),
+    "upernet": ("UperNetConfig", _upernet, "SegformerImageProcessor", {"size": {"height": 64, "width": 64}}),
     "dpt": ("DPTConfig", _DPT, "DPTImageProcessor", {"size": _EXACT}),
     "depth-anything": (
         "DepthAnythingConfig",
@@ -248,7 +251,7 @@ HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("vit", "deit", "beit", "swin", "convnext", "resnet", "dinov2"),
     ),
     "image-feature-extraction": ("AutoModel", ("vit", "deit", "beit", "swin", "convnext", "resnet", "dinov2")),
-    "image-segmentation": ("AutoModelForSemanticSegmentation", ("segformer", "beit", "dpt", "mobilevit")),
+    "image-segmentation": ("AutoModelForSemanticSegmentation", ("segformer", "beit", "dpt", "upernet")),
     "depth-estimation": ("AutoModelForDepthEstimation", ("dpt", "depth-anything", "glpn")),
     "object-detection": (
         "AutoModelForObjectDetection",
@@ -279,7 +282,9 @@ def _task_model(folder: Path, task: str, architecture: str, seed: int, config: d
 
     kind, settings, processor, processor_settings = _ARCHITECTURES[architecture]
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: at for at, name in enumerate(LABELS)}}
-    made = getattr(transformers, kind)(**{**(settings() if callable(settings) else settings), **names, **config})
+    made = getattr(transformers, kind)(
+        **{**(settings() if callable(settings) else settings), **names, **config}, architectures=[]
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = getattr(transformers, HEADS[task][0]).from_config(made)
@@ -318,8 +323,7 @@ def _tokenizer(folder: Path, siglip: bool) -> Any:
     trained.post_processor = tokenizers.processors.TemplateProcessing(single=pattern, special_tokens=ends)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=trained._tokenizer,
-        pad_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
+        **dict.fromkeys(("pad_token", "eos_token"), special[1]),
         model_max_length=64 if siglip else 40,
         model_input_names=["input_ids"] if siglip else ["input_ids", "attention_mask"],
     )

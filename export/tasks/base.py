@@ -57,6 +57,8 @@ class ExportTask:
     """Endings of model classes in config.json that speak for this task when none is named, e.g. ForMaskedLM."""
     options: ClassVar[tuple[str, ...]] = ()
     """Options of the command line that mean something to this task, as attributes of a recipe."""
+    poolings: ClassVar[tuple[str, ...]] = ("mean", "cls", "lasttoken", "max")
+    """Values of --pooling, for tasks that it means something to."""
     may_miss: ClassVar[tuple[str, ...]] = ()
     """Parts of names of weights that the graph does not use, so that a checkpoint may lack them."""
     reads: ClassVar[str] = ""

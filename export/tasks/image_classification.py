@@ -1,4 +1,4 @@
-"""Classifiers of images, offline. Only logits leave the graph; which function makes scores of them a request may say."""
+"""Classifiers of images, offline. Only logits leave the graph; what makes scores of them a request may say."""
 
 from __future__ import annotations
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from export.source import Source
     from export.torch_onnx import Traced
 
-POOLINGS = ("pooler", "cls", "mean", "none")
 VECTORS = (
     # As for texts. In fp32 the same model in another runtime differs by about 1e-6.
     Measure("cosine", 0.99999, 0.98, at_least=True, column="cosine"),
@@ -34,6 +33,7 @@ class ImageFeatureExtractionExport(ImageExport):
 
     tag: ClassVar[str] = "image-feature-extraction"
     options: ClassVar[tuple[str, ...]] = ("image_size", "pooling")
+    poolings: ClassVar[tuple[str, ...]] = ("pooler", "cls", "mean", "none")
     may_miss: ClassVar[tuple[str, ...]] = ("pooler",)
     measures: ClassVar[Sequence[Measure]] = VECTORS
 
@@ -44,8 +44,6 @@ class ImageFeatureExtractionExport(ImageExport):
 
     def layout(self, root: Path, recipe: Recipe) -> Layout:
         """Pooling as it was asked for."""
-        if recipe.pooling not in (None, *POOLINGS):
-            raise Refused(f"--pooling {recipe.pooling} is for texts; for images it is one of {', '.join(POOLINGS)}")
         return Layout(settings={"pooling": recipe.pooling})
 
     def check(self, model: str, config: Any) -> None:
