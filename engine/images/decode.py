@@ -1,6 +1,7 @@
 """From the bytes of a file to an image, as transformers' pipelines load one.
 
-Rule: whatever the bytes are, no other error than InvalidInput. Only the header is read before the limits are checked, so that a few bytes cannot ask for gigabytes.
+Rule: whatever the bytes are, no other error than InvalidInput. Only the header is read before the limits are checked,
+so that a few bytes cannot ask for gigabytes.
 """
 
 from __future__ import annotations
