@@ -53,7 +53,8 @@ class Waveform:
         self.stride = int(config["stride"])
         self._normalize = bool(config["normalize"])
         self._field = int(config["field"])
-        self._max_frames = max_frames
+        self.max_samples = max_frames * self.stride + self._field - 1
+        """What the model takes at once."""
 
     def frames(self, samples: int) -> int:
         """Frames that the model makes of so many samples; below 1 when they are too few."""
@@ -65,8 +66,8 @@ class Waveform:
         if frames < 1:
             least = self._field / self.rate
             raise InvalidInput(f"`{field}` lasts {len(samples) / self.rate:g} s, the model needs at least {least:g} s")
-        if frames > self._max_frames:
-            most = (self._max_frames * self.stride + self._field - 1) / self.rate
+        if len(samples) > self.max_samples:
+            most = self.max_samples / self.rate
             raise InvalidInput(f"`{field}` lasts {len(samples) / self.rate:g} s, the model takes {most:.4g} s at once")
         if self._normalize:
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + _VARIANCE_FLOOR)
