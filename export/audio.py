@@ -27,6 +27,9 @@ LONGEST_DEFAULT_S = 30
 with the square of the length. Longer recordings are transcribed in windows."""
 
 LONGEST_CHECKED_S = 5.0
+_ARCHITECTURES = ("audio-spectrogram-transformer", "hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
+"""Of which it was tested that padding changes nothing. SEW, for one, averages neighbouring frames."""
+
 _KINDS = {"Wav2Vec2FeatureExtractor": "waveform", "ASTFeatureExtractor": "fbank"}
 
 
@@ -45,6 +48,8 @@ class AudioExport(ExportTask):
 
     def check(self, model: str, config: Any) -> None:
         """Refuse what makes frames otherwise than the worker counts them, or lets padding through."""
+        if config.model_type not in _ARCHITECTURES:
+            raise Refused(f"{model} is a {config.model_type}; the worker takes {', '.join(_ARCHITECTURES)}")
         for name in ("add_adapter", "conv_pos_batch_norm"):
             if getattr(config, name, False):
                 raise Refused(f"{model} has {name} in its config.json, which the worker does not support")

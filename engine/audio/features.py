@@ -115,7 +115,8 @@ class Fbank:
         # Rounded where transformers rounds, for next to the floor a logarithm shows it.
         spectrum = np.fft.rfft(emphasised * self._hann, self._FFT).astype(np.complex64)
         power = np.abs(spectrum).astype(np.float64) ** 2
-        return np.log(np.maximum(self._FLOOR, power @ self._filters)).astype(np.float32)
+        log_mel: Array = np.log(np.maximum(self._FLOOR, power @ self._filters)).astype(np.float32)
+        return log_mel
 
 
 def _mel_filters(fft: int, bins: int, lowest_hz: float, highest_hz: float, rate: int) -> Array:
@@ -129,4 +130,5 @@ def _mel_filters(fft: int, bins: int, lowest_hz: float, highest_hz: float, rate:
     widths = np.diff(corners)
     rising = (at - corners[:-2]) / widths[:-1]
     falling = (corners[2:] - at) / widths[1:]
-    return np.maximum(0.0, np.minimum(rising, falling))
+    filters: Array = np.maximum(0.0, np.minimum(rising, falling))
+    return filters
