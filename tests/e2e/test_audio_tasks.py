@@ -27,10 +27,8 @@ class Pair:
     """A served bundle and transformers' pipeline on the same model."""
 
     def __init__(self, folder: Path, make: Callable[[Path], Path], *options: str) -> None:
-        import torch
         import transformers
 
-        torch.set_num_threads(1)  # so small a model only loses with more
         model = make(folder / "model")
         assert main([str(model), "--out", str(folder / "bundle"), *options]) == 0
         self.served = Served(folder / "bundle")
@@ -45,6 +43,10 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], Pair]]:
     """Makes each pair once: architecture and head."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model only loses with more
     pairs: dict[tuple[str, str], Pair] = {}
 
     def get(architecture: str, head: str) -> Pair:
@@ -58,6 +60,7 @@ def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str,
         return pairs[architecture, head]
 
     yield get
+    torch.set_num_threads(threads)
     for pair in pairs.values():
         pair.close()
 
