@@ -95,6 +95,24 @@ def drop_unused(graph: Any) -> None:
     _replace(graph.input, [tensor for tensor in graph.input if tensor.name in needed])
 
 
+def sort_nodes(graph: Any) -> None:
+    """Put every node behind those that it reads from, otherwise in the order in which they stand."""
+    made_here = {name for node in graph.node for name in node.output}
+    done: set[str] = set()
+    ordered, waiting = [], list(graph.node)
+    while waiting:
+        left = []
+        for node in waiting:
+            if (_names_read(node) & made_here) <= done:
+                ordered.append(node)
+                done.update(node.output)
+            else:
+                left.append(node)
+        assert len(left) < len(waiting), "the graph has a cycle"
+        waiting = left
+    _replace(graph.node, ordered)
+
+
 def _replace(field: Any, items: Iterable[Any]) -> None:
     kept = list(items)
     del field[:]

@@ -88,7 +88,10 @@ class TextExport(ExportTask):
 def tokens_of(source: Source, text: str, pair: str | None = None, **options: Any) -> Mapping[str, Any]:
     """One text, or a pair, as transformers' tokenizer makes it for the model: tensors with a batch of one."""
     options = {"truncation": True, "max_length": source.max_length, **options}
-    found: Mapping[str, Any] = source.tokenizer(text, pair, return_tensors="pt", **options)
+    # As a list: alone, transformers takes an empty second text for none.
+    found: Mapping[str, Any] = source.tokenizer(
+        [text if pair is None else (text, pair)], return_tensors="pt", **options
+    )
     return found
 
 
@@ -136,7 +139,7 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
 def texts(source: Source, examples: Sequence[Any]) -> Iterator[tuple[str, str]]:
     """Label and text: those of a task's examples, texts that break things, and the longest last."""
     for number, example in enumerate(examples):
-        for text in example.get("texts", [example.get("text")]):
+        for text in [example["text"]] if "text" in example else example.get("texts", []):
             yield f"example {number}: {text[:20]}", text
     length = min(source.max_length, LONGEST_CHECKED)
     yield "empty", ""

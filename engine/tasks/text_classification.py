@@ -41,7 +41,8 @@ class TextClassification(TextTask):
             check.refuse_unknown(value, ("text", "text_pair"))
             value, pair = value.get("text"), value.get("text_pair")
         text = super().item(value, name, payload)
-        return text if pair is None else (text, super().item(pair, "text_pair", payload))
+        # An empty second text is none, as the pipelines have it.
+        return (text, super().item(pair, "text_pair", payload)) if pair else text
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """`top_k`: the best label unless it says otherwise; null gives all."""

@@ -52,11 +52,12 @@ class TextTask(ItemsTask):
         for index, group in enumerate(texts):
             made = [next(encodings) for _ in group]
             if not request.options["truncate"]:
-                self._refuse_cut(made, request.first + index)
+                self.refuse_cut(made, request.first + index)
             parts.append(Part([self.tokens.row(encoding) for encoding in made], made))
         return parts
 
-    def _refuse_cut(self, encodings: Sequence[Encoding], index: int) -> None:
+    def refuse_cut(self, encodings: Sequence[Encoding], index: int) -> None:
+        """Raise InvalidInput when an encoding of item `index` was cut."""
         if any(encoding.overflowing for encoding in encodings):
             raise InvalidInput(
                 f"{self.one} {index} has more than {self.tokens.max_length} tokens, the most that the model takes; "

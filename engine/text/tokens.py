@@ -68,8 +68,11 @@ class Tokens:
                 f"overlap of {stride}; lower it, or shorten what stands in every window"
             )
         whole.truncate(room, stride=stride)
-        made = self.tokenizer.post_process(whole if first is None else first, None if first is None else whole)
-        return [made, *made.overflowing]
+        pieces = [whole, *whole.overflowing]
+        # One by one: the overflow of a pair that is processed whole has no segments.
+        if first is None:
+            return [self.tokenizer.post_process(piece) for piece in pieces]
+        return [self.tokenizer.post_process(first, piece) for piece in pieces]
 
     def row(self, encoding: Encoding, **more: Array) -> Row:
         """What the graph reads of an encoding, and `more` inputs."""
