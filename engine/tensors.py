@@ -59,13 +59,14 @@ def _size_at(axis: int | str, bucket: Bucket) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model input: tensor name -> array without the batch axis, and its length.
+    """One model input: tensor name -> array without the batch axis, its length, and which of the graphs it is for.
 
     The length counts tokens, or frames, or whatever the inputs' "length" axis does; it is 1 where none has one.
     """
 
     feeds: Arrays
     length: int
+    graph: str = "model"
 
 
 def fill(target: Array, rows: Sequence[Row], spec: TensorSpec) -> None:

@@ -15,8 +15,8 @@ from engine.config import Settings
 from handler.timeline import Timeline
 
 if TYPE_CHECKING:
-    from engine.batcher import Batcher
     from engine.bundle import Bundle
+    from engine.router import Router
     from engine.select import Choice
     from handler.handler import Handler
 
@@ -30,7 +30,7 @@ class Worker:
     timeline: Timeline
     bundle: Bundle
     choice: Choice
-    batcher: Batcher
+    batcher: Router
     handler: Handler
 
     def health(self) -> dict[str, Any]:
@@ -63,6 +63,7 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
         from engine.backends import load_engine
         from engine.batcher import Batcher
         from engine.probe import gpu
+        from engine.router import Router
         from engine.select import Facts, select
         from engine.stats import Stats
         from engine.tasks import load_task
@@ -73,20 +74,25 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
     with timeline.stage("select"):
         choice = select(settings.engine, Facts(gpu(), providers))
     with timeline.stage("engine load"):
-        engine = load_engine(choice, bundle, settings)
+        engines = {graph: load_engine(choice, bundle, settings, graph) for graph in bundle.manifest.graphs}
     with timeline.stage("task"):
         task = load_task(bundle, settings)
     with timeline.stage("warm-up"):
-        engine.warm_up()
+        for engine in engines.values():
+            engine.warm_up()
     stats = Stats()
-    batcher = Batcher(
-        engine,
-        max_rows=settings.max_batch_rows,
-        max_tokens=settings.max_batch_tokens,
-        max_queued=settings.max_queued_rows,
-        max_delay_s=settings.max_queue_delay_ms / 1e3,
-        stats=stats,
-    )
+    batchers = {
+        graph: Batcher(
+            engine,
+            max_rows=settings.max_batch_rows,
+            max_tokens=settings.max_batch_tokens,
+            max_queued=settings.max_queued_rows,
+            max_delay_s=settings.max_queue_delay_ms / 1e3,
+            stats=stats,
+        )
+        for graph, engine in engines.items()
+    }
+    batcher = Router(batchers, stats)
     handler = Handler(task, batcher, lambda: worker.health(), debug=settings.debug, stats=stats)
     worker = Worker(timeline, bundle, choice, batcher, handler)
     timeline.mark("ready")

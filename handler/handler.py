@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from engine.batcher import Batcher
 from engine.errors import WorkerError
+from engine.router import Router
 from engine.stats import Stats
 from engine.tasks import payload as check
 from engine.tasks.base import Json, Task
@@ -31,12 +32,12 @@ _PARTS_AHEAD = 4  # parts in work, so that the engine is busy while one is being
 
 
 class Handler:
-    """Answers jobs with one task on one batcher."""
+    """Answers jobs with one task on one batcher, or on those of several graphs."""
 
     def __init__(
         self,
         task: Task,
-        batcher: Batcher,
+        batcher: Batcher | Router,
         health: Callable[[], Json],
         *,
         debug: bool = False,

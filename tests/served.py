@@ -10,6 +10,8 @@ from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.batcher import Batcher
 from engine.bundle import open_bundle
 from engine.config import Settings
+from engine.router import Router
+from engine.stats import Stats
 from engine.tasks import load_task
 from handler.handler import Handler
 
@@ -22,9 +24,8 @@ class Served:
         self.bundle.verify()
         settings = Settings()
         self.task = load_task(self.bundle, settings)
-        engine = OnnxRuntimeEngine(self.bundle, threads=1)
-        engine.warm_up()
-        self._batcher = Batcher(engine, max_rows=32, max_tokens=0, max_queued=10_000)
+        batchers = {graph: self._batcher_of(graph) for graph in self.bundle.manifest.graphs}
+        self._batcher = Router(batchers, Stats())
         self._handler = Handler(self.task, self._batcher, dict)
 
     def ask(self, payload: Any) -> Any:
@@ -48,6 +49,11 @@ class Served:
     def close(self) -> None:
         """Stop the engine."""
         self._batcher.close()
+
+    def _batcher_of(self, graph: str) -> Batcher:
+        engine = OnnxRuntimeEngine(self.bundle, graph, threads=1)
+        engine.warm_up()
+        return Batcher(engine, max_rows=32, max_tokens=0, max_queued=10_000)
 
     def _all(self, payloads: list[Any]) -> list[Any]:
         async def ask() -> list[Any]:
