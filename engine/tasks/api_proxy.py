@@ -87,7 +87,7 @@ class ApiProxy(ItemsTask):
         path = check.string(value.get("path"), f"{name}.path", self.limits.max_chars)
         if not path.startswith("/") or any(mark in path for mark in "?#\\") or ".." in unquote(path).split("/"):
             raise InvalidInput(f"`{name}.path` must begin with / and hold no ?, # or ..; parameters go into `query`")
-        query = check.require_object(value.get("query") or {}, f"`{name}.query`")
+        query = check.require_object({} if value.get("query") is None else value["query"], f"`{name}.query`")
         if not all(isinstance(one, str | int | float) for one in query.values()):
             raise InvalidInput(f"`{name}.query` must hold strings and numbers only")
         body = None if value.get("body") is None else json.dumps(value["body"]).encode()
