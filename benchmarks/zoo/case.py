@@ -1,0 +1,28 @@
+"""A model of the zoo: what is exported, and what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """One task on one architecture, small: `make(folder)` writes the model."""
+
+    task: str
+    architecture: str
+    make: Callable[[Path], Path]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """One task on a model large enough to be worth measuring, with the payload of one job of one row."""
+
+    task: str
+    model: str
+    """In words, for the table."""
+    make: Callable[[Path], Path]
+    payload: dict[str, Any]
