@@ -65,18 +65,19 @@ def export(recipe: Recipe) -> dict[str, Any]:
         with stage("onnx"):
             from export.onnx_from_model import onnx_from_model
 
-            graph = onnx_from_model(source, work / "traced")
+            graphs = {name: onnx_from_model(source, work / "traced", name) for name in source.task.graphs}
         with stage("optimize") as note:
             from export.optimize import optimize
 
-            *files, places = optimize(graph, folder / "graphs" / "model", work / "fused")
-            del graph
+            files = {
+                name: optimize(graphs.pop(name), folder / "graphs" / name, work / name) for name in source.task.graphs
+            }
             shutil.rmtree(work)
             note(megabytes(_size(folder)))
         with stage("write"):
             from export.write import add_parity, write
 
-            write(source, folder, *files)
+            write(source, folder, {name: found[:2] for name, found in files.items()})
         with stage("parity") as note:
             from export.parity import parity, worst
 
@@ -86,7 +87,8 @@ def export(recipe: Recipe) -> dict[str, Any]:
         if recipe.precision == "int8":
             with stage("int8") as note:
                 fp32 = figures["graphs"]
-                figures = _quantize(source, folder, files[0], places, recipe.parity_threshold)
+                portable, _, places = files["model"]
+                figures = _quantize(source, folder, portable, places, recipe.parity_threshold)
                 figures["graphs"].update(fp32)
                 add_parity(folder, figures)
                 note(f"{figures['kept']}, {worst(source, figures)}")

@@ -15,7 +15,7 @@ from export.tasks import TAGS
 PRECISIONS = ("fp32", "int8")
 POOLINGS = ("mean", "cls", "lasttoken", "max")
 """Ways to make one vector of a text's token vectors; sentence-transformers' names."""
-TASK_OPTIONS = ("pooling", "max_length")
+TASK_OPTIONS = ("pooling", "max_length", "image_size")
 """Options that mean something to some tasks only; a task lists its own."""
 
 
@@ -32,6 +32,8 @@ class Recipe:
     pooling: str | None = None
     max_length: int | None = None
     """In tokens, special tokens included; of sound in seconds."""
+    image_size: tuple[int, int] | None = None
+    """Height and width in pixels, for a model whose image processor leaves them open."""
     precision: str = "fp32"
     """For the CPU; what a GPU runs stays fp32."""
     trust_remote_code: bool = False
@@ -63,10 +65,22 @@ def recipe_from_argv(argv: Sequence[str]) -> Recipe:
         revision=asked.revision,
         pooling=asked.pooling,
         max_length=asked.max_length,
+        image_size=asked.image_size,
         precision=asked.precision,
         trust_remote_code=asked.trust_remote_code,
         parity_threshold=asked.parity_threshold,
     )
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, times, width = text.lower().partition("x")
+    try:
+        size = int(height), int(width if times else height)
+    except ValueError:
+        size = (0, 0)
+    if min(size) < 1:
+        raise Refused(f"--image-size is HEIGHTxWIDTH in pixels, such as 480x640, got {text!r}")
+    return size
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="tokens a text is cut at (default: the model's), seconds of speech heard at once (30)",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=_size,
+        metavar="HxW",
+        help="pixels, where the model's image processor keeps the aspect ratio of every image",
     )
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="fp32", help="of the graph for the CPU (default: %(default)s)"

@@ -51,16 +51,8 @@ class TextExport(ExportTask):
         return f"{source.architecture}, up to {source.max_length} tokens"
 
     def files(self, source: Source) -> Mapping[str, str]:
-        """The tokenizer as transformers sets it up, without the truncation and padding that the worker chooses itself.
-
-        Lowercasing, where a model's sentence-transformers files ask for it, is already among its normalizers.
-        """
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return {"tokenizer.json": tokenizer.to_str(pretty=True)}
+        """The tokenizer."""
+        return {"tokenizer.json": tokenizer_file(source)}
 
     def pads(self, source: Source) -> Mapping[str, int]:
         """The tokenizer's.
@@ -83,6 +75,19 @@ class TextExport(ExportTask):
     def probe(self, source: Source, label: str, text: str) -> Probe:
         """`text` as a payload, and as transformers tokenizes it; one row each."""
         return Probe(label, {"text": text}, [tokens_of(source, text)])
+
+
+def tokenizer_file(source: Source) -> str:
+    """The tokenizer as transformers sets it up, without the truncation and padding that the worker chooses itself.
+
+    Lowercasing, where a model's sentence-transformers files ask for it, is already among its normalizers.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer.to_str(pretty=True)
 
 
 def tokens_of(source: Source, text: str, pair: str | None = None, **options: Any) -> Mapping[str, Any]:

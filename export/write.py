@@ -21,19 +21,17 @@ PARITY = "parity.json"
 _MADE_BY = ("onnx", "onnxruntime", "optimum", "optimum-onnx", "tokenizers", "torch", "transformers")
 
 
-def write(source: Source, folder: Path, portable: Path, fused: Path) -> None:
-    """Complete the bundle in `folder` around its two graphs, in fp32, except for the figures of the parity gate."""
+def write(source: Source, folder: Path, files: Mapping[str, tuple[Path, Path]]) -> None:
+    """Complete the bundle in `folder`, in fp32, except for the figures of the parity gate.
+
+    `files` are the portable and the fused file of every graph.
+    """
     (folder / "config.json").write_bytes((source.folder / "config.json").read_bytes())
     for name, content in source.task.files(source).items():
         (folder / name).write_text(content, encoding="utf-8")
-    inputs, outputs = _tensors(portable, source)
     precision = "fp32"
-    graph = Graph(
-        inputs=inputs,
-        outputs=outputs,
-        onnx={precision: portable.relative_to(folder).as_posix()},
-        fused={precision: fused.relative_to(folder).as_posix()},
-    )
+    graphs = {name: _graph(source, folder, precision, *paths) for name, paths in files.items()}
+    outputs = {spec.name: spec.shape for graph in graphs.values() for spec in graph.outputs}
     write_manifest(
         folder,
         Manifest(
@@ -41,9 +39,9 @@ def write(source: Source, folder: Path, portable: Path, fused: Path) -> None:
             revision=source.revision,
             architecture=source.architecture,
             task=source.task.tag,
-            task_config=source.task.task_config(source, {spec.name: spec.shape for spec in outputs}),
+            task_config=source.task.task_config(source, outputs),
             precision=precision,
-            graphs={"model": graph},
+            graphs=graphs,
             versions=versions(_MADE_BY),
         ),
     )
@@ -53,6 +51,16 @@ def add_parity(folder: Path, figures: Mapping[str, Any]) -> None:
     """Put the gate's figures into the bundle in `folder` and into its manifest."""
     (folder / PARITY).write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_manifest(folder, open_bundle(folder).manifest)
+
+
+def _graph(source: Source, folder: Path, precision: str, portable: Path, fused: Path) -> Graph:
+    inputs, outputs = _tensors(portable, source)
+    return Graph(
+        inputs=inputs,
+        outputs=outputs,
+        onnx={precision: portable.relative_to(folder).as_posix()},
+        fused={precision: fused.relative_to(folder).as_posix()},
+    )
 
 
 def _tensors(portable: Path, source: Source) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -48,7 +48,7 @@ class Geometry:
 
     def feeds(self, image: Image.Image, field: str, max_pixels: int) -> dict[str, Array]:
         """The inputs that `image`, in RGB, makes. Raises InvalidInput where it is too narrow to be resized."""
-        height, width = self._target(image.height, image.width)
+        height, width = self.target(image.height, image.width)
         if height * width > max_pixels:
             raise InvalidInput(
                 f"`{field}` is {image.width} x {image.height}, so narrow that resizing would make {width} x {height} "
@@ -65,7 +65,7 @@ class Geometry:
         laid[:height, :width] = pixels
         return {PIXELS: laid, EXTENT: np.array((height, width), np.int32)}
 
-    def _target(self, height: int, width: int) -> tuple[int, int]:
+    def target(self, height: int, width: int) -> tuple[int, int]:
         """The size after resizing an image of this size."""
         if self.resize == "exact":
             return self.size

@@ -51,6 +51,10 @@ class ExportTask:
     """Without one, `tag` is all that a subclass says: its bundle has no graph (export/without_model.py)."""
     exporter: ClassVar[str] = ""
     """optimum's name of the task; empty: the tag."""
+    by_optimum: ClassVar[bool] = True
+    """Whether optimum traces the model; else `trace_graph` gives a graph with the task's own inputs and outputs."""
+    graphs: ClassVar[tuple[str, ...]] = ("model",)
+    """The graphs of a bundle; a row names the one that it is for."""
     heads: ClassVar[tuple[str, ...]] = ()
     """Endings of model classes in config.json that speak for this task when none is named, e.g. ForMaskedLM."""
     options: ClassVar[tuple[str, ...]] = ()
@@ -115,6 +119,10 @@ class ExportTask:
         return source.architecture
 
     # Stage 2, onnx
+
+    def trace_graph(self, source: Source, folder: Path, name: str) -> Path:
+        """The traced file of the graph `name`, in `folder`."""
+        return self.trace(source, folder)
 
     def trace(self, source: Source, folder: Path) -> Path:
         """Run optimum's exporter into `folder`; the traced graph's file."""

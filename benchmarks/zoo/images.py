@@ -1,0 +1,339 @@
+"""Image models of many architectures with any head: seeded random weights, small processors, no network.
+
+Weights are drawn wide, so that scores of labels differ clearly and a wrong pixel, position or scale shows.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from benchmarks.zoo.case import Case, Stages
+
+SIDE = 32
+LABELS = ("cat", "dog", "house", "tree", "car", "boat")
+TEXTS = [
+    "This is a photo of a cat. a picture of two dogs in front of an old house, shapes and a test of colours",
+    "London at night with its lights and cars; boats on the river, trees and a mat. Ein Foto bei Tag. 机器学习 café",
+    "0 1 2 3 4 5 6 7 8 9 a b c d e f g h i j k l m n o p q r s t u v w x y z",
+]
+_VIT: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "initializer_range": 0.2,
+    "image_size": SIDE,
+    "patch_size": 8,
+}
+_EXACT = {"height": SIDE, "width": SIDE}
+_BACKBONE: dict[str, Any] = {
+    "embedding_size": 16,
+    "hidden_sizes": [16, 32, 32, 32],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "out_features": ["stage4"],
+}
+_DETR: dict[str, Any] = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "num_queries": 12,
+    "init_std": 0.2,
+}
+_DETR_SIZE = {"shortest_edge": 48, "longest_edge": 64}
+_DPT: dict[str, Any] = {
+    **_VIT,
+    "num_hidden_layers": 4,
+    "backbone_out_indices": [0, 1, 2, 3],
+    "neck_hidden_sizes": [8, 16, 16, 16],
+    "fusion_hidden_size": 16,
+    "is_hybrid": False,
+    "use_batch_norm_in_fusion_residual": True,
+    "use_auxiliary_head": False,
+    "reassemble_factors": [4, 2, 1, 0.5],
+}
+
+
+def _convolutions(out_features: list[str] | None = None) -> Any:
+    import transformers
+
+    return transformers.ResNetConfig(**{**_BACKBONE, "out_features": out_features or ["stage4"]})
+
+
+def _with_backbone(**more: Any) -> dict[str, Any]:
+    own = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
+    return {**_DETR, **own, "backbone_config": _convolutions(), **more}
+
+
+def _deformable() -> dict[str, Any]:
+    stages = _convolutions(["stage2", "stage3", "stage4"])
+    return _with_backbone(backbone_config=stages, num_feature_levels=4, encoder_n_points=2, decoder_n_points=2)
+
+
+def _rt_detr() -> dict[str, Any]:
+    import transformers
+
+    backbone = transformers.RTDetrResNetConfig(**{**_BACKBONE, "out_features": ["stage2", "stage3", "stage4"]})
+    return {
+        "backbone_config": backbone,
+        "encoder_hidden_dim": 32,
+        "encoder_in_channels": [32, 32, 32],
+        "feat_strides": [8, 16, 32],
+        "encoder_layers": 1,
+        "encoder_ffn_dim": 32,
+        "encoder_attention_heads": 4,
+        "d_model": 32,
+        "num_queries": 12,
+        "decoder_in_channels": [32, 32, 32],
+        "decoder_ffn_dim": 32,
+        "decoder_layers": 2,
+        "decoder_attention_heads": 4,
+        "num_denoising": 0,
+        "anchor_image_size": None,
+        "initializer_range": 0.2,
+    }
+
+
+def _depth_anything() -> dict[str, Any]:
+    import transformers
+
+    backbone = transformers.Dinov2Config(
+        **{**_VIT, "num_hidden_layers": 4, "image_size": 56, "patch_size": 14},
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        apply_layernorm=True,
+        reshape_hidden_states=False,
+    )
+    return {
+        "backbone_config": backbone,
+        "patch_size": 14,
+        "reassemble_hidden_size": 32,
+        "neck_hidden_sizes": [8, 16, 16, 16],
+        "fusion_hidden_size": 16,
+        "head_hidden_size": 8,
+    }
+
+
+def _two_towers(siglip: bool) -> dict[str, Any]:
+    text = {name: value for name, value in _VIT.items() if name not in ("image_size", "patch_size")}
+    positions = 64 if siglip else 40
+    vision = dict(_VIT)
+    if siglip:
+        text["projection_size"] = 32
+    tokens = {"max_position_embeddings": positions, "vocab_size": 400}
+    ends = {} if siglip else {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    shared = {} if siglip else {"projection_dim": 24}
+    return {"text_config": {**text, **tokens, **ends}, "vision_config": vision, **shared}
+
+
+# Architecture -> config class, settings, processor class, settings.
+Settings = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+_ARCHITECTURES: dict[str, tuple[str, Settings, str, Mapping[str, Any]]] = {
+    "vit": ("ViTConfig", _VIT, "ViTImageProcessor", {"size": _EXACT}),
+    "deit": ("DeiTConfig", _VIT, "DeiTImageProcessor", {"size": {"height": 36, "width": 36}, "crop_size": _EXACT}),
+    "beit": (
+        "BeitConfig",
+        {**_VIT, "num_hidden_layers": 4, "out_indices": [0, 1, 2, 3], "use_auxiliary_head": False},
+        "BeitImageProcessor",
+        {"size": {"height": 36, "width": 36}, "crop_size": _EXACT},
+    ),
+    "swin": (
+        "SwinConfig",
+        {
+            "image_size": SIDE,
+            "patch_size": 2,
+            "embed_dim": 16,
+            "depths": [2, 2],
+            "num_heads": [2, 4],
+            "window_size": 4,
+            "initializer_range": 0.2,
+        },
+        "ViTImageProcessor",
+        {"size": _EXACT},
+    ),
+    "convnext": (
+        "ConvNextConfig",
+        {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 2, 1], "patch_size": 2, "initializer_range": 0.2},
+        "ConvNextImageProcessor",
+        {"size": {"shortest_edge": SIDE}, "crop_pct": 0.875},
+    ),
+    "resnet": (
+        "ResNetConfig",
+        {"embedding_size": 16, "hidden_sizes": [16, 32, 32, 64], "depths": [1, 1, 2, 1], "layer_type": "bottleneck"},
+        "ConvNextImageProcessor",
+        {"size": {"shortest_edge": SIDE}, "crop_pct": 0.875},
+    ),
+    "dinov2": (
+        "Dinov2Config",
+        # Trained at one size and used at another, as on the Hub: positions are interpolated.
+        {**_VIT, "image_size": 56, "patch_size": 8, "layerscale_value": 1.0},
+        "BitImageProcessor",
+        {"size": {"shortest_edge": 40}, "crop_size": _EXACT},
+    ),
+    "mobilevit": (
+        "MobileViTConfig",
+        {
+            "image_size": 64,
+            "hidden_sizes": [16, 24, 32],
+            "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32],
+            "num_attention_heads": 2,
+            "aspp_out_channels": 16,
+            "atrous_rates": [1, 2, 3],
+            "initializer_range": 0.2,
+        },
+        "MobileViTImageProcessor",
+        {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 64}},
+    ),
+    "segformer": (
+        "SegformerConfig",
+        {
+            "hidden_sizes": [8, 16, 16, 32],
+            "num_attention_heads": [1, 2, 2, 4],
+            "depths": [1, 1, 1, 1],
+            "decoder_hidden_size": 32,
+            "initializer_range": 0.2,
+        },
+        "SegformerImageProcessor",
+        {"size": {"height": 64, "width": 64}},
+    ),
+    "dpt": ("DPTConfig", _DPT, "DPTImageProcessor", {"size": _EXACT}),
+    "depth-anything": (
+        "DepthAnythingConfig",
+        _depth_anything,
+        "DPTImageProcessor",
+        {"size": {"height": 56, "width": 56}, "keep_aspect_ratio": True, "ensure_multiple_of": 14},
+    ),
+    "glpn": (
+        "GLPNConfig",
+        {
+            "hidden_sizes": [8, 16, 16, 32],
+            "num_attention_heads": [1, 2, 2, 4],
+            "depths": [1, 1, 1, 1],
+            "decoder_hidden_size": 16,
+            "initializer_range": 0.2,
+        },
+        "GLPNImageProcessor",
+        {},
+    ),
+    "detr": ("DetrConfig", _with_backbone, "DetrImageProcessor", {"size": _DETR_SIZE}),
+    "conditional-detr": (
+        "ConditionalDetrConfig",
+        _with_backbone,
+        "ConditionalDetrImageProcessor",
+        {"size": _DETR_SIZE},
+    ),
+    "deformable-detr": ("DeformableDetrConfig", _deformable, "DeformableDetrImageProcessor", {"size": _DETR_SIZE}),
+    "rt-detr": ("RTDetrConfig", _rt_detr, "RTDetrImageProcessor", {"size": {"height": 64, "width": 64}}),
+    "yolos": (
+        "YolosConfig",
+        {**_VIT, "image_size": [48, 64], "num_detection_tokens": 12},
+        "YolosImageProcessor",
+        {"size": _DETR_SIZE},
+    ),
+    "clip": (
+        "CLIPConfig",
+        partial(_two_towers, False),
+        "CLIPImageProcessor",
+        {"size": {"shortest_edge": SIDE}, "crop_size": _EXACT},
+    ),
+    "siglip": ("SiglipConfig", partial(_two_towers, True), "SiglipImageProcessor", {"size": _EXACT}),
+}
+
+HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "image-classification": (
+        "AutoModelForImageClassification",
+        ("vit", "deit", "beit", "swin", "convnext", "resnet", "dinov2"),
+    ),
+    "image-feature-extraction": ("AutoModel", ("vit", "deit", "beit", "swin", "convnext", "resnet", "dinov2")),
+    "image-segmentation": ("AutoModelForSemanticSegmentation", ("segformer", "beit", "dpt", "mobilevit")),
+    "depth-estimation": ("AutoModelForDepthEstimation", ("dpt", "depth-anything", "glpn")),
+    "object-detection": (
+        "AutoModelForObjectDetection",
+        ("detr", "conditional-detr", "deformable-detr", "rt-detr", "yolos"),
+    ),
+    "zero-shot-image-classification": ("AutoModelForZeroShotImageClassification", ("clip", "siglip")),
+    "image-text-embedding": ("AutoModelForZeroShotImageClassification", ("clip", "siglip")),
+}
+"""Task -> the class of its models, and architectures."""
+
+EXPORT_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "yolos": ("--image-size", "48x64"),
+    "glpn": ("--image-size", "64x96"),
+}
+"""What the export needs to be told of an architecture."""
+
+
+def task_model(folder: Path, task: str, architecture: str, *, seed: int = 0, **config: Any) -> Path:
+    """Write a small model of `architecture` for `task` to `folder`; `config` are settings of its config."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside the libraries, at the import of some architectures
+        return _task_model(folder, task, architecture, seed, config)
+
+
+def _task_model(folder: Path, task: str, architecture: str, seed: int, config: dict[str, Any]) -> Path:
+    import torch
+    import transformers
+
+    kind, settings, processor, processor_settings = _ARCHITECTURES[architecture]
+    names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: at for at, name in enumerate(LABELS)}}
+    made = getattr(transformers, kind)(**{**(settings() if callable(settings) else settings), **names, **config})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = getattr(transformers, HEADS[task][0]).from_config(made)
+    _spread(model, seed)
+    model.save_pretrained(folder)
+    getattr(transformers, processor)(**processor_settings).save_pretrained(folder)
+    if architecture in ("clip", "siglip"):
+        _tokenizer(folder, architecture == "siglip").save_pretrained(folder)
+    return folder
+
+
+def _spread(model: Any, seed: int) -> None:
+    """Biases start at zero and normalisation at one; a graph that drops them would go unseen."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer += 0.1 * torch.randn(buffer.shape, generator=generator)
+            elif name.endswith("running_var"):
+                buffer *= torch.exp(0.2 * torch.randn(buffer.shape, generator=generator))
+
+
+def _tokenizer(folder: Path, siglip: bool) -> Any:
+    """CLIP's byte-level pieces between start and end; SigLIP's without a mask, padded to one length."""
+    import transformers
+
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    trained = tokenizers.ByteLevelBPETokenizer(lowercase=True)
+    trained.train_from_iterator(TEXTS, 400, special_tokens=special, show_progress=False)
+    ends = [(name, at) for at, name in enumerate(special)]
+    pattern = "$A <|endoftext|>" if siglip else "<|startoftext|> $A <|endoftext|>"
+    trained.post_processor = tokenizers.processors.TemplateProcessing(single=pattern, special_tokens=ends)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer,
+        pad_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        model_max_length=64 if siglip else 40,
+        model_input_names=["input_ids"] if siglip else ["input_ids", "attention_mask"],
+    )
+
+
+CASES = [
+    Case(task, architecture, partial(task_model, task=task, architecture=architecture))
+    for task, (_, architectures) in HEADS.items()
+    for architecture in architectures
+]
+STAGES: list[Stages] = []
