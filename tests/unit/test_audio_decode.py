@@ -9,11 +9,11 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.zoo.audio import RATE
 from engine.audio.decode import decode
 from engine.audio.example import recording
 from engine.errors import InvalidInput
 from engine.tensors import Array
-from tests.audio_models import RATE
 
 FORMATS = {
     "wav": ("WAV", "PCM_16"),

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.zoo.audio import RATE
 from engine.audio.features import Fbank, Waveform, features_from
 from engine.bucket import Bucket
 from engine.errors import BundleError, InvalidInput
 from engine.tensors import Row, TensorSpec, fill
-from tests.audio_models import RATE, sounds
+from tests.audio_files import sounds
 
 WAVEFORM = {"kind": "waveform", "rate": RATE, "normalize": True, "field": 400, "stride": 320}
 

@@ -5,16 +5,13 @@ Weights are drawn wide, so that tokens change from frame to frame and labels dif
 
 from __future__ import annotations
 
-import base64
-import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
-
-from engine.tensors import Array
+from benchmarks.zoo.case import Case, Stages
+from engine.audio.example import recording
 
 RATE = 16_000
 LABELS = ["yes", "no", "up", "down", "left", "right", "stop"]
@@ -32,8 +29,7 @@ _SIZES: dict[str, Any] = {
     **_CONVOLUTIONS,
 }
 _LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
-# architecture -> transformers' prefix of classes, settings, whether the feature extractor makes a mask
-_SPEECH: dict[str, tuple[str, dict[str, Any], bool]] = {
+SPEECH: dict[str, tuple[str, dict[str, Any], bool]] = {
     "wav2vec2": ("Wav2Vec2", {}, False),
     "wav2vec2-large": ("Wav2Vec2", _LAYER_NORM, True),
     "hubert": ("Hubert", {}, False),
@@ -42,13 +38,14 @@ _SPEECH: dict[str, tuple[str, dict[str, Any], bool]] = {
     "wavlm": ("WavLM", {}, False),
     "sew": ("SEW", {"squeeze_factor": 2}, False),
 }
+"""Architecture -> transformers' prefix of classes, settings, whether the feature extractor makes a mask."""
 
 
 def tiny_speech(folder: Path, architecture: str, head: str, *, seed: int = 0, **settings: Any) -> Path:
     """Write a speech model to `folder`; `head` is ForCTC or ForSequenceClassification."""
     import transformers
 
-    prefix, of_architecture, mask = _SPEECH[architecture]
+    prefix, of_architecture, mask = SPEECH[architecture]
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: index for index, name in enumerate(LABELS)}}
     sizes = {**_SIZES, "vocab_size": len(VOCABULARY), "pad_token_id": 0, **names, **of_architecture, **settings}
     model = _model(getattr(transformers, prefix + head), getattr(transformers, prefix + "Config")(**sizes), seed)
@@ -66,9 +63,11 @@ def tiny_ast(folder: Path, *, seed: int = 0, **settings: Any) -> Path:
 
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: index for index, name in enumerate(LABELS)}}
     sizes = {name: _SIZES[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-    config = transformers.ASTConfig(intermediate_size=64, max_length=128, num_mel_bins=64, **sizes, **names, **settings)
+    small = {**sizes, "intermediate_size": 64, "max_length": 128, "num_mel_bins": 64, **names, **settings}
+    config = transformers.ASTConfig(**small)
     _model(transformers.ASTForAudioClassification, config, seed).save_pretrained(folder)
-    transformers.ASTFeatureExtractor(max_length=128, num_mel_bins=64).save_pretrained(folder)
+    shape = {"max_length": config.max_length, "num_mel_bins": config.num_mel_bins}
+    transformers.ASTFeatureExtractor(**shape).save_pretrained(folder)
     return folder
 
 
@@ -95,27 +94,48 @@ def _tokenizer(folder: Path) -> Any:
     return transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
 
 
-def sounds() -> dict[str, Array]:
-    """Recordings at RATE, float32, of many lengths."""
-    draw = np.random.default_rng(7)
-
-    def chirp(seconds: float, low: float, high: float, loudness: float = 0.3) -> Array:
-        at = np.arange(int(seconds * RATE)) / RATE
-        return loudness * np.sin(2 * np.pi * at * (low + (high - low) * at / (2 * seconds)))
-
-    made = {
-        "chirp": chirp(1.0, 100, 3000),
-        "tone": chirp(0.61, 440, 440),
-        "noise": 0.1 * draw.standard_normal(int(0.83 * RATE)),
-        "short": chirp(0.03, 800, 900),
-        "mixed": np.concatenate([chirp(0.4, 300, 200), np.zeros(2000), 0.2 * draw.standard_normal(7001)]),
-        "long": np.concatenate([chirp(0.7, 150 * n, 100 + 90 * n * n) for n in (1, 3, 2, 5, 4)]),
-    }
-    return {name: samples.astype(np.float32) for name, samples in made.items()}
+CTC = ("wav2vec2", "wav2vec2-large", "hubert", "unispeech", "unispeech-sat", "wavlm")
+CLASSIFIERS = ("wav2vec2", "wav2vec2-large", "hubert", "wavlm", "ast")
 
 
-def encoded(samples: Array, rate: int = RATE, kind: str = "WAV", subtype: str | None = "FLOAT") -> str:
-    """A file of `samples` in base64; WAV of floats holds them as they are."""
-    content = io.BytesIO()
-    soundfile.write(content, samples, rate, format=kind, subtype=subtype)
-    return base64.b64encode(content.getvalue()).decode()
+def classifier(folder: Path, architecture: str) -> Path:
+    """Write a small classifier to `folder`."""
+    if architecture == "ast":
+        return tiny_ast(folder)
+    return tiny_speech(folder, architecture, "ForSequenceClassification")
+
+
+CASES = [
+    *(Case("audio-classification", name, partial(classifier, architecture=name)) for name in CLASSIFIERS),
+    *(
+        Case("automatic-speech-recognition", name, partial(tiny_speech, architecture=name, head="ForCTC"))
+        for name in CTC
+    ),
+]
+
+_AST_TINY: dict[str, Any] = {
+    "hidden_size": 192,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 3,
+    "intermediate_size": 768,
+    "max_length": 1024,
+    "num_mel_bins": 128,
+}
+_SPEECH_SMALL: dict[str, Any] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "intermediate_size": 1536,
+    "conv_dim": [256] * 7,
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16,
+}
+STAGES = [
+    Stages("audio-classification", "AST-tiny, 1 s", partial(tiny_ast, **_AST_TINY), {"audio": recording(1.0)}),
+    Stages(
+        "automatic-speech-recognition",
+        "wav2vec2 of half the width and depth of wav2vec2-base, 1 s",
+        partial(tiny_speech, architecture="wav2vec2", head="ForCTC", **_SPEECH_SMALL),
+        {"audio": recording(1.0)},
+    ),
+]

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.zoo.audio import LABELS, RATE, tiny_ast, tiny_speech
 from engine.config import Limits
 from engine.errors import InvalidInput
 from export.__main__ import main
-from tests.audio_models import LABELS, RATE, encoded, sounds, tiny_ast, tiny_speech
+from tests.audio_files import encoded, sounds
 from tests.served import Served
 
 CTC = ["wav2vec2", "wav2vec2-large", "hubert", "unispeech"]
