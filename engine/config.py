@@ -68,7 +68,7 @@ def _setting(
 class Limits:
     """What one job may ask for."""
 
-    max_items: int = _setting("MAX_ITEMS", 10_000, _whole(1, 1_000_000), "Texts in one job.")
+    max_items: int = _setting("MAX_ITEMS", 10_000, _whole(1, 1_000_000), "Texts, images or recordings in one job.")
     max_chars: int = _setting("MAX_CHARS", 100_000, _whole(1, 10_000_000), "Characters in one text.")
     max_media_bytes: int = _setting(
         "MAX_MEDIA_BYTES", 20_000_000, _whole(1, 1 << 31), "Bytes of one image or recording, decoded from base64."
