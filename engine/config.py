@@ -57,15 +57,18 @@ def _hosts(text: str) -> tuple[str, ...]:
     return hosts
 
 
-def _setting(env: str, default: Any, rule: tuple[Callable[[str], Any], str], doc: str) -> Any:
-    return field(default=default, metadata={"env": env, "read": rule[0], "allowed": rule[1], "doc": doc})
+def _setting(
+    env: str, default: Any, rule: tuple[Callable[[str], Any], str], doc: str, *, is_secret: bool = False
+) -> Any:
+    metadata = {"env": env, "read": rule[0], "allowed": rule[1], "doc": doc}
+    return field(default=default, repr=not is_secret, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Limits:
     """What one job may ask for."""
 
-    max_items: int = _setting("MAX_ITEMS", 10_000, _whole(1, 1_000_000), "Texts in one job.")
+    max_items: int = _setting("MAX_ITEMS", 10_000, _whole(1, 1_000_000), "Texts, images or recordings in one job.")
     max_chars: int = _setting("MAX_CHARS", 100_000, _whole(1, 10_000_000), "Characters in one text.")
     max_media_bytes: int = _setting(
         "MAX_MEDIA_BYTES", 20_000_000, _whole(1, 1 << 31), "Bytes of one image or recording, decoded from base64."
@@ -80,6 +83,19 @@ class Limits:
     )
     fetch_timeout_s: float = _setting(
         "FETCH_TIMEOUT_S", 10.0, _seconds(0.1, 600), "Seconds that fetching one URL may take, redirects included."
+    )
+    upstream_url: str = _setting(
+        "UPSTREAM_URL", "", (str, "an https URL"), "api-proxy: the service, whose host must be in FETCH_HOSTS."
+    )
+    upstream_authorization: str = _setting(
+        "UPSTREAM_AUTHORIZATION",
+        "",
+        (str, "a header's value"),
+        "api-proxy: the Authorization header that the service gets, such as `Bearer ...`.",
+        is_secret=True,
+    )
+    upstream_attempts: int = _setting(
+        "UPSTREAM_ATTEMPTS", 3, _whole(1, 10), "api-proxy: how often a request is sent at most."
     )
 
 
@@ -149,6 +165,8 @@ class Settings(Limits):
 def _shown(default: Any) -> str:
     if isinstance(default, tuple):
         return ", ".join(default) or "none"
+    if default == "":
+        return "none"
     return str(int(default) if isinstance(default, bool) else default)
 
 

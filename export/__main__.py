@@ -14,6 +14,8 @@ from engine.errors import BundleError
 from export.errors import ParityFailed, Refused, refusal_of
 from export.progress import megabytes, stage, table
 from export.recipe import Recipe, recipe_from_argv
+from export.tasks import export_task
+from export.without_model import without_model
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -45,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def export(recipe: Recipe) -> dict[str, Any]:
     """Run every stage and return the parity figures. Raises Refused, ParityFailed or BundleError."""
+    if recipe.task is not None and not export_task(recipe.task).has_model:
+        return without_model(recipe)
+    if not recipe.model:
+        raise Refused(f"{recipe.task} needs a MODEL, a folder or an id on the Hugging Face Hub")
     with stage("load") as note:
         # Imported here and below, so that help and wrong arguments need no torch.
         from export.load import load
@@ -121,7 +127,8 @@ def _size(folder: Path) -> int:
 
 def _print_result(out: Path, figures: dict[str, Any]) -> None:
     files = open_bundle(out).manifest.files
-    print(f"\n{table(('file', 'size'), [(name, megabytes(size)) for name, (size, _) in files.items()])}")
+    if files:
+        print(f"\n{table(('file', 'size'), [(name, megabytes(size)) for name, (size, _) in files.items()])}")
     print(f"\nbundle    {out}  {megabytes(_size(out))}")
     print(f"parity    {figures['worst']}")
     print(f"next      BUNDLE={out} python -m handler")

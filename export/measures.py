@@ -61,7 +61,8 @@ class Measure:
 
     def required(self) -> str:
         """For the sentence of a gate that failed."""
-        return f"a {self.words} of {'at least' if self.at_least else 'at most'} {self.limit:g}"
+        article = "an" if self.words[0] in "aeiou" else "a"
+        return f"{article} {self.words} of {'at least' if self.at_least else 'at most'} {self.limit:g}"
 
 
 def cosine(expected: Array, found: Array) -> float:

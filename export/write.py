@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -42,7 +42,7 @@ def write(source: Source, folder: Path, files: Mapping[str, tuple[Path, Path]]) 
             task_config=source.task.task_config(source, outputs),
             precision=precision,
             graphs=graphs,
-            versions=_versions(),
+            versions=versions(_MADE_BY),
         ),
     )
 
@@ -78,9 +78,10 @@ def _spec(tensor: Any, pads: Mapping[str, int]) -> TensorSpec:
     return TensorSpec(tensor.name, dtype, shape, pads.get(tensor.name, 0))
 
 
-def _versions() -> dict[str, str]:
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of this project and of `packages`."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return {project["name"]: project["version"], **{name: metadata.version(name) for name in _MADE_BY}}
+    return {project["name"]: project["version"], **{name: metadata.version(name) for name in packages}}
 
 
 def choose(folder: Path, precision: str, fused: Path) -> None:

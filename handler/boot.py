@@ -16,6 +16,7 @@ from handler.timeline import Timeline
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
+    from engine.passage import Passage
     from engine.router import Router
     from engine.select import Choice
     from handler.handler import Handler
@@ -30,7 +31,7 @@ class Worker:
     timeline: Timeline
     bundle: Bundle
     choice: Choice
-    batcher: Router
+    batcher: Router | Passage
     handler: Handler
 
     def health(self) -> dict[str, Any]:
@@ -62,17 +63,22 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
         # Here and not at the top: while these modules load, the files are hashed.
         from engine.backends import load_engine
         from engine.batcher import Batcher
+        from engine.passage import Passage
         from engine.probe import gpu
         from engine.router import Router
-        from engine.select import Facts, select
+        from engine.select import Choice, Facts, select
         from engine.stats import Stats
         from engine.tasks import load_task
         from handler.handler import Handler
 
-        providers = _providers()
+        has_engine = bool(bundle.manifest.graphs)
+        providers = _providers() if has_engine else []
     verified.result()  # nothing of the bundle is deserialised before this line
     with timeline.stage("select"):
-        choice = select(settings.engine, Facts(gpu(), providers))
+        if has_engine:
+            choice = select(settings.engine, Facts(gpu(), providers))
+        else:
+            choice = Choice("none", f"{bundle.manifest.task} has no model")
     with timeline.stage("engine load"):
         engines = {graph: load_engine(choice, bundle, settings, graph) for graph in bundle.manifest.graphs}
     with timeline.stage("task"):
@@ -92,7 +98,7 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
         )
         for graph, engine in engines.items()
     }
-    batcher = Router(batchers, stats)
+    batcher = Router(batchers, stats) if has_engine else Passage(stats)
     handler = Handler(task, batcher, lambda: worker.health(), debug=settings.debug, stats=stats)
     worker = Worker(timeline, bundle, choice, batcher, handler)
     timeline.mark("ready")

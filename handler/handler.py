@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from engine.batcher import Batcher
 from engine.errors import WorkerError
+from engine.passage import Passage
 from engine.router import Router
 from engine.stats import Stats
 from engine.tasks import payload as check
@@ -25,9 +26,8 @@ _INLINE_CHARS = 4_000
 """Below this a payload is prepared on the event loop: a hop to a thread and back costs more than the work."""
 _INLINE_ROWS = 16
 _STREAM_ROWS = 64  # rows of a streamed part: some batches' worth, and at 384 numbers a row a third of a MB
-_BLOCKING_THREADS = (
-    32  # for tasks that wait, beside the threads that compute: slow servers must not keep others from those
-)
+_BLOCKING_THREADS = 32
+"""For tasks that wait, beside the threads that compute, so that slow servers keep nobody from those."""
 _PARTS_AHEAD = 4  # parts in work, so that the engine is busy while one is being sent
 
 
@@ -37,7 +37,7 @@ class Handler:
     def __init__(
         self,
         task: Task,
-        batcher: Batcher | Router,
+        batcher: Batcher | Router | Passage,
         health: Callable[[], Json],
         *,
         debug: bool = False,

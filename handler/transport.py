@@ -46,7 +46,11 @@ class Poll:
         trace.on_response_chunk_received.append(self._remember)
         headers, timeout = sdk.auth_header(), aiohttp.ClientTimeout(total=None, connect=30)
         self._jobs_session = aiohttp.ClientSession(
-            connector=self._connector, headers=headers, timeout=timeout, trace_configs=[trace]
+            connector=self._connector,
+            headers=headers,
+            timeout=timeout,
+            trace_configs=[trace],
+            cookie_jar=aiohttp.DummyCookieJar(),  # a jar would be searched before every request
         )
         self._signals_session = aiohttp.ClientSession(headers=headers, timeout=timeout)
 
@@ -135,6 +139,7 @@ class Results:
             connector=aiohttp.TCPConnector(limit=0),
             headers=sdk.auth_header(),
             timeout=aiohttp.ClientTimeout(total=60),
+            cookie_jar=aiohttp.DummyCookieJar(),  # as above
         )
 
     async def send(self, job_id: str, body: bytes, *, stream: bool = False) -> bool:

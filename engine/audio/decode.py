@@ -94,4 +94,3 @@ def _ogg_is_cut(content: bytes) -> bool:
     page = content[content.rfind(b"OggS") :]
     parts = page[26] if len(page) > 26 else 0
     return len(page) < 27 + parts + sum(page[27 : 27 + parts])
-

@@ -53,7 +53,8 @@ class Waveform:
         self.stride = int(config["stride"])
         self._normalize = bool(config["normalize"])
         self._field = int(config["field"])
-        self._max_frames = max_frames
+        self.max_samples = max_frames * self.stride + self._field - 1
+        """What the model takes at once."""
 
     def frames(self, samples: int) -> int:
         """Frames that the model makes of so many samples; below 1 when they are too few."""
@@ -65,8 +66,8 @@ class Waveform:
         if frames < 1:
             least = self._field / self.rate
             raise InvalidInput(f"`{field}` lasts {len(samples) / self.rate:g} s, the model needs at least {least:g} s")
-        if frames > self._max_frames:
-            most = (self._max_frames * self.stride + self._field - 1) / self.rate
+        if len(samples) > self.max_samples:
+            most = self.max_samples / self.rate
             raise InvalidInput(f"`{field}` lasts {len(samples) / self.rate:g} s, the model takes {most:.4g} s at once")
         if self._normalize:
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + _VARIANCE_FLOOR)
@@ -114,7 +115,8 @@ class Fbank:
         # Rounded where transformers rounds, for next to the floor a logarithm shows it.
         spectrum = np.fft.rfft(emphasised * self._hann, self._FFT).astype(np.complex64)
         power = np.abs(spectrum).astype(np.float64) ** 2
-        return np.log(np.maximum(self._FLOOR, power @ self._filters)).astype(np.float32)
+        log_mel: Array = np.log(np.maximum(self._FLOOR, power @ self._filters)).astype(np.float32)
+        return log_mel
 
 
 def _mel_filters(fft: int, bins: int, lowest_hz: float, highest_hz: float, rate: int) -> Array:
@@ -128,4 +130,5 @@ def _mel_filters(fft: int, bins: int, lowest_hz: float, highest_hz: float, rate:
     widths = np.diff(corners)
     rising = (at - corners[:-2]) / widths[:-1]
     falling = (corners[2:] - at) / widths[1:]
-    return np.maximum(0.0, np.minimum(rising, falling))
+    filters: Array = np.maximum(0.0, np.minimum(rising, falling))
+    return filters

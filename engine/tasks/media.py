@@ -78,8 +78,9 @@ def _from_data_uri(value: str, field: str, limits: Limits) -> bytes:
 def _from_base64(text: str, field: str, limits: Limits) -> bytes:
     # Lines are broken by some encoders; four characters make three bytes.
     text = "".join(text.split()) if any(space in text for space in "\n\r\t ") else text
-    if len(text) * 3 // 4 > limits.max_media_bytes + 2:
-        raise InvalidInput(_too_large(field, len(text) * 3 // 4, limits))
+    size = len(text) * 3 // 4 - text[-2:].count("=")
+    if size > limits.max_media_bytes:
+        raise InvalidInput(_too_large(field, size, limits))
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:

@@ -32,8 +32,11 @@ class Tokens:
         self.max_length = int(bundle.manifest.task_config["max_length"])
         self.tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
         self.tokenizer.no_padding()
+        self._processor: Any = None
         if cut == "none":
             self.tokenizer.no_truncation()
+            # `windows` applies it to pieces. Applied to a whole text before, some would trim offsets twice.
+            self._processor, self.tokenizer.post_processor = self.tokenizer.post_processor, None
         else:
             self.tokenizer.enable_truncation(self.max_length, strategy=cut)
         self._inputs = frozenset(spec.name for spec in bundle.manifest.graphs[graph].inputs)
@@ -58,9 +61,10 @@ class Tokens:
         With `before`, every window is a pair of it, whole, and a piece of `text`. Special tokens are inside.
         Raises InvalidInput when there is no room for a window.
         """
-        first = None if before is None else self.tokenizer.encode(before, add_special_tokens=False)
-        whole = self.tokenizer.encode(text, add_special_tokens=False)
-        taken = (len(first) if first is not None else 0) + self.tokenizer.num_special_tokens_to_add(before is not None)
+        first = None if before is None else self.tokenizer.encode(before)
+        whole = self.tokenizer.encode(text)
+        special = self._processor.num_special_tokens_to_add(before is not None) if self._processor else 0
+        taken = special + (len(first) if first is not None else 0)
         room = (length or self.max_length) - taken
         if room <= stride and len(whole) > room:
             raise InvalidInput(
@@ -71,8 +75,12 @@ class Tokens:
         pieces = [whole, *whole.overflowing]
         # One by one: the overflow of a pair that is processed whole has no segments.
         if first is None:
-            return [self.tokenizer.post_process(piece) for piece in pieces]
-        return [self.tokenizer.post_process(first, piece) for piece in pieces]
+            return [self._process(piece) for piece in pieces]
+        return [self._process(first, piece) for piece in pieces]
+
+    def _process(self, *encodings: Encoding) -> Encoding:
+        """One row of a text or of a pair, special tokens added."""
+        return (self._processor.process if self._processor else self.tokenizer.post_process)(*encodings)
 
     def row(self, encoding: Encoding, **more: Array) -> Row:
         """What the graph reads of an encoding, and `more` inputs."""

@@ -47,6 +47,8 @@ class ExportTask:
     """The offline side of one task."""
 
     tag: ClassVar[str]
+    has_model: ClassVar[bool] = True
+    """Without one, `tag` is all that a subclass says: its bundle has no graph (export/without_model.py)."""
     exporter: ClassVar[str] = ""
     """optimum's name of the task; empty: the tag."""
     by_optimum: ClassVar[bool] = True

@@ -1,17 +1,21 @@
-"""Small models of nine architectures with any head: seeded random weights, tokenizers trained on the spot, no network.
+"""Text models of nine architectures with any head: seeded random weights, tokenizers trained on the spot, no network.
 
 Weights are drawn wide, so that scores of labels and tokens differ clearly and a wrong token, mask or segment shows.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import Unigram
+
+from benchmarks.zoo.case import Case, Stages
 
 HIDDEN = 32
 POSITIONS = 128
@@ -42,6 +46,14 @@ def tiny_model(
 
     `scale` multiplies all weights behind the encoder, to spread scores.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside the libraries, at the import of some architectures
+        return _tiny_model(folder, architecture, auto_class, seed, scale, config)
+
+
+def _tiny_model(
+    folder: Path, architecture: str, auto_class: str, seed: int, scale: float, config: dict[str, Any]
+) -> Path:
     import torch
     import transformers
 
@@ -199,3 +211,69 @@ _ARCHITECTURES: dict[str, tuple[str, Callable[[Path], Any], dict[str, Any]]] = {
     ),
 }
 ARCHITECTURES = tuple(_ARCHITECTURES)
+
+NLI = ("contradiction", "neutral", "entailment")
+ENTITIES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "MISC")
+
+
+def _labelled(*names: str) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(names)), "label2id": {name: at for at, name in enumerate(names)}}
+
+
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "feature-extraction": ("AutoModel", {}),
+    "sentence-similarity": ("AutoModel", {}),
+    "text-classification": ("AutoModelForSequenceClassification", _labelled("good", "bad", "mixed", "none")),
+    "text-ranking": ("AutoModelForSequenceClassification", {"num_labels": 1}),
+    "zero-shot-classification": ("AutoModelForSequenceClassification", _labelled(*NLI)),
+    "token-classification": ("AutoModelForTokenClassification", _labelled(*ENTITIES)),
+    "question-answering": ("AutoModelForQuestionAnswering", {}),
+    "fill-mask": ("AutoModelForMaskedLM", {}),
+    "sparse-encoder": ("AutoModelForMaskedLM", {}),
+}
+"""Task -> the class of its models, and what their config says beside sizes."""
+
+
+def task_model(folder: Path, task: str, architecture: str, **config: Any) -> Path:
+    """Write a small model of `architecture` for `task` to `folder`."""
+    auto_class, settings = HEADS[task]
+    return tiny_model(folder, architecture, auto_class, **{**settings, **config})
+
+
+def _no_exporter(task: str, architecture: str) -> bool:
+    # optimum 2.1 has no graph of ModernBERT's span head.
+    return (task, architecture) == ("question-answering", "modernbert")
+
+
+CASES = [
+    Case(task, architecture, partial(task_model, task=task, architecture=architecture))
+    for task in HEADS
+    for architecture in ARCHITECTURES
+    if not _no_exporter(task, architecture)
+]
+
+# As large as all-MiniLM-L6-v2, on which whatever is not the engine shows more than on larger models.
+_MINILM: dict[str, Any] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+    "initializer_range": 0.02,
+    "vocab_size": 30522,
+}
+_TEXT = "The quick brown fox jumps over the lazy dog while a small cat sleeps on the mat in London."
+_PAYLOADS: dict[str, dict[str, Any]] = {
+    "feature-extraction": {"text": _TEXT},
+    "sentence-similarity": {"source_sentence": _TEXT, "sentences": [_TEXT.lower()]},
+    "text-classification": {"text": _TEXT},
+    "text-ranking": {"query": "Where does the cat sleep?", "documents": [_TEXT]},
+    "zero-shot-classification": {"text": _TEXT, "candidate_labels": ["animals"]},
+    "token-classification": {"text": _TEXT, "aggregation_strategy": "simple"},
+    "question-answering": {"question": "Where does the cat sleep?", "context": _TEXT},
+    "fill-mask": {"text": _TEXT.replace("dog", "[MASK]")},
+    "sparse-encoder": {"text": _TEXT},
+}
+STAGES = [
+    Stages(task, "BERT of MiniLM-L6's size", partial(task_model, task=task, architecture="bert", **_MINILM), payload)
+    for task, payload in _PAYLOADS.items()
+]
