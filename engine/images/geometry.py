@@ -71,8 +71,8 @@ class Geometry:
             return self.size
         if self.resize == "shortest":
             return _shortest(height, width, self.size[0])
-        if self.resize == "bounded":
-            height, width = _bounded(height, width, *self.size)
+        if self.resize == "bounded":  # of an image 1 pixel wide, where DETR's processor fails, one is left
+            height, width = (max(1, side) for side in _bounded(height, width, *self.size))
         if self.canvas and (height > self.height or width > self.width):
             ratio = min(self.height / height, self.width / width)
             height, width = max(1, int(height * ratio)), max(1, int(width * ratio))

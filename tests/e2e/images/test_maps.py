@@ -69,8 +69,11 @@ def test_objects_at_a_fixed_size(zoo: Any):
 
 
 def test_objects_of_the_bundles_own_aspect_ratio(zoo: Any):
-    """YOLOS knows no padding; other images are squeezed."""
-    check_objects(zoo(DETECTION, "yolos"), WIDE)
+    """YOLOS knows no padding; images of another aspect ratio are squeezed, as with the processor's own fixed `size`."""
+    entry = zoo(DETECTION, "yolos")
+    check_objects(entry, WIDE)
+    entry.pipeline.image_processor.size = {"height": 48, "width": 64}
+    check_objects(entry, [*WIDE, *OTHERS])
 
 
 @pytest.mark.parametrize("architecture", HEADS[SEGMENTATION][1])
