@@ -43,12 +43,13 @@ class ImageProcessor:
     def inputs(self, image: Any) -> Mapping[str, Any]:
         """What transformers' processor makes of a Pillow image in RGB: tensors with a batch of one."""
         geometry = self.geometry
-        options: dict[str, Any] = {}
+        # Said, because an image of three rows would be taken for one with its channels first.
+        options: dict[str, Any] = {"input_data_format": "channels_last"}
         if self.fixed:
-            options = {"do_resize": False}
+            options["do_resize"] = False
             image = image.resize((geometry.width, geometry.height), resample=geometry.resample)
         elif geometry.canvas:
-            options = {"pad_size": {"height": geometry.height, "width": geometry.width}}
+            options["pad_size"] = {"height": geometry.height, "width": geometry.width}
             if not self._fits(image):
                 options["do_resize"] = False
                 height, width = geometry.target(image.height, image.width)
