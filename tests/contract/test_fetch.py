@@ -18,7 +18,7 @@ from engine.batcher import Batcher
 from engine.config import Limits
 from engine.errors import InvalidInput, Unreachable
 from engine.fetch import INTERNET, Network, check_url, fetch
-from engine.tasks.media import bytes_of
+from engine.tasks.media import bytes_of, each_bytes_of
 from handler.handler import Handler
 from tests.tls_server import HOST, LOOPBACK, TlsServer, certificate, content, endless, raw, silent_server
 
@@ -240,6 +240,23 @@ def test_whatever_the_url_is_it_is_refused_with_a_sentence(url: str):
 def test_fetching_is_off_by_default():
     with pytest.raises(InvalidInput, match="`image`: this worker does not fetch URLs"):
         bytes_of("https://media.test/a.png", "image", Limits())
+
+
+def test_several_are_fetched_at_the_same_time_and_come_in_order(server: TlsServer, monkeypatch: pytest.MonkeyPatch):
+    together = threading.Barrier(8, timeout=10)  # nobody is answered before eight have asked
+
+    def when_all_are_here(request: Any) -> None:
+        together.wait()
+        content(request.path.encode())(request)
+
+    server.answers["/together"] = when_all_are_here
+    monkeypatch.setattr(engine.fetch, "INTERNET", server.network())
+    limits = Limits(fetch_hosts=(server.host,), fetch_timeout_s=20)
+    items = [(f"images[{index}]", server.url(f"/together?{index}")) for index in range(16)]
+    assert list(each_bytes_of(items, limits)) == [f"/together?{index}".encode() for index in range(16)]
+    items = [("images[0]", server.url("/")), ("images[1]", server.url("/gone")), ("images[2]", server.url("/"))]
+    with pytest.raises(InvalidInput, match=r"`images\[1\]`: media.test answered with status 410"):
+        list(each_bytes_of(items, limits))
 
 
 def test_a_fetch_does_not_hold_up_other_jobs(server: TlsServer, monkeypatch: pytest.MonkeyPatch):
