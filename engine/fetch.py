@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import re
 import socket
 import ssl
 import threading
@@ -30,6 +31,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TEMPORARY = frozenset({408, 425, 429})
 _PATH_SAFE = "!#$%&'()*+,/:;=?@[]~"  # the rest of a path or query is percent-encoded
 _HTTPS_PORT = 443
+_HOST = re.compile(r"[a-z0-9_.-]+|[0-9a-f:.]+")  # a name, or an address of either kind
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,10 @@ def fetch(url: str, limits: Limits, network: Network | None = None) -> bytes:
         if reply.status not in _REDIRECTS or "location" not in reply.headers:
             kind = Unreachable if reply.status >= 500 or reply.status in _TEMPORARY else InvalidInput
             raise kind(f"{host} answered with status {reply.status}")
-        url = urljoin(url, reply.headers["location"])
+        try:
+            url = urljoin(url, reply.headers["location"])
+        except ValueError:
+            raise InvalidInput(f"{host} redirects to a URL that is malformed") from None
     raise InvalidInput(f"more than {_MAX_REDIRECTS} redirects, the last one to {str(urlsplit(url).hostname)[:80]}")
 
 
@@ -143,7 +148,7 @@ def check_url(url: str, hosts: Sequence[str]) -> Target:
         raise InvalidInput(f"only https URLs are fetched, got {parts.scheme[:20] or 'none'}")
     if parts.username is not None or parts.password is not None:
         raise InvalidInput("a URL with a user name or password is not fetched")
-    if not host or not host.isascii():
+    if not _HOST.fullmatch(host):
         raise InvalidInput("the URL needs a host name in ASCII; write an international one in its xn-- form")
     if not any(_matches(host, port, pattern) for pattern in hosts):
         name = host if port == _HTTPS_PORT else f"{host}:{port}"
@@ -211,7 +216,7 @@ def _connect(
             raw = socket.create_connection((address, target.port), deadline.left() / (len(addresses) - number))
             break
         except OSError:
-            if address is addresses[-1]:
+            if number == len(addresses) - 1:
                 raise
     connection = http.client.HTTPSConnection(target.host, target.port)
     try:

@@ -26,3 +26,5 @@ class Stages:
     """In words, for the table."""
     make: Callable[[Path], Path]
     payload: dict[str, Any]
+    why: str = ""
+    """A sentence for the table, where more than a fifth of the job is outside the engine."""

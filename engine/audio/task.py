@@ -46,12 +46,15 @@ class AudioTask(ItemsTask):
         """The field's name, for errors, and what stands in it."""
         return name, media.require(value, name)
 
-    def samples(self, item: tuple[str, str]) -> Array:
-        """The recording, at the model's rate. Raises InvalidInput, Unreachable."""
-        name, value = item
-        content = media.bytes_of(value, name, self.limits)
-        return decode(content, self.features.rate, self.limits.max_audio_s, name)
-
     def parts(self, request: Request) -> list[Part]:
-        """One row a recording."""
-        return [Part([self.features.row(self.samples(item), item[0])]) for item in request.items]
+        """Every recording's samples, at the model's rate, in rows. Raises InvalidInput, Unreachable."""
+        contents = media.each_bytes_of(request.items, self.limits)
+        parts = []
+        for (name, _), content in zip(request.items, contents, strict=True):
+            samples = decode(content, self.features.rate, self.limits.max_audio_s, name)
+            parts.append(self.part(name, samples, request.options))
+        return parts
+
+    def part(self, name: str, samples: Array, options: Mapping[str, Any]) -> Part:
+        """The rows of one recording; one unless a subclass makes more."""
+        return Part([self.features.row(samples, name)])

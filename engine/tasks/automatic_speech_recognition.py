@@ -18,7 +18,7 @@ from engine.audio.task import AudioTask
 from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
-from engine.tasks.items import Part, Request
+from engine.tasks.items import Part
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -88,11 +88,9 @@ class AutomaticSpeechRecognition(AudioTask):
         stride = self.features.stride
         return round(seconds * self.features.rate / stride) * stride
 
-    def parts(self, request: Request) -> list[Part]:
-        """A row for each window; `data` are the windows' frames."""
-        return [self._part(item[0], self.samples(item), request.options["windows"]) for item in request.items]
-
-    def _part(self, name: str, samples: Array, windows: tuple[int, int, int] | None) -> Part:
+    def part(self, name: str, samples: Array, options: Mapping[str, Any]) -> Part:
+        """A row for each window; `data` are the frames of each that count."""
+        windows = options["windows"]
         if windows is None:
             if len(samples) > self.features.max_samples:
                 raise InvalidInput(

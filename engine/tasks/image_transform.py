@@ -73,14 +73,16 @@ class ImageTransform(ItemsTask):
 
     def parts(self, request: Request) -> list[Part]:
         """A row with the bytes of the new file; `data` is its width and height."""
-        return [self._part(name, value, request.options) for name, value in request.items]
+        contents = media.each_bytes_of(request.items, self.limits)
+        named = zip(request.items, contents, strict=True)
+        return [self._part(name, content, request.options) for (name, _), content in named]
 
-    def _part(self, name: str, value: str, options: Mapping[str, Any]) -> Part:
-        image = decode(media.bytes_of(value, name, self.limits), name, self.limits.max_pixels)
+    def _part(self, name: str, content: bytes, options: Mapping[str, Any]) -> Part:
+        image = decode(content, name, self.limits.max_pixels)
         image = self._resized(image, options)
-        content = io.BytesIO()
-        image.save(content, options["format"].upper(), quality=options["quality"])
-        return Part([Row({"file": np.frombuffer(content.getvalue(), np.uint8)}, 1)], image.size)
+        file = io.BytesIO()
+        image.save(file, options["format"].upper(), quality=options["quality"])
+        return Part([Row({"file": np.frombuffer(file.getvalue(), np.uint8)}, 1)], image.size)
 
     def _resized(self, image: Image.Image, options: Mapping[str, Any]) -> Image.Image:
         width, height = options["width"], options["height"]

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import engine.fetch
 from engine.batcher import Batcher
 from engine.config import Limits
 from engine.errors import InvalidInput, Unreachable
-from engine.fetch import INTERNET, check_url, fetch
-from engine.tasks.media import bytes_of
+from engine.fetch import INTERNET, Network, check_url, fetch
+from engine.tasks.media import bytes_of, each_bytes_of
 from handler.handler import Handler
 from tests.tls_server import HOST, LOOPBACK, TlsServer, certificate, content, endless, raw, silent_server
 
@@ -47,6 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
         "/to-http": content(b"", 301, Location=f"http://{HOST}/"),
         "/to-metadata": content(b"", 302, Location="https://169.254.169.254/latest/meta-data"),
         "/to-other": content(b"", 302, Location="https://other.test/"),
+        "/to-nothing": content(b"", 302, Location="https://[::1"),
         "/to-file": content(b"", 302, Location="file:///etc/passwd"),
     }
     yield running
@@ -123,6 +126,7 @@ def test_the_systems_resolver_is_checked_too(host: str):
         ("/to-http", InvalidInput, "only https URLs are fetched, got http"),
         ("/to-file", InvalidInput, "only https URLs are fetched, got file"),
         ("/to-metadata", InvalidInput, "169.254.169.254 is not among the hosts"),
+        ("/to-nothing", InvalidInput, "media.test redirects to a URL that is malformed"),
         ("/to-other", InvalidInput, "other.test is not among the hosts"),
     ],
 )
@@ -191,6 +195,8 @@ def test_the_certificate_must_be_the_hosts(server: TlsServer, tmp_path: Path):
         ("https://@media.test/", "a URL with a user name or password"),
         ("https:///path", "needs a host name"),
         ("https://bücher.test/", "xn--"),
+        ("https://media.test\0/", "xn--"),
+        ("https://media .test/", "xn--"),
         ("https://media.test:8443/", "media.test:8443 is not among the hosts"),
         ("https://media.test:99999/", "malformed"),
         ("https://media.test:x/", "malformed"),
@@ -222,9 +228,35 @@ def test_a_url_on_the_list_passes(url: str):
     check_url(url, ("media.test", "*.cdn.test", "ports.test:8443"))
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.text(), st.text().map("https://{}".format), st.text().map("https://[{}".format)))
+def test_whatever_the_url_is_it_is_refused_with_a_sentence(url: str):
+    limits = Limits(fetch_hosts=("*",), fetch_timeout_s=5)
+    nowhere = Network(resolve=lambda host, port: ["127.0.0.1"])
+    with pytest.raises((InvalidInput, Unreachable)):
+        fetch(url, limits, nowhere)
+
+
 def test_fetching_is_off_by_default():
     with pytest.raises(InvalidInput, match="`image`: this worker does not fetch URLs"):
         bytes_of("https://media.test/a.png", "image", Limits())
+
+
+def test_several_are_fetched_at_the_same_time_and_come_in_order(server: TlsServer, monkeypatch: pytest.MonkeyPatch):
+    together = threading.Barrier(8, timeout=10)  # nobody is answered before eight have asked
+
+    def when_all_are_here(request: Any) -> None:
+        together.wait()
+        content(request.path.encode())(request)
+
+    server.answers["/together"] = when_all_are_here
+    monkeypatch.setattr(engine.fetch, "INTERNET", server.network())
+    limits = Limits(fetch_hosts=(server.host,), fetch_timeout_s=20)
+    items = [(f"images[{index}]", server.url(f"/together?{index}")) for index in range(16)]
+    assert list(each_bytes_of(items, limits)) == [f"/together?{index}".encode() for index in range(16)]
+    items = [("images[0]", server.url("/")), ("images[1]", server.url("/gone")), ("images[2]", server.url("/"))]
+    with pytest.raises(InvalidInput, match=r"`images\[1\]`: media.test answered with status 410"):
+        list(each_bytes_of(items, limits))
 
 
 def test_a_fetch_does_not_hold_up_other_jobs(server: TlsServer, monkeypatch: pytest.MonkeyPatch):
