@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from engine.batch_queue import BatchQueue
 from engine.errors import EngineError
@@ -34,6 +34,7 @@ class _Group:
     results: list[Arrays | None]
     missing: int
     pushed: float
+    on_rows_done: Callable[[int], None] | None = None
     first_run: float = 0.0
 
 
@@ -98,14 +99,15 @@ class Batcher:
         since = self._busy_since
         return time.monotonic() - since if since is not None else 0.0
 
-    async def run(self, rows: Sequence[Row]) -> list[Arrays]:
+    async def run(self, rows: Sequence[Row], on_rows_done: Callable[[int], None] | None = None) -> list[Arrays]:
         """The outputs of `rows`, in their order.
 
+        `on_rows_done` is called on the event loop after each batch with how many of them are done.
         Raises Overloaded when they do not fit into the queue, EngineError when the engine failed on one of them.
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()
-        group = _Group(loop, loop.create_future(), [None] * len(rows), len(rows), now)
+        group = _Group(loop, loop.create_future(), [None] * len(rows), len(rows), now, on_rows_done)
         with self._wake:
             if self._closed:
                 raise EngineError("the engine is closed")
@@ -226,13 +228,24 @@ class Batcher:
             if not group.missing:
                 self.stats.stage("queue", group.first_run - group.pushed)
                 _settle_from_thread(group, None)
+        for group in {group for group, _ in batch if group.on_rows_done is not None and group.missing}:
+            _call_from_thread(group, _report, group, len(group.results) - group.missing)
 
 
 def _settle_from_thread(group: _Group, error: Exception | None) -> None:
+    _call_from_thread(group, _settle, group, error)
+
+
+def _call_from_thread(group: _Group, function: Callable[..., None], *arguments: Any) -> None:
     try:
-        group.loop.call_soon_threadsafe(_settle, group, error)
+        group.loop.call_soon_threadsafe(function, *arguments)
     except RuntimeError:
         pass  # the loop is closed, and with it whoever waited
+
+
+def _report(group: _Group, done: int) -> None:
+    if group.on_rows_done is not None and not group.future.done():
+        group.on_rows_done(done)
 
 
 def _settle(group: _Group, error: Exception | None) -> None:

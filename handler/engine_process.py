@@ -58,5 +58,9 @@ class _Server:
             self._frames.send("pong", number, self._worker.batcher.busy_s)
 
     async def _answer(self, number: int, job: dict[str, Any]) -> None:
-        body = await self._worker.handler.body(job, lambda chunk: self._frames.send("chunk", number, chunk))
+        body = await self._worker.handler.body(
+            job,
+            lambda chunk: self._frames.send("chunk", number, chunk),
+            lambda progress: self._frames.send("progress", number, progress),
+        )
         self._frames.send("reply", number, body)
