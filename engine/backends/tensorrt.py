@@ -68,6 +68,7 @@ class TensorRtEngine:
         self._whole = self.buckets
         self._runs: dict[Bucket, _Run] = {}
         self._started: dict[int, Bucket] = {}
+        self._closed = False
         self._cuda = Cuda()
         try:
             self._trt = import_tensorrt()
@@ -121,6 +122,9 @@ class TensorRtEngine:
 
     def close(self) -> None:
         """Free everything, the captures before the execution contexts, these before the plan."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             with self._cuda.active("closing"):
                 self._free()

@@ -36,7 +36,7 @@ def can_share_profiles(trt: Any, plan: Plan) -> bool:
 
 
 def dtype_of(trt: Any, cuda_engine: Any, name: str) -> str:
-    """numpy's name for the type of a tensor, or TensorRT's where numpy has none."""
+    """Numpy's name for the type of a tensor, or TensorRT's where numpy has none."""
     dtype = cuda_engine.get_tensor_dtype(name)
     try:
         return str(trt.nptype(dtype).__name__).rstrip("_")  # numpy.bool_ is "bool" in a manifest

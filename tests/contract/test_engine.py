@@ -16,16 +16,26 @@ from engine.backends.fake import FakeEngine
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.batcher import Batcher
 from engine.bucket import Bucket
-from engine.bundle import open_bundle
+from engine.bundle import Bundle, open_bundle
 from engine.errors import EngineError, Overloaded
 from engine.feed import run_rows
 from engine.tensors import Arrays, Row
 from tests.bundles import DIMENSION, MAX_LENGTH
+from tests.plans import profiles
+from tests.tensorrt_double import engine_on_double
+
+
+def on_double(bundle: Bundle) -> Engine:
+    """TensorRT and CUDA are doubles, all else is real."""
+    batches, lengths = (1, 2, 3, 4, 8, 16, 32), (8, 16, 24, 32)
+    return engine_on_double(bundle.path, profiles=profiles(batches, lengths), batches=batches, lengths=lengths)
+
 
 BACKENDS: dict[str, Callable[..., Engine]] = {
     "fake": FakeEngine.from_bundle,
     "fake with two slots": partial(FakeEngine.from_bundle, slots=2),
     "onnxruntime-cpu": OnnxRuntimeEngine,
+    "tensorrt on a double": on_double,
 }
 
 
