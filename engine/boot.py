@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from engine import plan_cache, probe
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from engine.bundle import Bundle
     from engine.config import Settings
 
-_BESIDE_TENSORRT = ("pycuda", "cuda")
+_BESIDE_TENSORRT = ("pycuda.driver", "cuda.cuda")
 """What engine/backends/cuda.py imports."""
 
 
@@ -50,6 +52,21 @@ def open_engine(
             facts = replace(facts, struck={**facts.struck, key: str(error)})
 
 
+def import_ahead(settings: Settings) -> None:
+    """Import what `open_engine` will probably come to, for a caller that waits for something else meanwhile.
+
+    Nothing is decided here, and what does not load is told by `open_engine`.
+    """
+    if settings.engine == "fake":
+        return
+    names = ["engine.backends.onnxruntime"]
+    if settings.engine in ("auto", "tensorrt") and probe.gpu() is not None and probe.tensorrt_version():
+        names = ["engine.backends.tensorrt", *_BESIDE_TENSORRT, "tensorrt"]
+    for name in names:
+        with suppress(Exception):
+            import_module(name)
+
+
 def gather(bundle: Bundle, settings: Settings, graph: str) -> Facts:
     """The facts for `select`. Imports neither TensorRT nor ONNX Runtime. Raises BundleError for a damaged sidecar."""
     gpu = probe.gpu()
@@ -59,7 +76,7 @@ def gather(bundle: Bundle, settings: Settings, graph: str) -> Facts:
         promised=probe.promised_gpu(os.environ),
         device_file=probe.has_device_file(),
         tensorrt=probe.tensorrt_version(),
-        missing=probe.missing_packages(*_BESIDE_TENSORRT),
+        missing=probe.missing_packages(*(name.partition(".")[0] for name in _BESIDE_TENSORRT)),
     )
     if gpu is None:
         return facts  # plans are for nobody
