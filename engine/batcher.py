@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from engine.batch_queue import BatchQueue
-from engine.errors import EngineError
+from engine.errors import EngineError, EngineLost
 from engine.feed import load, run_rows, unload
 from engine.stats import Stats
 
@@ -83,6 +83,9 @@ class Batcher:
         )
         self._wake = threading.Condition()
         self._closed = False
+        self.on_lost: Callable[[str], None] = lambda sentence: None
+        """Called once, in the engine's thread, when the engine is lost: this process can answer nothing any more."""
+        self._lost: EngineLost | None = None
         self._busy_since: float | None = None
         # A daemon, so that an engine that hangs cannot keep a process alive that wants to exit.
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
@@ -110,7 +113,7 @@ class Batcher:
         group = _Group(loop, loop.create_future(), [None] * len(rows), len(rows), now, on_rows_done)
         with self._wake:
             if self._closed:
-                raise EngineError("the engine is closed")
+                raise self._lost or EngineError("the engine is closed")
             self._queue.push(group, [((index, row), row.length) for index, row in enumerate(rows)], now)
             self._wake.notify()
         try:
@@ -131,8 +134,12 @@ class Batcher:
         flight: _Flight | None = None
         while flight is not None or (batch := self._next()):
             flight = self._start(self._load(batch, 0)) if flight is None else self._turn(flight)
-        for group in self._queue.drain():
-            _settle_from_thread(group, EngineError("the worker is shutting down"))
+        with self._wake:
+            waiting = self._queue.drain()
+        for group in waiting:
+            _settle_from_thread(group, self._lost or EngineError("the worker is shutting down"))
+        if self._lost:
+            self.on_lost(str(self._lost))
         self._engine.close()
 
     def _next(self) -> list[_Waiting]:
@@ -204,14 +211,23 @@ class Batcher:
             self._answer(flight.batch, unload(outputs, len(flight.batch)), flight.begin)
 
     def _find_culprits(self, batch: list[_Waiting], flight: _Flight) -> None:
-        """Run the halves of a batch that failed, and theirs, until the rows that the engine fails on stand alone."""
-        if len(batch) == 1:
+        """Run the halves of a batch that failed, and theirs, until the rows that the engine fails on stand alone.
+
+        A lost engine runs nothing again: it fails the whole batch, and what waits.
+        """
+        if isinstance(flight.error, EngineLost):
+            with self._wake:
+                self._lost, self._closed = flight.error, True
+        if len(batch) == 1 or self._lost:
             assert flight.error is not None
-            _settle_from_thread(batch[0][0], flight.error)
+            for group, _ in batch:
+                _settle_from_thread(group, flight.error)
             return
         half = len(batch) // 2
         for part in (batch[:half], batch[half:]):
             try:
+                if self._lost:
+                    raise self._lost
                 outputs = run_rows(self._engine, [row for _, (_, row) in part], flight.slot)
             except Exception as error:  # as above
                 flight.error = error

@@ -101,7 +101,8 @@ def select(settings: Settings, facts: Facts) -> Choice:
             steps.append(Step(name, True, outcome.reason))
             return Choice(outcome.engine, outcome.reason, outcome.plan, outcome.build, tuple(steps))
         steps.append(Step(name, False, outcome))
-    told = "; ".join(f"{step.name}: {step.reason}" for step in steps)
+    alone = len(steps) == 1
+    told = "; ".join(step.reason if alone else f"{step.name}: {step.reason}" for step in steps)
     raise ConfigError(f"ENGINE={settings.engine} cannot run here: {told}; {_FIXES[settings.engine]}")
 
 

@@ -94,6 +94,8 @@ class EngineClient:
             self._started.set_result(stages)
         elif kind == "failed":
             self._started.set_exception(ConfigError(content[0]))
+        elif kind == "lost":
+            self._fail(content[1])
         elif kind == "pong":
             self._last_pong, self._busy_s = time.monotonic(), content[1]
         elif kind in ("chunk", "progress"):

@@ -41,6 +41,8 @@ class _Server:
     async def run(self, end: socket.socket) -> None:
         ended = asyncio.Event()
         self._frames = await open_frames(end, self._on_frame, ended.set)
+        loop = asyncio.get_running_loop()
+        self._worker.batcher.on_lost = lambda why: loop.call_soon_threadsafe(self._frames.send, "lost", 0, why)
         choice = self._worker.choice
         self._frames.send("ready", {"engine": choice.engine, "reason": choice.reason}, self._worker.timeline.stages)
         await ended.wait()

@@ -17,7 +17,7 @@ from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.batcher import Batcher
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle
-from engine.errors import EngineError, Overloaded
+from engine.errors import EngineError, EngineLost, Overloaded
 from engine.feed import run_rows
 from engine.tensors import Arrays, Row
 from tests.bundles import DIMENSION, MAX_LENGTH
@@ -302,3 +302,48 @@ def test_a_run_allocates_nothing_but_the_reply(small_bundle: Path):
 
     for size, rows in batches.items():
         assert allocated(rows) == (size, size * DIMENSION * 4)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+async def test_a_lost_engine_fails_what_it_holds_and_runs_nothing_again(small_bundle: Path, slots: int):
+    engine, runs, said = FakeEngine.from_bundle(open_bundle(small_bundle), slots=slots), [], []
+    gate, started = threading.Event(), threading.Event()
+
+    def break_down(bucket: Bucket) -> None:
+        runs.append(bucket)
+        started.set()
+        gate.wait(10)
+        raise EngineLost("the device has fallen off the bus")
+
+    engine.on_run = break_down
+    batcher = batcher_on(engine)
+    batcher.on_lost = said.append
+    first = asyncio.ensure_future(batcher.run([row(4), row(5)]))
+    await asyncio.to_thread(started.wait, 10)
+    waiting = [asyncio.ensure_future(batcher.run([row(4, seed)])) for seed in range(20)]
+    await asyncio.sleep(0)
+    gate.set()
+    results = await asyncio.gather(first, *waiting, return_exceptions=True)
+    assert {type(result) for result in results} == {EngineLost}
+    # Neither its halves nor what waited; with two slots a batch may have been handed over before.
+    assert len(runs) <= slots
+    with pytest.raises(EngineLost, match="off the bus"):
+        await batcher.run([row(4)])
+    batcher.close()
+    assert said == ["the device has fallen off the bus"]
+
+
+async def test_an_engine_that_is_lost_while_the_culprit_is_sought(small_bundle: Path):
+    engine, runs = FakeEngine.from_bundle(open_bundle(small_bundle)), []
+
+    def break_down(bucket: Bucket) -> None:
+        runs.append(bucket)
+        raise EngineError("no") if len(runs) == 1 else EngineLost("gone")
+
+    engine.on_run = break_down
+    batcher = batcher_on(engine)
+    results = await asyncio.gather(*(batcher.run([row(4, seed)]) for seed in range(8)), return_exceptions=True)
+    batcher.close()
+    assert [str(result) for result in results if "gone" in str(result)]
+    assert len(runs) <= 3  # the first batch, perhaps of one row; the next or a half; nothing behind that
+    assert all(isinstance(result, EngineError) for result in results)
