@@ -42,7 +42,11 @@ class _Server:
         ended = asyncio.Event()
         self._frames = await open_frames(end, self._on_frame, ended.set)
         loop = asyncio.get_running_loop()
-        self._worker.batcher.on_lost = lambda why: loop.call_soon_threadsafe(self._frames.send, "lost", 0, why)
+
+        def tell(sentence: str) -> None:
+            loop.call_soon_threadsafe(self._frames.send, "lost", 0, sentence)
+
+        self._worker.batcher.on_lost = tell
         choice = self._worker.choice
         self._frames.send("ready", {"engine": choice.engine, "reason": choice.reason}, self._worker.timeline.stages)
         await ended.wait()

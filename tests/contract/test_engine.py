@@ -306,7 +306,9 @@ def test_a_run_allocates_nothing_but_the_reply(small_bundle: Path):
 
 @pytest.mark.parametrize("slots", [1, 2])
 async def test_a_lost_engine_fails_what_it_holds_and_runs_nothing_again(small_bundle: Path, slots: int):
-    engine, runs, said = FakeEngine.from_bundle(open_bundle(small_bundle), slots=slots), [], []
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle), slots=slots)
+    runs: list[Bucket] = []
+    said: list[str] = []
     gate, started = threading.Event(), threading.Event()
 
     def break_down(bucket: Bucket) -> None:
@@ -334,7 +336,8 @@ async def test_a_lost_engine_fails_what_it_holds_and_runs_nothing_again(small_bu
 
 
 async def test_an_engine_that_is_lost_while_the_culprit_is_sought(small_bundle: Path):
-    engine, runs = FakeEngine.from_bundle(open_bundle(small_bundle)), []
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle))
+    runs: list[Bucket] = []
 
     def break_down(bucket: Bucket) -> None:
         runs.append(bucket)

@@ -18,9 +18,9 @@ def main() -> int:
     from tests.cuda_double import Device, installed
     from tests.tensorrt_double import TensorRtDouble
 
-    probe.gpu = lambda root=None: probe.Gpu("NVIDIA L4", (8, 9), "550.54.15", "12.4")  # type: ignore[assignment]
+    probe.gpu = lambda root=None: probe.Gpu("NVIDIA L4", (8, 9), "550.54.15", "12.4")
     probe.tensorrt_version = lambda: "10.13.0.35"
-    probe.missing_packages = lambda *names: ()  # type: ignore[assignment]
+    probe.missing_packages = lambda *names: ()
     device = Device()
     with installed(device, tensorrt=TensorRtDouble(device)):
         return serve()

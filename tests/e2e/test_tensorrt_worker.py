@@ -77,4 +77,5 @@ def test_a_broken_context_fails_what_it_held_and_ends_the_worker(emulator: Emula
         assert "ILLEGAL_ADDRESS" in broken.error
         assert worker.process.wait(20) == 1
         if loop == "events":  # the SDK's loop has nobody to tell it
-            assert "ILLEGAL_ADDRESS" in str(emulator.workers["worker-1"].unhealthy)
+            reports = [ping for ping in emulator.workers["worker-1"].pings if ping.get("status") == "unhealthy"]
+            assert "ILLEGAL_ADDRESS" in str(reports)

@@ -24,7 +24,7 @@ def test_exactly_the_rows_with_nan_or_infinity_are_found(values: Array, count: i
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_one_bad_number_among_many(value: float, dtype: type):
-    values = np.ones((3, 5, 7), dtype)
+    values: Array = np.ones((3, 5, 7), dtype)
     values[1, 4, 6] = value
     assert rows_not_finite({"a": values, "b": values}, 3) == {1: "a"}
     assert rows_not_finite({"a": values}, 1) == {}  # the rest is padding
