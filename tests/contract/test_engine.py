@@ -14,6 +14,7 @@ import pytest
 from engine.backends.base import Engine
 from engine.backends.fake import FakeEngine
 from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from engine.batcher import Batcher
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle
@@ -35,6 +36,7 @@ BACKENDS: dict[str, Callable[..., Engine]] = {
     "fake": FakeEngine.from_bundle,
     "fake with two slots": partial(FakeEngine.from_bundle, slots=2),
     "onnxruntime-cpu": OnnxRuntimeEngine,
+    "onnxruntime-cuda's way, on the cpu": partial(OnnxRuntimeCudaEngine, device="cpu"),
     "tensorrt on a double": on_double,
 }
 
