@@ -34,6 +34,7 @@ BUILD_COMMAND = (sys.executable, "-m", "export", "plan")
 Say = Callable[[str], None]
 """Takes a line for the log."""
 
+_WATCH_S = 0.5
 _STILL_AT_IT_S = 15.0
 _LOCK_CHECK_S = 0.5
 
@@ -136,17 +137,25 @@ def _run(command: list[str], deadline: float, timeout_s: float, say: Say) -> Non
         errors="replace",
         start_new_session=True,
     )
-    ended, timed_out = threading.Event(), threading.Event()
+    ended, parent, why = threading.Event(), os.getppid(), ""
 
     def watch() -> None:
-        while not ended.wait(min(_STILL_AT_IT_S, max(0.0, deadline - time.monotonic()))):
-            if time.monotonic() >= deadline:
-                timed_out.set()
-                # The whole group; and no gentler signal, for this process ignores SIGTERM and so does what it starts.
+        nonlocal why
+        said = begin
+        while not ended.wait(min(_WATCH_S, max(0.0, deadline - time.monotonic()))):
+            now = time.monotonic()
+            if now >= deadline:
+                why = f"the build took longer than {timeout_s:g} s (BUILD_TIMEOUT_S) and was ended"
+            elif os.getppid() != parent:
+                why = "the worker that the build was for has ended"
+            elif now - said >= _STILL_AT_IT_S:
+                said = now
+                say(f"building a plan: {now - begin:.0f} s")
+            if why:
                 with suppress(ProcessLookupError):  # it has just ended by itself
+                    # The whole group; and no gentler signal, for this process ignores SIGTERM, and so does its child.
                     os.killpg(process.pid, signal.SIGKILL)
                 return
-            say(f"building a plan: {time.monotonic() - begin:.0f} s")
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -159,8 +168,8 @@ def _run(command: list[str], deadline: float, timeout_s: float, say: Say) -> Non
     code = process.wait()
     ended.set()
     watcher.join()
-    if timed_out.is_set():
-        raise EngineError(f"the build took longer than {timeout_s:g} s (BUILD_TIMEOUT_S) and was ended")
+    if why:
+        raise EngineError(why)
     if code:
         raise EngineError(f"the build ended with code {code}: {last or 'it said nothing'}")
     say(f"building a plan: done after {time.monotonic() - begin:.0f} s")

@@ -95,11 +95,6 @@ class Cuda:
         except self._driver.Error as error:  # of push and pop themselves
             raise EngineLost(f"CUDA failed while {doing}: {error}") from error
 
-    def check(self, doing: str) -> None:
-        """Wait for everything on the device. Raises EngineLost when the context is broken; for use in a block."""
-        if sticky := self._sticky():
-            raise EngineLost(f"CUDA failed while {doing}: {sticky}")
-
     # Memory
 
     def device(self, size: int) -> int:

@@ -264,6 +264,7 @@ class TensorRtEngine:
 
     def _enqueue(self, run: _Run, slot: int) -> None:
         if run.context.bucket != run.bucket:
+            self._cuda.wait_all()  # its last run may still be in flight
             self._set(run.context, run.bucket)
         buffers = self._buffers
         self._cuda.copy_in(buffers.device_in, buffers.host_in(run.bucket, slot))

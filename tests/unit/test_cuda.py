@@ -120,8 +120,6 @@ def test_a_sticky_error_is_the_end(cuda: Cuda):
         cuda.wait_all()
     with pytest.raises(EngineLost), cuda.active("trying again"):
         cuda.copy_in(12345, source)
-    with pytest.raises(EngineLost), cuda.active("checking"):
-        cuda.check("checking")
 
 
 def test_an_error_of_the_engines_own_becomes_lost_when_the_context_is(cuda: Cuda, device: Device):
