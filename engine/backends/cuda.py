@@ -113,12 +113,10 @@ class Cuda:
         return memory
 
     def free(self) -> None:
-        """Free all memory, events and captures; for use in a block, when nothing runs and nothing of it is used."""
-        for replay in self._replays:
-            self._call(self._bindings.cuGraphExecDestroy, replay)
+        """Free all captures, events and memory; for use in a block, when nothing runs and nothing of it is used."""
+        self.drop_captures()
         for memory in self._held:
             memory.free()
-        self._replays.clear()
         self._held.clear()
         self._events.clear()
 
@@ -179,6 +177,12 @@ class Cuda:
     def replay(self, captured: Any) -> None:
         """Queue what was captured, in one call."""
         self._call(self._bindings.cuGraphLaunch, captured, self.stream)
+
+    def drop_captures(self) -> None:
+        """Destroy everything that was captured; for use in a block, when nothing runs."""
+        for replay in self._replays:
+            self._call(self._bindings.cuGraphExecDestroy, replay)
+        self._replays.clear()
 
     def close(self) -> None:
         """Free everything. pycuda can free only where the context is current, so it is not left to chance."""

@@ -121,7 +121,7 @@ class TensorRtEngine:
         return self.finish()
 
     def close(self) -> None:
-        """Free everything, the captures before the execution contexts, these before the plan."""
+        """Free everything. Further calls are errors."""
         if self._closed:
             return
         self._closed = True
@@ -223,6 +223,7 @@ class TensorRtEngine:
 
     def _free(self) -> None:
         self._cuda.wait_all()
+        self._cuda.drop_captures()  # before the execution contexts that they came from, and these before their memory
         self._runs.clear()
         self._started.clear()
         self._cuda.free()
