@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from engine.batch_queue import BatchQueue
 from engine.errors import EngineError, EngineLost
-from engine.feed import load, run_rows, unload
+from engine.feed import load, unload
+from engine.finite import rows_not_finite
 from engine.stats import Stats
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ class Batcher:
 
     def _hand_out(self, flight: _Flight, outputs: Arrays) -> None:
         if flight.error is None:
-            self._answer(flight.batch, unload(outputs, len(flight.batch)), flight.begin)
+            self._answer(flight.batch, outputs, flight.begin)
 
     def _find_culprits(self, batch: list[_Waiting], flight: _Flight) -> None:
         """Run the halves of a batch that failed, and theirs, until the rows that the engine fails on stand alone.
@@ -228,16 +229,22 @@ class Batcher:
             try:
                 if self._lost:
                     raise self._lost
-                outputs = run_rows(self._engine, [row for _, (_, row) in part], flight.slot)
+                self._engine.start(load(self._engine, [row for _, (_, row) in part], flight.slot), flight.slot)
+                outputs = self._engine.finish(flight.slot)
             except Exception as error:  # as above
                 flight.error = error
                 self._find_culprits(part, flight)
             else:
                 self._answer(part, outputs, flight.begin)
 
-    def _answer(self, batch: list[_Waiting], outputs: Sequence[Arrays], begin: float) -> None:
+    def _answer(self, batch: list[_Waiting], outputs: Arrays, begin: float) -> None:
+        """Hand out copies of `outputs`. A row with NaN or infinity fails its job: a label chosen from it is a guess."""
         self.stats.batch(len(batch))
-        for (group, (index, _)), output in zip(batch, outputs, strict=True):
+        broken = rows_not_finite(outputs, len(batch))
+        for place, ((group, (index, _)), output) in enumerate(zip(batch, unload(outputs, len(batch)), strict=True)):
+            if place in broken:
+                what = f"the engine's {broken[place]!r} holds NaN or infinity for item {index}"
+                _settle_from_thread(group, EngineError(what))
             group.first_run = group.first_run or begin
             group.results[index] = output
             group.missing -= 1

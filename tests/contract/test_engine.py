@@ -211,6 +211,31 @@ async def test_with_two_slots_a_failing_row_leaves_the_batch_behind_it_alone(sma
             assert np.allclose(result[0]["embedding"], run_rows(engine, job)[0]["embedding"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+async def test_a_row_that_is_not_finite_fails_its_own_job_only(small_bundle: Path, slots: int):
+    """A task that takes the largest of NaNs would answer with a label."""
+
+    class Broken(FakeEngine):
+        def finish(self, slot: int = 0) -> Arrays:
+            outputs = super().finish(slot)
+            for row in range(bucket_rows(outputs)):
+                if outputs["embedding"][row, 0] == first_of_bad:
+                    outputs["embedding"][row, 1] = np.nan
+            return outputs
+
+    def bucket_rows(outputs: Arrays) -> int:
+        return len(outputs["embedding"])
+
+    engine = Broken.from_bundle(open_bundle(small_bundle), slots=slots)
+    first_of_bad = np.inf
+    first_of_bad = run_rows(engine, [row(4, 3)])[0]["embedding"][0]
+    batcher = batcher_on(engine)
+    results = await asyncio.gather(*(batcher.run([row(4, seed)]) for seed in range(12)), return_exceptions=True)
+    batcher.close()
+    assert [index for index, result in enumerate(results) if isinstance(result, EngineError)] == [3]
+    assert "'embedding' holds NaN or infinity for item 0" in str(results[3])
+
+
 async def test_a_cancelled_job_settles_nothing_and_the_rest_goes_on(small_bundle: Path):
     gate, started = threading.Event(), threading.Event()
     engine = FakeEngine.from_bundle(open_bundle(small_bundle))
