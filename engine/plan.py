@@ -27,6 +27,7 @@ RUNTIMES = ("tensorrt", "tensorrt_rtx")
 HARDWARE_COMPATIBILITY = ("none", "same-compute-capability", "ampere-plus")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 SUFFIX = ".plan"
+SHARED_WEIGHTS = "weights.bin"
 REBUILD = "python -m export plan BUNDLE"
 
 _AMPERE = (8, 0)
@@ -170,14 +171,16 @@ def mismatch(plan: Plan, machine: Machine) -> str | None:
 
 
 def source_digest(files: Mapping[str, tuple[int, str]], onnx: str) -> str:
-    """SHA-256 over an ONNX file and every file of weights beside it, from the digests in a manifest's `files`.
+    """SHA-256 over an ONNX file and the files of its weights, from the digests in a manifest's `files`.
 
-    The weights lie outside the ONNX file: two models of one architecture may have equal ONNX files. Raises KeyError
-    when `onnx` is not listed.
+    The weights lie outside the ONNX file: two models of one architecture may have equal ONNX files. They are in the
+    graphs' shared weights.bin, in a .bin file of the graph's own name, or in both; what other graphs bring along does
+    not count. Raises KeyError when `onnx` is not listed.
     """
-    folder = PurePosixPath(onnx).parent
-    names = [onnx, *sorted(n for n in files if PurePosixPath(n).parent == folder and n.endswith(".bin"))]
-    return hashlib.sha256("".join(f"{PurePosixPath(n).name}={files[n][1]}\n" for n in names).encode()).hexdigest()
+    path = PurePosixPath(onnx)
+    weights = sorted({str(path.with_name(SHARED_WEIGHTS)), str(path.with_suffix(".bin"))} & set(files))
+    lines = [f"{PurePosixPath(name).name}={files[name][1]}\n" for name in (onnx, *weights)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def plans_of(bundle: Bundle, graph: str = "model") -> list[PlanFile]:

@@ -19,9 +19,12 @@ OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export what the arguments say and return the exit code. Whatever else than 0 it is, there is no bundle."""
+    """Do what the arguments say and return the exit code. Whatever else than 0 it is, no bundle is there or changed."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        recipe = recipe_from_argv(sys.argv[1:] if argv is None else argv)
+        if argv[:1] == ["plan"]:
+            return _plan(argv[1:])
+        recipe = recipe_from_argv(argv)
         figures = export(recipe)
     except ParityFailed as failure:
         print(f"error: {failure}\n", file=sys.stderr)
@@ -43,8 +46,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return OK
 
 
+def _plan(argv: Sequence[str]) -> int:
+    from export.plan_recipe import plan_command
+
+    path, recipe = plan_command(argv)
+    from export.plan_from_onnx import add_plans
+
+    names = add_plans(path, recipe)
+    files = open_bundle(path).manifest.files
+    print(f"\n{table(('plan', 'size'), [(name, megabytes(files[name][0])) for name in names])}")
+    print(f"\nbundle    {path}  {megabytes(_size(path))}")
+    print(f"next      python -m engine inspect {path}")
+    return OK
+
+
 def export(recipe: Recipe) -> dict[str, Any]:
     """Run every stage and return the parity figures. Raises Refused, ParityFailed or BundleError."""
+    builder = None
+    if recipe.plan is not None:
+        from export.trt_builder import open_builder
+
+        builder = open_builder(recipe.plan)  # a machine that cannot build is found out before the work
     with stage("load") as note:
         # Imported here and below, so that help and wrong arguments need no torch.
         from export.load import load
@@ -85,6 +107,10 @@ def export(recipe: Recipe) -> dict[str, Any]:
                 figures["graphs"].update(fp32)
                 add_parity(folder, figures)
                 note(f"{figures['kept']}, {worst(source, figures)}")
+        if recipe.plan is not None:
+            from export.plan_from_onnx import write_plans
+
+            write_plans(folder, recipe.plan, builder)
     figures["worst"] = worst(source, figures)
     return figures
 
