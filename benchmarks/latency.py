@@ -25,8 +25,8 @@ from benchmarks.measure import figure, markdown, percentile, ratio, times, write
 from engine.backends.base import Engine
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle
-from engine.plan import plans_of
-from engine.probe import gpu
+from engine.plan import Machine, mismatch, plans_of, stale
+from engine.probe import gpu, tensorrt_version
 
 ENGINES = ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
@@ -154,16 +154,15 @@ def _tensorrt(path: Path, args: argparse.Namespace) -> Engine:
 
 def _plan(path: Path, args: argparse.Namespace) -> Any:
     """A plan for this GPU with all the buckets that are asked for."""
-    import tensorrt
-
-    from engine.plan import Machine, mismatch
-
-    found = gpu()
-    assert found is not None
-    here = Machine(tensorrt.__version__, ".".join(map(str, found.compute_capability)), found.name)
-    for file in plans_of(open_bundle(path)):
-        fits = set(args.batch) <= set(file.plan.batches) and set(args.seq) <= set(file.plan.lengths)
-        if fits and file.plan.precision == args.precision and mismatch(file.plan, here) is None:
+    found, version = gpu(), tensorrt_version()
+    if found is None or version is None:
+        return None
+    here = Machine(version, ".".join(map(str, found.compute_capability)), found.name)
+    bundle = open_bundle(path)
+    for file in plans_of(bundle):
+        covers = set(args.batch) <= set(file.plan.batches) and set(args.seq) <= set(file.plan.lengths)
+        obstacle = mismatch(file.plan, here) or stale(file.plan, bundle)
+        if covers and file.plan.precision == args.precision and obstacle is None:
             return file
     return None
 

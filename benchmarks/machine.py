@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 import time
 from importlib import metadata
 from typing import Any
 
-from engine.probe import cpu_quota, gpu
+from engine.probe import cpu_quota, gpu, tensorrt_version
 
 _PACKAGES = (
     "numpy onnx onnxruntime onnxruntime-gpu pycuda cuda-python tensorrt-cu11 tensorrt-cu11-bindings tensorrt-bindings "
@@ -23,7 +22,9 @@ def machine() -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "gpu": found.name if found else None,
         "compute_capability": ".".join(map(str, found.compute_capability)) if found else None,
-        "driver": _driver() if found else None,
+        "driver": found.driver_version if found else None,
+        "cuda": found.cuda_version if found else None,
+        "tensorrt": tensorrt_version(),
         "cpus": cpu_quota(),
         "processor": _processor(),
         "python": platform.python_version(),
@@ -35,14 +36,6 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None
-
-
-def _driver() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split("\n")[0] or None
-    except (OSError, subprocess.TimeoutExpired):
         return None
 
 

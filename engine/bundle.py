@@ -196,7 +196,10 @@ def changed_bundle_folder(path: Path) -> Iterator[Path]:
 
 def _link(source: str, target: str) -> None:
     try:
-        os.link(source, target)
+        if os.path.islink(source):
+            os.symlink(os.path.realpath(source), target)
+        else:
+            os.link(source, target)
     except OSError:  # a file system without links
         shutil.copy2(source, target)
 

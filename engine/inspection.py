@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from engine.bundle import Bundle, open_bundle
 from engine.plan import Machine, Plan, PlanFile, mismatch, plans_of, stale
-from engine.probe import gpu
+from engine.probe import gpu, tensorrt_version
 
-_TENSORRT = ("tensorrt-cu11-bindings", "tensorrt-cu12-bindings", "tensorrt-cu13-bindings", "tensorrt-bindings")
-"""Packages that bring the module `tensorrt`; asked by name, because importing it takes a second."""
-_RTX = ("tensorrt-rtx-cu12-bindings", "tensorrt-rtx-cu13-bindings")
 _PARITY = "parity.json"
 
 
@@ -87,22 +83,10 @@ def _obstacle(plan: Plan) -> str | None:
     found = gpu()
     if found is None:
         return "there is no NVIDIA driver or no GPU here"
-    version = _installed(_TENSORRT)
-    runtime = "tensorrt"
-    if version is None:
-        version, runtime = _installed(_RTX), "tensorrt_rtx"
+    version = tensorrt_version()
     if version is None:
         return "TensorRT is not installed here"
-    return mismatch(plan, Machine(version, ".".join(map(str, found.compute_capability)), found.name, runtime))
-
-
-def _installed(packages: Sequence[str]) -> str | None:
-    for package in packages:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+    return mismatch(plan, Machine(version, ".".join(map(str, found.compute_capability)), found.name))
 
 
 def _parity(bundle: Bundle) -> dict[str, Any]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from engine.probe import gpu
@@ -15,8 +12,6 @@ from export.errors import Refused
 from export.plan_recipe import PlanRecipe
 from export.trt_messages import logger_of
 from export.trt_network import hardware_levels, targets_of
-
-_DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ def open_builder(recipe: PlanRecipe) -> Builder:
         )
     trt.init_libnvinfer_plugins(logger_of(trt), "")  # the parser makes InstanceNormalization a plugin
     capability = ".".join(map(str, found.compute_capability))
-    return Builder(trt, "tensorrt", [Target(capability, found.name, _driver_version(), _cuda_version())])
+    return Builder(trt, "tensorrt", [Target(capability, found.name, found.driver_version, found.cuda_version)])
 
 
 def _list(capabilities: Iterable[tuple[int, int]]) -> str:
@@ -78,18 +73,3 @@ def _import(names: Sequence[str], packages: str) -> Any:
             if error.name != name:
                 raise
     raise Refused(f"{names[-1]} is not installed; install {packages}")
-
-
-def _driver_version() -> str:
-    try:
-        found = re.search(r"Module\s+(?:for \S+\s+)?([\d.]+)", _DRIVER_VERSION.read_text())
-    except OSError:
-        return ""
-    return found[1] if found else ""
-
-
-def _cuda_version() -> str:
-    """The newest CUDA that the driver runs, as in 12.4."""
-    version = ctypes.c_int()
-    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
-    return f"{version.value // 1000}.{version.value % 1000 // 10}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError
@@ -44,8 +45,12 @@ def dtype_of(trt: Any, cuda_engine: Any, name: str) -> str:
         return str(dtype)
 
 
+@cache
 def messages(trt: Any) -> Any:
-    """A logger that keeps TensorRT's last errors, which is all that it tells beside None or False."""
+    """A logger that keeps TensorRT's last errors, which is all that it tells beside None or False.
+
+    One a process: TensorRT and its plugins keep the first that they are given, without owning it.
+    """
 
     class Messages(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

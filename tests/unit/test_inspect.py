@@ -62,9 +62,7 @@ def described(bundle: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], version: str | None) -> None:
     monkeypatch.setattr(engine.inspection, "gpu", lambda: Gpu("NVIDIA L4", capability))
-    monkeypatch.setattr(
-        engine.inspection, "_installed", lambda names: version if "tensorrt-bindings" in names else None
-    )
+    monkeypatch.setattr(engine.inspection, "tensorrt_version", lambda: version)
 
 
 def test_model_graphs_and_parity_are_told(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
