@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.optimize import add_graph
+from export.optimize import add_graph, load_whole
 
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
@@ -37,7 +37,7 @@ _LARGEST = 65504.0  # of fp16; a mask's fp32 minimum becomes its negative instea
 def half(portable: Path, precision: str) -> Path:
     """Write the graph in `precision`, a key of TYPES, beside `portable`, with its weights, and return its path."""
     types = _float_tensors(portable)
-    model = onnx.load(portable)
+    model = load_whole(portable)
     _convert(model.graph, types, TYPES[precision])
     del model.graph.value_info[:]
     path = portable.with_name(f"{precision}.onnx")
