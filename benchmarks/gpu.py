@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smoke", type=Path, metavar="SCRIPT", help="a script to run first")
     parser.add_argument("--limit-s", type=float, default=1800, help="for each step (default: %(default)g)")
     parser.add_argument("--latency-options", default="", metavar="'--x y'", help="for `python -m benchmarks latency`")
-    parser.add_argument("--plan-options", default="", metavar="'--x y'", help="for `python -m export plan`")
+    parser.add_argument("--plan-options", default="", metavar="'--x y'", help="for the step plan")
     parser.add_argument("--torch-python", metavar="PYTHON", help="a Python that has torch")
     parser.add_argument("--work", type=Path, default=BUILD / "gpu", help="where bundles are built (%(default)s)")
 
@@ -73,7 +73,7 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     python, out, bundle = sys.executable, args.out, str(args.work / "minilm")
     plan = [python, "-m", "export", "plan", bundle, *args.plan_options.split()]
     latency = [python, "-m", "benchmarks", "latency", "--json", str(out / "latency.json"), "--work", str(args.work)]
-    latency += [f"--plan-options={args.plan_options}", *args.latency_options.split()]
+    latency += args.latency_options.split()
     if args.torch_python:
         latency += ["--torch-python", args.torch_python]
     coldstart = [python, "-m", "benchmarks", "coldstart", "--bundle", bundle, "--engine", "tensorrt", "--warm-only"]

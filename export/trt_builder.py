@@ -13,6 +13,8 @@ from export.plan_recipe import PlanRecipe
 from export.trt_messages import logger_of
 from export.trt_network import hardware_levels, targets_of
 
+_AMPERE = (8, 0)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -37,6 +39,7 @@ def open_builder(recipe: PlanRecipe) -> Builder:
     """The builder that `recipe` asks for. Raises Refused with what is missing."""
     if recipe.builder == "tensorrt-rtx":
         trt = _import(("tensorrt_rtx", "tensorrt_rtx_bindings"), "tensorrt-rtx-cu12-bindings tensorrt-rtx-cu12-libs")
+        _check_precision(recipe.precision, recipe.compute_capabilities)
         known = targets_of(trt)
         if unknown := [pair for pair in recipe.compute_capabilities if pair not in known]:
             raise Refused(
@@ -49,6 +52,7 @@ def open_builder(recipe: PlanRecipe) -> Builder:
             "no NVIDIA driver or no GPU was found, and a plan is built on the GPU that it is for; run this on such a "
             "machine, or add --builder tensorrt-rtx --compute-capability 8.9 for a plan of TensorRT-RTX"
         )
+    _check_precision(recipe.precision, [found.compute_capability])
     trt = _import(("tensorrt",), "requirements/gpu.txt")
     levels = hardware_levels(trt)
     if recipe.hardware_compatibility not in levels:
@@ -59,6 +63,12 @@ def open_builder(recipe: PlanRecipe) -> Builder:
     trt.init_libnvinfer_plugins(logger_of(trt), "")  # the parser makes InstanceNormalization a plugin
     capability = ".".join(map(str, found.compute_capability))
     return Builder(trt, "tensorrt", [Target(capability, found.name, found.driver_version, found.cuda_version)])
+
+
+def _check_precision(precision: str, capabilities: Iterable[tuple[int, int]]) -> None:
+    lacking = [capability for capability in capabilities if capability < _AMPERE]
+    if precision in ("tf32", "bf16") and lacking:
+        raise Refused(f"a GPU of compute capability {_list(lacking)} has no {precision}; use fp16 or fp32")
 
 
 def _list(capabilities: Iterable[tuple[int, int]]) -> str:

@@ -122,7 +122,8 @@ def _set_options(trt: Any, config: Any, network: Any, options: BuildOptions) -> 
         config.clear_flag(trt.BuilderFlag.TF32)  # it is on unless cleared
     if not is_strongly_typed(trt):
         _set_hints(trt, config, network, options)
-        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, options.share_profiles)
+        if options.share_profiles:
+            config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatibility != "none":

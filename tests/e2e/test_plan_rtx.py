@@ -178,6 +178,23 @@ def test_a_graph_that_half_precision_cannot_hold_fails_the_gate(bundle: Path, ca
     assert snapshot(bundle) == before
 
 
+def test_a_boot_can_build_from_a_bundle_that_it_may_not_write(bundle: Path, tmp_path: Path):
+    """What BUILD_ON_BOOT does, in a copy made of links, with the other builder."""
+    from engine import plan_cache
+
+    before = snapshot(bundle)
+    command = (*plan_cache.BUILD_COMMAND, "--builder", "tensorrt-rtx", "--compute-capability", "8.9", *TINY)
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_cache, "BUILD_COMMAND", command)
+        plan_cache.build(opened(bundle), tmp_path / "cache", 100, said.append, lambda: False)
+    (found,) = plan_cache.cached_plans(tmp_path / "cache", opened(bundle), "model")
+    plan_cache.verify(found)
+    assert found.plan.runtime == "tensorrt_rtx"
+    assert any("4 profiles" in line for line in said)
+    assert snapshot(bundle) == before
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -185,6 +202,10 @@ def test_a_graph_that_half_precision_cannot_hold_fails_the_gate(bundle: Path, ca
         (("--batches", "1,x"), "'1,x' is not a list of whole numbers"),
         (("--batches", "0"), "'0' is not a list of whole numbers"),
         (("--compute-capability", "9.0"), "cannot build for 9.0; it can for 7.5, 8.0, 8.6"),
+        (
+            ("--compute-capability", "7.5", "--precision", "bf16"),
+            "compute capability 7.5 has no bf16; use fp16 or fp32",
+        ),
         (("--compute-capability", "nine"), "'nine' is not a list of compute capabilities"),
         (("--hardware-compatibility", "ampere-plus"), "are for plain TensorRT"),
         (("--optimization-level", "6"), "--optimization-level"),

@@ -141,7 +141,6 @@ def asked(tmp_path: Path, **changes: Any) -> argparse.Namespace:
 def test_steps_are_those_asked_for(tmp_path: Path):
     steps = steps_of(asked(tmp_path))
     assert [step.name for step in steps] == ["tests", "latency"]
-    assert "--plan-options=--no-library-tactics" in steps[1].command
     assert list(steps[1].command[-2:]) == ["--models", "minilm"]
     with_smoke = steps_of(asked(tmp_path, smoke=Path("smoke.py"), torch_python="/usr/bin/python3"))
     assert [step.name for step in with_smoke] == ["smoke", "tests", "latency"]
