@@ -10,6 +10,7 @@ A step that fails or takes too long is noted, and the next one goes on.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.bert_bundle import bert_bundle
 from benchmarks.bert_graph import SHAPES
@@ -59,13 +61,22 @@ def main(args: argparse.Namespace) -> int:
         return 2
     args.out.mkdir(parents=True, exist_ok=True)
     steps = steps_of(args)
+    before = _earlier(args.out / "gpu.json", {step.name for step in steps})
     for step in steps:
         print(f"{step.name} ...", end=" ", flush=True)
         run(step, args.out / f"{step.name}.log", args.limit_s)
         print("passed" if step.exit_code == 0 else f"exit code {step.exit_code}", f"{step.seconds:.0f} s", flush=True)
-        write_json(args.out / "gpu.json", {"machine": machine(), "steps": [asdict(one) for one in steps]})
+        done = [asdict(one) for one in steps if one.exit_code is not None]
+        write_json(args.out / "gpu.json", {"machine": machine(), "steps": [*before, *done]})
     print(markdown(["step", "exit code", "s"], [[s.name, str(s.exit_code), f"{s.seconds:.0f}"] for s in steps]))
     return 0 if all(step.exit_code == 0 for step in steps) else 1
+
+
+def _earlier(summary: Path, names: set[str]) -> list[Any]:
+    """The steps of earlier calls that this one does not repeat: where time is short, the work is split."""
+    if not summary.exists():
+        return []
+    return [step for step in json.loads(summary.read_text())["steps"] if step["name"] not in names]
 
 
 def steps_of(args: argparse.Namespace) -> list[Step]:

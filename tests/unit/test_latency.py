@@ -178,3 +178,7 @@ def test_the_summary_has_the_machine_and_every_step(
     machine = summary["machine"]
     assert (machine["gpu"], machine["driver"], machine["cuda"]) == ("NVIDIA L4", "550.54.15", "12.4")
     assert "bad ... exit code 1" in capsys.readouterr().out
+    monkeypatch.setattr(benchmarks.gpu, "steps_of", lambda args: [Step("bad", ["true"])])
+    assert main(["gpu", "--out", str(tmp_path)]) == 0
+    summary = json.loads((tmp_path / "gpu.json").read_text())
+    assert [(step["name"], step["exit_code"]) for step in summary["steps"]] == [("good", 0), ("bad", 0)]
