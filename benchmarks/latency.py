@@ -24,7 +24,7 @@ from benchmarks.machine import machine
 from benchmarks.measure import figure, markdown, percentile, ratio, times, write_json
 from engine.backends.base import Engine
 from engine.bucket import Bucket
-from engine.bundle import Bundle, open_bundle
+from engine.bundle import Bundle, changed_bundle_folder, open_bundle
 from engine.plan import Machine, mismatch, plans_of, stale
 from engine.probe import gpu, tensorrt_version
 
@@ -113,13 +113,15 @@ def opened(path: Path, args: argparse.Namespace) -> Iterator[tuple[Bundle, Engin
     largest = max(args.batch)
     if args.engine == "tensorrt":
         engine = _tensorrt(path, args)
+    elif args.engine == "onnxruntime-cuda":
+        from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
+
+        _need_gpu()
+        engine = OnnxRuntimeCudaEngine(_in(path, args.precision), max_batch=largest)
     else:
         from engine.backends.onnxruntime import OnnxRuntimeEngine
 
-        if args.engine == "onnxruntime-cuda" and gpu() is None:
-            raise SystemExit("latency: no NVIDIA driver or no GPU here; take --engine onnxruntime-cpu")
-        provider = args.engine.removeprefix("onnxruntime-")
-        engine = OnnxRuntimeEngine(_in(open_bundle(path), args.precision), provider=provider, max_batch=largest)
+        engine = OnnxRuntimeEngine(_in(path, args.precision), max_batch=largest)
     engine.warm_up()
     try:
         yield open_bundle(path), engine
@@ -127,18 +129,25 @@ def opened(path: Path, args: argparse.Namespace) -> Iterator[tuple[Bundle, Engin
         engine.close()
 
 
-def _in(bundle: Bundle, precision: str) -> Bundle:
+def _in(path: Path, precision: str) -> Bundle:
+    """The bundle as if it had this precision only; its graph is made when it is not there."""
+    from export.plan_from_onnx import add_precision
     from export.plan_gate import in_precision
 
-    if precision not in bundle.manifest.graphs["model"].onnx:
-        raise SystemExit(f"latency: {bundle.path} has no {precision} graph; `python -m export plan` makes one")
-    return in_precision(bundle, "model", precision)
+    precision = "fp32" if precision == "tf32" else precision
+    if precision not in open_bundle(path).manifest.graphs["model"].onnx:
+        with changed_bundle_folder(path) as folder:
+            add_precision(folder, "model", precision)
+    return in_precision(open_bundle(path), "model", precision)
+
+
+def _need_gpu() -> None:
+    if gpu() is None:
+        raise SystemExit("latency: no NVIDIA driver or no GPU here; take --engine onnxruntime-cpu")
 
 
 def _tensorrt(path: Path, args: argparse.Namespace) -> Engine:
-    found = gpu()
-    if found is None:
-        raise SystemExit("latency: no NVIDIA driver or no GPU here; take --engine onnxruntime-cpu")
+    _need_gpu()
     plan = _plan(path, args)
     if plan is None:
         command = [sys.executable, "-m", "export", "plan", str(path), "--precision", args.precision]

@@ -51,12 +51,12 @@ def write_plans(folder: Path, recipe: PlanRecipe, builder: Builder | None = None
     builder = builder or open_builder(recipe)
     written: list[str] = []
     for name in open_bundle(folder).manifest.graphs:
-        _add_precision(folder, name, recipe.precision)
+        add_precision(folder, name, recipe.precision)
         written += [_add_plan(folder, name, recipe, builder, target) for target in builder.targets]
     return written
 
 
-def _add_precision(folder: Path, name: str, precision: str) -> None:
+def add_precision(folder: Path, name: str, precision: str) -> None:
     """Make the graph of `precision` part of the bundle in `folder`, after a check on the CPU where that can run it."""
     manifest = open_bundle(folder).manifest
     graph = manifest.graphs[name]

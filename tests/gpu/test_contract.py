@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from engine.bundle import open_bundle
 from engine.plan import plans_of
 from engine.probe import onnxruntime_providers
@@ -28,7 +28,7 @@ def engine(request: pytest.FixtureRequest, toy: Path) -> Iterator[Any]:
         return
     if "CUDAExecutionProvider" not in onnxruntime_providers():
         pytest.skip("the installed ONNX Runtime is the CPU build")
-    session = OnnxRuntimeEngine(open_bundle(toy), provider="cuda")
+    session = OnnxRuntimeCudaEngine(open_bundle(toy))
     session.warm_up()
     yield session
     session.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from engine.bundle import open_bundle
 from engine.plan import PlanFile
 from engine.probe import Gpu, onnxruntime_providers, tensorrt_version
@@ -65,7 +65,7 @@ def test_onnxruntime_on_cuda_answers_like_the_cpu(encoder: Path, plan_in: Callab
         pytest.skip("the installed ONNX Runtime is the CPU build")
     ladder = plan_in(precision).plan.ladder  # its graph in fp16 is in the bundle then
     bundle = open_bundle(encoder)
-    engine = OnnxRuntimeEngine(in_precision(bundle, "model", precision), provider="cuda", max_batch=BATCHES[-1])
+    engine = OnnxRuntimeCudaEngine(in_precision(bundle, "model", precision), max_batch=BATCHES[-1])
     try:
         gate(bundle, "model", engine, ladder, precision)
     finally:
