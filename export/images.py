@@ -26,9 +26,13 @@ from export.tasks.base import ExportTask, Layout, Probe
 from export.torch_onnx import Traced, trace
 
 if TYPE_CHECKING:
+    from engine.tasks.base import Json
     from engine.tensors import Array, Arrays
     from export.recipe import Recipe
     from export.source import Source
+
+
+_SAMPLES = 64
 
 
 class ImageExport(ExportTask):
@@ -77,6 +81,12 @@ class ImageExport(ExportTask):
         """One probe an image."""
         for label, value, image in images():
             yield Probe(label, {"image": value}, [source.processor.inputs(image)])
+
+    def samples(self, source: Source) -> Iterator[Json]:
+        """Soft images, which are more like photographs than noise is."""
+        noise = np.random.default_rng(11)
+        for _ in range(_SAMPLES):
+            yield {"image": png(_soft(noise, 240, 320))}
 
     def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
         """The same head on transformers' own pixels."""

@@ -288,7 +288,7 @@ def test_a_fetch_does_not_hold_up_other_jobs(server: TlsServer, monkeypatch: pyt
         def __init__(self) -> None:
             pass
 
-        async def run(self, rows: Any) -> Any:
+        async def run(self, rows: Any, on_rows_done: Any = None) -> Any:
             return rows
 
     async def scenario() -> None:

@@ -113,3 +113,28 @@ async def test_a_closed_router_answers_nobody():
     graphs.router.close()
     with pytest.raises(EngineError, match="closed"):
         await graphs.router.run([row("image", 0), row("text", 1)])
+
+
+async def test_progress_counts_the_rows_of_all_graphs():
+    graphs, told = Graphs(), list[int]()
+    graphs.gates["text"].set()
+    rows = [row("image", 0), *(row("text", seed) for seed in range(12)), row("image", 1)]
+    job = asyncio.ensure_future(graphs.router.run(rows, told.append))
+    while 8 not in told:  # a batch of texts
+        await asyncio.sleep(0.001)
+    graphs.open()
+    await job
+    assert told == sorted(told)
+    assert told[-1] <= len(rows)
+    graphs.router.close()
+
+
+async def test_whoever_is_told_of_a_lost_engine_is_told_by_every_graph():
+    graphs, said = Graphs(), list[str]()
+    graphs.router.on_lost = said.append
+    for batcher in graphs.router._batchers.values():
+        batcher.on_lost("lost")
+    graphs.router.on_lost("once more")
+    assert said == ["lost", "lost", "once more"]
+    graphs.open()
+    graphs.router.close()

@@ -135,8 +135,9 @@ def test_the_gate_sees_wrong_pixels(
 
     def spoiled(*arguments: Any) -> Any:
         found = measured(*arguments)
-        values = (2, 1, 0) if wrong == "order" else tuple(value * 1.05 for value in getattr(found, wrong))
-        return dataclasses.replace(found, **{wrong: values})
+        values: Any = (2, 1, 0) if wrong == "order" else tuple(value * 1.05 for value in getattr(found, wrong))
+        changes: Any = {wrong: values}
+        return dataclasses.replace(found, **changes)
 
     monkeypatch.setattr(image_processor, "_measured", spoiled)
     assert "does something to an image" in refused(capsys, tmp_path, vit)
