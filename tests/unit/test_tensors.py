@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import tracemalloc
-from typing import Any
 
 import numpy as np
 import pytest
 
 from engine.bucket import Bucket
 from engine.bundle import Graph, Manifest
-from engine.tensors import Row, TensorSpec, fill
+from engine.tensors import Array, Row, TensorSpec, fill
 
 TOKENS = TensorSpec("x", "int32", ("batch", "length"), 7)
 MEL = TensorSpec("x", "float32", ("batch", 4, "length"))
 PIXELS = TensorSpec("x", "uint8", ("batch", 3, 2, 2))
 
 
-def filled(spec: TensorSpec, rows: list[Row], bucket: Bucket) -> Any:
+def filled(spec: TensorSpec, rows: list[Row], bucket: Bucket) -> Array:
     target = np.full(spec.shape_at(bucket), 99, spec.dtype)
     fill(target, rows, spec)
     return target
