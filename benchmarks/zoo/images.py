@@ -365,8 +365,8 @@ _SEGFORMER_B0: dict[str, Any] = {
 _DPT_TINY: dict[str, Any] = {
     **_VIT_TINY,
     "backbone_out_indices": [2, 5, 8, 11],
-    "neck_hidden_sizes": [48, 96, 192, 192],
-    "fusion_hidden_size": 64,
+    "neck_hidden_sizes": [24, 48, 96, 96],
+    "fusion_hidden_size": 32,
 }
 
 
@@ -402,13 +402,13 @@ def _stages() -> Iterator[Stages]:
     crop = {"size": {"shortest_edge": 224}, "crop_size": square["size"]}
     labels = {**image, "candidate_labels": ["a cat on a mat"]}
     vit, clip = {"processor": square, **_VIT_TINY}, {"processor": crop, **_clip_tiny()}
-    yolos = {"processor": {"size": {"height": 320, "width": 448}}, **_VIT_TINY, "image_size": [320, 448]}
+    yolos = {"processor": {"size": {"height": 192, "width": 256}}, **_VIT_TINY, "image_size": [192, 256]}
     for task, model, architecture, settings, payload, why in (
         ("image-classification", "ViT-Tiny", "vit", vit, image, _DECODING),
         ("image-feature-extraction", "ViT-Tiny", "vit", vit, image, _DECODING),
         ("zero-shot-image-classification", "CLIP, both towers as ViT-Tiny, one label", "clip", clip, labels, _DECODING),
         ("image-text-embedding", "CLIP, both towers as ViT-Tiny", "clip", clip, image, _DECODING),
-        ("object-detection", "YOLOS-Tiny at 320 x 448", "yolos", {**yolos, "num_detection_tokens": 100}, image, ""),
+        ("object-detection", "YOLOS-Tiny at 192 x 256", "yolos", {**yolos, "num_detection_tokens": 100}, image, ""),
         (
             "image-segmentation",
             "SegFormer-B0 at 224 x 224",
