@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,14 @@ def _key(row: dict[str, Any]) -> tuple[str, str]:
     return row["task"], row.get("architecture", "")
 
 
-def _export(make: Callable[[Path], Path], task: str, root: Path) -> tuple[Path, dict[str, Any]]:
+def _export(make: Callable[[Path], Path], task: str, root: Path, **options: Any) -> tuple[Path, dict[str, Any]]:
     """A bundle of what `make` makes, below `root`, and the figures of its gate; the stages' lines are swallowed."""
     from export.__main__ import export
     from export.recipe import Recipe
 
     model, bundle = make(root / "model"), root / "bundle"
     with contextlib.redirect_stdout(io.StringIO()):
-        return bundle, export(Recipe(str(model), task, bundle))
+        return bundle, export(Recipe(str(model), task, bundle, **options))
 
 
 def architecture_row(case: Case) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def architecture_row(case: Case) -> dict[str, Any]:
     row = {"task": case.task, "architecture": case.architecture}
     with tempfile.TemporaryDirectory() as root:
         try:
-            _, figures = _export(case.make, case.task, Path(root))
+            _, figures = _export(case.make, case.task, Path(root), **case.options)
         except (Refused, ParityFailed) as error:
             return {**row, "exported": False, "parity": str(error), "tensorrt": None}
     return {**row, "exported": True, "parity": figures["worst"], "tensorrt": None}
@@ -91,8 +92,10 @@ def stages_row(case: Stages) -> dict[str, Any]:
     from engine.tasks import load_task
 
     bundle = open_bundle(_kept(case))
-    task, engine = load_task(bundle), OnnxRuntimeEngine(bundle)
-    engine.warm_up()
+    task = load_task(bundle)
+    engines = {graph: OnnxRuntimeEngine(bundle, graph) for graph in bundle.manifest.graphs}
+    for engine in engines.values():
+        engine.warm_up()
     times: dict[str, list[float]] = {name: [] for name in _STAGES}
     for _ in range(_WARM_UPS + _ROUNDS):
         marks = [time.perf_counter()]
@@ -100,13 +103,16 @@ def stages_row(case: Stages) -> dict[str, Any]:
         marks.append(time.perf_counter())
         rows = task.preprocess(request)
         marks.append(time.perf_counter())
-        outputs = run_rows(engine, rows)
+        outputs = []  # graph by graph: tasks of several have the rows of each together
+        for graph, group in groupby(rows, lambda row: row.graph):
+            outputs += run_rows(engines[graph], list(group))
         marks.append(time.perf_counter())
         task.postprocess(request, outputs)
         marks.append(time.perf_counter())
         for name, begin, end in zip(_STAGES, marks, marks[1:], strict=False):
             times[name].append(end - begin)
-    engine.close()
+    for engine in engines.values():
+        engine.close()
     medians = {name: round(statistics.median(taken[_WARM_UPS:]) * 1e6, 1) for name, taken in times.items()}
     return {"task": case.task, "model": case.model, "rows": len(rows), "microseconds": medians}
 

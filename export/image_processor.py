@@ -161,7 +161,8 @@ def _returns_mask(processor: Any) -> bool:
 
 
 def _told(size: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in size.items() if value is not None)
+    names = ("height", "width", "shortest_edge", "longest_edge")
+    return ", ".join(f"{name} {size[name]}" for name in names if size.get(name) is not None)
 
 
 def _measured(found: ImageProcessor, model: str) -> ImageProcessor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ class Case:
     task: str
     architecture: str
     make: Callable[[Path], Path]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the export's recipe that the model needs."""
 
 
 @dataclass(frozen=True)

@@ -264,11 +264,8 @@ HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Task -> the class of its models, and architectures."""
 
-EXPORT_OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "yolos": ("--image-size", "48x64"),
-    "glpn": ("--image-size", "64x96"),
-}
-"""What the export needs to be told of an architecture."""
+EXPORT_SIZES: Mapping[str, tuple[int, int]] = {"yolos": (48, 64), "glpn": (64, 96)}
+"""What --image-size says of architectures whose image processors leave the size open."""
 
 
 def task_model(
@@ -338,20 +335,17 @@ def _tokenizer(folder: Path, siglip: bool) -> Any:
     )
 
 
-# The processors of the Hub's YOLOS and GLPN leave the size open; YOLOS's takes a fixed one as well.
-_FIXED: Mapping[str, Mapping[str, Any]] = {"yolos": {"size": {"height": 48, "width": 64}}}
 CASES = [
     Case(
         task,
         architecture,
-        partial(task_model, task=task, architecture=architecture, processor=_FIXED.get(architecture)),
+        partial(task_model, task=task, architecture=architecture),
+        {"image_size": EXPORT_SIZES[architecture]} if architecture in EXPORT_SIZES else {},
     )
     for task, (_, architectures) in HEADS.items()
     for architecture in architectures
-    if architecture not in EXPORT_OPTIONS or architecture in _FIXED
 ]
 
-# Of the size of ViT-Tiny and of SegFormer-B0, DETR with a narrow transformer on a ResNet-18.
 _VIT_TINY: dict[str, Any] = {
     "hidden_size": 192,
     "num_hidden_layers": 12,
@@ -361,7 +355,29 @@ _VIT_TINY: dict[str, Any] = {
     "image_size": 224,
     "patch_size": 16,
 }
-_LARGE = {"height": 224, "width": 224}
+_SEGFORMER_B0: dict[str, Any] = {
+    "hidden_sizes": [32, 64, 160, 256],
+    "num_attention_heads": [1, 2, 5, 8],
+    "depths": [2, 2, 2, 2],
+    "decoder_hidden_size": 256,
+    "initializer_range": 0.02,
+}
+_DPT_TINY: dict[str, Any] = {
+    **_VIT_TINY,
+    "backbone_out_indices": [2, 5, 8, 11],
+    "neck_hidden_sizes": [48, 96, 192, 192],
+    "fusion_hidden_size": 64,
+}
+
+
+def _clip_tiny() -> dict[str, Any]:
+    towers = _two_towers(siglip=False)
+    text = {name: value for name, value in _VIT_TINY.items() if name not in ("image_size", "patch_size")}
+    return {
+        "text_config": {**towers["text_config"], **text},
+        "vision_config": _VIT_TINY,
+        "projection_dim": 192,
+    }
 
 
 def _photograph() -> str:
@@ -377,16 +393,34 @@ def _photograph() -> str:
     return base64.b64encode(content.getvalue()).decode()
 
 
+_DECODING = "A photograph of 640 x 480 is decoded and resized, however small the model."
+_ENLARGING = "The map is enlarged to the size of the image, class by class where neighbours differ."
+
+
 def _stages() -> Iterator[Stages]:
-    image = _photograph()
-
-    def stage(task: str, model: str, architecture: str, why: str = "", **more: Any) -> Stages:
-        payload = {"image": image, **more.pop("payload", {})}
-        return Stages(task, model, partial(task_model, task=task, architecture=architecture, **more), payload)
-
-    vit = {"processor": {"size": _LARGE}, **_VIT_TINY}
-    yield stage("image-classification", "ViT-Tiny, 224 x 224", "vit", **vit)
-    yield stage("image-feature-extraction", "ViT-Tiny, 224 x 224", "vit", **vit)
+    square, image = {"size": {"height": 224, "width": 224}}, {"image": _photograph()}
+    crop = {"size": {"shortest_edge": 224}, "crop_size": square["size"]}
+    labels = {**image, "candidate_labels": ["a cat on a mat"]}
+    vit, clip = {"processor": square, **_VIT_TINY}, {"processor": crop, **_clip_tiny()}
+    yolos = {"processor": {"size": {"height": 320, "width": 448}}, **_VIT_TINY, "image_size": [320, 448]}
+    for task, model, architecture, settings, payload, why in (
+        ("image-classification", "ViT-Tiny", "vit", vit, image, _DECODING),
+        ("image-feature-extraction", "ViT-Tiny", "vit", vit, image, _DECODING),
+        ("zero-shot-image-classification", "CLIP, both towers as ViT-Tiny, one label", "clip", clip, labels, _DECODING),
+        ("image-text-embedding", "CLIP, both towers as ViT-Tiny", "clip", clip, image, _DECODING),
+        ("object-detection", "YOLOS-Tiny at 320 x 448", "yolos", {**yolos, "num_detection_tokens": 100}, image, ""),
+        (
+            "image-segmentation",
+            "SegFormer-B0 at 224 x 224",
+            "segformer",
+            {"processor": square, **_SEGFORMER_B0},
+            image,
+            f"{_DECODING} {_ENLARGING}",
+        ),
+        ("depth-estimation", "DPT on ViT-Tiny", "dpt", {"processor": square, **_DPT_TINY}, image, _DECODING),
+    ):
+        make = partial(task_model, task=task, architecture=architecture, **settings)
+        yield Stages(task, model, make, payload, why)
 
 
 STAGES = list(_stages())

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.zoo.images import EXPORT_OPTIONS, task_model
+from benchmarks.zoo.images import EXPORT_SIZES, task_model
 from export.__main__ import main
 from tests.served import Served
 
@@ -62,13 +62,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
         if key not in made:
             root = tmp_path_factory.mktemp("zoo")
             folder = task_model(root / "model", task, architecture, **config)
-            arguments = [
-                "--task",
-                task,
-                "--out",
-                str(root / "bundle"),
-                *(options or EXPORT_OPTIONS.get(architecture, ())),
-            ]
+            if not options and architecture in EXPORT_SIZES:
+                options = ("--image-size", "x".join(map(str, EXPORT_SIZES[architecture])))
+            arguments = ["--task", task, "--out", str(root / "bundle"), *options]
             assert main([str(folder), *arguments]) == 0
             made[key] = Entry(task, folder, Served(root / "bundle"))
         return made[key]
