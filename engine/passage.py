@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ class Passage:
 
     def __init__(self, stats: Stats) -> None:
         self.stats = stats
+        self.on_lost: Callable[[str], None] = lambda sentence: None
 
-    async def run(self, rows: Sequence[Row]) -> list[Arrays]:
+    async def run(self, rows: Sequence[Row], on_rows_done: Callable[[int], None] | None = None) -> list[Arrays]:
         """What the task put into `rows`, in their order."""
         self.stats.rows += len(rows)
         return [row.feeds for row in rows]

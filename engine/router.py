@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,15 +29,38 @@ class Router:
         """Seconds for which the longest of the running batches has run; 0 when every engine is idle."""
         return max(batcher.busy_s for batcher in self._batchers.values())
 
-    async def run(self, rows: Sequence[Row]) -> list[Arrays]:
+    @property
+    def on_lost(self) -> Callable[[str], None]:
+        """Called with a sentence when an engine is lost; see Batcher."""
+        return next(iter(self._batchers.values())).on_lost
+
+    @on_lost.setter
+    def on_lost(self, tell: Callable[[str], None]) -> None:
+        for batcher in self._batchers.values():
+            batcher.on_lost = tell
+
+    async def run(self, rows: Sequence[Row], on_rows_done: Callable[[int], None] | None = None) -> list[Arrays]:
         """The outputs of `rows`, in their order. Raises as Batcher.run does; then the rest is cancelled."""
         places: dict[str, list[int]] = {}
         for index, row in enumerate(rows):
             places.setdefault(row.graph, []).append(index)
         if len(places) == 1:
             (graph,) = places
-            return await self._batchers[graph].run(rows)
-        running = [asyncio.ensure_future(self._batchers[g].run([rows[i] for i in at])) for g, at in places.items()]
+            return await self._batchers[graph].run(rows, on_rows_done)
+        done = dict.fromkeys(places, 0)
+
+        def count(graph: str) -> Callable[[int], None] | None:
+            def tell(so_far: int) -> None:
+                done[graph] = so_far
+                assert on_rows_done is not None
+                on_rows_done(sum(done.values()))
+
+            return tell if on_rows_done is not None else None
+
+        running = [
+            asyncio.ensure_future(self._batchers[graph].run([rows[index] for index in at], count(graph)))
+            for graph, at in places.items()
+        ]
         try:
             found = await asyncio.gather(*running)
         finally:

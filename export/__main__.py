@@ -79,16 +79,17 @@ def export(recipe: Recipe) -> dict[str, Any]:
 
             write(source, folder, {name: found[:2] for name, found in files.items()})
         with stage("parity") as note:
-            from export.parity import parity, worst
+            from export.parity import Gate, worst
 
-            figures = parity(source, folder, recipe.parity_threshold if recipe.precision == "fp32" else None)
+            gate = Gate(source, folder)
+            figures = gate.check(recipe.parity_threshold if recipe.precision == "fp32" else None)
             add_parity(folder, figures)
             note(f"{figures[source.task.unit]} {source.task.unit}, {worst(source, figures)}")
         if recipe.precision == "int8":
             with stage("int8") as note:
                 fp32 = figures["graphs"]
                 portable, _, places = files["model"]
-                figures = _quantize(source, folder, portable, places, recipe.parity_threshold)
+                figures = _quantize(gate, folder, portable, places, recipe.parity_threshold)
                 figures["graphs"].update(fp32)
                 add_parity(folder, figures)
                 note(f"{figures['kept']}, {worst(source, figures)}")
@@ -96,29 +97,38 @@ def export(recipe: Recipe) -> dict[str, Any]:
     return figures
 
 
-def _quantize(source: Any, folder: Path, portable: Path, places: Any, threshold: float | None) -> dict[str, Any]:
-    """The figures of the first step of the int8 ladder that passes the gate, and why the ones before it did not.
+def _quantize(gate: Any, folder: Path, portable: Path, places: Any, threshold: float | None) -> dict[str, Any]:
+    """The figures of the fastest int8 graph that passes the gate, with what it keeps and what was refused.
 
     Raises ParityFailed when none passes.
     """
-    from export.parity import parity
-    from export.precision import STEPS, int8
+    from export.precision import ROWS_TRIED, SHORTLIST, Int8, Step, search
+    from export.smooth import ALPHAS
     from export.write import choose
 
-    refused: dict[str, str] = {}
-    for step in STEPS:
-        work = folder / "work"
-        choose(folder, "int8", int8(portable, step, work, places))
-        shutil.rmtree(work)
-        try:
-            figures = parity(source, folder, threshold)
-        except ParityFailed as failure:
-            if step is STEPS[-1]:
-                raise
-            refused[step.name] = f"{failure}; worst: {', '.join(failure.rows[0])}"
-        else:
-            return {**figures, "kept": f"int8: {step.name}", "refused": refused}
-    raise AssertionError("the ladder has no steps")
+    gate.add_samples()
+    int8 = Int8(portable, folder / "work", places, gate.rows)  # odd rows first: their activations are the largest
+
+    def attempt(step: Step) -> dict[str, Any]:
+        choose(folder, "int8", int8.write(step))
+        figures: dict[str, Any] = gate.check(threshold)
+        return figures
+
+    def badness(step: Step) -> float:
+        choose(folder, "int8", int8.write(step))
+        figure: float = gate.mean_badness(ROWS_TRIED)
+        return figure
+
+    def best_alpha() -> float:
+        return min(ALPHAS, key=lambda alpha: badness(Step(alpha)))
+
+    def ranked(alpha: float) -> Sequence[str]:
+        names = int8.suffering()
+        found = {name: badness(Step(alpha, (name,))) for name in names[:SHORTLIST]}
+        return sorted(found, key=lambda name: found[name]) + names[SHORTLIST:]
+
+    figures, step, refused = search(attempt, best_alpha, ranked)
+    return {**figures, "kept": f"int8: {step}", "kept_in_fp32": list(step.kept), "refused": refused}
 
 
 def _size(folder: Path) -> int:

@@ -65,7 +65,7 @@ def fuse(portable: Path, work: Path) -> Path:
 
     "Extended" is the highest level whose result does not depend on this machine's instruction set.
     """
-    work.mkdir(parents=True)
+    work.mkdir(parents=True, exist_ok=True)
     fused = work / "fused.onnx"
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

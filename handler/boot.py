@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.bundle import open_bundle
 from engine.config import Settings
+from handler.log import log
 from handler.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Worker:
     choice: Choice
     batcher: Router | Passage
     handler: Handler
+    notes: Sequence[str] = ()
+    """What the engine does not do as it should."""
 
     def health(self) -> dict[str, Any]:
         """The reply to `{"input": {"health": true}}`."""
@@ -44,6 +46,8 @@ class Worker:
             "precision": manifest.precision,
             "engine": self.choice.engine,
             "reason": self.choice.reason,
+            "ladder": self.choice.report(),
+            "notes": list(self.notes),
             "boot_ms": self.timeline.stages,
             "uptime_s": self.timeline.uptime_s,
             "jobs_done": self.handler.jobs_done,
@@ -61,31 +65,31 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
     verified = _in_thread(lambda: _verify(bundle, timeline))
     with timeline.stage("imports"):
         # Here and not at the top: while these modules load, the files are hashed.
-        from engine.backends import load_engine
         from engine.batcher import Batcher
+        from engine.boot import import_ahead, open_engine
         from engine.passage import Passage
-        from engine.probe import gpu
         from engine.router import Router
-        from engine.select import Choice, Facts, select
+        from engine.select import Choice
         from engine.stats import Stats
         from engine.tasks import load_task
         from handler.handler import Handler
 
-        has_engine = bool(bundle.manifest.graphs)
-        providers = _providers() if has_engine else []
+        if bundle.manifest.graphs:
+            import_ahead(settings)
     verified.result()  # nothing of the bundle is deserialised before this line
-    with timeline.stage("select"):
-        if has_engine:
-            choice = select(settings.engine, Facts(gpu(), providers))
-        else:
-            choice = Choice("none", f"{bundle.manifest.task} has no model")
+    choice = Choice("none", f"{bundle.manifest.task} has no model")
+    engines = {}
     with timeline.stage("engine load"):
-        engines = {graph: load_engine(choice, bundle, settings, graph) for graph in bundle.manifest.graphs}
+        for graph in bundle.manifest.graphs:
+            engines[graph], choice = open_engine(bundle, settings, graph, say=lambda line: log("INFO", line))
     with timeline.stage("task"):
         task = load_task(bundle, settings)
     with timeline.stage("warm-up"):
         for engine in engines.values():
             engine.warm_up()
+    notes = tuple(note for engine in engines.values() for note in getattr(engine, "notes", ()))
+    for line in (*(f"{step.name}: {step.reason}" for step in choice.ladder), *notes):
+        log("INFO", line)
     stats = Stats()
     batchers = {
         graph: Batcher(
@@ -98,9 +102,9 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
         )
         for graph, engine in engines.items()
     }
-    batcher = Router(batchers, stats) if has_engine else Passage(stats)
+    batcher = Router(batchers, stats) if batchers else Passage(stats)
     handler = Handler(task, batcher, lambda: worker.health(), debug=settings.debug, stats=stats)
-    worker = Worker(timeline, bundle, choice, batcher, handler)
+    worker = Worker(timeline, bundle, choice, batcher, handler, notes)
     timeline.mark("ready")
     return worker
 
@@ -108,14 +112,6 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
 def _verify(bundle: Bundle, timeline: Timeline) -> None:
     with timeline.stage("verify"):
         bundle.verify()
-
-
-def _providers() -> list[str]:
-    if find_spec("onnxruntime") is None:
-        return []  # an image for another engine
-    from engine.backends.onnxruntime import available_providers
-
-    return available_providers()
 
 
 def _in_thread(work: Callable[[], T]) -> Future[T]:
