@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,8 +49,7 @@ def trace(source: Source, traced: Traced, path: Path) -> Path:
         flat = _flat(traced.module)
         axes = {name: _dynamic(of) for name, _, of, _ in traced.inputs}
         try:
-            # It prints the whole graph where it fails.
-            with contextlib.redirect_stdout(io.StringIO()), _pools_as_matrices():
+            with _silent(), _pools_as_matrices():
                 torch.onnx.export(
                     flat,
                     examples,
@@ -100,6 +99,20 @@ def _flat(module: Any) -> Any:
             return tuple(_narrow(values) for values in self.module(*inputs).values())
 
     return Flat()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep back the graph that the exporter prints where it fails, from C++ and to the file descriptor."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 @contextmanager
