@@ -19,10 +19,9 @@ class Passage:
     def __init__(self, stats: Stats) -> None:
         self.stats = stats
         self.on_lost: Callable[[str], None] = lambda sentence: None
-        """Never called: there is no engine to lose."""
 
     async def run(self, rows: Sequence[Row], on_rows_done: Callable[[int], None] | None = None) -> list[Arrays]:
-        """What the task put into `rows`, in their order; all at once, so that there is no progress to tell of."""
+        """What the task put into `rows`, in their order."""
         self.stats.rows += len(rows)
         return [row.feeds for row in rows]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.batcher import Batcher
@@ -20,16 +20,6 @@ class Router:
         self._batchers = batchers
 
     @property
-    def on_lost(self) -> Callable[[str], None]:
-        """Called once, in an engine's thread, when its engine is lost: this process can answer nothing any more."""
-        return next(iter(self._batchers.values())).on_lost
-
-    @on_lost.setter
-    def on_lost(self, tell: Callable[[str], None]) -> None:
-        for batcher in self._batchers.values():
-            batcher.on_lost = tell
-
-    @property
     def queued(self) -> int:
         """Rows that wait, for whichever graph."""
         return sum(batcher.queued for batcher in self._batchers.values())
@@ -39,8 +29,18 @@ class Router:
         """Seconds for which the longest of the running batches has run; 0 when every engine is idle."""
         return max(batcher.busy_s for batcher in self._batchers.values())
 
+    @property
+    def on_lost(self) -> Callable[[str], None]:
+        """Called with a sentence when an engine is lost; see Batcher."""
+        return next(iter(self._batchers.values())).on_lost
+
+    @on_lost.setter
+    def on_lost(self, tell: Callable[[str], None]) -> None:
+        for batcher in self._batchers.values():
+            batcher.on_lost = tell
+
     async def run(self, rows: Sequence[Row], on_rows_done: Callable[[int], None] | None = None) -> list[Arrays]:
-        """The outputs of `rows`, in their order. As Batcher.run; where it raises, the rest is cancelled."""
+        """The outputs of `rows`, in their order. Raises as Batcher.run does; then the rest is cancelled."""
         places: dict[str, list[int]] = {}
         for index, row in enumerate(rows):
             places.setdefault(row.graph, []).append(index)
@@ -49,16 +49,18 @@ class Router:
             return await self._batchers[graph].run(rows, on_rows_done)
         done = dict.fromkeys(places, 0)
 
-        def run(graph: str) -> Coroutine[Any, Any, list[Arrays]]:
-            def tell(count: int) -> None:
-                done[graph] = count
+        def count(graph: str) -> Callable[[int], None] | None:
+            def tell(so_far: int) -> None:
+                done[graph] = so_far
                 assert on_rows_done is not None
                 on_rows_done(sum(done.values()))
 
-            own = [rows[index] for index in places[graph]]
-            return self._batchers[graph].run(own, tell if on_rows_done is not None else None)
+            return tell if on_rows_done is not None else None
 
-        running = [asyncio.ensure_future(run(graph)) for graph in places]
+        running = [
+            asyncio.ensure_future(self._batchers[graph].run([rows[index] for index in at], count(graph)))
+            for graph, at in places.items()
+        ]
         try:
             found = await asyncio.gather(*running)
         finally:

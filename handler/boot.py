@@ -74,22 +74,21 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
         from engine.tasks import load_task
         from handler.handler import Handler
 
-        graphs = tuple(bundle.manifest.graphs)
-        if graphs:
+        if bundle.manifest.graphs:
             import_ahead(settings)
     verified.result()  # nothing of the bundle is deserialised before this line
+    choice = Choice("none", f"{bundle.manifest.task} has no model")
+    engines = {}
     with timeline.stage("engine load"):
-        opened = {graph: open_engine(bundle, settings, graph, lambda line: log("INFO", line)) for graph in graphs}
-        engines = {graph: engine for graph, (engine, _) in opened.items()}
-        choices = [choice for _, choice in opened.values()] or [Choice("none", f"{bundle.manifest.task} has no model")]
+        for graph in bundle.manifest.graphs:
+            engines[graph], choice = open_engine(bundle, settings, graph, say=lambda line: log("INFO", line))
     with timeline.stage("task"):
         task = load_task(bundle, settings)
     with timeline.stage("warm-up"):
         for engine in engines.values():
             engine.warm_up()
     notes = tuple(note for engine in engines.values() for note in getattr(engine, "notes", ()))
-    steps = (f"{step.name}: {step.reason}" for choice in choices for step in choice.ladder)
-    for line in dict.fromkeys((*steps, *notes)):
+    for line in (*(f"{step.name}: {step.reason}" for step in choice.ladder), *notes):
         log("INFO", line)
     stats = Stats()
     batchers = {
@@ -105,7 +104,7 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
     }
     batcher = Router(batchers, stats) if batchers else Passage(stats)
     handler = Handler(task, batcher, lambda: worker.health(), debug=settings.debug, stats=stats)
-    worker = Worker(timeline, bundle, choices[0], batcher, handler, notes)
+    worker = Worker(timeline, bundle, choice, batcher, handler, notes)
     timeline.mark("ready")
     return worker
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from engine.errors import InvalidInput, Unreachable
@@ -38,8 +38,11 @@ def bytes_of(value: Json, field: str, limits: Limits) -> bytes:
     return content
 
 
-def each_bytes_of(items: Iterable[tuple[str, Json]], limits: Limits) -> Iterator[bytes]:
-    """What `bytes_of` gives for every (field, value), in order; a few are fetched ahead, side by side."""
+def each_bytes_of(items: Sequence[tuple[str, Json]], limits: Limits) -> Iterator[bytes]:
+    """What `bytes_of` gives for every (field, value), in order; where several are URLs, a few are fetched ahead."""
+    if sum(isinstance(value, str) and value[:6].lower() == "https:" for _, value in items) < 2:
+        yield from (bytes_of(value, field, limits) for field, value in items)
+        return
     from concurrent.futures import Future, ThreadPoolExecutor
 
     ahead: deque[Future[bytes]] = deque()

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import engine.fetch
-from engine.batcher import Batcher
 from engine.config import Limits
 from engine.errors import InvalidInput, Unreachable
 from engine.fetch import INTERNET, Network, check_url, fetch
+from engine.passage import Passage
+from engine.stats import Stats
 from engine.tasks.media import bytes_of, each_bytes_of
 from handler.handler import Handler
 from tests.tls_server import HOST, LOOPBACK, TlsServer, certificate, content, endless, raw, silent_server
@@ -284,15 +285,12 @@ def test_a_fetch_does_not_hold_up_other_jobs(server: TlsServer, monkeypatch: pyt
         def postprocess(self, request: Any, outputs: Any) -> Any:
             return {"bytes": outputs[0]}
 
-    class Echo(Batcher):
-        def __init__(self) -> None:
-            pass
-
+    class Echo(Passage):
         async def run(self, rows: Any, on_rows_done: Any = None) -> Any:
             return rows
 
     async def scenario() -> None:
-        handler = Handler(Sizes(), Echo(), lambda: {"healthy": True})  # type: ignore[arg-type]
+        handler = Handler(Sizes(), Echo(Stats()), lambda: {"healthy": True})  # type: ignore[arg-type]
         job = asyncio.create_task(handler.handle({"id": "1", "input": {"url": server.url("/when-told")}}))
         await asyncio.to_thread(asked.wait, 10)
         assert await handler.handle({"id": "2", "input": {"health": True}}) == {"healthy": True}
