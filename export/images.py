@@ -135,9 +135,10 @@ def from_pixels(source: Source, model: Any) -> Any:
             self.register_buffer("offset", torch.tensor(found.offset, dtype=torch.float32))
 
         def forward(self, pixels: Any, extent: Any = None) -> Any:
+            values = pixels.to(torch.float32)  # first of all: it is what TensorRT takes bytes for
             if found.order != (0, 1, 2):
-                pixels = pixels[..., list(found.order)]
-            values = (pixels.to(torch.float32) * self.scale + self.offset).permute(0, 3, 1, 2)
+                values = values[..., list(found.order)]
+            values = (values * self.scale + self.offset).permute(0, 3, 1, 2)
             inputs = {"pixel_values": values}
             if extent is not None:
                 rows = torch.arange(found.geometry.height, dtype=torch.int32)[None, :, None] < extent[:, 0, None, None]
