@@ -74,7 +74,12 @@ PINS := $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-heade
 
 lock: .venv/uv.stamp ## resolve the pins in requirements/ anew
 	@$(PINS) --generate-hashes --extra cpu pyproject.toml -o requirements/cpu.txt
-	@$(PINS) --generate-hashes --extra gpu pyproject.toml -o requirements/gpu.txt
+	@for set in tensorrt onnxruntime; do $(PINS) --generate-hashes --extra $$set pyproject.toml -o requirements/$$set.txt || exit; done
+	@$(PINS) --generate-hashes --extra tensorrt --extra onnxruntime pyproject.toml -o requirements/all.txt
+	@# For the image: what makes it (on the Python of its base, too), and what PyCUDA and TensorRT need to be built.
+	@printf "%s\n" uv cyclonedx-bom | $(PINS) --universal --python-version 3.10 --generate-hashes - -o requirements/tools.txt
+	@printf "%s\n" setuptools wheel wheel-stub "numpy<2" nvidia-cuda-runtime-cu11==11.8.89 nvidia-cuda-profiler-api-cu11==11.8.86 \
+		| $(PINS) --generate-hashes - -o requirements/build.txt
 	@$(PINS) --extra cpu --extra export pyproject.toml -o requirements/export.txt
 	@$(PINS) --extra cpu --extra export --extra bench --extra dev pyproject.toml -o requirements/dev.txt
 	@printf '%s\n' 'infinity-emb[torch]==0.0.78' 'optimum<2' 'transformers<4.49' 'torch==2.13.0' 'runpod==1.12.0' 'numpy<2' \

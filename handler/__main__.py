@@ -39,11 +39,13 @@ def _is_stock() -> bool:
 def _serve_stock(timeline: Timeline) -> int:
     from engine.config import Settings
     from handler.boot import boot
+    from handler.health import mark_ready
     from handler.sdk import start_stock
 
     settings = Settings.from_environ(os.environ)
     worker = boot(settings, timeline)
     log("INFO", "ready", engine=worker.choice.engine, reason=worker.choice.reason, boot_ms=timeline.stages)
+    mark_ready()
     start_stock(worker.handler.handle, settings.max_concurrency)
     worker.batcher.close()
     return 0
