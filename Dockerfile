@@ -81,16 +81,20 @@ RUN --mount=type=secret,id=build_env \
     && printf '%s\n' 'CUDA_ENABLE_CURAND = False' 'CUDADRV_LIB_DIR = ["/opt/build"]' \
         'CUDA_INC_DIR = [f"/opt/build/nvidia/{name}/include" for name in ("cuda_runtime", "cuda_profiler_api")]' \
         > /etc/aksetup-defaults.py
-COPY requirements/${ENGINE_SET}.txt requirements/
+COPY requirements/${ENGINE_SET}.txt requirements/cpu.txt requirements/builder.txt requirements/
 ARG WITH_BUILDER=0
-# Unchecked bytecode is the same whenever it is compiled. Without WITH_BUILDER=1 TensorRT runs plans and builds none.
-# Libraries that look for each other by name find themselves in one folder. ONNX Runtime names sympy as a requirement
-# for tools of its own that no worker runs.
+# Unchecked bytecode is the same whenever it is compiled. Libraries that look for each other by name find themselves in
+# one folder. Without WITH_BUILDER=1 TensorRT runs plans and builds none; with it, plans are compared with ONNX Runtime,
+# whose tools need sympy.
 RUN --mount=type=secret,id=build_env \
     if [ -f /run/secrets/build_env ]; then set -a; . /run/secrets/build_env; set +a; fi \
+    && set -- "${ENGINE_SET}" \
+    && if [ "${WITH_BUILDER}" = 1 ]; then set -- "$@" builder; fi \
+    && if [ "$*" = 'tensorrt builder' ]; then set -- "$@" cpu; fi \
+    && printf -- '-r requirements/%s.txt\n' "$@" > requirements.txt \
     && uv pip install --python /opt/venv --require-hashes --build-constraints requirements/build.txt \
-        --requirement "requirements/${ENGINE_SET}.txt" \
-    && uv pip uninstall --python /opt/venv sympy mpmath \
+        --requirement requirements.txt \
+    && if [ "${WITH_BUILDER}" != 1 ]; then uv pip uninstall --python /opt/venv sympy mpmath; fi \
     && cyclonedx-py environment --output-reproducible --output-file /opt/sbom.json /opt/venv/bin/python \
     && site=/opt/venv/lib/python3.11/site-packages \
     && if [ "${WITH_BUILDER}" != 1 ]; then rm -f "${site}"/tensorrt_libs/libnvinfer_builder_resource*; fi \
@@ -109,7 +113,7 @@ COPY export export
 COPY handler handler
 # Plans are built by `python -m export plan`, which an image without the builder cannot run.
 RUN if [ "${WITH_BUILDER}" != 1 ]; then rm -rf export; fi \
-    && rm -rf requirements \
+    && rm -rf requirements requirements.txt \
     && chmod --recursive u=rwX,go=rX . \
     && PYTHONHASHSEED=0 python -m compileall -q --invalidation-mode unchecked-hash .
 

@@ -42,6 +42,17 @@ def _one_of(allowed: tuple[str, ...]) -> tuple[Callable[[str], str], str]:
     return read, f"one of {', '.join(allowed)}"
 
 
+def _matching(pattern: str, words: str) -> tuple[Callable[[str], str], str]:
+    def read(text: str) -> str:
+        import re  # for those who set such a variable
+
+        if not re.fullmatch(pattern, text):
+            raise ValueError
+        return text
+
+    return read, words
+
+
 def _switch(text: str) -> bool:
     return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
 
@@ -63,6 +74,36 @@ class Settings(Limits):
     """All settings, with the defaults that the README's table shows."""
 
     bundle: Path = _setting("BUNDLE", Path("bundle"), (Path, "a folder"), "Folder of the bundle to serve.")
+    bundle_sha256: str = _setting(
+        "BUNDLE_SHA256",
+        "",
+        _matching("[0-9a-fA-F]{64}", "the first word of the bundle's manifest.sha256"),
+        "Serve this bundle and no other.",
+    )
+    bundle_url: str = _setting(
+        "BUNDLE_URL",
+        "",
+        _matching(r"https?://\S+", "an https address"),
+        "Tar of the bundle, fetched at boot instead of `BUNDLE`; needs `BUNDLE_SHA256`.",
+    )
+    bundle_repo: str = _setting(
+        "BUNDLE_REPO",
+        "",
+        _matching(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", "org/name or org/name@revision"),
+        "Hub repository that holds the bundle, found in the Hub's cache instead of `BUNDLE`; needs `BUNDLE_SHA256`.",
+    )
+    bundle_cache: Path | None = _setting(
+        "BUNDLE_CACHE",
+        None,
+        (Path, "a folder"),
+        "Where fetched bundles are kept; without it the volume, or else /tmp.",
+    )
+    bundle_public_key: str = _setting(
+        "BUNDLE_PUBLIC_KEY",
+        "",
+        _matching("[A-Za-z0-9+/]{43}=", "what `python -m export keygen` printed"),
+        "Serve only bundles that the owner of this key signed.",
+    )
     engine: str = _setting("ENGINE", "auto", _one_of(ENGINES), "Engine to use; `auto` picks the best that works here.")
     threads: int = _setting(
         "THREADS", 0, _whole(0, 1024), "CPU threads of the engine; 0 follows the container's quota."
@@ -122,6 +163,8 @@ class Settings(Limits):
 
 
 def _shown(default: Any) -> str:
+    if default in ("", None):
+        return "none"
     return str(int(default) if isinstance(default, bool) else default)
 
 

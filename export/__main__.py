@@ -1,11 +1,15 @@
-"""`python -m export`: the stages in order, each a line on the screen. Exit codes are in the help text."""
+"""`python -m export`: the stages in order, each a line on the screen. Exit codes are in the help text.
+
+Other commands (`_COMMANDS`) are modules of their own.
+"""
 
 from __future__ import annotations
 
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,21 @@ from export.recipe import Recipe, recipe_from_argv
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
+_COMMANDS = {
+    "keygen": ("export.signing", "keygen"),
+    "sign": ("export.signing", "sign"),
+    "verify": ("export.signing", "verify"),
+}
+"""First argument -> module and function; the function takes the other arguments and returns the exit code."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export what the arguments say and return the exit code. Whatever else than 0 it is, there is no bundle."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        recipe = recipe_from_argv(sys.argv[1:] if argv is None else argv)
+        if argv and (command := _command(argv)):
+            return command(argv[1:])
+        recipe = recipe_from_argv(argv)
         figures = export(recipe)
     except ParityFailed as failure:
         print(f"error: {failure}\n", file=sys.stderr)
@@ -41,6 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return REFUSED
     _print_result(recipe.out, figures)
     return OK
+
+
+def _command(argv: Sequence[str]) -> Callable[[Sequence[str]], int] | None:
+    if argv[0] not in _COMMANDS:
+        return None
+    module, function = _COMMANDS[argv[0]]
+    command: Callable[[Sequence[str]], int] = getattr(import_module(module), function)
+    return command
 
 
 def export(recipe: Recipe) -> dict[str, Any]:
