@@ -98,7 +98,9 @@ RUN --mount=type=secret,id=build_env \
     && cyclonedx-py environment --output-reproducible --output-file /opt/sbom.json /opt/venv/bin/python \
     && site=/opt/venv/lib/python3.11/site-packages \
     && if [ "${WITH_BUILDER}" != 1 ]; then rm -f "${site}"/tensorrt_libs/libnvinfer_builder_resource*; fi \
-    && find "${site}" /opt/python -type d -name tests -prune -exec rm -rf {} + \
+    && find "${site}" /opt/python \( -type d -name tests -o -name conftest.py \) -prune -exec rm -rf {} + \
+    && find /opt/venv/bin -type f -delete \
+    && rm -rf /opt/venv/.gitignore /opt/venv/.lock /opt/venv/CACHEDIR.TAG /opt/venv/share \
     && mkdir /opt/venv/lib/cuda \
     && find "${site}" \( -path '*/nvidia/*/lib/*.so*' -o -path '*/tensorrt_libs/*.so*' \) \
         -exec ln -s -t /opt/venv/lib/cuda {} + \

@@ -15,7 +15,6 @@ import pytest
 from engine.bundle import open_bundle
 from engine.config import Settings
 from engine.errors import BundleError, ConfigError
-from handler import fetch_bundle
 from handler.bundle_source import bundle_folder
 from tests.bundles import write_small_bundle
 
@@ -60,7 +59,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch_bundle.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("handler.fetch_bundle.time.sleep", lambda seconds: None)
 
 
 def settings(**values: str) -> Settings:
