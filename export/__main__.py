@@ -25,8 +25,10 @@ _COMMANDS = {
     "keygen": ("export.signing", "keygen"),
     "sign": ("export.signing", "sign"),
     "verify": ("export.signing", "verify"),
+    "plan --on-runpod": ("export.on_runpod", "main"),
 }
 """First argument -> module and function; the function takes the other arguments and returns the exit code."""
+_ON_RUNPOD = "--on-runpod"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,9 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str]) -> Callable[[Sequence[str]], int] | None:
-    if argv[0] not in _COMMANDS:
+    name = argv[0]
+    if any(argument.partition("=")[0] == _ON_RUNPOD for argument in argv):
+        name = f"{name} {_ON_RUNPOD}"
+    if name not in _COMMANDS:
         return None
-    module, function = _COMMANDS[argv[0]]
+    module, function = _COMMANDS[name]
     command: Callable[[Sequence[str]], int] = getattr(import_module(module), function)
     return command
 

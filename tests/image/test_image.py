@@ -70,7 +70,7 @@ def test_nothing_can_be_written_not_even_by_root(image: Image, tmp_path: Path):
     """So that the test above means something."""
     script = "import os; print(os.getuid()); open('/app/x', 'w')"
     for user in ("10001:10001", "0:0"):
-        with Container(image, {}, tmp_path / "log", ["python", "-c", script], user) as container:
+        with Container(image, {}, tmp_path / "log", ["python", "-u", "-c", script], user) as container:
             assert container.wait() == 1
         assert container.output.startswith(user.partition(":")[0])
         assert "Read-only file system" in container.output
