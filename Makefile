@@ -27,7 +27,7 @@ export HF_HUB_OFFLINE ?= 1
 	@$(BIN)/uv pip install --python $(BIN)/python -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help setup demo test lint types imports unit test-gpu peers coldstart load soak lock clean
+.PHONY: help setup demo test lint types imports unit test-gpu image test-image peers coldstart load soak lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -57,6 +57,21 @@ unit: setup
 
 test-gpu: setup ## the tests that need a GPU
 	@$(BIN)/python -m pytest -m gpu
+
+IMAGE ?= worker-tensorrt:latest
+ENGINE_SET ?= all
+WITH_BUILDER ?= 0
+DOCKER ?= docker
+# Of bundle/: the build arguments that become the image's labels. Without bundle/ the build exports MODEL.
+BUNDLE_ARGS = $(if $(wildcard bundle/manifest.json),$(shell $(PYTHON) -c 'import json; m = json.load(open("bundle/manifest.json")); \
+	print("MODEL=" + m["model"], "REVISION=" + (m["revision"] or ""), "BUNDLE_SHA256=" + open("bundle/manifest.sha256").read()[:64])'),$(if $(MODEL),MODEL=$(MODEL)))
+
+image: ## the image around bundle/, or around an export of MODEL=...; IMAGE=... ENGINE_SET=... WITH_BUILDER=1
+	$(DOCKER) build --tag $(IMAGE) --build-arg ENGINE_SET=$(ENGINE_SET) --build-arg WITH_BUILDER=$(WITH_BUILDER) \
+		$(foreach argument,$(BUNDLE_ARGS),--build-arg $(argument)) .
+
+test-image: setup ## build the image and run it (root, buildah and debootstrap; no docker)
+	@$(BIN)/python -m pytest -m image -rs tests/image tests/unit/test_dockerfile.py
 
 peers: setup ## our worker beside a stock-SDK worker and RunPod's infinity worker (made in build/peers), in one run
 	@$(BIN)/python -m benchmarks peers --with int8,stock,infinity

@@ -46,6 +46,8 @@ class Order:
     """For each pod."""
     dry_run: bool
     proxy: str
+    pause_s: float
+    """Between two looks at what a pod does."""
     plan_arguments: tuple[str, ...]
     """For `python -m export plan` on the pod."""
 
@@ -102,6 +104,7 @@ def order_from_argv(argv: Sequence[str]) -> Order:
         time_limit_s=asked.time_limit,
         dry_run=asked.dry_run,
         proxy=asked.proxy,
+        pause_s=asked.pause,
         plan_arguments=tuple(others),
     )
 
@@ -142,7 +145,7 @@ def _add_plans(api: Any, order: Order, gpu_type: str, seconds: float) -> None:
 
 def _build(pod: Pod, order: Order, bundle: Bundle, copy: Path, deadline: float) -> None:
     """Have the pod build, and bring what is new into `copy`."""
-    client = PodClient(order.proxy.format(pod=pod.id, port=PORT), pod.token, deadline, pod.is_alive)
+    client = PodClient(order.proxy.format(pod=pod.id, port=PORT), pod.token, deadline, pod.is_alive, order.pause_s)
     with stage("pod") as note:
         state = client.wait()
         note(pod.id)
@@ -207,5 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cost-limit", type=float, default=2.0, metavar="USD", help="for all pods (default: 2.00)")
     parser.add_argument("--time-limit", type=float, default=1800.0, metavar="S", help="for each pod (default: 1800)")
     parser.add_argument("--dry-run", action="store_true", help="show prices and limits, create nothing")
-    parser.add_argument("--proxy", default=PROXY, help=argparse.SUPPRESS)  # for tests
+    # For tests:
+    parser.add_argument("--proxy", default=PROXY, help=argparse.SUPPRESS)
+    parser.add_argument("--pause", type=float, default=3.0, help=argparse.SUPPRESS)
     return parser

@@ -6,6 +6,7 @@ lost, is ended as well. Should this machine die, the pod's own time limit ends i
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import sys
@@ -38,9 +39,10 @@ class Pod:
 
 
 def load_api() -> Any:
-    """The SDK. Raises Refused without an API key."""
+    """The SDK. Raises Refused without an API key: neither RUNPOD_API_KEY nor `runpod config` has one."""
     import runpod
 
+    runpod.api_key = os.environ.get("RUNPOD_API_KEY") or runpod.api_key
     if not runpod.api_key:
         raise Refused("no RunPod API key; set RUNPOD_API_KEY to one that may create pods")
     return runpod

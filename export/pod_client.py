@@ -26,9 +26,7 @@ class PodClient:
     Every method raises TimeoutError once the deadline is over. `is_alive` is asked while the pod does not answer.
     """
 
-    def __init__(
-        self, url: str, token: str, deadline: float, is_alive: Callable[[], bool], pause_s: float = 3.0
-    ) -> None:
+    def __init__(self, url: str, token: str, deadline: float, is_alive: Callable[[], bool], pause_s: float) -> None:
         self._url, self._token, self._deadline = url, token, deadline
         self._is_alive, self._pause_s = is_alive, pause_s
 

@@ -164,6 +164,7 @@ def end_pod(environ: Mapping[str, str]) -> None:
     """Terminate the pod that this runs on, with the key that RunPod gives to every pod."""
     import runpod
 
+    runpod.api_key = environ["RUNPOD_API_KEY"]
     runpod.terminate_pod(environ["RUNPOD_POD_ID"])
 
 

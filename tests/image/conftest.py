@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from engine.bundle import open_bundle
 from tests.bundles import write_small_bundle
 from tests.image.buildah import Buildah, Image, missing
 
+REVISION = "r" * 40
 MARKER_SECRET = "hf_this-is-the-token-that-must-not-be-inside"
 
 
@@ -44,7 +46,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if Path(name).is_file():
             (context / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(name, context / name)
-    write_small_bundle(context / "bundle", revision="r" * 40)
+    write_small_bundle(context / "bundle", revision=REVISION)
     for name in (
         ".env",
         "key.pem",
@@ -60,7 +62,9 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def image(buildah: Buildah, context: Path, tmp_path_factory: pytest.TempPathFactory) -> Image:
-    """Built with a token at hand."""
+    """Built with a token at hand, and with the arguments that `make image` gives."""
     token = tmp_path_factory.mktemp("secret") / "HF_TOKEN"
     token.write_text(MARKER_SECRET)
-    return buildah.build(context, "localhost/worker:test", f"--secret=id=HF_TOKEN,src={token}")
+    bundle = open_bundle(context / "bundle")
+    arguments = [f"MODEL={bundle.manifest.model}", f"REVISION={REVISION}", f"BUNDLE_SHA256={bundle.sha256}"]
+    return buildah.build(context, "localhost/worker:test", f"--secret=id=HF_TOKEN,src={token}", arguments=arguments)

@@ -72,6 +72,10 @@ class Container:
 
     def healthcheck(self) -> int:
         """The exit code of the image's HEALTHCHECK, run inside."""
+        deadline = time.monotonic() + 10
+        while self.main.cmdline()[:1] != ["python"]:  # still setting up
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.01)
         command = self._image.config["Healthcheck"]["Test"]
         assert command[0] == "CMD"
         user, _, group = self._user.partition(":")
