@@ -7,8 +7,10 @@ test_input.json in the working directory, or `--rp_serve_api`. So does WORKER_LO
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+from typing import NoReturn
 
 from engine.errors import WorkerFault
 from handler.fork import fork, wait_for
@@ -54,6 +56,8 @@ def _serve_stock(timeline: Timeline) -> int:
 def _serve(timeline: Timeline) -> int:
     # First of all: whatever is imported before the fork is imported by one core, and after it by two.
     pid, end = fork(lambda end: _serve_engine(end, timeline))
+    # Until the job loop listens. As process 1 of a container we would not even be killed by it.
+    signal.signal(signal.SIGTERM, _stop_before_ready)
     try:
         with timeline.stage("SDK import"):
             from engine.config import Settings
@@ -66,6 +70,11 @@ def _serve(timeline: Timeline) -> int:
     finally:
         end.close()
         wait_for(pid, _STOP_S)
+
+
+def _stop_before_ready(signum: int, frame: object) -> NoReturn:
+    log("INFO", "told to stop before the first job")
+    sys.exit(0)
 
 
 def _serve_engine(end: socket.socket, timeline: Timeline) -> None:

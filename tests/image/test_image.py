@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,14 @@ def test_a_worker_answers_jobs_as_nobody_in_particular_and_stops(image: Image, t
     assert "Traceback" not in container.output
 
 
+def test_one_job_can_be_tried_without_an_endpoint(image: Image, tmp_path: Path):
+    """As docs/deploy.md says: `docker run --rm --read-only worker:cpu python -m handler --test_input ...`."""
+    command = ["python", "-m", "handler", "--test_input", '{"input": {"text": "hello"}}']
+    with Container(image, {}, tmp_path / "log", command) as container:
+        assert container.wait(60) == 0, container.output
+    assert "'embedding': [" in container.output
+
+
 def test_nothing_can_be_written_not_even_by_root(image: Image, tmp_path: Path):
     """So that the test above means something."""
     script = "import os; print(os.getuid()); open('/app/x', 'w')"
@@ -79,6 +88,17 @@ def test_nothing_can_be_written_not_even_by_root(image: Image, tmp_path: Path):
 def test_the_health_check_fails_before_the_worker_is_ready(image: Image, tmp_path: Path):
     with Container(image, {}, tmp_path / "log", ["python", "-c", "import time; time.sleep(60)"]) as container:
         assert container.healthcheck() == 1
+
+
+@pytest.mark.parametrize("after_s", [0.1, 0.2, 0.4])
+def test_a_worker_that_is_stopped_while_it_starts_stops(image: Image, tmp_path: Path, after_s: float):
+    """Process 1 has no default handlers: a signal that it does not handle is lost."""
+    with EmulatorThread() as emulator, Container(image, emulator.worker_env(), tmp_path / "log") as container:
+        while container.main.cmdline()[:1] != ["python"]:
+            time.sleep(0.01)
+        time.sleep(after_s)
+        assert container.stop() == 0, container.output
+    assert "Traceback" not in container.output
 
 
 def test_a_worker_that_cannot_start_says_why(image: Image, tmp_path: Path):
