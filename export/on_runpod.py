@@ -83,6 +83,9 @@ def main(argv: Sequence[str]) -> int:
 def order_from_argv(argv: Sequence[str]) -> Order:
     """The order of a command line. Options that are not known here go to the pod as they are. Raises Refused."""
     parser = _parser()
+    if argv and argv[0].startswith("-") and not {"-h", "--help"} & set(argv):
+        # Options for the pod are not known here, nor whether a word that follows one is its value.
+        raise Refused("the bundle comes first: python -m export plan BUNDLE --on-runpod GPU --image NAME")
     asked, others = parser.parse_known_args(argv)
     gpu_types = tuple(dict.fromkeys(name.strip() for name in asked.on_runpod.split(",") if name.strip()))
     if not gpu_types:

@@ -1,6 +1,5 @@
 """docs/deploy.md: its commands are run, or are on the list of those that need what a test machine lacks."""
 
-import json
 import os
 import re
 import shlex
@@ -61,14 +60,18 @@ def test_every_command_is_run_or_told_why_not():
         assert starts, command
 
 
+def the(start: str) -> str:
+    (command,) = commands(start)
+    return command
+
+
 def test_hash_tar_and_signature(folder: Path):
-    digest = json.loads(json.dumps(shell(*commands("cut"), folder).strip()))
-    shell(*commands("tar"), folder)
-    keygen, sign, verify = commands("python -m export keygen")[0], commands("python -m export sign")[0], None
-    key = shell(keygen, folder).strip().removeprefix("BUNDLE_PUBLIC_KEY=")
-    shell(sign, folder)
-    (verify,) = commands("python -m export verify")
-    output = shell(verify.replace("KEY", key), folder)
+    digest = shell(the("cut"), folder).strip()
+    shell(the("tar"), folder)
+    assert (folder / "bundle.tar").stat().st_size > 0
+    key = shell(the("python -m export keygen"), folder).strip().removeprefix("BUNDLE_PUBLIC_KEY=")
+    shell(the("python -m export sign"), folder)
+    output = shell(the("python -m export verify").replace("KEY", key), folder)
     assert f"sha256    {digest}" in output
     assert f"signed by {key}" in output
 
@@ -85,8 +88,7 @@ def test_the_dry_run_prints_what_the_page_shows(folder: Path):
 def test_make_image_runs_what_the_page_shows(folder: Path):
     """With `echo` in docker's place; the real build is `make test-image`'s."""
     shutil.copy("Makefile", folder)
-    by_hand, *others = commands("make image IMAGE=registry.example/worker:1")
-    assert others == []
+    by_hand = the("make image IMAGE=registry.example/worker:1")
     printed = shell(f"{by_hand} DOCKER=echo PYTHON={sys.executable}", folder).splitlines()[-1]
     (shown,) = [command for command in commands("docker build") if "BUNDLE_SHA256" in command]
     digest = (folder / "bundle/manifest.sha256").read_text()[:64]

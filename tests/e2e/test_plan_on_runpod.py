@@ -238,6 +238,18 @@ def test_orders_that_cannot_be_filled(
     assert api.created == []
 
 
+def test_options_for_the_pod_are_told_from_ours(small_bundle: Path):
+    from export.errors import Refused
+    from export.on_runpod import order_from_argv
+
+    ours = ["--on-runpod", "NVIDIA L4, NVIDIA A40,NVIDIA L4", "--image", "x"]
+    order = order_from_argv([str(small_bundle), "--precision", "fp16", *ours, "--batches", "1,8"])
+    assert order.plan_arguments == ("--precision", "fp16", "--batches", "1,8")
+    assert order.gpu_types == ("NVIDIA L4", "NVIDIA A40")
+    with pytest.raises(Refused, match="the bundle comes first"):
+        order_from_argv(["--precision", "fp16", str(small_bundle), *ours])
+
+
 def test_a_gpu_that_is_not_free(api: EmulatedApi, small_bundle: Path):
     api.nothing_free = True
     code, _, err = run(api, small_bundle, "good")
