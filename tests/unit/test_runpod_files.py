@@ -1,7 +1,10 @@
 """What RunPod's Hub and CI read: .runpod/ and .github/workflows/."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -130,3 +133,10 @@ def test_every_expression_names_an_input_that_is_declared():
             declared |= set(((workflow[True] or {}).get(trigger) or {}).get("inputs") or {})
         used = set(re.findall(r"\binputs\.([\w-]+)", json.dumps(workflow, default=str)))
         assert used <= declared, name
+
+
+def test_the_hubs_handler_starts_the_worker(small_bundle: Path):
+    command = [sys.executable, ".runpod/handler.py", "--test_input", '{"input": {"text": "the fox"}}']
+    done = subprocess.run(command, env={**os.environ, "BUNDLE": str(small_bundle)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "'embedding': [" in done.stdout
