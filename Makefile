@@ -66,9 +66,9 @@ DOCKER ?= docker
 BUNDLE_ARGS = $(if $(wildcard bundle/manifest.json),$(shell $(PYTHON) -c 'import json; m = json.load(open("bundle/manifest.json")); \
 	print("MODEL=" + m["model"], "REVISION=" + (m["revision"] or ""), "BUNDLE_SHA256=" + open("bundle/manifest.sha256").read()[:64])'),$(if $(MODEL),MODEL=$(MODEL)))
 
-image: ## the image around bundle/, or around an export of MODEL=...; IMAGE=... ENGINE_SET=... WITH_BUILDER=1
+image: ## the image around bundle/, or around an export of MODEL=...; IMAGE=... ENGINE_SET=... WITH_BUILDER=1 BUILD_OPTIONS=...
 	$(DOCKER) build --tag $(IMAGE) --build-arg ENGINE_SET=$(ENGINE_SET) --build-arg WITH_BUILDER=$(WITH_BUILDER) \
-		$(foreach argument,$(BUNDLE_ARGS),--build-arg $(argument)) .
+		$(foreach argument,$(BUNDLE_ARGS),--build-arg $(argument)) $(BUILD_OPTIONS) .
 
 test-image: setup ## build the image and run it (root, buildah and debootstrap; no docker)
 	@$(BIN)/python -m pytest -m image -rs tests/image tests/unit/test_dockerfile.py

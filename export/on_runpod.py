@@ -135,7 +135,6 @@ def _add_plans(api: Any, order: Order, gpu_type: str, seconds: float) -> None:
                 cloud=order.cloud,
                 disk_gb=_SPARE_DISK_GB + 4 * size // 10**9,
                 time_limit_s=seconds,
-                env={},
             ) as pod,
             _changed_copy(order.bundle) as copy,
         ):

@@ -11,7 +11,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +33,11 @@ class Pod:
     api: Any
 
     def is_alive(self) -> bool:
-        """Whether RunPod still has it and wants it to run."""
-        found = self.api.get_pod(self.id)
+        """Whether RunPod still has it and wants it to run. An API that does not answer is no sign of death."""
+        try:
+            found = self.api.get_pod(self.id)
+        except Exception:  # the SDK's, requests', JSON's
+            return True
         return bool(found) and found.get("desiredStatus") == "RUNNING"
 
 
@@ -51,7 +54,8 @@ def load_api() -> Any:
 def hourly_price(api: Any, gpu_type: str, cloud: str) -> float:
     """What one such GPU costs, in dollars an hour. Raises Refused when RunPod has none, or tells no price."""
     try:
-        found = api.get_gpu(gpu_type)
+        with _refusals():
+            found = api.get_gpu(gpu_type)
     except ValueError:
         raise Refused(f"RunPod knows no GPU {gpu_type!r}; `runpod.get_gpus()` lists their ids") from None
     price = found.get("securePrice" if cloud == "SECURE" else "communityPrice")
@@ -61,31 +65,43 @@ def hourly_price(api: Any, gpu_type: str, cloud: str) -> float:
 
 
 @contextmanager
-def rented(
-    api: Any, gpu_type: str, image: str, *, cloud: str, disk_gb: int, time_limit_s: float, env: Mapping[str, str]
-) -> Iterator[Pod]:
+def rented(api: Any, gpu_type: str, image: str, *, cloud: str, disk_gb: int, time_limit_s: float) -> Iterator[Pod]:
     """A pod with one GPU while the block runs. Raises Refused when it cannot be created, or cannot be ended."""
     name = f"plan-{secrets.token_hex(6)}"
     token = secrets.token_hex(32)
     limit = f"{time_limit_s + _GRACE_S:.0f}"
     try:
-        created = api.create_pod(
-            name,
-            image,
-            gpu_type,
-            cloud_type=cloud,
-            start_ssh=False,
-            support_public_ip=False,
-            container_disk_in_gb=disk_gb,
-            docker_args="python -u -m export.pod_server",
-            ports=f"{PORT}/http",
-            env={**env, TOKEN: token, TIME_LIMIT: limit},
-        )
+        with _refusals():
+            created = api.create_pod(
+                name,
+                image,
+                gpu_type,
+                cloud_type=cloud,
+                start_ssh=False,
+                support_public_ip=False,
+                container_disk_in_gb=disk_gb,
+                docker_args="python -u -m export.pod_server",
+                ports=f"{PORT}/http",
+                env={TOKEN: token, TIME_LIMIT: limit},
+            )
         if not created:
             raise Refused(f"RunPod has no {gpu_type} free now; try again, or choose another GPU or cloud")
         yield Pod(created["id"], token, api)
     finally:
         _end(api, name)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what the API says, or that it says nothing, into Refused."""
+    from runpod.error import RunPodError
+
+    try:
+        yield
+    except RunPodError as error:
+        raise Refused(f"RunPod refused: {error}") from error
+    except OSError as error:
+        raise Refused(f"RunPod's API cannot be reached ({type(error).__name__}); try again") from error
 
 
 def _end(api: Any, name: str) -> None:

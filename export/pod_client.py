@@ -99,7 +99,7 @@ class PodClient:
                 if isinstance(error, urllib.error.HTTPError):
                     error.close()
                 if attempt == attempts:
-                    raise
+                    raise ConnectionError(str(error)) from error  # a TimeoutError would be the deadline's
             self._pause()
         raise AssertionError("unreachable")
 

@@ -257,6 +257,12 @@ def test_a_gpu_that_is_not_free(api: EmulatedApi, small_bundle: Path):
     assert "has no NVIDIA L4 free now" in err
 
 
+def test_a_wrong_key_is_a_sentence(api: EmulatedApi, small_bundle: Path):
+    code, _, err = run(api, small_bundle, "good", key="wrong")
+    assert code == 2
+    assert err == "error: RunPod refused: Unauthorized request, please check your API key.\n"
+
+
 def test_without_a_key_nothing_is_asked(api: EmulatedApi, small_bundle: Path, monkeypatch, capsys):
     from export.__main__ import main
 
