@@ -143,7 +143,8 @@ def test_no_secret_cache_leftover_or_test_is_inside(image: Image, buildah: Build
         or path.suffix in {".whl", ".deb"}
     ]
     assert wrong == []
-    assert not any((image.root / "var/lib/apt/lists").glob("*Packages*"))
+    # buildah's own mount points lie in etc.
+    assert {str(path) for path in files if path.parts[0] not in {"app", "opt"}} <= {"etc/hosts", "etc/resolv.conf"}
     kept = [path for path in files if MARKER_SECRET.encode() in (image.root / path).read_bytes()]
     assert kept == []
     assert MARKER_SECRET not in json.dumps(image.config)
