@@ -54,10 +54,10 @@ def _serve_stock(timeline: Timeline) -> int:
 
 
 def _serve(timeline: Timeline) -> int:
-    # First of all: whatever is imported before the fork is imported by one core, and after it by two.
-    pid, end = fork(lambda end: _serve_engine(end, timeline))
-    # Until the job loop listens. As process 1 of a container we would not even be killed by it.
+    # Until the job loop listens: as process 1 of a container, a worker without a handler never hears of it.
     signal.signal(signal.SIGTERM, _stop_before_ready)
+    # Whatever is imported before the fork is imported by one core, and after it by two.
+    pid, end = fork(lambda end: _serve_engine(end, timeline))
     try:
         with timeline.stage("SDK import"):
             from engine.config import Settings
@@ -78,6 +78,7 @@ def _stop_before_ready(signum: int, frame: object) -> NoReturn:
 
 
 def _serve_engine(end: socket.socket, timeline: Timeline) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the other process decides when we are done
     from handler import engine_process
 
     engine_process.serve(end, timeline)
