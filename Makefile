@@ -3,7 +3,10 @@
 SHELL := /bin/bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-BIN := .venv/bin
+# EXTRA=gpu is an environment of its own: TensorRT, and ONNX Runtime for CUDA where the other has the one for the CPU.
+VENV := .venv$(if $(filter gpu,$(EXTRA)),-gpu)
+BIN := $(VENV)/bin
+GPU_PINS = $(firstword $(wildcard requirements/all.txt requirements/gpu.txt))
 
 # uv does not read pip's settings: hand over where wheels and packages are to be found.
 ifneq ($(PIP_FIND_LINKS),)
@@ -15,27 +18,33 @@ endif
 # Test and demo models are local; nothing here may wait for a model hub.
 export HF_HUB_OFFLINE ?= 1
 
-.venv/uv.stamp:
-	@echo "== .venv: $(PYTHON), uv"
+$(VENV)/uv.stamp:
+	@echo "== $(VENV): $(PYTHON), uv"
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"needs Python 3.11, found {v[0]}.{v[1]}; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)")'
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@touch $@
 
-.venv/dev.stamp: .venv/uv.stamp requirements/dev.txt
-	@echo "== .venv: packages of requirements/dev.txt (the first time this takes minutes)"
+$(VENV)/dev.stamp: $(VENV)/uv.stamp requirements/dev.txt
+	@echo "== $(VENV): packages of requirements/dev.txt (the first time this takes minutes)"
 	@$(BIN)/uv pip install --python $(BIN)/python -r requirements/dev.txt
 	@touch $@
 
-.PHONY: help setup demo test lint types imports unit test-gpu image test-image peers coldstart load soak lock clean
+$(VENV)/gpu.stamp: $(VENV)/dev.stamp $(GPU_PINS)
+	@echo "== $(VENV): packages of $(GPU_PINS)"
+	@$(BIN)/uv pip uninstall --quiet --python $(BIN)/python onnxruntime
+	@$(BIN)/uv pip install --python $(BIN)/python -r $(GPU_PINS)
+	@touch $@
+
+.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers coldstart load soak lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
-setup: .venv/dev.stamp ## the development environment in .venv
+setup: $(VENV)/$(or $(filter gpu,$(EXTRA)),dev).stamp ## the development environment in .venv (EXTRA=gpu: in .venv-gpu)
 
-demo: setup ## export all-MiniLM-L6-v2, serve it against an emulated endpoint, send it jobs
-	@$(BIN)/python -m benchmarks demo
+demo: setup ## export all-MiniLM-L6-v2, serve it against an emulated endpoint, send it jobs (EXTRA=gpu: with TensorRT)
+	@$(BIN)/python -m benchmarks demo $(if $(filter gpu,$(EXTRA)),--tensorrt)
 
 test: lint types imports unit ## all checks that need no GPU
 
@@ -55,8 +64,22 @@ unit: setup
 	@echo "== pytest"
 	@$(BIN)/python -m pytest
 
-test-gpu: setup ## the tests that need a GPU
-	@$(BIN)/python -m pytest -m gpu
+ifeq ($(EXTRA),gpu)
+test-gpu: setup
+	@$(BIN)/python -m pytest -m gpu tests/gpu
+
+gpu: setup
+	@$(BIN)/python -m benchmarks gpu --out $(or $(OUT),build/gpu-results) --torch-python $(BIN)/python
+else
+test-gpu: ## the tests that need a GPU, in .venv-gpu
+	@$(MAKE) --no-print-directory EXTRA=gpu $@
+
+gpu: ## all that a GPU machine can check and measure, into OUT=build/gpu-results
+	@$(MAKE) --no-print-directory EXTRA=gpu $@
+endif
+
+latency: setup ## BERT encoders at real sizes: engine, copies, handler(job), beside torch
+	@$(BIN)/python -m benchmarks latency --torch-python $(BIN)/python
 
 IMAGE ?= worker-tensorrt:latest
 ENGINE_SET ?= all
@@ -87,7 +110,7 @@ soak: setup ## a hundred thousand jobs: growth of memory, files, threads
 
 PINS := $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-header --annotation-style line
 
-lock: .venv/uv.stamp ## resolve the pins in requirements/ anew
+lock: $(VENV)/uv.stamp ## resolve the pins in requirements/ anew
 	@$(PINS) --generate-hashes --extra cpu pyproject.toml -o requirements/cpu.txt
 	@for set in tensorrt onnxruntime; do $(PINS) --generate-hashes --extra $$set pyproject.toml -o requirements/$$set.txt || exit; done
 	@$(PINS) --generate-hashes --extra tensorrt --extra onnxruntime pyproject.toml -o requirements/all.txt
@@ -103,5 +126,5 @@ lock: .venv/uv.stamp ## resolve the pins in requirements/ anew
 	@# A local build of torch names itself 2.13.0+cpu; the pin must fit every build of that version.
 	@sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements/export.txt requirements/dev.txt requirements/peers-infinity.txt
 
-clean: ## remove what was built, not .venv
+clean: ## remove what was built, not the environments
 	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,6 +10,8 @@ _COMMANDS = {
     "coldstart": "how long a start takes, stage by stage, beside the least that any process must do",
     "demo": "export all-MiniLM-L6-v2, serve it, send it jobs",
     "emulator": "a RunPod queue endpoint on localhost",
+    "gpu": "everything that a GPU machine can check and measure, into one folder",
+    "latency": "BERT encoders at real sizes: engine, copies, handler; beside torch and published figures",
     "load": "one worker under load: closed and open loops, idle and bulk jobs, beside the floor",
     "peers": "this worker beside the ones that users would run instead, in one run",
     "readme": "write the README's tables anew from settings and results",

@@ -7,6 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +33,33 @@ _MOMENTS = ("ready", "first take")  # counted from the process start; the others
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--out", type=Path, default=BUILD / "demo" / "bundle", help="the bundle (%(default)s)")
+    parser.add_argument("--out", type=Path, help=f"the bundle ({BUILD / 'demo' / 'bundle'})")
+    parser.add_argument("--tensorrt", action="store_true", help="build a plan for this GPU and serve from it alone")
 
 
 def main(args: argparse.Namespace) -> int:
     """Returns 1 when a related pair of sentences does not come out above every unrelated one."""
     try:
         print("1. export sentence-transformers/all-MiniLM-L6-v2")
-        bundle = exported(minilm_folder(), args.out)
-        return _serve(bundle)
+        folder = args.out or BUILD / ("demo-tensorrt" if args.tensorrt else "demo") / "bundle"
+        bundle = exported(minilm_folder(), folder, *(["--plan"] if args.tensorrt else []))
+        return _serve(bundle, {"ENGINE": "tensorrt"} if args.tensorrt else {})
     except RuntimeError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
 
 
-def _serve(bundle: Path) -> int:
+def _serve(bundle: Path, env: Mapping[str, str]) -> int:
     print("\n2. boot the worker against an emulated endpoint")
     with EmulatorThread() as emulator, tempfile.TemporaryFile("w+") as log:
         try:
-            with WorkerProcess.ours(emulator, bundle, log=log) as worker:
+            with WorkerProcess.ours(emulator, bundle, env=env, log=log) as worker:
                 print(f"   process start to first job request: {worker.first_take_s * 1e3:.0f} ms")
                 endpoint = _client(emulator)
-                _print_timeline(endpoint.run_sync({"health": True})["boot_ms"])
+                health = endpoint.run_sync({"health": True})
+                if env:
+                    print(f"   {health['engine']}: {health['reason']}")
+                _print_timeline(health["boot_ms"])
                 right = _print_similarities(endpoint)
                 _print_latency(endpoint)
                 print("\n5. SIGTERM")

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from engine.batch_queue import BatchQueue
-from engine.errors import EngineError
-from engine.feed import load, run_rows, unload
+from engine.errors import EngineError, EngineLost
+from engine.feed import load, unload
+from engine.finite import rows_not_finite
 from engine.stats import Stats
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class _Group:
     results: list[Arrays | None]
     missing: int
     pushed: float
+    on_rows_done: Callable[[int], None] | None = None
     first_run: float = 0.0
 
 
@@ -82,6 +84,9 @@ class Batcher:
         )
         self._wake = threading.Condition()
         self._closed = False
+        self.on_lost: Callable[[str], None] = lambda sentence: None
+        """Called once, in the engine's thread, when the engine is lost: this process can answer nothing any more."""
+        self._lost: EngineLost | None = None
         self._busy_since: float | None = None
         # A daemon, so that an engine that hangs cannot keep a process alive that wants to exit.
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
@@ -98,17 +103,18 @@ class Batcher:
         since = self._busy_since
         return time.monotonic() - since if since is not None else 0.0
 
-    async def run(self, rows: Sequence[Row]) -> list[Arrays]:
+    async def run(self, rows: Sequence[Row], on_rows_done: Callable[[int], None] | None = None) -> list[Arrays]:
         """The outputs of `rows`, in their order.
 
+        `on_rows_done` is called on the event loop after each batch with how many of them are done.
         Raises Overloaded when they do not fit into the queue, EngineError when the engine failed on one of them.
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()
-        group = _Group(loop, loop.create_future(), [None] * len(rows), len(rows), now)
+        group = _Group(loop, loop.create_future(), [None] * len(rows), len(rows), now, on_rows_done)
         with self._wake:
             if self._closed:
-                raise EngineError("the engine is closed")
+                raise self._lost or EngineError("the engine is closed")
             self._queue.push(group, [((index, row), row.length) for index, row in enumerate(rows)], now)
             self._wake.notify()
         try:
@@ -129,8 +135,12 @@ class Batcher:
         flight: _Flight | None = None
         while flight is not None or (batch := self._next()):
             flight = self._start(self._load(batch, 0)) if flight is None else self._turn(flight)
-        for group in self._queue.drain():
-            _settle_from_thread(group, EngineError("the worker is shutting down"))
+        with self._wake:
+            waiting = self._queue.drain()
+        for group in waiting:
+            _settle_from_thread(group, self._lost or EngineError("the worker is shutting down"))
+        if self._lost:
+            self.on_lost(str(self._lost))
         self._engine.close()
 
     def _next(self) -> list[_Waiting]:
@@ -199,40 +209,66 @@ class Batcher:
 
     def _hand_out(self, flight: _Flight, outputs: Arrays) -> None:
         if flight.error is None:
-            self._answer(flight.batch, unload(outputs, len(flight.batch)), flight.begin)
+            self._answer(flight.batch, outputs, flight.begin)
 
     def _find_culprits(self, batch: list[_Waiting], flight: _Flight) -> None:
-        """Run the halves of a batch that failed, and theirs, until the rows that the engine fails on stand alone."""
-        if len(batch) == 1:
+        """Run the halves of a batch that failed, and theirs, until the rows that the engine fails on stand alone.
+
+        A lost engine runs nothing again: it fails the whole batch, and what waits.
+        """
+        if isinstance(flight.error, EngineLost):
+            with self._wake:
+                self._lost, self._closed = flight.error, True
+        if len(batch) == 1 or self._lost:
             assert flight.error is not None
-            _settle_from_thread(batch[0][0], flight.error)
+            for group, _ in batch:
+                _settle_from_thread(group, flight.error)
             return
         half = len(batch) // 2
         for part in (batch[:half], batch[half:]):
             try:
-                outputs = run_rows(self._engine, [row for _, (_, row) in part], flight.slot)
+                if self._lost:
+                    raise self._lost
+                self._engine.start(load(self._engine, [row for _, (_, row) in part], flight.slot), flight.slot)
+                outputs = self._engine.finish(flight.slot)
             except Exception as error:  # as above
                 flight.error = error
                 self._find_culprits(part, flight)
             else:
                 self._answer(part, outputs, flight.begin)
 
-    def _answer(self, batch: list[_Waiting], outputs: Sequence[Arrays], begin: float) -> None:
+    def _answer(self, batch: list[_Waiting], outputs: Arrays, begin: float) -> None:
+        """Hand out copies of `outputs`. A row with NaN or infinity fails its job: a label chosen from it is a guess."""
         self.stats.batch(len(batch))
-        for (group, (index, _)), output in zip(batch, outputs, strict=True):
+        broken = rows_not_finite(outputs, len(batch))
+        for place, ((group, (index, _)), output) in enumerate(zip(batch, unload(outputs, len(batch)), strict=True)):
+            if place in broken:
+                what = f"the engine's {broken[place]!r} holds NaN or infinity for item {index}"
+                _settle_from_thread(group, EngineError(what))
             group.first_run = group.first_run or begin
             group.results[index] = output
             group.missing -= 1
             if not group.missing:
                 self.stats.stage("queue", group.first_run - group.pushed)
                 _settle_from_thread(group, None)
+        for group in {group for group, _ in batch if group.on_rows_done is not None and group.missing}:
+            _call_from_thread(group, _report, group, len(group.results) - group.missing)
 
 
 def _settle_from_thread(group: _Group, error: Exception | None) -> None:
+    _call_from_thread(group, _settle, group, error)
+
+
+def _call_from_thread(group: _Group, function: Callable[..., None], *arguments: Any) -> None:
     try:
-        group.loop.call_soon_threadsafe(_settle, group, error)
+        group.loop.call_soon_threadsafe(function, *arguments)
     except RuntimeError:
         pass  # the loop is closed, and with it whoever waited
+
+
+def _report(group: _Group, done: int) -> None:
+    if group.on_rows_done is not None and not group.future.done():
+        group.on_rows_done(done)
 
 
 def _settle(group: _Group, error: Exception | None) -> None:

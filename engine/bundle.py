@@ -183,6 +183,64 @@ def new_bundle_folder(out: Path) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BundleError(f"{out} exists and is not empty; name another folder or remove it first")
+    with _partial_folder(out) as folder:
+        yield folder
+        if not (folder / CHECKSUM).is_file():
+            raise BundleError("the bundle has no manifest")  # a programming error of the export
+        os.rename(folder, out)
+
+
+@contextmanager
+def changed_bundle_folder(path: Path) -> Iterator[Path]:
+    """A copy of the bundle at `path` that takes its place when the block ends without an error, else disappears.
+
+    Files are linked, not copied: replace them, never write into them. Call `write_manifest` at the end; the manifest
+    alone is a copy.
+    """
+    with _partial_folder(path) as folder:
+        shutil.copytree(path, folder, copy_function=_link, dirs_exist_ok=True)
+        for name in (MANIFEST, CHECKSUM):
+            content = (folder / name).read_bytes()
+            (folder / name).unlink()
+            (folder / name).write_bytes(content)
+        yield folder
+        _exchange(folder, path)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        if os.path.islink(source):
+            os.symlink(os.path.realpath(source), target)
+        else:
+            os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders, in one step where the kernel can: a reader finds one or the other. Remove what was `old`."""
+    from ctypes import CDLL
+
+    exchange = getattr(CDLL(None), "renameat2", None)  # glibc 2.28
+    if exchange and exchange(_HERE, os.fsencode(new), _HERE, os.fsencode(old), _RENAME_EXCHANGE) == 0:
+        shutil.rmtree(new, ignore_errors=True)
+        return
+    aside = new.with_name(f"{new.name}-old")
+    os.rename(old, aside)
+    try:
+        os.rename(new, old)
+    except BaseException:
+        os.rename(aside, old)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
+
+
+@contextmanager
+def _partial_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out`, gone at the end unless it was renamed; those of killed runs are removed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{out.name}.partial-"
     for left_over in out.parent.glob(f"{prefix}*"):
@@ -190,12 +248,9 @@ def new_bundle_folder(out: Path) -> Iterator[Path]:
         if not owner.isdecimal() or not Path(f"/proc/{owner}").exists():
             shutil.rmtree(left_over, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=out.parent))
+    folder.chmod(0o755)  # mkdtemp makes it private; the image runs as another user
     try:
         yield folder
-        if not (folder / CHECKSUM).is_file():
-            raise BundleError("the bundle has no manifest")  # a programming error of the export
-        folder.chmod(0o755)  # mkdtemp makes it private; the image runs as another user
-        os.rename(folder, out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -9,7 +9,8 @@ from typing import Any
 
 from engine.errors import ConfigError
 
-ENGINES = ("auto", "onnxruntime-cuda", "onnxruntime-cpu", "fake")
+ENGINES = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-cpu", "fake")
+PLAN_PRECISIONS = ("auto", "fp32", "tf32", "fp16", "bf16", "int8")
 WORKER_LOOPS = ("events", "sdk")
 
 
@@ -105,6 +106,21 @@ class Settings(Limits):
         "Serve only bundles that the owner of this key signed.",
     )
     engine: str = _setting("ENGINE", "auto", _one_of(ENGINES), "Engine to use; `auto` picks the best that works here.")
+    allow_cpu: bool = _setting(
+        "ALLOW_CPU", False, (_switch, "1 or 0"), "Serve on the CPU where a GPU was asked for and cannot be used."
+    )
+    precision: str = _setting(
+        "PRECISION", "auto", _one_of(PLAN_PRECISIONS), "Of TensorRT plans; `auto` takes the fastest that there is."
+    )
+    build_on_boot: bool = _setting(
+        "BUILD_ON_BOOT", False, (_switch, "1 or 0"), "Build a TensorRT plan before the first job where none fits."
+    )
+    build_timeout_s: float = _setting(
+        "BUILD_TIMEOUT_S", 390.0, _seconds(1, 86_400), "Seconds that such a build may take; RunPod gives a boot 420."
+    )
+    plan_cache: Path = _setting(
+        "PLAN_CACHE", Path("/runpod-volume/plans"), (Path, "a folder"), "Where plans built at boot are kept and found."
+    )
     threads: int = _setting(
         "THREADS", 0, _whole(0, 1024), "CPU threads of the engine; 0 follows the container's quota."
     )

@@ -7,6 +7,8 @@ WorkerError
     ├── ConfigError      a setting is wrong; the message names the variable, its value and the fix
     ├── BundleError      the bundle is damaged, incomplete or of another version
     └── EngineError      the engine could not be loaded or failed while running
+        ├── OutOfMemory  the device, or its driver, has no room for it
+        └── EngineLost   this process's engine cannot go on: whatever it runs next fails too, or is wrong
 """
 
 
@@ -46,3 +48,11 @@ class BundleError(WorkerFault):
 
 class EngineError(WorkerFault):
     """The engine failed."""
+
+
+class OutOfMemory(EngineError):
+    """There is no room on the device. A smaller ladder may fit."""
+
+
+class EngineLost(EngineError):
+    """The engine cannot go on in this process. Nothing may be run again; the worker is to be replaced."""

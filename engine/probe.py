@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 _COMPUTE_CAPABILITY_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR in cuda.h
@@ -17,9 +20,21 @@ class Gpu:
 
     name: str
     compute_capability: tuple[int, int]
+    driver_version: str = ""
+    """As in "550.54.15"; empty where the kernel does not tell."""
+    cuda_version: str = ""
+    """The newest CUDA that the driver runs, as in "12.4"."""
+
+    @property
+    def architecture(self) -> str:
+        """As in "sm_89"."""
+        return "sm_{}{}".format(*self.compute_capability)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.architecture})"
 
 
-def gpu() -> Gpu | None:
+def gpu(root: Path = Path("/")) -> Gpu | None:
     """The first CUDA device, or None without a driver or a device.
 
     Asked through libcuda itself: without a driver, TensorRT and ONNX Runtime's CUDA provider crash the process
@@ -31,7 +46,7 @@ def gpu() -> Gpu | None:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
-    count, device, major, minor = (ctypes.c_int() for _ in range(4))
+    count, device, major, minor, version = (ctypes.c_int() for _ in range(5))
     name = ctypes.create_string_buffer(128)
     capability = ((major, _COMPUTE_CAPABILITY_MAJOR), (minor, _COMPUTE_CAPABILITY_MINOR))
     failed = (
@@ -39,11 +54,64 @@ def gpu() -> Gpu | None:
         or cuda.cuDeviceGetCount(ctypes.byref(count))
         or cuda.cuDeviceGet(ctypes.byref(device), 0)
         or cuda.cuDeviceGetName(name, len(name), device)
+        or cuda.cuDriverGetVersion(ctypes.byref(version))
         or any(cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device) for value, which in capability)
     )
     if failed or count.value < 1:
         return None
-    return Gpu(name.value.decode(), (major.value, minor.value))
+    cuda_version = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return Gpu(name.value.decode(), (major.value, minor.value), driver_version(root), cuda_version)
+
+
+def driver_version(root: Path = Path("/")) -> str:
+    """Release of the NVIDIA kernel driver, as in "550.54.15"; empty without one."""
+    try:
+        text = (root / "proc/driver/nvidia/version").read_text()
+    except OSError:
+        return ""
+    found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", text)
+    return found.group(1) if found else ""
+
+
+def promised_gpu(environ: Mapping[str, str]) -> str | None:
+    """What says that this machine was to have a GPU, whether CUDA finds it or not; None when nothing does."""
+    count = environ.get("RUNPOD_GPU_COUNT", "").strip()
+    return f"RUNPOD_GPU_COUNT={count}" if count.isdecimal() and int(count) else None
+
+
+def has_device_file(root: Path = Path("/")) -> bool:
+    """Whether the kernel shows an NVIDIA GPU."""
+    return any((root / "dev").glob("nvidia[0-9]*"))
+
+
+def tensorrt_version() -> str | None:
+    """Version of the installed TensorRT, read off its files; None without one.
+
+    Not by importing it: that loads its libraries, which takes long and may end the process.
+    """
+    if find_spec("tensorrt") is None:
+        return None
+    for package in ("tensorrt_bindings", "tensorrt"):
+        spec = find_spec(package)
+        if spec is not None and spec.origin is not None:
+            found = re.search(r"^__version__ = [\"']([\d.]+)", Path(spec.origin).read_text(encoding="utf-8"), re.M)
+            if found:
+                return found.group(1)
+    return None
+
+
+def missing_packages(*names: str) -> tuple[str, ...]:
+    """Those of `names` that cannot be imported, found out without importing them."""
+    return tuple(name for name in names if find_spec(name) is None)
+
+
+def onnxruntime_providers() -> tuple[str, ...]:
+    """Execution providers that the installed ONNX Runtime was built with, without importing it; empty without one."""
+    spec = find_spec("onnxruntime")
+    if spec is None or spec.origin is None:
+        return ()
+    has_cuda = (Path(spec.origin).parent / "capi" / "libonnxruntime_providers_cuda.so").exists()
+    return ("CUDAExecutionProvider", "CPUExecutionProvider") if has_cuda else ("CPUExecutionProvider",)
 
 
 def cpu_quota(root: Path = Path("/")) -> int:

@@ -1,12 +1,32 @@
-"""Which engine at boot, and why. Rule: a pure decision on facts that were probed elsewhere."""
+"""Which engine at boot, and why. Rule: a pure decision on facts that were probed elsewhere.
+
+The ladder, best first; ENGINE=auto takes the first step that holds, every other value of ENGINE knows its own only:
+
+    exact plan              in the bundle, for this architecture and version of TensorRT
+    plan for several GPUs   in the bundle, built with --hardware-compatibility
+    version-compatible plan in the bundle
+    plan on the volume      built by an earlier boot, in PLAN_CACHE
+    build                   here and now, with BUILD_ON_BOOT=1
+    ONNX Runtime on CUDA
+    ONNX Runtime on the CPU with ALLOW_CPU=1, or where nobody asked for a GPU
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
 
+from engine.config import Settings
 from engine.errors import ConfigError
+from engine.plan import Machine, PlanFile, mismatch
 from engine.probe import Gpu
+
+FASTEST_FIRST = ("fp16", "bf16", "int8", "tf32", "fp32")
+"""Precisions of plans. All that are in a bundle have passed the parity gate, so the fastest is taken."""
+
+_BLACKWELL = (10, 0)
+_TOLD = 2  # plans of a step whose reasons are told
 
 
 @dataclass(frozen=True)
@@ -15,7 +35,30 @@ class Facts:
 
     gpu: Gpu | None
     providers: Sequence[str]
-    """Execution providers that the installed ONNX Runtime was built with."""
+    """Execution providers that the installed ONNX Runtime was built with; empty without one."""
+    promised: str | None = None
+    """What says that this machine was to have a GPU."""
+    device_file: bool = False
+    """Whether the kernel shows an NVIDIA GPU."""
+    tensorrt: str | None = None
+    """Version of the installed TensorRT."""
+    missing: Sequence[str] = ()
+    """Packages beside it that its engine needs and that are not installed."""
+    plans: Sequence[PlanFile] = ()
+    """In the bundle, for the graph in question."""
+    cached: Sequence[PlanFile] = ()
+    """On the volume, for this very graph."""
+    struck: Mapping[str, str] = field(default_factory=dict)
+    """Plans (by path), engines and "build" that are out, and why: stale, damaged, failed a moment ago."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the ladder that was looked at."""
+
+    name: str
+    taken: bool
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -24,33 +67,160 @@ class Choice:
 
     engine: str
     reason: str
+    plan: PlanFile | None = None
+    build: bool = False
+    """No plan yet: build one, then decide again."""
+    ladder: Sequence[Step] = ()
+
+    def report(self) -> list[dict[str, Any]]:
+        """The steps, for the health reply."""
+        return [asdict(step) for step in self.ladder]
 
 
-def select(wanted: str, facts: Facts) -> Choice:
-    """Decide for `wanted`, a value of the ENGINE setting.
+@dataclass(frozen=True)
+class _Taken:
+    engine: str
+    reason: str
+    plan: PlanFile | None = None
+    build: bool = False
 
-    Raises ConfigError when an engine is asked for by name that cannot run here.
+
+_Outcome: TypeAlias = "tuple[str, _Taken | str]"  # a step's name, and what is taken or why nothing is
+
+
+def select(settings: Settings, facts: Facts) -> Choice:
+    """Decide for the ENGINE setting.
+
+    Raises ConfigError with every reason when nothing that it allows can run here.
     """
-    obstacle = _obstacle_to_cuda(facts)
-    if wanted == "auto":
-        if obstacle:
-            return Choice("onnxruntime-cpu", obstacle)
-        return Choice("onnxruntime-cuda", f"found {_describe(facts.gpu)}")
-    if wanted == "onnxruntime-cuda" and obstacle:
-        raise ConfigError(
-            f"ENGINE=onnxruntime-cuda cannot run here: {obstacle}; "
-            "run on a machine with an NVIDIA GPU and the gpu requirements, or set ENGINE=auto"
-        )
-    return Choice(wanted, "asked for by ENGINE")
+    if settings.engine not in _WALKS:
+        return Choice(settings.engine, "asked for by ENGINE")
+    steps: list[Step] = []
+    for name, outcome in _WALKS[settings.engine](settings, facts):
+        if isinstance(outcome, _Taken):
+            steps.append(Step(name, True, outcome.reason))
+            return Choice(outcome.engine, outcome.reason, outcome.plan, outcome.build, tuple(steps))
+        steps.append(Step(name, False, outcome))
+    alone = len(steps) == 1
+    told = "; ".join(step.reason if alone else f"{step.name}: {step.reason}" for step in steps)
+    raise ConfigError(f"ENGINE={settings.engine} cannot run here: {told}; {_FIXES[settings.engine]}")
+
+
+def _auto(settings: Settings, facts: Facts) -> Iterator[_Outcome]:
+    yield from _tensorrt(settings, facts)
+    yield from _onnxruntime_cuda(settings, facts)
+    yield "ONNX Runtime on the CPU", _cpu(settings, facts)
+
+
+def _tensorrt(settings: Settings, facts: Facts) -> Iterator[_Outcome]:
+    obstacle = _obstacle_to_cuda(facts) or _obstacle_to_tensorrt(facts)
+    if obstacle:
+        yield "TensorRT", obstacle
+        return
+    for name, plans, absent in (
+        ("exact plan", [p for p in facts.plans if _kind(p) == "exact"], "the bundle has none"),
+        ("plan for several GPUs", [p for p in facts.plans if _kind(p) == "several GPUs"], "the bundle has none"),
+        ("version-compatible plan", [p for p in facts.plans if _kind(p) == "versions"], "the bundle has none"),
+        ("plan on the volume", facts.cached, f"{settings.plan_cache} has none for this graph"),
+    ):
+        yield name, _best(plans, settings, facts) if plans else absent
+    yield "build", _build(settings, facts)
+
+
+def _onnxruntime_cuda(settings: Settings, facts: Facts) -> Iterator[_Outcome]:
+    obstacle = _obstacle_to_cuda(facts) or _obstacle_to_provider(facts) or facts.struck.get("onnxruntime-cuda")
+    yield "ONNX Runtime on CUDA", obstacle or _Taken("onnxruntime-cuda", f"found {facts.gpu}")
+
+
+_WALKS = {"auto": _auto, "tensorrt": _tensorrt, "onnxruntime-cuda": _onnxruntime_cuda}
+_FIXES = {
+    "auto": "set ALLOW_CPU=1 to serve on the CPU all the same",
+    "tensorrt": "set ENGINE=auto to take the next best, or BUILD_ON_BOOT=1 to build a plan here",
+    "onnxruntime-cuda": "run on a machine with an NVIDIA GPU and the gpu requirements, or set ENGINE=auto",
+}
+
+
+def _best(plans: Sequence[PlanFile], settings: Settings, facts: Facts) -> _Taken | str:
+    """The plan to take, or why none of `plans` will do."""
+    assert facts.gpu is not None and facts.tensorrt is not None
+    obstacles = [(plan, _obstacle_to_plan(plan, settings, facts)) for plan in plans]
+    fitting = [plan for plan, obstacle in obstacles if obstacle is None]
+    if not fitting:
+        told = [f"{plan.name}: {obstacle}" for plan, obstacle in obstacles]
+        more = [f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else []
+        return "; ".join(told[:_TOLD] + more)
+    here = facts.gpu.name
+    best = min(fitting, key=lambda plan: (plan.plan.gpu_name != here, FASTEST_FIRST.index(plan.plan.precision)))
+    elsewhere = "" if best.plan.gpu_name == here else f", though built on {best.plan.gpu_name or 'another GPU'}"
+    return _Taken("tensorrt", f"{best.name} fits {facts.gpu} and TensorRT {facts.tensorrt}{elsewhere}", best)
+
+
+def _build(settings: Settings, facts: Facts) -> _Taken | str:
+    if not settings.build_on_boot:
+        return "BUILD_ON_BOOT is not 1"
+    if "build" in facts.struck:
+        return facts.struck["build"]
+    return _Taken("tensorrt", f"BUILD_ON_BOOT=1, for {facts.gpu}", build=True)
+
+
+def _cpu(settings: Settings, facts: Facts) -> _Taken | str:
+    if not facts.providers:
+        return "onnxruntime is not installed"
+    why_not_cuda = _obstacle_to_cuda(facts) or _obstacle_to_provider(facts) or facts.struck.get("onnxruntime-cuda", "")
+    asked_for = _who_asked_for_a_gpu(facts)
+    if asked_for and not settings.allow_cpu:
+        return f"a GPU was asked for ({asked_for}) and ALLOW_CPU is not 1"
+    return _Taken("onnxruntime-cpu", f"{why_not_cuda}; allowed by ALLOW_CPU=1" if asked_for else why_not_cuda)
+
+
+def _who_asked_for_a_gpu(facts: Facts) -> str | None:
+    """RunPod, which charges for it; or whoever installed the packages for one on a machine that shows one."""
+    if facts.promised:
+        return facts.promised
+    if facts.tensorrt is None and "CUDAExecutionProvider" not in facts.providers:
+        return None
+    if facts.gpu is not None:
+        return f"the packages for one are installed and {facts.gpu} is there"
+    return "the packages for one are installed and /dev shows one" if facts.device_file else None
 
 
 def _obstacle_to_cuda(facts: Facts) -> str | None:
     if facts.gpu is None:
         return "no CUDA driver or no device"
-    if "CUDAExecutionProvider" not in facts.providers:
-        return f"found {_describe(facts.gpu)}, but the installed ONNX Runtime is the CPU build"
+    if facts.gpu.compute_capability >= _BLACKWELL:
+        return (
+            f"found {facts.gpu}, which needs CUDA 12.8 or newer, and TensorRT and ONNX Runtime here are built for "
+            "CUDA 11.8, which ends at sm_90: choose a GPU up to H200"
+        )
     return None
 
 
-def _describe(gpu: Gpu | None) -> str:
-    return f"{gpu.name} (sm_{gpu.compute_capability[0]}{gpu.compute_capability[1]})" if gpu else "no GPU"
+def _obstacle_to_tensorrt(facts: Facts) -> str | None:
+    if facts.tensorrt is None:
+        return "the package tensorrt is not installed"
+    if facts.missing:
+        return f"{' and '.join(facts.missing)} not installed"
+    return None
+
+
+def _obstacle_to_provider(facts: Facts) -> str | None:
+    if not facts.providers:
+        return "onnxruntime is not installed"
+    if "CUDAExecutionProvider" not in facts.providers:
+        return f"found {facts.gpu}, but the installed ONNX Runtime is the CPU build"
+    return None
+
+
+def _obstacle_to_plan(plan: PlanFile, settings: Settings, facts: Facts) -> str | None:
+    assert facts.gpu is not None and facts.tensorrt is not None
+    capability = "{}.{}".format(*facts.gpu.compute_capability)
+    wrong = mismatch(plan.plan, Machine(facts.tensorrt, capability, facts.gpu.name))
+    if wrong is None and settings.precision not in ("auto", plan.plan.precision):
+        wrong = f"it is {plan.plan.precision}, and PRECISION={settings.precision} is asked for"
+    return wrong or facts.struck.get(str(plan.path))
+
+
+def _kind(plan: PlanFile) -> str:
+    if plan.plan.version_compatible:
+        return "versions"
+    return "exact" if plan.plan.hardware_compatibility == "none" else "several GPUs"

@@ -32,11 +32,13 @@ _ON_RUNPOD = "--on-runpod"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export what the arguments say and return the exit code. Whatever else than 0 it is, there is no bundle."""
+    """Do what the arguments say and return the exit code. Whatever else than 0 it is, no bundle is there or changed."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and (command := _command(argv)):
             return command(argv[1:])
+        if argv[:1] == ["plan"]:
+            return _plan(argv[1:])
         recipe = recipe_from_argv(argv)
         figures = export(recipe)
     except ParityFailed as failure:
@@ -70,8 +72,27 @@ def _command(argv: Sequence[str]) -> Callable[[Sequence[str]], int] | None:
     return command
 
 
+def _plan(argv: Sequence[str]) -> int:
+    from export.plan_recipe import plan_command
+
+    path, recipe = plan_command(argv)
+    from export.plan_from_onnx import add_plans
+
+    names = add_plans(path, recipe)
+    files = open_bundle(path).manifest.files
+    print(f"\n{table(('plan', 'size'), [(name, megabytes(files[name][0])) for name in names])}")
+    print(f"\nbundle    {path}  {megabytes(_size(path))}")
+    print(f"next      python -m engine inspect {path}")
+    return OK
+
+
 def export(recipe: Recipe) -> dict[str, Any]:
     """Run every stage and return the parity figures. Raises Refused, ParityFailed or BundleError."""
+    builder = None
+    if recipe.plan is not None:
+        from export.trt_builder import open_builder
+
+        builder = open_builder(recipe.plan)  # a machine that cannot build is found out before the work
     with stage("load") as note:
         # Imported here and below, so that help and wrong arguments need no torch.
         from export.load import load
@@ -99,45 +120,59 @@ def export(recipe: Recipe) -> dict[str, Any]:
 
             write(source, folder, *files)
         with stage("parity") as note:
-            from export.parity import parity, worst
+            from export.parity import Gate, worst
 
-            figures = parity(source, folder, recipe.parity_threshold if recipe.precision == "fp32" else None)
+            gate = Gate(source, folder)
+            figures = gate.check(recipe.parity_threshold if recipe.precision == "fp32" else None)
             add_parity(folder, figures)
             note(f"{figures[source.task.unit]} {source.task.unit}, {worst(source, figures)}")
         if recipe.precision == "int8":
             with stage("int8") as note:
                 fp32 = figures["graphs"]
-                figures = _quantize(source, folder, files[0], places, recipe.parity_threshold)
+                figures = _quantize(gate, folder, files[0], places, recipe.parity_threshold)
                 figures["graphs"].update(fp32)
                 add_parity(folder, figures)
                 note(f"{figures['kept']}, {worst(source, figures)}")
+        if recipe.plan is not None:
+            from export.plan_from_onnx import write_plans
+
+            write_plans(folder, recipe.plan, builder)
     figures["worst"] = worst(source, figures)
     return figures
 
 
-def _quantize(source: Any, folder: Path, portable: Path, places: Any, threshold: float | None) -> dict[str, Any]:
-    """The figures of the first step of the int8 ladder that passes the gate, and why the ones before it did not.
+def _quantize(gate: Any, folder: Path, portable: Path, places: Any, threshold: float | None) -> dict[str, Any]:
+    """The figures of the fastest int8 graph that passes the gate, with what it keeps and what was refused.
 
     Raises ParityFailed when none passes.
     """
-    from export.parity import parity
-    from export.precision import STEPS, int8
+    from export.precision import ROWS_TRIED, SHORTLIST, Int8, Step, search
+    from export.smooth import ALPHAS
     from export.write import choose
 
-    refused: dict[str, str] = {}
-    for step in STEPS:
-        work = folder / "work"
-        choose(folder, "int8", int8(portable, step, work, places))
-        shutil.rmtree(work)
-        try:
-            figures = parity(source, folder, threshold)
-        except ParityFailed as failure:
-            if step is STEPS[-1]:
-                raise
-            refused[step.name] = f"{failure}; worst: {', '.join(failure.rows[0])}"
-        else:
-            return {**figures, "kept": f"int8: {step.name}", "refused": refused}
-    raise AssertionError("the ladder has no steps")
+    gate.add_samples()
+    int8 = Int8(portable, folder / "work", places, gate.rows)  # odd rows first: their activations are the largest
+
+    def attempt(step: Step) -> dict[str, Any]:
+        choose(folder, "int8", int8.write(step))
+        figures: dict[str, Any] = gate.check(threshold)
+        return figures
+
+    def badness(step: Step) -> float:
+        choose(folder, "int8", int8.write(step))
+        figure: float = gate.mean_badness(ROWS_TRIED)
+        return figure
+
+    def best_alpha() -> float:
+        return min(ALPHAS, key=lambda alpha: badness(Step(alpha)))
+
+    def ranked(alpha: float) -> Sequence[str]:
+        names = int8.suffering()
+        found = {name: badness(Step(alpha, (name,))) for name in names[:SHORTLIST]}
+        return sorted(found, key=lambda name: found[name]) + names[SHORTLIST:]
+
+    figures, step, refused = search(attempt, best_alpha, ranked)
+    return {**figures, "kept": f"int8: {step}", "kept_in_fp32": list(step.kept), "refused": refused}
 
 
 def _size(folder: Path) -> int:

@@ -8,19 +8,16 @@ What the pod may change is what plans add: every file that was there keeps its h
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, open_bundle
+from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, changed_bundle_folder, open_bundle
 from engine.errors import BundleError
 from export.errors import Refused
+from export.plan_recipe import plan_command
 from export.pod import Pod, hourly_price, load_api, rented
 from export.pod_client import PodClient
 from export.pod_server import PORT
@@ -96,6 +93,7 @@ def order_from_argv(argv: Sequence[str]) -> Order:
         )
     if not 0 < asked.cost_limit < 1000 or not 60 <= asked.time_limit <= 6 * 3600:
         raise Refused("--cost-limit takes dollars from 0 up to 1000, --time-limit seconds from 60 to 21600")
+    plan_command([str(asked.bundle), *others])  # refuses here what the pod would refuse
     if any(not word.isprintable() or '"' in word for word in (asked.image, *gpu_types)):
         raise Refused("--image and --on-runpod take plain names")
     return Order(
@@ -136,7 +134,7 @@ def _add_plans(api: Any, order: Order, gpu_type: str, seconds: float) -> None:
                 disk_gb=_SPARE_DISK_GB + 4 * size // 10**9,
                 time_limit_s=seconds,
             ) as pod,
-            _changed_copy(order.bundle) as copy,
+            changed_bundle_folder(order.bundle) as copy,
         ):
             _build(pod, order, bundle, copy, deadline)
     except TimeoutError:
@@ -161,6 +159,7 @@ def _build(pod: Pod, order: Order, bundle: Bundle, copy: Path, deadline: float) 
             client.fetch(name, copy / name)
         new = _new_files(bundle, open_bundle(copy))
         note(megabytes(sum(client.fetch(name, copy / name) for name in new)))
+    (copy / SIGNATURE).unlink(missing_ok=True)  # of the bundle as it was
     open_bundle(copy).verify()
 
 
@@ -174,22 +173,6 @@ def _new_files(old: Bundle, new: Bundle) -> list[str]:
     if not any(name.endswith(".plan") for name in new_files):
         raise BundleError("the pod sent no plan; the bundle here stays as it was")
     return new_files
-
-
-@contextmanager
-def _changed_copy(path: Path) -> Iterator[Path]:
-    """A copy of the bundle, of links, that takes its place when the block ends without an error."""
-    copy = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-{os.getpid()}-", dir=path.parent))
-    try:
-        shutil.copytree(path, copy, copy_function=os.link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SIGNATURE))
-        copy.chmod(0o755)
-        yield copy
-        aside = copy.with_name(f"{copy.name}-old")
-        os.rename(path, aside)
-        os.rename(copy, path)
-        shutil.rmtree(aside)
-    finally:
-        shutil.rmtree(copy, ignore_errors=True)
 
 
 class _Parser(argparse.ArgumentParser):

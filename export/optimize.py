@@ -60,12 +60,29 @@ def add_graph(model: Any, path: Path, places: Places) -> None:
         _save(model, path, weights)
 
 
+def load_whole(path: Path) -> Any:
+    """The ONNX model at `path` with its weights in it.
+
+    `onnx.load` refuses weights whose file has several names, as those of a bundle have while a changed copy is made.
+    """
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            with open(path.with_name(place["location"]), "rb") as file:
+                file.seek(int(place.get("offset", 0)))
+                tensor.raw_data = file.read(int(place["length"]))
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    return model
+
+
 def fuse(portable: Path, work: Path) -> Path:
     """Let ONNX Runtime optimise a graph for CPU and save it.
 
     "Extended" is the highest level whose result does not depend on this machine's instruction set.
     """
-    work.mkdir(parents=True)
+    work.mkdir(parents=True, exist_ok=True)
     fused = work / "fused.onnx"
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

@@ -24,6 +24,7 @@ from export.source import Source, quiet
 
 _BATCH_SIZES = (3, 5, 2)
 _WORST_SHOWN = 10
+_SAMPLE = "sample "
 
 
 @dataclass(frozen=True)
@@ -52,28 +53,61 @@ class _Answer:
         return (self.label, self.where, *figures)
 
 
-def parity(source: Source, folder: Path, threshold: float | None = None) -> dict[str, Any]:
-    """Compare the bundle in `folder`, in its precision, with its source; the figures for parity.json.
+class Gate:
+    """The comparisons that a bundle must pass, with the reference's answers, which are computed once."""
 
-    `threshold` replaces the limit of the task's first measure. Raises ParityFailed with the worst rows when one is over
-    a limit.
-    """
-    bundle = open_bundle(folder)
-    precision = bundle.manifest.precision
-    first, *others = source.task.measures
-    measures = [first.at(precision, threshold), *(measure.at(precision) for measure in others)]
-    cases = _cases(source, bundle)
-    answers = {file: list(_answers(source, view, cases, file)) for file, view in _views(bundle)}
-    _judge([one for found in answers.values() for one in found], source, measures)
-    task, one = source.task, source.task.unit.removesuffix("s")
-    longest = max(case.row.length for case in cases)
-    return {
-        "reference": f"transformers in PyTorch, float32, plain attention, one {one} at a time, without padding",
-        "limits": {measure.key: measure.limit for measure in measures},
-        task.unit: len(cases),
-        **({f"longest_{one}_{task.length_unit}": longest} if task.length_unit else {}),
-        "graphs": {file: _summary(found, measures) for file, found in answers.items()},
-    }
+    def __init__(self, source: Source, folder: Path) -> None:
+        self._source = source
+        self._folder = folder
+        self._cases = _cases(source, open_bundle(folder))
+
+    def add_samples(self) -> None:
+        """Also compare on the task's samples: many rows whose reference is the portable fp32 graph, which has passed.
+
+        For precisions that answer differently by design, where a handful of rows does not show the worst.
+        """
+        bundle = open_bundle(self._folder)
+        graph = bundle.manifest.graphs["model"]
+        portable = {**bundle.manifest.graphs, "model": replace(graph, fused={})}
+        exact = replace(bundle, manifest=replace(bundle.manifest, graphs=portable, precision="fp32"))
+        self._cases += _sample_cases(self._source, exact)
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """What is compared on."""
+        return [case.row for case in self._cases]
+
+    def check(self, threshold: float | None = None) -> dict[str, Any]:
+        """Compare the bundle, in its precision, with the reference; the figures for parity.json.
+
+        `threshold` replaces the limit of the task's first measure. Raises ParityFailed with the worst rows when one is
+        over a limit.
+        """
+        source, bundle, cases = self._source, open_bundle(self._folder), self._cases
+        precision = bundle.manifest.precision
+        first, *others = source.task.measures
+        measures = [first.at(precision, threshold), *(measure.at(precision) for measure in others)]
+        answers = {file: list(_answers(source, view, cases, file)) for file, view in _views(bundle)}
+        _judge([one for found in answers.values() for one in found], source, measures)
+        task, one = source.task, source.task.unit.removesuffix("s")
+        longest = max(case.row.length for case in cases)
+        samples = sum(case.label.startswith(_SAMPLE) for case in cases)
+        return {
+            "reference": f"transformers in PyTorch, float32, plain attention, one {one} at a time, without padding",
+            "limits": {measure.key: measure.limit for measure in measures},
+            task.unit: len(cases),
+            **({"of_these_compared_with_fp32.onnx": samples} if samples else {}),
+            **({f"longest_{one}_{task.length_unit}": longest} if task.length_unit else {}),
+            "graphs": {file: _summary(found, measures) for file, found in answers.items()},
+        }
+
+    def mean_badness(self, rows: int) -> float:
+        """How far off the bundle is by the first measure, on average over the last `rows` of the cases, one by one."""
+        bundle, first = open_bundle(self._folder), self._source.task.measures[0]
+        file, view = next(_views(bundle))
+        answers = _answers(self._source, view, self._cases[-rows:], file, one_by_one=True)
+        found = [first.badness(answer.figures[0]) for answer in answers]
+        return sum(found) / len(found)
 
 
 def worst(source: Source, figures: dict[str, Any]) -> str:
@@ -120,12 +154,12 @@ def _views(bundle: Bundle, name: str = "model") -> Iterator[tuple[str, Bundle]]:
 
 
 def _answers(
-    source: Source, bundle: Bundle, cases: Sequence[_Case], file: str, name: str = "model"
+    source: Source, bundle: Bundle, cases: Sequence[_Case], file: str, name: str = "model", one_by_one: bool = False
 ) -> Iterator[_Answer]:
     engine = OnnxRuntimeEngine(bundle, name, provider="cpu")
     try:
         engine.warm_up()
-        for batch in _batches(cases):
+        for batch in [[case] for case in cases] if one_by_one else _batches(cases):
             outputs = run_rows(engine, [case.row for case in batch])
             for case, output in zip(batch, outputs, strict=True):
                 where = f"{Path(file).name}, batch of {len(batch)}"
@@ -167,4 +201,19 @@ def _cases(source: Source, bundle: Bundle) -> list[_Case]:
                 expected = source.task.reference(source, model, inputs)
                 if expected is not None:
                     cases.append(_Case(probe.label, row, expected))
+    return cases
+
+
+def _sample_cases(source: Source, exact: Bundle) -> list[_Case]:
+    """The task's samples, with the answers of the bundle as `exact` runs it."""
+    task, engine = load_task(exact), OnnxRuntimeEngine(exact, "model", provider="cpu")
+    cases = []
+    try:
+        for number, payload in enumerate(source.task.samples(source)):
+            for row in task.preprocess(task.parse(payload)):
+                (output,) = run_rows(engine, [row])
+                found = {spec.name: _without_padding(output[spec.name], spec, row) for spec in engine.outputs}
+                cases.append(_Case(f"{_SAMPLE}{number}", row, found))
+    finally:
+        engine.close()
     return cases

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from export.errors import Refused
 from export.list_tasks import ListTasks
+from export.plan_recipe import PlanRecipe, add_plan_arguments, plan_recipe
 from export.tasks import TAGS
 
 PRECISIONS = ("fp32", "int8")
@@ -37,6 +38,8 @@ class Recipe:
     trust_remote_code: bool = False
     parity_threshold: float | None = None
     """Replaces the limit of the first of the task's measures."""
+    plan: PlanRecipe | None = None
+    """TensorRT plans to build at the end."""
 
 
 def recipe_from_argv(argv: Sequence[str]) -> Recipe:
@@ -64,6 +67,7 @@ def recipe_from_argv(argv: Sequence[str]) -> Recipe:
         precision=asked.precision,
         trust_remote_code=asked.trust_remote_code,
         parity_threshold=asked.parity_threshold,
+        plan=plan_recipe(asked) if asked.plan else None,
     )
 
 
@@ -101,4 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         help="the first limit of the task's parity gate: lowest cosine of embeddings, largest difference of scores",
     )
+    plans = parser.add_argument_group("TensorRT plans", "For --plan; `python -m export plan BUNDLE` adds them later.")
+    plans.add_argument("--plan", action="store_true", help="also build TensorRT plans for this machine's GPU")
+    add_plan_arguments(plans, "--plan-precision")
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
@@ -19,6 +20,9 @@ LONGEST_DEFAULT = 8192
 
 LONGEST_CHECKED = 2048
 """Tokens. The longest text of the gate is cut here: plain attention over 8192 tokens needs gigabytes a layer."""
+
+_SHORTEST_WORD = 3  # shorter tokens are mostly pieces of words
+_MOST_WORDS = 90
 
 TOKENS: Axes = ("batch", "length")
 
@@ -150,6 +154,17 @@ def texts(source: Source, examples: Sequence[Any]) -> Iterator[tuple[str, str]]:
     yield "right to left", "שלום עולם, مرحبا بالعالم 123"
     yield "special tokens", " ".join(source.tokenizer.all_special_tokens)
     yield "longest", longest_text(source, length)
+
+
+def sample_texts(source: Source, count: int = 500) -> Iterator[str]:
+    """`count` texts of 1 to 90 words out of the tokenizer's own vocabulary; the same ones at every call."""
+    draw = random.Random(0)  # noqa: S311 - the same model has to meet the same texts again
+    # Words begin a token with "▁" or "Ġ", or, in WordPiece, go on with "##".
+    whole = (token.lstrip("▁Ġ") for token in sorted(source.tokenizer.get_vocab()) if not token.startswith("##"))
+    words = [word for word in whole if word.isalpha() and len(word) >= _SHORTEST_WORD]
+    words = words or ["word"]
+    for _ in range(count):
+        yield " ".join(draw.choices(words, k=draw.randint(1, _MOST_WORDS)))
 
 
 def longest_text(source: Source, length: int) -> str:

@@ -18,7 +18,7 @@ from engine.tensors import TensorSpec
 from export.source import Source
 
 PARITY = "parity.json"
-_MADE_BY = ("onnx", "onnxruntime", "optimum", "optimum-onnx", "tokenizers", "torch", "transformers")
+_MADE_BY = ("onnx", "onnxruntime", "onnxruntime-gpu", "optimum", "optimum-onnx", "tokenizers", "torch", "transformers")
 
 
 def write(source: Source, folder: Path, portable: Path, fused: Path) -> None:
@@ -72,7 +72,15 @@ def _spec(tensor: Any, pads: Mapping[str, int]) -> TensorSpec:
 
 def _versions() -> dict[str, str]:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return {project["name"]: project["version"], **{name: metadata.version(name) for name in _MADE_BY}}
+    installed = {name: version for name in _MADE_BY if (version := _version(name))}
+    return {project["name"]: project["version"], **installed}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # of ONNX Runtime's two packages there is one
+        return None
 
 
 def choose(folder: Path, precision: str, fused: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from typing import NoReturn
 
 from engine.errors import WorkerFault
@@ -17,6 +18,7 @@ from handler.fork import fork, wait_for
 from handler.log import log
 from handler.timeline import Timeline
 
+_LAST_WORDS_S = 5.0
 _STOP_S = 2.0  # for the engine's process to end after its last job
 
 
@@ -47,10 +49,18 @@ def _serve_stock(timeline: Timeline) -> int:
     settings = Settings.from_environ(os.environ)
     worker = boot(settings, timeline)
     log("INFO", "ready", engine=worker.choice.engine, reason=worker.choice.reason, boot_ms=timeline.stages)
+    worker.batcher.on_lost = _exit_soon
     mark_ready()
     start_stock(worker.handler.handle, settings.max_concurrency)
     worker.batcher.close()
     return 0
+
+
+def _exit_soon(sentence: str) -> None:
+    """End the process once the SDK has had time to post the errors of the jobs that ran: it cannot be told to stop."""
+    log("ERROR", f"{sentence}; the worker exits")
+    time.sleep(_LAST_WORDS_S)
+    os._exit(1)
 
 
 def _serve(timeline: Timeline) -> int:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.bundle import open_bundle
 from engine.config import Settings
+from handler.log import log
 from handler.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ class Worker:
     choice: Choice
     batcher: Batcher
     handler: Handler
+    notes: Sequence[str] = ()
+    """What the engine does not do as it should."""
 
     def health(self) -> dict[str, Any]:
         """The reply to `{"input": {"health": true}}`."""
@@ -43,6 +45,8 @@ class Worker:
             "precision": manifest.precision,
             "engine": self.choice.engine,
             "reason": self.choice.reason,
+            "ladder": self.choice.report(),
+            "notes": list(self.notes),
             "boot_ms": self.timeline.stages,
             "uptime_s": self.timeline.uptime_s,
             "jobs_done": self.handler.jobs_done,
@@ -65,24 +69,23 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
     verified = _in_thread(lambda: _verify(bundle, timeline))
     with timeline.stage("imports"):
         # Here and not at the top: while these modules load, the files are hashed.
-        from engine.backends import load_engine
         from engine.batcher import Batcher
-        from engine.probe import gpu
-        from engine.select import Facts, select
+        from engine.boot import import_ahead, open_engine
         from engine.stats import Stats
         from engine.tasks import load_task
         from handler.handler import Handler
 
-        providers = _providers()
+        import_ahead(settings)
     verified.result()  # nothing of the bundle is deserialised before this line
-    with timeline.stage("select"):
-        choice = select(settings.engine, Facts(gpu(), providers))
     with timeline.stage("engine load"):
-        engine = load_engine(choice, bundle, settings)
+        engine, choice = open_engine(bundle, settings, say=lambda line: log("INFO", line))
     with timeline.stage("task"):
         task = load_task(bundle, settings)
     with timeline.stage("warm-up"):
         engine.warm_up()
+    notes = tuple(getattr(engine, "notes", ()))
+    for line in (*(f"{step.name}: {step.reason}" for step in choice.ladder), *notes):
+        log("INFO", line)
     stats = Stats()
     batcher = Batcher(
         engine,
@@ -93,7 +96,7 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
         stats=stats,
     )
     handler = Handler(task, batcher, lambda: worker.health(), debug=settings.debug, stats=stats)
-    worker = Worker(timeline, bundle, choice, batcher, handler)
+    worker = Worker(timeline, bundle, choice, batcher, handler, notes)
     timeline.mark("ready")
     return worker
 
@@ -101,14 +104,6 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
 def _verify(bundle: Bundle, timeline: Timeline) -> None:
     with timeline.stage("verify"):
         bundle.verify()
-
-
-def _providers() -> list[str]:
-    if find_spec("onnxruntime") is None:
-        return []  # an image for another engine
-    from engine.backends.onnxruntime import available_providers
-
-    return available_providers()
 
 
 def _in_thread(work: Callable[[], T]) -> Future[T]:

@@ -28,7 +28,7 @@ class EngineClient:
         self._on_failure = on_failure
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._on_chunk: dict[int, Callable[[bytes], None]] = {}
+        self._on_part: dict[int, Callable[[Any], None]] = {}
         self._started: asyncio.Future[dict[str, float]]
         self._frames: Frames | None = None
         self._closing = False
@@ -42,9 +42,12 @@ class EngineClient:
         self._frames = await open_frames(self._end, self._on_frame, self._on_end)
         return await self._started
 
-    async def handle(self, job: dict[str, Any]) -> bytes:
-        """The body to post for `job`. Raises EngineError when the engine's process fails while it holds the job."""
-        body: bytes = await self._ask("job", job)
+    async def handle(self, job: dict[str, Any], on_progress: Callable[[Any], None] | None = None) -> bytes:
+        """The body to post for `job`; `on_progress` is told how far it is, where the job asks for that.
+
+        Raises EngineError when the engine's process fails while it holds the job.
+        """
+        body: bytes = await self._ask("job", job, on_progress)
         return body
 
     async def stream(self, job: dict[str, Any]) -> AsyncIterator[bytes]:
@@ -64,15 +67,15 @@ class EngineClient:
         report: dict[str, Any] = await self._ask("health", None)
         return report
 
-    async def _ask(self, kind: str, content: Any, on_chunk: Callable[[bytes], None] | None = None) -> Any:
+    async def _ask(self, kind: str, content: Any, on_part: Callable[[Any], None] | None = None) -> Any:
         assert self._frames is not None, "start() first"
         if self._failure:  # a job that was handed over while we noticed
             raise EngineError(self._failure)
         number = next(self._numbers)
         future = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
-        if on_chunk is not None:
-            self._on_chunk[number] = on_chunk
+        if on_part is not None:
+            self._on_part[number] = on_part
         try:
             self._frames.send(kind, number, content)
             return await future
@@ -83,7 +86,7 @@ class EngineClient:
             raise
         finally:
             del self._waiting[number]
-            self._on_chunk.pop(number, None)
+            self._on_part.pop(number, None)
 
     def _on_frame(self, kind: str, *content: Any) -> None:
         if kind == "ready":
@@ -91,11 +94,13 @@ class EngineClient:
             self._started.set_result(stages)
         elif kind == "failed":
             self._started.set_exception(ConfigError(content[0]))
+        elif kind == "lost":
+            self._fail(content[1])
         elif kind == "pong":
             self._last_pong, self._busy_s = time.monotonic(), content[1]
-        elif kind == "chunk":
-            if on_chunk := self._on_chunk.get(content[0]):
-                on_chunk(content[1])
+        elif kind in ("chunk", "progress"):
+            if on_part := self._on_part.get(content[0]):
+                on_part(content[1])
         elif (future := self._waiting.get(content[0])) and not future.done():
             future.set_result(content[1])
 

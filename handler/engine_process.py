@@ -41,6 +41,12 @@ class _Server:
     async def run(self, end: socket.socket) -> None:
         ended = asyncio.Event()
         self._frames = await open_frames(end, self._on_frame, ended.set)
+        loop = asyncio.get_running_loop()
+
+        def tell(sentence: str) -> None:
+            loop.call_soon_threadsafe(self._frames.send, "lost", 0, sentence)
+
+        self._worker.batcher.on_lost = tell
         choice = self._worker.choice
         self._frames.send("ready", {"engine": choice.engine, "reason": choice.reason}, self._worker.timeline.stages)
         await ended.wait()
@@ -58,5 +64,9 @@ class _Server:
             self._frames.send("pong", number, self._worker.batcher.busy_s)
 
     async def _answer(self, number: int, job: dict[str, Any]) -> None:
-        body = await self._worker.handler.body(job, lambda chunk: self._frames.send("chunk", number, chunk))
+        body = await self._worker.handler.body(
+            job,
+            lambda chunk: self._frames.send("chunk", number, chunk),
+            lambda progress: self._frames.send("progress", number, progress),
+        )
         self._frames.send("reply", number, body)

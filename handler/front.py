@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from handler import sdk as sdk_module
 from handler.engine_client import EngineClient
 from handler.health import mark_ready
 from handler.heartbeat import Heartbeat
-from handler.job_loop import JobLoop, wants_stream
+from handler.job_loop import JobLoop, asks
 from handler.log import log
 from handler.sdk import Sdk
 from handler.timeline import Timeline
@@ -64,10 +65,12 @@ class _Front:
 
     async def handle(self, job: dict[str, Any]) -> bytes | dict[str, Any] | AsyncIterator[bytes]:
         """The body for `job`, or its parts; health also tells what only this process knows."""
-        if wants_stream(job):
+        if asks(job, "stream"):
             return self.engine.stream(job)
         if job.get("input") != {"health": True}:
-            return await self.engine.handle(job)
+            return await self.engine.handle(
+                job, partial(self._loop.report, job["id"]) if asks(job, "progress") else None
+            )
         report = await self.engine.health()
         memory = {name: _resident_mb(pid) for name, pid in (("front", os.getpid()), ("engine", report["engine_pid"]))}
         running = self._sdk.progress.get_job_count()

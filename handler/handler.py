@@ -51,20 +51,31 @@ class Handler:
 
         This is what the stock SDK calls a handler.
         """
-        return await self._guarded(job, to_json, None)
+        return await self._guarded(job, to_json)
 
-    async def body(self, job: dict[str, Any], on_chunk: Callable[[bytes], None] | None = None) -> bytes:
+    async def body(
+        self,
+        job: dict[str, Any],
+        on_chunk: Callable[[bytes], None] | None = None,
+        on_progress: Callable[[Json], None] | None = None,
+    ) -> bytes:
         """The body to post for `job`: what `handle` returns, encoded here rather than by whoever posts it.
 
         A job with `"stream": true` gives the bodies of its parts to `on_chunk`, in order, and ends with an empty list,
-        as a generator handler of the SDK does.
+        as a generator handler of the SDK does. A job with `"progress": true` tells `on_progress` how far it is.
         """
-        body = await self._guarded(job, lambda reply: encode(body_of_json(reply)), on_chunk)
+        body = await self._guarded(job, lambda reply: encode(body_of_json(reply)), on_chunk, on_progress)
         return body if isinstance(body, bytes) else encode(body)
 
-    async def _guarded(self, job: dict[str, Any], finish: Finish, on_chunk: Callable[[Any], None] | None) -> Any:
+    async def _guarded(
+        self,
+        job: dict[str, Any],
+        finish: Finish,
+        on_chunk: Callable[[Any], None] | None = None,
+        on_progress: Callable[[Json], None] | None = None,
+    ) -> Any:
         try:
-            reply = await self._reply(job.get("input"), finish, on_chunk)
+            reply = await self._reply(job.get("input"), finish, on_chunk, on_progress)
         except Exception as error:  # every job that was taken gets an answer
             self.jobs_failed += 1
             if not isinstance(error, WorkerError):
@@ -73,13 +84,20 @@ class Handler:
         self.jobs_done += 1
         return reply
 
-    async def _reply(self, payload: Json, finish: Finish, on_chunk: Callable[[Any], None] | None) -> Any:
+    async def _reply(
+        self,
+        payload: Json,
+        finish: Finish,
+        on_chunk: Callable[[Any], None] | None,
+        on_progress: Callable[[Json], None] | None,
+    ) -> Any:
         if payload == {"health": True}:
             return finish(self._health())
-        payload, timings, stream = _options(payload)
+        payload, timings, stream, progress = _options(payload)
         request = self._task.parse(payload)
         if not stream or on_chunk is None:
-            return await self._answer(request, finish, timings, _is_large(payload))
+            report = on_progress if progress else None
+            return await self._answer(request, finish, timings, _is_large(payload), report)
         ahead: deque[asyncio.Task[Any]] = deque()
         try:
             for part in self._task.split(request, _STREAM_ROWS):
@@ -93,11 +111,21 @@ class Handler:
                 task.cancel()
         return finish([])
 
-    async def _answer(self, request: Any, finish: Finish, timings: bool, is_large: bool) -> Any:
+    async def _answer(
+        self,
+        request: Any,
+        finish: Finish,
+        timings: bool,
+        is_large: bool,
+        on_progress: Callable[[Json], None] | None = None,
+    ) -> Any:
         clock = _Clock(self._stats)
         rows = await _run(is_large, lambda: self._task.preprocess(request))
         clock.lap("prepare")
-        outputs = await self._batcher.run(rows)
+        on_rows_done = None
+        if on_progress is not None:
+            on_rows_done = lambda done: on_progress({"rows_done": done, "rows": len(rows)})  # noqa: E731
+        outputs = await self._batcher.run(rows, on_rows_done)
         clock.lap("engine")
 
         def conclude() -> Any:
@@ -111,13 +139,15 @@ class Handler:
         return result
 
 
-def _options(payload: Json) -> tuple[Json, bool, bool]:
+def _options(payload: Json) -> tuple[Json, bool, bool, bool]:
     """The payload without the options that are for every task, which no task knows, and their values."""
     if not isinstance(payload, dict):
-        return payload, False, False
+        return payload, False, False, False
     rest = dict(payload)
-    timings, stream = (check.boolean({name: rest.pop(name, False)}, name, False) for name in ("timings", "stream"))
-    return rest, timings, stream
+    timings, stream, progress = (
+        check.boolean({name: rest.pop(name, False)}, name, False) for name in ("timings", "stream", "progress")
+    )
+    return rest, timings, stream, progress
 
 
 async def _run(in_thread: bool, work: Callable[[], T]) -> T:

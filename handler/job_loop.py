@@ -57,6 +57,8 @@ class JobLoop:
         self._debug = debug
         self._on_first_take: Callable[[], None] | None = on_first_take
         self._streamed: set[str] = set()
+        self._progress: dict[str, Any] = {}
+        self._reports: dict[str, asyncio.Task[None]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._answering = 0
         self._answers: dict[str, asyncio.Future[bytes]] = {}
@@ -151,12 +153,25 @@ class JobLoop:
 
     # Running
 
+    def report(self, job_id: str, progress: Any) -> None:
+        """Post how far a running job is. What is overtaken by newer progress before it was sent is left out."""
+        if job_id in self._answers:
+            self._progress[job_id] = progress
+            if job_id not in self._reports:
+                self._reports[job_id] = asyncio.create_task(self._send_progress(job_id))
+
+    async def _send_progress(self, job_id: str) -> None:
+        while (progress := self._progress.pop(job_id, None)) is not None:
+            await self._results.send_progress(job_id, encode({"status": "IN_PROGRESS", "output": progress}))
+        del self._reports[job_id]
+
     async def _serve(self, job_id: str, job: dict[str, Any]) -> None:
         """Answer and post. Only the answering is ever cancelled: what has an answer is posted."""
         answer = asyncio.ensure_future(self._answer(job_id, job))
         self._answers[job_id] = answer
         await asyncio.wait({answer})
         del self._answers[job_id]
+        self._progress.pop(job_id, None)
         self._answering -= 1
         self._room.set()
         if not answer.cancelled():
@@ -166,6 +181,8 @@ class JobLoop:
             return
         else:
             body = encode(body_of_error(Overloaded("the worker is shutting down")))
+        if report := self._reports.get(job_id):
+            await report  # a result that its own progress overtakes would be taken back by it
         await self._results.send(job_id, body, stream=job_id in self._streamed)
 
     async def _answer(self, job_id: str, job: dict[str, Any]) -> bytes:
@@ -235,10 +252,10 @@ class JobLoop:
             await asyncio.wait(self._tasks.values(), timeout=_LAST_WORDS_S)
 
 
-def wants_stream(job: dict[str, Any]) -> bool:
-    """Whether `job` asks for its reply in parts."""
+def asks(job: dict[str, Any], option: str) -> bool:
+    """Whether `job` sets one of the options that are for every task, e.g. "stream"."""
     payload = job.get("input")
-    return isinstance(payload, dict) and payload.get("stream") is True
+    return isinstance(payload, dict) and payload.get(option) is True
 
 
 async def _asynchronous(chunks: Iterator[Any]) -> AsyncIterator[Any]:

@@ -20,6 +20,7 @@ _LEAVE_S = 1.0
 _SETTLE_S = 0.1
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _TEMPORARY = (408, 425, 429)
+_ONCE = aiohttp.ClientTimeout(total=10)
 
 
 class _OneRequest(aiohttp.TCPConnector):
@@ -158,15 +159,23 @@ class Results:
         """Post one part of a streamed result, encoded."""
         await self._post(self._sdk.job_stream_url, job_id, body, False)
 
-    async def _post(self, template: str, job_id: str, body: bytes, stream: bool) -> int | None:
-        """The final HTTP status; None when the time ran out. Server errors and broken connections are tried again."""
+    async def send_progress(self, job_id: str, body: bytes) -> None:
+        """Post how far a job is, encoded. Tried once: what comes next says more."""
+        await self._post(self._sdk.job_done_url, job_id, body, False, once=True)
+
+    async def _post(self, template: str, job_id: str, body: bytes, stream: bool, *, once: bool = False) -> int | None:
+        """The final HTTP status; None when the time ran out. Server errors and broken connections are tried again.
+
+        With `once` they are not, and a reply that takes long is not waited for.
+        """
         url = f"{template.replace('$ID', job_id)}&isStream={'true' if stream else 'false'}"
         # The body is JSON although the header says otherwise: that is what the platform expects.
         headers = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded", "X-Request-ID": job_id}
-        deadline, pause = time.monotonic() + self._timeout_s, _FIRST_PAUSE_S
+        deadline, pause = time.monotonic() + (0 if once else self._timeout_s), _FIRST_PAUSE_S
+        limit = _ONCE if once else self._session.timeout
         while True:
             try:
-                async with self._session.post(url, data=io.BytesIO(body), headers=headers) as response:
+                async with self._session.post(url, data=io.BytesIO(body), headers=headers, timeout=limit) as response:
                     await response.read()
                     if response.status < 500 and response.status not in _TEMPORARY:
                         if response.status >= 300:
@@ -176,7 +185,8 @@ class Results:
             except (aiohttp.ClientError, asyncio.TimeoutError) as error:
                 reason = f"{type(error).__name__}: {error}"
             if time.monotonic() + pause > deadline:
-                log("ERROR", f"giving up on sending a result after {self._timeout_s:g} s: {reason}", job_id)
+                if not once:
+                    log("ERROR", f"giving up on sending a result after {self._timeout_s:g} s: {reason}", job_id)
                 return None
             log("WARN", f"sending a result failed ({reason}); trying again in {pause:.1f} s", job_id)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, guards nothing

@@ -18,12 +18,15 @@ def load_engine(choice: Choice, bundle: Bundle, settings: Settings, graph: str =
         from engine.backends.fake import FakeEngine
 
         return FakeEngine.from_bundle(bundle, graph, max_batch=settings.max_batch_rows)
+    if choice.engine == "tensorrt":
+        from engine.backends.tensorrt import TensorRtEngine
+
+        assert choice.plan is not None
+        return TensorRtEngine(bundle, graph, choice.plan, max_batch=settings.max_batch_rows)
+    if choice.engine == "onnxruntime-cuda":
+        from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
+
+        return OnnxRuntimeCudaEngine(bundle, graph, threads=settings.threads, max_batch=settings.max_batch_rows)
     from engine.backends.onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(
-        bundle,
-        graph,
-        provider=choice.engine.removeprefix("onnxruntime-"),
-        threads=settings.threads,
-        max_batch=settings.max_batch_rows,
-    )
+    return OnnxRuntimeEngine(bundle, graph, threads=settings.threads, max_batch=settings.max_batch_rows)

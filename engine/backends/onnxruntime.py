@@ -127,8 +127,3 @@ def _open_session(bundle: Bundle, graph: Graph, provider: str, threads: int) -> 
             "ONNX Runtime fell back from CUDA to the CPU; its CUDA 11.8 or cuDNN 8.9 libraries are missing"
         )
     return session
-
-
-def available_providers() -> list[str]:
-    """Execution providers that the installed ONNX Runtime was built with; loads none of them."""
-    return list(ort.get_available_providers())

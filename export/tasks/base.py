@@ -163,6 +163,10 @@ class ExportTask:
         """The payloads that the gate compares on."""
         raise NotImplementedError
 
+    def samples(self, source: Source) -> Iterator[Json]:
+        """Many ordinary payloads: what a precision that answers a little differently is measured on. None here."""
+        return iter(())
+
     def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
         """What the graph should answer to one row, from the model in PyTorch; None for a row that it cannot take."""
         raise NotImplementedError

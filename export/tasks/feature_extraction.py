@@ -15,9 +15,10 @@ from export.nodes import find_output
 from export.pooling import OUTPUT, append_pooling
 from export.sentence_files import read_sentence_files
 from export.tasks.base import Layout, Probe
-from export.text import TextExport, fast_tokenizer, run, texts, tokens_of
+from export.text import TextExport, fast_tokenizer, run, sample_texts, texts, tokens_of
 
 if TYPE_CHECKING:
+    from engine.tasks.base import Json
     from engine.tensors import Arrays
     from export.recipe import Recipe
     from export.source import Source
@@ -97,6 +98,10 @@ class FeatureExtractionExport(TextExport):
             prompt = prompts.get(name or source.settings["default_prompt"] or "", "")
             options = {} if name is None else {"prompt_name": name}
             yield Probe(label, {"text": text, **options}, [tokens_of(source, prompt + text)])
+
+    def samples(self, source: Source) -> Iterator[Json]:
+        """Texts, without a prompt of their own."""
+        return ({"text": text} for text in sample_texts(source))
 
     def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
         """The embedding before normalisation, with pooling written here a second time."""

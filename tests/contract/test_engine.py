@@ -14,18 +14,30 @@ import pytest
 from engine.backends.base import Engine
 from engine.backends.fake import FakeEngine
 from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from engine.batcher import Batcher
 from engine.bucket import Bucket
-from engine.bundle import open_bundle
-from engine.errors import EngineError, Overloaded
+from engine.bundle import Bundle, open_bundle
+from engine.errors import EngineError, EngineLost, Overloaded
 from engine.feed import run_rows
 from engine.tensors import Arrays, Row
 from tests.bundles import DIMENSION, MAX_LENGTH
+from tests.plans import profiles
+from tests.tensorrt_double import engine_on_double
+
+
+def on_double(bundle: Bundle) -> Engine:
+    """TensorRT and CUDA are doubles, all else is real."""
+    batches, lengths = (1, 2, 3, 4, 8, 16, 32), (8, 16, 24, 32)
+    return engine_on_double(bundle.path, profiles=profiles(batches, lengths), batches=batches, lengths=lengths)
+
 
 BACKENDS: dict[str, Callable[..., Engine]] = {
     "fake": FakeEngine.from_bundle,
     "fake with two slots": partial(FakeEngine.from_bundle, slots=2),
     "onnxruntime-cpu": OnnxRuntimeEngine,
+    "onnxruntime-cuda's way, on the cpu": partial(OnnxRuntimeCudaEngine, device="cpu"),
+    "tensorrt on a double": on_double,
 }
 
 
@@ -199,6 +211,31 @@ async def test_with_two_slots_a_failing_row_leaves_the_batch_behind_it_alone(sma
             assert np.allclose(result[0]["embedding"], run_rows(engine, job)[0]["embedding"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+async def test_a_row_that_is_not_finite_fails_its_own_job_only(small_bundle: Path, slots: int):
+    """A task that takes the largest of NaNs would answer with a label."""
+
+    class Broken(FakeEngine):
+        def finish(self, slot: int = 0) -> Arrays:
+            outputs = super().finish(slot)
+            for row in range(bucket_rows(outputs)):
+                if outputs["embedding"][row, 0] == first_of_bad:
+                    outputs["embedding"][row, 1] = np.nan
+            return outputs
+
+    def bucket_rows(outputs: Arrays) -> int:
+        return len(outputs["embedding"])
+
+    engine = Broken.from_bundle(open_bundle(small_bundle), slots=slots)
+    first_of_bad = np.inf
+    first_of_bad = run_rows(engine, [row(4, 3)])[0]["embedding"][0]
+    batcher = batcher_on(engine)
+    results = await asyncio.gather(*(batcher.run([row(4, seed)]) for seed in range(12)), return_exceptions=True)
+    batcher.close()
+    assert [index for index, result in enumerate(results) if isinstance(result, EngineError)] == [3]
+    assert "'embedding' holds NaN or infinity for item 0" in str(results[3])
+
+
 async def test_a_cancelled_job_settles_nothing_and_the_rest_goes_on(small_bundle: Path):
     gate, started = threading.Event(), threading.Event()
     engine = FakeEngine.from_bundle(open_bundle(small_bundle))
@@ -292,3 +329,51 @@ def test_a_run_allocates_nothing_but_the_reply(small_bundle: Path):
 
     for size, rows in batches.items():
         assert allocated(rows) == (size, size * DIMENSION * 4)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+async def test_a_lost_engine_fails_what_it_holds_and_runs_nothing_again(small_bundle: Path, slots: int):
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle), slots=slots)
+    runs: list[Bucket] = []
+    said: list[str] = []
+    gate, started = threading.Event(), threading.Event()
+
+    def break_down(bucket: Bucket) -> None:
+        runs.append(bucket)
+        started.set()
+        gate.wait(10)
+        raise EngineLost("the device has fallen off the bus")
+
+    engine.on_run = break_down
+    batcher = batcher_on(engine)
+    batcher.on_lost = said.append
+    first = asyncio.ensure_future(batcher.run([row(4), row(5)]))
+    await asyncio.to_thread(started.wait, 10)
+    waiting = [asyncio.ensure_future(batcher.run([row(4, seed)])) for seed in range(20)]
+    await asyncio.sleep(0)
+    gate.set()
+    results = await asyncio.gather(first, *waiting, return_exceptions=True)
+    assert {type(result) for result in results} == {EngineLost}
+    # Neither its halves nor what waited; with two slots a batch may have been handed over before.
+    assert len(runs) <= slots
+    with pytest.raises(EngineLost, match="off the bus"):
+        await batcher.run([row(4)])
+    batcher.close()
+    assert said == ["the device has fallen off the bus"]
+
+
+async def test_an_engine_that_is_lost_while_the_culprit_is_sought(small_bundle: Path):
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle))
+    runs: list[Bucket] = []
+
+    def break_down(bucket: Bucket) -> None:
+        runs.append(bucket)
+        raise EngineError("no") if len(runs) == 1 else EngineLost("gone")
+
+    engine.on_run = break_down
+    batcher = batcher_on(engine)
+    results = await asyncio.gather(*(batcher.run([row(4, seed)]) for seed in range(8)), return_exceptions=True)
+    batcher.close()
+    assert [str(result) for result in results if "gone" in str(result)]
+    assert len(runs) <= 3  # the first batch, perhaps of one row; the next or a half; nothing behind that
+    assert all(isinstance(result, EngineError) for result in results)

@@ -347,3 +347,62 @@ async def test_a_result_that_is_being_sent_when_the_time_is_over_still_arrives(s
         while emulator.faults.pending("job-done") == 2:
             await asyncio.sleep(0.01)
     assert record.status == "COMPLETED"
+
+
+# Progress
+
+
+async def test_progress_arrives_before_the_result(sdk: Sdk, emulator: Emulator):
+    """The stock SDK posts progress beside the result, which it may then overtake: the job would run on for ever."""
+    loop: JobLoop
+
+    async def handler(job: dict[str, Any]) -> str:
+        loop.report(job["id"], "half")
+        await asyncio.sleep(0.05)
+        return "done"
+
+    emulator.faults.add("job-done", Fault(delay_s=0.3), 1)  # longer than the job takes
+    async with serving(sdk, handler) as loop:
+        record = await emulator.wait(emulator.submit({}))
+    assert (record.status, record.output, record.progress) == ("COMPLETED", "done", ["half"])
+    assert answered_once(record)
+
+
+async def test_progress_is_not_piled_up(sdk: Sdk, emulator: Emulator):
+    loop: JobLoop
+
+    async def handler(job: dict[str, Any]) -> str:
+        loop.report(job["id"], 0)
+        await asyncio.sleep(0.05)  # it is on its way, and takes longer
+        for step in range(1, 20):
+            loop.report(job["id"], step)
+        while len(emulator.jobs[job["id"]].progress) < 2:
+            await asyncio.sleep(0.01)
+        return "done"
+
+    emulator.faults.add("job-done", Fault(delay_s=0.3), 1)
+    async with serving(sdk, handler) as loop:
+        record = await emulator.wait(emulator.submit({}))
+    assert record.progress == [0, 19]
+
+
+async def test_progress_of_a_job_that_is_over_is_dropped(sdk: Sdk, emulator: Emulator):
+    async with serving(sdk, echo) as loop:
+        record = await emulator.wait(emulator.submit({}))
+        loop.report(record.id, "late")
+        await asyncio.sleep(0.1)
+    assert record.progress == []
+
+
+async def test_a_result_is_sent_though_its_progress_was_refused(sdk: Sdk, emulator: Emulator):
+    loop: JobLoop
+
+    async def handler(job: dict[str, Any]) -> str:
+        loop.report(job["id"], "half")
+        await asyncio.sleep(0.05)
+        return "done"
+
+    emulator.faults.add("job-done", Fault(status=500, hang_up_after="before"), 1)
+    async with serving(sdk, handler) as loop:
+        record = await emulator.wait(emulator.submit({}))
+    assert (record.status, record.output, record.progress) == ("COMPLETED", "done", [])

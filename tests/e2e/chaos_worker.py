@@ -24,18 +24,19 @@ def main() -> int:
     raising, nan, hanging = (int(os.environ.get(name, -1)) for name in ("CHAOS_RAISE", "CHAOS_NAN", "CHAOS_HANG"))
     flaky, sleep_s = float(os.environ.get("CHAOS_FLAKY", 0)), float(os.environ.get("CHAOS_SLEEP_MS", 0)) / 1e3
     draw = random.Random(0)
-    healthy_run = FakeEngine.run
+    healthy_finish = FakeEngine.finish
 
-    def run(self, bucket):
-        ids = self.feeds(bucket)["input_ids"]
+    def finish(self, slot=0):
+        ids = self.feeds(self._started[slot], slot)["input_ids"]
         time.sleep(1e6 if (ids == hanging).any() else sleep_s)
         if (ids == raising).any() or draw.random() < flaky:
+            del self._started[slot]
             raise RuntimeError("chaos")
-        outputs = healthy_run(self, bucket)
+        outputs = healthy_finish(self, slot)
         outputs["embedding"][(ids == nan).any(axis=1)] = float("nan")
         return outputs
 
-    FakeEngine.run = run  # type: ignore[method-assign]
+    FakeEngine.finish = finish  # type: ignore[method-assign]
     return serve()
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,6 @@ from engine.bundle import open_bundle
 from engine.feed import run_rows
 from engine.tasks import load_task
 from export.__main__ import main
-from export.errors import ParityFailed
 from export.tasks.feature_extraction import FeatureExtractionExport
 from export.text import longest_text
 from tests import models
@@ -444,45 +444,49 @@ def test_our_own_defects_keep_their_traceback(run: Export, bert: Path, monkeypat
         run(bert)
 
 
-def test_int8_takes_the_first_step_that_passes_and_records_the_others(
+def test_int8_keeps_the_fewest_matrices_that_the_gate_allows_and_records_what_it_refused(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from export import parity
-
     out = tmp_path / "bundle"
     assert main([str(bert), "--task", "feature-extraction", "--precision", "int8", "--out", str(out)]) == 0
     manifest = open_bundle(out).manifest
     assert manifest.precision == "int8"
     assert set(manifest.graphs["model"].fused) == {"fp32", "int8"}
     figures = json.loads((out / "parity.json").read_text())
-    assert figures["kept"].startswith("int8: ")
+    assert (figures["kept"], figures["kept_in_fp32"], figures["refused"]) == ("int8: every weight matrix", [], {})
+    assert figures["of_these_compared_with_fp32.onnx"] == 500
     assert set(figures["graphs"]) == {
         "graphs/model/fp32.onnx",
         "graphs/model/fp32.cpu.onnx",
         "graphs/model/int8.cpu.onnx",
     }
-    operators = {
-        node.op_type for node in onnx.load(out / "graphs/model/int8.cpu.onnx", load_external_data=False).graph.node
-    }
-    assert operators & {"DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
     open_bundle(out).verify()
+    everything = float_products(out)
 
-    # A limit between two steps: the first is refused, recorded, and the next one taken.
-    calls = []
-    real = parity.parity
+    # Limits that the steps before do not keep: it is smoothed, then matrices are taken back, the most sensitive first.
+    for name in ("smoothed", "fewer"):
+        limit = str(figures["graphs"]["graphs/model/int8.cpu.onnx"]["min_cosine"] + 2e-7)
+        out = tmp_path / name
+        arguments = ["--task", "feature-extraction", "--precision", "int8", "--parity-threshold", limit]
+        assert main([str(bert), *arguments, "--out", str(out)]) == 0
+        figures = json.loads((out / "parity.json").read_text())
+        kept = figures["kept_in_fp32"]
+        assert "smoothed by" in figures["kept"]
+        assert bool(kept) == (name == "fewer")
+        assert "every weight matrix" in figures["refused"]
+        assert float_products(out) == everything + len(kept)
+        assert figures["graphs"]["graphs/model/int8.cpu.onnx"]["min_cosine"] >= float(limit)
+        assert not (out / "graphs/model/observed.onnx").exists()
+        open_bundle(out).verify()
 
-    def strict_once(*arguments: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 2:  # the first call is the gate of fp32
-            raise ParityFailed("too far off", [("a text", "a graph", "0.5", "0.5")])
-        return real(*arguments)
 
-    monkeypatch.setattr(parity, "parity", strict_once)
-    second = tmp_path / "second"
-    assert main([str(bert), "--task", "feature-extraction", "--precision", "int8", "--out", str(second)]) == 0
-    figures = json.loads((second / "parity.json").read_text())
-    assert figures["refused"] == {"every weight matrix": "too far off; worst: a text, a graph, 0.5, 0.5"}
-    assert figures["kept"] == "int8: all but the feed-forward outputs"
+def float_products(bundle: Path) -> int:
+    """Products with a weight matrix that the int8 graph of `bundle` computes in fp32."""
+    graph = onnx.load(bundle / "graphs/model/int8.cpu.onnx", load_external_data=False).graph
+    operators = Counter(node.op_type for node in graph.node)
+    assert operators["DynamicQuantizeMatMul"] + operators["MatMulInteger"] + operators["MatMulIntegerToFloat"]
+    weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
+    return sum(node.op_type in ("MatMul", "FusedMatMul", "Gemm") and node.input[1] in weights for node in graph.node)
 
 
 def test_int8_that_never_passes_writes_nothing(bert: Path, tmp_path: Path):

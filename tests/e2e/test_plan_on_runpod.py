@@ -18,12 +18,14 @@ from engine.bundle import open_bundle
 from tests.runpod_api import KEY, EmulatedApi
 
 GPUS = "NVIDIA L4,NVIDIA A40"
+KINDS = ("good", "fail", "hang", "evil", "lie")
+"""What the script does, handed over as an option that the real command has."""
 BUILDER = """
 import sys, time
 from pathlib import Path
 from engine.bundle import open_bundle, write_manifest
-folder, kind = Path(sys.argv[1]), sys.argv[2]
-print("building", *sys.argv[2:], flush=True)
+folder, kind = Path(sys.argv[1]), ("good", "fail", "hang", "evil", "lie")[int(sys.argv[3])]
+print("building", kind, *sys.argv[4:], flush=True)
 plans = folder / "graphs/model/plans"
 plans.mkdir(exist_ok=True)
 (plans / f"sm_{len(list(plans.iterdir()))}.plan").write_bytes(b"plan" * 6_000_000)
@@ -59,6 +61,8 @@ def api(tmp_path: Path) -> Iterator[EmulatedApi]:
 
 
 def start(api: EmulatedApi, bundle: Path, *arguments: str, gpus: str = GPUS, key: str = KEY) -> subprocess.Popen[str]:
+    if arguments[0] in KINDS:
+        arguments = ("--optimization-level", str(KINDS.index(arguments[0])), *arguments[1:])
     fixed = ["--on-runpod", gpus, "--image", "registry.example/worker:builder", "--proxy", api.proxy, "--pause", "0.2"]
     return subprocess.Popen(
         [sys.executable, "-m", "export", "plan", str(bundle), *fixed, *arguments],
@@ -246,6 +250,8 @@ def test_options_for_the_pod_are_told_from_ours(small_bundle: Path):
     order = order_from_argv([str(small_bundle), "--precision", "fp16", *ours, "--batches", "1,8"])
     assert order.plan_arguments == ("--precision", "fp16", "--batches", "1,8")
     assert order.gpu_types == ("NVIDIA L4", "NVIDIA A40")
+    with pytest.raises(Refused, match="--precison"):
+        order_from_argv([str(small_bundle), *ours, "--precison", "fp16"])
     with pytest.raises(Refused, match="the bundle comes first"):
         order_from_argv(["--precision", "fp16", str(small_bundle), *ours])
 

@@ -85,6 +85,19 @@ def test_timings_when_asked(worker: WorkerProcess, emulator: EmulatorThread):
     assert refused.error == "invalid input: `timings` must be true or false, got a number"
 
 
+def test_a_bulk_job_tells_how_far_it_is(emulator: EmulatorThread, small_bundle: Path):
+    with WorkerProcess.ours(emulator, small_bundle) as worker:
+        record = emulator.wait(emulator.submit({"texts": ["a b c"] * 3000, "progress": True}))
+        worker.stop()
+    assert record.status == "COMPLETED"
+    assert len(record.output["embeddings"]) == 3000
+    done = [progress["rows_done"] for progress in record.progress]
+    assert done
+    assert done == sorted(done)
+    assert 0 < done[0] < 3000
+    assert {progress["rows"] for progress in record.progress} == {3000}
+
+
 def test_a_bulk_job_streams_its_parts_in_order(emulator: EmulatorThread, small_bundle: Path):
     texts = [" ".join("abcdefgh"[: 1 + index % 8]) for index in range(300)]
     with WorkerProcess.ours(emulator, small_bundle):

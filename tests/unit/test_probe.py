@@ -1,9 +1,22 @@
+import ctypes
+import importlib
 import os
+import sys
 from pathlib import Path
 
+import onnxruntime as ort
 import pytest
 
-from engine.probe import cpu_quota
+from engine.probe import (
+    cpu_quota,
+    driver_version,
+    gpu,
+    has_device_file,
+    missing_packages,
+    onnxruntime_providers,
+    promised_gpu,
+    tensorrt_version,
+)
 
 HERE = len(os.sched_getaffinity(0))
 
@@ -32,3 +45,84 @@ def test_cgroup_v1(tmp_path: Path, quota: str, expected: int):
 
 def test_without_cgroup_the_affinity_counts(tmp_path: Path):
     assert cpu_quota(tmp_path) == HERE
+
+
+# The GPU and its packages
+
+
+def test_the_drivers_release_is_read_off_the_kernel(tmp_path: Path):
+    assert driver_version(tmp_path) == ""
+    path = tmp_path / "proc/driver/nvidia/version"
+    path.parent.mkdir(parents=True)
+    for text, expected in (
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n", "535.104.05"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release Build\n", "550.54.15"),
+        ("something else\n", ""),
+    ):
+        path.write_text(text)
+        assert driver_version(tmp_path) == expected
+
+
+def test_a_device_file_shows_a_gpu(tmp_path: Path):
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidiactl").touch()
+    assert not has_device_file(tmp_path)
+    (tmp_path / "dev/nvidia0").touch()
+    assert has_device_file(tmp_path)
+
+
+@pytest.mark.parametrize(("count", "promised"), [("1", True), ("8", True), ("0", False), ("", False), ("all", False)])
+def test_runpod_says_how_many_gpus_it_gave(count: str, promised: bool):
+    assert (promised_gpu({"RUNPOD_GPU_COUNT": count}) is not None) is promised
+    assert promised_gpu({}) is None
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in front of all other packages."""
+    for name in ("tensorrt", "tensorrt_bindings"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def package(folder: Path, name: str, text: str) -> None:
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(text)
+    importlib.invalidate_caches()
+
+
+def test_the_version_of_tensorrt_is_read_and_not_imported(packages: Path):
+    crash = "raise SystemError('imported')\n"
+    package(packages, "tensorrt", f"{crash}from tensorrt_bindings import *\n")
+    package(packages, "tensorrt_bindings", f'{crash}from .tensorrt import *\n\n__version__ = "10.13.0.35"\n')
+    assert tensorrt_version() == "10.13.0.35"
+
+
+def test_a_tensorrt_without_separate_bindings(packages: Path):
+    package(packages, "tensorrt", '__version__ = "8.6.1"\n')
+    assert tensorrt_version() == "8.6.1"
+
+
+def test_missing_packages_are_named():
+    assert missing_packages("numpy", "no_such_package") == ("no_such_package",)
+
+
+def test_the_build_of_onnx_runtime_is_seen_by_its_files(packages: Path, monkeypatch: pytest.MonkeyPatch):
+    assert onnxruntime_providers() == tuple(name for name in ort.get_available_providers() if "Azure" not in name)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    package(packages, "onnxruntime", "raise SystemError('imported')\n")
+    assert onnxruntime_providers() == ("CPUExecutionProvider",)
+    (packages / "onnxruntime/capi").mkdir()
+    (packages / "onnxruntime/capi/libonnxruntime_providers_cuda.so").touch()
+    assert onnxruntime_providers() == ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+def test_without_a_driver_there_is_no_gpu():
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        assert gpu() is None
+        assert os.environ["CUDA_MODULE_LOADING"] == "LAZY"
+    else:
+        pytest.skip("this machine has a driver")

@@ -1,39 +1,304 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from engine.config import ENGINES
+from engine.config import ENGINES, PLAN_PRECISIONS, Settings
 from engine.errors import ConfigError
+from engine.plan import HARDWARE_COMPATIBILITY, Machine, PlanFile, mismatch
 from engine.probe import Gpu
-from engine.select import Facts, select
+from engine.select import FASTEST_FIRST, Facts, select
+from tests.plans import plan
 
-GPU = Gpu("NVIDIA L4", (8, 9))
-CPU_BUILD, GPU_BUILD = ["CPUExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]
+L4, H100, B200 = Gpu("NVIDIA L4", (8, 9)), Gpu("NVIDIA H100", (9, 0)), Gpu("NVIDIA B200", (10, 0))
+CPU_BUILD, GPU_BUILD = ("CPUExecutionProvider",), ("CUDAExecutionProvider", "CPUExecutionProvider")
+TRT = "10.13.0.35"
+
+
+def plan_file(name: str = "a.plan", **changes: Any) -> PlanFile:
+    return PlanFile(plan(**changes), Path("graphs/model/plans") / name)
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(**changes)
+
+
+def gpu_facts(**changes: Any) -> Facts:
+    return Facts(**{"gpu": L4, "providers": GPU_BUILD, "tensorrt": TRT, **changes})
+
+
+# One step after the other
+
+
+EXACT = plan_file("exact.plan")
+AMPERE = plan_file("ampere.plan", compute_capability="8.0", hardware_compatibility="ampere-plus")
+SAME = plan_file("same.plan", gpu_name="NVIDIA L40S", hardware_compatibility="same-compute-capability")
+COMPATIBLE = plan_file("compatible.plan", tensorrt_version="10.9.0.34", version_compatible=True)
+OTHER_GPU = plan_file("sm_90.plan", compute_capability="9.0")
+OTHER_VERSION = plan_file("old.plan", tensorrt_version="8.6.1")
+RTX = plan_file("rtx.plan", runtime="tensorrt_rtx", tensorrt_version="1.7.1.116")
+USELESS = (OTHER_GPU, OTHER_VERSION, RTX)
 
 
 @pytest.mark.parametrize(
-    ("facts", "engine", "reason"),
+    ("facts", "wanted", "engine", "step", "plan"),
     [
-        (Facts(None, CPU_BUILD), "onnxruntime-cpu", "no CUDA driver or no device"),
-        (Facts(None, GPU_BUILD), "onnxruntime-cpu", "no CUDA driver or no device"),
+        (gpu_facts(plans=[*USELESS, COMPATIBLE, AMPERE, SAME, EXACT]), {}, "tensorrt", "exact plan", EXACT),
+        (gpu_facts(plans=[*USELESS, COMPATIBLE, AMPERE]), {}, "tensorrt", "plan for several GPUs", AMPERE),
+        (gpu_facts(plans=[*USELESS, COMPATIBLE, SAME]), {}, "tensorrt", "plan for several GPUs", SAME),
+        (gpu_facts(plans=[*USELESS, COMPATIBLE]), {}, "tensorrt", "version-compatible plan", COMPATIBLE),
+        (gpu_facts(plans=USELESS, cached=[EXACT]), {}, "tensorrt", "plan on the volume", EXACT),
+        (gpu_facts(plans=USELESS), {"build_on_boot": True}, "tensorrt", "build", None),
+        (gpu_facts(plans=USELESS), {}, "onnxruntime-cuda", "ONNX Runtime on CUDA", None),
+        (gpu_facts(), {}, "onnxruntime-cuda", "ONNX Runtime on CUDA", None),
+        (gpu_facts(plans=[EXACT], tensorrt=None), {}, "onnxruntime-cuda", "ONNX Runtime on CUDA", None),
+        (gpu_facts(plans=[EXACT], missing=["pycuda"]), {}, "onnxruntime-cuda", "ONNX Runtime on CUDA", None),
         (
-            Facts(GPU, CPU_BUILD),
+            gpu_facts(providers=CPU_BUILD),
+            {"allow_cpu": True},
             "onnxruntime-cpu",
-            "NVIDIA L4 (sm_89), but the installed ONNX Runtime is the CPU build",
+            "ONNX Runtime on the CPU",
+            None,
         ),
-        (Facts(GPU, GPU_BUILD), "onnxruntime-cuda", "found NVIDIA L4 (sm_89)"),
     ],
 )
-def test_auto_takes_the_best_that_works(facts: Facts, engine: str, reason: str):
-    choice = select("auto", facts)
-    assert choice.engine == engine
-    assert reason in choice.reason
+def test_auto_takes_the_first_step_that_holds(
+    facts: Facts, wanted: dict[str, Any], engine: str, step: str, plan: PlanFile | None
+):
+    choice = select(settings(**wanted), facts)
+    assert (choice.engine, choice.plan, choice.build) == (engine, plan, step == "build")
+    assert [one.name for one in choice.ladder if one.taken] == [step]
+    assert choice.ladder[-1].reason == choice.reason
+    assert all(one.reason for one in choice.ladder)
+    assert choice.report()[-1] == {"name": step, "taken": True, "reason": choice.reason}
 
 
-@pytest.mark.parametrize("facts", [Facts(None, GPU_BUILD), Facts(GPU, CPU_BUILD)])
-def test_an_engine_by_name_is_never_replaced(facts: Facts):
+def test_the_steps_that_were_passed_say_why():
+    choice = select(settings(), gpu_facts(plans=[OTHER_GPU, AMPERE]))
+    first = choice.ladder[0]
+    assert (first.name, first.taken) == ("exact plan", False)
+    assert "sm_90.plan: it was built for sm_90, and this GPU is NVIDIA L4 (sm_89)" in first.reason
+
+
+def test_many_plans_that_do_not_fit_are_not_all_listed():
+    many = [plan_file(f"{n}.plan", compute_capability="9.0") for n in range(9)]
+    assert select(settings(), gpu_facts(plans=many)).ladder[0].reason.endswith("; and 7 more")
+
+
+def test_the_fastest_precision_of_this_very_gpu_is_taken():
+    elsewhere = plan_file("elsewhere.plan", gpu_name="NVIDIA L40S", precision="fp16")
+    slow, fast = plan_file("slow.plan", precision="fp32"), plan_file("fast.plan", precision="fp16")
+    assert select(settings(), gpu_facts(plans=[elsewhere, slow, fast])).plan == fast
+    assert select(settings(), gpu_facts(plans=[elsewhere, slow])).plan == slow
+    choice = select(settings(), gpu_facts(plans=[elsewhere]))
+    assert choice.plan == elsewhere
+    assert "though built on NVIDIA L40S" in choice.reason
+
+
+def test_a_precision_that_is_asked_for():
+    slow, fast = plan_file("slow.plan", precision="fp32"), plan_file("fast.plan", precision="fp16")
+    assert select(settings(precision="fp32"), gpu_facts(plans=[slow, fast])).plan == slow
+    choice = select(settings(precision="bf16"), gpu_facts(plans=[slow, fast]))
+    assert choice.engine == "onnxruntime-cuda"
+    assert "it is fp16, and PRECISION=bf16 is asked for" in choice.ladder[0].reason
+
+
+def test_what_failed_a_moment_ago_is_passed_over():
+    struck = {str(EXACT.path): "it does not load", "build": "it took too long", "onnxruntime-cuda": "no cuDNN"}
+    facts = gpu_facts(plans=[EXACT], struck=struck)
+    choice = select(settings(build_on_boot=True, allow_cpu=True), facts)
+    assert choice.engine == "onnxruntime-cpu"
+    assert [one.reason for one in choice.ladder if one.name in ("build", "ONNX Runtime on CUDA")] == [
+        "it took too long",
+        "no cuDNN",
+    ]
+    assert "it does not load" in choice.ladder[0].reason
+
+
+def test_blackwell_is_told_plainly():
+    facts = gpu_facts(gpu=B200, plans=[plan_file(compute_capability="10.0")])
+    with pytest.raises(ConfigError, match=r"NVIDIA B200 \(sm_100\), which needs CUDA 12\.8.*choose a GPU up to H200"):
+        select(settings(), facts)
+    assert select(settings(allow_cpu=True), facts).engine == "onnxruntime-cpu"
+
+
+# The CPU
+
+
+@pytest.mark.parametrize(
+    "facts", [Facts(None, CPU_BUILD), Facts(None, GPU_BUILD), Facts(None, GPU_BUILD, tensorrt=TRT)]
+)
+def test_without_a_gpu_that_anybody_asked_for_no_setting_is_needed(facts: Facts):
+    choice = select(settings(), facts)
+    assert choice.engine == "onnxruntime-cpu"
+    assert choice.reason == "no CUDA driver or no device"
+
+
+def test_packages_for_the_cpu_ask_for_no_gpu():
+    choice = select(settings(), Facts(L4, CPU_BUILD))
+    assert choice.engine == "onnxruntime-cpu"
+    assert choice.reason == "found NVIDIA L4 (sm_89), but the installed ONNX Runtime is the CPU build"
+
+
+@pytest.mark.parametrize(
+    ("facts", "who"),
+    [
+        (Facts(None, CPU_BUILD, promised="RUNPOD_GPU_COUNT=1"), "RUNPOD_GPU_COUNT=1"),
+        (Facts(L4, CPU_BUILD, promised="RUNPOD_GPU_COUNT=1"), "RUNPOD_GPU_COUNT=1"),
+        (Facts(None, GPU_BUILD, device_file=True), "/dev shows one"),
+        (Facts(L4, CPU_BUILD, tensorrt=TRT), "NVIDIA L4"),
+        (gpu_facts(gpu=B200), "NVIDIA B200"),
+    ],
+)
+def test_where_a_gpu_was_asked_for_the_cpu_must_be_allowed(facts: Facts, who: str):
+    with pytest.raises(ConfigError) as error:
+        select(settings(), facts)
+    assert who in str(error.value).partition("a GPU was asked for (")[2]
+    assert str(error.value).endswith("set ALLOW_CPU=1 to serve on the CPU all the same")
+    choice = select(settings(allow_cpu=True), facts)
+    assert choice.engine == "onnxruntime-cpu"
+    assert choice.reason.endswith("allowed by ALLOW_CPU=1")
+
+
+def test_without_any_runtime_nothing_is_chosen():
+    with pytest.raises(ConfigError, match="onnxruntime is not installed"):
+        select(settings(allow_cpu=True), Facts(None, ()))
+
+
+# An engine by name
+
+
+@pytest.mark.parametrize("facts", [Facts(None, GPU_BUILD), Facts(L4, CPU_BUILD)])
+def test_onnxruntime_cuda_is_never_replaced(facts: Facts):
     with pytest.raises(ConfigError, match="ENGINE=onnxruntime-cuda cannot run here: .*set ENGINE=auto"):
-        select("onnxruntime-cuda", facts)
+        select(settings(engine="onnxruntime-cuda"), facts)
 
 
-@pytest.mark.parametrize("name", [name for name in ENGINES if name not in ("auto", "onnxruntime-cuda")])
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        (Facts(None, GPU_BUILD, tensorrt=TRT), "no CUDA driver or no device"),
+        (gpu_facts(tensorrt=None), "the package tensorrt is not installed"),
+        (gpu_facts(missing=["pycuda", "cuda"]), "pycuda and cuda not installed"),
+        (gpu_facts(plans=USELESS), "TensorRT 8.6.1"),
+        (gpu_facts(), "the bundle has none"),
+        (gpu_facts(gpu=B200), "choose a GPU up to H200"),
+    ],
+)
+def test_tensorrt_never_falls_back(facts: Facts, reason: str):
+    with pytest.raises(ConfigError) as error:
+        select(settings(engine="tensorrt", allow_cpu=True), facts)
+    assert str(error.value).startswith("ENGINE=tensorrt cannot run here: ")
+    assert reason in str(error.value)
+    assert "set ENGINE=auto" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["fake", "onnxruntime-cpu"])
 def test_what_runs_anywhere_is_taken_at_its_word(name: str):
-    assert select(name, Facts(None, CPU_BUILD)).engine == name
+    assert select(settings(engine=name), Facts(None, ())).engine == name
+
+
+# All of it
+
+
+plans = st.builds(
+    lambda n, **changes: plan_file(f"{n}.plan", **changes),
+    st.integers(0, 1000),
+    runtime=st.sampled_from(["tensorrt", "tensorrt_rtx"]),
+    tensorrt_version=st.sampled_from([TRT, "10.13.0.34", "10.9.0.34", "8.6.1"]),
+    compute_capability=st.sampled_from(["7.5", "8.0", "8.9", "9.0", "10.0"]),
+    hardware_compatibility=st.sampled_from(HARDWARE_COMPATIBILITY),
+    version_compatible=st.booleans(),
+    precision=st.sampled_from(FASTEST_FIRST),
+    gpu_name=st.sampled_from(["NVIDIA L4", "NVIDIA L40S"]),
+)
+
+
+@st.composite
+def any_facts(draw: st.DrawFn) -> Facts:
+    found = draw(st.lists(plans, max_size=5))
+    cached = draw(st.lists(plans, max_size=3))
+    keys = [*(str(one.path) for one in (*found, *cached)), "build", "onnxruntime-cuda"]
+    return Facts(
+        gpu=draw(st.sampled_from([None, L4, H100, B200, Gpu("Tesla T4", (7, 5))])),
+        providers=draw(st.sampled_from([(), CPU_BUILD, GPU_BUILD])),
+        promised=draw(st.sampled_from([None, "RUNPOD_GPU_COUNT=1"])),
+        device_file=draw(st.booleans()),
+        tensorrt=draw(st.sampled_from([None, TRT, "8.6.1"])),
+        missing=draw(st.sampled_from([(), ("pycuda",)])),
+        plans=found,
+        cached=cached,
+        struck=dict.fromkeys(draw(st.sets(st.sampled_from(keys))), "it failed"),
+    )
+
+
+any_settings = st.builds(
+    Settings,
+    engine=st.sampled_from(ENGINES),
+    allow_cpu=st.booleans(),
+    build_on_boot=st.booleans(),
+    precision=st.sampled_from(PLAN_PRECISIONS),
+)
+
+
+@given(any_settings, any_facts())
+def test_whatever_the_facts_nothing_is_chosen_that_cannot_run(wanted: Settings, facts: Facts):
+    try:
+        choice = select(wanted, facts)
+    except ConfigError:
+        assert wanted.engine in ("auto", "tensorrt", "onnxruntime-cuda")
+        if wanted.engine == "auto":  # only ever when the CPU is not allowed, or no runtime for it is there
+            assert not facts.providers or not wanted.allow_cpu
+        return
+    assert wanted.engine in ("auto", choice.engine)
+    if choice.engine in ("tensorrt", "onnxruntime-cuda"):
+        assert facts.gpu is not None
+        assert facts.gpu.compute_capability < (10, 0)
+    if choice.engine == "onnxruntime-cuda":
+        assert "CUDAExecutionProvider" in facts.providers
+        assert "onnxruntime-cuda" not in facts.struck
+    if choice.engine == "tensorrt":
+        _check_tensorrt(wanted, facts, choice.plan)
+        assert choice.build is (choice.plan is None)
+        assert not choice.build or (wanted.build_on_boot and "build" not in facts.struck)
+    if choice.engine == "onnxruntime-cpu" and wanted.engine == "auto":
+        assert facts.providers
+        assert wanted.allow_cpu or not facts.promised
+
+
+def _check_tensorrt(wanted: Settings, facts: Facts, chosen: PlanFile | None) -> None:
+    assert facts.gpu is not None
+    assert facts.tensorrt is not None
+    assert not facts.missing
+    machine = Machine(facts.tensorrt, "{}.{}".format(*facts.gpu.compute_capability))
+
+    def fits(one: PlanFile) -> bool:
+        allowed = wanted.precision in ("auto", one.plan.precision) and str(one.path) not in facts.struck
+        return allowed and mismatch(one.plan, machine) is None
+
+    fitting = [one for one in (*facts.plans, *facts.cached) if fits(one)]
+    assert (chosen in fitting) if chosen is not None else not fitting
+    exact = [one.plan for one in facts.plans if fits(one) and _is_plain(one)]
+    if exact:
+        assert chosen is not None
+        assert chosen.plan in exact
+        rank = FASTEST_FIRST.index
+        same_gpu = [one for one in exact if one.gpu_name == facts.gpu.name] or exact
+        assert rank(chosen.plan.precision) == min(rank(one.precision) for one in same_gpu)
+
+
+def _is_plain(one: PlanFile) -> bool:
+    return not one.plan.version_compatible and one.plan.hardware_compatibility == "none"
+
+
+@given(any_settings, any_facts())
+def test_the_same_facts_give_the_same_choice(wanted: Settings, facts: Facts):
+    def decide() -> Any:
+        try:
+            return select(wanted, facts)
+        except ConfigError as error:
+            return str(error)
+
+    assert decide() == decide()

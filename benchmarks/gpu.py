@@ -1,0 +1,134 @@
+"""Everything that a GPU machine can check and measure, into one folder: logs, figures, and what machine it was.
+
+    OUT/gpu.json        the machine, and of every step its command, exit code and seconds
+    OUT/STEP.log        what the step printed
+    OUT/latency.json    the step's own figures; likewise coldstart.json, tests.xml, bundle.json
+
+A step that fails or takes too long is noted, and the next one goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bert_bundle import bert_bundle
+from benchmarks.bert_graph import SHAPES
+from benchmarks.exported import BUILD
+from benchmarks.machine import machine
+from benchmarks.measure import markdown, write_json
+from engine.probe import gpu
+
+STEPS = ("smoke", "plan", "tests", "coldstart", "latency")
+_TIMED_OUT = 124  # as coreutils' timeout has it
+
+
+@dataclass
+class Step:
+    """A command of its own, and how it ended."""
+
+    name: str
+    command: Sequence[str]
+    exit_code: int | None = None
+    seconds: float = 0.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where logs and figures go")
+    parser.add_argument("--steps", type=_steps, default=list(STEPS), metavar="A,B", help=", ".join(STEPS))
+    parser.add_argument("--smoke", type=Path, metavar="SCRIPT", help="a script to run first")
+    parser.add_argument("--limit-s", type=float, default=1800, help="for each step (default: %(default)g)")
+    parser.add_argument("--latency-options", default="", metavar="'--x y'", help="for `python -m benchmarks latency`")
+    parser.add_argument("--plan-options", default="", metavar="'--x y'", help="for the step plan")
+    parser.add_argument("--torch-python", metavar="PYTHON", help="a Python that has torch")
+    parser.add_argument("--work", type=Path, default=BUILD / "gpu", help="where bundles are built (%(default)s)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the steps; 1 when one failed, 2 without a GPU."""
+    if gpu() is None:
+        print("gpu: no NVIDIA driver or no GPU here", file=sys.stderr)
+        return 2
+    args.out.mkdir(parents=True, exist_ok=True)
+    steps = steps_of(args)
+    before = _earlier(args.out / "gpu.json", {step.name for step in steps})
+    for step in steps:
+        print(f"{step.name} ...", end=" ", flush=True)
+        run(step, args.out / f"{step.name}.log", args.limit_s)
+        print("passed" if step.exit_code == 0 else f"exit code {step.exit_code}", f"{step.seconds:.0f} s", flush=True)
+        done = [asdict(one) for one in steps if one.exit_code is not None]
+        write_json(args.out / "gpu.json", {"machine": machine(), "steps": [*before, *done]})
+    print(markdown(["step", "exit code", "s"], [[s.name, str(s.exit_code), f"{s.seconds:.0f}"] for s in steps]))
+    return 0 if all(step.exit_code == 0 for step in steps) else 1
+
+
+def _earlier(summary: Path, names: set[str]) -> list[Any]:
+    """The steps of earlier calls that this one does not repeat: where time is short, the work is split."""
+    if not summary.exists():
+        return []
+    return [step for step in json.loads(summary.read_text())["steps"] if step["name"] not in names]
+
+
+def steps_of(args: argparse.Namespace) -> list[Step]:
+    """What is to be run, in order."""
+    python, out, bundle = sys.executable, args.out, str(args.work / "minilm")
+    plan = [python, "-m", "export", "plan", bundle, *args.plan_options.split()]
+    latency = [python, "-m", "benchmarks", "latency", "--json", str(out / "latency.json"), "--work", str(args.work)]
+    latency += args.latency_options.split()
+    if args.torch_python:
+        latency += ["--torch-python", args.torch_python]
+    coldstart = [python, "-m", "benchmarks", "coldstart", "--bundle", bundle, "--engine", "tensorrt", "--warm-only"]
+    tests = [python, "-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "--junit-xml", str(out / "tests.xml")]
+    commands = {
+        "smoke": [python, str(args.smoke)],
+        "plan": plan,
+        "tests": tests,
+        "coldstart": [*coldstart, "--json", str(out / "coldstart.json")],
+        "latency": latency,
+    }
+    wanted = [name for name in STEPS if name in args.steps and (name != "smoke" or args.smoke)]
+    if {"plan", "coldstart"} & set(wanted):
+        bert_bundle("minilm", Path(bundle), SHAPES["minilm"])
+    return [Step(name, commands[name]) for name in wanted]
+
+
+def run(step: Step, log: Path, limit_s: float) -> None:
+    """Run one step to its end, or end it with everything that it started; note how it went."""
+    begin = time.perf_counter()
+    with open(log, "w") as file:
+        file.write(f"$ {' '.join(step.command)}\n")
+        file.flush()
+        # A session of its own, so that what a step started ends with it.
+        process = subprocess.Popen(step.command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            step.exit_code = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            step.exit_code = _TIMED_OUT
+        finally:
+            _end(process)
+    step.seconds = round(time.perf_counter() - begin, 1)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # nothing is left of it
+    process.wait()
+
+
+def _steps(text: str) -> list[str]:
+    found = text.split(",")
+    if unknown := [name for name in found if name not in STEPS]:
+        raise argparse.ArgumentTypeError(f"no step {', '.join(unknown)}; there are {', '.join(STEPS)}")
+    return found

@@ -1,0 +1,36 @@
+"""`python -m engine inspect BUNDLE`: what a bundle holds. Needs neither onnxruntime nor tensorrt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.errors import BundleError
+from engine.inspection import describe, text
+
+OK, REFUSED = 0, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the bundle's description; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m engine", description="Look into bundles.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    inspect = commands.add_parser("inspect", help="model, graphs, plans and parity of a bundle")
+    inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    inspect.add_argument("--json", action="store_true", help="everything, as JSON")
+    inspect.add_argument("--verify", action="store_true", help="also compare every file with its SHA-256")
+    asked = parser.parse_args(argv)
+    try:
+        found = describe(asked.bundle, verify=asked.verify)
+    except BundleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+    print(json.dumps(found, indent=1, ensure_ascii=False) if asked.json else text(found))
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""CUDA: one device's primary context, one stream, memory, events, capture and replay. Nothing else calls CUDA.
+
+pycuda owns the context, the stream and the memory; cuda-python's driver bindings capture, which pycuda cannot. Both are
+imported here alone, and only when a driver was found: see probe.py. Every error leaves as an EngineError of one kind:
+
+    OutOfMemory    an allocation failed; smaller ones may not
+    EngineLost     "sticky": CUDA answers every later call in this process with it, so nothing may run again
+    EngineError    any other
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.errors import EngineError, EngineLost, OutOfMemory
+
+if TYPE_CHECKING:
+    from engine.tensors import Array
+
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING of cuda.h: does not wait for the legacy stream, which others may use
+_OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+
+_contexts: dict[int, Any] = {}
+"""Device -> its primary context, retained once and never released before the process ends: released, it would stay
+current in the thread that did it, and the next user of CUDA there would meet a dead context."""
+
+
+class _Failure(Exception):
+    """A call of cuda-python's that did not succeed."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Cuda:
+    """The device `index`. Raises EngineError when it cannot be used.
+
+    A CUDA context is current in a thread. Whatever touches the device stands in a `with cuda.active(...)` block, which
+    makes it so for the block and for this thread; so an engine may be loaded in one thread and run in another.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        # Before the driver loads: kernels are then loaded when first used, which saves seconds and hundreds of MiB.
+        os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
+        self.allocations = 0
+        """How often device or pinned memory was asked for. After warm-up it stays as it is."""
+        self._held: list[Any] = []
+        self._events: list[Any] = []
+        self._replays: list[Any] = []
+        try:
+            import pycuda.driver as driver
+            from cuda import cuda as bindings
+        except Exception as error:  # ImportError, or whatever a library that does not load raises
+            raise EngineError(f"pycuda and cuda-python do not load: {error}; install requirements/gpu.txt") from error
+        self._driver, self._bindings = driver, bindings
+        try:
+            driver.init()
+            # The primary one, which TensorRT and ONNX Runtime use as well: a second would cost its own memory.
+            if index not in _contexts:
+                _contexts[index] = driver.Device(index).retain_primary_context()
+            self._context = _contexts[index]
+        except driver.Error as error:
+            raise EngineError(f"CUDA does not start: {error}") from error
+        with self.active("creating a stream"):
+            self._stream = driver.Stream(_NON_BLOCKING)
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle, for TensorRT."""
+        return int(self._stream.handle)
+
+    @contextmanager
+    def active(self, doing: str) -> Iterator[None]:
+        """Make the context current for the block, which may stand inside another.
+
+        Whatever CUDA raises there becomes an error that says `doing`. An EngineError of the block's own becomes
+        EngineLost when the context is broken.
+        """
+        try:
+            self._context.push()
+            try:
+                yield
+            except EngineLost:
+                raise
+            except (self._driver.Error, _Failure, EngineError) as error:
+                raise self._translated(error, doing) from error
+            finally:
+                self._driver.Context.pop()
+        except self._driver.Error as error:  # of push and pop themselves
+            raise EngineLost(f"CUDA failed while {doing}: {error}") from error
+
+    # Memory
+
+    def device(self, size: int) -> int:
+        """Allocate `size` bytes on the device, at least 1; their address, a multiple of 256."""
+        self.allocations += 1
+        memory = self._driver.mem_alloc(max(size, 1))
+        self._held.append(memory)
+        return int(memory)
+
+    def pinned(self, size: int) -> Array:
+        """Allocate `size` bytes of page-locked host memory, zeroed, in which the device reads and writes directly."""
+        self.allocations += 1
+        memory: Array = self._driver.pagelocked_empty(max(size, 1), np.uint8)
+        memory.fill(0)
+        self._held.append(memory.base)
+        return memory
+
+    def free(self) -> None:
+        """Free all captures, events and memory; for use in a block, when nothing runs and nothing of it is used."""
+        self.drop_captures()
+        for memory in self._held:
+            memory.free()
+        self._held.clear()
+        self._events.clear()
+
+    def memory_left(self) -> tuple[int, int]:
+        """Free and total bytes of the device."""
+        free, total = self._driver.mem_get_info()
+        return int(free), int(total)
+
+    # The stream. All of it is queued in order; nothing here waits but `wait`.
+
+    def copy_in(self, address: int, source: Array) -> None:
+        """Queue a copy of the pinned `source`, contiguous, to the device."""
+        self._driver.memcpy_htod_async(address, source, self._stream)
+
+    def copy_out(self, target: Array, address: int) -> None:
+        """Queue a copy from the device to the pinned `target`, contiguous."""
+        self._driver.memcpy_dtoh_async(target, address, self._stream)
+
+    def event(self) -> Any:
+        """A point in the stream that can be waited for."""
+        event = self._driver.Event(self._driver.event_flags.DISABLE_TIMING)  # a timed one costs more
+        self._events.append(event)
+        return event
+
+    def record(self, event: Any) -> None:
+        """Move `event` behind everything that is queued now."""
+        event.record(self._stream)
+
+    def wait(self, event: Any) -> None:
+        """Wait until the stream has passed `event`; other Python threads run meanwhile."""
+        event.synchronize()
+
+    def wait_all(self) -> None:
+        """Wait until the stream is empty."""
+        self._stream.synchronize()
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """Record what `work` queues instead of running it; for `replay`. The stream is usable whatever happens."""
+        bindings = self._bindings
+        mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL  # other threads may allocate
+        self._call(bindings.cuStreamBeginCapture, self.stream, mode)
+        try:
+            work()
+        except BaseException:
+            code, graph = bindings.cuStreamEndCapture(self.stream)
+            if not int(code):
+                bindings.cuGraphDestroy(graph)
+            raise
+        graph = self._call(bindings.cuStreamEndCapture, self.stream)
+        try:
+            replay = self._call(bindings.cuGraphInstantiateWithFlags, graph, 0)
+        finally:
+            bindings.cuGraphDestroy(graph)
+        self._replays.append(replay)
+        self._call(bindings.cuGraphUpload, replay, self.stream)  # else the first replay would do it
+        return replay
+
+    def replay(self, captured: Any) -> None:
+        """Queue what was captured, in one call."""
+        self._call(self._bindings.cuGraphLaunch, captured, self.stream)
+
+    def drop_captures(self) -> None:
+        """Destroy everything that was captured; for use in a block, when nothing runs."""
+        for replay in self._replays:
+            self._call(self._bindings.cuGraphExecDestroy, replay)
+        self._replays.clear()
+
+    def close(self) -> None:
+        """Free everything. pycuda can free only where the context is current, so it is not left to chance."""
+        with self.active("freeing memory"):
+            self.free()
+            del self._stream
+
+    # Errors
+
+    def _call(self, function: Any, *arguments: Any) -> Any:
+        code, *values = function(*arguments)
+        if int(code):
+            raise _Failure(int(code), f"{function.__name__} failed: {_name(code)}")
+        return values[0] if values else None
+
+    def _translated(self, error: Exception, doing: str) -> EngineError:
+        out_of_memory = isinstance(error, self._driver.MemoryError) or getattr(error, "code", 0) == _OUT_OF_MEMORY
+        own = isinstance(error, EngineError)
+        sentence = str(error) if own else f"CUDA failed while {doing}: {error}"
+        if sticky := self._sticky():
+            return EngineLost(f"{sentence} ({sticky})" if own else sentence)
+        if isinstance(error, EngineError):
+            return error
+        return OutOfMemory(sentence) if out_of_memory else EngineError(sentence)
+
+    def _sticky(self) -> str | None:
+        """The error that every further call would meet; None when the context works.
+
+        Asked of CUDA rather than looked up in a list of codes: a sticky error is one that comes back.
+        """
+        (code,) = self._bindings.cuCtxSynchronize()
+        return _name(code) if int(code) else None
+
+
+def _name(code: Any) -> str:
+    return str(getattr(code, "name", code))

@@ -1,0 +1,68 @@
+"""What TensorRT 8.6 and 10 call or do differently, and what TensorRT says when it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from engine.plan import Plan
+
+_KEPT_MESSAGES = 3
+
+
+def import_tensorrt() -> Any:
+    """The module. Only where a driver was found. Raises EngineError."""
+    try:
+        import tensorrt
+    except Exception as error:  # ImportError, or OSError for a library of its that does not load
+        raise EngineError(f"tensorrt does not load: {error}; install requirements/gpu.txt") from error
+    return tensorrt
+
+
+def scratch_size(cuda_engine: Any, profiles: Iterable[int]) -> int:
+    """Bytes of scratch memory that execution contexts of these profiles need."""
+    of_profile = getattr(cuda_engine, "get_device_memory_size_for_profile_v2", None)
+    if of_profile is None:  # TensorRT 8.6 knows only the largest of all profiles
+        return int(cuda_engine.device_memory_size)
+    return max(int(of_profile(profile)) for profile in set(profiles))
+
+
+def can_share_profiles(trt: Any, plan: Plan) -> bool:
+    """Whether several execution contexts may use one optimization profile of `plan`."""
+    return plan.profile_sharing or int(trt.__version__.split(".")[0]) >= 10
+
+
+def dtype_of(trt: Any, cuda_engine: Any, name: str) -> str:
+    """Numpy's name for the type of a tensor, or TensorRT's where numpy has none."""
+    dtype = cuda_engine.get_tensor_dtype(name)
+    try:
+        return str(trt.nptype(dtype).__name__).rstrip("_")  # numpy.bool_ is "bool" in a manifest
+    except TypeError:
+        return str(dtype)
+
+
+@cache
+def messages(trt: Any) -> Any:
+    """A logger that keeps TensorRT's last errors, which is all that it tells beside None or False.
+
+    One a process: TensorRT and its plugins keep the first that they are given, without owning it.
+    """
+
+    class Messages(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self._errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self._errors = [*self._errors, message.strip()][-_KEPT_MESSAGES:]
+
+        def take(self) -> str:
+            said, self._errors = "; ".join(self._errors), []
+            return said
+
+    return Messages()

@@ -1,0 +1,193 @@
+"""Plans that a boot built on the GPU that it woke up on, kept on the volume for the boots after it.
+
+    PLAN_CACHE/<graph>-<digest>/sm_89-trt10.13.0-fp16.plan + .json     digest: `source_digest` of the graph's fp32 file
+    PLAN_CACHE/.lock                                                   held while a worker builds
+
+The folder's name says what the plans were built from; the sidecar, written last, that the plan beside it is whole. The
+build itself is the export's, started as a process of its own: nothing here imports it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from shutil import copyfile, copytree
+
+from engine.bundle import CHECKSUM, MANIFEST, Bundle, open_bundle
+from engine.errors import BundleError, EngineError
+from engine.plan import SUFFIX, PlanFile, plans_of, read_sidecar, sidecar_of, source_digest
+
+BUILD_COMMAND = (sys.executable, "-m", "export", "plan")
+"""Followed by a folder with a bundle, to which it adds plans for this machine's GPU."""
+
+Say = Callable[[str], None]
+"""Takes a line for the log."""
+
+_WATCH_S = 0.5
+_STILL_AT_IT_S = 15.0
+_LOCK_CHECK_S = 0.5
+
+
+def cached_plans(cache: Path, bundle: Bundle, graph: str) -> list[PlanFile]:
+    """The plans in `cache` that were built from this very graph, by file name. Those half written are left out."""
+    found = []
+    for path in sorted(_folder(cache, bundle, graph).glob(f"*{SUFFIX}")):
+        try:
+            found.append(PlanFile(read_sidecar(path.with_name(sidecar_of(path.name))), path))
+        except BundleError:
+            continue  # no sidecar yet, or none that this version reads
+    return found
+
+
+def verify(plan: PlanFile) -> None:
+    """Compare a plan with the size and SHA-256 in its sidecar. Raises EngineError."""
+    try:
+        content = plan.path.read_bytes()
+    except OSError as error:
+        raise EngineError(f"{plan.path} cannot be read ({error.strerror})") from error
+    if len(content) != plan.plan.size or hashlib.sha256(content).hexdigest() != plan.plan.sha256:
+        raise EngineError(f"{plan.path} is not the plan that its sidecar describes; remove it")
+
+
+def build(bundle: Bundle, cache: Path, timeout_s: float, say: Say, is_there: Callable[[], bool]) -> None:
+    """Build plans for every graph of `bundle` on this GPU into `cache`, within `timeout_s` seconds.
+
+    One worker builds at a time; who waited for another asks `is_there` before building again. Raises EngineError.
+    """
+    deadline = time.monotonic() + timeout_s
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _locked(cache / ".lock", deadline, say):
+            if is_there():
+                return say("another worker has built it meanwhile")
+            with tempfile.TemporaryDirectory(prefix="build-plan-") as work:
+                copy = _copy(bundle, Path(work) / "bundle")
+                _run([*BUILD_COMMAND, str(copy)], deadline, timeout_s, say)
+                _keep(open_bundle(copy), bundle, cache)
+    except OSError as error:
+        raise EngineError(
+            f"a plan cannot be kept in PLAN_CACHE={cache} ({error.strerror}); attach a volume, or name a folder there "
+            "that the worker may write"
+        ) from error
+    except BundleError as error:
+        raise EngineError(f"the build left no bundle: {error}") from error
+
+
+def _folder(cache: Path, bundle: Bundle, graph: str) -> Path:
+    onnx = bundle.manifest.graphs[graph].onnx["fp32"]
+    return cache / f"{graph}-{source_digest(bundle.manifest.files, onnx)}"
+
+
+@contextmanager
+def _locked(path: Path, deadline: float, say: Say) -> Iterator[None]:
+    """Hold the lock at `path` for the block. Raises EngineError when another holds it until `deadline`."""
+    with open(path, "a") as file:
+        waited = False
+        while not _try_lock(file.fileno()):
+            if time.monotonic() > deadline:
+                raise EngineError("another worker builds a plan and does not end (BUILD_TIMEOUT_S)")
+            if not waited:
+                say("another worker builds a plan on this volume; waiting for it")
+                waited = True
+            time.sleep(_LOCK_CHECK_S)
+        yield
+
+
+def _try_lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # A volume that knows no locks: two may then build the same at once, which wastes time and harms nothing, for
+        # what they keep is renamed into place.
+        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+    return True
+
+
+def _copy(bundle: Bundle, to: Path) -> Path:
+    """A bundle of links to the files of `bundle`: it lies in an image, which the worker may not write."""
+    copytree(bundle.path.resolve(), to, copy_function=os.symlink)
+    for name in (MANIFEST, CHECKSUM):
+        (to / name).unlink()
+        copyfile(bundle.path / name, to / name)
+    return to
+
+
+def _run(command: list[str], deadline: float, timeout_s: float, say: Say) -> None:
+    """Run `command`, hand on what it prints, and end it at `deadline`. Raises EngineError unless it exits with 0."""
+    begin, last = time.monotonic(), ""
+    say(f"building a plan: {' '.join(command)}")
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},  # lines when they are printed
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    ended, parent, why = threading.Event(), os.getppid(), ""
+
+    def watch() -> None:
+        nonlocal why
+        said = begin
+        while not ended.wait(min(_WATCH_S, max(0.0, deadline - time.monotonic()))):
+            now = time.monotonic()
+            if now >= deadline:
+                why = f"the build took longer than {timeout_s:g} s (BUILD_TIMEOUT_S) and was ended"
+            elif os.getppid() != parent:
+                why = "the worker that the build was for has ended"
+            elif now - said >= _STILL_AT_IT_S:
+                said = now
+                say(f"building a plan: {now - begin:.0f} s")
+            if why:
+                with suppress(ProcessLookupError):  # it has just ended by itself
+                    # The whole group; and no gentler signal, for this process ignores SIGTERM, and so does its child.
+                    os.killpg(process.pid, signal.SIGKILL)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    assert process.stdout is not None
+    with process.stdout as lines:
+        for line in lines:
+            if line := line.strip():
+                last = line
+                say(f"building a plan: {line}")
+    code = process.wait()
+    ended.set()
+    watcher.join()
+    if why:
+        raise EngineError(why)
+    if code:
+        raise EngineError(f"the build ended with code {code}: {last or 'it said nothing'}")
+    say(f"building a plan: done after {time.monotonic() - begin:.0f} s")
+
+
+def _keep(built: Bundle, before: Bundle, cache: Path) -> None:
+    """Put the plans that `built` has and `before` had not into `cache`. Raises EngineError when there are none."""
+    new = [
+        (plan, _folder(cache, before, graph))
+        for graph in before.manifest.graphs
+        for plan in plans_of(built, graph)
+        if (plan.plan.size, plan.plan.sha256) != before.manifest.files.get(str(plan.path.relative_to(built.path)))
+    ]
+    if not new:
+        raise EngineError("the build added no plan")
+    for plan, folder in new:
+        folder.mkdir(exist_ok=True)
+        for source in (plan.path, plan.path.with_name(sidecar_of(plan.name))):  # the sidecar last: it says "whole"
+            part = folder / f".{source.name}.{os.getpid()}"
+            copyfile(source, part)
+            os.replace(part, folder / source.name)

@@ -1,0 +1,185 @@
+"""What plans to build, read from the command line and checked before any work is done."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from engine.bucket import Bucket, Ladder
+from engine.plan import HARDWARE_COMPATIBILITY
+from export.errors import Refused
+
+if TYPE_CHECKING:
+    from engine.bundle import Manifest
+
+PLAN_PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+BUILDERS = ("tensorrt", "tensorrt-rtx")
+PROFILES = ("bucket", "length")
+NO_LIBRARY_TACTICS = "TENSORRT_NO_LIBRARY_TACTICS"
+"""Environment variable: 1 is --no-library-tactics."""
+
+_BATCHES = (1, 4, 8, 16, 32)
+_SHORTEST = 16
+_MAX = 0
+"""Stands for the model's own maximum among `lengths`."""
+
+
+@dataclass(frozen=True)
+class PlanRecipe:
+    """The plans of one bundle."""
+
+    precision: str = "fp16"
+    batches: tuple[int, ...] = _BATCHES
+    lengths: tuple[int, ...] | None = None
+    """None: powers of two from 16 up and the model's maximum."""
+    profiles: str = "bucket"
+    """bucket: kernels for exactly one shape each. length: one profile a length, for all batch sizes; builds faster."""
+    builder: str = "tensorrt"
+    compute_capabilities: tuple[tuple[int, int], ...] = ()
+    hardware_compatibility: str = "none"
+    version_compatible: bool = False
+    optimization_level: int = 3
+    workspace_mib: int | None = None
+    library_tactics: bool = True
+    pin_types: bool = False
+
+    def ladder(self, manifest: Manifest, graph: str) -> Ladder:
+        """The buckets of one graph. Raises Refused when a length is over what the model takes."""
+        if not any(spec.length_axis is not None for spec in manifest.graphs[graph].inputs):
+            return Ladder(self.batches, (1,))
+        longest = manifest.max_length(graph)
+        if self.lengths is None:
+            powers = (_SHORTEST << step for step in range(longest.bit_length()))
+            return Ladder(self.batches, (*(length for length in powers if length < longest), longest))
+        lengths = sorted({length or longest for length in self.lengths})
+        if lengths[-1] > longest:
+            raise Refused(f"--lengths holds {lengths[-1]}, and {manifest.model} takes at most {longest}; write max")
+        return Ladder(self.batches, lengths)
+
+    def shapes(self, ladder: Ladder) -> list[tuple[tuple[Bucket, ...], tuple[Bucket, Bucket, Bucket]]]:
+        """For every optimization profile the buckets that it serves, and the smallest, best and largest shape."""
+        if self.profiles == "bucket":
+            return [((bucket,), (bucket, bucket, bucket)) for bucket in ladder]
+        rows = [tuple(Bucket(batch, length) for batch in ladder.batches) for length in ladder.lengths]
+        return [(row, (row[0], row[-1], row[-1])) for row in rows]
+
+
+def add_plan_arguments(parser: argparse._ActionsContainer, precision: str) -> None:
+    """Declare the options that a plan is built with; `precision` is the name of the option for its precision."""
+    parser.add_argument(
+        precision, dest="plan_precision", choices=PLAN_PRECISIONS, default="fp16", help="of plans (default: fp16)"
+    )
+    parser.add_argument(
+        "--batches",
+        type=_sizes,
+        default=_BATCHES,
+        metavar="N,N",
+        help="batch sizes of the ladder (default: 1,4,8,16,32)",
+    )
+    parser.add_argument(
+        "--lengths", type=_lengths, metavar="N,max", help="lengths of the ladder (default: 16,32,64 ... and max)"
+    )
+    parser.add_argument(
+        "--profiles", choices=PROFILES, default="bucket", help="a profile for each bucket (fastest plan) or each length"
+    )
+    parser.add_argument("--builder", choices=BUILDERS, default="tensorrt", help="tensorrt-rtx needs no GPU")
+    parser.add_argument(
+        "--compute-capability", type=_capabilities, default=(), metavar="8.6,8.9", help="targets of tensorrt-rtx"
+    )
+    parser.add_argument(
+        "--hardware-compatibility", choices=HARDWARE_COMPATIBILITY, default="none", help="what other GPUs may load it"
+    )
+    parser.add_argument("--version-compatible", action="store_true", help="later versions of TensorRT may load it")
+    parser.add_argument(
+        "--optimization-level", type=int, choices=range(6), default=3, metavar="0..5", help="longer search (default: 3)"
+    )
+    parser.add_argument("--workspace-mib", type=_size, metavar="N", help="limit of the builder's scratch memory")
+    parser.add_argument(
+        "--no-library-tactics", action="store_true", help=f"leave out cuBLAS and cuDNN (also {NO_LIBRARY_TACTICS}=1)"
+    )
+    parser.add_argument(
+        "--pin-types", action="store_true", help="TensorRT 8: hold layers to fp32 where the graph says so, at some cost"
+    )
+
+
+def plan_recipe(asked: argparse.Namespace) -> PlanRecipe:
+    """The recipe of parsed arguments. Raises Refused when some do not go together."""
+    is_rtx = asked.builder == "tensorrt-rtx"
+    if is_rtx and not asked.compute_capability:
+        raise Refused(
+            "--builder tensorrt-rtx builds for the GPUs that --compute-capability names, such as 8.6,8.9,12.0"
+        )
+    if asked.compute_capability and not is_rtx:
+        raise Refused(
+            "--compute-capability is for --builder tensorrt-rtx; plain TensorRT builds for the GPU that it runs on"
+        )
+    if is_rtx and (asked.hardware_compatibility != "none" or asked.version_compatible):
+        raise Refused("--hardware-compatibility and --version-compatible are for plain TensorRT, not for tensorrt-rtx")
+    return PlanRecipe(
+        precision=asked.plan_precision,
+        batches=asked.batches,
+        lengths=asked.lengths,
+        profiles=asked.profiles,
+        builder=asked.builder,
+        compute_capabilities=asked.compute_capability,
+        hardware_compatibility=asked.hardware_compatibility,
+        version_compatible=asked.version_compatible,
+        optimization_level=asked.optimization_level,
+        workspace_mib=asked.workspace_mib,
+        library_tactics=not asked.no_library_tactics and os.environ.get(NO_LIBRARY_TACTICS, "0") in ("", "0"),
+        pin_types=asked.pin_types,
+    )
+
+
+def plan_command(argv: Sequence[str]) -> tuple[Path, PlanRecipe]:
+    """The bundle and the recipe of `python -m export plan ...`. Raises Refused."""
+    parser = _Parser(
+        prog="python -m export plan",
+        description="Add TensorRT plans for this machine's GPU to a bundle, one for each of its graphs.",
+        epilog="Exit codes: 0 added, 1 a plan failed the parity gate, 2 refused (one sentence says why), "
+        "130 interrupted. Without code 0 the bundle is as it was.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    add_plan_arguments(parser, "--precision")
+    asked = parser.parse_args(argv)
+    return asked.bundle, plan_recipe(asked)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Refused(f"{message}; see {self.prog} --help")
+
+
+def _size(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
+    return value
+
+
+def _listed(text: str, read: Callable[[str], int]) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({read(part.strip()) for part in text.split(",")}))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers from 1 up, such as 1,8,32") from None
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return _listed(text, _size)
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    return _listed(text, lambda part: _MAX if part == "max" else _size(part))
+
+
+def _capabilities(text: str) -> tuple[tuple[int, int], ...]:
+    try:
+        pairs = [part.strip().split(".") for part in text.split(",")]
+        return tuple((int(major), int(minor)) for major, minor in pairs)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of compute capabilities, such as 8.6,8.9") from None

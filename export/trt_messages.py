@@ -1,0 +1,103 @@
+"""What a TensorRT builder says: its messages, kept for the error that may follow, and its progress.
+
+`trt` is the module: tensorrt, or tensorrt_rtx, whose names are the same.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+_KEPT = 200
+_MOST_SHOWN = 5
+_PERIOD_S = 10.0
+
+
+@cache
+def logger_of(trt: Any) -> Any:
+    """The logger of `trt`, one a process: TensorRT keeps the first that it is given. Clear `messages` before a build.
+
+    `messages` holds (is an error, text) of the latest warnings and errors.
+    """
+    severities = trt.ILogger.Severity
+    errors = (severities.INTERNAL_ERROR, severities.ERROR)
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.messages: deque[tuple[bool, str]] = deque(maxlen=_KEPT)
+
+        def log(self, severity: Any, text: str) -> None:
+            if severity in errors or severity == severities.WARNING:
+                self.messages.append((severity in errors, text))
+
+    return Logger()
+
+
+def errors_of(logger: Any) -> str:
+    """The errors since `messages` was cleared, the first ones, on one line; they name the layer. "" when none."""
+    found = list(dict.fromkeys(" ".join(text.split()) for is_error, text in logger.messages if is_error))
+    return "; ".join(found[:_MOST_SHOWN])
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[threading.Event]:
+    """Note Ctrl-C and SIGTERM while the builder runs and raise KeyboardInterrupt afterwards.
+
+    Raised in one of its callbacks, an exception would pass through TensorRT's own code and abort the process.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: asked.set()) for number in numbers]
+    try:
+        yield asked
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+        if asked.is_set():
+            raise KeyboardInterrupt
+
+
+def _show(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def monitor_of(trt: Any, stop: threading.Event, show: Callable[[str], None] = _show) -> Any | None:
+    """A progress monitor that shows at most a line in ten seconds, or None where `trt` (before 10) has none.
+
+    The build ends early when `stop` is set. Must live as long as the builder's configuration does.
+    """
+    base: Any = getattr(trt, "IProgressMonitor", None)
+    if base is None:
+        return None
+
+    class Monitor(base):
+        def __init__(self) -> None:
+            super().__init__()
+            self._steps: dict[str, int] = {}
+            self._shown = time.monotonic()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            """Called from several threads; false ends the build."""
+            if time.monotonic() - self._shown >= _PERIOD_S:
+                self._shown = time.monotonic()
+                show(f"    {phase_name}: {step + 1} of {self._steps.get(phase_name, 0)}")
+            return not stop.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._steps.pop(phase_name, None)
+
+    return Monitor()

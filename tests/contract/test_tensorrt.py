@@ -1,0 +1,299 @@
+"""The TensorRT engine on doubles of CUDA and TensorRT: what the contract of engines does not ask."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.backends.tensorrt import TensorRtEngine
+from engine.bucket import Bucket
+from engine.bundle import open_bundle
+from engine.errors import EngineError, EngineLost, OutOfMemory
+from engine.feed import load, run_rows, unload
+from engine.tensors import Array, Row
+from tests.bundles import write_small_bundle
+from tests.cuda_double import CUresult, Device
+from tests.plans import BATCHES, LENGTHS, profile_a_length
+from tests.tensorrt_double import POISON, TensorRtDouble, engine_on_double, plan_bytes
+
+PINNED_AND_DEVICE = ("cuMemAlloc", "cuMemHostAlloc")
+
+
+def row(length: int, seed: int = 0) -> Row:
+    ids = np.random.default_rng(seed).integers(1, POISON, length).astype(np.int32)
+    return Row({"input_ids": ids, "attention_mask": np.ones(length, np.int32)}, length)
+
+
+def warm(folder: Path, **options: Any) -> TensorRtEngine:
+    engine = engine_on_double(folder, **options)
+    engine.warm_up()
+    return engine
+
+
+def answers(engine: TensorRtEngine, rows: list[Row]) -> Array:
+    return np.stack([one["embedding"] for one in run_rows(engine, rows)])
+
+
+def test_it_answers_as_onnx_runtime_does_at_every_bucket(small_bundle: Path):
+    reference = OnnxRuntimeEngine(open_bundle(small_bundle))
+    engine = warm(small_bundle)
+    assert not engine.notes
+    for bucket in engine.buckets:
+        rows = [row(max(1, bucket.length - index), seed=index) for index in range(bucket.batch)]
+        expected = [one["embedding"] for one in run_rows(reference, rows)]
+        np.testing.assert_allclose(answers(engine, rows), expected, rtol=1e-6)
+    engine.close()
+
+
+def test_a_run_is_one_call_and_one_wait(small_bundle: Path):
+    device = Device()
+    engine = warm(small_bundle, device=device)
+    device.calls.clear()
+    engine.start(Bucket(4, 16))
+    engine.finish()
+    assert device.calls == ["cuGraphLaunch", "cuEventRecord", "cuEventSynchronize"]
+    engine.close()
+
+
+def test_replay_equals_plain_enqueue_bit_for_bit(tmp_path: Path):
+    device = Device()
+    trt = TensorRtDouble(device)
+    captured = warm(write_small_bundle(tmp_path / "a"))
+    trt.refuse_to_capture = True
+    plain = warm(write_small_bundle(tmp_path / "b"), device=device, trt=trt)
+    rows = [row(length, seed=length) for length in (1, 7, 20, 32)]
+    assert np.array_equal(answers(captured, rows), answers(plain, rows))
+    assert plain.notes == [
+        "9 of 9 buckets run without a CUDA graph: TensorRT does not run Bucket(batch=8, length=32): "
+        "operation not permitted when stream is capturing"
+    ]
+
+
+def test_one_slot_is_filled_while_the_other_runs(small_bundle: Path):
+    engine = warm(small_bundle)
+    first, second = [row(8, seed=1)], [row(30, seed=2), row(31, seed=3)]
+    alone = [answers(engine, rows) for rows in (first, second)]
+    engine.start(load(engine, first, 0), 0)
+    engine.start(load(engine, second, 1), 1)
+    assert np.array_equal(unload(engine.finish(0), 1)[0]["embedding"], alone[0][0])
+    results = engine.finish(1)
+    engine.start(load(engine, first, 0), 0)  # the answers of the other slot stay as they are
+    engine.finish(0)
+    assert np.array_equal([one["embedding"] for one in unload(results, 2)], alone[1])
+    engine.close()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 32), st.integers(0, 1)), min_size=1, max_size=60))
+def test_after_warm_up_nothing_is_allocated_whatever_the_mix(tmp_path_factory: Any, mix: list[tuple[int, int, int]]):
+    device = Device()
+    engine = warm(write_small_bundle(tmp_path_factory.mktemp("mix") / "bundle"), device=device)
+    counted, pinned = engine.allocations, len(device.pinned)
+    device.calls.clear()
+    for count, length, slot in mix:
+        run_rows(engine, [row(length, seed=index) for index in range(count)], slot)
+    assert engine.allocations == counted
+    assert len(device.pinned) == pinned
+    assert not [name for name in device.calls if name in PINNED_AND_DEVICE]
+    engine.close()
+    assert not device.memory
+    assert not device.pinned
+    assert all(graph.destroyed for graph in device.graphs)
+
+
+def test_loaded_in_one_thread_and_run_in_another(small_bundle: Path):
+    device = Device()
+    engine = warm(small_bundle, device=device)
+    expected = answers(engine, [row(5)])
+    found = []
+
+    def serve() -> None:
+        found.append(answers(engine, [row(5)]))
+        engine.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    thread.join()
+    assert np.array_equal(found[0], expected)
+    assert not device.memory
+    assert not device.stack
+
+
+# Profiles
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.13.0.35"])
+def test_a_profile_a_bucket_needs_no_sharing(small_bundle: Path, version: str):
+    device = Device()
+    engine = warm(small_bundle, device=device, trt=TensorRtDouble(device, version))
+    assert not engine.notes
+    assert answers(engine, [row(9)] * 5).shape == (5, 8)
+
+
+@pytest.mark.parametrize(("version", "sharing"), [("10.13.0.35", False), ("8.6.1", True)])
+def test_a_profile_for_several_buckets_where_execution_contexts_share_it(
+    small_bundle: Path, version: str, sharing: bool
+):
+    device = Device()
+    trt = TensorRtDouble(device, version)
+    engine = warm(small_bundle, device=device, trt=trt, profiles=profile_a_length(), profile_sharing=sharing)
+    assert not engine.notes
+    assert len(device.graphs) == 2 * len(engine.buckets)
+
+
+def test_a_profile_for_several_buckets_where_they_do_not(tmp_path: Path):
+    """TensorRT 8.6 gives the profile one execution context, which then changes shapes and cannot be captured."""
+    device = Device()
+    trt = TensorRtDouble(device, "8.6.1")
+    engine = warm(write_small_bundle(tmp_path / "a"), device=device, trt=trt, profiles=profile_a_length())
+    assert engine.notes == [
+        "9 of 9 buckets run without a CUDA graph: they share optimization profiles, and TensorRT 8.6.1 gives each "
+        "profile one execution context"
+    ]
+    captured = warm(write_small_bundle(tmp_path / "b"))
+    for count, length in ((1, 9), (8, 9), (4, 30), (1, 9), (2, 1)):
+        rows = [row(length, seed=index) for index in range(count)]
+        assert np.array_equal(answers(engine, rows), answers(captured, rows))
+    assert not device.graphs
+
+
+def test_only_the_buckets_that_a_worker_may_use_are_prepared(small_bundle: Path):
+    device = Device()
+    engine = warm(small_bundle, device=device, max_batch=3)
+    assert engine.buckets.batches == (1, 4)
+    assert len(device.graphs) == 2 * 2 * len(LENGTHS)
+    assert warm(small_bundle, max_batch=100).buckets.batches == BATCHES
+
+
+# What cannot be loaded
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"content": b"not a plan"}, ["does not load", ".plan", "magicTag"]),
+        ({"content": plan_bytes(host_code=True)}, ["host code is not allowed"]),
+        ({"content": plan_bytes(outputs={"logits": ["float32", 8]})}, ["logits float32", "embedding float32"]),
+        ({"content": plan_bytes(outputs={"embedding": ["bfloat16", 8]})}, ["embedding bfloat16", "manifest says"]),
+        (
+            {"content": plan_bytes(inputs={"input_ids": "int64", "attention_mask": "int32"})},
+            ["input_ids int64", "input_ids int32"],
+        ),
+        ({"content": plan_bytes(outputs={"embedding": ["float32", 9]})}, ["the shape (8, 9)", "not (8, 8)"]),
+    ],
+)
+def test_a_plan_that_does_not_do_is_refused_and_everything_freed(
+    small_bundle: Path, options: dict[str, Any], words: list[str]
+):
+    device = Device()
+    with pytest.raises(EngineError) as error:
+        engine_on_double(small_bundle, device=device, **options)
+    for word in words:
+        assert word in str(error.value)
+    assert not device.memory
+    assert not device.pinned
+
+
+def test_a_sidecar_that_promises_too_much(small_bundle: Path):
+    device = Device()
+    trt = TensorRtDouble(device, "8.6.1")
+    content = plan_bytes(profile_a_length(), sharing=False)
+    with pytest.raises(EngineError, match="does not take optimization profile .*in use by another context"):
+        engine_on_double(
+            small_bundle, device=device, trt=trt, content=content, profiles=profile_a_length(), profile_sharing=True
+        )
+    assert not device.memory
+
+
+def test_a_version_compatible_plan_may_bring_code(small_bundle: Path):
+    warm(small_bundle, content=plan_bytes(host_code=True), version_compatible=True).close()
+
+
+# Memory that does not suffice
+
+
+def test_the_largest_batch_is_left_out_where_the_memory_does_not_suffice(small_bundle: Path):
+    device = Device(capacity=200_000)  # 8 x 32 tokens of 1,000 bytes are more, 4 x 32 less
+    engine = warm(small_bundle, device=device)
+    assert engine.buckets.batches == (1, 4)
+    assert len(engine.notes) == 1
+    assert "no room for batches of 8, at most 4 rows run at once: CUDA failed" in engine.notes[0]
+    assert answers(engine, [row(32)] * 4).shape == (4, 8)
+    engine.close()
+    assert not device.memory
+
+
+def test_it_is_left_out_once(small_bundle: Path):
+    device = Device(capacity=100_000)
+    with pytest.raises(OutOfMemory):
+        warm(small_bundle, device=device)
+    assert not device.memory
+
+
+@pytest.mark.parametrize("fault", ["cuGraphInstantiateWithFlags", "cuGraphUpload"])
+def test_memory_that_ends_during_the_captures(small_bundle: Path, fault: str):
+    device = Device()
+    engine = engine_on_double(small_bundle, device=device)
+    device.faults[fault] = CUresult.CUDA_ERROR_OUT_OF_MEMORY
+    engine.warm_up()
+    assert engine.buckets.batches == (1, 4)
+    assert answers(engine, [row(32)] * 4).shape == (4, 8)
+    engine.close()
+    assert not device.memory
+
+
+def test_memory_that_ends_within_tensorrt(small_bundle: Path):
+    device = Device()
+    trt = TensorRtDouble(device)
+    engine = engine_on_double(small_bundle, device=device, trt=trt)
+    trt.refuse_to_run = "Cuda Runtime (out of memory)"
+    with pytest.raises(OutOfMemory, match=r"out of memory"):
+        engine.warm_up()
+    assert engine.buckets.batches == (1, 4)  # tried without the largest batch as well
+
+
+# Failures while running
+
+
+def test_a_sticky_error_is_told_apart(small_bundle: Path):
+    engine = warm(small_bundle)
+    bad = Row({"input_ids": np.full(4, POISON, np.int32), "attention_mask": np.ones(4, np.int32)}, 4)
+    with pytest.raises(EngineLost, match=r"CUDA failed while running Bucket\(batch=1, length=8\)"):
+        run_rows(engine, [bad])
+    with pytest.raises(EngineLost):
+        run_rows(engine, [row(4)])
+    engine.close()  # must not raise
+
+
+def test_a_refusal_of_tensorrts_is_not_the_end(small_bundle: Path):
+    device = Device()
+    trt = TensorRtDouble(device)
+    trt.refuse_to_capture = True
+    engine = warm(small_bundle, device=device, trt=trt)
+    trt.refuse_to_run = "something is off"
+    with pytest.raises(EngineError, match="something is off") as error:
+        run_rows(engine, [row(4)])
+    assert not isinstance(error.value, EngineLost)
+    trt.refuse_to_run = ""
+    assert answers(engine, [row(4)]).shape == (1, 8)
+
+
+def test_an_error_that_passes_fails_one_run(small_bundle: Path):
+    device = Device()
+    engine = warm(small_bundle, device=device)
+    expected = answers(engine, [row(4)])
+    device.faults["cuGraphLaunch"] = CUresult.CUDA_ERROR_INVALID_VALUE
+    with pytest.raises(EngineError, match="cuGraphLaunch failed: CUDA_ERROR_INVALID_VALUE"):
+        run_rows(engine, [row(4)])
+    assert np.array_equal(answers(engine, [row(4)]), expected)
+
+
+def test_closed_twice(small_bundle: Path):
+    engine = warm(small_bundle)
+    engine.close()
+    engine.close()

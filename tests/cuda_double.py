@@ -1,0 +1,373 @@
+"""Stands in for pycuda.driver and cuda.cuda: a device whose memory is bytes here and whose stream runs late.
+
+What is queued runs when something waits for it, not before: who reads results without waiting, or refills a buffer
+that is still to be copied, gets wrong answers. Device addresses are no host addresses, and every access is checked
+against what was allocated. It knows the rules of capture and of sticky errors that the engine relies on, and no others.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import engine.backends.cuda
+from engine.tensors import Array
+
+_FIRST_ADDRESS = 0x7F00_0000_0000
+
+
+class CUresult(IntEnum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_INVALID_VALUE = 1
+    CUDA_ERROR_OUT_OF_MEMORY = 2
+    CUDA_ERROR_INVALID_CONTEXT = 201
+    CUDA_ERROR_ILLEGAL_ADDRESS = 700
+    CUDA_ERROR_LAUNCH_FAILED = 719
+    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
+
+
+class Fault(Exception):
+    """What a call of the driver ends with; each binding shows it in its own way."""
+
+    def __init__(self, code: CUresult) -> None:
+        super().__init__(code.name)
+        self.code = code
+
+
+class Graph:
+    def __init__(self) -> None:
+        self.work: list[Callable[[], None]] = []
+        self.destroyed = False
+
+
+class Device:
+    """One GPU with `capacity` bytes. `faults` maps the name of a driver function to the error that it gives next."""
+
+    def __init__(self, capacity: int = 1 << 30) -> None:
+        self.capacity = capacity
+        self.memory: dict[int, Array] = {}
+        self.pinned: list[Array] = []
+        self.sticky: CUresult | None = None
+        self.faults: dict[str, CUresult] = {}
+        self.calls: list[str] = []
+        self.queue: list[Callable[[], None]] = []
+        self.capturing: Graph | None = None
+        self.invalidated = False
+        self.graphs: list[Graph] = []
+        self._next = _FIRST_ADDRESS
+        self._stacks = threading.local()
+
+    @property
+    def stack(self) -> list[Any]:
+        """The contexts that this thread has pushed."""
+        if not hasattr(self._stacks, "contexts"):
+            self._stacks.contexts = []
+        contexts: list[Any] = self._stacks.contexts
+        return contexts
+
+    def call(self, name: str, *, unsafe: bool = False) -> None:
+        """What every driver function begins with; `unsafe` ones end a capture."""
+        self.calls.append(name)
+        if not self.stack and name != "cuInit":
+            raise Fault(CUresult.CUDA_ERROR_INVALID_CONTEXT)
+        if self.sticky:
+            raise Fault(self.sticky)
+        if name in self.faults:
+            raise Fault(self.faults.pop(name))
+        if unsafe and self.capturing is not None:
+            self.invalidated = True
+            raise Fault(CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)
+
+    # Memory
+
+    def allocate(self, size: int) -> int:
+        self.call("cuMemAlloc", unsafe=True)
+        if sum(map(len, self.memory.values())) + size > self.capacity:
+            raise Fault(CUresult.CUDA_ERROR_OUT_OF_MEMORY)
+        address = self._next
+        self._next += -(-size // 4096) * 4096 + 4096  # with a gap behind it: overruns are found
+        self.memory[address] = np.full(size, 0xAB, np.uint8)  # not zero: who reads what was never written sees it
+        return address
+
+    def at(self, address: int, size: int) -> Array:
+        """The bytes at `address`, in place."""
+        for base, memory in self.memory.items():
+            if base <= address and address + size <= base + len(memory):
+                return memory[address - base :][:size]
+        self.sticky = CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
+        raise Fault(self.sticky)
+
+    def is_pinned(self, array: Array) -> bool:
+        return any(np.shares_memory(array, one) for one in self.pinned)
+
+    # The stream
+
+    def submit(self, work: Callable[[], None]) -> None:
+        (self.queue if self.capturing is None else self.capturing.work).append(work)
+
+    def drain(self, until: int | None = None) -> None:
+        """Run what is queued, or the first `until` of it."""
+        count = len(self.queue) if until is None else until
+        work, self.queue = self.queue[:count], self.queue[count:]
+        for one in work:
+            if self.sticky:
+                raise Fault(self.sticky)
+            one()
+
+
+class PycudaDouble(ModuleType):
+    """The names of pycuda.driver that the project uses."""
+
+    class Error(Exception): ...
+
+    class MemoryError(Error): ...  # noqa: A001
+
+    class LogicError(Error): ...
+
+    class LaunchError(Error): ...
+
+    class event_flags:  # noqa: N801
+        DISABLE_TIMING = 2
+
+    def __init__(self, device: Device) -> None:
+        super().__init__("pycuda.driver")
+        self.device = device
+
+        @contextmanager
+        def guarded() -> Iterator[None]:
+            try:
+                yield
+            except Fault as fault:
+                kind = {2: self.MemoryError, 719: self.LaunchError}.get(fault.code, self.LogicError)
+                raise kind(f"driver call failed: {fault.code.name}") from None
+
+        class Context:
+            def push(self) -> None:
+                device.stack.append(self)
+
+            @staticmethod
+            def pop() -> None:
+                with guarded():
+                    if not device.stack:
+                        raise Fault(CUresult.CUDA_ERROR_INVALID_CONTEXT)
+                    device.stack.pop()
+
+        class DeviceAllocation:
+            def __init__(self, address: int) -> None:
+                self.address = address
+
+            def __int__(self) -> int:
+                return self.address
+
+            def free(self) -> None:
+                with guarded():
+                    device.call("cuMemFree", unsafe=True)
+                    del device.memory[self.address]
+
+        class HostAllocation:
+            def __init__(self, size: int) -> None:
+                with guarded():
+                    device.call("cuMemHostAlloc", unsafe=True)
+                self.bytes = np.full(size, 0xCD, np.uint8)
+                self.__array_interface__ = self.bytes.__array_interface__  # an array of it has it as its base
+                device.pinned.append(self.bytes)
+
+            def free(self) -> None:
+                with guarded():
+                    device.call("cuMemFreeHost", unsafe=True)
+                    device.pinned = [one for one in device.pinned if one is not self.bytes]
+
+        class Stream:
+            handle = 0x5EA
+
+            def __init__(self, flags: int = 0) -> None:
+                with guarded():
+                    device.call("cuStreamCreate")
+
+            def synchronize(self) -> None:
+                with guarded():
+                    device.call("cuStreamSynchronize", unsafe=True)
+                    device.drain()
+
+        class Event:
+            def __init__(self, flags: int = 0) -> None:
+                self.at: int | None = None
+
+            def record(self, stream: Stream) -> Event:
+                with guarded():
+                    device.call("cuEventRecord")
+                    self.passed = False
+                    device.submit(lambda: setattr(self, "passed", True))
+                return self
+
+            def synchronize(self) -> Event:
+                with guarded():
+                    device.call("cuEventSynchronize", unsafe=True)
+                    while not self.passed:
+                        device.drain(1)
+                return self
+
+        def pagelocked_empty(shape: int, dtype: Any) -> Array:
+            assert dtype is np.uint8
+            return np.asarray(HostAllocation(shape))
+
+        def mem_alloc(size: int) -> DeviceAllocation:
+            with guarded():
+                return DeviceAllocation(device.allocate(size))
+
+        def memcpy_htod_async(dest: int, src: Array, stream: Stream) -> None:
+            with guarded():
+                device.call("cuMemcpyHtoDAsync")
+                assert device.is_pinned(src), "an asynchronous copy wants pinned memory"
+                assert src.flags.c_contiguous
+
+                def copy() -> None:
+                    device.at(dest, src.nbytes)[:] = src.view(np.uint8)
+
+                device.submit(copy)
+
+        def memcpy_dtoh_async(dest: Array, src: int, stream: Stream) -> None:
+            with guarded():
+                device.call("cuMemcpyDtoHAsync")
+                assert device.is_pinned(dest), "an asynchronous copy wants pinned memory"
+                assert dest.flags.c_contiguous
+
+                def copy() -> None:
+                    dest.view(np.uint8)[:] = device.at(src, dest.nbytes)
+
+                device.submit(copy)
+
+        class Gpu:
+            def __init__(self, index: int) -> None: ...
+
+            def retain_primary_context(self) -> Context:
+                return Context()
+
+        def init() -> None:
+            with guarded():
+                device.call("cuInit")
+
+        def mem_get_info() -> tuple[int, int]:
+            used = sum(map(len, device.memory.values()))
+            return device.capacity - used, device.capacity
+
+        for thing in (pagelocked_empty, mem_alloc, memcpy_htod_async, memcpy_dtoh_async, init, mem_get_info):
+            setattr(self, thing.__name__, thing)
+        self.Context, self.Stream, self.Event, self.Device = Context, Stream, Event, Gpu
+
+
+class BindingsDouble(ModuleType):
+    """The names of cuda.cuda that the project uses. Functions return (code, value...)."""
+
+    class CUstreamCaptureMode(IntEnum):
+        CU_STREAM_CAPTURE_MODE_GLOBAL = 0
+        CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
+
+    def __init__(self, device: Device) -> None:
+        super().__init__("cuda.cuda")
+        self.CUresult = CUresult
+
+        def binding(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+            def call(*arguments: Any) -> tuple[Any, ...]:
+                try:
+                    return (CUresult.CUDA_SUCCESS, *function(*arguments))
+                except Fault as fault:
+                    return (fault.code, None) if function.__name__ not in _ALONE else (fault.code,)
+
+            call.__name__ = function.__name__
+            setattr(self, function.__name__, call)
+            return call
+
+        @binding
+        def cuCtxSynchronize() -> tuple[Any, ...]:
+            device.call("cuCtxSynchronize", unsafe=True)
+            device.drain()
+            return ()
+
+        @binding
+        def cuStreamBeginCapture(stream: int, mode: int) -> tuple[Any, ...]:
+            device.call("cuStreamBeginCapture")
+            assert device.capturing is None
+            device.capturing, device.invalidated = Graph(), False
+            return ()
+
+        @binding
+        def cuStreamEndCapture(stream: int) -> tuple[Any, ...]:
+            graph, device.capturing = device.capturing, None
+            device.call("cuStreamEndCapture")
+            if device.invalidated:
+                raise Fault(CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED)
+            return (graph,)
+
+        @binding
+        def cuGraphInstantiateWithFlags(graph: Graph, flags: int) -> tuple[Any, ...]:
+            device.call("cuGraphInstantiateWithFlags")
+            made = Graph()
+            made.work = list(graph.work)
+            device.graphs.append(made)
+            return (made,)
+
+        @binding
+        def cuGraphDestroy(graph: Graph) -> tuple[Any, ...]:
+            graph.destroyed = True
+            return ()
+
+        @binding
+        def cuGraphExecDestroy(graph: Graph) -> tuple[Any, ...]:
+            device.call("cuGraphExecDestroy")
+            assert not graph.destroyed
+            graph.destroyed = True
+            return ()
+
+        @binding
+        def cuGraphUpload(graph: Graph, stream: int) -> tuple[Any, ...]:
+            device.call("cuGraphUpload")
+            return ()
+
+        @binding
+        def cuGraphLaunch(graph: Graph, stream: int) -> tuple[Any, ...]:
+            device.call("cuGraphLaunch")
+            assert not graph.destroyed
+            assert device.capturing is None
+            device.queue.extend(graph.work)
+            return ()
+
+
+_ALONE = ("cuCtxSynchronize", "cuStreamBeginCapture", "cuGraphUpload", "cuGraphLaunch", "cuGraphExecDestroy")
+
+
+@contextmanager
+def installed(device: Device, **modules: ModuleType) -> Iterator[Device]:
+    """Let `import pycuda.driver` and `from cuda import cuda` find doubles of `device`; add `modules` by their names."""
+    pycuda, cuda = ModuleType("pycuda"), ModuleType("cuda")
+    pycuda.driver = PycudaDouble(device)  # type: ignore[attr-defined]
+    cuda.cuda = BindingsDouble(device)  # type: ignore[attr-defined]
+    found = {
+        "pycuda": pycuda,
+        "pycuda.driver": pycuda.driver,
+        "cuda": cuda,
+        "cuda.cuda": cuda.cuda,
+        **modules,
+    }
+    before = {name: sys.modules.get(name) for name in found}
+    contexts = dict(engine.backends.cuda._contexts)
+    engine.backends.cuda._contexts.clear()
+    sys.modules.update(found)
+    try:
+        yield device
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+        engine.backends.cuda._contexts.clear()
+        engine.backends.cuda._contexts.update(contexts)

@@ -1,0 +1,235 @@
+"""Networks are parsed, optimised and serialised for real, without a GPU, by TensorRT-RTX; its plans are its own.
+
+A further task's network joins by one line in NETWORKS.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from engine.bucket import Bucket
+from engine.bundle import Bundle, open_bundle, write_manifest
+from engine.plan import Machine, mismatch, plans_of, stale
+from export.__main__ import main
+from tests import models
+from tests.bundles import toy_model, write_small_bundle
+
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
+
+
+def _export(make: Callable[[Path], Path], *options: str) -> Callable[[Path], Path]:
+    def export(folder: Path) -> Path:
+        out = folder / "bundle"
+        assert main([str(make(folder / "model")), "--out", str(out), *options]) == 0
+        return out
+
+    return export
+
+
+NETWORKS: dict[str, Callable[[Path], Path]] = {
+    "bert": _export(models.tiny_bert, "--task", "feature-extraction"),
+    "roberta": _export(models.tiny_roberta, "--task", "feature-extraction"),
+    "mpnet": _export(models.tiny_mpnet, "--task", "feature-extraction"),
+    "qwen3": _export(models.tiny_qwen3, "--task", "feature-extraction"),
+}
+TINY = ("--batches", "1,4", "--lengths", "16,max", "--optimization-level", "0")
+MAX_LENGTH = 32
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return NETWORKS[request.param](tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_small_bundle(tmp_path / "bundle")
+
+
+def plan(bundle: Path, *options: str, targets: str = "8.9") -> int:
+    return main(["plan", str(bundle), "--builder", "tensorrt-rtx", "--compute-capability", targets, *options])
+
+
+def opened(path: Path) -> Bundle:
+    bundle = open_bundle(path)
+    bundle.verify()
+    return bundle
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_every_network_builds(exported: Path, precision: str, tmp_path: Path):
+    path = Path(shutil.copytree(exported, tmp_path / "bundle"))
+    assert plan(path, "--precision", precision, *TINY) == 0
+    bundle = opened(path)
+    for graph in bundle.manifest.graphs.values():
+        assert precision in graph.onnx
+    for name in bundle.manifest.graphs:
+        (found,) = plans_of(bundle, name)
+        assert found.name == f"sm_89-rtx1.7.1-{precision}.plan"
+        assert list(found.plan.ladder) == [Bucket(1, 16), Bucket(1, MAX_LENGTH), Bucket(4, 16), Bucket(4, MAX_LENGTH)]
+        assert len(found.plan.profiles) == 4
+        assert found.plan.size == found.path.stat().st_size > 100_000
+        assert stale(found.plan, bundle) is None
+    if precision == "fp16":
+        _figures_are_of_half_precision(path)
+
+
+def _figures_are_of_half_precision(path: Path) -> None:
+    graphs = json.loads((path / "parity.json").read_text())["graphs"]
+    figures = graphs["graphs/model/fp16.onnx"]
+    assert figures["min_cosine"] >= 0.999
+    assert 0 < figures["max_relative_difference"] <= 1e-2  # 0 would be fp32 under another name
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_the_other_precisions_build(tmp_path: Path, precision: str):
+    path = NETWORKS["bert"](tmp_path)
+    assert plan(path, "--precision", precision, *TINY) == 0
+    (found,) = plans_of(opened(path))
+    assert (found.plan.precision, found.plan.onnx) == (
+        precision,
+        f"graphs/model/{'bf16' if precision == 'bf16' else 'fp32'}.onnx",
+    )
+
+
+def test_its_plans_are_never_offered_to_plain_tensorrt(bundle: Path):
+    assert plan(bundle, *TINY) == 0
+    (found,) = plans_of(opened(bundle))
+    assert found.plan.runtime == "tensorrt_rtx"
+    said = mismatch(found.plan, Machine("10.13.0.35", "8.9"))
+    assert said is not None
+    assert "loads only its own" in said
+
+
+def test_one_plan_a_target_and_one_profile_a_length(bundle: Path):
+    assert plan(bundle, *TINY, "--profiles", "length", targets="8.6,12.0") == 0
+    found = plans_of(opened(bundle))
+    assert [one.plan.compute_capability for one in found] == ["12.0", "8.6"]
+    assert [one.buckets for one in found[0].plan.profiles] == [(Bucket(1, n), Bucket(4, n)) for n in (16, MAX_LENGTH)]
+
+
+def test_a_second_precision_leaves_the_first_as_it_was(bundle: Path):
+    assert plan(bundle, "--precision", "fp32", *TINY) == 0
+    assert plan(bundle, "--precision", "fp16", *TINY) == 0
+    found = plans_of(opened(bundle))
+    assert [one.plan.precision for one in found] == ["fp16", "fp32"]
+    assert [stale(one.plan, opened(bundle)) for one in found] == [None, None]
+
+
+def test_building_again_replaces_a_plan_and_touches_no_copy_of_the_bundle(bundle: Path, tmp_path: Path):
+    assert plan(bundle, *TINY) == 0
+    linked = tmp_path / "linked"
+    shutil.copytree(bundle, linked, copy_function=os.link)
+    before = snapshot(linked)
+    assert plan(bundle, "--batches", "2", "--lengths", "8", "--optimization-level", "0") == 0
+    (found,) = plans_of(opened(bundle))
+    assert list(found.plan.ladder) == [Bucket(2, 8)]
+    assert snapshot(linked) == before
+
+
+def test_an_operator_that_the_parser_does_not_know_is_named(bundle: Path, capsys: pytest.CaptureFixture[str]):
+    model = toy_model()
+    model.graph.node[-1].output[0] = "sums_scaled"
+    strange = helper.make_node("Unheard", ["sums_scaled"], ["embedding"], name="odd", domain="nowhere")
+    model.graph.node.append(strange)
+    model.opset_import.append(helper.make_opsetid("nowhere", 1))
+    file = bundle / "graphs/model/fp32.onnx"
+    file.unlink()
+    onnx.save(model, file)
+    write_manifest(bundle, open_bundle(bundle).manifest)
+    before = snapshot(bundle)
+    assert plan(bundle, "--precision", "fp32", *TINY) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: TensorRT 1.7.1.116 cannot read fp32.onnx: ")
+    assert "Unheard" in said
+    assert snapshot(bundle) == before
+    assert [p.name for p in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_a_graph_that_half_precision_cannot_hold_fails_the_gate(bundle: Path, capsys: pytest.CaptureFixture[str]):
+    """Sums of products that fp16 has no number for, made small again."""
+    model = toy_model()
+    model.graph.node[-1].output[0] = "small"
+    for name, dims, value in (("up", [8, 256], 6e4), ("down", [256, 8], 1e-6)):
+        model.graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, dims, [value] * 2048))
+    model.graph.node.append(helper.make_node("MatMul", ["small", "up"], ["huge"], name="up"))
+    model.graph.node.append(helper.make_node("MatMul", ["huge", "down"], ["embedding"], name="down"))
+    file = bundle / "graphs/model/fp32.onnx"
+    file.unlink()
+    onnx.save(model, file)
+    write_manifest(bundle, open_bundle(bundle).manifest)
+    before = snapshot(bundle)
+    assert plan(bundle, *TINY) == 1
+    said = capsys.readouterr().err
+    assert "differ from fp32 on the CPU" in said
+    assert "1 x 16" in said
+    assert snapshot(bundle) == before
+
+
+def test_a_boot_can_build_from_a_bundle_that_it_may_not_write(bundle: Path, tmp_path: Path):
+    """What BUILD_ON_BOOT does, in a copy made of links, with the other builder."""
+    from engine import plan_cache
+
+    before = snapshot(bundle)
+    command = (*plan_cache.BUILD_COMMAND, "--builder", "tensorrt-rtx", "--compute-capability", "8.9", *TINY)
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_cache, "BUILD_COMMAND", command)
+        plan_cache.build(opened(bundle), tmp_path / "cache", 100, said.append, lambda: False)
+    (found,) = plan_cache.cached_plans(tmp_path / "cache", opened(bundle), "model")
+    plan_cache.verify(found)
+    assert found.plan.runtime == "tensorrt_rtx"
+    assert any("4 profiles" in line for line in said)
+    assert snapshot(bundle) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--lengths", "16,64"), "--lengths holds 64, and toy takes at most 32; write max"),
+        (("--batches", "1,x"), "'1,x' is not a list of whole numbers"),
+        (("--batches", "0"), "'0' is not a list of whole numbers"),
+        (("--compute-capability", "9.0"), "cannot build for 9.0; it can for 7.5, 8.0, 8.6"),
+        (
+            ("--compute-capability", "7.5", "--precision", "bf16"),
+            "compute capability 7.5 has no bf16; use fp16 or fp32",
+        ),
+        (("--compute-capability", "nine"), "'nine' is not a list of compute capabilities"),
+        (("--hardware-compatibility", "ampere-plus"), "are for plain TensorRT"),
+        (("--optimization-level", "6"), "--optimization-level"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_one_sentence(
+    bundle: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], sentence: str
+):
+    before = snapshot(bundle)
+    assert plan(bundle, *options) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert snapshot(bundle) == before
+
+
+def test_plain_tensorrt_without_a_driver_is_refused_and_does_not_crash(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+):
+    from engine.probe import gpu
+
+    if gpu() is not None:
+        pytest.skip("there is a GPU")
+    assert main(["plan", str(bundle)]) == 2
+    assert "no NVIDIA driver or no GPU" in capsys.readouterr().err
+    assert main(["plan", str(bundle), "--builder", "tensorrt-rtx"]) == 2
+    assert "--compute-capability names" in capsys.readouterr().err

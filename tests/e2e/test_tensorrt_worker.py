@@ -1,0 +1,81 @@
+"""The whole worker on the TensorRT engine, whose CUDA and TensorRT are doubles."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.emulator import EmulatorThread
+from benchmarks.worker_process import WorkerProcess
+from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.bundle import open_bundle
+from engine.config import Limits
+from engine.feed import run_rows
+from engine.tasks import load_task
+from tests.bundles import toy_tokenizer
+from tests.plans import add_plan, profiles
+from tests.tensorrt_double import POISON, plan_bytes
+
+BATCHES, LENGTHS = (1, 4, 32), (8, 32)
+COMMAND = [sys.executable, str(Path(__file__).with_name("tensorrt_worker.py"))]
+POISONED = "b" + toy_tokenizer().id_to_token(POISON).removeprefix("##")
+"""A text of which the tokenizer makes two tokens, the second of them POISON."""
+
+
+@pytest.fixture
+def bundle(small_bundle: Path) -> Path:
+    made = profiles(BATCHES, LENGTHS)
+    add_plan(small_bundle, plan_bytes(made), profiles=made, batches=BATCHES, lengths=LENGTHS)
+    return small_bundle
+
+
+@pytest.fixture
+def emulator() -> Iterator[EmulatorThread]:
+    with EmulatorThread(long_poll_s=5.0, stop_poll_s=5.0) as running:
+        yield running
+
+
+def worker_on(emulator: EmulatorThread, bundle: Path, loop: str = "events") -> WorkerProcess:
+    return WorkerProcess(emulator, COMMAND, {"BUNDLE": str(bundle), "ENGINE": "tensorrt", "WORKER_LOOP": loop})
+
+
+def test_jobs_are_answered_as_on_the_cpu(emulator: EmulatorThread, bundle: Path):
+    opened = open_bundle(bundle)
+    task = load_task(opened, Limits())
+    reference = OnnxRuntimeEngine(opened)
+    texts = ["the quick brown fox", "a", "jumps over the lazy dog " * 3, "x y z"]
+    with worker_on(emulator, bundle) as worker:
+        health = emulator.wait(emulator.submit({"health": True})).output
+        assert health["engine"] == "tensorrt"
+        assert health["ladder"] == [
+            {
+                "name": "exact plan",
+                "taken": True,
+                "reason": "sm_89-trt10.13.0-fp16.plan fits NVIDIA L4 (sm_89) and TensorRT 10.13.0.35",
+            }
+        ]
+        assert health["notes"] == []
+        records = [emulator.submit({"texts": texts[: 1 + index % 4]}) for index in range(40)]
+        for index, record in enumerate(records):
+            request = task.parse({"texts": texts[: 1 + index % 4]})
+            expected = task.postprocess(request, run_rows(reference, task.preprocess(request)))
+            found = emulator.wait(record).output
+            np.testing.assert_allclose(found["embeddings"], expected["embeddings"], rtol=1e-5, atol=1e-6)
+        assert worker.stop() is not None
+
+
+@pytest.mark.parametrize("loop", ["events", "sdk"])
+def test_a_broken_context_fails_what_it_held_and_ends_the_worker(emulator: EmulatorThread, bundle: Path, loop: str):
+    with worker_on(emulator, bundle, loop) as worker:
+        before = emulator.wait(emulator.submit({"text": "the quick brown fox"}))
+        assert before.status == "COMPLETED"
+        broken = emulator.wait(emulator.submit({"texts": ["a", POISONED, "c"]}))
+        assert broken.status == "FAILED"
+        assert "worker fault: CUDA failed while running Bucket(batch=4, length=8)" in broken.error
+        assert "ILLEGAL_ADDRESS" in broken.error
+        assert worker.process.wait(20) == 1
+        if loop == "events":  # the SDK's loop has nobody to tell it
+            reports = [ping for ping in emulator.workers["worker-1"].pings if ping.get("status") == "unhealthy"]
+            assert "ILLEGAL_ADDRESS" in str(reports)

@@ -1,0 +1,207 @@
+"""From a bundle to an engine, on facts that are made up where this machine has no GPU."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import boot, plan_cache, probe
+from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.backends.tensorrt import TensorRtEngine
+from engine.boot import gather, open_engine
+from engine.bucket import Bucket
+from engine.bundle import open_bundle
+from engine.config import Settings
+from engine.errors import ConfigError, EngineError, EngineLost, OutOfMemory
+from engine.probe import Gpu
+from tests.cuda_double import CUresult, Device, installed
+from tests.plans import add_plan
+from tests.tensorrt_double import TensorRtDouble, plan_bytes
+
+L4 = Gpu("NVIDIA L4", (8, 9), "550.54.15", "12.4")
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+@pytest.fixture(autouse=True)
+def _doubles(device: Device, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A machine with an L4 and TensorRT, and ONNX Runtime as it is here."""
+    monkeypatch.setattr(probe, "gpu", lambda: L4)
+    monkeypatch.setattr(probe, "tensorrt_version", lambda: "10.13.0.35")
+    monkeypatch.setattr(probe, "missing_packages", lambda *names: ())
+    monkeypatch.delenv("RUNPOD_GPU_COUNT", raising=False)
+    with installed(device, tensorrt=TensorRtDouble(device)):
+        yield
+
+
+def settings(tmp_path: Path, **changes: Any) -> Settings:
+    return Settings(plan_cache=tmp_path / "cache", **changes)
+
+
+def test_the_plan_of_the_bundle_is_loaded(small_bundle: Path, tmp_path: Path):
+    add_plan(small_bundle, plan_bytes())
+    engine, choice = open_engine(open_bundle(small_bundle), settings(tmp_path, max_batch_rows=4))
+    assert isinstance(engine, TensorRtEngine)
+    assert engine.buckets.batches == (1, 4)
+    assert choice.reason == "sm_89-trt10.13.0-fp16.plan fits NVIDIA L4 (sm_89) and TensorRT 10.13.0.35"
+    engine.warm_up()
+    assert engine.run(Bucket(1, 8))["embedding"].shape == (1, 8)
+    engine.close()
+
+
+def test_a_plan_that_does_not_load_is_passed_over_and_said(small_bundle: Path, tmp_path: Path):
+    add_plan(small_bundle, b"broken")
+    add_plan(small_bundle, plan_bytes(), precision="fp32")
+    said: list[str] = []
+    engine, choice = open_engine(open_bundle(small_bundle), settings(tmp_path), say=said.append)
+    assert choice.plan is not None
+    assert choice.plan.plan.precision == "fp32"
+    assert "does not load sm_89-trt10.13.0-fp16.plan" in said[0]
+    engine.close()
+
+
+def test_on_auto_the_next_best_is_taken_and_by_name_nothing_is(small_bundle: Path, tmp_path: Path):
+    add_plan(small_bundle, b"broken")
+    engine, choice = open_engine(open_bundle(small_bundle), settings(tmp_path, allow_cpu=True))
+    assert isinstance(engine, OnnxRuntimeEngine)
+    assert "magicTag" in choice.ladder[0].reason
+    engine.close()
+    with pytest.raises(ConfigError, match="ENGINE=tensorrt cannot run here: .*magicTag"):
+        open_engine(open_bundle(small_bundle), settings(tmp_path, engine="tensorrt", allow_cpu=True))
+
+
+def test_a_plan_of_other_weights_is_not_loaded(small_bundle: Path, tmp_path: Path):
+    add_plan(small_bundle, plan_bytes(), onnx_sha256="7" * 64)
+    with pytest.raises(ConfigError, match="it was built from another graphs/model/fp32.onnx"):
+        open_engine(open_bundle(small_bundle), settings(tmp_path, engine="tensorrt"))
+
+
+def test_memory_that_does_not_suffice_is_no_reason_to_take_the_next_best(
+    small_bundle: Path, tmp_path: Path, device: Device
+):
+    add_plan(small_bundle, plan_bytes())
+    device.capacity = 1000
+    with pytest.raises(OutOfMemory):
+        open_engine(open_bundle(small_bundle), settings(tmp_path, allow_cpu=True))
+
+
+def test_nor_is_a_broken_context(small_bundle: Path, tmp_path: Path, device: Device):
+    add_plan(small_bundle, plan_bytes())
+    device.sticky = None
+    device.faults["cuMemAlloc"] = CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
+    original = device.call
+
+    def call(name: str, **options: Any) -> None:
+        if name == "cuMemAlloc":
+            device.sticky = CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
+        original(name, **options)
+
+    device.call = call  # type: ignore[method-assign]
+    with pytest.raises(EngineLost):
+        open_engine(open_bundle(small_bundle), settings(tmp_path, allow_cpu=True))
+
+
+def test_onnx_runtime_that_does_not_load_cuda(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The CPU build, taken for the other: it falls back to the CPU unasked, which is an error."""
+    monkeypatch.setattr(probe, "onnxruntime_providers", lambda: ("CUDAExecutionProvider", "CPUExecutionProvider"))
+    with pytest.raises(ConfigError, match=r"ONNX Runtime on CUDA: .*set ALLOW_CPU=1"):
+        open_engine(open_bundle(small_bundle), settings(tmp_path))
+    with pytest.raises(EngineError, match="CUDA"):
+        open_engine(open_bundle(small_bundle), settings(tmp_path, engine="onnxruntime-cuda"))
+    engine, choice = open_engine(open_bundle(small_bundle), settings(tmp_path, allow_cpu=True))
+    assert choice.engine == "onnxruntime-cpu"
+    engine.close()
+
+
+BUILDS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {repository!r})
+from tests.plans import add_plan
+from tests.tensorrt_double import plan_bytes
+add_plan(Path(sys.argv[1]), {content}{changes})
+"""
+
+
+def builder(monkeypatch: pytest.MonkeyPatch, folder: Path, content: str = "plan_bytes()", changes: str = "") -> None:
+    script = folder / "build.py"
+    repository = str(Path(__file__).parents[2])
+    script.write_text(BUILDS.format(repository=repository, content=content, changes=changes))
+    monkeypatch.setattr(plan_cache, "BUILD_COMMAND", (sys.executable, str(script)))
+
+
+def test_a_plan_is_built_once_and_found_from_then_on(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    builder(monkeypatch, tmp_path)
+    wanted = settings(tmp_path, build_on_boot=True)
+    for step in ("plan on the volume", "plan on the volume"):
+        engine, choice = open_engine(open_bundle(small_bundle), wanted)
+        assert isinstance(engine, TensorRtEngine)
+        assert choice.ladder[-1].name == step
+        engine.warm_up()
+        engine.close()
+        builder(monkeypatch, tmp_path, content="1 / 0")  # the second boot must not come here
+
+
+def test_a_damaged_plan_on_the_volume_is_built_again(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    builder(monkeypatch, tmp_path)
+    wanted = settings(tmp_path, build_on_boot=True)
+    open_engine(open_bundle(small_bundle), wanted)[0].close()
+    (plan,) = (tmp_path / "cache").rglob("*.plan")
+    plan.write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match="not the plan that its sidecar describes"):
+        open_engine(open_bundle(small_bundle), replace(wanted, build_on_boot=False))
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "reason"),
+    [
+        ("1 / 0", "", "build: the build ended with code 1: ZeroDivisionError"),
+        ("plan_bytes()", ", compute_capability='9.0'", "build: the plan that was built does not fit here"),
+    ],
+)
+def test_a_build_that_fails_leads_to_the_next_best(
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str,
+    changes: str,
+    reason: str,
+):
+    builder(monkeypatch, tmp_path, content, changes)
+    said: list[str] = []
+    wanted = settings(tmp_path, build_on_boot=True, allow_cpu=True)
+    engine, choice = open_engine(open_bundle(small_bundle), wanted, say=said.append)
+    assert choice.engine == "onnxruntime-cpu"
+    assert any(line.startswith(reason) for line in said)
+    engine.close()
+    with pytest.raises(ConfigError, match="ENGINE=tensorrt cannot run here"):
+        open_engine(open_bundle(small_bundle), replace(wanted, engine="tensorrt"))
+
+
+def test_an_image_without_the_export_cannot_build(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(probe, "missing_packages", lambda *names: names if "export" in names else ())
+    with pytest.raises(ConfigError, match="build: this image has no `export` to build with"):
+        open_engine(open_bundle(small_bundle), settings(tmp_path, engine="tensorrt", build_on_boot=True))
+
+
+def test_without_a_gpu_no_plan_is_looked_at(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    add_plan(small_bundle, plan_bytes())
+    monkeypatch.setattr(probe, "gpu", lambda: None)
+    facts = gather(open_bundle(small_bundle), settings(tmp_path), "model")
+    assert not facts.plans
+    assert not facts.struck
+
+
+@pytest.mark.parametrize("engine", ["auto", "tensorrt", "onnxruntime-cpu", "fake"])
+def test_importing_ahead_decides_nothing_and_never_fails(engine: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    boot.import_ahead(Settings(engine=engine))

@@ -1,0 +1,154 @@
+"""`python -m engine inspect`: what a bundle holds, without loading anything of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import engine.inspection
+from engine.__main__ import main
+from engine.bucket import Bucket
+from engine.bundle import open_bundle, write_manifest
+from engine.plan import Plan, Profile, source_digest, write_sidecar
+from engine.probe import Gpu
+
+CONTENT = b"not a plan, but nothing here would load it"
+
+
+def add_plan(bundle: Path, **changes: Any) -> Plan:
+    """A sidecar and some bytes, as the build would have left them."""
+    shapes = dict.fromkeys(("input_ids", "attention_mask"), ((1, 16), (1, 16), (1, 16)))
+    plan = Plan(
+        runtime="tensorrt",
+        tensorrt_version="10.13.0.35",
+        compute_capability="8.9",
+        hardware_compatibility="none",
+        version_compatible=False,
+        precision="fp16",
+        gpu_name="NVIDIA L4",
+        driver_version="535.104",
+        cuda_version="12.2",
+        batches=(1,),
+        lengths=(16,),
+        profiles=(Profile((Bucket(1, 16),), shapes),),
+        optimization_level=3,
+        workspace_bytes=0,
+        size=len(CONTENT),
+        sha256=hashlib.sha256(CONTENT).hexdigest(),
+        onnx="graphs/model/fp32.onnx",
+        onnx_sha256=source_digest(open_bundle(bundle).manifest.files, "graphs/model/fp32.onnx"),
+    )
+    plan = replace(plan, **changes)
+    folder = bundle / "graphs/model/plans"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{plan.stem}.plan").write_bytes(CONTENT)
+    write_sidecar(plan, folder)
+    write_manifest(bundle, open_bundle(bundle).manifest)
+    return plan
+
+
+def described(bundle: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["inspect", str(bundle), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], version: str | None) -> None:
+    monkeypatch.setattr(engine.inspection, "gpu", lambda: Gpu("NVIDIA L4", capability))
+    monkeypatch.setattr(engine.inspection, "tensorrt_version", lambda: version)
+
+
+def test_model_graphs_and_parity_are_told(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
+    figures = {
+        "graphs": {"graphs/model/fp32.onnx": {"answers": 37, "min_cosine": 0.9999, "max_relative_difference": 3e-7}}
+    }
+    (small_bundle / "parity.json").write_text(json.dumps(figures))
+    write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    found = described(small_bundle, capsys)
+    assert (found["model"], found["task"], found["precision"]) == ("toy", "feature-extraction", "fp32")
+    (file,) = found["graphs"]["model"]["onnx"]
+    assert file["file"] == "graphs/model/fp32.onnx"
+    assert file["parity"]["min_cosine"] == 0.9999
+    assert found["plans"] == []
+    assert main(["inspect", str(small_bundle)]) == 0
+    said = capsys.readouterr().out
+    assert "min cosine 0.9999, max relative difference 3e-07" in said
+    assert "no plans; `python -m export plan BUNDLE`" in said
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "obstacle"),
+    [
+        ((8, 9), "10.13.0.35", None),
+        ((9, 0), "10.13.0.35", "it was built for sm_89, and this GPU is NVIDIA L4 (sm_90)"),
+        ((8, 9), "8.6.1", "it was built with TensorRT 10.13.0.35, and TensorRT 8.6.1 is installed"),
+        ((8, 9), None, "TensorRT is not installed here"),
+    ],
+)
+def test_a_plan_is_usable_here_or_a_sentence_says_why_not(
+    small_bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    version: str | None,
+    obstacle: str | None,
+):
+    add_plan(small_bundle)
+    on_a_gpu(monkeypatch, capability, version)
+    (plan,) = described(small_bundle, capsys)["plans"]
+    assert plan["file"] == "graphs/model/plans/sm_89-trt10.13.0-fp16.plan"
+    assert plan["usable_here"] == (obstacle is None)
+    assert (plan["obstacle"] or "").startswith(obstacle or "")
+    assert main(["inspect", str(small_bundle)]) == 0
+    said = capsys.readouterr().out
+    assert "sm_89 (NVIDIA L4)  10.13.0.35  fp16       1 x 16" in said
+    assert (obstacle or "usable") in said
+
+
+def test_a_plan_of_a_graph_that_changed_is_told(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    add_plan(small_bundle, onnx_sha256="0" * 64)
+    on_a_gpu(monkeypatch, (8, 9), "10.13.0.35")
+    (plan,) = described(small_bundle, capsys)["plans"]
+    assert "it was built from another graphs/model/fp32.onnx" in plan["obstacle"]
+
+
+def test_without_a_gpu_nothing_is_usable(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    add_plan(small_bundle)
+    monkeypatch.setattr(engine.inspection, "gpu", lambda: None)
+    (plan,) = described(small_bundle, capsys)["plans"]
+    assert plan["obstacle"] == "there is no NVIDIA driver or no GPU here"
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "is not a bundle" in capsys.readouterr().err
+
+
+def test_verify_finds_a_damaged_file(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
+    with open(small_bundle / "tokenizer.json", "ab") as file:
+        file.write(b" ")
+    assert main(["inspect", str(small_bundle)]) == 0
+    assert main(["inspect", str(small_bundle), "--verify"]) == 2
+    assert "tokenizer.json" in capsys.readouterr().err
+
+
+def test_it_loads_no_runtime(small_bundle: Path):
+    """Not even numpy: it answers at once, on a machine that has none of them."""
+    add_plan(small_bundle)
+    code = (
+        "import sys; from engine.__main__ import main; assert main(sys.argv[1:]) == 0;"
+        "print(*sorted({'numpy', 'onnx', 'onnxruntime', 'tensorrt', 'pycuda'} & set(sys.modules)), sep='')"
+    )
+    command = [sys.executable, "-c", code, "inspect", str(small_bundle)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("GPU here\n\n")

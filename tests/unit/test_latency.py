@@ -1,0 +1,184 @@
+"""`python -m benchmarks latency` and `gpu`: run for real on the CPU; tables and goals from given figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import benchmarks.gpu
+from benchmarks.__main__ import main
+from benchmarks.bert_bundle import bert_bundle, text_of
+from benchmarks.bert_graph import SHAPES, Shape
+from benchmarks.gpu import Step, run, steps_of
+from benchmarks.latency import Row, goals, table
+from engine.bundle import open_bundle
+from engine.probe import gpu
+from engine.tasks import load_task
+
+SMALL = Shape(1, 32, 4, 64, vocab_size=500, max_position_embeddings=64)
+
+
+def row(model: str = "bert-base", seq: int = 128, batch: int = 1, **p50: float) -> Row:
+    made = Row(model, seq, batch)
+    for name, value in p50.items():
+        made.add(name.replace("_", " "), [value])
+    return made
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 16, 64])
+def test_texts_have_the_number_of_tokens_that_was_asked_for(tmp_path: Path, tokens: int):
+    task = load_task(open_bundle(bert_bundle("small", tmp_path / "bundle", SMALL)))
+    rows = task.preprocess(task.parse({"texts": [text_of(tokens, seed) or "" for seed in (0, 1, 7)]}))
+    assert [one.length for one in rows] == [tokens] * 3
+    words = [one.feeds["input_ids"].tolist()[1:-1] for one in rows]
+    assert all(word > 3 for one in words for word in one)  # no [UNK]
+    assert tokens < 4 or words[0] != words[1]
+
+
+def test_a_bundle_that_is_there_is_kept(tmp_path: Path):
+    path = bert_bundle("small", tmp_path / "bundle", SMALL)
+    before = (path / "manifest.json").stat().st_mtime_ns
+    assert bert_bundle("small", path, SMALL) == path
+    assert (path / "manifest.json").stat().st_mtime_ns == before
+    (path / "tokenizer.json").write_text("{}")
+    with pytest.raises(Exception, match="not empty"):
+        bert_bundle("small", path, SMALL)
+
+
+def test_latency_runs_on_the_cpu_beside_torch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(SHAPES, "minilm", SMALL)
+    options = ["--engine", "onnxruntime-cpu", "--models", "minilm", "--seq", "16", "--batch", "1,4", "--seconds", "0.1"]
+    options += ["--torch-python", sys.executable, "--torch-modes", "eager", "--work", str(tmp_path / "work")]
+    assert main(["latency", *options, "--json", str(tmp_path / "latency.json")]) == 0
+    found = json.loads((tmp_path / "latency.json").read_text())
+    assert (found["engine"], found["precision"]) == ("onnxruntime-cpu", "fp32")
+    assert found["machine"]["versions"]["onnxruntime"]
+    assert [(one["seq"], one["batch"]) for one in found["rows"]] == [(16, 1), (16, 4)]
+    for one in found["rows"]:
+        assert set(one["figures"]) == {"copies", "handler", "torch eager"}
+        assert all(0 < figures["p50"] <= figures["p99"] for figures in one["figures"].values())
+        assert all(figures["runs"] >= 20 for figures in one["figures"].values())
+        assert one["errors"] == {}
+    said = capsys.readouterr().out
+    assert "| minilm | 16  | 1 " in said
+    assert "T4 0.65, RTX 3090 0.45" in said
+
+
+def test_what_torch_cannot_do_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A Python without torch, say."""
+    monkeypatch.setitem(SHAPES, "minilm", SMALL)
+    options = ["--engine", "onnxruntime-cpu", "--models", "minilm", "--seq", "16", "--batch", "1", "--seconds", "0.1"]
+    options += ["--torch-python", "/bin/false", "--work", str(tmp_path), "--json", str(tmp_path / "latency.json")]
+    assert main(["latency", *options]) == 0
+    (one,) = json.loads((tmp_path / "latency.json").read_text())["rows"]
+    assert one["errors"] == {"torch": "/bin/false ended with exit code 1"}
+
+
+@pytest.mark.skipif(gpu() is not None, reason="there is a GPU")
+@pytest.mark.parametrize("engine", ["tensorrt", "onnxruntime-cuda"])
+def test_without_a_gpu_its_engines_are_refused(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(SHAPES, "minilm", SMALL)
+    with pytest.raises(SystemExit, match="no NVIDIA driver or no GPU here; take --engine onnxruntime-cpu"):
+        main(["latency", "--engine", engine, "--models", "minilm", "--work", str(tmp_path)])
+
+
+def test_the_table_has_what_was_measured_beside_what_was_published():
+    rows = [row(alone=0.4, copies=0.5, handler=0.6, torch_compile=1.5), row(batch=8, copies=1.0)]
+    published = [{"gpu": "L4", "model": "bert-base", "seq": 128, "batch": 1, "ms": 1.0}]
+    header, _, first, second = table(rows, published).splitlines()
+    assert "torch eager" not in header
+    assert [cell.strip() for cell in first.split("|")[4:-1]] == [
+        "0.4 / 0.4",
+        "0.5 / 0.5",
+        "0.6 / 0.6",
+        "1.5 / 1.5",
+        "3x",
+        "L4 1.0",
+    ]
+    assert [cell.strip() for cell in second.split("|")[4:-1]] == ["-", "1 / 1", "-", "-", "-", "-"]
+
+
+def test_goals_say_which_are_met():
+    rows = [
+        row(alone=0.4, copies=0.5, handler=0.7, torch_compile=0.9),
+        row(batch=32, copies=2.0, torch_compile=2.5),
+        row(batch=8, copies=2.0, torch_compile=1.0),  # no goal
+    ]
+    assert goals(rows) == [
+        "met     bert-base, 128 tokens, batch 1: engine 0.4 ms, at most 0.5 (of an H200)",
+        "MISSED  bert-base, 128 tokens, batch 1: copies and handler add 0.3 ms, at most 0.25",
+        "MISSED  bert-base, 128 tokens, batch 1: 1.8x as fast as torch.compile, at least 2x",
+        "met     bert-base, 128 tokens, batch 32: 1.25x as fast as torch.compile, at least 1x",
+    ]
+    assert goals([row("minilm", 16, 1, copies=1.0)]) == []
+
+
+# benchmarks gpu
+
+
+def asked(tmp_path: Path, **changes: Any) -> argparse.Namespace:
+    fields: dict[str, Any] = {
+        "out": tmp_path / "out",
+        "work": tmp_path / "work",
+        "steps": ["smoke", "tests", "latency"],
+        "smoke": None,
+        "torch_python": None,
+        "latency_options": "--models minilm",
+        "plan_options": "--no-library-tactics",
+        "limit_s": 60.0,
+    }
+    return argparse.Namespace(**{**fields, **changes})
+
+
+def test_steps_are_those_asked_for(tmp_path: Path):
+    steps = steps_of(asked(tmp_path))
+    assert [step.name for step in steps] == ["tests", "latency"]
+    assert list(steps[1].command[-2:]) == ["--models", "minilm"]
+    with_smoke = steps_of(asked(tmp_path, smoke=Path("smoke.py"), torch_python="/usr/bin/python3"))
+    assert [step.name for step in with_smoke] == ["smoke", "tests", "latency"]
+    assert with_smoke[0].command[1:] == ["smoke.py"]
+    assert list(with_smoke[2].command[-2:]) == ["--torch-python", "/usr/bin/python3"]
+
+
+def test_a_step_that_takes_too_long_ends_with_all_that_it_started(tmp_path: Path):
+    step = Step("slow", ["sh", "-c", "echo begun; sleep 60 & echo $!; wait"])
+    run(step, tmp_path / "slow.log", 0.5)
+    assert step.exit_code == 124
+    lines = (tmp_path / "slow.log").read_text().split("\n")
+    assert lines[1] == "begun"
+    child = Path("/proc", lines[2], "stat")
+    for _ in range(100):  # killed, and perhaps not yet collected by its new parent
+        if not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("the step's own child lives on")
+
+
+def test_the_summary_has_the_machine_and_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from engine.probe import Gpu
+
+    found = Gpu("NVIDIA L4", (8, 9), "550.54.15", "12.4")
+    monkeypatch.setattr(benchmarks.gpu, "gpu", lambda: found)
+    monkeypatch.setattr("benchmarks.machine.gpu", lambda: found)
+    steps = [Step("good", ["true"]), Step("bad", ["false"])]
+    monkeypatch.setattr(benchmarks.gpu, "steps_of", lambda args: steps)
+    assert main(["gpu", "--out", str(tmp_path)]) == 1
+    summary = json.loads((tmp_path / "gpu.json").read_text())
+    assert [(step["name"], step["exit_code"]) for step in summary["steps"]] == [("good", 0), ("bad", 1)]
+    machine = summary["machine"]
+    assert (machine["gpu"], machine["driver"], machine["cuda"]) == ("NVIDIA L4", "550.54.15", "12.4")
+    assert "bad ... exit code 1" in capsys.readouterr().out
+    monkeypatch.setattr(benchmarks.gpu, "steps_of", lambda args: [Step("bad", ["true"])])
+    assert main(["gpu", "--out", str(tmp_path)]) == 0
+    summary = json.loads((tmp_path / "gpu.json").read_text())
+    assert [(step["name"], step["exit_code"]) for step in summary["steps"]] == [("good", 0), ("bad", 0)]

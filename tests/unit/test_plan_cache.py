@@ -1,0 +1,220 @@
+"""The boot's side of BUILD_ON_BOOT. The command that builds is replaced by scripts; the real one needs a GPU."""
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from engine import plan_cache
+from engine.bundle import open_bundle
+from engine.errors import EngineError
+from engine.plan_cache import build, cached_plans, verify
+from tests.bundles import write_small_bundle
+from tests.plans import add_plan
+
+REPOSITORY = Path(__file__).parents[2]
+ADDS_A_PLAN = """
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, {repository!r})
+    from tests.plans import add_plan
+    print("parsing")
+    add_plan(Path(sys.argv[1]), b"built here")
+    print("built")
+"""
+
+
+def command(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
+    path = folder / "build.py"
+    path.write_text(textwrap.dedent(script).format(repository=str(REPOSITORY)))
+    monkeypatch.setattr(plan_cache, "BUILD_COMMAND", (sys.executable, str(path)))
+
+
+def built(bundle: Path, cache: Path, timeout_s: float = 60, is_there: bool = False) -> list[str]:
+    said: list[str] = []
+    build(open_bundle(bundle), cache, timeout_s, said.append, lambda: is_there)
+    return said
+
+
+def test_what_is_built_is_found_by_the_next_boot(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    command(monkeypatch, tmp_path, ADDS_A_PLAN)
+    before = sorted(small_bundle.rglob("*"))
+    said = built(small_bundle, tmp_path / "cache")
+    assert "building a plan: parsing" in said
+    assert said[-1].startswith("building a plan: done after ")
+    bundle = open_bundle(small_bundle)
+    bundle.verify()
+    assert sorted(small_bundle.rglob("*")) == before  # it may be read-only
+    (found,) = cached_plans(tmp_path / "cache", bundle, "model")
+    assert found.path.read_bytes() == b"built here"
+    verify(found)
+    assert not [path for path in (tmp_path / "cache").rglob(".*") if path.name != ".lock"]
+
+
+def test_a_model_with_other_weights_finds_nothing(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    command(monkeypatch, tmp_path, ADDS_A_PLAN)
+    built(small_bundle, tmp_path / "cache")
+    other = write_small_bundle(tmp_path / "other")
+    assert cached_plans(tmp_path / "cache", open_bundle(other), "model")  # the same model
+    (other / "graphs/model/weights.bin").write_bytes(b"weights")
+    add_plan(other)  # brings the manifest up to date
+    assert not cached_plans(tmp_path / "cache", open_bundle(other), "model")
+
+
+def test_a_plan_without_a_sidecar_is_not_whole(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    command(monkeypatch, tmp_path, ADDS_A_PLAN)
+    built(small_bundle, tmp_path / "cache")
+    (found,) = cached_plans(tmp_path / "cache", open_bundle(small_bundle), "model")
+    found.path.with_suffix(".json").unlink()
+    assert not cached_plans(tmp_path / "cache", open_bundle(small_bundle), "model")
+
+
+@pytest.mark.parametrize("damage", [b"", b"built hero", b"built here and more"])
+def test_a_damaged_plan_is_noticed(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes):
+    command(monkeypatch, tmp_path, ADDS_A_PLAN)
+    built(small_bundle, tmp_path / "cache")
+    (found,) = cached_plans(tmp_path / "cache", open_bundle(small_bundle), "model")
+    found.path.write_bytes(damage)
+    with pytest.raises(EngineError, match="not the plan that its sidecar describes"):
+        verify(found)
+    found.path.unlink()
+    with pytest.raises(EngineError, match="cannot be read"):
+        verify(found)
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        ("import sys; print('error: no GPU here'); sys.exit(2)", "ended with code 2: error: no GPU here"),
+        ("import os; os.abort()", "ended with code -6: it said nothing"),
+        ("pass", "the build added no plan"),
+        ("import pathlib, sys; (pathlib.Path(sys.argv[1]) / 'manifest.json').unlink()", "left no bundle"),
+    ],
+)
+def test_a_build_that_fails_says_why(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, sentence: str
+):
+    command(monkeypatch, tmp_path, script)
+    with pytest.raises(EngineError, match=sentence):
+        built(small_bundle, tmp_path / "cache")
+
+
+def test_a_build_that_takes_too_long_is_ended_with_all_that_it_started(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    script = """
+        import os, signal, subprocess, sys, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        open(sys.argv[0] + ".pids", "w").write(f"{{os.getpid()}} {{child.pid}}")
+        time.sleep(600)
+    """
+    command(monkeypatch, tmp_path, script)
+    with pytest.raises(EngineError, match=r"took longer than 2 s \(BUILD_TIMEOUT_S\)"):
+        built(small_bundle, tmp_path / "cache", timeout_s=2)
+    for pid in (tmp_path / "build.py.pids").read_text().split():
+        wait_until_dead(int(pid))
+
+
+def test_a_build_ends_with_the_worker_that_it_was_for(small_bundle: Path, tmp_path: Path):
+    """A worker is two processes: when the one that talks to RunPod dies, the one that boots must not build on."""
+    (tmp_path / "build.py").write_text(
+        "import os, sys, time; open(sys.argv[0] + '.pids', 'w').write(str(os.getpid())); time.sleep(600)"
+    )
+    script = f"""
+        import os, sys, time
+        from pathlib import Path
+        sys.path.insert(0, {str(REPOSITORY)!r})
+        from engine import plan_cache
+        from engine.bundle import open_bundle
+        plan_cache.BUILD_COMMAND = (sys.executable, {str(tmp_path / "build.py")!r})
+        if os.fork():
+            while not os.path.exists({str(tmp_path / "build.py.pids")!r}):
+                time.sleep(0.01)
+            os._exit(0)
+        bundle = open_bundle(Path({str(small_bundle)!r}))
+        plan_cache.build(bundle, Path({str(tmp_path / "cache")!r}), 600, lambda line: None, lambda: False)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
+    assert "the worker that the build was for has ended" in done.stderr  # closed by the last of the two
+    wait_until_dead(int((tmp_path / "build.py.pids").read_text()))
+
+
+def wait_until_dead(pid: int) -> None:
+    for _ in range(200):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {pid} still runs")
+
+
+def test_a_long_build_says_that_it_is_at_it(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plan_cache, "_STILL_AT_IT_S", 0.05)
+    monkeypatch.setattr(plan_cache, "_WATCH_S", 0.02)
+    command(monkeypatch, tmp_path, "import time; time.sleep(0.5)" + ADDS_A_PLAN.replace("\n    ", "\n"))
+    lines = built(small_bundle, tmp_path / "cache")
+    assert any(re.fullmatch(r"building a plan: \d s", line) for line in lines)
+
+
+def test_one_builds_and_the_other_waits_for_it(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plan_cache, "_LOCK_CHECK_S", 0.01)
+    command(monkeypatch, tmp_path, "raise SystemExit('nobody should build')")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    said: list[str] = []
+    with open(cache / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        other = threading.Thread(target=lambda: build(open_bundle(small_bundle), cache, 60, said.append, lambda: True))
+        other.start()
+        while not said:
+            time.sleep(0.01)
+    other.join()
+    assert said == [
+        "another worker builds a plan on this volume; waiting for it",
+        "another worker has built it meanwhile",
+    ]
+
+
+def test_a_lock_that_is_never_released(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(plan_cache, "_LOCK_CHECK_S", 0.01)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"import fcntl, time; f = open({str(tmp_path / '.lock')!r}, 'a');"
+         "fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); time.sleep(600)"],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(EngineError, match=r"another worker builds a plan and does not end \(BUILD_TIMEOUT_S\)"):
+            built(small_bundle, tmp_path, timeout_s=0.1)
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_a_volume_without_locks_still_gets_its_plan(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def no_locks(file: int, operation: int) -> None:
+        raise OSError(38, os.strerror(38))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    command(monkeypatch, tmp_path, ADDS_A_PLAN)
+    built(small_bundle, tmp_path / "cache")
+    assert cached_plans(tmp_path / "cache", open_bundle(small_bundle), "model")
+
+
+def test_a_folder_that_cannot_be_written_names_the_setting(small_bundle: Path, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineError, match=r"PLAN_CACHE=.*/file/plans \(Not a directory\); attach a volume"):
+        built(small_bundle, tmp_path / "file" / "plans")

@@ -1,0 +1,163 @@
+"""The gate of plans, and what becomes of a plan that fails it, with engines that are wrong in one way each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import engine.backends
+from benchmarks.bert_graph import Shape, bert_graph, weights_of
+from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.bucket import Bucket, Ladder
+from engine.bundle import Graph, open_bundle
+from engine.plan import PlanFile, plans_of
+from engine.tensors import Arrays, TensorSpec
+from export.errors import ParityFailed
+from export.optimize import add_graph
+from export.plan_from_onnx import add_plans
+from export.plan_gate import _Rows, gate
+from export.plan_recipe import PlanRecipe
+from export.trt_builder import Builder, Target
+
+BUCKETS = list(Ladder((1, 4), (8, 32)))
+Change = Callable[[dict[str, Any]], None]
+
+
+class Changed(OnnxRuntimeEngine):
+    """ONNX Runtime, with outputs that `change` spoils."""
+
+    change: Change = staticmethod(lambda outputs: None)
+
+    def finish(self, slot: int = 0) -> Arrays:
+        outputs = {name: values.copy() for name, values in super().finish(slot).items()}
+        self.change(outputs)
+        return outputs
+
+
+def changed(bundle: Path, change: Change) -> Changed:
+    made = Changed(open_bundle(bundle))
+    made.change = change
+    return made
+
+
+def add_noise(outputs: dict[str, Any], size: float) -> None:
+    values = outputs["embedding"]
+    values += size * np.abs(values).max(axis=1, keepdims=True) * np.linspace(-1, 1, values.shape[1], dtype=np.float32)
+
+
+def test_equal_answers_pass_and_the_figures_say_so(small_bundle: Path):
+    figures = gate(open_bundle(small_bundle), "model", changed(small_bundle, lambda _: None), BUCKETS, "fp32")
+    assert figures["buckets"] == 4
+    assert figures["min_cosine"] == 1.0
+    assert figures["max_relative_difference"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("precision", "noise", "passes"),
+    [("fp32", 5e-4, True), ("fp32", 5e-3, False), ("fp16", 5e-3, True), ("fp16", 5e-2, False), ("bf16", 2e-2, True)],
+)
+def test_the_limit_is_that_of_the_precision(small_bundle: Path, precision: str, noise: float, passes: bool):
+    noisy = changed(small_bundle, lambda outputs: add_noise(outputs, noise))
+    if passes:
+        found = gate(open_bundle(small_bundle), "model", noisy, BUCKETS, precision)["max_relative_difference"]
+        assert found == pytest.approx(noise, rel=0.2)
+        return
+    with pytest.raises(ParityFailed, match=f"4 of 4 outputs in {precision} differ from fp32") as failed:
+        gate(open_bundle(small_bundle), "model", noisy, BUCKETS, precision)
+    assert {row[0] for row in failed.value.rows} == {"1 x 8", "1 x 32", "4 x 8", "4 x 32"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_what_is_no_answer_fails_wherever_it_stands(small_bundle: Path, value: float):
+    def spoil(outputs: dict[str, Any]) -> None:
+        outputs["embedding"][-1] = value
+
+    with pytest.raises(ParityFailed):
+        gate(open_bundle(small_bundle), "model", changed(small_bundle, spoil), [Bucket(4, 32)], "fp16")
+
+
+def test_rows_that_changed_places_fail(small_bundle: Path):
+    def swap(outputs: dict[str, Any]) -> None:
+        outputs["embedding"][[0, -1]] = outputs["embedding"][[-1, 0]]
+
+    with pytest.raises(ParityFailed):
+        gate(open_bundle(small_bundle), "model", changed(small_bundle, swap), [Bucket(4, 32)], "fp16")
+
+
+def test_rows_suit_the_graph(tmp_path: Path):
+    """Token ids below the vocabulary's size, types below theirs, a mask of ones, and rows of many lengths."""
+    shape = Shape(1, 32, 4, 64, vocab_size=40, max_position_embeddings=64)
+    add_graph(bert_graph(shape, weights_of(shape)), tmp_path / "fp32.onnx", {})
+    specs = tuple(
+        TensorSpec(name, "int32", ("batch", "length")) for name in ("input_ids", "token_type_ids", "attention_mask")
+    )
+    specs += (
+        TensorSpec("pixels", "uint8", ("batch", 3, "length")),
+        TensorSpec("sound", "float32", ("batch", "length")),
+    )
+    rows = _Rows(Graph(specs, (), {}), tmp_path / "fp32.onnx").at(Bucket(32, 64))
+    assert [len(rows), rows[0].length] == [32, 64]
+    assert len({row.length for row in rows}) > 10
+    joined = {spec.name: np.concatenate([row.feeds[spec.name].ravel() for row in rows]) for spec in specs}
+    assert set(joined["input_ids"]) == set(range(40))
+    assert set(joined["token_type_ids"]) == {0, 1}
+    assert set(joined["attention_mask"]) == {1}
+    assert joined["pixels"].max() > 250
+    assert abs(joined["sound"].mean()) < 0.2 < joined["sound"].std()
+    assert rows[1].feeds["pixels"].shape == (3, rows[1].length)
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Change], None]:
+    """A machine whose TensorRT is TensorRT-RTX and whose TensorRT engine is ONNX Runtime, changed."""
+    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
+
+    def set_up(change: Change) -> None:
+        def make(bundle: Any, graph: str, plan: PlanFile) -> Changed:
+            assert plan.path.read_bytes()
+            made = Changed(bundle, graph, max_batch=plan.plan.batches[-1])
+            made.change = change
+            return made
+
+        module = type("tensorrt", (), {"TensorRtEngine": staticmethod(make)})
+        monkeypatch.setitem(__import__("sys").modules, "engine.backends.tensorrt", module)
+        monkeypatch.setattr(engine.backends, "tensorrt", module, raising=False)
+        target = Target("8.9", "NVIDIA L4", "535.104", "12.2")
+        monkeypatch.setattr("export.plan_from_onnx.open_builder", lambda _: Builder(trt, "tensorrt", [target]))
+
+    return set_up
+
+
+RECIPE = PlanRecipe("fp16", batches=(1, 4), lengths=(8, 32), compute_capabilities=((8, 9),), optimization_level=0)
+
+
+def test_a_plan_that_passes_is_added_with_its_figures(small_bundle: Path, on_a_gpu: Callable[[Change], None]):
+    on_a_gpu(lambda outputs: add_noise(outputs, 5e-3))
+    (name,) = add_plans(small_bundle, RECIPE)
+    bundle = open_bundle(small_bundle)
+    bundle.verify()
+    (found,) = plans_of(bundle)
+    assert (found.plan.gpu_name, found.plan.driver_version, found.plan.cuda_version) == ("NVIDIA L4", "535.104", "12.2")
+    figures = json.loads((small_bundle / "parity.json").read_text())["plans"][name]
+    assert figures["max_relative_difference"] == pytest.approx(5e-3, rel=0.2)
+
+
+def test_a_plan_that_fails_is_not_added(
+    small_bundle: Path, on_a_gpu: Callable[[Change], None], capsys: pytest.CaptureFixture[str]
+):
+    from export.__main__ import main
+
+    on_a_gpu(lambda outputs: add_noise(outputs, 0.5))
+    before = {path: path.read_bytes() for path in small_bundle.rglob("*") if path.is_file()}
+    options = ["--batches", "1,4", "--lengths", "8,32", "--optimization-level", "0"]
+    options += ["--builder", "tensorrt-rtx", "--compute-capability", "8.9"]
+    assert main(["plan", str(small_bundle), *options]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: 4 of 4 outputs in fp16 differ")
+    assert "bucket  output     cosine" in said
+    assert {path: path.read_bytes() for path in small_bundle.rglob("*") if path.is_file()} == before

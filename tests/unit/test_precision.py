@@ -1,0 +1,95 @@
+"""The int8 ladder: what smoothing keeps, and the fewest matrices that stay fp32."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from engine.tensors import Array
+from export.errors import ParityFailed
+from export.precision import Step, _loss, search
+from export.smooth import maxima, products, smooth
+
+RNG = np.random.default_rng(0)
+WIDTH = 16
+
+
+def two_products_of_one_input() -> object:
+    weights = [RNG.normal(size=(WIDTH, 8)).astype(np.float32) for _ in range(2)]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Relu", ["x"], ["y"], "relu"),
+            helper.make_node("MatMul", ["y", "w0"], ["a"], "first"),
+            helper.make_node("MatMul", ["y", "w1"], ["b"], "second"),
+            helper.make_node("Add", ["a", "b"], ["z"], "add"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", WIDTH])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("z", "y")],
+        [numpy_helper.from_array(weight, f"w{number}") for number, weight in enumerate(weights)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def run(model: object, x: Array) -> list[Array]:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
+    found: list[Array] = session.run(None, {"x": x})
+    return found
+
+
+def test_smoothing_changes_no_answer_and_makes_int8_lose_less():
+    model = two_products_of_one_input()
+    x = np.abs(RNG.normal(size=(50, WIDTH))).astype(np.float32)
+    x[:, 3] *= 100  # one channel is far larger than the others: what one scale for all cannot fit
+    z, y = run(model, x)
+    assert [node.name for node in products(model)] == ["first", "second"]
+    before = _loss(y, numpy_helper.to_array(model.graph.initializer[0]))  # type: ignore[attr-defined]
+    smooth(model, maxima([{"y": y[:25]}, {"y": y[25:]}]), 0.7)
+    smoothed_z, unsmoothed_y = run(model, x)
+    np.testing.assert_allclose(smoothed_z, z, rtol=1e-4, atol=1e-3)
+    assert np.array_equal(unsmoothed_y, y)  # whatever else reads it must not notice
+    # The two products share one division; the weights that nothing reads are gone.
+    graph = model.graph  # type: ignore[attr-defined]
+    assert [node.op_type for node in graph.node] == ["Relu", "Mul", "MatMul", "MatMul", "Add"]
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    assert set(weights) == {"y/smooth_factor", "first/smooth_weight", "second/smooth_weight"}
+    after = _loss(y * weights["y/smooth_factor"], weights["first/smooth_weight"])
+    assert after < before / 10
+
+
+NAMES = [f"m{number}" for number in range(20)]
+
+
+def attempts(needed: int, tried: list[Step]) -> object:
+    def attempt(step: Step) -> dict[str, int]:
+        tried.append(step)
+        if step.alpha is None or len(step.kept) < needed:
+            raise ParityFailed("too far off", [("a text", "a graph", "0.5")])
+        return {"kept": len(step.kept)}
+
+    return attempt
+
+
+@pytest.mark.parametrize("needed", range(9))
+def test_the_fewest_matrices_are_kept_and_their_graph_is_the_last_one_written(needed: int):
+    tried: list[Step] = []
+    figures, step, refused = search(attempts(needed, tried), lambda: 0.6, lambda alpha: NAMES)  # type: ignore[arg-type]
+    assert step == Step(0.6, tuple(NAMES[:needed]))
+    assert figures == {"kept": needed}
+    assert tried[-1] == step
+    assert len(refused) == len(tried) - sum(len(one.kept) >= needed and one.alpha is not None for one in tried)
+    assert refused["every weight matrix"] == "too far off; worst: a text, a graph, 0.5"
+
+
+def test_more_than_half_kept_is_no_int8_any_more():
+    with pytest.raises(ParityFailed):
+        search(attempts(11, []), lambda: 0.6, lambda alpha: NAMES)  # type: ignore[arg-type]
+
+
+def test_nothing_is_measured_for_a_model_that_passes_whole():
+    def never(*arguments: object) -> object:
+        raise AssertionError("not needed")
+
+    assert search(lambda step: {"ok": True}, never, never) == ({"ok": True}, Step(), {})  # type: ignore[arg-type]
