@@ -64,8 +64,17 @@ def _exit_soon(sentence: str) -> None:
 
 
 def _serve(timeline: Timeline) -> int:
+    pid = 0
+
+    def stop_before_ready(signum: int, frame: object) -> NoReturn:
+        # Nothing is raised here: while modules load, an exception may end up in a callback that swallows it.
+        if pid:
+            os.kill(pid, signal.SIGKILL)  # it holds no job yet
+        os.write(sys.stdout.fileno(), b"told to stop before the first job\n")
+        os._exit(0)
+
     # Until the job loop listens: as process 1 of a container, a worker without a handler never hears of it.
-    signal.signal(signal.SIGTERM, _stop_before_ready)
+    signal.signal(signal.SIGTERM, stop_before_ready)
     # Whatever is imported before the fork is imported by one core, and after it by two.
     pid, end = fork(lambda end: _serve_engine(end, timeline))
     try:
@@ -80,11 +89,6 @@ def _serve(timeline: Timeline) -> int:
     finally:
         end.close()
         wait_for(pid, _STOP_S)
-
-
-def _stop_before_ready(signum: int, frame: object) -> NoReturn:
-    log("INFO", "told to stop before the first job")
-    sys.exit(0)
 
 
 def _serve_engine(end: socket.socket, timeline: Timeline) -> None:
