@@ -202,6 +202,7 @@ def test_without_a_gpu_no_plan_is_looked_at(small_bundle: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("engine", ["auto", "tensorrt", "onnxruntime-cpu", "fake"])
-def test_importing_ahead_decides_nothing_and_never_fails(engine: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    boot.import_ahead(Settings(engine=engine))
+def test_importing_ahead_decides_nothing_and_never_fails(engine: str):
+    with pytest.MonkeyPatch.context() as patch:  # undone before the fixture that brings a double
+        patch.setitem(sys.modules, "tensorrt", None)
+        boot.import_ahead(Settings(engine=engine))
