@@ -39,21 +39,14 @@ _BERT_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _ROBERTA_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
-def tiny_model(
-    folder: Path, architecture: str, auto_class: str, *, seed: int = 0, scale: float = 1.0, **config: Any
-) -> Path:
-    """Write a model of `architecture` with the head of `auto_class` to `folder`; `config` are settings of its config.
-
-    `scale` multiplies all weights behind the encoder, to spread scores.
-    """
+def tiny_model(folder: Path, architecture: str, auto_class: str, *, seed: int = 0, **config: Any) -> Path:
+    """Write a model of `architecture` with the head of `auto_class` to `folder`; `config` goes into its config."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the libraries, at the import of some architectures
-        return _tiny_model(folder, architecture, auto_class, seed, scale, config)
+        return _tiny_model(folder, architecture, auto_class, seed, config)
 
 
-def _tiny_model(
-    folder: Path, architecture: str, auto_class: str, seed: int, scale: float, config: dict[str, Any]
-) -> Path:
+def _tiny_model(folder: Path, architecture: str, auto_class: str, seed: int, config: dict[str, Any]) -> Path:
     import torch
     import transformers
 
@@ -68,10 +61,8 @@ def _tiny_model(
     # Biases start at zero and normalisation at one; a graph that drops them would go unseen.
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-            if not name.startswith(model.base_model_prefix):
-                parameter *= scale
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

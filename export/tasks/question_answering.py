@@ -12,11 +12,12 @@ from export.measures import Measure
 from export.nodes import require_output, set_outputs
 from export.tasks.base import Layout, Probe
 from export.tasks.text_classification import SCORES, compare_scores
-from export.text import TOKENS, TextExport, run, texts
+from export.text import TOKENS, TextExport, run, sample_texts, texts
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from engine.tasks.base import Json
     from engine.tensors import Arrays
     from export.recipe import Recipe
     from export.source import Source
@@ -55,6 +56,10 @@ class QuestionAnsweringExport(TextExport):
         for label, context in [*contexts, *texts(source, [])]:
             if context:
                 yield Probe(label, {"question": _QUESTION, "context": context}, _windows(source, context))
+
+    def samples(self, source: Source) -> Iterator[Json]:
+        """One question about every text."""
+        return ({"question": _QUESTION, "context": text} for text in sample_texts(source))
 
     def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
         """Both logits."""

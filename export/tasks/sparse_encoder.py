@@ -6,7 +6,7 @@ decides, so that a fixed number of the best ones would cut some.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,9 +20,10 @@ from export.nodes import Nodes, require_output, set_outputs
 from export.sentence_files import read_prompts, read_transformer_options
 from export.tasks.base import Layout, Probe
 from export.tasks.feature_extraction import FeatureExtractionExport
-from export.text import TextExport, run, tokens_of
+from export.text import TextExport, run, sample_texts, tokens_of
 
 if TYPE_CHECKING:
+    from engine.tasks.base import Json
     from engine.tensors import Arrays
     from export.recipe import Recipe
     from export.source import Source
@@ -85,6 +86,10 @@ class SparseEncoderExport(TextExport):
         """The text behind the default prompt."""
         prompt = source.settings["prompts"].get(source.settings["default_prompt"] or "", "")
         return Probe(label, {"text": text}, [tokens_of(source, prompt + text)])
+
+    def samples(self, source: Source) -> Iterator[Json]:
+        """Texts."""
+        return ({"text": text} for text in sample_texts(source))
 
     def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
         """The weights, as SpladePooling makes them."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.text.scores import FUNCTIONS, default_function
 from export.measures import Measure, agreement, score_difference
 from export.nodes import require_output, set_outputs
 from export.tasks.base import labels
-from export.text import TextExport, run
+from export.text import TextExport, run, sample_texts
 
 if TYPE_CHECKING:
+    from engine.tasks.base import Json
     from engine.tensors import Array, Arrays
     from export.source import Source
 
@@ -47,6 +48,10 @@ class TextClassificationExport(TextExport):
         names = labels(source.model, source.config)
         function = default_function(source.config.problem_type, len(names))
         return {**super().task_config(source, outputs), "labels": names, "function": function}
+
+    def samples(self, source: Source) -> Iterator[Json]:
+        """Texts."""
+        return ({"text": text} for text in sample_texts(source))
 
     def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
         """The logits."""

@@ -12,9 +12,10 @@ from export.json_files import read_json
 from export.sentence_files import read_transformer_options
 from export.tasks.base import Layout, Probe
 from export.tasks.text_classification import TextClassificationExport, compare_scores
-from export.text import texts, tokens_of
+from export.text import sample_texts, texts, tokens_of
 
 if TYPE_CHECKING:
+    from engine.tasks.base import Json
     from engine.tensors import Arrays
     from export.recipe import Recipe
     from export.source import Source
@@ -69,6 +70,10 @@ class TextRankingExport(TextClassificationExport):
         """One query with every text."""
         for label, text in texts(source, [{"texts": ["Sarah wrote it in London.", "混合的文本 🙂"]}]):
             yield Probe(label, {"query": _QUERY, "documents": [text]}, [tokens_of(source, _QUERY, text)])
+
+    def samples(self, source: Source) -> Iterator[Json]:
+        """One query with every text."""
+        return ({"query": _QUERY, "documents": [text]} for text in sample_texts(source))
 
     def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
         """Of the scores, with the model's function."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.text.scores import softmax
@@ -10,9 +10,10 @@ from export.measures import Measure
 from export.nodes import require_output, set_outputs
 from export.tasks.base import labels
 from export.tasks.text_classification import SCORES, compare_scores
-from export.text import TOKENS, TextExport, run
+from export.text import TOKENS, TextExport, run, sample_texts
 
 if TYPE_CHECKING:
+    from engine.tasks.base import Json
     from engine.tensors import Arrays
     from export.source import Source
 
@@ -33,6 +34,10 @@ class TokenClassificationExport(TextExport):
         """Labels, and the token that has no word of its own."""
         names, unknown = labels(source.model, source.config), source.tokenizer.unk_token_id
         return {**super().task_config(source, outputs), "labels": names, "unk_token_id": unknown}
+
+    def samples(self, source: Source) -> Iterator[Json]:
+        """Texts."""
+        return ({"text": text} for text in sample_texts(source))
 
     def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
         """The logits."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from export.errors import Refused
 from export.tasks.base import Probe
 from export.tasks.text_classification import TextClassificationExport
-from export.text import texts, tokens_of
+from export.text import sample_texts, texts, tokens_of
 
 if TYPE_CHECKING:
+    from engine.tasks.base import Json
     from export.source import Source
 
 _LABELS = ("travel", "cooking")
@@ -49,6 +50,10 @@ class ZeroShotClassificationExport(TextClassificationExport):
                     tokens_of(source, text, f"This example is {name}.", truncation="only_first") for name in _LABELS
                 ]
                 yield Probe(label, {"text": text, "candidate_labels": list(_LABELS)}, pairs)
+
+    def samples(self, source: Source) -> Iterator[Json]:
+        """Every text with one label."""
+        return ({"text": text, "candidate_labels": [_LABELS[0]]} for text in sample_texts(source))
 
 
 def _entailment(config: Any) -> int | None:

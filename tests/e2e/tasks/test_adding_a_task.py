@@ -35,6 +35,8 @@ def test_the_walk(tmp_path: Path):
     for name, content in FILES.items():
         assert not Path(name).exists()
         (project / name).write_text(content)
+    lint = [sys.executable, "-m", "ruff", "check", *FILES]
+    assert subprocess.run(lint, cwd=project, timeout=60).returncode == 0
     model = task_model(tmp_path / "model", "text-classification", "bert")
     listed, exported, answered = (
         subprocess.run(
