@@ -1,51 +1,143 @@
-# Two stages: `export` makes the bundle on a CPU, `runtime` serves it and holds neither torch nor a compiler.
-# Every ARG has a default that works: a GitHub build on RunPod can set none.
+# Stages: tools (uv), export (makes the bundle on a CPU), packages (what the worker imports), code, and runtime, which
+# copies from them and holds neither torch nor a compiler. Every ARG has a default that works: RunPod's build sets none.
 #
 #   docker build -t worker .                                          a bundle/ folder beside this file goes in as it is,
 #   docker build -t worker --build-arg MODEL=intfloat/e5-small-v2 .   else the model is exported from the Hub
-ARG BASE_IMAGE=nvidia/cuda:11.8.0-cudnn8-runtime-ubuntu22.04
+#
+# Secrets, both optional: HF_TOKEN for gated models, and build_env, a file of lines NAME=value that pip and uv read
+# (PIP_INDEX_URL, UV_DEFAULT_INDEX, ...) for builds behind a private package index.
+ARG BASE_IMAGE=nvidia/cuda:11.8.0-base-ubuntu22.04
+# tensorrt, onnxruntime (on CUDA), all (both), or cpu (ONNX Runtime for the CPU alone)
+ARG ENGINE_SET=all
 
 FROM ${BASE_IMAGE} AS base
-# Python itself is uv's, in a folder of its own, so that the base image need not have the version.
-ENV UV_PYTHON_INSTALL_DIR=/opt/python UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 PATH=/opt/venv/bin:$PATH
 WORKDIR /app
 
 FROM base AS tools
-RUN apt-get update \
+ENV UV_PYTHON_INSTALL_DIR=/opt/python UV_LINK_MODE=copy UV_NO_CACHE=1 PATH=/opt/venv/bin:/opt/tools/bin:$PATH
+COPY requirements/tools.txt requirements/
+# A base that brings Python 3.11 lends it to the runtime. Otherwise uv fetches one into /opt/python: what apt installs
+# here is missing there. The version of apt's packages is the base's.
+# hadolint ignore=DL3008
+RUN --mount=type=secret,id=build_env \
+    python="$(command -v python3.11 || true)" \
+    && if [ -f /run/secrets/build_env ]; then set -a; . /run/secrets/build_env; set +a; fi \
+    && apt-get update \
     && apt-get install --yes --no-install-recommends python3-pip python3-venv \
-    && python3 -m venv /opt/uv \
-    && /opt/uv/bin/pip install --no-cache-dir uv \
-    && mkdir --parents /opt/python && /opt/uv/bin/uv venv --python 3.11 /opt/venv
+    && rm -rf /var/lib/apt/lists/* \
+    && python3 -m venv /opt/tools \
+    && pip install --no-cache-dir --require-hashes --requirement requirements/tools.txt \
+    && mkdir --parents /opt/python \
+    && if [ -n "${python}" ]; then uv venv --no-managed-python --python "${python}" /opt/venv; \
+       else uv venv --managed-python --python 3.11 /opt/venv; fi
 
 FROM tools AS export
-ARG MODEL=sentence-transformers/all-MiniLM-L6-v2
+# sentence-transformers/all-MiniLM-L6-v2 unless given
+ARG MODEL=
 ARG TASK=feature-extraction
 ARG REVISION=main
-COPY requirements requirements
-# Installed only when there is something to export; torch without CUDA, for the export runs on the CPU.
+ARG PRECISION=fp32
+ARG BUNDLE_SHA256=
+COPY requirements/export.txt requirements/
 COPY bundl[e] bundle
+COPY pyproject.toml ./
 COPY engine engine
 COPY export export
-RUN --mount=type=secret,id=HF_TOKEN \
+# Installed only when there is something to export; torch without CUDA, for the export runs on the CPU.
+RUN --mount=type=secret,id=HF_TOKEN --mount=type=secret,id=build_env \
     if [ ! -f bundle/manifest.json ]; then \
-        /opt/uv/bin/uv pip install --python /opt/venv --torch-backend cpu --requirement requirements/export.txt \
+        if [ -f /run/secrets/build_env ]; then set -a; . /run/secrets/build_env; set +a; fi \
+        && uv pip install --python /opt/venv --torch-backend cpu --requirement requirements/export.txt \
         && if [ -f /run/secrets/HF_TOKEN ]; then HF_TOKEN="$(cat /run/secrets/HF_TOKEN)"; export HF_TOKEN; fi \
-        && python -m export "${MODEL}" --task "${TASK}" --revision "${REVISION}" --out bundle; \
-    fi
+        && python -m export "${MODEL:-sentence-transformers/all-MiniLM-L6-v2}" --task "${TASK}" \
+            --revision "${REVISION}" --precision "${PRECISION}" --out bundle; \
+    fi \
+    && if [ -n "${MODEL}" ] && ! grep --quiet --fixed-strings "\"model\": \"${MODEL}\"," bundle/manifest.json; then \
+        echo "bundle/ is not of ${MODEL}; remove bundle/ to export it, or build without MODEL" >&2; \
+        exit 1; \
+    fi \
+    && if [ -n "${BUNDLE_SHA256}" ] && [ "$(cut -c -64 bundle/manifest.sha256)" != "${BUNDLE_SHA256}" ]; then \
+        echo "the bundle is not the one that BUNDLE_SHA256 names; build with the hash in bundle/manifest.sha256" >&2; \
+        exit 1; \
+    fi \
+    && chmod --recursive u=rwX,go=rX bundle
 
 FROM tools AS packages
-# gpu: ONNX Runtime with CUDA, TensorRT. cpu: ONNX Runtime alone, for endpoints without a GPU and for trying it out.
-ARG DEVICE=gpu
-COPY requirements requirements
-RUN /opt/uv/bin/uv pip install --python /opt/venv --require-hashes --requirement requirements/${DEVICE}.txt
+ARG ENGINE_SET
+COPY requirements/build.txt requirements/
+# PyCUDA comes as source: a compiler, CUDA 11.8's headers, and a libcuda to link against, whose place the driver's takes.
+# hadolint ignore=DL3008
+RUN --mount=type=secret,id=build_env \
+    case "${ENGINE_SET}" in cpu | onnxruntime) exit 0 ;; esac \
+    && if [ -f /run/secrets/build_env ]; then set -a; . /run/secrets/build_env; set +a; fi \
+    && apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && headers="$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
+    && if [ ! -f "${headers}/Python.h" ]; then apt-get install --yes --no-install-recommends python3.11-dev; fi \
+    && rm -rf /var/lib/apt/lists/* \
+    && uv pip install --target /opt/build --require-hashes --requirement requirements/build.txt \
+    && echo 'int cuInit(unsigned flags) { return 100; }' > /opt/build/cuda.c \
+    && gcc -shared -fPIC -Wl,-soname,libcuda.so.1 -o /opt/build/libcuda.so /opt/build/cuda.c \
+    && printf '%s\n' 'CUDA_ENABLE_CURAND = False' 'CUDADRV_LIB_DIR = ["/opt/build"]' \
+        'CUDA_INC_DIR = [f"/opt/build/nvidia/{name}/include" for name in ("cuda_runtime", "cuda_profiler_api")]' \
+        > /etc/aksetup-defaults.py
+COPY requirements/${ENGINE_SET}.txt requirements/cpu.txt requirements/builder.txt requirements/
+ARG WITH_BUILDER=0
+# Unchecked bytecode is the same whenever it is compiled. Libraries that look for each other by name find themselves in
+# one folder. Without WITH_BUILDER=1 TensorRT runs plans and builds none; with it, plans are compared with ONNX Runtime,
+# whose tools need sympy.
+RUN --mount=type=secret,id=build_env \
+    if [ -f /run/secrets/build_env ]; then set -a; . /run/secrets/build_env; set +a; fi \
+    && set -- "${ENGINE_SET}" \
+    && if [ "${WITH_BUILDER}" = 1 ]; then set -- "$@" builder; fi \
+    && if [ "$*" = 'tensorrt builder' ]; then set -- "$@" cpu; fi \
+    && printf -- '-r requirements/%s.txt\n' "$@" > requirements.txt \
+    && uv pip install --python /opt/venv --require-hashes --build-constraints requirements/build.txt \
+        --requirement requirements.txt \
+    && if [ "${WITH_BUILDER}" != 1 ]; then uv pip uninstall --python /opt/venv sympy mpmath; fi \
+    && cyclonedx-py environment --output-reproducible --output-file /opt/sbom.json /opt/venv/bin/python \
+    && site=/opt/venv/lib/python3.11/site-packages \
+    && if [ "${WITH_BUILDER}" != 1 ]; then rm -f "${site}"/tensorrt_libs/libnvinfer_builder_resource*; fi \
+    && find "${site}" /opt/python \( -type d -name tests -o -name conftest.py \) -prune -exec rm -rf {} + \
+    && find /opt/venv/bin -type f -delete \
+    && rm -rf /opt/venv/.gitignore /opt/venv/.lock /opt/venv/CACHEDIR.TAG /opt/venv/share \
+    && mkdir /opt/venv/lib/cuda \
+    && find "${site}" \( -path '*/nvidia/*/lib/*.so*' -o -path '*/tensorrt_libs/*.so*' \) \
+        -exec ln -s -t /opt/venv/lib/cuda {} + \
+    && rm -rf /opt/python/*/include /opt/python/*/share /opt/python/*/lib/tcl* /opt/python/*/lib/tk* \
+        /opt/python/*/lib/python3.11/test /opt/python/*/lib/python3.11/ensurepip \
+        /opt/python/*/lib/python3.11/idlelib /opt/python/*/lib/python3.11/site-packages/pip* \
+    && PYTHONHASHSEED=0 python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib /opt/python
+
+FROM packages AS code
+COPY engine engine
+COPY export export
+COPY handler handler
+# Plans are built by `python -m export plan`, which an image without the builder cannot run.
+RUN if [ "${WITH_BUILDER}" != 1 ]; then rm -rf export; fi \
+    && rm -rf requirements requirements.txt \
+    && chmod --recursive u=rwX,go=rX . \
+    && PYTHONHASHSEED=0 python -m compileall -q --invalidation-mode unchecked-hash .
 
 FROM base AS runtime
+# By hand: useradd would leave the day in /etc/shadow.
+RUN echo 'worker:x:10001:10001::/tmp:/usr/sbin/nologin' >> /etc/passwd && echo 'worker:x:10001:' >> /etc/group
 COPY --from=packages /opt/python /opt/python
 COPY --from=packages /opt/venv /opt/venv
-COPY engine engine
-COPY handler handler
-RUN python -m compileall -q engine handler && useradd --uid 10001 worker
+COPY --from=packages /opt/sbom.json sbom.json
 COPY --from=export /app/bundle bundle
-USER worker
-ENV BUNDLE=/app/bundle PYTHONDONTWRITEBYTECODE=1
+# What changes most comes last.
+COPY --from=code /app ./
+USER 10001:10001
+ENV BUNDLE=/app/bundle PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 \
+    LD_LIBRARY_PATH=/opt/venv/lib/cuda:/usr/local/nvidia/lib:/usr/local/nvidia/lib64
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-m", "handler.health"]
 CMD ["python", "-u", "-m", "handler"]
+# What is not given here stands in bundle/manifest.json; `make image` gives all three.
+ARG MODEL=
+ARG REVISION=
+ARG BUNDLE_SHA256=
+LABEL org.opencontainers.image.title="worker-tensorrt" \
+    worker-tensorrt.model="${MODEL:-see /app/bundle/manifest.json}" \
+    worker-tensorrt.revision="${REVISION:-see /app/bundle/manifest.json}" \
+    worker-tensorrt.bundle.sha256="${BUNDLE_SHA256:-see /app/bundle/manifest.sha256}"

@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # EXTRA=gpu is an environment of its own: TensorRT, and ONNX Runtime for CUDA where the other has the one for the CPU.
 VENV := .venv$(if $(filter gpu,$(EXTRA)),-gpu)
 BIN := $(VENV)/bin
-GPU_PINS = $(firstword $(wildcard requirements/all.txt requirements/gpu.txt))
+GPU_PINS := requirements/all.txt
 
 # uv does not read pip's settings: hand over where wheels and packages are to be found.
 ifneq ($(PIP_FIND_LINKS),)
@@ -36,7 +36,7 @@ $(VENV)/gpu.stamp: $(VENV)/dev.stamp $(GPU_PINS)
 	@$(BIN)/uv pip install --python $(BIN)/python -r $(GPU_PINS)
 	@touch $@
 
-.PHONY: help setup demo test lint types imports unit test-gpu gpu latency peers coldstart load soak lock clean
+.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers coldstart load soak lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -81,6 +81,21 @@ endif
 latency: setup ## BERT encoders at real sizes: engine, copies, handler(job), beside torch
 	@$(BIN)/python -m benchmarks latency --torch-python $(BIN)/python
 
+IMAGE ?= worker-tensorrt:latest
+ENGINE_SET ?= all
+WITH_BUILDER ?= 0
+DOCKER ?= docker
+# Of bundle/: the build arguments that become the image's labels. Without bundle/ the build exports MODEL.
+BUNDLE_ARGS = $(if $(wildcard bundle/manifest.json),$(shell $(PYTHON) -c 'import json; m = json.load(open("bundle/manifest.json")); \
+	print("MODEL=" + m["model"], "REVISION=" + (m["revision"] or ""), "BUNDLE_SHA256=" + open("bundle/manifest.sha256").read()[:64])'),$(if $(MODEL),MODEL=$(MODEL)))
+
+image: ## the image around bundle/, or around an export of MODEL=...; IMAGE=... ENGINE_SET=... WITH_BUILDER=1 BUILD_OPTIONS=...
+	$(DOCKER) build --tag $(IMAGE) --build-arg ENGINE_SET=$(ENGINE_SET) --build-arg WITH_BUILDER=$(WITH_BUILDER) \
+		$(foreach argument,$(BUNDLE_ARGS),--build-arg $(argument)) $(BUILD_OPTIONS) .
+
+test-image: setup ## build the image and run it (root, buildah and debootstrap; no docker)
+	@$(BIN)/python -m pytest -m image -rs tests/image tests/unit/test_dockerfile.py
+
 peers: setup ## our worker beside a stock-SDK worker and RunPod's infinity worker (made in build/peers), in one run
 	@$(BIN)/python -m benchmarks peers --with int8,stock,infinity
 
@@ -97,7 +112,13 @@ PINS := $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-heade
 
 lock: $(VENV)/uv.stamp ## resolve the pins in requirements/ anew
 	@$(PINS) --generate-hashes --extra cpu pyproject.toml -o requirements/cpu.txt
-	@$(PINS) --generate-hashes --extra gpu pyproject.toml -o requirements/gpu.txt
+	@for set in tensorrt onnxruntime; do $(PINS) --generate-hashes --extra $$set pyproject.toml -o requirements/$$set.txt || exit; done
+	@$(PINS) --generate-hashes --extra tensorrt --extra onnxruntime pyproject.toml -o requirements/all.txt
+	@# For the image: what makes it (on the Python of its base, too), and what PyCUDA and TensorRT need to be built.
+	@printf "%s\n" uv cyclonedx-bom | $(subst 3.11,3.10,$(PINS)) --universal --generate-hashes - -o requirements/tools.txt
+	@printf "%s\n" setuptools wheel wheel-stub "numpy<2" nvidia-cuda-runtime-cu11==11.8.89 nvidia-cuda-profiler-api-cu11==11.8.86 \
+		| $(PINS) --generate-hashes - -o requirements/build.txt
+	@echo "onnx>=1.17,<1.18" | $(PINS) --generate-hashes -c requirements/all.txt - -o requirements/builder.txt
 	@$(PINS) --extra cpu --extra export pyproject.toml -o requirements/export.txt
 	@$(PINS) --extra cpu --extra export --extra bench --extra dev pyproject.toml -o requirements/dev.txt
 	@printf '%s\n' 'infinity-emb[torch]==0.0.78' 'optimum<2' 'transformers<4.49' 'torch==2.13.0' 'runpod==1.12.0' 'numpy<2' \

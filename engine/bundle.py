@@ -2,6 +2,7 @@
 
     manifest.json            schema_version first; every other file with its size and SHA-256
     manifest.sha256          digest of manifest.json, as `sha256sum --check` reads it
+    manifest.sig             where the bundle is signed (engine/signature.py)
     graphs/<name>/...        the ONNX files and what belongs to them
     tokenizer.json, ...      data only: no code is ever loaded from a bundle
 
@@ -29,6 +30,7 @@ from engine.tensors import TensorSpec
 SCHEMA_VERSION = "1.0"
 MANIFEST = "manifest.json"
 CHECKSUM = "manifest.sha256"
+SIGNATURE = "manifest.sig"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    sha256: str = ""
+    """Of manifest.json, and so of everything in the bundle."""
 
     def file(self, name: str) -> Path:
         """The path of a file that the manifest lists. Raises BundleError for any other."""
@@ -112,10 +116,12 @@ class Bundle:
 _REBUILD = "copy the bundle again or export the model again"
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path, *, sha256: str = "", public_key: str = "") -> Bundle:
     """Read and check the manifest of the bundle at `path`.
 
-    Raises BundleError when there is none, when it was changed after it was written, or when its schema is newer.
+    With `sha256` it must be that one bundle; with `public_key` it must carry a signature by its owner.
+    Raises BundleError when there is none, when it was changed after it was written, when it is not the one that is
+    wanted, or when its schema is newer; ConfigError when `public_key` is not a key.
     """
     if not (path / MANIFEST).is_file():
         raise BundleError(
@@ -128,7 +134,14 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(f"{error.filename} cannot be read ({error.strerror}); {_REBUILD}") from error
     if checksum != _checksum_line(raw):
         raise BundleError(f"{path / MANIFEST} does not match {CHECKSUM}; {_REBUILD}")
-    return Bundle(path, _parse(path, json.loads(raw)))
+    digest = checksum[:64].decode()
+    if sha256 and digest != sha256.lower():
+        raise BundleError(f"{path} is bundle {digest}, BUNDLE_SHA256 names {sha256}; change one of them")
+    if public_key:
+        from engine.signature import check_signature
+
+        check_signature(path, raw, public_key)
+    return Bundle(path, _parse(path, json.loads(raw)), digest)
 
 
 def _parse(path: Path, data: dict[str, Any]) -> Manifest:
@@ -252,7 +265,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     files = {
         name: {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
         for name in names
-        if name not in (MANIFEST, CHECKSUM)
+        if name not in (MANIFEST, CHECKSUM, SIGNATURE)
     }
     data = {"schema_version": SCHEMA_VERSION, **asdict(manifest), "files": files}
     raw = json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n"

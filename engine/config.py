@@ -44,6 +44,17 @@ def _one_of(allowed: tuple[str, ...]) -> tuple[Callable[[str], str], str]:
     return read, f"one of {', '.join(allowed)}"
 
 
+def _matching(pattern: str, words: str) -> tuple[Callable[[str], str], str]:
+    def read(text: str) -> str:
+        import re  # for those who set such a variable
+
+        if not re.fullmatch(pattern, text):
+            raise ValueError
+        return text
+
+    return read, words
+
+
 def _switch(text: str) -> bool:
     return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
 
@@ -105,6 +116,36 @@ class Settings(Limits):
     """All settings, with the defaults that the README's table shows."""
 
     bundle: Path = _setting("BUNDLE", Path("bundle"), (Path, "a folder"), "Folder of the bundle to serve.")
+    bundle_sha256: str = _setting(
+        "BUNDLE_SHA256",
+        "",
+        _matching("[0-9a-fA-F]{64}", "the first word of the bundle's manifest.sha256"),
+        "Serve this bundle and no other.",
+    )
+    bundle_url: str = _setting(
+        "BUNDLE_URL",
+        "",
+        _matching(r"https?://\S+", "an https address"),
+        "Tar of the bundle, fetched at boot instead of `BUNDLE`; needs `BUNDLE_SHA256`.",
+    )
+    bundle_repo: str = _setting(
+        "BUNDLE_REPO",
+        "",
+        _matching(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", "org/name or org/name@revision"),
+        "Hub repository that holds the bundle, found in the Hub's cache instead of `BUNDLE`; needs `BUNDLE_SHA256`.",
+    )
+    bundle_cache: Path | None = _setting(
+        "BUNDLE_CACHE",
+        None,
+        (Path, "a folder"),
+        "Where fetched bundles are kept; without it the volume, or else /tmp.",
+    )
+    bundle_public_key: str = _setting(
+        "BUNDLE_PUBLIC_KEY",
+        "",
+        _matching("[A-Za-z0-9+/]{43}=", "what `python -m export keygen` printed"),
+        "Serve only bundles that the owner of this key signed.",
+    )
     engine: str = _setting("ENGINE", "auto", _one_of(ENGINES), "Engine to use; `auto` picks the best that works here.")
     allow_cpu: bool = _setting(
         "ALLOW_CPU", False, (_switch, "1 or 0"), "Serve on the CPU where a GPU was asked for and cannot be used."
@@ -181,7 +222,7 @@ class Settings(Limits):
 def _shown(default: Any) -> str:
     if isinstance(default, tuple):
         return ", ".join(default) or "none"
-    if default == "":
+    if default in ("", None):
         return "none"
     return str(int(default) if isinstance(default, bool) else default)
 

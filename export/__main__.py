@@ -1,11 +1,15 @@
-"""`python -m export`: the stages in order, each a line on the screen. Exit codes are in the help text."""
+"""`python -m export`: the stages in order, each a line on the screen. Exit codes are in the help text.
+
+Other commands (`_COMMANDS`) are modules of their own.
+"""
 
 from __future__ import annotations
 
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +23,22 @@ from export.without_model import without_model
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
+_COMMANDS = {
+    "keygen": ("export.signing", "keygen"),
+    "sign": ("export.signing", "sign"),
+    "verify": ("export.signing", "verify"),
+    "plan --on-runpod": ("export.on_runpod", "main"),
+}
+"""First argument -> module and function; the function takes the other arguments and returns the exit code."""
+_ON_RUNPOD = "--on-runpod"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the arguments say and return the exit code. Whatever else than 0 it is, no bundle is there or changed."""
     argv = sys.argv[1:] if argv is None else argv
     try:
+        if argv and (command := _command(argv)):
+            return command(argv[1:])
         if argv[:1] == ["plan"]:
             return _plan(argv[1:])
         recipe = recipe_from_argv(argv)
@@ -46,6 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return REFUSED
     _print_result(recipe.out, figures)
     return OK
+
+
+def _command(argv: Sequence[str]) -> Callable[[Sequence[str]], int] | None:
+    name = argv[0]
+    if any(argument.partition("=")[0] == _ON_RUNPOD for argument in argv):
+        name = f"{name} {_ON_RUNPOD}"
+    if name not in _COMMANDS:
+        return None
+    module, function = _COMMANDS[name]
+    command: Callable[[Sequence[str]], int] = getattr(import_module(module), function)
+    return command
 
 
 def _plan(argv: Sequence[str]) -> int:

@@ -7,9 +7,11 @@ test_input.json in the working directory, or `--rp_serve_api`. So does WORKER_LO
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
+from typing import NoReturn
 
 from engine.errors import WorkerFault
 from handler.fork import fork, wait_for
@@ -41,12 +43,14 @@ def _is_stock() -> bool:
 def _serve_stock(timeline: Timeline) -> int:
     from engine.config import Settings
     from handler.boot import boot
+    from handler.health import mark_ready
     from handler.sdk import start_stock
 
     settings = Settings.from_environ(os.environ)
     worker = boot(settings, timeline)
     log("INFO", "ready", engine=worker.choice.engine, reason=worker.choice.reason, boot_ms=timeline.stages)
     worker.batcher.on_lost = _exit_soon
+    mark_ready()
     start_stock(worker.handler.handle, settings.max_concurrency)
     worker.batcher.close()
     return 0
@@ -54,13 +58,28 @@ def _serve_stock(timeline: Timeline) -> int:
 
 def _exit_soon(sentence: str) -> None:
     """End the process once the SDK has had time to post the errors of the jobs that ran: it cannot be told to stop."""
+    import multiprocessing
+
     log("ERROR", f"{sentence}; the worker exits")
     time.sleep(_LAST_WORDS_S)
+    for child in multiprocessing.active_children():  # the SDK's heartbeat would go on telling that all is well
+        child.kill()
     os._exit(1)
 
 
 def _serve(timeline: Timeline) -> int:
-    # First of all: whatever is imported before the fork is imported by one core, and after it by two.
+    pid = 0
+
+    def stop_before_ready(signum: int, frame: object) -> NoReturn:
+        # Nothing is raised here: while modules load, an exception may end up in a callback that swallows it.
+        if pid:
+            os.kill(pid, signal.SIGKILL)  # it holds no job yet
+        os.write(sys.stdout.fileno(), b"told to stop before the first job\n")
+        os._exit(0)
+
+    # Until the job loop listens: as process 1 of a container, a worker without a handler never hears of it.
+    signal.signal(signal.SIGTERM, stop_before_ready)
+    # Whatever is imported before the fork is imported by one core, and after it by two.
     pid, end = fork(lambda end: _serve_engine(end, timeline))
     try:
         with timeline.stage("SDK import"):
@@ -77,6 +96,7 @@ def _serve(timeline: Timeline) -> int:
 
 
 def _serve_engine(end: socket.socket, timeline: Timeline) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the other process decides when we are done
     from handler import engine_process
 
     engine_process.serve(end, timeline)

@@ -61,7 +61,12 @@ class Worker:
 def boot(settings: Settings, timeline: Timeline) -> Worker:
     """Load the bundle and its engine. Raises ConfigError, BundleError or EngineError."""
     with timeline.stage("open"):
-        bundle = open_bundle(settings.bundle)
+        folder = settings.bundle
+        if settings.bundle_url or settings.bundle_repo:
+            from handler.bundle_source import bundle_folder
+
+            folder = bundle_folder(settings)
+        bundle = open_bundle(folder, sha256=settings.bundle_sha256, public_key=settings.bundle_public_key)
     verified = _in_thread(lambda: _verify(bundle, timeline))
     with timeline.stage("imports"):
         # Here and not at the top: while these modules load, the files are hashed.

@@ -13,6 +13,7 @@ from typing import Any
 from engine.config import Settings
 from handler import sdk as sdk_module
 from handler.engine_client import EngineClient
+from handler.health import mark_ready
 from handler.heartbeat import Heartbeat
 from handler.job_loop import JobLoop, asks
 from handler.log import log
@@ -83,6 +84,7 @@ class _Front:
 
     def _on_first_take(self) -> None:
         self._timeline.mark("first take")
+        mark_ready()
         self._sdk.progress.set_mirror(self._heartbeat)
         asyncio.get_running_loop().call_later(_HEARTBEAT_DELAY_S, self._heartbeat.start)
         log("INFO", "ready", **self.engine.ready, boot_ms=self._timeline.stages)

@@ -52,7 +52,7 @@ def _enter_through_shells() -> None:
     if "runpod" in sys.modules:  # somebody imported it before us: nothing left to save
         return
     if importlib.util.find_spec("runpod") is None:
-        raise ConfigError("the RunPod SDK is not installed; install requirements/cpu.txt or requirements/gpu.txt")
+        raise ConfigError("the RunPod SDK is not installed; install requirements/cpu.txt or requirements/all.txt")
     for name in _SHELLS:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.submodule_search_locations is None:

@@ -1,0 +1,201 @@
+"""`python -m export plan BUNDLE --on-runpod GPU[,GPU]`: plans from rented GPUs, one pod a type, one after the other.
+
+    bundle ── price and limits ── pod ── send ── build ── fetch what is new ── end the pod ── compare ── bundle
+
+What the pod may change is what plans add: every file that was there keeps its hash, except for parity.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, changed_bundle_folder, open_bundle
+from engine.errors import BundleError
+from export.errors import Refused
+from export.plan_recipe import plan_command
+from export.pod import Pod, hourly_price, load_api, rented
+from export.pod_client import PodClient
+from export.pod_server import PORT
+from export.progress import megabytes, stage, table
+
+PROXY = "https://{pod}-{port}.proxy.runpod.net"
+_BLACKWELL = ("B200", "B300", "GB200", "RTX 50", "RTX PRO")
+_MAY_CHANGE = {"parity.json"}
+_SPARE_DISK_GB = 10
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked for."""
+
+    bundle: Path
+    gpu_types: tuple[str, ...]
+    image: str
+    cloud: str
+    cost_limit: float
+    """Dollars for all pods together."""
+    time_limit_s: float
+    """For each pod."""
+    dry_run: bool
+    proxy: str
+    pause_s: float
+    """Between two looks at what a pod does."""
+    plan_arguments: tuple[str, ...]
+    """For `python -m export plan` on the pod."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Add a plan for every GPU type to the bundle; the exit code. Raises Refused or BundleError.
+
+    GPU types that were done before one fails keep their plans.
+    """
+    order = order_from_argv(argv)
+    open_bundle(order.bundle).verify()
+    api = load_api()
+    prices = {gpu_type: hourly_price(api, gpu_type, order.cloud) for gpu_type in order.gpu_types}
+    _print_prices(order, prices)
+    if order.dry_run:
+        print("dry run: no pod was created")
+        return 0
+    spent = 0.0
+    for gpu_type in order.gpu_types:
+        seconds = min(order.time_limit_s, (order.cost_limit - spent) / prices[gpu_type] * 3600)
+        begin = time.monotonic()
+        try:
+            _add_plans(api, order, gpu_type, seconds)
+        finally:
+            spent += (time.monotonic() - begin) / 3600 * prices[gpu_type]
+            print(f"{gpu_type}: {time.monotonic() - begin:.0f} s; about ${spent:.2f} of ${order.cost_limit:.2f} spent")
+    print(
+        f"\nbundle    {order.bundle}\nnext      build the image again with this bundle; sign it again if it is signed"
+    )
+    return 0
+
+
+def order_from_argv(argv: Sequence[str]) -> Order:
+    """The order of a command line. Options that are not known here go to the pod as they are. Raises Refused."""
+    parser = _parser()
+    if argv and argv[0].startswith("-") and not {"-h", "--help"} & set(argv):
+        # Options for the pod are not known here, nor whether a word that follows one is its value.
+        raise Refused("the bundle comes first: python -m export plan BUNDLE --on-runpod GPU --image NAME")
+    asked, others = parser.parse_known_args(argv)
+    gpu_types = tuple(dict.fromkeys(name.strip() for name in asked.on_runpod.split(",") if name.strip()))
+    if not gpu_types:
+        raise Refused("--on-runpod names no GPU; give RunPod's ids, such as 'NVIDIA L4,NVIDIA A40'")
+    if newer := [name for name in gpu_types if any(word in name for word in _BLACKWELL)]:
+        raise Refused(
+            f"{', '.join(newer)}: Blackwell needs CUDA 12, this worker is built on 11.8; choose Turing to Hopper"
+        )
+    if not 0 < asked.cost_limit < 1000 or not 60 <= asked.time_limit <= 6 * 3600:
+        raise Refused("--cost-limit takes dollars from 0 up to 1000, --time-limit seconds from 60 to 21600")
+    plan_command([str(asked.bundle), *others])  # refuses here what the pod would refuse
+    if any(not word.isprintable() or '"' in word for word in (asked.image, *gpu_types)):
+        raise Refused("--image and --on-runpod take plain names")
+    return Order(
+        bundle=asked.bundle,
+        gpu_types=gpu_types,
+        image=asked.image,
+        cloud=asked.cloud.upper(),
+        cost_limit=asked.cost_limit,
+        time_limit_s=asked.time_limit,
+        dry_run=asked.dry_run,
+        proxy=asked.proxy,
+        pause_s=asked.pause,
+        plan_arguments=tuple(others),
+    )
+
+
+def _print_prices(order: Order, prices: dict[str, float]) -> None:
+    rows = []
+    for gpu_type, price in prices.items():
+        most = min(order.cost_limit, price * order.time_limit_s / 3600)
+        rows.append((gpu_type, f"${price:.2f}", f"${most:.2f}"))
+    print(table(("GPU", "an hour", "at most"), rows))
+    print(f"limits: {order.time_limit_s:.0f} s a GPU, ${order.cost_limit:.2f} in all; image {order.image}")
+
+
+def _add_plans(api: Any, order: Order, gpu_type: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    bundle = open_bundle(order.bundle)
+    size = sum(size for size, _ in bundle.manifest.files.values())
+    print(f"\n{gpu_type}")
+    try:
+        with (
+            rented(
+                api,
+                gpu_type,
+                order.image,
+                cloud=order.cloud,
+                disk_gb=_SPARE_DISK_GB + 4 * size // 10**9,
+                time_limit_s=seconds,
+            ) as pod,
+            changed_bundle_folder(order.bundle) as copy,
+        ):
+            _build(pod, order, bundle, copy, deadline)
+    except TimeoutError:
+        raise Refused(f"the pod had {seconds:.0f} s and was ended; raise --time-limit or --cost-limit") from None
+    except OSError as error:
+        raise Refused(f"the pod cannot be reached ({error}); it was ended") from error
+
+
+def _build(pod: Pod, order: Order, bundle: Bundle, copy: Path, deadline: float) -> None:
+    """Have the pod build, and bring what is new into `copy`."""
+    client = PodClient(order.proxy.format(pod=pod.id, port=PORT), pod.token, deadline, pod.is_alive, order.pause_s)
+    with stage("pod") as note:
+        state = client.wait()
+        note(pod.id)
+    with stage("send") as note:
+        # An image that was built with this bundle has it already.
+        note("the image has it" if state["baked"] == bundle.sha256 else megabytes(client.send(bundle)))
+    with stage("build"):
+        client.build(order.plan_arguments, show=lambda line: print(f"  | {line}", flush=True))
+    with stage("fetch") as note:
+        for name in (MANIFEST, CHECKSUM):
+            client.fetch(name, copy / name)
+        new = _new_files(bundle, open_bundle(copy))
+        note(megabytes(sum(client.fetch(name, copy / name) for name in new)))
+    (copy / SIGNATURE).unlink(missing_ok=True)  # of the bundle as it was
+    open_bundle(copy).verify()
+
+
+def _new_files(old: Bundle, new: Bundle) -> list[str]:
+    """What `new` has beyond `old`. Raises BundleError when the pod changed or lost anything else."""
+    before, after = old.manifest.files, new.manifest.files
+    wrong = [name for name in before if after.get(name) != before[name] and name not in _MAY_CHANGE]
+    if wrong or (old.manifest.model, old.manifest.task) != (new.manifest.model, new.manifest.task):
+        raise BundleError(f"the pod changed {', '.join(wrong) or 'the manifest'}; the bundle here stays as it was")
+    new_files = [name for name in after if after[name] != before.get(name)]
+    if not any(name.endswith(".plan") for name in new_files):
+        raise BundleError("the pod sent no plan; the bundle here stays as it was")
+    return new_files
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Refused(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m export plan --on-runpod",
+        description="Build plans on rented RunPod pods and bring them into a bundle. Needs RUNPOD_API_KEY.",
+        epilog="All other options go to `python -m export plan` on the pod. Every pod is terminated: when its plan is "
+        "there, on an error, on Ctrl-C, and when a limit is reached.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("--on-runpod", required=True, metavar="GPU[,GPU]", help="RunPod's GPU ids, such as 'NVIDIA L4'")
+    parser.add_argument("--image", required=True, metavar="NAME", help="this worker's image, built with WITH_BUILDER=1")
+    parser.add_argument("--cloud", choices=("secure", "community"), default="secure", help="(default: %(default)s)")
+    parser.add_argument("--cost-limit", type=float, default=2.0, metavar="USD", help="for all pods (default: 2.00)")
+    parser.add_argument("--time-limit", type=float, default=1800.0, metavar="S", help="for each pod (default: 1800)")
+    parser.add_argument("--dry-run", action="store_true", help="show prices and limits, create nothing")
+    # For tests:
+    parser.add_argument("--proxy", default=PROXY, help=argparse.SUPPRESS)
+    parser.add_argument("--pause", type=float, default=3.0, help=argparse.SUPPRESS)
+    return parser

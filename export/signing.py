@@ -1,0 +1,106 @@
+"""`python -m export keygen | sign | verify`: who made a bundle, and whether it is still what they made."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from engine.bundle import MANIFEST, SIGNATURE, open_bundle
+from engine.errors import ConfigError
+from export.errors import Refused
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+_VARIABLE = "BUNDLE_PUBLIC_KEY"
+
+
+def keygen(argv: Sequence[str]) -> int:
+    """Write a new private key and print the public one. Raises Refused when the file is there already."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    parser = _Parser("keygen", "Make a key pair: the private key into a file, the public key on the screen.")
+    parser.add_argument("--key", required=True, type=Path, metavar="FILE", help="new file for the private key (PEM)")
+    path: Path = parser.parse_args(argv).key
+    key = Ed25519PrivateKey.generate()
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise Refused(f"{path} exists; name another file with --key, or remove it first") from None
+    except FileNotFoundError:
+        raise Refused(f"{path.parent} is not a folder; make it first") from None
+    with open(descriptor, "wb") as file:
+        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    print(f"{_VARIABLE}={_public_key(key)}")
+    return 0
+
+
+def sign(argv: Sequence[str]) -> int:
+    """Check every file of a bundle, then sign its manifest. Raises Refused or BundleError."""
+    parser = _Parser("sign", "Sign a bundle, after every file in it was compared with its SHA-256.")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("--key", required=True, type=Path, metavar="FILE", help="private key that keygen wrote")
+    asked = parser.parse_args(argv)
+    key = _read_private_key(asked.key)
+    open_bundle(asked.bundle).verify()
+    sign_manifest(asked.bundle, key)
+    print(f"signed    {asked.bundle / SIGNATURE}\nserve     {_VARIABLE}={_public_key(key)} BUNDLE={asked.bundle}")
+    return 0
+
+
+def sign_manifest(folder: Path, key: Ed25519PrivateKey) -> None:
+    """Write the signature beside the manifest; the file is whole or absent."""
+    signature = base64.b64encode(key.sign((folder / MANIFEST).read_bytes())).decode()
+    partial = folder / f".{SIGNATURE}.partial"
+    partial.write_text(f"{signature}\n", encoding="ascii")
+    partial.replace(folder / SIGNATURE)
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Check every file of a bundle, and its signature where a key is given. Raises Refused or BundleError."""
+    parser = _Parser("verify", "Compare every file of a bundle with its SHA-256, and check who signed it.")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument(
+        "--public-key", default=os.environ.get(_VARIABLE, ""), metavar="KEY", help=f"instead of {_VARIABLE}"
+    )
+    asked = parser.parse_args(argv)
+    try:
+        bundle = open_bundle(asked.bundle, public_key=asked.public_key)
+    except ConfigError as error:
+        raise Refused(str(error)) from None
+    bundle.verify()
+    signed = f"signed by {asked.public_key}" if asked.public_key else "signature not checked: no public key was given"
+    print(f"{len(bundle.manifest.files)} files match the manifest\nsha256    {bundle.sha256}\n{signed}")
+    return 0
+
+
+def _read_private_key(path: Path) -> Ed25519PrivateKey:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error.strerror}); make a key with `python -m export keygen`") from None
+    except (ValueError, TypeError) as error:
+        raise Refused(f"{path} is not a private key without a password ({error}); make one with keygen") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise Refused(f"{path} is not an Ed25519 key; make one with `python -m export keygen --key FILE`")
+    return key
+
+
+def _public_key(key: Ed25519PrivateKey) -> str:
+    return base64.b64encode(key.public_key().public_bytes_raw()).decode()
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"python -m export {command}", description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise Refused(f"{message}; see {self.prog} --help")

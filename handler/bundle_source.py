@@ -1,0 +1,79 @@
+"""Where the bundle comes from when it is not a folder that BUNDLE names. Imported only then.
+
+    BUNDLE_URL     a tar of a bundle, fetched once and kept in BUNDLE_CACHE for the workers that start later
+    BUNDLE_REPO    a repository of the Hugging Face Hub that RunPod, or `hf download`, put into the Hub's cache
+
+Both need BUNDLE_SHA256, the SHA-256 of manifest.json: what comes from elsewhere may have changed there. Nothing is
+exported here, and nothing asks the Hub.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from engine.bundle import MANIFEST, open_bundle
+from engine.config import Settings
+from engine.errors import BundleError, ConfigError
+
+_VOLUME = Path("/runpod-volume")
+
+
+def bundle_folder(settings: Settings, environ: Mapping[str, str] = os.environ, volume: Path = _VOLUME) -> Path:
+    """The folder of the bundle that `settings` name. Raises ConfigError or BundleError."""
+    if settings.bundle_url and settings.bundle_repo:
+        raise ConfigError("BUNDLE_URL and BUNDLE_REPO are both set; set the one that holds the bundle")
+    if not settings.bundle_sha256:
+        name = "BUNDLE_URL" if settings.bundle_url else "BUNDLE_REPO"
+        raise ConfigError(
+            f"{name} needs BUNDLE_SHA256; set it to the first word of the bundle's manifest.sha256, so that no other "
+            "bundle is served"
+        )
+    if settings.bundle_repo:
+        return _in_hub_cache(settings.bundle_repo, _hub_caches(environ, volume))
+    return _fetched(settings, volume)
+
+
+def _hub_caches(environ: Mapping[str, str], volume: Path) -> list[Path]:
+    """Where repositories may lie: RunPod's cached models first, then where the Hub's own library keeps them."""
+    home = Path(environ.get("HF_HOME") or Path(environ.get("HOME") or "/") / ".cache" / "huggingface")
+    return [volume / "huggingface-cache" / "hub", Path(environ.get("HF_HUB_CACHE") or home / "hub")]
+
+
+def _in_hub_cache(repo: str, caches: list[Path]) -> Path:
+    name, _, revision = repo.partition("@")
+    for cache in caches:
+        folder = cache / f"models--{name.replace('/', '--')}"
+        snapshot = folder / "snapshots" / _commit(folder, revision or "main")
+        if (snapshot / MANIFEST).is_file():
+            return snapshot
+    raise BundleError(
+        f"BUNDLE_REPO={repo} is not in the Hub's cache ({', '.join(map(str, caches))}); choose it as the endpoint's "
+        "cached model, or download it onto the volume before"
+    )
+
+
+def _commit(folder: Path, revision: str) -> str:
+    """What a branch or tag points to; a commit is its own name."""
+    try:
+        return (folder / "refs" / revision).read_text().strip()
+    except OSError:
+        return revision
+
+
+def _fetched(settings: Settings, volume: Path) -> Path:
+    """BUNDLE_CACHE/SHA256, which holds the bundle already or does from now on."""
+    cache = settings.bundle_cache or (volume / "bundles" if volume.is_dir() else Path("/tmp/bundles"))  # noqa: S108
+    folder = cache / settings.bundle_sha256.lower()
+    if folder.is_dir():
+        try:
+            open_bundle(folder, sha256=settings.bundle_sha256)
+        except BundleError:
+            pass  # a damaged copy is replaced
+        else:
+            return folder
+    from handler.fetch_bundle import fetch
+
+    fetch(settings.bundle_url, settings.bundle_sha256, folder)
+    return folder

@@ -1,0 +1,192 @@
+"""A bundle from a tar behind an https address: streamed to disk, compared with its hash, renamed into place.
+
+Workers that share a volume take turns: the first fetches, the others find the folder. Where the volume knows no locks
+each fetches for itself, and the first to finish wins; nobody ever sees half a bundle.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import ssl
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+from urllib.parse import urlsplit
+
+from engine.bundle import MANIFEST, open_bundle
+from engine.errors import BundleError, ConfigError
+from handler.log import log
+
+_ATTEMPTS = 3
+_SILENCE_S = 30.0  # of a server, before the attempt counts as failed
+_TURN_S = 400.0  # to wait for another worker; RunPod gives up on a worker that takes longer than 7 minutes to start
+_ABANDONED_S = 3600.0
+_HERE = ("localhost", "127.0.0.1", "::1")
+
+
+def fetch(url: str, sha256: str, folder: Path) -> None:
+    """Make `folder` the bundle whose manifest has `sha256`, from the tar (plain, gz, bz2 or xz) at `url`.
+
+    Raises ConfigError when the address is no good, BundleError when nothing, or another bundle, is behind it.
+    """
+    _check(url)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _turn(folder.with_name(f".{folder.name}.lock")):
+            if not _is_bundle(folder, sha256):
+                _remove_abandoned(folder)
+                _fetch(url, sha256, folder)
+    except OSError as error:
+        raise BundleError(
+            f"{folder.parent} cannot hold the bundle ({error.strerror}); point BUNDLE_CACHE to a folder with room that "
+            "the worker may write to"
+        ) from error
+
+
+def _check(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _HERE):
+        raise ConfigError(f"BUNDLE_URL={_shown(url)!r} is not allowed; set it to an https:// address of a tar")
+
+
+def _is_bundle(folder: Path, sha256: str) -> bool:
+    try:
+        open_bundle(folder, sha256=sha256)
+    except BundleError:
+        return False
+    return True
+
+
+def _fetch(url: str, sha256: str, folder: Path) -> None:
+    begin = time.monotonic()
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    try:
+        log("INFO", f"fetching the bundle from {_shown(url)}")
+        size = _download(url, partial)
+        root = _root(partial, url)
+        open_bundle(root, sha256=sha256).verify()
+        root.chmod(0o755)
+        _put(root, folder, sha256)
+        log("INFO", f"fetched {size / 1e6:.1f} MB", seconds=round(time.monotonic() - begin, 1))
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _download(url: str, partial: Path) -> int:
+    """Unpack what is behind `url` into `partial`, trying again when the network fails; bytes written."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with urllib.request.urlopen(url, timeout=_SILENCE_S, context=_tls()) as reply:  # noqa: S310 (see _check)
+                return _unpack(reply, partial)
+        except (urllib.error.URLError, TimeoutError, ConnectionError, tarfile.ReadError, EOFError) as error:
+            refused = False
+            if isinstance(error, urllib.error.HTTPError):
+                refused = error.code < 500
+                error.close()
+            if refused or attempt == _ATTEMPTS:
+                raise BundleError(f"{_shown(url)} cannot be fetched ({error}); see that BUNDLE_URL is a tar") from error
+            log("WARN", f"fetching the bundle failed ({error}); trying again")
+            time.sleep(attempt)
+            _empty(partial)
+    raise AssertionError("unreachable")
+
+
+def _tls() -> ssl.SSLContext:
+    """With certifi's certificates: the base image may bring none."""
+    import certifi
+
+    return ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or certifi.where())
+
+
+def _unpack(stream: IO[bytes], folder: Path) -> int:
+    """Files and folders of the tar; anything else, and any path that leaves `folder`, is refused. Bytes written."""
+    size = 0
+    with tarfile.open(fileobj=stream, mode="r|*") as archive:
+        for member in archive:
+            name = PurePosixPath(member.name)
+            if name.is_absolute() or ".." in name.parts or not (member.isreg() or member.isdir()):
+                raise BundleError(
+                    f"the tar holds {member.name!r}, which no bundle does; make it of the bundle's folder"
+                )
+            target = folder / name
+            if member.isdir():
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            content = archive.extractfile(member)
+            assert content is not None  # a regular file has content
+            with open(target, "xb") as file:
+                shutil.copyfileobj(content, file, 1 << 20)
+            size += member.size
+    return size
+
+
+def _root(partial: Path, url: str) -> Path:
+    """The bundle inside: the tar was made of the folder, or of what is in it."""
+    for folder in (partial, *(entry for entry in sorted(partial.iterdir()) if entry.is_dir())):
+        if (folder / MANIFEST).is_file():
+            return folder
+    raise BundleError(f"{_shown(url)} holds no {MANIFEST}; make the tar of the bundle's folder")
+
+
+def _put(new: Path, folder: Path, sha256: str) -> None:
+    """Rename into place; where another worker was faster, its copy is as good."""
+    try:
+        os.rename(new, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not _is_bundle(folder, sha256):  # damaged
+            os.rename(folder, new.with_name("damaged"))
+            os.rename(new, folder)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What workers that were killed while they fetched have left, on this machine or another."""
+    for entry in folder.parent.glob(f".{folder.name}.partial-*"):
+        if time.time() - entry.stat().st_mtime > _ABANDONED_S:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Hold the lock at `path` while the block runs. Raises BundleError when another worker holds it for too long."""
+    deadline, told = time.monotonic() + _TURN_S, False
+    with open(path, "w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise BundleError(f"another worker has held {path} for {_TURN_S:g} s; remove it") from None
+                if not told:
+                    log("INFO", "another worker is fetching the bundle; waiting for it")
+                told = True
+                time.sleep(0.2)
+            except OSError:  # no locks on this volume
+                break
+        yield
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _shown(url: str) -> str:
+    """Without the query: that of a signed address is a secret."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"[:200]

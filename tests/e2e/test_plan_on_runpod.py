@@ -1,0 +1,278 @@
+"""`python -m export plan BUNDLE --on-runpod`: against RunPod's pod API on localhost, which runs the pod's real server.
+
+What a pod would need a GPU for, the building itself, is a script here that adds a file and writes the manifest.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import urllib3
+
+from engine.bundle import open_bundle
+from tests.runpod_api import KEY, EmulatedApi
+
+GPUS = "NVIDIA L4,NVIDIA A40"
+KINDS = ("good", "fail", "hang", "evil", "lie")
+"""What the script does, handed over as an option that the real command has."""
+BUILDER = """
+import sys, time
+from pathlib import Path
+from engine.bundle import open_bundle, write_manifest
+folder, kind = Path(sys.argv[1]), ("good", "fail", "hang", "evil", "lie")[int(sys.argv[3])]
+print("building", kind, *sys.argv[4:], flush=True)
+plans = folder / "graphs/model/plans"
+plans.mkdir(exist_ok=True)
+(plans / f"sm_{len(list(plans.iterdir()))}.plan").write_bytes(b"plan" * 6_000_000)
+(folder / "parity.json").write_text("{}")
+if kind == "fail":
+    sys.exit("no such tactic")
+if kind == "hang":
+    time.sleep(600)
+if kind == "evil":
+    (folder / "tokenizer.json").write_text("{}")
+write_manifest(folder, open_bundle(folder).manifest)
+if kind == "lie":
+    plan = next(plans.iterdir())
+    plan.write_bytes(plan.read_bytes()[:-1] + b"!")
+print("built", flush=True)
+"""
+POD = """
+import os, sys
+from export import pod_server
+pod_server.COMMAND = (sys.executable, {builder!r})
+sys.exit(pod_server.main(port=int(os.environ["PORT_HERE"])))
+"""
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[EmulatedApi]:
+    builder, pod = tmp_path / "builder.py", tmp_path / "pod.py"
+    root = f"import sys; sys.path.insert(0, {str(Path.cwd())!r})\n"
+    builder.write_text(root + BUILDER)
+    pod.write_text(root + POD.format(builder=str(builder)))
+    with EmulatedApi((sys.executable, str(pod))) as api:
+        yield api
+
+
+def start(api: EmulatedApi, bundle: Path, *arguments: str, gpus: str = GPUS, key: str = KEY) -> subprocess.Popen[str]:
+    if arguments[0] in KINDS:
+        arguments = ("--optimization-level", str(KINDS.index(arguments[0])), *arguments[1:])
+    fixed = ["--on-runpod", gpus, "--image", "registry.example/worker:builder", "--proxy", api.proxy, "--pause", "0.2"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "export", "plan", str(bundle), *fixed, *arguments],
+        env={**os.environ, "RUNPOD_API_BASE_URL": api.url, "RUNPOD_API_KEY": key},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(api: EmulatedApi, bundle: Path, *arguments: str, **options: str) -> tuple[int, str, str]:
+    process = start(api, bundle, *arguments, **options)
+    out, err = process.communicate(timeout=40)
+    assert api.pods == {}, "a pod was left running"
+    return process.returncode, out, err
+
+
+def content(bundle: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(bundle)): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+
+
+def test_a_plan_of_every_gpu_comes_back(api: EmulatedApi, small_bundle: Path):
+    before = open_bundle(small_bundle).manifest.files
+    code, out, err = run(api, small_bundle, "good", "--precision", "fp16")
+    assert code == 0, err
+    bundle = open_bundle(small_bundle)
+    bundle.verify()
+    plans = [name for name in bundle.manifest.files if name.endswith(".plan")]
+    assert plans == ["graphs/model/plans/sm_0.plan", "graphs/model/plans/sm_1.plan"]
+    assert bundle.manifest.files[plans[0]][0] > pod_piece(), "more than one piece"
+    assert {name: bundle.manifest.files[name] for name in before} == dict(before)
+    assert "  | building good --precision fp16" in out
+    assert [pod["gpuTypeId"] for pod in api.created] == GPUS.split(",")
+    assert [entry.name for entry in small_bundle.parent.iterdir() if "partial" in entry.name] == []
+    for pod in api.created:
+        assert pod["imageName"] == "registry.example/worker:builder"
+        assert pod["ports"] == "8000/http"
+        assert set(pod["env"]) == {"PLAN_TOKEN", "PLAN_TIME_LIMIT_S"}
+    assert api.created[0]["env"]["PLAN_TOKEN"] != api.created[1]["env"]["PLAN_TOKEN"]
+
+
+def pod_piece() -> int:
+    from export.pod_server import PIECE
+
+    return PIECE
+
+
+def test_a_dry_run_creates_nothing(api: EmulatedApi, small_bundle: Path):
+    before = content(small_bundle)
+    code, out, err = run(api, small_bundle, "--dry-run", "--time-limit", "3600", "--cost-limit", "0.42")
+    assert code == 0, err
+    assert [line.split()[-2:] for line in out.splitlines()[1:3]] == [["$0.44", "$0.42"], ["$0.40", "$0.40"]]
+    assert "no pod was created" in out
+    assert api.created == []
+    assert content(small_bundle) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("fail", "the plans could not be built on the pod"),
+        ("evil", "the pod changed tokenizer.json; the bundle here stays as it was"),
+        ("lie", "does not match the SHA-256 in the manifest"),
+    ],
+)
+def test_a_build_that_goes_wrong_changes_nothing(api: EmulatedApi, small_bundle: Path, kind: str, sentence: str):
+    before = content(small_bundle)
+    code, out, err = run(api, small_bundle, kind)
+    assert code == 2
+    assert sentence in err
+    assert (kind != "fail") or "no such tactic" in out
+    assert len(api.created) == 1, "the next GPU is not paid for"
+    assert content(small_bundle) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_its_pod(api: EmulatedApi, small_bundle: Path, number: signal.Signals):
+    before = content(small_bundle)
+    process = start(api, small_bundle, "hang")
+    deadline = time.monotonic() + 60
+    assert process.stdout is not None
+    while "building hang" not in process.stdout.readline():
+        assert time.monotonic() < deadline
+    assert len(api.pods) == 1
+    process.send_signal(number)
+    process.send_signal(number)  # the impatient
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert api.pods == {}
+    assert content(small_bundle) == before
+
+
+def test_the_cost_limit_ends_a_pod(api: EmulatedApi, small_bundle: Path):
+    """A tenth of a cent buys 3.6 s at a dollar an hour; an H100 less."""
+    code, _, err = run(api, small_bundle, "hang", "--cost-limit", "0.005", gpus="NVIDIA H100 80GB HBM3")
+    assert code == 2
+    assert "raise --time-limit or --cost-limit" in err
+
+
+def test_a_pod_whose_creation_was_never_answered_is_ended(api: EmulatedApi, small_bundle: Path):
+    api.drop_creation_reply = True
+    code, _, err = run(api, small_bundle, "good")
+    assert code == 2, err
+    assert len(api.created) == 1
+
+
+def test_a_termination_that_fails_is_tried_again(api: EmulatedApi, small_bundle: Path):
+    api.fail_terminations = 2
+    assert run(api, small_bundle, "good", gpus="NVIDIA L4")[0] == 0
+
+
+def test_a_pod_that_ends_itself_is_noticed(api: EmulatedApi, small_bundle: Path, tmp_path: Path):
+    (tmp_path / "pod.py").write_text("raise SystemExit(1)")
+    code, _, err = run(api, small_bundle, "good")
+    assert code == 2
+    assert "the pod ended before it answered" in err
+
+
+def test_the_pod_ends_itself_when_nobody_does(api: EmulatedApi, small_bundle: Path):
+    """The machine that started it is gone: its process is killed without a chance to clean up."""
+    process = start(api, small_bundle, "hang", "--cost-limit", "0.012", gpus="NVIDIA H100 80GB HBM3")
+    deadline = time.monotonic() + 60
+    while not api.pods:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    limit = float(api.created[0]["env"]["PLAN_TIME_LIMIT_S"])
+    assert limit == pytest.approx(0.012 / 2.99 * 3600 + 60, abs=5), "its own limit is a minute after ours"
+
+
+def test_only_who_knows_the_token_is_answered(api: EmulatedApi, small_bundle: Path):
+    process = start(api, small_bundle, "hang", gpus="NVIDIA L4")
+    assert process.stdout is not None
+    while "building hang" not in process.stdout.readline():
+        pass
+    url = api.proxy.format(pod="pod1")
+    http = urllib3.PoolManager()
+    token = api.created[0]["env"]["PLAN_TOKEN"]
+    for given, path, status in [
+        ("Bearer wrong", "/state", 401),
+        ("", "/files/manifest.json", 401),
+        (f"Bearer {token}", "/files/../../../etc/passwd", 404),
+        (f"Bearer {token}", "/files/%2e%2e/%2e%2e/etc/passwd", 404),
+        (f"Bearer {token}", "/files//etc/passwd", 404),
+        (f"Bearer {token}", "/state", 200),
+    ]:
+        assert http.request("GET", url + path, headers={"Authorization": given}).status == status, path
+    http.clear()
+    process.terminate()
+    process.communicate(timeout=60)
+    assert api.pods == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus", "sentence"),
+    [
+        ([], "NVIDIA GeForce RTX 5090", "Blackwell needs CUDA 12"),
+        ([], "NVIDIA B200,NVIDIA L4", "NVIDIA B200: Blackwell"),
+        ([], "NVIDIA K80", "RunPod knows no GPU 'NVIDIA K80'"),
+        ([], " , ", "names no GPU"),
+        (["--cloud", "community"], "NVIDIA A40", "offers no NVIDIA A40 in its community cloud"),
+        (["--cost-limit", "0"], "NVIDIA L4", "--cost-limit takes dollars"),
+        (["--time-limit", "5"], "NVIDIA L4", "--time-limit seconds from 60"),
+    ],
+)
+def test_orders_that_cannot_be_filled(
+    api: EmulatedApi, small_bundle: Path, options: list[str], gpus: str, sentence: str, monkeypatch, capsys
+):
+    from export.__main__ import main
+
+    monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
+    monkeypatch.setenv("RUNPOD_API_KEY", KEY)
+    code = main(["plan", str(small_bundle), "--on-runpod", gpus, "--image", "x", *options])
+    assert code == 2
+    assert sentence in capsys.readouterr().err
+    assert api.created == []
+
+
+def test_options_for_the_pod_are_told_from_ours(small_bundle: Path):
+    from export.errors import Refused
+    from export.on_runpod import order_from_argv
+
+    ours = ["--on-runpod", "NVIDIA L4, NVIDIA A40,NVIDIA L4", "--image", "x"]
+    order = order_from_argv([str(small_bundle), "--precision", "fp16", *ours, "--batches", "1,8"])
+    assert order.plan_arguments == ("--precision", "fp16", "--batches", "1,8")
+    assert order.gpu_types == ("NVIDIA L4", "NVIDIA A40")
+    with pytest.raises(Refused, match="--precison"):
+        order_from_argv([str(small_bundle), *ours, "--precison", "fp16"])
+    with pytest.raises(Refused, match="the bundle comes first"):
+        order_from_argv(["--precision", "fp16", str(small_bundle), *ours])
+
+
+def test_a_gpu_that_is_not_free(api: EmulatedApi, small_bundle: Path):
+    api.nothing_free = True
+    code, _, err = run(api, small_bundle, "good")
+    assert code == 2
+    assert "has no NVIDIA L4 free now" in err
+
+
+def test_a_wrong_key_is_a_sentence(api: EmulatedApi, small_bundle: Path):
+    code, _, err = run(api, small_bundle, "good", key="wrong")
+    assert code == 2
+    assert err == "error: RunPod refused: Unauthorized request, please check your API key.\n"
+
+
+def test_without_a_key_nothing_is_asked(api: EmulatedApi, small_bundle: Path, monkeypatch, capsys):
+    from export.__main__ import main
+
+    monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
+    monkeypatch.setattr("runpod.api_key", None)
+    assert main(["plan", str(small_bundle), f"--on-runpod={GPUS}", "--image", "x"]) == 2
+    assert "set RUNPOD_API_KEY" in capsys.readouterr().err

