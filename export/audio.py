@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import wave
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -12,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from engine.audio.example import wav
 from engine.tensors import Array
 from export.errors import Refused
 from export.nodes import Axes, value_info
@@ -122,7 +120,7 @@ class AudioExport(ExportTask):
         for label, samples in _sounds(rate, self._longest_s(source), self._shortest_s(source)):
             heard = samples.astype(np.float32) / 32768
             inputs = source.processor(heard, sampling_rate=rate, return_tensors="pt")
-            yield Probe(label, {"audio": _wav(samples, rate)}, [inputs])
+            yield Probe(label, {"audio": wav(samples, rate)}, [inputs])
 
     def _longest_s(self, source: Source) -> float:
         if _kind(source.processor) == "fbank":
@@ -169,13 +167,3 @@ def _sounds(rate: int, longest_s: float, shortest_s: float) -> Iterator[tuple[st
     }
     for label, samples in sounds.items():
         yield label, (np.clip(samples, -1, 1) * 32767).astype("<i2")
-
-
-def _wav(samples: Array, rate: int) -> str:
-    content = io.BytesIO()
-    with wave.open(content, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(samples.tobytes())
-    return base64.b64encode(content.getvalue()).decode()

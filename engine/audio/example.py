@@ -8,6 +8,8 @@ import wave
 
 import numpy as np
 
+from engine.tensors import Array
+
 _LOUDNESS = 0.3
 
 
@@ -15,11 +17,15 @@ def recording(seconds: float, hertz: float = 440.0, rate: int = 16_000) -> str:
     """A WAV file in base64: a tone that rises by an octave, 16 bits a sample."""
     time = np.arange(int(seconds * rate)) / rate
     phase = 2 * np.pi * hertz * (time + time**2 / (2 * seconds))
-    samples = (_LOUDNESS * 32767 * np.sin(phase)).astype("<i2")
+    return wav((_LOUDNESS * 32767 * np.sin(phase)).astype("<i2"), rate)
+
+
+def wav(samples: Array, rate: int) -> str:
+    """A WAV file of one channel in base64; `samples` are int16."""
     content = io.BytesIO()
     with wave.open(content, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)
-        file.writeframes(samples.tobytes())
+        file.writeframes(samples.astype("<i2").tobytes())
     return base64.b64encode(content.getvalue()).decode()
