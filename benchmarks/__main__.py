@@ -15,6 +15,7 @@ _COMMANDS = {
     "load": "one worker under load: closed and open loops, idle and bulk jobs, beside the floor",
     "peers": "this worker beside the ones that users would run instead, in one run",
     "readme": "write the README's tables anew from settings and results",
+    "tasks": "every task on every architecture: exported, compared; microseconds of each stage of a job",
     "soak": "a hundred thousand jobs: does memory grow, are files or threads left open",
 }
 

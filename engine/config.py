@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -58,16 +59,56 @@ def _switch(text: str) -> bool:
     return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
 
 
-def _setting(env: str, default: Any, rule: tuple[Callable[[str], Any], str], doc: str) -> Any:
-    return field(default=default, metadata={"env": env, "read": rule[0], "allowed": rule[1], "doc": doc})
+_HOST = re.compile(r"(\*|(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?)(:[1-9][0-9]{0,4})?")
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    hosts = tuple(host.strip().lower() for host in text.split(",") if host.strip())
+    if not all(_HOST.fullmatch(host) for host in hosts):
+        raise ValueError
+    return hosts
+
+
+def _setting(
+    env: str, default: Any, rule: tuple[Callable[[str], Any], str], doc: str, *, is_secret: bool = False
+) -> Any:
+    metadata = {"env": env, "read": rule[0], "allowed": rule[1], "doc": doc}
+    return field(default=default, repr=not is_secret, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Limits:
     """What one job may ask for."""
 
-    max_items: int = _setting("MAX_ITEMS", 10_000, _whole(1, 1_000_000), "Texts in one job.")
+    max_items: int = _setting("MAX_ITEMS", 10_000, _whole(1, 1_000_000), "Texts, images or recordings in one job.")
     max_chars: int = _setting("MAX_CHARS", 100_000, _whole(1, 10_000_000), "Characters in one text.")
+    max_media_bytes: int = _setting(
+        "MAX_MEDIA_BYTES", 20_000_000, _whole(1, 1 << 31), "Bytes of one image or recording, decoded from base64."
+    )
+    max_pixels: int = _setting("MAX_PIXELS", 50_000_000, _whole(1, 1 << 31), "Pixels of one image.")
+    max_audio_s: float = _setting("MAX_AUDIO_S", 600.0, _seconds(0.001, 86_400), "Seconds of one recording.")
+    fetch_hosts: tuple[str, ...] = _setting(
+        "FETCH_HOSTS",
+        (),
+        (_hosts, "host names with commas between, `*.example.org` for all below one, `host:8443` for another port"),
+        "Hosts that https URLs in jobs may point to; without it no URL is fetched.",
+    )
+    fetch_timeout_s: float = _setting(
+        "FETCH_TIMEOUT_S", 10.0, _seconds(0.1, 600), "Seconds that fetching one URL may take, redirects included."
+    )
+    upstream_url: str = _setting(
+        "UPSTREAM_URL", "", (str, "an https URL"), "api-proxy: the service, whose host must be in FETCH_HOSTS."
+    )
+    upstream_authorization: str = _setting(
+        "UPSTREAM_AUTHORIZATION",
+        "",
+        (str, "a header's value"),
+        "api-proxy: the Authorization header that the service gets, such as `Bearer ...`.",
+        is_secret=True,
+    )
+    upstream_attempts: int = _setting(
+        "UPSTREAM_ATTEMPTS", 3, _whole(1, 10), "api-proxy: how often a request is sent at most."
+    )
 
 
 @dataclass(frozen=True)
@@ -179,6 +220,8 @@ class Settings(Limits):
 
 
 def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return ", ".join(default) or "none"
     if default in ("", None):
         return "none"
     return str(int(default) if isinstance(default, bool) else default)

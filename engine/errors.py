@@ -3,6 +3,7 @@
 WorkerError
 ├── InvalidInput         the caller's: the payload breaks a rule; the message says what is allowed
 ├── Overloaded           nobody's: the queue is full; the same job may be sent again
+├── Unreachable          another server's: it did not answer as it should; the same job may be sent again
 └── WorkerFault          ours
     ├── ConfigError      a setting is wrong; the message names the variable, its value and the fix
     ├── BundleError      the bundle is damaged, incomplete or of another version
@@ -32,6 +33,12 @@ class Overloaded(WorkerError):
     """The worker has no room now. Sending the same payload again may succeed."""
 
     prefix = "overloaded, please retry"
+
+
+class Unreachable(WorkerError):
+    """A server that the job needs failed. Sending the same payload again may succeed."""
+
+    prefix = "unreachable, please retry"
 
 
 class WorkerFault(WorkerError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,14 +16,17 @@ if TYPE_CHECKING:
 Array: TypeAlias = "npt.NDArray[Any]"
 Arrays: TypeAlias = "Mapping[str, npt.NDArray[Any]]"
 
+_GROWING = re.compile(r"(?:(\d+)\*)?length(?:\+(\d+))?")
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A named input or output of a graph.
 
     `dtype` is numpy's name for it. `shape` holds integers for fixed axes and "batch" and "length" for dynamic ones;
-    "batch" is the first, "length" may be missing. `pad` is the value that fills an input behind the end of a shorter
-    row.
+    "batch" is the first, "length" may be missing. An axis that grows by several steps with each step of the length is
+    written as "320*length+399": the samples that a speech model makes `length` frames of. `pad` is the value that fills
+    an input behind the end of a shorter row.
     """
 
     name: str
@@ -32,24 +36,37 @@ class TensorSpec:
 
     def shape_at(self, bucket: Bucket) -> tuple[int, ...]:
         """The concrete shape of this tensor at `bucket`."""
-        sizes = {"batch": bucket.batch, "length": bucket.length}
-        return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in self.shape)
+        return tuple(_size_at(axis, bucket) for axis in self.shape)
 
     @property
     def length_axis(self) -> int | None:
         """Which axis grows with the length of a row; None when every row has the same shape."""
-        return self.shape.index("length") if "length" in self.shape else None
+        growing = (index for index, axis in enumerate(self.shape) if isinstance(axis, str) and axis != "batch")
+        return next(growing, None)
+
+
+def _size_at(axis: int | str, bucket: Bucket) -> int:
+    if isinstance(axis, int):
+        return axis
+    if axis == "batch":
+        return bucket.batch
+    found = _GROWING.fullmatch(axis)
+    if found is None:
+        raise ValueError(f"{axis!r} is no axis; known are batch, length and multiples such as 320*length+399")
+    factor, offset = found.groups()
+    return int(factor or 1) * bucket.length + int(offset or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model input: tensor name -> array without the batch axis, and its length.
+    """One model input: tensor name -> array without the batch axis, its length, and which of the graphs it is for.
 
-    The length counts tokens, or samples, or whatever the inputs' "length" axis does; it is 1 where none has one.
+    The length counts tokens, or frames, or whatever the inputs' "length" axis does; it is 1 where none has one.
     """
 
     feeds: Arrays
     length: int
+    graph: str = "model"
 
 
 def fill(target: Array, rows: Sequence[Row], spec: TensorSpec) -> None:

@@ -18,6 +18,8 @@ from engine.errors import BundleError
 from export.errors import ParityFailed, Refused, refusal_of
 from export.progress import megabytes, stage, table
 from export.recipe import Recipe, recipe_from_argv
+from export.tasks import export_task
+from export.without_model import without_model
 
 OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -88,6 +90,10 @@ def _plan(argv: Sequence[str]) -> int:
 
 def export(recipe: Recipe) -> dict[str, Any]:
     """Run every stage and return the parity figures. Raises Refused, ParityFailed or BundleError."""
+    if recipe.task is not None and not export_task(recipe.task).has_model:
+        return without_model(recipe)
+    if not recipe.model:
+        raise Refused(f"{recipe.task} needs a MODEL, a folder or an id on the Hugging Face Hub")
     builder = None
     if recipe.plan is not None:
         from export.trt_builder import open_builder
@@ -107,18 +113,19 @@ def export(recipe: Recipe) -> dict[str, Any]:
         with stage("onnx"):
             from export.onnx_from_model import onnx_from_model
 
-            graph = onnx_from_model(source, work / "traced")
+            graphs = {name: onnx_from_model(source, work / "traced", name) for name in source.task.graphs}
         with stage("optimize") as note:
             from export.optimize import optimize
 
-            *files, places = optimize(graph, folder / "graphs" / "model", work / "fused")
-            del graph
+            files = {
+                name: optimize(graphs.pop(name), folder / "graphs" / name, work / name) for name in source.task.graphs
+            }
             shutil.rmtree(work)
             note(megabytes(_size(folder)))
         with stage("write"):
             from export.write import add_parity, write
 
-            write(source, folder, *files)
+            write(source, folder, {name: found[:2] for name, found in files.items()})
         with stage("parity") as note:
             from export.parity import Gate, worst
 
@@ -129,7 +136,8 @@ def export(recipe: Recipe) -> dict[str, Any]:
         if recipe.precision == "int8":
             with stage("int8") as note:
                 fp32 = figures["graphs"]
-                figures = _quantize(gate, folder, files[0], places, recipe.parity_threshold)
+                portable, _, places = files["model"]
+                figures = _quantize(gate, folder, portable, places, recipe.parity_threshold)
                 figures["graphs"].update(fp32)
                 add_parity(folder, figures)
                 note(f"{figures['kept']}, {worst(source, figures)}")
@@ -181,7 +189,8 @@ def _size(folder: Path) -> int:
 
 def _print_result(out: Path, figures: dict[str, Any]) -> None:
     files = open_bundle(out).manifest.files
-    print(f"\n{table(('file', 'size'), [(name, megabytes(size)) for name, (size, _) in files.items()])}")
+    if files:
+        print(f"\n{table(('file', 'size'), [(name, megabytes(size)) for name, (size, _) in files.items()])}")
     print(f"\nbundle    {out}  {megabytes(_size(out))}")
     print(f"parity    {figures['worst']}")
     print(f"next      BUNDLE={out} python -m handler")

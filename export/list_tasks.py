@@ -26,5 +26,5 @@ def tasks_table() -> str:
     """Every tag, transformers' class that loads its models, and a sentence."""
     from engine.tasks import task_class  # brings numpy and tokenizers, which --help needs not
 
-    rows = [(tag, task_class(tag).auto_class, task_class(tag).summary) for tag in TAGS]
+    rows = [(tag, task_class(tag).auto_class or "-", task_class(tag).summary) for tag in TAGS]
     return table(("task", "model class", "what it does"), rows)

@@ -65,6 +65,10 @@ def _check_options(recipe: Recipe, task: ExportTask) -> None:
     for option in TASK_OPTIONS:
         if getattr(recipe, option) is not None and option not in task.options:
             raise Refused(f"--{option.replace('_', '-')} means nothing to {task.tag}; leave it out")
+    if recipe.pooling is not None and recipe.pooling not in task.poolings:
+        raise Refused(f"--pooling {recipe.pooling} is not for {task.tag}; choose one of {', '.join(task.poolings)}")
+    if recipe.precision == "int8" and len(task.graphs) > 1:
+        raise Refused(f"--precision int8 is for bundles of one graph, {task.tag} has {len(task.graphs)}; leave it out")
 
 
 def _locate(recipe: Recipe) -> tuple[Path, str, str | None]:
@@ -175,6 +179,8 @@ def _hint(config: Mapping[str, Any]) -> str:
 
 def _check_exporter(kind: str, model: str, task: ExportTask, config: Any) -> None:
     """Whether optimum can trace the architecture, and whether the worker can feed what it reads."""
+    if not task.by_optimum:
+        return
     from optimum.exporters.onnx import model_configs  # noqa: F401  (registers what the exporter supports)
     from optimum.exporters.tasks import TasksManager
 

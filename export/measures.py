@@ -61,7 +61,8 @@ class Measure:
 
     def required(self) -> str:
         """For the sentence of a gate that failed."""
-        return f"a {self.words} of {'at least' if self.at_least else 'at most'} {self.limit:g}"
+        article = "an" if self.words[0] in "aeiou" else "a"
+        return f"{article} {self.words} of {'at least' if self.at_least else 'at most'} {self.limit:g}"
 
 
 def cosine(expected: Array, found: Array) -> float:
@@ -78,9 +79,10 @@ def relative_difference(expected: Array, found: Array) -> float:
         return float(np.abs(a - b).max() / np.linalg.norm(a))
 
 
-def largest_difference(expected: Array, found: Array) -> float:
-    """The largest difference of a component."""
-    return float(np.abs(expected.astype(np.float64) - found.astype(np.float64)).max(initial=0.0))
+def score_difference(expected: Array, found: Array) -> float:
+    """The largest difference of a score; relative where scores are above 1, as those of regressions and logits are."""
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    return float(np.abs(a - b).max(initial=0.0) / max(1.0, np.abs(a).max(initial=0.0)))
 
 
 def agreement(expected: Array, found: Array, margin: float) -> float:

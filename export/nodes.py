@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from onnx import helper, numpy_helper
 
+from export.errors import Refused
+
 Axes: TypeAlias = "Sequence[int | str]"
 
 
@@ -56,6 +58,15 @@ def find_output(graph: Any, name: str) -> Any | None:
     return next((tensor for tensor in graph.output if tensor.name == name), None)
 
 
+def require_output(graph: Any, name: str, tag: str) -> Any:
+    """The declaration of an output that the task `tag` is made of. Raises Refused."""
+    found = find_output(graph, name)
+    if found is None:
+        names = ", ".join(tensor.name for tensor in graph.output)
+        raise Refused(f"the model's graph has no {name}, which {tag} needs, only {names}; choose another --task")
+    return found
+
+
 def set_outputs(graph: Any, outputs: Iterable[tuple[str, str, Axes]]) -> None:
     """Make tensors of the graph its only outputs: (name, dtype, axes) each."""
     infos = [value_info(*output) for output in outputs]
@@ -82,6 +93,24 @@ def drop_unused(graph: Any) -> None:
     _replace(graph.node, reversed(kept))
     _replace(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed])
     _replace(graph.input, [tensor for tensor in graph.input if tensor.name in needed])
+
+
+def sort_nodes(graph: Any) -> None:
+    """Put every node behind those that it reads from, otherwise in the order in which they stand."""
+    made_here = {name for node in graph.node for name in node.output}
+    done: set[str] = set()
+    ordered, waiting = [], list(graph.node)
+    while waiting:
+        left = []
+        for node in waiting:
+            if (_names_read(node) & made_here) <= done:
+                ordered.append(node)
+                done.update(node.output)
+            else:
+                left.append(node)
+        assert len(left) < len(waiting), "the graph has a cycle"
+        waiting = left
+    _replace(graph.node, ordered)
 
 
 def _replace(field: Any, items: Iterable[Any]) -> None:

@@ -25,16 +25,17 @@ IR_VERSION = 8
 """What belongs to opset 17."""
 
 
-def onnx_from_model(source: Source, folder: Path) -> Any:
-    """Trace `source` and return the portable graph as an ONNX model; `folder` holds the exporter's files meanwhile.
+def onnx_from_model(source: Source, folder: Path, name: str = "model") -> Any:
+    """Trace `source` and return its portable graph `name` as an ONNX model.
 
-    Raises Refused when the traced graph is not what the task is made of.
+    `folder` holds the exporter's files meanwhile. Raises Refused when the traced graph is not what the task is made of.
     """
-    traced = onnx.load(source.task.trace(source, folder))
+    traced = onnx.load(source.task.trace_graph(source, folder, name))
     shutil.rmtree(folder)  # as large as the weights
     graph = traced.graph
-    _own_inputs(graph, source)
-    source.task.head(graph, source)
+    if source.task.by_optimum:
+        _own_inputs(graph, source)
+        source.task.head(graph, source)
     drop_unused(graph)
     # Shapes that the exporter noted on the way carry its own names of axes; every runtime infers them again.
     del graph.value_info[:]

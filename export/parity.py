@@ -87,7 +87,11 @@ class Gate:
         precision = bundle.manifest.precision
         first, *others = source.task.measures
         measures = [first.at(precision, threshold), *(measure.at(precision) for measure in others)]
-        answers = {file: list(_answers(source, view, cases, file)) for file, view in _views(bundle)}
+        answers = {
+            file: list(_answers(source, view, [case for case in cases if case.row.graph == name], file, name))
+            for name in bundle.manifest.graphs
+            for file, view in _views(bundle, name)
+        }
         _judge([one for found in answers.values() for one in found], source, measures)
         task, one = source.task, source.task.unit.removesuffix("s")
         longest = max(case.row.length for case in cases)

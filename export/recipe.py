@@ -14,9 +14,9 @@ from export.plan_recipe import PlanRecipe, add_plan_arguments, plan_recipe
 from export.tasks import TAGS
 
 PRECISIONS = ("fp32", "int8")
-POOLINGS = ("mean", "cls", "lasttoken", "max")
-"""Ways to make one vector of a text's token vectors; sentence-transformers' names."""
-TASK_OPTIONS = ("pooling", "max_length")
+POOLINGS = ("mean", "cls", "lasttoken", "max", "pooler", "none")
+"""Ways to make one vector of those of all tokens (sentence-transformers' names) or patches; a task lists its own."""
+TASK_OPTIONS = ("pooling", "max_length", "image_size")
 """Options that mean something to some tasks only; a task lists its own."""
 
 
@@ -25,19 +25,21 @@ class Recipe:
     """One export. None means: as the model's files say."""
 
     model: str
-    """A folder, or an id on the Hugging Face Hub."""
+    """A folder, or an id on the Hugging Face Hub; empty for a task without a model."""
     task: str | None
     """None: as the model's files say."""
     out: Path
     revision: str | None = None
     pooling: str | None = None
     max_length: int | None = None
-    """In tokens, special tokens included."""
+    """In tokens, special tokens included; of sound in seconds."""
     precision: str = "fp32"
     """For the CPU; what a GPU runs stays fp32."""
     trust_remote_code: bool = False
     parity_threshold: float | None = None
     """Replaces the limit of the first of the task's measures."""
+    image_size: tuple[int, int] | None = None
+    """Height and width in pixels, for a model whose image processor leaves them open."""
     plan: PlanRecipe | None = None
     """TensorRT plans to build at the end."""
 
@@ -48,10 +50,12 @@ def recipe_from_argv(argv: Sequence[str]) -> Recipe:
     Raises Refused when an argument is wrong, the task is unknown, or the output folder holds something.
     """
     asked = _parser().parse_args(argv)
+    if not asked.model and asked.task is None:
+        raise Refused("name a MODEL, a folder or an id on the Hugging Face Hub; see python -m export --help")
     if asked.task is not None and asked.task not in TAGS:
         raise Refused(f"unknown task {asked.task!r}; known are: {', '.join(TAGS)}")
     if asked.max_length is not None and asked.max_length < 1:
-        raise Refused(f"--max-length must be at least 1 token, got {asked.max_length}")
+        raise Refused(f"--max-length must be at least 1, got {asked.max_length}")
     if asked.parity_threshold is not None and not 0 < asked.parity_threshold <= 1:
         raise Refused(f"--parity-threshold is a number above 0 and up to 1, got {asked.parity_threshold}")
     out: Path = asked.out
@@ -64,11 +68,23 @@ def recipe_from_argv(argv: Sequence[str]) -> Recipe:
         revision=asked.revision,
         pooling=asked.pooling,
         max_length=asked.max_length,
+        image_size=asked.image_size,
         precision=asked.precision,
         trust_remote_code=asked.trust_remote_code,
         parity_threshold=asked.parity_threshold,
         plan=plan_recipe(asked) if asked.plan else None,
     )
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, times, width = text.lower().partition("x")
+    try:
+        size = int(height), int(width if times else height)
+    except ValueError:
+        size = (0, 0)
+    if min(size) < 1:
+        raise Refused(f"--image-size is HEIGHTxWIDTH in pixels, such as 480x640, got {text!r}")
+    return size
 
 
 class _Parser(argparse.ArgumentParser):
@@ -84,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
         "130 interrupted. Without code 0 there is no bundle.",
         allow_abbrev=False,
     )
-    parser.add_argument("model", metavar="MODEL", help="a folder, or an id on the Hugging Face Hub")
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", default="", help="a folder, or an id on the Hugging Face Hub"
+    )
     parser.add_argument(
         "--task", metavar="TAG", help=f"one of: {', '.join(TAGS)} (default: what the model's files say)"
     )
@@ -92,7 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="new or empty folder for the bundle")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub id (default: main)")
     parser.add_argument("--pooling", choices=POOLINGS, help="instead of what the model's files say, or else mean")
-    parser.add_argument("--max-length", type=int, metavar="N", help="tokens a text is cut at (default: the model's)")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="tokens a text is cut at (default: the model's), seconds of speech heard at once (30)",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=_size,
+        metavar="HxW",
+        help="pixels, where the model's image processor keeps the aspect ratio of every image",
+    )
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="fp32", help="of the graph for the CPU (default: %(default)s)"
     )

@@ -21,10 +21,21 @@ _TRANSFORMER_FILES = tuple(
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 _HARMLESS = {"max_seq_length", "do_lower_case", "unpad_inputs"}
-_EXPECTED: Mapping[str, Any] = {
-    "transformer_task": "feature-extraction",
-    "module_output_name": "token_embeddings",
-    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+
+
+def _as_task(task: str, output: str, module_output: str) -> Mapping[str, Any]:
+    """What a Transformer module says that does nothing but the task."""
+    return {
+        "transformer_task": task,
+        "module_output_name": module_output,
+        "modality_config": {"text": {"method": "forward", "method_output_name": output}},
+    }
+
+
+_EXPECTED: Mapping[str, Mapping[str, Any]] = {
+    "feature-extraction": _as_task("feature-extraction", "last_hidden_state", "token_embeddings"),
+    "fill-mask": _as_task("fill-mask", "logits", "token_embeddings"),
+    "sequence-classification": _as_task("sequence-classification", "logits", "scores"),
 }
 # In the order in which sentence-transformers joins the vectors of several modes.
 _OLD_POOLING_KEYS = {
@@ -66,8 +77,8 @@ def read_sentence_files(folder: Path, pooling: str | None = None) -> SentenceFil
             raise Refused(f"modules.json lists a {name} module, which a bundle cannot hold; export a model without it")
     if names.count("Transformer") != 1 or names[0] != "Transformer":
         raise Refused(f"modules.json must begin with one Transformer module, it lists {', '.join(names)}")
-    options = _transformer_options(folder / modules[0][1])
-    prompts, default_prompt = _prompts(folder)
+    options = read_transformer_options(folder / modules[0][1])
+    prompts, default_prompt = read_prompts(folder)
     return SentenceFiles(
         transformer=modules[0][1],
         pooling=pooling or _pooling(folder, modules, prompts),
@@ -85,10 +96,12 @@ def _class_name(module: Mapping[str, Any]) -> str:
     return name if package.partition(".")[0] == "sentence_transformers" else f"custom {package}.{name}"
 
 
-def _transformer_options(folder: Path) -> dict[str, Any]:
+def read_transformer_options(folder: Path, task: str = "feature-extraction") -> dict[str, Any]:
+    """The options of the Transformer module in `folder`, whose `transformer_task` must be `task`. Raises Refused."""
     options: dict[str, Any] = next(filter(None, (read_json(folder / name) for name in _TRANSFORMER_FILES)), {})
+    expected = _EXPECTED[task]
     for name, value in options.items():
-        if value and name not in _HARMLESS and value != _EXPECTED.get(name):
+        if value and name not in _HARMLESS and value != expected.get(name):
             raise Refused(
                 f"the model's sentence-transformers settings have {name} = {json.dumps(value)[:80]}, "
                 "which a bundle cannot hold; export a model without it"
@@ -96,11 +109,12 @@ def _transformer_options(folder: Path) -> dict[str, Any]:
     return options
 
 
-def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
+def read_prompts(folder: Path, kind: str = "SentenceTransformer") -> tuple[dict[str, str], str | None]:
+    """Prompts by their names, and the default one's name, of a model that must be a `kind`. Raises Refused."""
     settings = read_json(folder / "config_sentence_transformers.json")
-    kind = settings.get("model_type", "SentenceTransformer")
-    if kind != "SentenceTransformer":
-        raise Refused(f"the model is a {kind}, which makes no text embeddings; export a SentenceTransformer")
+    found = settings.get("model_type", kind)
+    if found != kind:
+        raise Refused(f"the model is a {found}, not a {kind}; leave --task out, or name another")
     prompts = {name: text or "" for name, text in (settings.get("prompts") or {}).items()}
     default = settings.get("default_prompt_name")
     if default is not None and default not in prompts:

@@ -8,7 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine.tensors import Array
+from engine.tensors import Arrays
 from export.errors import Refused
 from export.nodes import Axes
 from export.recipe import Recipe
@@ -55,16 +55,8 @@ class TextExport(ExportTask):
         return f"{source.architecture}, up to {source.max_length} tokens"
 
     def files(self, source: Source) -> Mapping[str, str]:
-        """The tokenizer as transformers sets it up, without the truncation and padding that the worker chooses itself.
-
-        Lowercasing, where a model's sentence-transformers files ask for it, is already among its normalizers.
-        """
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return {"tokenizer.json": tokenizer.to_str(pretty=True)}
+        """The tokenizer."""
+        return {"tokenizer.json": tokenizer_file(source)}
 
     def pads(self, source: Source) -> Mapping[str, int]:
         """The tokenizer's.
@@ -89,14 +81,30 @@ class TextExport(ExportTask):
         return Probe(label, {"text": text}, [tokens_of(source, text)])
 
 
+def tokenizer_file(source: Source) -> str:
+    """The tokenizer as transformers sets it up, without the truncation and padding that the worker chooses itself.
+
+    Lowercasing, where a model's sentence-transformers files ask for it, is already among its normalizers.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer.to_str(pretty=True)
+
+
 def tokens_of(source: Source, text: str, pair: str | None = None, **options: Any) -> Mapping[str, Any]:
     """One text, or a pair, as transformers' tokenizer makes it for the model: tensors with a batch of one."""
     options = {"truncation": True, "max_length": source.max_length, **options}
-    found: Mapping[str, Any] = source.tokenizer(text, pair, return_tensors="pt", **options)
+    # As a list: alone, transformers takes an empty second text for none.
+    found: Mapping[str, Any] = source.tokenizer(
+        [text if pair is None else (text, pair)], return_tensors="pt", **options
+    )
     return found
 
 
-def run(model: Any, inputs: Mapping[str, Any], *outputs: str) -> list[Array] | None:
+def run(model: Any, inputs: Mapping[str, Any], *outputs: str) -> Arrays | None:
     """What `model` answers to one row, the named outputs without their batch axis.
 
     None when the tokenizer makes no token of a text, which the model cannot take.
@@ -105,7 +113,7 @@ def run(model: Any, inputs: Mapping[str, Any], *outputs: str) -> list[Array] | N
         return None
     taken = signature(model.forward).parameters
     answer = model(**{name: values for name, values in inputs.items() if name in taken})
-    return [answer[name][0].numpy() for name in outputs]
+    return {name: answer[name][0].numpy() for name in outputs}
 
 
 def longest_row(asked: int | None, of_files: int, positions: int | None) -> int:
@@ -140,7 +148,7 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
 def texts(source: Source, examples: Sequence[Any]) -> Iterator[tuple[str, str]]:
     """Label and text: those of a task's examples, texts that break things, and the longest last."""
     for number, example in enumerate(examples):
-        for text in example.get("texts", [example.get("text")]):
+        for text in [example["text"]] if "text" in example else example.get("texts", []):
             yield f"example {number}: {text[:20]}", text
     length = min(source.max_length, LONGEST_CHECKED)
     yield "empty", ""

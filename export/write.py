@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -21,19 +21,17 @@ PARITY = "parity.json"
 _MADE_BY = ("onnx", "onnxruntime", "onnxruntime-gpu", "optimum", "optimum-onnx", "tokenizers", "torch", "transformers")
 
 
-def write(source: Source, folder: Path, portable: Path, fused: Path) -> None:
-    """Complete the bundle in `folder` around its two graphs, in fp32, except for the figures of the parity gate."""
+def write(source: Source, folder: Path, files: Mapping[str, tuple[Path, Path]]) -> None:
+    """Complete the bundle in `folder`, in fp32, except for the figures of the parity gate.
+
+    `files` are the portable and the fused file of every graph.
+    """
     (folder / "config.json").write_bytes((source.folder / "config.json").read_bytes())
     for name, content in source.task.files(source).items():
         (folder / name).write_text(content, encoding="utf-8")
-    inputs, outputs = _tensors(portable, source)
     precision = "fp32"
-    graph = Graph(
-        inputs=inputs,
-        outputs=outputs,
-        onnx={precision: portable.relative_to(folder).as_posix()},
-        fused={precision: fused.relative_to(folder).as_posix()},
-    )
+    graphs = {name: _graph(source, folder, precision, *paths) for name, paths in files.items()}
+    outputs = {spec.name: spec.shape for graph in graphs.values() for spec in graph.outputs}
     write_manifest(
         folder,
         Manifest(
@@ -41,10 +39,10 @@ def write(source: Source, folder: Path, portable: Path, fused: Path) -> None:
             revision=source.revision,
             architecture=source.architecture,
             task=source.task.tag,
-            task_config=source.task.task_config(source, {spec.name: spec.shape for spec in outputs}),
+            task_config=source.task.task_config(source, outputs),
             precision=precision,
-            graphs={"model": graph},
-            versions=_versions(),
+            graphs=graphs,
+            versions=versions(_MADE_BY),
         ),
     )
 
@@ -53,6 +51,16 @@ def add_parity(folder: Path, figures: Mapping[str, Any]) -> None:
     """Put the gate's figures into the bundle in `folder` and into its manifest."""
     (folder / PARITY).write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_manifest(folder, open_bundle(folder).manifest)
+
+
+def _graph(source: Source, folder: Path, precision: str, portable: Path, fused: Path) -> Graph:
+    inputs, outputs = _tensors(portable, source)
+    return Graph(
+        inputs=inputs,
+        outputs=outputs,
+        onnx={precision: portable.relative_to(folder).as_posix()},
+        fused={precision: fused.relative_to(folder).as_posix()},
+    )
 
 
 def _tensors(portable: Path, source: Source) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -70,9 +78,10 @@ def _spec(tensor: Any, pads: Mapping[str, int]) -> TensorSpec:
     return TensorSpec(tensor.name, dtype, shape, pads.get(tensor.name, 0))
 
 
-def _versions() -> dict[str, str]:
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of this project and of `packages`."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    installed = {name: version for name in _MADE_BY if (version := _version(name))}
+    installed = {name: version for name in packages if (version := _version(name))}
     return {project["name"]: project["version"], **installed}
 
 

@@ -15,8 +15,9 @@ from handler.log import log
 from handler.timeline import Timeline
 
 if TYPE_CHECKING:
-    from engine.batcher import Batcher
     from engine.bundle import Bundle
+    from engine.passage import Passage
+    from engine.router import Router
     from engine.select import Choice
     from handler.handler import Handler
 
@@ -30,7 +31,7 @@ class Worker:
     timeline: Timeline
     bundle: Bundle
     choice: Choice
-    batcher: Batcher
+    batcher: Router | Passage
     handler: Handler
     notes: Sequence[str] = ()
     """What the engine does not do as it should."""
@@ -71,30 +72,42 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
         # Here and not at the top: while these modules load, the files are hashed.
         from engine.batcher import Batcher
         from engine.boot import import_ahead, open_engine
+        from engine.passage import Passage
+        from engine.router import Router
+        from engine.select import Choice
         from engine.stats import Stats
         from engine.tasks import load_task
         from handler.handler import Handler
 
-        import_ahead(settings)
+        if bundle.manifest.graphs:
+            import_ahead(settings)
     verified.result()  # nothing of the bundle is deserialised before this line
+    choice = Choice("none", f"{bundle.manifest.task} has no model")
+    engines = {}
     with timeline.stage("engine load"):
-        engine, choice = open_engine(bundle, settings, say=lambda line: log("INFO", line))
+        for graph in bundle.manifest.graphs:
+            engines[graph], choice = open_engine(bundle, settings, graph, say=lambda line: log("INFO", line))
     with timeline.stage("task"):
         task = load_task(bundle, settings)
     with timeline.stage("warm-up"):
-        engine.warm_up()
-    notes = tuple(getattr(engine, "notes", ()))
+        for engine in engines.values():
+            engine.warm_up()
+    notes = tuple(note for engine in engines.values() for note in getattr(engine, "notes", ()))
     for line in (*(f"{step.name}: {step.reason}" for step in choice.ladder), *notes):
         log("INFO", line)
     stats = Stats()
-    batcher = Batcher(
-        engine,
-        max_rows=settings.max_batch_rows,
-        max_tokens=settings.max_batch_tokens,
-        max_queued=settings.max_queued_rows,
-        max_delay_s=settings.max_queue_delay_ms / 1e3,
-        stats=stats,
-    )
+    batchers = {
+        graph: Batcher(
+            engine,
+            max_rows=settings.max_batch_rows,
+            max_tokens=settings.max_batch_tokens,
+            max_queued=settings.max_queued_rows,
+            max_delay_s=settings.max_queue_delay_ms / 1e3,
+            stats=stats,
+        )
+        for graph, engine in engines.items()
+    }
+    batcher = Router(batchers, stats) if batchers else Passage(stats)
     handler = Handler(task, batcher, lambda: worker.health(), debug=settings.debug, stats=stats)
     worker = Worker(timeline, bundle, choice, batcher, handler, notes)
     timeline.mark("ready")

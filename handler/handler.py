@@ -6,10 +6,13 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar
 
 from engine.batcher import Batcher
 from engine.errors import WorkerError
+from engine.passage import Passage
+from engine.router import Router
 from engine.stats import Stats
 from engine.tasks import payload as check
 from engine.tasks.base import Json, Task
@@ -23,16 +26,18 @@ _INLINE_CHARS = 4_000
 """Below this a payload is prepared on the event loop: a hop to a thread and back costs more than the work."""
 _INLINE_ROWS = 16
 _STREAM_ROWS = 64  # rows of a streamed part: some batches' worth, and at 384 numbers a row a third of a MB
+_BLOCKING_THREADS = 32
+"""For tasks that wait, beside the threads that compute, so that slow servers keep nobody from those."""
 _PARTS_AHEAD = 4  # parts in work, so that the engine is busy while one is being sent
 
 
 class Handler:
-    """Answers jobs with one task on one batcher."""
+    """Answers jobs with one task on one batcher, or on those of several graphs."""
 
     def __init__(
         self,
         task: Task,
-        batcher: Batcher,
+        batcher: Batcher | Router | Passage,
         health: Callable[[], Json],
         *,
         debug: bool = False,
@@ -45,6 +50,8 @@ class Handler:
         self._health = health
         self._debug = debug
         self._stats = stats or Stats()
+        blocking = getattr(task, "blocking", False)
+        self._waiting = ThreadPoolExecutor(_BLOCKING_THREADS, thread_name_prefix="wait") if blocking else None
 
     async def handle(self, job: dict[str, Any]) -> Json:
         """The reply to `job`, ready for any JSON writer; `{"error": sentence}` when it fails.
@@ -120,7 +127,8 @@ class Handler:
         on_progress: Callable[[Json], None] | None = None,
     ) -> Any:
         clock = _Clock(self._stats)
-        rows = await _run(is_large, lambda: self._task.preprocess(request))
+        in_thread = is_large or self._waiting is not None
+        rows = await _run(in_thread, lambda: self._task.preprocess(request), self._waiting)
         clock.lap("prepare")
         on_rows_done = None
         if on_progress is not None:
@@ -134,7 +142,8 @@ class Handler:
                 reply["timings_ms"] = clock.laps_ms
             return finish(reply)
 
-        result = await _run(len(rows) > _INLINE_ROWS, conclude)
+        # What comes out of a task that waits for media may be masks of megabytes.
+        result = await _run(len(rows) > _INLINE_ROWS or self._waiting is not None, conclude)
         clock.lap("finish")
         return result
 
@@ -150,8 +159,8 @@ def _options(payload: Json) -> tuple[Json, bool, bool, bool]:
     return rest, timings, stream, progress
 
 
-async def _run(in_thread: bool, work: Callable[[], T]) -> T:
-    return await asyncio.to_thread(work) if in_thread else work()
+async def _run(in_thread: bool, work: Callable[[], T], threads: Executor | None = None) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, work) if in_thread else work()
 
 
 class _Clock:

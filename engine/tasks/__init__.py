@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from engine.bundle import Bundle
     from engine.tasks.base import Task
 
-_NOT_TASKS = {"__init__", "base", "payload"}
+_NOT_TASKS = {"__init__", "base", "items", "media", "payload"}
 
 
 def _tags() -> tuple[str, ...]:

@@ -41,7 +41,11 @@ class Task(Protocol):
         ...
 
     def preprocess(self, request: Any) -> Sequence[Row]:
-        """The rows that answer `request`, at least one. Raises InvalidInput. May run off the event loop."""
+        """The rows that answer `request`, at least one. Raises InvalidInput. May run off the event loop.
+
+        It always does in a task with `blocking = True`, which is for those that wait here, for a server or a disk;
+        leaving the attribute out means False.
+        """
         ...
 
     def postprocess(self, request: Any, outputs: Sequence[Arrays]) -> Json:

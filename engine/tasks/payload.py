@@ -72,3 +72,20 @@ def texts(value: Any, name: str, max_items: int, max_chars: int) -> list[str]:
         if len(item) > max_chars:
             raise InvalidInput(f"`{name}[{index}]` has {len(item)} characters, allowed are {max_chars}")
     return value
+
+
+def string(value: Any, name: str, max_chars: int) -> str:
+    """A string of at most `max_chars` characters; `name` is its field."""
+    if not isinstance(value, str):
+        raise InvalidInput(f"`{name}` must be a string, got {kind(value)}")
+    if len(value) > max_chars:
+        raise InvalidInput(f"`{name}` has {len(value)} characters, allowed are {max_chars}")
+    return value
+
+
+def number(payload: dict[str, Any], name: str, low: float, high: float, default: float) -> float:
+    """The field `name` as a number from `low` to `high`."""
+    value = payload.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InvalidInput(f"`{name}` must be a number from {low:g} to {high:g}, got {str(value)[:40]}")
+    return float(value)

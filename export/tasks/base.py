@@ -47,12 +47,20 @@ class ExportTask:
     """The offline side of one task."""
 
     tag: ClassVar[str]
+    has_model: ClassVar[bool] = True
+    """Without one, `tag` is all that a subclass says: its bundle has no graph (export/without_model.py)."""
     exporter: ClassVar[str] = ""
     """optimum's name of the task; empty: the tag."""
+    by_optimum: ClassVar[bool] = True
+    """Whether optimum traces the model; else `trace_graph` gives a graph with the task's own inputs and outputs."""
+    graphs: ClassVar[tuple[str, ...]] = ("model",)
+    """The graphs of a bundle; a row names the one that it is for."""
     heads: ClassVar[tuple[str, ...]] = ()
     """Endings of model classes in config.json that speak for this task when none is named, e.g. ForMaskedLM."""
     options: ClassVar[tuple[str, ...]] = ()
     """Options of the command line that mean something to this task, as attributes of a recipe."""
+    poolings: ClassVar[tuple[str, ...]] = ("mean", "cls", "lasttoken", "max")
+    """Values of --pooling, for tasks that it means something to."""
     may_miss: ClassVar[tuple[str, ...]] = ()
     """Parts of names of weights that the graph does not use, so that a checkpoint may lack them."""
     reads: ClassVar[str] = ""
@@ -113,6 +121,10 @@ class ExportTask:
         return source.architecture
 
     # Stage 2, onnx
+
+    def trace_graph(self, source: Source, folder: Path, name: str) -> Path:
+        """The traced file of the graph `name`, in `folder`."""
+        return self.trace(source, folder)
 
     def trace(self, source: Source, folder: Path) -> Path:
         """Run optimum's exporter into `folder`; the traced graph's file."""

@@ -108,7 +108,7 @@ class FeatureExtractionExport(TextExport):
         found = run(model, inputs, _HIDDEN_STATES)
         if found is None:
             return None
-        (vectors,) = found
+        vectors = found[_HIDDEN_STATES]
         pooled = {
             "mean": lambda: vectors.mean(0),
             "cls": lambda: vectors[0],

@@ -29,12 +29,14 @@ def test_only_what_is_required(tmp_path: Path):
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        ([], "the following arguments are required: MODEL, --out; see python -m export --help"),
+        ([], "the following arguments are required: --out; see python -m export --help"),
+        (["--out", "b"], "name a MODEL, a folder or an id on the Hugging Face Hub"),
         (["m", "--task", "no-task", "--out", "b"], "unknown task 'no-task'; known are: "),
         ([*ARGV, "b", "--pooling", "sum"], "invalid choice: 'sum'"),
-        ([*ARGV, "b", "--max-length", "0"], "--max-length must be at least 1 token, got 0"),
+        ([*ARGV, "b", "--max-length", "0"], "--max-length must be at least 1, got 0"),
         ([*ARGV, "b", "--max-length", "many"], "invalid int value: 'many'"),
         ([*ARGV, "b", "--parity-threshold", "1.5"], "--parity-threshold is a number above 0 and up to 1, got 1.5"),
+        ([*ARGV, "b", "--image-size", "480by640"], "--image-size is HEIGHTxWIDTH in pixels, such as 480x640"),
         ([*ARGV, "b", "--no-such-option"], "unrecognized arguments: --no-such-option"),
         ([*ARGV, __file__], "exists and is not empty; name another folder with --out, or remove it first"),
         ([*ARGV, str(Path(__file__).parent)], "exists and is not empty"),

@@ -1,0 +1,187 @@
+"""Every task on every architecture of the zoo: exported, compared, served; and where a job's time goes.
+
+Writes benchmarks/results/tasks-cpu.json and, from it, the tables of docs/tasks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from benchmarks import zoo
+from benchmarks.exported import BUILD
+from benchmarks.measure import markdown, percentile, write_json
+from benchmarks.zoo.case import Case, Stages
+from engine.bundle import open_bundle
+from engine.errors import BundleError
+
+RESULTS = Path("benchmarks/results/tasks-cpu.json")
+PAGE = Path("docs/tasks.md")
+SHARE = 0.2
+"""Of a job, outside the engine; above it a sentence says why."""
+
+PERCENT = 10
+"""Which of the jobs is reported: what else runs on a machine makes a job slower, never faster."""
+
+_WARM_UPS, _ROUNDS = 20, 300
+_STAGES = ("parse", "preprocess", "engine", "postprocess")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to measure."""
+    parser.add_argument("--task", metavar="TAG", help="this task only; the others' results stay")
+    parser.add_argument("--part", choices=("architectures", "stages"), help="this table only")
+    parser.add_argument("--tables", action="store_true", help="only write the tables anew from the results")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure, write the results and the page; 1 when a model of the zoo cannot be exported."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"architectures": [], "stages": []}
+    wanted: list[tuple[str, Any]] = [("architectures", case) for case in zoo.cases()]
+    wanted += [("stages", case) for case in zoo.stages()]
+    for part, case in wanted:
+        if args.tables or args.task not in (None, case.task) or args.part not in (None, part):
+            continue
+        row = architecture_row(case) if part == "architectures" else stages_row(case)
+        print(json.dumps(row), flush=True)
+        results[part] = sorted([*(one for one in results[part] if _key(one) != _key(row)), row], key=_key)
+        write_json(RESULTS, results)  # at once: what follows may take minutes, or fail
+    PAGE.write_text(rendered(PAGE.read_text(), results))
+    return int(any(not row["exported"] for row in results["architectures"]))
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str]:
+    return row["task"], row.get("architecture", "")
+
+
+def _export(make: Callable[[Path], Path], task: str, root: Path, **options: Any) -> tuple[Path, dict[str, Any]]:
+    """A bundle of what `make` makes, below `root`, and the figures of its gate; the stages' lines are swallowed."""
+    from export.__main__ import export
+    from export.recipe import Recipe
+
+    model, bundle = make(root / "model"), root / "bundle"
+    with contextlib.redirect_stdout(io.StringIO()):
+        return bundle, export(Recipe(str(model), task, bundle, **options))
+
+
+def architecture_row(case: Case) -> dict[str, Any]:
+    """Whether a small model of the architecture can be exported, and how far it is from PyTorch."""
+    from export.errors import ParityFailed, Refused
+
+    row = {"task": case.task, "architecture": case.architecture}
+    with tempfile.TemporaryDirectory() as root:
+        try:
+            _, figures = _export(case.make, case.task, Path(root), **case.options)
+        except (Refused, ParityFailed) as error:
+            return {**row, "exported": False, "parity": str(error), "tensorrt": None}
+    return {**row, "exported": True, "parity": figures["worst"], "tensorrt": None}
+
+
+def stages_row(case: Stages) -> dict[str, Any]:
+    """Microseconds that the stages of one job take on the CPU, one job after the other: PERCENT of them are faster."""
+    from engine.backends.onnxruntime import OnnxRuntimeEngine
+    from engine.feed import run_rows
+    from engine.tasks import load_task
+
+    bundle = open_bundle(_kept(case))
+    task = load_task(bundle)
+    # One thread: two wait for each other where others run.
+    engines = {graph: OnnxRuntimeEngine(bundle, graph, threads=1) for graph in bundle.manifest.graphs}
+    for engine in engines.values():
+        engine.warm_up()
+    times: dict[str, list[float]] = {name: [] for name in _STAGES}
+    for _ in range(_WARM_UPS + _ROUNDS):
+        marks = [time.perf_counter()]
+        request = task.parse(case.payload)
+        marks.append(time.perf_counter())
+        rows = task.preprocess(request)
+        marks.append(time.perf_counter())
+        outputs = []  # graph by graph: tasks of several have the rows of each together
+        for graph, group in groupby(rows, lambda row: row.graph):
+            outputs += run_rows(engines[graph], list(group))
+        marks.append(time.perf_counter())
+        task.postprocess(request, outputs)
+        marks.append(time.perf_counter())
+        for name, begin, end in zip(_STAGES, marks, marks[1:], strict=False):
+            times[name].append(end - begin)
+    for engine in engines.values():
+        engine.close()
+    took = {name: round(percentile(taken[_WARM_UPS:], PERCENT) * 1e6, 1) for name, taken in times.items()}
+    return {"task": case.task, "model": case.model, "rows": len(rows), "microseconds": took}
+
+
+def _kept(case: Stages) -> Path:
+    """The bundle of the case, exported once and kept below build/."""
+    root = BUILD / "zoo" / case.task
+    try:
+        open_bundle(root / "bundle").verify()
+    except BundleError:
+        shutil.rmtree(root, ignore_errors=True)
+        _export(case.make, case.task, root)
+    return root / "bundle"
+
+
+def outside(row: dict[str, Any]) -> float:
+    """The share of a job that is not the engine's."""
+    times = row["microseconds"]
+    return float(1 - times["engine"] / sum(times.values()))
+
+
+# The page
+
+
+def rendered(text: str, results: dict[str, Any]) -> str:
+    """`text` with every table between its markers made anew. Raises ValueError where a marker is missing."""
+    tables = {"tasks": _tasks_table, "architectures": _architectures_table, "stages": _stages_table}
+    for name, table in tables.items():
+        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"{PAGE} lacks the markers {begin.strip()} and {end}")
+        made = f"{begin}{table(results)}\n{end}"
+        text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: made, text, flags=re.DOTALL)  # noqa: B023
+    return text
+
+
+def _tasks_table(results: dict[str, Any]) -> str:
+    from engine.tasks import TASKS, task_class
+
+    rows = [(f"`{tag}`", task_class(tag).auto_class, task_class(tag).summary) for tag in TASKS]
+    return markdown(("task", "model class", "what it does"), rows, aligned=False)
+
+
+def _architectures_table(results: dict[str, Any]) -> str:
+    header = ("task", "architecture", "exported", "parity with PyTorch", "ONNX Runtime, CPU", "TensorRT")
+    rows = [
+        (
+            f"`{row['task']}`",
+            row["architecture"],
+            "yes" if row["exported"] else "no",
+            row["parity"],
+            "yes" if row["exported"] else "no",  # the gate runs what the worker runs
+            row["tensorrt"] or "not yet",
+        )
+        for row in results["architectures"]
+    ]
+    return markdown(header, rows, aligned=False)
+
+
+def _stages_table(results: dict[str, Any]) -> str:
+    why = {case.task: case.why for case in zoo.stages()}
+    rows = []
+    for row in results["stages"]:
+        times = [f"{row['microseconds'][name]:.0f}" for name in _STAGES]
+        share = outside(row)
+        rows.append(
+            (f"`{row['task']}`", row["model"], *times, f"{share:.1%}", why[row["task"]] if share > SHARE else "")
+        )
+    return markdown(("task", "model", *_STAGES, "outside the engine", "why"), rows, aligned=False)

@@ -1,0 +1,32 @@
+"""A model of the zoo: what is exported, and what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """One task on one architecture, small: `make(folder)` writes the model."""
+
+    task: str
+    architecture: str
+    make: Callable[[Path], Path]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the export's recipe that the model needs."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """One task on a model large enough to be worth measuring, with the payload of one job of one row."""
+
+    task: str
+    model: str
+    """In words, for the table."""
+    make: Callable[[Path], Path]
+    payload: dict[str, Any]
+    why: str = ""
+    """A sentence for the table, where more than a fifth of the job is outside the engine."""

@@ -1,0 +1,49 @@
+"""From the bytes of a file to an image, as transformers' pipelines load one.
+
+Rule: whatever the bytes are, no other error than InvalidInput. Only the header is read before the limits are checked,
+so that a few bytes cannot ask for gigabytes.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from engine.errors import InvalidInput
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What Pillow may try. Its other decoders are of little use here, and each is code that strangers' bytes would run."""
+
+Image.MAX_IMAGE_PIXELS = None  # the limit is ours, below: one setting, one sentence
+# Notes on files that are odd but readable: nobody at a worker could act on them.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def decode(content: bytes, field: str, max_pixels: int) -> Image.Image:
+    """The first frame of an image file, turned as its EXIF orientation says, in RGB.
+
+    Alpha is dropped and 16 bits become 8, as Pillow's convert("RGB") does it. `field` names the image in errors.
+    Raises InvalidInput for files that are no image, of another format, damaged, cut short, or over `max_pixels`.
+    """
+    try:
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise InvalidInput(f"`{field}` is no image of a known format; send {', '.join(FORMATS)}") from None
+    except Exception as error:  # the plugins raise whatever they come across
+        raise InvalidInput(f"`{field}` is a damaged image file ({_what(error)})") from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise InvalidInput(
+            f"`{field}` has {width} x {height} pixels, allowed are {max_pixels} in all (MAX_PIXELS); send a smaller one"
+        )
+    try:
+        ImageOps.exif_transpose(image, in_place=True)  # loads the pixels
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except Exception as error:  # as above
+        raise InvalidInput(f"`{field}` is a damaged or truncated image file ({_what(error)})") from error
+
+
+def _what(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

@@ -1,0 +1,147 @@
+"""A task without a model: a request to another service, with retries. An example to copy for any call to the outside.
+
+Settings: UPSTREAM_URL, UPSTREAM_AUTHORIZATION, UPSTREAM_ATTEMPTS; FETCH_TIMEOUT_S is for each attempt, FETCH_HOSTS must
+hold the service's host, and what engine/fetch.py refuses is refused here too: only https, only public addresses.
+`task_config` is empty.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+from urllib.parse import unquote, urlencode
+
+import numpy as np
+
+from engine.config import Limits
+from engine.errors import ConfigError, InvalidInput, Unreachable
+from engine.fetch import Deadline, Network, Reply, check_url, request
+from engine.tasks import payload as check
+from engine.tasks.items import ItemsTask, Part, Request
+from engine.tensors import Row
+
+if TYPE_CHECKING:
+    from engine.bundle import Bundle
+    from engine.tasks.base import Json
+    from engine.tensors import Arrays
+
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_FIELDS = ("path", "method", "query", "body")
+_FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 8.0
+
+
+class ApiProxy(ItemsTask):
+    """`{"request": {"path": "/items", "method": "GET", "query": {...}, "body": ...}}`, or `requests`.
+
+    What the service answers with a status below 500 is the answer, refusals such as 404 included. On 429, 5xx and
+    failed connections the same request is sent again, with the same Idempotency-Key, after pauses that double.
+    """
+
+    summary: ClassVar[str] = "Calls another service with timeout and retries; no model. An example to copy."
+    auto_class: ClassVar[str] = ""
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"request": {"path": "/status"}},
+        {
+            "requests": [
+                {"path": "/items", "query": {"page": 2}},
+                {"path": "/items", "method": "POST", "body": {"a": 1}},
+            ]
+        },
+    )
+    one: ClassVar[str] = "request"
+    many: ClassVar[str] = "requests"
+    noun: ClassVar[str] = "an object with `path`"
+    blocking: ClassVar[bool] = True
+
+    def __init__(
+        self, limits: Limits, network: Network | None = None, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        super().__init__(limits)
+        self._url = limits.upstream_url.rstrip("/")
+        self._network, self._sleep = network, sleep
+        if not self._url:
+            raise ConfigError("api-proxy needs UPSTREAM_URL; set it to the https URL that paths are appended to")
+        try:
+            check_url(self._url, limits.fetch_hosts)
+        except InvalidInput as error:
+            raise ConfigError(f"UPSTREAM_URL={self._url[:80]!r} cannot be called: {error}") from None
+        if not all(" " <= character <= "~" for character in limits.upstream_authorization):
+            raise ConfigError("UPSTREAM_AUTHORIZATION holds characters that a header cannot; set it to plain ASCII")
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
+        """Read the settings. Raises ConfigError."""
+        return cls(limits)
+
+    def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
+        """Method, URL and body."""
+        value = check.require_object(value, f"`{name}`")
+        check.refuse_unknown(value, _FIELDS)
+        method = check.choice({"method": str(value.get("method") or "GET").upper()}, "method", _METHODS)
+        path = check.string(value.get("path"), f"{name}.path", self.limits.max_chars)
+        if not path.startswith("/") or any(mark in path for mark in "?#\\") or ".." in unquote(path).split("/"):
+            raise InvalidInput(f"`{name}.path` must begin with / and hold no ?, # or ..; parameters go into `query`")
+        query = check.require_object({} if value.get("query") is None else value["query"], f"`{name}.query`")
+        if not all(isinstance(one, str | int | float) for one in query.values()):
+            raise InvalidInput(f"`{name}.query` must hold strings and numbers only")
+        body = None if value.get("body") is None else json.dumps(value["body"]).encode()
+        return method, f"{self._url}{path}" + (f"?{urlencode(query)}" if query else ""), body
+
+    def parts(self, request: Request) -> list[Part]:
+        """A row with the bytes of the service's answer; `data` is the answer."""
+        return [self._part(self._call(*item)) for item in request.items]
+
+    def _part(self, reply: Reply) -> Part:
+        return Part([Row({"body": np.frombuffer(reply.body, np.uint8)}, 1)], reply)
+
+    def _call(self, method: str, url: str, body: bytes | None) -> Reply:
+        """Send until it is answered, at most UPSTREAM_ATTEMPTS times. Raises InvalidInput, Unreachable."""
+        headers = {"Idempotency-Key": uuid.uuid4().hex, "Accept": "application/json"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        if self.limits.upstream_authorization:
+            headers["Authorization"] = self.limits.upstream_authorization
+        for attempt in range(self.limits.upstream_attempts):
+            is_last = attempt == self.limits.upstream_attempts - 1
+            deadline, wanted_pause = Deadline(self.limits.fetch_timeout_s), 0.0
+            try:
+                reply = request(method, url, self.limits, deadline, body=body, headers=headers, network=self._network)
+            except Unreachable:
+                if is_last:
+                    raise
+            else:
+                if reply.status != 429 and reply.status < 500:
+                    return reply
+                if is_last:
+                    raise Unreachable(f"the service answered with status {reply.status}, {attempt + 1} times")
+                wanted_pause = _retry_after(reply)
+            self._sleep(max(wanted_pause, _FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5)))  # noqa: S311
+        raise AssertionError("no attempt")
+
+    def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
+        """`status`, and `json`, `text` or `base64` by what the service sent."""
+        content = outputs[0]["body"].tobytes()
+        kind = part.data.headers.get("content-type", "").partition(";")[0].strip().lower()
+        try:
+            if kind == "application/json" or kind.endswith("+json"):
+                return {"status": part.data.status, "json": json.loads(content)}
+            if kind.startswith("text/"):
+                return {"status": part.data.status, "text": content.decode()}
+        except ValueError:
+            pass  # not what the service says it is
+        return {"status": part.data.status, "base64": base64.b64encode(content).decode()}
+
+
+def _retry_after(reply: Reply) -> float:
+    """The pause that the service asks for, in seconds, within reason; 0 for none, or for a date."""
+    asked = reply.headers.get("retry-after", "")
+    return min(float(asked), _LONGEST_PAUSE_S) if asked.isdecimal() else 0.0
+
+
+TASK = ApiProxy

@@ -1,0 +1,40 @@
+"""Image embeddings: one vector an image, or one a patch. Pooling is in the graph.
+
+`task_config` of the manifest: image (engine/images/geometry.py), pooling (pooler, cls, mean or none).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine.images import examples, vectors
+from engine.images.task import ImageTask
+
+if TYPE_CHECKING:
+    from engine.tasks.base import Json
+    from engine.tasks.items import Request
+    from engine.tensors import Arrays
+
+
+class ImageFeatureExtraction(ImageTask):
+    """`{"image": ...}` or `{"images": [...]}`."""
+
+    summary: ClassVar[str] = "Image embeddings: the model's pooled vector of an image, or a vector for every patch."
+    auto_class: ClassVar[str] = "AutoModel"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"image": examples.LANDSCAPE},
+        {"images": [examples.PORTRAIT, examples.GRADIENT], "normalize": True, "encoding_format": "base64"},
+    )
+    option_names: ClassVar[tuple[str, ...]] = vectors.OPTIONS
+
+    def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
+        """`normalize`, which the pipeline does not do, and `encoding_format`."""
+        return vectors.options(payload, normalize=False)
+
+    def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
+        """`{"embedding": ..., "dimensions": ...}`, or `embeddings`."""
+        return vectors.reply(outputs, request.options, request.single)
+
+
+TASK = ImageFeatureExtraction

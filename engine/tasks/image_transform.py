@@ -1,0 +1,108 @@
+"""A task without a model: an image is resized and encoded anew. An example to copy for any transformation of data.
+
+The work is done in `parts`, in a thread; what the rows hold comes back unchanged to `answer`. `task_config` is empty.
+EXIF orientation is applied; metadata and transparency do not survive.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from engine.config import Limits
+from engine.errors import InvalidInput
+from engine.images.decode import decode
+from engine.images.examples import GRADIENT, LANDSCAPE, PORTRAIT
+from engine.tasks import media
+from engine.tasks import payload as check
+from engine.tasks.items import ItemsTask, Part, Request
+from engine.tensors import Row
+
+if TYPE_CHECKING:
+    from engine.bundle import Bundle
+    from engine.tasks.base import Json
+    from engine.tensors import Arrays
+
+_FORMATS = ("jpeg", "png", "webp")
+_FITS = ("contain", "cover", "stretch")
+_LONGEST_SIDE = 16_383  # WebP's
+_QUALITY = 85
+
+
+class ImageTransform(ItemsTask):
+    """`{"image": ..., "width": 640}`: the reply holds the image in base64, its size and its format."""
+
+    summary: ClassVar[str] = "Resizes an image and encodes it anew; no model. An example to copy."
+    auto_class: ClassVar[str] = ""
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"image": LANDSCAPE, "width": 24},
+        {"images": [PORTRAIT, GRADIENT], "width": 32, "height": 32, "fit": "cover", "format": "webp"},
+    )
+    one: ClassVar[str] = "image"
+    many: ClassVar[str] = "images"
+    noun: ClassVar[str] = media.FORMS
+    option_names: ClassVar[tuple[str, ...]] = ("width", "height", "fit", "format", "quality")
+    blocking: ClassVar[bool] = True
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
+        """There is nothing to read."""
+        return cls(limits)
+
+    def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
+        """The field's name, for errors, and what stands in it."""
+        return name, media.require(value, name)
+
+    def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
+        """`width`, `height` (either keeps the shape), `fit` of both, `format`, `quality` (not of png)."""
+        options = {
+            "width": check.whole_number(payload, "width", 1, _LONGEST_SIDE),
+            "height": check.whole_number(payload, "height", 1, _LONGEST_SIDE),
+            "fit": check.choice(payload, "fit", _FITS),
+            "format": check.choice(payload, "format", _FORMATS),
+            "quality": check.whole_number(payload, "quality", 1, 100) or _QUALITY,
+        }
+        if payload.get("fit") is not None and (options["width"] is None or options["height"] is None):
+            raise InvalidInput("`fit` needs both `width` and `height`")
+        return options
+
+    def parts(self, request: Request) -> list[Part]:
+        """A row with the bytes of the new file; `data` is its width and height."""
+        contents = media.each_bytes_of(request.items, self.limits)
+        named = zip(request.items, contents, strict=True)
+        return [self._part(name, content, request.options) for (name, _), content in named]
+
+    def _part(self, name: str, content: bytes, options: Mapping[str, Any]) -> Part:
+        image = decode(content, name, self.limits.max_pixels)
+        image = self._resized(image, options)
+        file = io.BytesIO()
+        image.save(file, options["format"].upper(), quality=options["quality"])
+        return Part([Row({"file": np.frombuffer(file.getvalue(), np.uint8)}, 1)], image.size)
+
+    def _resized(self, image: Image.Image, options: Mapping[str, Any]) -> Image.Image:
+        width, height = options["width"], options["height"]
+        if width is None and height is None:
+            return image
+        # One side alone is the whole shape's measure.
+        width = width or max(1, round(image.width * height / image.height))
+        height = height or max(1, round(image.height * width / image.width))
+        if width * height > self.limits.max_pixels or max(width, height) > _LONGEST_SIDE:
+            raise InvalidInput(f"the result would have {width} x {height} pixels, more than are allowed (MAX_PIXELS)")
+        if options["fit"] == "stretch" or None in (options["width"], options["height"]):
+            return image.resize((width, height), Image.Resampling.LANCZOS)
+        resize = ImageOps.contain if options["fit"] == "contain" else ImageOps.fit
+        return resize(image, (width, height), Image.Resampling.LANCZOS)
+
+    def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
+        """The image and what it is."""
+        width, height = part.data
+        encoded = base64.b64encode(outputs[0]["file"].tobytes()).decode()
+        return {"image": encoded, "format": options["format"], "width": width, "height": height}
+
+
+TASK = ImageTransform

@@ -1,0 +1,121 @@
+"""What most tasks share: a job is one item or a list of items, each answered on its own, and the reply has that shape.
+
+A subclass says what an item is, which options there are, which rows an item makes, and what the answer to one item is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine.config import Limits
+from engine.errors import InvalidInput
+from engine.tasks import payload as check
+from engine.tensors import Row
+
+if TYPE_CHECKING:
+    from engine.tasks.base import Json
+    from engine.tensors import Arrays
+
+
+@dataclass
+class Part:
+    """The rows of one item; `data` is whatever its answer needs to know about them."""
+
+    rows: Sequence[Row]
+    data: Any = None
+
+
+@dataclass
+class Request:
+    """A checked job. `first` is the place of the first item in the whole job; `preprocess` adds the parts."""
+
+    items: list[Any]
+    single: bool
+    options: Mapping[str, Any]
+    first: int = 0
+    parts: list[Part] = field(default_factory=list)
+
+
+class ItemsTask:
+    """Base of such tasks: `{"text": ...}` or `{"texts": [...]}` beside options."""
+
+    one: ClassVar[str] = "text"
+    """Field that holds one item; what it holds in words is `noun`."""
+    many: ClassVar[str] = "texts"
+    """Field that holds a list of them."""
+    noun: ClassVar[str] = "a string"
+    option_names: ClassVar[tuple[str, ...]] = ()
+    """Fields beside the items."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+
+    def parse(self, payload: Json) -> Request:
+        """Check the job's input; `inputs`, the pipelines' name, may hold one item or a list. Raises InvalidInput."""
+        payload = check.require_object(payload)
+        check.refuse_unknown(payload, (self.one, self.many, "inputs", *self.option_names))
+        field_name, values, single = self._values(payload)
+        if not single and not 1 <= len(values) <= self.limits.max_items:
+            raise InvalidInput(f"`{field_name}` must hold 1 to {self.limits.max_items} items, got {len(values)}")
+        names = [field_name] if single else [f"{field_name}[{index}]" for index in range(len(values))]
+        items = [self.item(value, name, payload) for value, name in zip(values, names, strict=True)]
+        return Request(items, single, self.options(payload))
+
+    def _values(self, payload: dict[str, Any]) -> tuple[str, list[Any], bool]:
+        """The field that holds the items, the items, and whether it is one alone."""
+        present = [name for name in (self.one, self.many, "inputs") if name in payload]
+        if len(present) != 1:
+            raise InvalidInput(f"`input` needs either `{self.one}` ({self.noun}) or `{self.many}` (a list of them)")
+        (name,) = present
+        value = payload[name]
+        if name == "inputs":
+            return name, value if isinstance(value, list) else [value], not isinstance(value, list)
+        if name == self.one:
+            if isinstance(value, list):
+                raise InvalidInput(f"`{name}` must be {self.noun}, got a list, which goes into `{self.many}`")
+            return name, [value], True
+        if not isinstance(value, list):
+            raise InvalidInput(f"`{name}` must be a list, got {check.kind(value)}; one item goes into `{self.one}`")
+        return name, value, False
+
+    def split(self, request: Request, rows: int) -> Sequence[Request]:
+        """Parts of `rows` items; one item stays whole."""
+        if request.single:
+            return [request]
+        starts = range(0, len(request.items), rows)
+        return [replace(request, items=request.items[at : at + rows], first=at, parts=[]) for at in starts]
+
+    def preprocess(self, request: Request) -> Sequence[Row]:
+        """The rows of all items, in their order. Raises InvalidInput."""
+        request.parts = self.parts(request)
+        return [row for part in request.parts for row in part.rows]
+
+    def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
+        """One answer, or a list of them."""
+        following: Iterator[Arrays] = iter(outputs)
+        answers = [
+            self.answer(item, part, list(islice(following, len(part.rows))), request.options)
+            for item, part in zip(request.items, request.parts, strict=True)
+        ]
+        return answers[0] if request.single else answers
+
+    # What a subclass says
+
+    def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
+        """One item, checked; `name` is its field in words for the caller. Raises InvalidInput."""
+        raise NotImplementedError
+
+    def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
+        """The options, checked, with their defaults. Raises InvalidInput."""
+        return {}
+
+    def parts(self, request: Request) -> list[Part]:
+        """The rows of each item, at least one. Raises InvalidInput."""
+        raise NotImplementedError
+
+    def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
+        """The answer to one item, from the outputs of its rows."""
+        raise NotImplementedError

@@ -1,0 +1,116 @@
+"""Images and audio in a payload: base64, a data URI or an https URL becomes bytes. Decoding them is the tasks' affair.
+
+Call `bytes_of` in `preprocess`, never in `parse`: a fetch blocks. A task that calls it sets `blocking = True`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from engine.errors import InvalidInput, Unreachable
+from engine.tasks.payload import kind
+
+if TYPE_CHECKING:
+    from engine.config import Limits
+    from engine.tasks.base import Json
+
+_FETCHED_AHEAD = 8
+
+FORMS = "base64, a data URI (`data:...;base64,...`) or an https URL"
+"""What may stand in a field for media, in words for a caller."""
+
+
+def bytes_of(value: Json, field: str, limits: Limits) -> bytes:
+    """The bytes that `value` stands for, at least one and at most `limits.max_media_bytes`.
+
+    `field` names the value in errors. Raises InvalidInput, or Unreachable where a URL may work later. Blocks while it
+    fetches.
+    """
+    content = _content(require(value, field), field, limits)
+    if not content:
+        raise InvalidInput(f"`{field}` is empty; it must be {FORMS}")
+    if len(content) > limits.max_media_bytes:
+        raise InvalidInput(_too_large(field, len(content), limits))
+    return content
+
+
+def each_bytes_of(items: Sequence[tuple[str, Json]], limits: Limits) -> Iterator[bytes]:
+    """What `bytes_of` gives for every (field, value), in order; where several are URLs, a few are fetched ahead."""
+    if sum(isinstance(value, str) and value[:6].lower() == "https:" for _, value in items) < 2:
+        yield from (bytes_of(value, field, limits) for field, value in items)
+        return
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    ahead: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(_FETCHED_AHEAD, thread_name_prefix="fetch") as threads:
+        try:
+            for field, value in items:
+                ahead.append(threads.submit(bytes_of, value, field, limits))
+                if len(ahead) == _FETCHED_AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:  # behind one that failed
+                future.cancel()
+
+
+def require(value: Json, field: str) -> str:
+    """`value` when it may be media, by its type alone: the check for `parse`. Raises InvalidInput."""
+    if not isinstance(value, str):
+        raise InvalidInput(f"`{field}` must be {FORMS}, got {kind(value)}")
+    return value
+
+
+def _content(value: str, field: str, limits: Limits) -> bytes:
+    scheme, colon, rest = value[:16].lower().partition(":")
+    if not colon:
+        return _from_base64(value, field, limits)
+    if scheme == "data":
+        return _from_data_uri(value, field, limits)
+    if scheme == "https":
+        return _fetched(value, field, limits)
+    what = f"a URL that begins with {scheme}:" if rest.startswith("//") else "something else"
+    raise InvalidInput(f"`{field}` must be {FORMS}, got {what}")
+
+
+def _fetched(url: str, field: str, limits: Limits) -> bytes:
+    from engine.fetch import fetch
+
+    try:
+        return fetch(url, limits)
+    except (InvalidInput, Unreachable) as error:
+        raise type(error)(f"`{field}`: {error}") from error
+
+
+def _from_data_uri(value: str, field: str, limits: Limits) -> bytes:
+    header, comma, data = value.partition(",")
+    if not comma:
+        raise InvalidInput(f"`{field}` is a data URI without a comma; write `data:TYPE;base64,DATA`")
+    if header.lower().endswith(";base64"):
+        return _from_base64(data, field, limits)
+    from urllib.parse import unquote_to_bytes
+
+    if len(data) > 3 * limits.max_media_bytes:  # every byte may be written as three characters
+        raise InvalidInput(_too_large(field, len(data), limits))
+    return unquote_to_bytes(data)
+
+
+def _from_base64(text: str, field: str, limits: Limits) -> bytes:
+    # Lines are broken by some encoders; four characters make three bytes.
+    text = "".join(text.split()) if any(space in text for space in "\n\r\t ") else text
+    size = len(text) * 3 // 4 - text[-2:].count("=")
+    if size > limits.max_media_bytes:
+        raise InvalidInput(_too_large(field, size, limits))
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput(f"`{field}` is neither a URL nor valid base64 ({error}); it must be {FORMS}") from None
+
+
+def _too_large(field: str, size: int, limits: Limits) -> str:
+    return f"`{field}` has {size} bytes, allowed are {limits.max_media_bytes} (MAX_MEDIA_BYTES)"

@@ -1,0 +1,123 @@
+"""Answers that stand in a context, word for word; a long context is read in windows.
+
+`task_config` of the manifest: cls_token_id (or null), max_length (tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine.errors import InvalidInput
+from engine.tasks import payload as check
+from engine.tasks.items import Part, Request
+from engine.text.spans import Window, answers_of
+from engine.text.task import TextTask
+
+if TYPE_CHECKING:
+    from engine.tasks.base import Json
+    from engine.tensors import Arrays
+
+WINDOW = 384
+"""Tokens of a window unless `max_seq_len` says otherwise; the pipelines' default, and that of most models' training."""
+
+_OVERLAP = 128
+_ANSWER_TOKENS = 15
+
+
+class QuestionAnswering(TextTask):
+    """`{"question": ..., "context": ...}`, either a list for several, or `inputs` with objects of both."""
+
+    summary: ClassVar[str] = "Answers to questions, found word for word in a context of any length."
+    auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
+    cut: ClassVar[str] = "none"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"question": "Where do I live?", "context": "My name is Sarah and I live in London."},
+        {"question": ["Who?", "Where?"], "context": "Wolfgang works for Acme in Berlin.", "top_k": 3},
+    )
+    option_names: ClassVar[tuple[str, ...]] = (
+        "top_k", "max_answer_len", "max_seq_len", "doc_stride", "handle_impossible_answer", "align_to_words",
+    )  # fmt: skip
+
+    def parse(self, payload: Json) -> Request:
+        """Check the job's input. Raises InvalidInput."""
+        payload = check.require_object(payload)
+        check.refuse_unknown(payload, ("question", "context", "inputs", *self.option_names))
+        values, single = _pairs(payload)
+        if not 1 <= len(values) <= self.limits.max_items:
+            raise InvalidInput(f"a job takes 1 to {self.limits.max_items} questions, got {len(values)}")
+        return Request([self.item(value, "inputs", payload) for value in values], single, self.options(payload))
+
+    def item(self, value: Any, name: str, payload: dict[str, Any]) -> tuple[str, str]:
+        """Question and context."""
+        check.refuse_unknown(check.require_object(value, f"`{name}`"), ("question", "context"))
+        question, context = (
+            check.string(value.get(one), one, self.limits.max_chars) for one in ("question", "context")
+        )
+        if not question or not context:
+            raise InvalidInput("`question` and `context` must not be empty")
+        return question, context
+
+    def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
+        """The pipelines' options and defaults."""
+        longest = self.tokens.max_length
+        length = check.whole_number(payload, "max_seq_len", 8, longest) or min(longest, WINDOW)
+        stride = check.whole_number(payload, "doc_stride", 0, length - 1)
+        return {
+            "length": length,
+            "stride": min(length // 2, _OVERLAP) if stride is None else stride,
+            "top_k": check.whole_number(payload, "top_k", 1, 1000) or 1,
+            "max_answer_len": check.whole_number(payload, "max_answer_len", 1, longest) or _ANSWER_TOKENS,
+            "impossible": check.boolean(payload, "handle_impossible_answer", False),
+            "align": check.boolean(payload, "align_to_words", True),
+        }
+
+    def parts(self, request: Request) -> list[Part]:
+        """A row a window of the context, each behind the whole question."""
+        length, stride = request.options["length"], request.options["stride"]
+        parts = []
+        for question, context in request.items:
+            windows = self.tokens.windows(context, stride, before=question, length=length)
+            parts.append(Part([self.tokens.row(window) for window in windows], windows))
+        return parts
+
+    def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
+        """`{"score", "start", "end", "answer"}`, or a list of them where there are several, the best first."""
+        _, context = item
+        windows = [
+            Window(encoding, row["start_logits"][: len(encoding.ids)], row["end_logits"][: len(encoding.ids)])
+            for encoding, row in zip(part.data, outputs, strict=True)
+        ]
+        found = answers_of(
+            context,
+            windows,
+            cls_token_id=self.config["cls_token_id"],
+            top_k=options["top_k"],
+            max_tokens=options["max_answer_len"],
+            impossible=options["impossible"],
+            align=options["align"],
+        )
+        return found[0] if len(found) == 1 else found
+
+
+def _pairs(payload: dict[str, Any]) -> tuple[list[Any], bool]:
+    """Objects of question and context, and whether there is one alone."""
+    if "inputs" in payload:
+        if "question" in payload or "context" in payload:
+            raise InvalidInput("give `inputs`, or `question` and `context`, not both")
+        inputs = payload["inputs"]
+        return (inputs, False) if isinstance(inputs, list) else ([inputs], True)
+    if "question" not in payload or "context" not in payload:
+        raise InvalidInput("`input` needs `question` and `context`, or `inputs` with objects of both")
+    questions, contexts = payload["question"], payload["context"]
+    single = not isinstance(questions, list) and not isinstance(contexts, list)
+    if not isinstance(questions, list):
+        questions = [questions] * (len(contexts) if isinstance(contexts, list) else 1)
+    if not isinstance(contexts, list):
+        contexts = [contexts] * len(questions)
+    if len(questions) != len(contexts):
+        raise InvalidInput(f"`question` holds {len(questions)} and `context` {len(contexts)}; they must go together")
+    return [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)], single
+
+
+TASK = QuestionAnswering

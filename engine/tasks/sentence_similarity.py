@@ -1,0 +1,67 @@
+"""How near sentences are to another one, on the graph of feature-extraction, whose payloads it answers as well.
+
+`task_config` of the manifest: as for feature-extraction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from engine.errors import InvalidInput
+from engine.tasks import payload as check
+from engine.tasks.feature_extraction import FeatureExtraction, Request
+
+if TYPE_CHECKING:
+    from engine.tasks.base import Json
+    from engine.tensors import Arrays
+
+_NORM_FLOOR = 1e-12  # as in sentence-transformers' cosine
+
+
+@dataclass
+class Comparison(Request):
+    """The source is the first of the texts."""
+
+
+class SentenceSimilarity(FeatureExtraction):
+    """`{"source_sentence": ..., "sentences": [...]}`; anything else is a payload of feature-extraction."""
+
+    summary: ClassVar[str] = "Cosine similarity of sentences to a source sentence; embeddings as well."
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"source_sentence": "A quick test.", "sentences": ["A fast trial.", "The cat sits on the mat."]},
+        {"texts": ["Ein Satz auf Deutsch, etwas länger als der erste.", "混合的文本 🙂", "word " * 40]},
+    )
+
+    def parse(self, payload: Json) -> Request:
+        """Check the job's input. Raises InvalidInput."""
+        payload = check.require_object(payload)
+        if isinstance(payload.get("inputs"), dict):  # the form of Hugging Face's own endpoints
+            payload = {**{name: value for name, value in payload.items() if name != "inputs"}, **payload["inputs"]}
+        sources = [name for name in ("source_sentence", "source") if name in payload]
+        if not sources and "sentences" not in payload:
+            return super().parse(payload)
+        check.refuse_unknown(payload, ("source_sentence", "source", "sentences", "truncate", "prompt_name"))
+        if len(sources) != 1 or "sentences" not in payload:
+            raise InvalidInput("`input` needs `source_sentence` (a string) and `sentences` (a list of strings)")
+        limits = self._limits
+        source = check.string(payload[sources[0]], sources[0], limits.max_chars)
+        sentences = check.texts(payload["sentences"], "sentences", limits.max_items, limits.max_chars)
+        options = {name: payload[name] for name in ("truncate", "prompt_name") if name in payload}
+        request = super().parse({"text": source, **options})
+        return Comparison(**{**vars(request), "texts": [source, *sentences]})
+
+    def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
+        """`{"similarities": [...], "usage"}`: a cosine a sentence, in their order."""
+        if not isinstance(request, Comparison):
+            return super().postprocess(request, outputs)
+        vectors = np.stack([row["embedding"] for row in outputs])
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), _NORM_FLOOR)
+        usage = {"prompt_tokens": request.tokens, "total_tokens": request.tokens}
+        return {"similarities": (vectors[1:] @ vectors[0]).tolist(), "usage": usage}
+
+
+TASK = SentenceSimilarity

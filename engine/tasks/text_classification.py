@@ -1,0 +1,64 @@
+"""Labels and scores of a text, or of a pair of texts.
+
+`task_config` of the manifest: labels (names, in the order of the logits), function (softmax, sigmoid or none: the
+default of `function_to_apply`), max_length (tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine.errors import InvalidInput
+from engine.tasks import payload as check
+from engine.tasks.items import Part
+from engine.text.scores import FUNCTIONS
+from engine.text.task import TextTask
+
+if TYPE_CHECKING:
+    from engine.tasks.base import Json
+    from engine.tensors import Arrays
+
+
+class TextClassification(TextTask):
+    """`{"text": ...}`, with `text_pair` for a pair; in a list, an item may be `{"text": ..., "text_pair": ...}`."""
+
+    summary: ClassVar[str] = "Labels and scores of a text or a pair: sentiment, topic, several labels, or a regression."
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"text": "A quick test."},
+        {"texts": ["The best film of the year.", "Ein Satz auf Deutsch, etwas länger."], "top_k": None},
+        {"text": "The cat sits on the mat.", "text_pair": "An animal is indoors.", "function_to_apply": "sigmoid"},
+    )
+    option_names: ClassVar[tuple[str, ...]] = ("text_pair", "top_k", "function_to_apply", "truncate")
+
+    def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
+        """A text, or a pair as a tuple."""
+        pair = payload.get("text_pair")
+        if pair is not None and name not in ("text", "inputs"):
+            raise InvalidInput("`text_pair` goes with `text`; in a list, write {`text`, `text_pair`} for every item")
+        if isinstance(value, dict):
+            check.refuse_unknown(value, ("text", "text_pair"))
+            value, pair = value.get("text"), value.get("text_pair")
+        text = super().item(value, name, payload)
+        # An empty second text is none, as the pipelines have it.
+        return (text, super().item(pair, "text_pair", payload)) if pair else text
+
+    def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
+        """`top_k`: the best label unless it says otherwise; null gives all."""
+        names = [self.config["function"], *(name for name in FUNCTIONS if name != self.config["function"])]
+        labels = len(self.config["labels"])
+        return {
+            **super().options(payload),
+            "top_k": min(labels, check.whole_number({"top_k": 1, **payload}, "top_k", 1, 1_000_000) or labels),
+            "function": check.choice(payload, "function_to_apply", names),
+        }
+
+    def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
+        """`[{"label": ..., "score": ...}, ...]`, the best first."""
+        scores = FUNCTIONS[options["function"]](outputs[0]["logits"])
+        best = (-scores).argsort(kind="stable")[: options["top_k"]]
+        return [{"label": self.config["labels"][index], "score": float(scores[index])} for index in best]
+
+
+TASK = TextClassification

@@ -1,0 +1,70 @@
+"""Rerank documents by their relevance to a query, with a cross-encoder.
+
+`task_config` of the manifest: function (sigmoid or none: what the model makes scores with), max_length (tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine.errors import InvalidInput
+from engine.tasks import payload as check
+from engine.tasks.items import Part, Request
+from engine.text.scores import FUNCTIONS
+from engine.text.task import TextTask
+
+if TYPE_CHECKING:
+    from engine.tasks.base import Json
+    from engine.tensors import Arrays
+
+
+class TextRanking(TextTask):
+    """`{"query": ..., "documents": [...]}`; the whole job is one item, a row a document."""
+
+    summary: ClassVar[str] = "Rerank documents by relevance to a query, as a sentence-transformers CrossEncoder does."
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"query": "Who wrote it?", "documents": ["A quick test.", "Sarah wrote it in London.", "混合的文本 🙂"]},
+        {"query": "cat", "documents": ["The cat sits on the mat."], "return_documents": True, "raw_scores": True},
+    )
+    option_names: ClassVar[tuple[str, ...]] = ("top_n", "return_documents", "raw_scores", "truncate")
+
+    def parse(self, payload: Json) -> Request:
+        """Check the job's input. Raises InvalidInput."""
+        payload = check.require_object(payload)
+        check.refuse_unknown(payload, ("query", "documents", *self.option_names))
+        if "query" not in payload or "documents" not in payload:
+            raise InvalidInput("`input` needs `query` (a string) and `documents` (a list of strings)")
+        limits = self.limits
+        query = check.string(payload["query"], "query", limits.max_chars)
+        documents = payload["documents"]
+        if isinstance(documents, list):  # other rerankers' clients wrap texts
+            documents = [one["text"] if isinstance(one, dict) and set(one) == {"text"} else one for one in documents]
+        documents = check.texts(documents, "documents", limits.max_items, limits.max_chars)
+        options = {
+            **self.options(payload),
+            "top_n": check.whole_number(payload, "top_n", 1, 1_000_000),
+            "return_documents": check.boolean(payload, "return_documents", False),
+            "raw_scores": check.boolean(payload, "raw_scores", False),
+        }
+        return Request([(query, documents)], True, options)
+
+    def texts(self, item: Any, options: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+        """A pair a document."""
+        query, documents = item
+        return [(query, document) for document in documents]
+
+    def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
+        """`{"results": [{"index", "relevance_score"}, ...], "usage"}`, the most relevant first, equal ones in order."""
+        function = FUNCTIONS["none" if options["raw_scores"] else self.config["function"]]
+        scores = [float(function(row["logits"])[0]) for row in outputs]
+        best = sorted(range(len(scores)), key=lambda index: -scores[index])[: options["top_n"]]
+        results = [{"index": index, "relevance_score": scores[index]} for index in best]
+        if options["return_documents"]:
+            results = [{**result, "document": item[1][result["index"]]} for result in results]
+        tokens = sum(row.length for row in part.rows)
+        return {"results": results, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+
+TASK = TextRanking

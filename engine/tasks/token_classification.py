@@ -1,0 +1,92 @@
+"""Entities in texts, token by token or gathered into words and groups, with their place in characters.
+
+`task_config` of the manifest: labels (names, in the order of the logits), unk_token_id (or null), max_length (tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine.errors import InvalidInput
+from engine.tasks import payload as check
+from engine.tasks.items import Part, Request
+from engine.text.entities import STRATEGIES, Aggregation, Token, merge_windows
+from engine.text.scores import softmax
+from engine.text.task import TextTask
+
+if TYPE_CHECKING:
+    from engine.tasks.base import Json
+    from engine.tensors import Arrays
+
+
+class TokenClassification(TextTask):
+    """`{"text": ...}` or `{"texts": [...]}`; with `stride`, a long text is read in windows that overlap by so much."""
+
+    summary: ClassVar[str] = "Entities (names, places, parts of speech) with scores and places in the text."
+    auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+    cut: ClassVar[str] = "none"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"text": "My name is Sarah and I live in London."},
+        {"texts": ["Wolfgang works for Acme in Berlin.", "Nobody here."], "aggregation_strategy": "simple"},
+        {"text": "A long text about Paris. " * 40, "aggregation_strategy": "first", "stride": 8},
+    )
+    option_names: ClassVar[tuple[str, ...]] = ("aggregation_strategy", "ignore_labels", "stride", "truncate")
+
+    def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
+        """`aggregation_strategy` (none), `ignore_labels` (O) and `stride` (absent: the text is cut)."""
+        strategy = check.choice(payload, "aggregation_strategy", STRATEGIES)
+        stride = check.whole_number(payload, "stride", 0, self.tokens.max_length - 1)
+        if stride is not None and strategy == "none":
+            raise InvalidInput("`stride` needs an `aggregation_strategy` other than none, to join what windows share")
+        ignored = payload.get("ignore_labels", ["O"])
+        if not isinstance(ignored, list) or not all(isinstance(label, str) for label in ignored):
+            raise InvalidInput(f"`ignore_labels` must be a list of strings, got {check.kind(ignored)}")
+        return {**super().options(payload), "strategy": strategy, "stride": stride, "ignored": frozenset(ignored)}
+
+    def parts(self, request: Request) -> list[Part]:
+        """A row a window; the first alone without `stride`."""
+        stride = request.options["stride"]
+        parts = []
+        for index, text in enumerate(request.items):
+            windows = self.tokens.windows(text, stride or 0)
+            if stride is None:
+                if not request.options["truncate"]:
+                    self.refuse_cut(windows[:1], request.first + index)
+                windows = windows[:1]
+            parts.append(Part([self.tokens.row(window) for window in windows], windows))
+        return parts
+
+    def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
+        """A list of entities, in the order of the text."""
+        aggregation = Aggregation(self.tokens.tokenizer, self.config["labels"], options["strategy"])
+        entities = []
+        for window, output in zip(part.data, outputs, strict=True):
+            scores = softmax(output["logits"][: len(window.ids)])
+            found = aggregation.entities(self._tokens_of(item, window, scores))
+            name = "entity" if options["strategy"] == "none" else "entity_group"
+            entities += [entity for entity in found if entity[name] not in options["ignored"]]
+        return merge_windows(entities) if len(outputs) > 1 else entities
+
+    def _tokens_of(self, text: str, window: Any, scores: Any) -> list[Token]:
+        """The tokens of a window that are not special, each with what the pipelines know about it."""
+        tokenizer, unknown = self.tokens.tokenizer, self.config["unk_token_id"]
+        prefix = getattr(tokenizer.model, "continuing_subword_prefix", None)
+        tokens = []
+        for index, (token_id, offsets, special) in enumerate(
+            zip(window.ids, window.offsets, window.special_tokens_mask, strict=True)
+        ):
+            if special:
+                continue
+            start, end = offsets
+            word, written = tokenizer.id_to_token(token_id), text[start:end]
+            # Without a mark on continuing pieces there is no better sign than the absence of a space.
+            joined = start > 0 and " " not in text[start - 1 : start + 1]
+            is_subword = len(word) != len(written) if prefix else joined
+            if token_id == unknown:
+                word, is_subword = written, False
+            tokens.append(Token(word, scores[index], start, end, index, is_subword))
+        return tokens
+
+
+TASK = TokenClassification

@@ -1,0 +1,81 @@
+"""Labels that the caller invents, scored by a model of natural language inference: whether the text entails them.
+
+`task_config` of the manifest: entailment and contradiction (places among the logits), max_length (tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from engine.errors import InvalidInput
+from engine.tasks import payload as check
+from engine.tasks.items import Part
+from engine.text.scores import softmax
+from engine.text.task import TextTask
+
+if TYPE_CHECKING:
+    from engine.tasks.base import Json
+    from engine.tensors import Arrays
+
+_TEMPLATE = "This example is {}."
+
+
+class ZeroShotClassification(TextTask):
+    """`{"text": ..., "candidate_labels": [...]}` or `texts`. A row a label: the text, then the hypothesis."""
+
+    summary: ClassVar[str] = "Scores of labels that the request brings along, by natural language inference."
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    cut: ClassVar[str] = "only_first"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"text": "My phone is broken and I need it today.", "candidate_labels": ["urgent", "phone", "cooking"]},
+        {"texts": ["Goal!", "Rain."], "candidate_labels": "sports, weather", "multi_label": True},
+    )
+    option_names: ClassVar[tuple[str, ...]] = ("candidate_labels", "hypothesis_template", "multi_label", "truncate")
+
+    def item(self, value: Any, name: str, payload: dict[str, Any]) -> str:
+        """A text that is not empty."""
+        text = check.string(value, name, self.limits.max_chars)
+        if not text:
+            raise InvalidInput(f"`{name}` must not be empty")
+        return text
+
+    def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
+        """`candidate_labels`: a list, or words with commas between; `hypothesis_template` with {} for the label."""
+        value = payload.get("candidate_labels")
+        if value is None:
+            raise InvalidInput("`candidate_labels` is missing: a list of strings, or one with commas between them")
+        if isinstance(value, str):
+            value = [label.strip() for label in value.split(",") if label.strip()]
+        template = check.string(payload.get("hypothesis_template", _TEMPLATE), "hypothesis_template", 1000)
+        if template.count("{}") != 1:
+            raise InvalidInput("`hypothesis_template` must hold {} once, where the label goes")
+        return {
+            **super().options(payload),
+            "labels": check.texts(value, "candidate_labels", self.limits.max_items, 1000),
+            "template": template,
+            "multi_label": check.boolean(payload, "multi_label", False),
+        }
+
+    def texts(self, item: Any, options: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+        """A pair a label."""
+        return [(item, options["template"].replace("{}", label)) for label in options["labels"]]
+
+    def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
+        """`{"sequence", "labels", "scores"}`, the best first: shares of 1, or with `multi_label` each on its own."""
+        logits = np.stack([row["logits"] for row in outputs])
+        if options["multi_label"] or len(outputs) == 1:
+            scores = softmax(logits[:, [self.config["contradiction"], self.config["entailment"]]])[:, 1]
+        else:
+            scores = softmax(logits[:, self.config["entailment"]])
+        best = scores.argsort()[::-1]
+        return {
+            "sequence": item,
+            "labels": [options["labels"][index] for index in best],
+            "scores": [float(scores[index]) for index in best],
+        }
+
+
+TASK = ZeroShotClassification

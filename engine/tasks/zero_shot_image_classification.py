@@ -1,0 +1,78 @@
+"""Which of the labels that a job brings fits an image, by a model that compares images with texts (CLIP, SigLIP).
+
+`task_config` of the manifest: image (engine/images/geometry.py), max_length (tokens of a text), function (softmax over
+the labels, or sigmoid: each on its own), scale and bias (from a cosine to what the function takes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from engine.errors import InvalidInput
+from engine.images import examples
+from engine.images.dual import DualTask
+from engine.images.vectors import OUTPUT
+from engine.tasks import payload as check
+from engine.text.scores import FUNCTIONS
+
+if TYPE_CHECKING:
+    from engine.tasks.base import Json
+    from engine.tasks.items import Request
+    from engine.tensors import Array, Arrays, Row
+
+_TEMPLATE = "This is a photo of {}."  # the pipeline's
+
+
+class ZeroShotImageClassification(DualTask):
+    """`{"image": ..., "candidate_labels": [...]}` or `images`."""
+
+    summary: ClassVar[str] = "Scores of labels that the job brings, for an image (CLIP, SigLIP)."
+    auto_class: ClassVar[str] = "AutoModelForZeroShotImageClassification"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"image": examples.LANDSCAPE, "candidate_labels": ["shapes", "a cat on a mat"]},
+        {
+            "images": [examples.PORTRAIT, examples.GRADIENT],
+            "candidate_labels": ["night", "a test of colours", "London"],
+            "hypothesis_template": "a picture of {}",
+        },
+    )
+    option_names: ClassVar[tuple[str, ...]] = ("candidate_labels", "hypothesis_template")
+
+    def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
+        """`candidate_labels`, and `hypothesis_template`, in which {} stands for a label."""
+        limits = self.limits
+        if "candidate_labels" not in payload:
+            raise InvalidInput("`input` needs `candidate_labels`, a list of strings")
+        labels = check.texts(payload["candidate_labels"], "candidate_labels", limits.max_items, limits.max_chars)
+        template = check.string(payload.get("hypothesis_template", _TEMPLATE), "hypothesis_template", limits.max_chars)
+        if "{}" not in template:
+            raise InvalidInput("`hypothesis_template` must hold {} where the label goes")
+        return {"labels": labels, "texts": [template.replace("{}", label) for label in labels]}
+
+    def preprocess(self, request: Request) -> Sequence[Row]:
+        """The images, then the labels in their texts."""
+        return [*super().preprocess(request), *self.text_rows(request.options["texts"])]
+
+    def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
+        """`[{"score": ..., "label": ...}, ...]` an image, the best first."""
+        count = len(request.items)
+        images, texts = (_directions(part) for part in (outputs[:count], outputs[count:]))
+        logits = images @ texts.T * np.float32(self.config["scale"]) + np.float32(self.config["bias"])
+        answers = [self._answer(scores, request) for scores in FUNCTIONS[self.config["function"]](logits)]
+        return answers[0] if request.single else answers
+
+    def _answer(self, scores: Array, request: Request) -> Json:
+        best = (-scores).argsort(kind="stable")
+        return [{"score": float(scores[index]), "label": request.options["labels"][index]} for index in best]
+
+
+def _directions(outputs: Sequence[Arrays]) -> Array:
+    vectors = np.stack([row[OUTPUT] for row in outputs])
+    found: Array = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return found
+
+
+TASK = ZeroShotImageClassification

@@ -1,0 +1,1 @@
+"""What the tasks on texts share: tokenizing into rows, scores out of logits."""

@@ -1,0 +1,37 @@
+"""From logits to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from engine.tensors import Array
+
+
+def softmax(logits: Array) -> Array:
+    """Shares that sum to 1 along the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares: Array = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def sigmoid(logits: Array) -> Array:
+    """Each between 0 and 1, on its own."""
+    scores: Array = 1 / (1 + np.exp(-logits.astype(np.float64)))  # float32 overflows, with a warning, below -88
+    return scores
+
+
+FUNCTIONS: Mapping[str, Callable[[Array], Array]] = {
+    "softmax": softmax,
+    "sigmoid": sigmoid,
+    "none": lambda logits: logits,
+}
+"""What a classifier's scores are made with; the pipelines' names."""
+
+
+def default_function(problem_type: str | None, labels: int) -> str:
+    """The function that a classifier's config asks for, as transformers' pipeline reads it."""
+    if problem_type == "regression":
+        return "none"
+    return "sigmoid" if problem_type == "multi_label_classification" or labels == 1 else "softmax"

@@ -1,0 +1,95 @@
+"""From start and end logits to answers, as transformers' pipeline does it. Rule: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.tensors import Array
+from engine.text.scores import softmax
+from engine.text.tokens import Encoding
+
+_IMPOSSIBLE = -10_000.0  # a logit that leaves no probability; the pipelines' value
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window of the context behind the question, with a logit a token for where an answer begins and ends."""
+
+    encoding: Encoding
+    start: Array
+    end: Array
+
+
+def answers_of(
+    context: str,
+    windows: Sequence[Window],
+    *,
+    cls_token_id: int | None,
+    top_k: int,
+    max_tokens: int,
+    impossible: bool,
+    align: bool,
+) -> list[dict[str, Any]]:
+    """The `top_k` best answers of at most `max_tokens` tokens; fewer where the context has no more.
+
+    Spans of equal text count as one answer. `align` widens them to whole words. With `impossible`, "" competes with the
+    least probability that a window gives to there being no answer.
+    """
+    candidates = top_k * 2 + 10 if align else top_k  # some fall together when they are widened
+    found: dict[str, dict[str, Any]] = {}
+    no_answer = 1_000_000.0
+    for window in windows:
+        start, end, none = _probabilities(window, cls_token_id)
+        no_answer = min(no_answer, none)
+        for first, last, score in _best_spans(start, end, candidates, max_tokens):
+            begin, stop = _characters(window.encoding, first, last, align)
+            answer = context[begin:stop]
+            same = found.get(answer.lower())
+            if same:
+                same["score"] += score
+            else:
+                found[answer.lower()] = {"score": score, "start": begin, "end": stop, "answer": answer}
+    answers = list(found.values())
+    if impossible:
+        answers.append({"score": no_answer, "start": 0, "end": 0, "answer": ""})
+    return sorted(answers, key=lambda answer: answer["score"], reverse=True)[:top_k]
+
+
+def _probabilities(window: Window, cls_token_id: int | None) -> tuple[Array, Array, float]:
+    """Of every token to be first and last, over context and [CLS]; and of there being no answer: [CLS]'s."""
+    encoding = window.encoding
+    allowed = np.array([sequence == 1 for sequence in encoding.sequence_ids])
+    if cls_token_id is not None:
+        allowed |= np.array(encoding.ids) == cls_token_id
+    start, end = (softmax(np.where(allowed, logits, _IMPOSSIBLE)) for logits in (window.start, window.end))
+    none = float(start[0] * end[0])
+    start[0] = end[0] = 0.0
+    return start, end, none
+
+
+def _best_spans(start: Array, end: Array, count: int, max_tokens: int) -> list[tuple[int, int, float]]:
+    """The `count` most probable spans of at most `max_tokens` tokens: first, last and probability, which is over 0.
+
+    Only the band of the matrix of all pairs is computed that such spans lie in.
+    """
+    width = min(max_tokens, len(end))
+    padded = np.concatenate([end, np.zeros(width - 1, end.dtype)])
+    band = start[:, None] * np.lib.stride_tricks.sliding_window_view(padded, width)
+    flat = band.ravel()
+    best = np.argpartition(-flat, count)[:count] if count < len(flat) else np.arange(len(flat))
+    best = best[np.argsort(-flat[best], kind="stable")]
+    return [(int(at // width), int(at // width + at % width), float(flat[at])) for at in best if flat[at] > 0]
+
+
+def _characters(encoding: Encoding, first: int, last: int, align: bool) -> tuple[int, int]:
+    """Where the tokens `first` to `last` stand in the context, or the words that they belong to."""
+    if align:
+        words = encoding.token_to_word(first), encoding.token_to_word(last)
+        spans = [encoding.word_to_chars(word, 1) if word is not None else None for word in words]
+        if spans[0] is not None and spans[1] is not None:
+            return spans[0][0], spans[1][1]
+    return encoding.offsets[first][0], encoding.offsets[last][1]

@@ -1,0 +1,65 @@
+"""Base of the tasks on texts: the items are strings, a row is what one of them, or a pair, is tokenized to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from engine.config import Limits
+from engine.errors import InvalidInput
+from engine.tasks import payload as check
+from engine.tasks.items import ItemsTask, Part, Request
+from engine.text.tokens import Encoding, Text, Tokens
+
+if TYPE_CHECKING:
+    from engine.bundle import Bundle
+
+
+class TextTask(ItemsTask):
+    """One row a text, cut at the model's length unless `truncate` is false."""
+
+    option_names: ClassVar[tuple[str, ...]] = ("truncate",)
+    cut: ClassVar[str] = "longest_first"
+    """See Tokens."""
+
+    def __init__(self, tokens: Tokens, config: Mapping[str, Any], limits: Limits) -> None:
+        super().__init__(limits)
+        self.tokens = tokens
+        self.config = config
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
+        """Read the tokenizer of `bundle`, and the task_config that the subclass documents."""
+        return cls(Tokens(bundle, cut=cls.cut), bundle.manifest.task_config, limits)
+
+    def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
+        """A string of at most `max_chars` characters."""
+        return check.string(value, name, self.limits.max_chars)
+
+    def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
+        """`truncate`."""
+        return {"truncate": check.boolean(payload, "truncate", True)}
+
+    def texts(self, item: Any, options: Mapping[str, Any]) -> Sequence[Text]:
+        """What is tokenized for an item, a row each."""
+        return [item]
+
+    def parts(self, request: Request) -> list[Part]:
+        """Rows of all items, tokenized in one call; `data` are the encodings."""
+        texts = [self.texts(item, request.options) for item in request.items]
+        encodings = iter(self.tokens.encode([text for group in texts for text in group]))
+        parts = []
+        for index, group in enumerate(texts):
+            made = [next(encodings) for _ in group]
+            if not request.options["truncate"]:
+                self.refuse_cut(made, request.first + index)
+            parts.append(Part([self.tokens.row(encoding) for encoding in made], made))
+        return parts
+
+    def refuse_cut(self, encodings: Sequence[Encoding], index: int) -> None:
+        """Raise InvalidInput when an encoding of item `index` was cut."""
+        if any(encoding.overflowing for encoding in encodings):
+            raise InvalidInput(
+                f"{self.one} {index} has more than {self.tokens.max_length} tokens, the most that the model takes; "
+                "shorten it or leave `truncate` at true"
+            )

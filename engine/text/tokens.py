@@ -1,0 +1,92 @@
+"""From texts to rows of tokens. Rule: the tokenizer's settings are made once, so that threads may share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from engine.errors import InvalidInput
+from engine.tensors import Array, Row
+
+if TYPE_CHECKING:
+    from engine.bundle import Bundle
+
+Text: TypeAlias = "str | tuple[str, str]"
+"""A text, or a pair of them."""
+
+Encoding: TypeAlias = Any
+"""tokenizers.Encoding: ids, type_ids, offsets and masks of one row."""
+
+
+class Tokens:
+    """A bundle's tokenizer, and what its graph reads.
+
+    `cut` names what is shortened to `max_length` tokens: longest_first, only_first or only_second of a pair; none
+    leaves texts whole, for `windows`.
+    """
+
+    def __init__(self, bundle: Bundle, *, graph: str = "model", cut: str = "longest_first") -> None:
+        self.max_length = int(bundle.manifest.task_config["max_length"])
+        self.tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
+        self.tokenizer.no_padding()
+        self._processor: Any = None
+        if cut == "none":
+            self.tokenizer.no_truncation()
+            # `windows` applies it to pieces. Applied to a whole text before, some would trim offsets twice.
+            self._processor, self.tokenizer.post_processor = self.tokenizer.post_processor, None
+        else:
+            self.tokenizer.enable_truncation(self.max_length, strategy=cut)
+        self._inputs = frozenset(spec.name for spec in bundle.manifest.graphs[graph].inputs)
+
+    def encode(self, texts: Sequence[Text]) -> list[Encoding]:
+        """Encodings, made in one call: parallel inside, without the interpreter lock; they know no offsets.
+
+        What was cut off is in their `overflowing`. Raises InvalidInput where a pair cannot be cut to fit.
+        """
+        try:
+            return list(self.tokenizer.encode_batch_fast(list(texts)))
+        except Exception as error:  # tokenizers raises bare exceptions
+            raise InvalidInput(
+                f"the text that is not shortened leaves no room for the other in {self.max_length} tokens ({error})"
+            ) from None
+
+    def windows(
+        self, text: str, stride: int, *, before: str | None = None, length: int | None = None
+    ) -> list[Encoding]:
+        """`text` in windows of at most `length` tokens (`max_length`) that overlap by `stride` tokens.
+
+        With `before`, every window is a pair of it, whole, and a piece of `text`. Special tokens are inside.
+        Raises InvalidInput when there is no room for a window.
+        """
+        first = None if before is None else self.tokenizer.encode(before)
+        whole = self.tokenizer.encode(text)
+        special = self._processor.num_special_tokens_to_add(before is not None) if self._processor else 0
+        taken = special + (len(first) if first is not None else 0)
+        room = (length or self.max_length) - taken
+        if room <= stride and len(whole) > room:
+            raise InvalidInput(
+                f"windows of {length or self.max_length} tokens, {taken} of them taken, must be longer than their "
+                f"overlap of {stride}; lower it, or shorten what stands in every window"
+            )
+        whole.truncate(room, stride=stride)
+        pieces = [whole, *whole.overflowing]
+        # One by one: the overflow of a pair that is processed whole has no segments.
+        if first is None:
+            return [self._process(piece) for piece in pieces]
+        return [self._process(first, piece) for piece in pieces]
+
+    def _process(self, *encodings: Encoding) -> Encoding:
+        """One row of a text or of a pair, special tokens added."""
+        return (self._processor.process if self._processor else self.tokenizer.post_process)(*encodings)
+
+    def row(self, encoding: Encoding, **more: Array) -> Row:
+        """What the graph reads of an encoding, and `more` inputs."""
+        ids = np.array(encoding.ids, np.int32)
+        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), **more}
+        if "token_type_ids" in self._inputs:
+            feeds["token_type_ids"] = np.array(encoding.type_ids, np.int32)
+        # A tokenizer without special tokens makes an empty row of an empty text; a bucket is at least one token long.
+        return Row(feeds, max(1, len(ids)))

@@ -1,0 +1,181 @@
+"""What the tasks on sound have in common offline: feature extractors, graphs that see no padding, recordings."""
+
+from __future__ import annotations
+
+import base64
+import io
+import wave
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from engine.tensors import Array
+from export.errors import Refused
+from export.nodes import Axes, value_info
+from export.source import first_line, quiet
+from export.tasks.base import ExportTask, Layout, Probe
+
+if TYPE_CHECKING:
+    from export.recipe import Recipe
+    from export.source import Source
+
+LONGEST_DEFAULT_S = 30
+"""Seconds that a speech model takes at once: longer than what such models are trained on, and attention's cost grows
+with the square of the length. Longer recordings are transcribed in windows."""
+
+LONGEST_CHECKED_S = 5.0
+_ARCHITECTURES = ("audio-spectrogram-transformer", "hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
+"""Of which it was tested that padding changes nothing. SEW, for one, averages neighbouring frames."""
+
+_KINDS = {"Wav2Vec2FeatureExtractor": "waveform", "ASTFeatureExtractor": "fbank"}
+
+
+class AudioExport(ExportTask):
+    """A task whose rows are recordings."""
+
+    options: ClassVar[tuple[str, ...]] = ("max_length",)
+    may_miss: ClassVar[tuple[str, ...]] = ("masked_spec_embed",)  # for training
+    reads: ClassVar[str] = "sound"
+    unit: ClassVar[str] = "recordings"
+    length_unit: ClassVar[str] = "frames"
+
+    def input_axes(self) -> Mapping[str, tuple[str, Axes]]:
+        """What the model hears, and of how many samples it is; `head` names the axes that depend on the model."""
+        return {"input_values": ("float32", ("batch", "length")), "input_length": ("int32", ("batch",))}
+
+    def check(self, model: str, config: Any) -> None:
+        """Refuse what makes frames otherwise than the worker counts them, or lets padding through."""
+        if config.model_type not in _ARCHITECTURES:
+            raise Refused(f"{model} is a {config.model_type}; the worker takes {', '.join(_ARCHITECTURES)}")
+        for name in ("add_adapter", "conv_pos_batch_norm"):
+            if getattr(config, name, False):
+                raise Refused(f"{model} has {name} in its config.json, which the worker does not support")
+
+    def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
+        """The feature extractor."""
+        from transformers import AutoFeatureExtractor
+
+        try:
+            found = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, ImportError, TypeError) as error:
+            raise Refused(f"{model} has no feature extractor that can be loaded: {first_line(error)}") from error
+        if type(found).__name__ not in _KINDS:
+            raise Refused(f"{model} has a {type(found).__name__}; the worker has {' and '.join(_KINDS)}")
+        return {"processor": found}
+
+    def max_length(
+        self, recipe: Recipe, layout: Layout, processors: Mapping[str, Any], config: Any, positions: int | None
+    ) -> int:
+        """Frames in `--max-length` seconds; 1 for spectrograms, whose size is fixed."""
+        if _kind(processors["processor"]) == "fbank":
+            if recipe.max_length is not None:
+                raise Refused("--max-length means nothing to a model that reads spectrograms; leave it out")
+            return 1
+        field, stride = frame(config)
+        samples = (recipe.max_length or LONGEST_DEFAULT_S) * processors["processor"].sampling_rate
+        return max(1, (samples - field) // stride + 1)
+
+    def describe(self, source: Source) -> str:
+        """Architecture, rate and length."""
+        seconds = ""
+        if _kind(source.processor) == "waveform":
+            seconds = f", up to {source.max_length * frame(source.config)[1] / source.processor.sampling_rate:.0f} s"
+        return f"{source.architecture}, {source.processor.sampling_rate} Hz{seconds}"
+
+    def trace(self, source: Source, folder: Path) -> Path:
+        """Speech models are traced with their true length as an input; see export/speech.py."""
+        if _kind(source.processor) == "fbank":
+            return super().trace(source, folder)
+        from export.speech import trace
+
+        with quiet():
+            return trace(source.load_model(), frame(source.config), folder)
+
+    def adapt(self, nodes: Any, name: str, traced_dtype: int, source: Source) -> None:
+        """As they are, with the axes of this model."""
+        shape: Axes = ("batch",)
+        if name == "input_values" and _kind(source.processor) == "fbank":
+            shape = ("batch", source.processor.max_length, source.processor.num_mel_bins)
+        elif name == "input_values":
+            field, stride = frame(source.config)
+            shape = ("batch", f"{stride}*length+{field - 1}")
+        declared = next(tensor for tensor in nodes.graph.input if tensor.name == name)
+        declared.CopyFrom(value_info(name, self.input_axes()[name][0], shape))
+        super().adapt(nodes, name, traced_dtype, source)
+
+    def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
+        """The feature extractor's settings."""
+        found = source.processor
+        features = {"rate": found.sampling_rate, "normalize": found.do_normalize, "kind": _kind(found)}
+        if features["kind"] == "fbank":
+            settings = {"bins": found.num_mel_bins, "frames": found.max_length, "mean": found.mean, "std": found.std}
+            return {"features": {**features, **settings}}
+        field, stride = frame(source.config)
+        return {"max_length": source.max_length, "features": {**features, "field": field, "stride": stride}}
+
+    def probes(self, source: Source) -> Iterator[Probe]:
+        """Sounds of many lengths; the model's inputs are those that transformers' feature extractor makes."""
+        rate = source.processor.sampling_rate
+        for label, samples in _sounds(rate, self._longest_s(source), self._shortest_s(source)):
+            heard = samples.astype(np.float32) / 32768
+            inputs = source.processor(heard, sampling_rate=rate, return_tensors="pt")
+            yield Probe(label, {"audio": _wav(samples, rate)}, [inputs])
+
+    def _longest_s(self, source: Source) -> float:
+        if _kind(source.processor) == "fbank":
+            return LONGEST_CHECKED_S
+        return min(LONGEST_CHECKED_S, source.max_length * frame(source.config)[1] / source.processor.sampling_rate)
+
+    def _shortest_s(self, source: Source) -> float:
+        samples = 400 if _kind(source.processor) == "fbank" else frame(source.config)[0]
+        return float(samples / source.processor.sampling_rate)
+
+
+def frame(config: Any) -> tuple[int, int]:
+    """Samples that one frame is made of, and samples from one to the next, by the convolutions of a speech model."""
+    field = 1 + sum(
+        (kernel - 1) * prod(config.conv_stride[:number]) for number, kernel in enumerate(config.conv_kernel)
+    )
+    return field, prod(config.conv_stride)
+
+
+def _kind(processor: Any) -> str:
+    return _KINDS[type(processor).__name__]
+
+
+def _sounds(rate: int, longest_s: float, shortest_s: float) -> Iterator[tuple[str, Array]]:
+    """Labels and 16-bit samples, as long as they fit."""
+    draw = np.random.default_rng(0)
+
+    def time(seconds: float) -> Array:
+        return np.arange(round(min(max(seconds, shortest_s), longest_s) * rate)) / rate
+
+    def chirp(seconds: float, low: float, high: float) -> Array:
+        at = time(seconds)
+        return np.sin(2 * np.pi * at * (low + (high - low) * at / (2 * seconds)))
+
+    sounds = {
+        "tone": 0.5 * chirp(0.5, 440, 440),
+        "chirp": 0.4 * chirp(1.0, 100, 3000),
+        "quiet chirp": 0.01 * chirp(0.8, 2000, 200),
+        "noise": 0.2 * draw.standard_normal(len(time(0.7))),
+        "beeps": 0.5 * chirp(1.3, 300, 900) * (np.sin(2 * np.pi * 4 * time(1.3)) > 0),
+        "shortest": 0.5 * chirp(shortest_s, 500, 500),
+        "offset": 0.3 + 0.1 * chirp(0.41, 200, 400),
+        "longest": 0.3 * chirp(longest_s, 200, 2000) + 0.05 * draw.standard_normal(len(time(longest_s))),
+    }
+    for label, samples in sounds.items():
+        yield label, (np.clip(samples, -1, 1) * 32767).astype("<i2")
+
+
+def _wav(samples: Array, rate: int) -> str:
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.tobytes())
+    return base64.b64encode(content.getvalue()).decode()

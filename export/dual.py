@@ -1,0 +1,156 @@
+"""Models with two encoders that meet in one space (CLIP, SigLIP), offline: a graph for images and a graph for texts.
+
+What leaves a graph is the vector as the model projects it; lengths, scale and bias are applied by the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine.images.dual import IMAGE, TEXT
+from engine.images.vectors import OUTPUT
+from export.errors import Refused
+from export.images import ImageExport, from_pixels, image_inputs, is_image_model, task_of
+from export.tasks.image_feature_extraction import VECTORS, compare_vectors
+from export.text import fast_tokenizer, longest_row, texts, tokenizer_file
+from export.torch_onnx import Traced
+
+if TYPE_CHECKING:
+    from engine.tensors import Arrays
+    from export.measures import Measure
+    from export.nodes import Axes
+    from export.recipe import Recipe
+    from export.source import Source
+    from export.tasks.base import Layout
+
+_SIGLIP_TOKENS = 64
+"""What the pipeline pads every text for SigLIP to."""
+
+
+class DualExport(ImageExport):
+    """The models that AutoModelForZeroShotImageClassification loads."""
+
+    graphs: ClassVar[tuple[str, ...]] = (IMAGE, TEXT)
+    options: ClassVar[tuple[str, ...]] = ("image_size", "max_length")
+    reads: ClassVar[str] = "images and texts"
+    unit: ClassVar[str] = "inputs"
+    measures: ClassVar[Sequence[Measure]] = VECTORS
+
+    def check(self, model: str, config: Any) -> None:
+        """Refuse models that do not compare a vector of the image with one of the text."""
+        # SigLIP's config leaves the initial scale out.
+        if not hasattr(config, "text_config") or not (hasattr(config, "logit_scale_init_value") or is_siglip(config)):
+            raise Refused(f"{model} ({config.model_type}) does not compare vectors as CLIP and SigLIP do")
+
+    def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
+        """The image processor, and the tokenizer."""
+        found = super().processors(folder, model, layout, recipe)
+        return {**found, "tokenizer": fast_tokenizer(folder, model, recipe)}
+
+    def max_length(
+        self, recipe: Recipe, layout: Layout, processors: Mapping[str, Any], config: Any, positions: int | None
+    ) -> int:
+        """Tokens of the longest text."""
+        positions = getattr(config.text_config, "max_position_embeddings", None)
+        of_files = _SIGLIP_TOKENS if is_siglip(config) else processors["tokenizer"].model_max_length
+        return longest_row(recipe.max_length, of_files, positions)
+
+    def describe(self, source: Source) -> str:
+        """Architecture, size and length."""
+        return f"{super().describe(source)}, up to {source.max_length} tokens"
+
+    def answer(self, source: Source, model: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The vector of images, or of texts."""
+        if "pixel_values" in values:
+            return {OUTPUT: model.get_image_features(pixel_values=values["pixel_values"])}
+        return {OUTPUT: model.get_text_features(**values)}
+
+    def traced(self, source: Source, name: str, folder: Path) -> Traced:
+        """One of the two encoders."""
+        model = source.load_model()
+        if name == IMAGE:
+            return Traced(from_pixels(source, model), image_inputs(source))
+        return Traced(_from_tokens(source, model), _text_inputs(source))
+
+    def files(self, source: Source) -> Mapping[str, str]:
+        """The image processor's settings, and the tokenizer."""
+        return {**super().files(source), "tokenizer.json": tokenizer_file(source)}
+
+    def pads(self, source: Source) -> Mapping[str, int]:
+        """The tokenizer's."""
+        return {"input_ids": source.tokenizer.pad_token_id or 0}
+
+    def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
+        """Geometry and length."""
+        return {**super().task_config(source, outputs), "max_length": source.max_length}
+
+    def text_probes(self, source: Source) -> Iterator[tuple[str, str]]:
+        """Label and text."""
+        for label, text in texts(source, self.online.examples):
+            yield f"text: {label}", text
+
+    def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
+        """Of the vectors."""
+        return compare_vectors(expected[OUTPUT], found[OUTPUT])
+
+
+def is_siglip(config: Any) -> bool:
+    """As the pipeline asks."""
+    return "siglip" in config.model_type
+
+
+def is_dual_model(root: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the files of a model are those of one on images and texts, without a decoder."""
+    return is_image_model(root, config) and "text_config" in config and "vision_config" in config
+
+
+def text_inputs(source: Source, text: str) -> Mapping[str, Any]:
+    """One text as the pipeline makes it for the model: tensors with a batch of one."""
+    padding: dict[str, Any] = {"padding": "max_length"} if is_siglip(source.config) else {}
+    found: Mapping[str, Any] = source.tokenizer(
+        [text], return_tensors="pt", truncation=True, max_length=source.max_length, **padding
+    )
+    return {name: found[name] for name in _token_names(source)}
+
+
+def weight(source: Source, name: str) -> float | None:
+    """A number among the weights, such as the scale of CLIP's cosines; None where there is none."""
+    from safetensors import safe_open
+
+    for file in source.folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            if name in tensors.keys():  # noqa: SIM118  (not a mapping)
+                return float(tensors.get_tensor(name).float().reshape(-1)[0])
+    return None
+
+
+def _token_names(source: Source) -> list[str]:
+    return [name for name in ("input_ids", "attention_mask") if name in source.tokenizer.model_input_names]
+
+
+def _text_inputs(source: Source) -> list[tuple[str, str, Axes, Any]]:
+    import torch
+
+    length: int | str = source.max_length if is_siglip(source.config) else "length"
+    ids = text_inputs(source, "a text that is traced")["input_ids"].repeat(2, 1)
+    examples = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return [(name, "int32", ("batch", length), examples[name].to(torch.int32)) for name in _token_names(source)]
+
+
+def _from_tokens(source: Source, model: Any) -> Any:
+    import torch
+
+    names, answer = _token_names(source), task_of(source).answer
+
+    class FromTokens(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tokens: Any) -> Any:
+            inputs = {name: values.to(torch.int64) for name, values in zip(names, tokens, strict=True)}
+            return answer(source, self.model, inputs)
+
+    return FromTokens().eval()

@@ -1,0 +1,213 @@
+"""An image processor of transformers, taken apart: what the worker does to an image, and what the graph does to pixels.
+
+Geometry is read from the processor's settings, numbers are measured on images of one colour, and both are compared with
+the processor itself on noise before anything else happens. A processor that does more than resize, crop, pad and scale
+numbers is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.images.geometry import EXTENT, PIXELS, Geometry
+from engine.tensors import Array
+from export.errors import Refused
+from export.source import first_line, quiet
+
+_NOISE = ((97, 131), (140, 60), (33, 33))  # (height, width): landscape, portrait, square; all odd sizes
+_TOLERANCE = 1e-5
+_COLOUR = (10, 100, 200)
+_WARPS_FROM = 384  # ConvNeXt's processor crops below this edge and squeezes from it on
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """A processor with everything that is known about it.
+
+    A pixel value of channel c is `scale[c]` * (channel `order[c]` of the image) + `offset[c]`, and 0 beside the image
+    on a canvas. `fixed`: whether the worker resizes to a size of its own, because the processor leaves the size open.
+    """
+
+    processor: Any
+    geometry: Geometry
+    fixed: bool
+    scale: tuple[float, ...] = ()
+    offset: tuple[float, ...] = ()
+    order: tuple[int, ...] = ()
+
+    def inputs(self, image: Any) -> Mapping[str, Any]:
+        """What transformers' processor makes of a Pillow image in RGB: tensors with a batch of one."""
+        geometry = self.geometry
+        # Said, because an image of three rows would be taken for one with its channels first.
+        options: dict[str, Any] = {"input_data_format": "channels_last"}
+        if self.fixed:
+            options["do_resize"] = False
+            image = image.resize((geometry.width, geometry.height), resample=geometry.resample)
+        elif geometry.canvas:
+            options["pad_size"] = {"height": geometry.height, "width": geometry.width}
+            if not self._fits(image):
+                options["do_resize"] = False
+                height, width = geometry.target(image.height, image.width)
+                image = image.resize((width, height), resample=geometry.resample)
+        with quiet():
+            found: Mapping[str, Any] = self.processor(images=image, return_tensors="pt", **options)
+        return found
+
+    def _fits(self, image: Any) -> bool:
+        """Whether the processor's own size of `image` is one that the canvas holds."""
+        free = Geometry(1 << 30, 1 << 30, "bounded", self.geometry.size, canvas=True)
+        height, width = free.target(image.height, image.width)
+        return height <= self.geometry.height and width <= self.geometry.width
+
+    def numbers(self, feeds: Mapping[str, Array]) -> Array:
+        """What the graph makes of the inputs of one row, in numpy: float32 (channels, height, width)."""
+        scale, offset = np.array(self.scale, np.float32), np.array(self.offset, np.float32)
+        values: Array = feeds[PIXELS][..., list(self.order)] * scale + offset
+        if EXTENT in feeds:
+            height, width = feeds[EXTENT]
+            values[height:], values[:, width:] = 0, 0
+        return values.transpose(2, 0, 1)
+
+
+def image_processor(
+    folder: Path, model: str, asked: tuple[int, int] | None, *, trust_remote_code: bool = False
+) -> ImageProcessor:
+    """The processor of the model in `folder`; `asked` is a size (height, width) for one that leaves it open.
+
+    Raises Refused for what the worker cannot do as it does.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        with quiet():
+            processor = AutoImageProcessor.from_pretrained(
+                folder, use_fast=False, trust_remote_code=trust_remote_code, local_files_only=True
+            )
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise Refused(f"{model} has no image processor that can be loaded: {first_line(error)}") from error
+    return take_apart(processor, model, asked)
+
+
+def take_apart(processor: Any, model: str, asked: tuple[int, int] | None) -> ImageProcessor:
+    """See image_processor."""
+    geometry, fixed = _geometry(processor, model, asked)
+    found = _measured(ImageProcessor(processor, geometry, fixed), model)
+    _compare(found, model)
+    return found
+
+
+def _geometry(processor: Any, model: str, asked: tuple[int, int] | None) -> tuple[Geometry, bool]:
+    """The geometry, and whether its size is the worker's own."""
+    size = dict(getattr(processor, "size", None) or {})
+    resample = int(getattr(processor, "resample", None) or 0)
+    resizes = bool(getattr(processor, "do_resize", True))
+    crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", False) else {}
+    if resizes and "shortest_edge" in size and "longest_edge" in size and _returns_mask(processor):
+        longest = int(size["longest_edge"])
+        height, width = asked or (longest, longest)
+        bounds = (int(size["shortest_edge"]), longest)
+        return Geometry(height, width, "bounded", bounds, resample, canvas=True), False
+    is_open = not resizes or "shortest_edge" in size or getattr(processor, "keep_aspect_ratio", False) or not size
+    if is_open and not crop and not hasattr(processor, "crop_pct"):
+        return _open(model, size, resample, asked), True
+    if asked is not None:
+        raise Refused(
+            f"{model}'s image processor says the size itself ({_told({**size, **crop})}); leave --image-size out"
+        )
+    if hasattr(processor, "crop_pct"):
+        return _cropping_by_share(int(size["shortest_edge"]), processor.crop_pct, resample), False
+    return _closed(size, crop, resample, getattr(processor, "ensure_multiple_of", None) or 1), False
+
+
+def _open(model: str, size: Mapping[str, Any], resample: int, asked: tuple[int, int] | None) -> Geometry:
+    """Every image at one size, though the processor would keep its aspect ratio."""
+    if asked is None and "height" not in size:
+        raise Refused(
+            f"{model}'s image processor makes every image another size ({_told(size) or 'its own'}), and a bundle has "
+            "one: name it with --image-size HEIGHTxWIDTH; images of another aspect ratio will be squeezed"
+        )
+    height, width = asked or (int(size["height"]), int(size["width"]))
+    return Geometry(height, width, "exact", (height, width), resample)
+
+
+def _cropping_by_share(edge: int, share: float | None, resample: int) -> Geometry:
+    """As ConvNeXt's processor."""
+    if edge >= _WARPS_FROM or not share:
+        return Geometry(edge, edge, "exact", (edge, edge), resample)
+    return Geometry(edge, edge, "shortest", (int(edge / share), 0), resample, crop=True)
+
+
+def _closed(size: Mapping[str, Any], crop: Mapping[str, Any], resample: int, multiple: int) -> Geometry:
+    if "shortest_edge" in size:
+        return Geometry(
+            int(crop["height"]), int(crop["width"]), "shortest", (int(size["shortest_edge"]), 0), resample, True
+        )
+    resized = (round(int(size["height"]) / multiple) * multiple, round(int(size["width"]) / multiple) * multiple)
+    height, width = (int(crop["height"]), int(crop["width"])) if crop else resized
+    return Geometry(height, width, "exact", resized, resample, bool(crop))
+
+
+def _returns_mask(processor: Any) -> bool:
+    """Whether it lays images on a canvas and says where; YOLOS's claims to, and does not."""
+    from PIL import Image
+
+    with quiet():
+        return "pixel_mask" in processor(images=Image.new("RGB", (64, 64)), return_tensors="np")
+
+
+def _told(size: Mapping[str, Any]) -> str:
+    names = ("height", "width", "shortest_edge", "longest_edge")
+    return ", ".join(f"{name} {size[name]}" for name in names if size.get(name) is not None)
+
+
+def _measured(found: ImageProcessor, model: str) -> ImageProcessor:
+    """With scale, offset and order, from what comes out for black, white and one colour."""
+    black, white, colour = (_plain(found, shade, model) for shade in ((0, 0, 0), (255, 255, 255), _COLOUR))
+    scale, offset = (white - black) / 255, black
+    order = []
+    for channel in range(3):
+        guesses = [scale[channel] * shade + offset[channel] for shade in _COLOUR]
+        order.append(int(np.argmin([abs(guess - colour[channel]) for guess in guesses])))
+    return ImageProcessor(
+        found.processor, found.geometry, found.fixed, tuple(scale.tolist()), tuple(offset.tolist()), tuple(order)
+    )
+
+
+def _plain(found: ImageProcessor, shade: tuple[int, int, int], model: str) -> Array:
+    from PIL import Image
+
+    try:
+        values = found.inputs(Image.new("RGB", (found.geometry.width, found.geometry.height), shade))
+    except (ValueError, TypeError, KeyError) as error:
+        raise Refused(f"{model}'s image processor fails on a plain image: {first_line(error)}") from error
+    unknown = sorted(set(values) - {"pixel_values", "pixel_mask"})
+    if unknown or values["pixel_values"].ndim != 4 or values["pixel_values"].shape[1] != 3:
+        raise Refused(f"{model}'s image processor makes more of an image than three channels of pixels; no bundle can")
+    pixels = values["pixel_values"][0].numpy().astype(np.float64)
+    # A canvas has the image at the upper left, and a crop that is larger than the image has it in the middle.
+    y, x = (0, 0) if found.geometry.canvas else (pixels.shape[1] // 2, pixels.shape[2] // 2)
+    shade_found: Array = pixels[:, y, x]
+    return shade_found
+
+
+def _compare(found: ImageProcessor, model: str) -> None:
+    """Refuse a processor whose pixels differ from ours."""
+    from PIL import Image
+
+    noise = np.random.default_rng(0)
+    for height, width in _NOISE:
+        image = Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8))
+        expected = found.inputs(image)["pixel_values"][0].numpy()
+        ours = found.numbers(found.geometry.feeds(image, "image", 1 << 40))
+        limit = _TOLERANCE * max(1.0, float(np.abs(expected).max()))
+        if expected.shape != ours.shape or float(np.abs(expected - ours).max()) > limit:
+            raise Refused(
+                f"{model}'s {type(found.processor).__name__} does something to an image of {width} x {height} beside "
+                "resizing, cropping, padding and scaling its numbers, which is all that the worker does; no bundle can "
+                "be made of it"
+            )

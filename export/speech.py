@@ -1,0 +1,100 @@
+"""Speech models traced so that padding changes nothing: a row's answer is that of the recording alone.
+
+transformers' models see padding in two places. Attention and pooling do where no mask is given, as for the models
+whose feature extractor makes none; here the mask is made inside the graph, from the true number of samples. And a
+normalisation over time, behind the first convolution of wav2vec2-base and its like, averages over the padding too; it
+is replaced by one over the real frames. Everything else between samples and frames looks at one frame's samples only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.errors import Refused
+
+_TRACED_SAMPLES = (9000, 6000)
+"""Lengths of the two rows of the traced batch; any will do, for every axis is dynamic."""
+
+
+class _Lengths:
+    """The true number of samples of every row, while the model runs."""
+
+    samples: Tensor
+
+    def valid(self, frames: Any, field: int, stride: int) -> Tensor:
+        """Which of `frames` frames of each row are made of real samples; shape (batch, frames)."""
+        count = torch.div(self.samples - field, stride, rounding_mode="trunc") + 1
+        return torch.arange(frames, device=count.device)[None, :] < count[:, None]
+
+
+class _NormOverRealFrames(nn.Module):
+    """GroupNorm with a group a channel, over the frames that are not padding. Input: (batch, channels, frames)."""
+
+    def __init__(self, norm: nn.GroupNorm, lengths: _Lengths, field: int, stride: int) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self._lengths, self._field, self._stride = lengths, field, stride
+
+    def forward(self, values: Tensor) -> Tensor:
+        real = self._lengths.valid(values.shape[2], self._field, self._stride)[:, None, :].to(values.dtype)
+        count = real.sum(2, keepdim=True)
+        centred = values - (values * real).sum(2, keepdim=True) / count
+        variance = (centred * centred * real).sum(2, keepdim=True) / count
+        return centred * torch.rsqrt(variance + self.eps) * self.weight[:, None] + self.bias[:, None]
+
+
+class _Padded(nn.Module):
+    """The model with the true lengths as a second input."""
+
+    def __init__(self, model: Any, frame: tuple[int, int]) -> None:
+        super().__init__()
+        self.model = model
+        self._lengths = _Lengths()
+        config, convolutions = model.config, model.base_model.feature_extractor.conv_layers
+        for layer in convolutions:
+            if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
+                if layer is not convolutions[0] or layer.layer_norm.num_groups != layer.layer_norm.num_channels:
+                    raise Refused("the model normalises over time in a place that the worker does not know")
+                field, stride = config.conv_kernel[0], config.conv_stride[0]
+                layer.layer_norm = _NormOverRealFrames(layer.layer_norm, self._lengths, field, stride)
+        for module in model.modules():
+            if hasattr(module, "_get_feature_vector_attention_mask"):
+                module._get_feature_vector_attention_mask = lambda frames, *_, **__: self._lengths.valid(frames, *frame)
+
+    def forward(self, input_values: Tensor, input_length: Tensor) -> Tensor:
+        self._lengths.samples = input_length
+        # That there is a mask is all that the model itself looks at.
+        logits: Tensor = self.model(input_values, attention_mask=input_length).logits
+        return logits
+
+
+def trace(model: Any, frame: tuple[int, int], folder: Path) -> Path:
+    """Trace `model`, a CTC or classification model, into `folder`; the graph's file. Raises Refused.
+
+    Inputs: input_values (batch, samples) and input_length (batch). Output: logits.
+    """
+    from export.onnx_from_model import OPSET
+
+    for module in model.modules():
+        if nn.utils.parametrize.is_parametrized(module):  # weight normalisation, which need not be done at every run
+            for name in list(module.parametrizations):
+                nn.utils.parametrize.remove_parametrizations(module, name)
+    longest, shorter = (count + frame[0] for count in _TRACED_SAMPLES)
+    lengths = torch.tensor([longest, shorter], dtype=torch.int32)
+    folder.mkdir(parents=True)
+    with torch.inference_mode():
+        torch.onnx.export(
+            _Padded(model, frame).eval(),
+            (torch.randn(2, longest), lengths),
+            str(folder / "model.onnx"),
+            input_names=["input_values", "input_length"],
+            output_names=["logits"],
+            dynamic_axes={"input_values": {0: "batch", 1: "samples"}, "input_length": {0: "batch"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    return folder / "model.onnx"

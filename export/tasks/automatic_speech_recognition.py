@@ -1,0 +1,85 @@
+"""CTC models, offline: the best token of every frame is chosen in the graph, so that 4 bytes a frame leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from onnx import TensorProto
+
+from export.audio import AudioExport
+from export.errors import Refused
+from export.measures import Measure
+from export.nodes import Nodes, require_output, set_outputs
+from export.source import first_line
+
+if TYPE_CHECKING:
+    from engine.tensors import Arrays
+    from export.recipe import Recipe
+    from export.source import Source
+    from export.tasks.base import Layout
+
+_TIED = 1e-3
+"""Logits. Of two tokens that are as near as this, other arithmetic may choose the other one."""
+
+
+class AutomaticSpeechRecognitionExport(AudioExport):
+    """wav2vec2 and its relatives with a CTC head and a character vocabulary."""
+
+    tag: ClassVar[str] = "automatic-speech-recognition"
+    heads: ClassVar[tuple[str, ...]] = ("ForCTC",)
+    measures: ClassVar[Sequence[Measure]] = (
+        # The share of frames with the same token, those aside where two tokens are tied: text and timestamps are then
+        # the same. In int8 a few frames at the edges of tokens move.
+        Measure("agreement", 1.0, 0.9, at_least=True, column="same token"),
+    )
+
+    def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
+        """The feature extractor and the tokenizer, which must be Wav2Vec2CTCTokenizer."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, ImportError, TypeError) as error:
+            raise Refused(f"{model} has no tokenizer that can be loaded: {first_line(error)}") from error
+        if type(tokenizer).__name__ != "Wav2Vec2CTCTokenizer":
+            raise Refused(f"{model} has a {type(tokenizer).__name__}; the worker decodes as Wav2Vec2CTCTokenizer does")
+        return {**super().processors(folder, model, layout, recipe), "tokenizer": tokenizer}
+
+    def head(self, graph: Any, source: Source) -> None:
+        """The best token of each frame."""
+        logits = require_output(graph, "logits", self.tag)
+        nodes = Nodes(graph, "head")
+        best = nodes.add("ArgMax", "best", logits.name, axis=-1, keepdims=0)
+        nodes.add("Cast", "tokens", best, output="tokens", to=TensorProto.INT32)
+        set_outputs(graph, [("tokens", "int32", ("batch", "length"))])
+
+    def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
+        """Features, tokens, and how they become text."""
+        tokenizer = source.tokenizer
+        vocabulary = {
+            "pad": tokenizer.pad_token,
+            "delimiter": tokenizer.word_delimiter_token,
+            "space": tokenizer.replace_word_delimiter_char,
+            "lowercase": tokenizer.do_lower_case,
+            "clean_up": tokenizer.clean_up_tokenization_spaces,
+        }
+        tokens = tokenizer.convert_ids_to_tokens(list(range(source.config.vocab_size)))
+        return {**super().task_config(source, outputs), "tokens": tokens, "vocabulary": vocabulary}
+
+    def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
+        """The logits."""
+        return {"logits": model(**inputs).logits[0].numpy()}
+
+    def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
+        """The share of frames with the same token."""
+        logits, tokens = expected["logits"], found["tokens"]
+        if len(logits) != len(tokens):
+            return [0.0]
+        chosen = np.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
+        return [float(np.mean(chosen >= logits.max(axis=1) - _TIED))]
+
+
+TASK = AutomaticSpeechRecognitionExport()

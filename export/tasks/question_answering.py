@@ -1,0 +1,92 @@
+"""Extractive question answering, offline: a logit a token for where an answer begins and one for where it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine.tasks.question_answering import WINDOW
+from engine.text.scores import softmax
+from export.errors import Refused
+from export.measures import Measure
+from export.nodes import require_output, set_outputs
+from export.tasks.base import Layout, Probe
+from export.tasks.text_classification import SCORES, compare_scores
+from export.text import TOKENS, TextExport, run, sample_texts, texts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine.tasks.base import Json
+    from engine.tensors import Arrays
+    from export.recipe import Recipe
+    from export.source import Source
+
+_OUTPUTS = ("start_logits", "end_logits")
+_QUESTION = "What is the answer?"
+
+
+class QuestionAnsweringExport(TextExport):
+    """Models with a span head."""
+
+    tag: ClassVar[str] = "question-answering"
+    heads: ClassVar[tuple[str, ...]] = ("ForQuestionAnswering",)
+    measures: ClassVar[Sequence[Measure]] = SCORES
+
+    def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
+        """The tokenizer, which must put the question first."""
+        found = super().processors(folder, model, layout, recipe)
+        if found["tokenizer"].padding_side != "right":
+            raise Refused(f"{model} pads on the left, so that its context comes before the question; that is not built")
+        return found
+
+    def head(self, graph: Any, source: Source) -> None:
+        """The logits as they are."""
+        for name in _OUTPUTS:
+            require_output(graph, name, self.tag)
+        set_outputs(graph, [(name, "float32", TOKENS) for name in _OUTPUTS])
+
+    def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
+        """The token that stands for no answer."""
+        return {**super().task_config(source, outputs), "cls_token_id": source.tokenizer.cls_token_id}
+
+    def probes(self, source: Source) -> Iterator[Probe]:
+        """One question about every text; a long one gives a row a window."""
+        contexts = [(f"example {n}", example["context"]) for n, example in enumerate(self.online.examples)]
+        for label, context in [*contexts, *texts(source, [])]:
+            if context:
+                yield Probe(label, {"question": _QUESTION, "context": context}, _windows(source, context))
+
+    def samples(self, source: Source) -> Iterator[Json]:
+        """One question about every text."""
+        return ({"question": _QUESTION, "context": text} for text in sample_texts(source))
+
+    def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
+        """Both logits."""
+        return run(model, inputs, *_OUTPUTS)
+
+    def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
+        """The worse figures of start and end, as probabilities over the row."""
+        both = [compare_scores(softmax(expected[name]), softmax(found[name])) for name in _OUTPUTS]
+        return max(one[0] for one in both), min(one[1] for one in both)
+
+
+def _windows(source: Source, context: str) -> list[Mapping[str, Any]]:
+    """The windows as transformers' tokenizer cuts them, a mapping each, with a batch of one."""
+    import torch
+
+    length = min(source.max_length, WINDOW)
+    made = source.tokenizer(
+        _QUESTION,
+        context,
+        truncation="only_second",
+        max_length=length,
+        stride=min(length // 2, 128),
+        return_overflowing_tokens=True,
+    )
+    names = [name for name in made if name != "overflow_to_sample_mapping"]
+    rows = zip(*(made[name] for name in names), strict=True)
+    return [{name: torch.tensor([ids]) for name, ids in zip(names, row, strict=True)} for row in rows]
+
+
+TASK = QuestionAnsweringExport()

@@ -1,0 +1,84 @@
+"""Cross-encoders, offline: a classifier's graph with one logit, and the function that sentence-transformers applies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engine.text.scores import FUNCTIONS
+from export.errors import Refused
+from export.json_files import read_json
+from export.sentence_files import read_transformer_options
+from export.tasks.base import Layout, Probe
+from export.tasks.text_classification import TextClassificationExport, compare_scores
+from export.text import sample_texts, texts, tokens_of
+
+if TYPE_CHECKING:
+    from engine.tasks.base import Json
+    from engine.tensors import Arrays
+    from export.recipe import Recipe
+    from export.source import Source
+
+_QUERY = "What is the answer?"
+_FUNCTIONS = {"Sigmoid": "sigmoid", "Identity": "none"}
+_TRANSFORMER = "sequence-classification"
+
+
+class TextRankingExport(TextClassificationExport):
+    """Sequence classification models with one output."""
+
+    tag: ClassVar[str] = "text-ranking"
+    exporter: ClassVar[str] = "text-classification"
+    heads: ClassVar[tuple[str, ...]] = ()  # text-classification's; a CrossEncoder's own files claim it
+
+    def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
+        """A CrossEncoder's files."""
+        settings = read_json(root / "config_sentence_transformers.json")
+        old = "sbert_ce_default_activation_function" in config
+        return old or "sentence_transformers" in config or settings.get("model_type") == "CrossEncoder"
+
+    def layout(self, root: Path, recipe: Recipe) -> Layout:
+        """Activation and length, in the forms that versions of sentence-transformers write them."""
+        settings, config = read_json(root / "config_sentence_transformers.json"), read_json(root / "config.json")
+        if (settings.get("prompts") or {}).get(settings.get("default_prompt_name")):
+            raise Refused("the model puts a prompt before every text, which text-ranking cannot; export another model")
+        activation = (
+            settings.get("activation_fn")
+            or (config.get("sentence_transformers") or {}).get("activation_fn")
+            or config.get("sbert_ce_default_activation_function")
+            or "Sigmoid"
+        )
+        name = activation.rpartition(".")[2]
+        if name not in _FUNCTIONS:
+            raise Refused(f"the model's activation is {activation}, a bundle takes one of {', '.join(_FUNCTIONS)}")
+        options = read_transformer_options(root, _TRANSFORMER)
+        return Layout(settings={"function": _FUNCTIONS[name], "max_length": options.get("max_seq_length")})
+
+    def check(self, model: str, config: Any) -> None:
+        """One output."""
+        if config.num_labels != 1:
+            raise Refused(
+                f"{model} has {config.num_labels} outputs, a reranker has one; try --task text-classification"
+            )
+
+    def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
+        """The function and the length."""
+        return {"max_length": source.max_length, "function": source.settings["function"]}
+
+    def probes(self, source: Source) -> Iterator[Probe]:
+        """One query with every text."""
+        for label, text in texts(source, [{"texts": ["Sarah wrote it in London.", "混合的文本 🙂"]}]):
+            yield Probe(label, {"query": _QUERY, "documents": [text]}, [tokens_of(source, _QUERY, text)])
+
+    def samples(self, source: Source) -> Iterator[Json]:
+        """One query with every text."""
+        return ({"query": _QUERY, "documents": [text]} for text in sample_texts(source))
+
+    def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
+        """Of the scores, with the model's function."""
+        function = FUNCTIONS[source.settings["function"]]
+        return compare_scores(function(expected["logits"]), function(found["logits"]))
+
+
+TASK = TextRankingExport()

@@ -1,0 +1,32 @@
+"""The bundle of a task without a model: a manifest that names the task. Boot and job loop are the same for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.bundle import Manifest, new_bundle_folder, write_manifest
+from export.errors import Refused
+from export.progress import stage
+from export.recipe import Recipe
+
+
+def without_model(recipe: Recipe) -> dict[str, Any]:
+    """Write the bundle of `recipe`, and return what there is to say in place of parity figures. Raises Refused."""
+    assert recipe.task is not None
+    if recipe.model:
+        raise Refused(f"{recipe.task} has no model; leave {recipe.model} out")
+    with stage("write"), new_bundle_folder(recipe.out) as folder:
+        from export.write import versions
+
+        manifest = Manifest(
+            model=recipe.task,
+            revision=None,
+            architecture="none",
+            task=recipe.task,
+            task_config={},
+            precision="none",
+            graphs={},
+            versions=versions(()),
+        )
+        write_manifest(folder, manifest)
+    return {"worst": "nothing to compare, there is no model"}

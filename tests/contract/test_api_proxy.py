@@ -1,0 +1,172 @@
+"""api-proxy against a real TLS server: what it sends, what it passes on, when it tries again."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config import Limits, Settings
+from engine.errors import ConfigError
+from engine.passage import Passage
+from engine.stats import Stats
+from engine.tasks.api_proxy import ApiProxy
+from handler.handler import Handler
+from tests.tls_server import HOST, Answer, TlsServer, certificate, content, raw
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
+    running = TlsServer(certificate(tmp_path_factory.mktemp("tls")))
+    yield running
+    running.close()
+
+
+class Proxy:
+    """The task behind a handler; `pauses` are what it would have slept."""
+
+    def __init__(self, server: TlsServer, **settings: Any) -> None:
+        self.pauses: list[float] = []
+        self.server = server
+        defaults = {"fetch_hosts": (server.host,), "upstream_url": server.url("/v1/"), "fetch_timeout_s": 2.0}
+        task = ApiProxy(Limits(**{**defaults, **settings}), server.network(), self.pauses.append)
+        self._handler = Handler(task, Passage(Stats()), dict)
+
+    def ask(self, payload: Any) -> Any:
+        self.server.seen.clear()
+        return asyncio.run(self._handler.handle({"id": "1", "input": payload}))
+
+    def on(self, path: str, *answers: Answer) -> None:
+        """Answer requests for `path` in turn, the last for ever."""
+        turns = list(answers)
+
+        def answer(request: BaseHTTPRequestHandler) -> None:
+            (turns.pop(0) if len(turns) > 1 else turns[0])(request)
+
+        self.server.answers[path] = answer
+
+
+@pytest.fixture
+def proxy(server: TlsServer) -> Proxy:
+    return Proxy(server, upstream_authorization="Bearer secret")
+
+
+def as_json(value: Any, status: int = 200, **headers: str) -> Answer:
+    return content(json.dumps(value).encode(), status, Content_Type="application/json; charset=utf-8", **headers)
+
+
+def test_a_request_and_its_answer(proxy: Proxy):
+    proxy.on("/v1/items", as_json({"made": 1}))
+    request = {"path": "/items", "method": "post", "query": {"page": 2, "q": "a b&c"}, "body": {"name": "ü"}}
+    assert proxy.ask({"request": request}) == {"status": 200, "json": {"made": 1}}
+    ((method, path, headers, body),) = proxy.server.seen
+    assert (method, path) == ("POST", "/v1/items?page=2&q=a+b%26c")
+    assert json.loads(body) == {"name": "ü"}
+    assert headers["authorization"] == "Bearer secret"
+    assert headers["content-type"] == "application/json"
+    assert headers["host"] == proxy.server.host
+
+
+def test_other_content_is_passed_on(proxy: Proxy):
+    proxy.on("/v1/text", content("grüß".encode(), Content_Type="text/plain"))
+    proxy.on("/v1/bytes", content(b"\x00\xff", Content_Type="image/png"))
+    proxy.on("/v1/liar", content(b"{", Content_Type="application/json"))
+    proxy.on("/v1/nothing", content(b"", 204))
+    requests = [{"path": path} for path in ("/text", "/bytes", "/liar", "/nothing")]
+    assert proxy.ask({"requests": requests}) == [
+        {"status": 200, "text": "grüß"},
+        {"status": 200, "base64": "AP8="},
+        {"status": 200, "base64": "ew=="},
+        {"status": 204, "base64": ""},
+    ]
+
+
+def test_a_refusal_is_an_answer_and_not_tried_again(proxy: Proxy):
+    proxy.on("/v1/none", as_json({"detail": "no such item"}, 404))
+    assert proxy.ask({"request": {"path": "/none"}}) == {"status": 404, "json": {"detail": "no such item"}}
+    assert (len(proxy.server.seen), proxy.pauses) == (1, [])
+
+
+@pytest.mark.parametrize("failure", [content(b"", 429), content(b"", 500), content(b"", 503), raw(b""), raw(b"\0")])
+def test_what_may_pass_is_tried_again(proxy: Proxy, failure: Answer):
+    proxy.on("/v1/busy", failure, failure, as_json("done"))
+    assert proxy.ask({"request": {"path": "/busy"}}) == {"status": 200, "json": "done"}
+    assert len(proxy.server.seen) == 3
+    assert len({headers["idempotency-key"] for _, _, headers, _ in proxy.server.seen}) == 1
+    first, second = proxy.pauses
+    assert 0.125 <= first <= 0.375
+    assert 0.25 <= second <= 0.75
+
+
+def test_the_service_says_how_long_to_wait(proxy: Proxy):
+    proxy.on("/v1/busy", content(b"", 429, Retry_After="2"), content(b"", 503, Retry_After="3600"), as_json("done"))
+    assert proxy.ask({"request": {"path": "/busy"}})["json"] == "done"
+    assert proxy.pauses == [2.0, 8.0]
+
+
+def test_after_the_last_attempt_the_job_may_be_sent_again(server: TlsServer):
+    proxy = Proxy(server, upstream_attempts=2)
+    proxy.on("/v1/down", content(b"", 502))
+    error = proxy.ask({"request": {"path": "/down"}})["error"]
+    assert error == "unreachable, please retry: the service answered with status 502, 2 times"
+    proxy.on("/v1/cut", raw(b""))
+    error = proxy.ask({"request": {"path": "/cut"}})["error"]
+    assert error.startswith(f"unreachable, please retry: the connection to {HOST} failed")
+    assert "authorization" not in server.seen[0][2]
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        ("/items", "`request` must be an object, got a string"),
+        ({}, "`request.path` must be a string, got null"),
+        ({"path": "items"}, "`request.path` must begin with /"),
+        ({"path": "@evil.test/"}, "`request.path` must begin with /"),
+        ({"path": "/../admin"}, "hold no ?, # or .."),
+        ({"path": "/%2e%2E/admin"}, "hold no ?, # or .."),
+        ({"path": "/a?b=c"}, "parameters go into `query`"),
+        ({"path": "/a", "method": "TRACE"}, "`method` must be one of GET, POST, PUT, PATCH, DELETE, got TRACE"),
+        ({"path": "/a", "query": []}, "`request.query`"),
+        ({"path": "/a", "query": {"a": [1]}}, "`request.query` must hold strings and numbers only"),
+        ({"path": "/a", "url": "https://evil.test"}, "unknown field `url`"),
+        ({"path": "/a", "headers": {"Host": "evil.test"}}, "unknown field `headers`"),
+    ],
+)
+def test_what_is_wrong_gets_a_sentence_and_no_request(proxy: Proxy, request_: Any, sentence: str):
+    error = proxy.ask({"request": request_})["error"]
+    assert error.startswith("invalid input: ")
+    assert sentence in error
+    assert proxy.server.seen == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({}, "api-proxy needs UPSTREAM_URL"),
+        ({"UPSTREAM_URL": "https://api.test/"}, "does not fetch URLs (its FETCH_HOSTS is empty)"),
+        ({"UPSTREAM_URL": "http://api.test/", "FETCH_HOSTS": "api.test"}, "only https URLs are fetched, got http"),
+        ({"UPSTREAM_URL": "https://api.test/", "FETCH_HOSTS": "b.test"}, "api.test is not among the hosts"),
+        (
+            {"UPSTREAM_URL": "https://api.test/", "FETCH_HOSTS": "api.test", "UPSTREAM_AUTHORIZATION": "a\nb: c"},
+            "UPSTREAM_AUTHORIZATION holds characters that a header cannot",
+        ),
+    ],
+)
+def test_settings_that_cannot_work_stop_the_boot(settings: dict[str, str], sentence: str):
+    with pytest.raises(ConfigError) as error:
+        ApiProxy(Settings.from_environ(settings))
+    assert sentence in str(error.value)
+
+
+def test_the_secret_is_not_printed():
+    assert "hunter2" not in repr(Settings.from_environ({"UPSTREAM_AUTHORIZATION": "Bearer hunter2"}))
+
+
+def test_nothing_private_is_reached(server: TlsServer, tmp_path: Path):
+    """The same rules as for media: the service must be at a public address."""
+    task = ApiProxy(Limits(fetch_hosts=("localhost",), upstream_url="https://localhost/", upstream_attempts=1))
+    reply = asyncio.run(Handler(task, Passage(Stats()), dict).handle({"id": "1", "input": {"request": {"path": "/"}}}))
+    assert reply["error"] == "invalid input: localhost is not at a public address"

@@ -1,0 +1,301 @@
+"""What a URL in a job can and cannot reach, against a real TLS server."""
+
+import asyncio
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import engine.fetch
+from engine.config import Limits
+from engine.errors import InvalidInput, Unreachable
+from engine.fetch import INTERNET, Network, check_url, fetch
+from engine.passage import Passage
+from engine.stats import Stats
+from engine.tasks.media import bytes_of, each_bytes_of
+from handler.handler import Handler
+from tests.tls_server import HOST, LOOPBACK, TlsServer, certificate, content, endless, raw, silent_server
+
+BODY = bytes(range(256)) * 40
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
+    running = TlsServer(certificate(tmp_path_factory.mktemp("tls")))
+    head = b"HTTP/1.1 200 OK\r\n"
+    running.answers = {
+        "/": content(BODY),
+        "/empty": content(b""),
+        "/error": content(b"", 503),
+        "/gone": content(b"", 410),
+        "/gzip": content(BODY, Content_Encoding="gzip"),
+        "/promise": endless(head + b"Content-Length: 99999999\r\n\r\n", b"", 0.02),
+        "/flood": endless(head + b"\r\n", BODY, 0),
+        "/chunks": raw(head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+        "/cut-chunks": raw(head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhel"),
+        "/cut": raw(head + b"Content-Length: 100\r\n\r\nhello"),
+        "/drip": endless(head + b"Content-Length: 5000\r\n\r\n", b"x", 0.02),
+        "/drip-header": endless(head, b"X-A: b\r\n", 0.02),
+        "/no-http": raw(b"\x00\x01\x02 hello\r\n"),
+        "/once": content(b"", 302, Location="/?a=b"),
+        "/loop": content(b"", 307, Location="/loop"),
+        "/nowhere": content(b"", 302),
+        "/to-http": content(b"", 301, Location=f"http://{HOST}/"),
+        "/to-metadata": content(b"", 302, Location="https://169.254.169.254/latest/meta-data"),
+        "/to-other": content(b"", 302, Location="https://other.test/"),
+        "/to-nothing": content(b"", 302, Location="https://[::1"),
+        "/to-file": content(b"", 302, Location="file:///etc/passwd"),
+    }
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def limits(server: TlsServer) -> Limits:
+    return Limits(fetch_hosts=(server.host,), fetch_timeout_s=5.0, max_media_bytes=20_000)
+
+
+def test_content_arrives(server: TlsServer, limits: Limits):
+    assert fetch(server.url(), limits, server.network()) == BODY
+    assert fetch(server.url("/chunks"), limits, server.network()) == b"hello"
+    assert fetch(server.url("/once"), limits, server.network()) == BODY
+    method, path, headers, _ = server.seen[-1]
+    assert (method, path, headers["host"]) == ("GET", "/?a=b", server.host)
+    assert "authorization" not in headers
+
+
+def test_paths_are_sent_as_browsers_send_them(server: TlsServer, limits: Limits):
+    fetch(server.url("/?q=a b%20c&ü=1#part"), limits, server.network())
+    assert server.seen[-1][1] == "/?q=a%20b%20c&%C3%BC=1"
+
+
+def test_the_checked_address_is_the_one_that_is_reached(server: TlsServer, limits: Limits):
+    """DNS rebinding: a second look-up would give an address that was not checked."""
+    network = server.network([LOOPBACK], ["127.0.0.99"], allowed=[LOOPBACK])
+    assert fetch(server.url(), limits, network) == BODY
+    assert network.resolve(HOST, 443) == ["127.0.0.99"]  # so the answer was asked for once
+
+
+def test_a_redirect_is_looked_up_and_checked_anew(server: TlsServer, limits: Limits):
+    network = server.network([LOOPBACK], ["127.0.0.99"], allowed=[LOOPBACK])
+    before = len(server.seen)
+    with pytest.raises(InvalidInput, match=f"{HOST} is not at a public address"):
+        fetch(server.url("/once"), limits, network)
+    assert len(server.seen) == before + 1
+
+
+@pytest.mark.parametrize(
+    "answer", [["127.0.0.1"], ["8.8.8.8", "10.0.0.1"], ["::ffff:192.168.0.1"], ["fe80::1%eth0"], []]
+)
+def test_an_answer_with_an_address_that_is_not_public_is_refused(server: TlsServer, limits: Limits, answer: list[str]):
+    """The real check, and a resolver that lies; the server above is at such an address and sees nothing."""
+    network = replace(server.network(answer), is_allowed=INTERNET.is_allowed)
+    before = len(server.seen)
+    with pytest.raises(InvalidInput, match="is not at a public address"):
+        fetch(server.url(), limits, network)
+    assert len(server.seen) == before
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.1", "0x7f000001", "2130706433", "0", "[::1]", "[::ffff:127.0.0.1]"])
+def test_the_systems_resolver_is_checked_too(host: str):
+    with pytest.raises(
+        (InvalidInput, Unreachable), match="is not at a public address|not among|cannot be looked up|no host"
+    ):
+        fetch(f"https://{host}/", Limits(fetch_hosts=("*",)))
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "sentence"),
+    [
+        ("/error", Unreachable, "media.test answered with status 503"),
+        ("/gone", InvalidInput, "media.test answered with status 410"),
+        ("/nowhere", InvalidInput, "media.test answered with status 302"),
+        ("/gzip", InvalidInput, "compressed content"),
+        ("/promise", InvalidInput, "over the limit of 20000 bytes"),
+        ("/flood", InvalidInput, "over the limit of 20000 bytes"),
+        ("/cut", Unreachable, "before the end of the content"),
+        ("/cut-chunks", Unreachable, "failed \\(IncompleteRead\\)"),
+        ("/no-http", Unreachable, "failed \\(BadStatusLine\\)"),
+        ("/loop", InvalidInput, "more than 3 redirects"),
+        ("/to-http", InvalidInput, "only https URLs are fetched, got http"),
+        ("/to-file", InvalidInput, "only https URLs are fetched, got file"),
+        ("/to-metadata", InvalidInput, "169.254.169.254 is not among the hosts"),
+        ("/to-nothing", InvalidInput, "media.test redirects to a URL that is malformed"),
+        ("/to-other", InvalidInput, "other.test is not among the hosts"),
+    ],
+)
+def test_what_goes_wrong_gets_a_sentence(server: TlsServer, limits: Limits, path: str, kind: type, sentence: str):
+    with pytest.raises(kind, match=sentence):
+        fetch(server.url(path), limits, server.network())
+
+
+@pytest.mark.parametrize("path", ["/drip", "/drip-header"])
+def test_a_slow_server_gets_the_whole_time_and_no_more(server: TlsServer, limits: Limits, path: str):
+    """Each piece comes within a socket's timeout; all of them together do not come within the limit."""
+    with pytest.raises(Unreachable, match="media.test did not answer within 0.3 s"):
+        fetch(server.url(path), replace(limits, fetch_timeout_s=0.3), server.network())
+
+
+def test_silence_ends_too(server: TlsServer):
+    with silent_server() as port:
+        limits = Limits(fetch_hosts=("*:" + str(port),), fetch_timeout_s=0.2)
+        with pytest.raises(Unreachable, match="did not answer within 0.2 s"):
+            fetch(f"https://{HOST}:{port}/", limits, server.network())
+
+
+def test_so_does_a_resolver_that_hangs(server: TlsServer, limits: Limits):
+    wait = threading.Event()
+    network = replace(server.network(), resolve=lambda host, port: [LOOPBACK] if wait.wait(10) else [])
+    with pytest.raises(Unreachable, match="did not answer within 0.1 s"):
+        fetch(server.url(), replace(limits, fetch_timeout_s=0.1), network)
+    wait.set()
+
+
+@pytest.mark.parametrize(
+    ("errno", "kind", "sentence"),
+    [(socket.EAI_NONAME, InvalidInput, "there is no host"), (socket.EAI_AGAIN, Unreachable, "cannot be looked up now")],
+)
+def test_a_name_without_an_address(server: TlsServer, limits: Limits, errno: int, kind: type, sentence: str):
+    def resolve(host: str, port: int) -> list[str]:
+        raise socket.gaierror(errno, "no")
+
+    with pytest.raises(kind, match=sentence):
+        fetch(server.url(), limits, replace(server.network(), resolve=resolve))
+
+
+def test_the_next_address_is_tried(server: TlsServer, limits: Limits):
+    network = server.network(["127.0.0.2", LOOPBACK], allowed=["127.0.0.2", LOOPBACK])  # nobody listens at the first
+    assert fetch(server.url(), limits, network) == BODY
+    with pytest.raises(Unreachable, match="failed \\(ConnectionRefusedError\\)"):
+        fetch(server.url(), limits, server.network(["127.0.0.2"], allowed=["127.0.0.2"]))
+
+
+def test_the_certificate_must_be_the_hosts(server: TlsServer, tmp_path: Path):
+    limits = Limits(fetch_hosts=("*:" + str(server.port),))
+    with pytest.raises(InvalidInput, match="certificate of wrong.test cannot be verified: Hostname mismatch"):
+        fetch(f"https://wrong.test:{server.port}/", limits, server.network())
+    stranger = ssl.create_default_context(cafile=str(certificate(tmp_path)))
+    with pytest.raises(InvalidInput, match="certificate of media.test cannot be verified"):
+        fetch(server.url(), limits, replace(server.network(), trust=lambda: stranger))
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("http://media.test/", "only https URLs are fetched, got http"),
+        ("ftp://media.test/", "got ftp"),
+        ("//media.test/", "got none"),
+        ("https://user:secret@media.test/", "a URL with a user name or password"),
+        ("https://@media.test/", "a URL with a user name or password"),
+        ("https:///path", "needs a host name"),
+        ("https://bücher.test/", "xn--"),
+        ("https://media.test\0/", "xn--"),
+        ("https://media .test/", "xn--"),
+        ("https://media.test:8443/", "media.test:8443 is not among the hosts"),
+        ("https://media.test:99999/", "malformed"),
+        ("https://media.test:x/", "malformed"),
+        ("https://[::1/", "malformed"),
+        ("https://evil.test/", "evil.test is not among the hosts"),
+        ("https://evil.test/media.test", "evil.test is not among the hosts"),
+        ("https://media.test.evil.test/", "not among the hosts"),
+        ("https://evilcdn.test/", "not among the hosts"),
+        ("https://cdn.test/", "not among the hosts"),
+        ("https://media.test\\@evil.test/", "user name|malformed|not among"),
+    ],
+)
+def test_a_url_that_is_not_allowed_is_refused_before_any_look_up(url: str, sentence: str):
+    with pytest.raises(InvalidInput, match=sentence):
+        check_url(url, ("media.test", "*.cdn.test", "ports.test:8443"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://media.test/",
+        "HTTPS://MEDIA.test./a",
+        "https://media.test:443",
+        "https://a.b.cdn.test/",
+        "https://ports.test:8443/x",
+    ],
+)
+def test_a_url_on_the_list_passes(url: str):
+    check_url(url, ("media.test", "*.cdn.test", "ports.test:8443"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.text(), st.text().map("https://{}".format), st.text().map("https://[{}".format)))
+def test_whatever_the_url_is_it_is_refused_with_a_sentence(url: str):
+    limits = Limits(fetch_hosts=("*",), fetch_timeout_s=5)
+    nowhere = Network(resolve=lambda host, port: ["127.0.0.1"])
+    with pytest.raises((InvalidInput, Unreachable)):
+        fetch(url, limits, nowhere)
+
+
+def test_fetching_is_off_by_default():
+    with pytest.raises(InvalidInput, match="`image`: this worker does not fetch URLs"):
+        bytes_of("https://media.test/a.png", "image", Limits())
+
+
+def test_several_are_fetched_at_the_same_time_and_come_in_order(server: TlsServer, monkeypatch: pytest.MonkeyPatch):
+    together = threading.Barrier(8, timeout=10)  # nobody is answered before eight have asked
+
+    def when_all_are_here(request: Any) -> None:
+        together.wait()
+        content(request.path.encode())(request)
+
+    server.answers["/together"] = when_all_are_here
+    monkeypatch.setattr(engine.fetch, "INTERNET", server.network())
+    limits = Limits(fetch_hosts=(server.host,), fetch_timeout_s=20)
+    items = [(f"images[{index}]", server.url(f"/together?{index}")) for index in range(16)]
+    assert list(each_bytes_of(items, limits)) == [f"/together?{index}".encode() for index in range(16)]
+    items = [("images[0]", server.url("/")), ("images[1]", server.url("/gone")), ("images[2]", server.url("/"))]
+    with pytest.raises(InvalidInput, match=r"`images\[1\]`: media.test answered with status 410"):
+        list(each_bytes_of(items, limits))
+
+
+def test_a_fetch_does_not_hold_up_other_jobs(server: TlsServer, monkeypatch: pytest.MonkeyPatch):
+    """A task that blocks waits in a thread: the event loop answers health meanwhile, however small the payload is."""
+    asked, answered = threading.Event(), threading.Event()
+
+    def when_told(request: Any) -> None:
+        asked.set()
+        answered.wait(10)
+        content(BODY)(request)
+
+    server.answers["/when-told"] = when_told
+    limits = Limits(fetch_hosts=(server.host,), max_media_bytes=20_000)
+    monkeypatch.setattr(engine.fetch, "INTERNET", server.network())
+
+    class Sizes:
+        blocking = True
+
+        def parse(self, payload: Any) -> Any:
+            return payload
+
+        def preprocess(self, request: Any) -> Any:
+            return [len(bytes_of(request["url"], "url", limits))]
+
+        def postprocess(self, request: Any, outputs: Any) -> Any:
+            return {"bytes": outputs[0]}
+
+    class Echo(Passage):
+        async def run(self, rows: Any, on_rows_done: Any = None) -> Any:
+            return rows
+
+    async def scenario() -> None:
+        handler = Handler(Sizes(), Echo(Stats()), lambda: {"healthy": True})  # type: ignore[arg-type]
+        job = asyncio.create_task(handler.handle({"id": "1", "input": {"url": server.url("/when-told")}}))
+        await asyncio.to_thread(asked.wait, 10)
+        assert await handler.handle({"id": "2", "input": {"health": True}}) == {"healthy": True}
+        assert not job.done()
+        answered.set()
+        assert await job == {"bytes": len(BODY)}
+
+    asyncio.run(scenario())

@@ -1,0 +1,140 @@
+"""Rows of several graphs in one job."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from engine.backends.fake import FakeEngine
+from engine.batcher import Batcher
+from engine.bucket import Bucket
+from engine.errors import EngineError, Overloaded
+from engine.router import Router
+from engine.stats import Stats
+from engine.tensors import Row, TensorSpec
+
+
+class Graphs:
+    """A router on two fakes; `gates` hold their runs back."""
+
+    def __init__(self, max_queued: int = 100) -> None:
+        self.stats, self.gates = Stats(), {name: threading.Event() for name in ("image", "text")}
+        self.fail: set[str] = set()
+        self.engines = {name: self._engine(name) for name in self.gates}
+        limits = {"max_rows": 8, "max_tokens": 1000, "max_queued": max_queued, "stats": self.stats}
+        self.router = Router({name: Batcher(one, **limits) for name, one in self.engines.items()}, self.stats)  # type: ignore[arg-type]
+
+    def _engine(self, name: str) -> FakeEngine:
+        inputs = [TensorSpec("values", "int32", ("batch", 4))]
+
+        def on_run(bucket: Bucket) -> None:
+            self.gates[name].wait(10)
+            if name in self.fail:
+                raise RuntimeError(f"{name} is broken")
+
+        return FakeEngine(inputs, [TensorSpec(name, "float32", ("batch", 2))], on_run=on_run)
+
+    def open(self) -> None:
+        for gate in self.gates.values():
+            gate.set()
+
+
+def row(graph: str, seed: int) -> Row:
+    return Row({"values": np.full(4, seed, np.int32)}, 1, graph)
+
+
+async def test_outputs_come_in_the_order_of_the_rows_from_the_graph_of_each():
+    graphs = Graphs()
+    graphs.open()
+    names = ["text", "image", "image", "text", "image"]
+    outputs = await graphs.router.run([row(name, seed) for seed, name in enumerate(names)])
+    assert [next(iter(output)) for output in outputs] == names
+    for seed, (name, output) in enumerate(zip(names, outputs, strict=True)):
+        (alone,) = await graphs.router.run([row(name, seed)])
+        assert np.array_equal(output[name], alone[name])
+    graphs.router.close()
+    assert graphs.router.stats.rows == 10
+
+
+async def test_what_waits_and_runs_is_told_of_all_graphs():
+    graphs = Graphs()
+    running = [asyncio.ensure_future(graphs.router.run([row("text", 1)]))]
+    while not graphs.router.busy_s:
+        await asyncio.sleep(0.001)
+    running += [asyncio.ensure_future(graphs.router.run([row(name, 2) for _ in range(3)])) for name in graphs.gates]
+    await asyncio.sleep(0)
+    while graphs.router.queued != 3:  # those of the image's batch run at once
+        await asyncio.sleep(0.001)
+    graphs.open()
+    await asyncio.gather(*running)
+    assert graphs.router.queued == 0
+    graphs.router.close()
+
+
+async def test_a_graph_that_fails_fails_the_job_and_the_rest_of_it_is_cancelled():
+    graphs = Graphs()
+    graphs.fail.add("text")
+    first = asyncio.ensure_future(graphs.router.run([row("image", 0)]))  # keeps the image's engine busy
+    while not graphs.router.busy_s:
+        await asyncio.sleep(0.001)
+    job = asyncio.ensure_future(graphs.router.run([row("image", 1), row("text", 2)]))
+    await asyncio.sleep(0)
+    graphs.gates["text"].set()
+    with pytest.raises(EngineError, match="text is broken"):
+        await job
+    while graphs.router.queued:
+        await asyncio.sleep(0.001)
+    graphs.open()
+    await first
+    graphs.router.close()
+    assert graphs.router.stats.rows == 1
+
+
+async def test_rows_that_one_graph_has_no_room_for_are_refused_whole():
+    graphs = Graphs(max_queued=2)
+    first = asyncio.ensure_future(graphs.router.run([row("image", 0)]))
+    while not graphs.router.busy_s:
+        await asyncio.sleep(0.001)
+    with pytest.raises(Overloaded):
+        await graphs.router.run([row("image", 1), *(row("text", seed) for seed in range(3))])
+    while graphs.router.queued:
+        await asyncio.sleep(0.001)
+    graphs.open()
+    await first
+    graphs.router.close()
+
+
+async def test_a_closed_router_answers_nobody():
+    graphs = Graphs()
+    graphs.open()
+    graphs.router.close()
+    with pytest.raises(EngineError, match="closed"):
+        await graphs.router.run([row("image", 0), row("text", 1)])
+
+
+async def test_progress_counts_the_rows_of_all_graphs():
+    graphs, told = Graphs(), list[int]()
+    graphs.gates["text"].set()
+    rows = [row("image", 0), *(row("text", seed) for seed in range(12)), row("image", 1)]
+    job = asyncio.ensure_future(graphs.router.run(rows, told.append))
+    while 8 not in told:  # a batch of texts
+        await asyncio.sleep(0.001)
+    graphs.open()
+    await job
+    assert told == sorted(told)
+    assert told[-1] <= len(rows)
+    graphs.router.close()
+
+
+async def test_whoever_is_told_of_a_lost_engine_is_told_by_every_graph():
+    graphs, said = Graphs(), list[str]()
+    graphs.router.on_lost = said.append
+    for batcher in graphs.router._batchers.values():
+        batcher.on_lost("lost")
+    graphs.router.on_lost("once more")
+    assert said == ["lost", "lost", "once more"]
+    graphs.open()
+    graphs.router.close()

@@ -1,0 +1,119 @@
+"""Image models of the zoo, exported and served once a session, and transformers' pipeline on the same model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.zoo.images import EXPORT_SIZES, task_model
+from export.__main__ import main
+from tests.served import Served
+
+
+@dataclass
+class Entry:
+    """A model, its bundle behind a handler, and the pipeline."""
+
+    task: str
+    folder: Path
+    served: Served
+
+    @cached_property
+    def pipeline(self) -> Any:
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return transformers.pipeline(self.task, model=str(self.folder), use_fast=False, device="cpu")
+
+    def expect(self, *arguments: Any, **options: Any) -> Any:
+        """What the pipeline answers."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return self.pipeline(*arguments, **options)
+
+
+Zoo = Callable[..., Entry]
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
+    """`zoo(task, architecture, *options of the export, **config)`."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # such small models only lose by more
+    made: dict[str, Entry] = {}
+
+    def get(task: str, architecture: str, *options: str, **config: Any) -> Entry:
+        key = f"{task} {architecture} {options} {sorted(config.items())}"
+        if key not in made:
+            root = tmp_path_factory.mktemp("zoo")
+            folder = task_model(root / "model", task, architecture, **config)
+            if not options and architecture in EXPORT_SIZES:
+                options = ("--image-size", "x".join(map(str, EXPORT_SIZES[architecture])))
+            arguments = ["--task", task, "--out", str(root / "bundle"), *options]
+            assert main([str(folder), *arguments]) == 0
+            made[key] = Entry(task, folder, Served(root / "bundle"))
+        return made[key]
+
+    yield get
+    for entry in made.values():
+        entry.served.close()
+        shutil.rmtree(entry.folder.parent)
+    torch.set_num_threads(threads)
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    """Coarse noise enlarged, with fine noise on it: neither flat nor all detail."""
+    draw = np.random.default_rng(seed)
+    coarse = Image.fromarray(draw.integers(0, 256, (5, 7, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    fine = draw.normal(0, 20, (height, width, 3))
+    return Image.fromarray(np.clip(np.asarray(coarse) + fine, 0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> str:
+    """The image as a job carries it."""
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def decoded(png: str) -> Any:
+    """The pixels of a picture in a reply."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
+
+
+def assorted() -> list[str]:
+    """Images that differ in proportion, size, kind and mode; one lies on its side."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    return [
+        encoded(picture(64, 48, 0)),
+        encoded(picture(40, 90, 1), "JPEG", quality=90),
+        encoded(picture(33, 33, 2).convert("L")),
+        encoded(picture(150, 100, 3), "WEBP", lossless=True),
+        encoded(picture(20, 25, 4).convert("P", palette=Image.Palette.ADAPTIVE), "GIF"),
+        encoded(picture(80, 50, 5), "JPEG", exif=turned),
+        encoded(picture(51, 51, 6).convert("RGBA")),
+    ]
+
+
+@pytest.fixture(scope="session")
+def images() -> list[str]:
+    """See assorted."""
+    return assorted()

@@ -1,0 +1,93 @@
+"""image-feature-extraction answers like transformers' pipeline; image-text-embedding like the model's own methods."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.zoo.images import HEADS
+from tests.e2e.images.test_classification import CANDIDATES, pipeline_images
+
+TASK, BOTH = "image-feature-extraction", "image-text-embedding"
+ARCHITECTURES = ("vit", "swin", "resnet", "dinov2")
+
+
+def assert_near(found: Any, expected: Any, tolerance: float = 1e-4) -> None:
+    """Equal within `tolerance` of the largest number."""
+    a, b = np.asarray(found), np.asarray(expected)
+    assert a.shape == b.shape
+    assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_pooled_vectors(zoo: Any, images: list[str], architecture: str):
+    entry = zoo(TASK, architecture)
+    expected = np.array([np.ravel(vector) for vector in entry.expect(pipeline_images(images), pool=True)])
+    found = entry.served.ask({"images": images})
+    assert found["dimensions"] == expected.shape[1]
+    assert_near(found["embeddings"], expected)
+    alone = entry.served.ask_all([{"image": image} for image in images])
+    assert_near([answer["embedding"] for answer in alone], found["embeddings"], 1e-5)
+    assert np.ptp(expected, axis=0).max() > 0.1  # images differ
+
+
+def test_vectors_of_every_patch(zoo: Any, images: list[str]):
+    entry = zoo(TASK, "vit", "--pooling", "none")
+    expected = np.concatenate(entry.expect(pipeline_images(images)))
+    found = entry.served.ask({"images": images})
+    assert_near(found["embeddings"], expected)
+    coded = entry.served.ask({"image": images[0], "encoding_format": "base64"})
+    vectors = np.frombuffer(base64.b64decode(coded["embedding"]), "<f4").reshape(-1, coded["dimensions"])
+    assert_near(vectors, expected[0])
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_other_poolings(zoo: Any, images: list[str], pooling: str):
+    entry = zoo(TASK, "dinov2", "--pooling", pooling)
+    hidden = np.concatenate(entry.expect(pipeline_images(images)))
+    expected = hidden[:, 0] if pooling == "cls" else hidden.mean(1)
+    assert_near(entry.served.ask({"images": images})["embeddings"], expected)
+    unit = entry.served.ask({"images": images, "normalize": True})["embeddings"]
+    assert_near(unit, expected / np.linalg.norm(expected, axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("architecture", HEADS[BOTH][1])
+def test_images_and_texts_in_one_space(zoo: Any, images: list[str], architecture: str):
+    import torch
+    import transformers
+
+    entry = zoo(BOTH, architecture)
+    model = transformers.AutoModel.from_pretrained(entry.folder).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(entry.folder, use_fast=False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(entry.folder)
+    padding = "max_length" if architecture == "siglip" else True
+    tokens = tokenizer(CANDIDATES, padding=padding, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        pixels = processor(images=pipeline_images(images), return_tensors="pt")
+        expected = {"image": model.get_image_features(**pixels), "text": model.get_text_features(**tokens)}
+    for kind, values in (("image", images), ("text", CANDIDATES)):
+        raw = expected[kind].numpy()
+        assert_near(entry.served.ask({f"{kind}s": values, "normalize": False})["embeddings"], raw)
+        unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+        found = entry.served.ask({f"{kind}s": values})
+        assert_near(found["embeddings"], unit)
+        alone = entry.served.ask_all([{kind: value} for value in values])
+        assert_near([answer["embedding"] for answer in alone], found["embeddings"], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("payload", "sentence"),
+    [
+        ({}, "`input` needs one of `image`, `images`, `text` and `texts`"),
+        ({"text": "a", "image": "AAAA"}, "unknown field `image`; known are"),
+        ({"text": 3}, "`text` must be a string, got a number"),
+        ({"texts": []}, "`texts` must hold 1 to"),
+        ({"text": "a", "encoding_format": "hex"}, "`encoding_format` must be one of float, base64"),
+        ({"image": "AAAA", "normalise": True}, "unknown field `normalise`"),
+    ],
+)
+def test_what_is_wrong_gets_a_sentence(zoo: Any, payload: dict[str, Any], sentence: str):
+    assert sentence in zoo(BOTH, "clip").served.refusal(payload)

@@ -1,0 +1,113 @@
+"""question-answering answers like transformers' pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.zoo.text import CASES
+from tests.same import assert_same
+
+TASK = "question-answering"
+ARCHITECTURES = [case.architecture for case in CASES if case.task == TASK]
+SHORT = "My name is Sarah and I live in London."
+LONG = (
+    "In 2019, 3.5 million people lived in Berlin. Paris is the capital of France, Madrid the capital of Spain. "
+    "My brother Wolfgang works for Acme-Corporation, and the small cat sleeps on the mat in the old house. "
+) * 5
+PAIRS = [
+    {"question": "Where do I live?", "context": SHORT},
+    {"question": "What is the capital?", "context": LONG},
+    {"question": "谁 café?", "context": "机器学习 café שלום naïve 🙂 x"},
+]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_best_answer(zoo: Any, architecture: str):
+    entry = zoo(TASK, architecture)
+    expected = [entry.expect(**pair) for pair in PAIRS]
+    found = entry.served.ask({"inputs": PAIRS})
+    assert_same(found, expected)
+    assert_same(entry.served.ask_all(PAIRS), found, 1e-5)
+    for pair, answer in zip(PAIRS, found, strict=True):
+        assert pair["context"][answer["start"] : answer["end"]] == answer["answer"] != ""
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta-v2"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_k": 4},
+        {"top_k": 4, "align_to_words": False},
+        {"top_k": 3, "handle_impossible_answer": True},
+        {"max_answer_len": 3},
+        {"top_k": 5, "max_answer_len": 1},
+        {"max_seq_len": 40, "doc_stride": 10, "top_k": 2},
+        {"max_seq_len": 64, "doc_stride": 0},
+    ],
+    ids=str,
+)
+def test_options(zoo: Any, architecture: str, options: dict[str, Any]):
+    entry = zoo(TASK, architecture)
+    for pair in PAIRS[:2]:
+        assert_same(entry.served.ask({**pair, **options}), entry.expect(**pair, **options))
+
+
+def drawn_to_cls(folder: Path) -> Path:
+    """The model with a span head that looks for what [CLS] is like."""
+    import torch
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+    with torch.no_grad():
+        hidden = model.bert(**tokenizer("Where?", SHORT, return_tensors="pt")).last_hidden_state[0, 0]
+        model.qa_outputs.weight[:] = 12 * hidden / hidden.square().sum()
+    out = folder.parent / "drawn"
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return out
+
+
+def test_no_answer_wins_where_it_is_likelier(zoo: Any):
+    entry = zoo(TASK, "bert", drawn_to_cls)
+    for pair in PAIRS[:2]:
+        options = {"handle_impossible_answer": True, "top_k": 6}
+        found = entry.served.ask({**pair, **options})
+        assert_same(found, entry.expect(**pair, **options))
+        assert any(answer["answer"] == "" for answer in found)
+        assert entry.served.ask(pair)["answer"] != ""
+    assert entry.served.ask({**PAIRS[0], "handle_impossible_answer": True})["answer"] == ""
+
+
+def test_forms_of_a_job(zoo: Any):
+    entry = zoo(TASK, "distilbert")
+    one, other = PAIRS[0], {"question": "Who am I?", "context": SHORT}
+    answers = entry.served.ask_all([one, other])
+    both = entry.served.ask({"question": [one["question"], other["question"]], "context": SHORT})
+    assert_same(both, answers, 1e-5)
+    both = entry.served.ask({"question": [one["question"], other["question"]], "context": [SHORT, SHORT]})
+    assert_same(both, answers, 1e-5)
+    assert_same(entry.served.ask({"inputs": one}), answers[0], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("payload", "sentence"),
+    [
+        ({"question": "a"}, "`input` needs `question` and `context`, or `inputs` with objects of both"),
+        ({"question": "a", "context": ""}, "`question` and `context` must not be empty"),
+        ({"question": "a", "context": 3}, "`context` must be a string, got a number"),
+        ({"question": ["a", "b"], "context": ["c"]}, "`question` holds 2 and `context` 1; they must go together"),
+        ({"inputs": [{"question": "a", "context": "b", "id": 1}]}, "unknown field `id`; known are `context`"),
+        ({"question": "a", "context": "b", "topk": 1}, "unknown field `topk`; known are `align_to_words`"),
+        ({"question": "a", "context": "b", "top_k": 0}, "`top_k` must be a whole number from 1"),
+        (
+            {"question": "where " * 130, "context": SHORT},
+            "windows of 128 tokens, 393 of them taken, must be longer than their overlap of 64",
+        ),
+    ],
+)
+def test_refusals(zoo: Any, payload: Any, sentence: str):
+    assert zoo(TASK, "bert").served.refusal(payload).startswith(f"invalid input: {sentence}")

@@ -1,0 +1,87 @@
+"""text-classification answers like transformers' pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.zoo.text import ARCHITECTURES
+from tests.same import assert_same
+
+TASK = "text-classification"
+TEXTS = [
+    "The best film of the year.",
+    "it was great and then it was not",
+    "机器学习 café שלום",
+    "x",
+    "My brother Wolfgang works for Acme Corporation in Berlin, again and again. " * 20,
+]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_labels_and_scores(zoo: Any, architecture: str):
+    entry = zoo(TASK, architecture)
+    expected = entry.expect(TEXTS, top_k=None, truncation=True)
+    found = entry.served.ask({"texts": TEXTS, "top_k": None})
+    assert_same(found, expected)
+    assert_same(entry.served.ask_all([{"text": text, "top_k": None} for text in TEXTS]), found, 1e-5)
+    # The answers tell texts apart.
+    assert len({round(answer[0]["score"], 3) for answer in found}) > 2
+
+
+def test_the_best_label_alone(zoo: Any):
+    entry = zoo(TASK, "bert")
+    for text in TEXTS:
+        assert_same(entry.served.ask({"text": text}), entry.expect(text, truncation=True))
+    assert_same(entry.served.ask({"inputs": TEXTS, "top_k": 2}), entry.expect(TEXTS, top_k=2, truncation=True))
+
+
+@pytest.mark.parametrize("function", ["softmax", "sigmoid", "none"])
+def test_the_function_can_be_chosen(zoo: Any, function: str):
+    entry = zoo(TASK, "roberta")
+    options = {"top_k": 3, "function_to_apply": function}
+    assert_same(entry.served.ask({"texts": TEXTS, **options}), entry.expect(TEXTS, truncation=True, **options))
+
+
+@pytest.mark.parametrize("architecture", ["bert", "deberta-v2", "roberta"])
+def test_pairs(zoo: Any, architecture: str):
+    entry = zoo(TASK, architecture)
+    pairs = [{"text": a, "text_pair": b} for a, b in zip(TEXTS, reversed(TEXTS), strict=True)]
+    expected = entry.expect(pairs, top_k=None, truncation=True)
+    assert_same(entry.served.ask({"texts": pairs, "top_k": None}), expected)
+    assert_same(entry.served.ask({**pairs[0], "top_k": None}), expected[0])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("distilbert", {"problem_type": "multi_label_classification"}),
+        ("albert", {"problem_type": "regression", "id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}}),
+        ("electra", {"id2label": {0: "only"}, "label2id": {"only": 0}}),
+    ],
+)
+def test_other_heads(zoo: Any, architecture: str, config: dict[str, Any]):
+    entry = zoo(TASK, architecture, **config)
+    assert_same(entry.served.ask({"texts": TEXTS, "top_k": None}), entry.expect(TEXTS, top_k=None, truncation=True))
+
+
+@pytest.mark.parametrize(
+    ("payload", "sentence"),
+    [
+        ({"texts": []}, "`texts` must hold 1 to 10000 items, got 0"),
+        ({}, "`input` needs either `text` (a string) or `texts` (a list of them)"),
+        ({"text": "a", "texts": ["b"]}, "`input` needs either `text`"),
+        ({"text": ["a"]}, "`text` must be a string, got a list, which goes into `texts`"),
+        ({"texts": "a"}, "`texts` must be a list, got a string; one item goes into `text`"),
+        ({"texts": ["a", 3]}, "`texts[1]` must be a string, got a number"),
+        ({"text": "a", "topk": 3}, "unknown field `topk`; known are `function_to_apply`, `inputs`"),
+        ({"text": "a", "top_k": 0}, "`top_k` must be a whole number from 1"),
+        ({"text": "a", "function_to_apply": "tanh"}, "`function_to_apply` must be one of softmax, sigmoid, none"),
+        ({"texts": ["a"], "text_pair": "b"}, "`text_pair` goes with `text`"),
+        ({"texts": [{"text": "a", "pair": "b"}]}, "unknown field `pair`"),
+        ({"text": "a " * 200, "truncate": False}, "text 0 has more than 128 tokens"),
+    ],
+)
+def test_refusals(zoo: Any, payload: Any, sentence: str):
+    assert zoo(TASK, "bert").served.refusal(payload).startswith(f"invalid input: {sentence}")

@@ -1,0 +1,92 @@
+"""text-ranking answers like sentence-transformers' CrossEncoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.zoo.text import ARCHITECTURES
+from tests.models import edit_json
+from tests.same import assert_same
+
+TASK = "text-ranking"
+QUERY = "Where does Sarah live?"
+DOCUMENTS = [
+    "Sarah lives in London.",
+    "The quick brown fox.",
+    "",
+    " In 2019, 3.5 million people lived in Berlin.\n",
+    "机器学习 café",
+    "My brother Wolfgang works for Acme Corporation in Berlin, again and again. " * 20,
+]
+
+
+def ranked(folder: Path, **options: Any) -> list[dict[str, Any]]:
+    from sentence_transformers import CrossEncoder
+
+    return list(CrossEncoder(str(folder), device="cpu").rank(QUERY, DOCUMENTS, **options))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_order_and_scores(zoo: Any, architecture: str):
+    entry = zoo(TASK, architecture)
+    expected = [{"index": one["corpus_id"], "relevance_score": one["score"]} for one in ranked(entry.folder)]
+    reply = entry.served.ask({"query": QUERY, "documents": DOCUMENTS})
+    assert_same(reply["results"], expected)
+    assert reply["usage"]["prompt_tokens"] == reply["usage"]["total_tokens"] > 100
+    alone = [entry.served.ask({"query": QUERY, "documents": [one]})["results"][0] for one in DOCUMENTS]
+    for result in reply["results"]:
+        assert_same(alone[result["index"]]["relevance_score"], result["relevance_score"], 1e-5)
+
+
+def test_options(zoo: Any):
+    entry = zoo(TASK, "bert")
+    whole = entry.served.ask({"query": QUERY, "documents": DOCUMENTS})["results"]
+    options = {"top_n": 2, "return_documents": True}
+    found = entry.served.ask({"query": QUERY, "documents": [{"text": one} for one in DOCUMENTS], **options})["results"]
+    assert_same(found, [{**one, "document": DOCUMENTS[one["index"]]} for one in whole[:2]], 1e-6)
+    import torch
+
+    raw = ranked(entry.folder, activation_fn=torch.nn.Identity())
+    found = entry.served.ask({"query": QUERY, "documents": DOCUMENTS, "raw_scores": True})["results"]
+    assert_same([one["relevance_score"] for one in found], [one["score"] for one in raw])
+
+
+def old_form(folder: Path) -> Path:
+    """As sentence-transformers before 4 wrote it."""
+    edit_json(folder / "config.json", sbert_ce_default_activation_function="torch.nn.modules.linear.Identity")
+    return folder
+
+
+def new_form(folder: Path) -> Path:
+    """As sentence-transformers 5 writes it, with another activation and a shorter length."""
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    out = folder.parent / "saved"
+    CrossEncoder(str(folder), device="cpu", activation_fn=torch.nn.Identity(), max_length=20).save(str(out))
+    return out
+
+
+@pytest.mark.parametrize("make", [old_form, new_form])
+def test_what_the_models_files_say(zoo: Any, make: Any):
+    entry = zoo(TASK, "xlm-roberta", make)
+    expected = [{"index": one["corpus_id"], "relevance_score": one["score"]} for one in ranked(entry.folder)]
+    assert_same(entry.served.ask({"query": QUERY, "documents": DOCUMENTS})["results"], expected)
+    assert entry.served.task.config["function"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("payload", "sentence"),
+    [
+        ({"query": "a"}, "`input` needs `query` (a string) and `documents` (a list of strings)"),
+        ({"query": 1, "documents": ["a"]}, "`query` must be a string, got a number"),
+        ({"query": "a", "documents": "b"}, "`documents` must be a list of strings, got a string"),
+        ({"query": "a", "documents": ["b"], "top_k": 1}, "unknown field `top_k`; known are `documents`, `query`"),
+        ({"query": "a", "documents": ["b"], "top_n": 0}, "`top_n` must be a whole number from 1"),
+    ],
+)
+def test_refusals(zoo: Any, payload: Any, sentence: str):
+    assert zoo(TASK, "bert").served.refusal(payload).startswith(f"invalid input: {sentence}")

@@ -1,0 +1,158 @@
+import base64
+import io
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.zoo.audio import RATE
+from engine.audio.decode import decode
+from engine.audio.example import recording
+from engine.errors import InvalidInput
+from engine.tensors import Array
+
+FORMATS = {
+    "wav": ("WAV", "PCM_16"),
+    "wav 24 bits": ("WAVEX", "PCM_24"),
+    "wav floats": ("WAV", "FLOAT"),
+    "flac": ("FLAC", "PCM_16"),
+    "vorbis": ("OGG", "VORBIS"),
+    "opus": ("OGG", "OPUS"),
+    "mp3": ("MP3", None),
+}
+EXACT = ("wav", "wav 24 bits", "wav floats", "flac")
+
+
+def tone(seconds: float = 0.5, rate: int = RATE) -> Array:
+    return (0.3 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def file_of(samples: Array, kind: str = "wav", rate: int = RATE) -> bytes:
+    content = io.BytesIO()
+    name, subtype = FORMATS[kind]
+    soundfile.write(content, samples, rate, format=name, subtype=subtype)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_is_read(kind: str):
+    found = decode(file_of(tone(), kind), RATE, 10, "audio")
+    assert found.dtype == np.float32
+    assert found.shape == tone().shape
+    # Lossy formats may shift a little; what they hold is still the tone.
+    spectrum = np.abs(np.fft.rfft(found))
+    assert spectrum.argmax() == np.abs(np.fft.rfft(tone())).argmax()
+    if kind in EXACT:
+        expected, _ = soundfile.read(io.BytesIO(file_of(tone(), kind)), dtype="float32")
+        assert np.array_equal(found, expected)
+        assert np.abs(found - tone()).max() < 1e-4
+
+
+def test_channels_are_averaged():
+    left, right = tone(), np.linspace(-0.5, 0.5, len(tone()), dtype=np.float32)
+    found = decode(file_of(np.stack([left, right], 1), "wav floats"), RATE, 10, "audio")
+    assert np.allclose(found, (left + right) / 2)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000])
+def test_other_rates_are_resampled(rate: int):
+    """A tone stays a tone of the same pitch, length and loudness, beside the edges."""
+    found = decode(file_of(tone(0.5, rate), "wav floats", rate), RATE, 10, "audio")
+    assert abs(len(found) - len(tone())) <= 1
+    middle = slice(1000, 7000)
+    assert np.abs(found[middle] - tone()[middle]).max() < 1e-3
+
+
+def test_long_pieces_are_resampled_as_one():
+    """More samples than are decoded at once: no seam, nothing lost."""
+    whole = tone(20, 44_100)
+    found = decode(file_of(whole, "wav floats", 44_100), RATE, 30, "audio")
+    assert len(found) == 20 * RATE
+    assert np.abs(found[1000:-1000] - tone(20)[1000:-1000]).max() < 1e-3
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+def test_a_file_that_is_cut_off_gets_a_sentence(kind: str, share: float):
+    content = file_of(np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32), kind)
+    with pytest.raises(InvalidInput, match=r"`audio` (ends before|cannot be decoded|is not a WAV)"):
+        decode(content[: int(len(content) * share)], RATE, 10, "audio")
+
+
+def test_a_wav_file_that_was_streamed_has_no_length_and_is_whole():
+    content = bytearray(file_of(tone()))
+    at = content.index(b"data") + 4
+    content[at : at + 4] = content[4:8] = b"\xff" * 4
+    assert len(decode(bytes(content), RATE, 10, "audio")) == len(tone())
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is not a WAV, FLAC, Ogg or MP3 recording"),
+        (b"\x89PNG\r\n\x1a\n", "is not a WAV, FLAC, Ogg or MP3 recording"),
+        (b"RIFF\0\0\0\0AVI LIST", "is not a WAV, FLAC, Ogg or MP3 recording"),
+        (b"RIFF\0\0\0\0WAVE", "cannot be decoded"),
+        (b"\xff\xfb\x90\x00" * 20, "cannot be decoded"),
+        (file_of(np.zeros(0, np.float32)), "holds no sound"),
+        (file_of(np.full(100, np.nan, np.float32), "wav floats"), "holds samples that are not numbers"),
+        (file_of(np.zeros(RATE + 1, np.float32), "flac"), "is longer than the 1 s that are allowed (MAX_AUDIO_S)"),
+        (file_of(np.zeros(655_350 * 2, np.float32), "flac", 655_350), "is longer than the 1 s"),
+        (file_of(np.zeros((1000, 1024), np.float32), "wav", 100), "is longer than the 1 s"),
+    ],
+)
+def test_what_is_no_recording_gets_a_sentence(content: bytes, sentence: str):
+    with pytest.raises(InvalidInput) as error:
+        decode(content, RATE, 1, "audio")
+    assert f"`audio` {sentence}" in str(error.value)
+
+
+def test_a_header_that_promises_too_little_does_not_help():
+    """The length in a FLAC header may be 0, for unknown: the samples are counted."""
+    content = bytearray(file_of(np.zeros(3 * RATE, np.float32), "flac"))
+    word = struct.unpack(">Q", content[18:26])[0]
+    content[18:26] = struct.pack(">Q", word & ~0xF_FFFF_FFFF)
+    with pytest.raises(InvalidInput, match="is longer than the 1 s|cannot be decoded|holds no sound"):
+        decode(bytes(content), RATE, 1, "audio")
+
+
+SEEDS = [file_of(tone(0.05), kind) for kind in FORMATS]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_garbage_raises_nothing_but_invalid_input(data: st.DataObject):
+    content = bytearray(data.draw(st.sampled_from(SEEDS)))
+    for _ in range(data.draw(st.integers(0, 8))):
+        # Headers are where damage matters.
+        at = data.draw(st.one_of(st.integers(0, 63), st.integers(0, len(content) - 1)))
+        content[at] = data.draw(st.integers(0, 255))
+    kept = bytes(content[: data.draw(st.integers(0, len(content)))]) + data.draw(st.binary(max_size=20))
+    _decodes_or_refuses(kept)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([b"RIFF\xff\xff\0\0WAVEfmt ", b"fLaC", b"OggS", b"ID3", b"\xff\xfb"]), st.binary(max_size=300))
+def test_noise_behind_the_first_bytes_neither(start: bytes, rest: bytes):
+    _decodes_or_refuses(start + rest)
+
+
+def _decodes_or_refuses(content: bytes) -> None:
+    try:
+        found: Any = decode(content, RATE, 2, "audio")
+    except InvalidInput:
+        return
+    assert found.dtype == np.float32
+    assert found.ndim == 1
+    assert 0 < len(found) <= 2 * RATE + 64
+    assert np.isfinite(found).all()
+
+
+def test_the_example_is_a_recording():
+    found = decode(base64.b64decode(recording(0.5)), RATE, 1, "audio")
+    assert len(found) == RATE // 2
+    assert 0.29 < np.abs(found).max() < 0.31

@@ -1,0 +1,119 @@
+"""What the export knows about tasks: which there are, which one a model is for, how answers are measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.tasks import TASKS, task_class
+from export.errors import Refused
+from export.infer import infer_task
+from export.load import load
+from export.measures import Measure, agreement, cosine, relative_difference, score_difference
+from export.recipe import TASK_OPTIONS, Recipe, recipe_from_argv
+from export.tasks import TAGS, export_task
+from tests.models import write_json, write_sentence_files
+
+
+def test_every_tag_has_both_sides():
+    assert set(TAGS) <= set(TASKS)
+    for tag in TAGS:
+        task = export_task(tag)
+        assert task.tag == tag
+        assert task.online is task_class(tag)
+        assert task.measures
+        assert set(task.options) <= set(TASK_OPTIONS)
+        assert task.online.summary.endswith(".")
+        assert task.online.examples
+
+
+def test_the_table_of_tasks(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as done:
+        recipe_from_argv(["--list-tasks"])
+    assert done.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["task", "model", "class", "what", "it", "does"]
+    assert [line.split()[0] for line in lines[1:]] == list(TAGS)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tag"),
+    [
+        ("BertModel", "feature-extraction"),
+        ("RobertaForSequenceClassification", "text-classification"),
+        ("DebertaV2ForTokenClassification", "token-classification"),
+        ("ElectraForQuestionAnswering", "question-answering"),
+        ("ModernBertForMaskedLM", "fill-mask"),
+    ],
+)
+def test_the_class_of_a_model_says_what_it_is_for(tmp_path: Path, architecture: str, tag: str):
+    write_json(tmp_path / "config.json", {"architectures": [architecture]})
+    assert infer_task(tmp_path, "m") == tag
+
+
+def test_files_of_sentence_transformers_say_more(tmp_path: Path):
+    masked, classifier = {"architectures": ["BertForMaskedLM"]}, {"architectures": ["BertForSequenceClassification"]}
+    write_json(tmp_path / "embeds/config.json", masked)
+    write_sentence_files(tmp_path / "embeds")
+    assert infer_task(tmp_path / "embeds", "m") == "feature-extraction"
+    write_json(tmp_path / "old/config.json", {**classifier, "sbert_ce_default_activation_function": "Identity"})
+    assert infer_task(tmp_path / "old", "m") == "text-ranking"
+    write_json(tmp_path / "new/config.json", classifier)
+    write_json(tmp_path / "new/config_sentence_transformers.json", {"model_type": "CrossEncoder"})
+    assert infer_task(tmp_path / "new", "m") == "text-ranking"
+    write_json(tmp_path / "splade/config.json", masked)
+    kinds = ["MLMTransformer", "SpladePooling"]
+    write_json(tmp_path / "splade/modules.json", [{"type": f"sentence_transformers.models.{kind}"} for kind in kinds])
+    assert infer_task(tmp_path / "splade", "m") == "sparse-encoder"
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({}, "m does not say what it is for (it names no class); name it with --task, one of "),
+        ({"architectures": ["BertForPreTraining"]}, "its class BertForPreTraining fits none"),
+        ({"architectures": ["BertForMaskedLM", "BertForTokenClassification"]}, "fits fill-mask, token-classification"),
+    ],
+)
+def test_a_model_that_does_not_say(tmp_path: Path, config: Any, sentence: str):
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(Refused) as refused:
+        infer_task(tmp_path, "m")
+    assert sentence in str(refused.value)
+
+
+def test_an_option_of_another_task_is_refused(tmp_path: Path):
+    with pytest.raises(Refused, match="--pooling means nothing to fill-mask; leave it out"):
+        load(Recipe(str(tmp_path), "fill-mask", tmp_path / "out", pooling="cls"))
+
+
+def test_measures():
+    a, b = np.array([3.0, 4.0], np.float32), np.array([3.0, 4.5], np.float32)
+    assert cosine(a, 2 * a) == pytest.approx(1)
+    assert relative_difference(a, b) == pytest.approx(0.1)
+    assert score_difference(a / 10, b / 10) == pytest.approx(0.05)
+    assert score_difference(a, b) == pytest.approx(0.5 / 4)  # relative where scores are above 1
+    assert np.isnan(cosine(a, 0 * a))
+
+
+def test_agreement_does_not_ask_which_of_two_equals_is_the_best():
+    expected = np.array([[0.1, 0.9], [0.5, 0.5], [0.8, 0.2]])
+    found = np.array([[0.2, 0.8], [0.4, 0.6], [0.2, 0.8]])
+    assert agreement(expected, found, 1e-4) == pytest.approx(2 / 3)
+    assert agreement(expected[:, :1], found[:, :1], 1e-4) == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, 2e-4])
+def test_a_limit(value: float):
+    measure = Measure("difference", 1e-4, 0.1)
+    assert not measure.passes(value)
+    assert measure.passes(9e-5)
+    assert measure.at("int8").passes(0.09)
+    assert measure.at("fp32", 0.5).passes(0.4)
+    assert (measure.key, measure.required()) == ("max_difference", "a difference of at most 0.0001")
+    best = Measure("agreement", 1.0, 0.0, at_least=True)
+    assert (best.key, best.required()) == ("min_agreement", "an agreement of at least 1")
+    assert best.badness(np.nan) == measure.badness(np.nan) == np.inf

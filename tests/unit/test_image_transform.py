@@ -1,0 +1,109 @@
+"""image-transform: every size, shape and format, through handler(job)."""
+
+import asyncio
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.bundle import Bundle, Manifest
+from engine.config import Limits
+from engine.passage import Passage
+from engine.stats import Stats
+from engine.tasks import load_task
+from handler.handler import Handler
+
+BUNDLE = Bundle(Path(), Manifest("image-transform", None, "none", "image-transform", {}, "none", {}, {}))
+
+
+def picture(width: int, height: int, **options: Any) -> str:
+    """A gradient to the right in red and downwards in green."""
+    across, down = np.linspace(0, 255, width), np.linspace(0, 255, height)
+    red, green = np.meshgrid(across, down)
+    pixels = np.stack([red, green, np.zeros_like(red)], axis=-1).astype(np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG", **options)
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def ask(payload: dict[str, Any], limits: Limits = Limits()) -> Any:  # noqa: B008
+    handler = Handler(load_task(BUNDLE, limits), Passage(Stats()), dict)
+    return asyncio.run(handler.handle({"id": "1", "input": payload}))
+
+
+def opened(reply: dict[str, Any]) -> Image.Image:
+    image = Image.open(io.BytesIO(base64.b64decode(reply["image"])))
+    assert image.format is not None and image.format.lower() == reply["format"]
+    assert image.size == (reply["width"], reply["height"])
+    return image
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({}, (60, 30)),
+        ({"width": 20}, (20, 10)),
+        ({"height": 60}, (120, 60)),
+        ({"width": 1}, (1, 1)),
+        ({"width": 40, "height": 40}, (40, 20)),
+        ({"width": 40, "height": 40, "fit": "cover"}, (40, 40)),
+        ({"width": 40, "height": 40, "fit": "stretch"}, (40, 40)),
+        ({"width": 120, "height": 120, "fit": "contain"}, (120, 60)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+def test_sizes_and_formats(options: dict[str, Any], size: tuple[int, int], kind: str):
+    image = opened(ask({"image": picture(60, 30), "format": kind, **options}))
+    assert image.size == size
+    if min(size) > 5:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+        assert pixels[size[1] // 2, -2, 0] - pixels[size[1] // 2, 1, 0] > 100  # still redder to the right
+        assert pixels[-2, size[0] // 2, 1] - pixels[1, size[0] // 2, 1] > 100
+
+
+def test_cover_cuts_the_sides_and_stretch_does_not():
+    options = {"image": picture(60, 30), "width": 30, "height": 30, "format": "png"}
+    covered, stretched = (np.asarray(opened(ask({**options, "fit": fit}))) for fit in ("cover", "stretch"))
+    assert (covered[15, 0, 0] > 50, covered[15, -1, 0] < 205) == (True, True)
+    assert (stretched[15, 0, 0] < 15, stretched[15, -1, 0] > 240) == (True, True)
+
+
+def test_quality_makes_smaller_files():
+    best, worst = (len(ask({"image": picture(200, 200), "quality": quality})["image"]) for quality in (95, 5))
+    assert worst < best
+
+
+def test_orientation_is_applied_and_metadata_dropped():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    exif[0x010E] = "where it was taken"
+    image = opened(ask({"image": picture(60, 30, exif=exif), "format": "jpeg"}))
+    assert image.size == (30, 60)
+    assert not image.getexif()
+
+
+def test_a_list_gets_a_list():
+    replies = ask({"images": [picture(8, 4), picture(4, 8)], "width": 2, "format": "png"})
+    assert [(reply["width"], reply["height"]) for reply in replies] == [(2, 1), (2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("payload", "sentence"),
+    [
+        ({"image": "aGVsbG8="}, "`image` is no image of a known format"),
+        ({"image": picture(8, 8), "width": 0}, "`width` must be a whole number from 1 to 16383, got 0"),
+        ({"image": picture(8, 8), "format": "bmp"}, "`format` must be one of jpeg, png, webp, got bmp"),
+        ({"image": picture(8, 8), "fit": "cover", "width": 2}, "`fit` needs both `width` and `height`"),
+        ({"image": picture(8, 8), "quality": 101}, "`quality` must be a whole number from 1 to 100"),
+        ({"image": picture(8, 8), "size": 3}, "unknown field `size`; known are `fit`, `format`, `height`"),
+        ({"image": picture(40, 40)}, "40 x 40 pixels, allowed are 1000 in all"),
+        ({"image": picture(20, 20), "width": 100, "height": 11, "fit": "stretch"}, "would have 100 x 11 pixels"),
+        ({"image": picture(1, 900), "width": 1000}, "would have 1000 x 900000 pixels"),
+    ],
+)
+def test_what_is_wrong_gets_a_sentence(payload: dict[str, Any], sentence: str):
+    assert sentence in ask(payload, Limits(max_pixels=1000))["error"]

@@ -1,0 +1,174 @@
+"""Decoding: what transformers' pipelines load, or a sentence."""
+
+import base64
+import io
+import struct
+import warnings
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from engine.errors import InvalidInput
+from engine.images.decode import FORMATS, decode
+
+NOISE = np.random.default_rng(0).integers(0, 256, (21, 34, 4), np.uint8)
+LIMIT = 10_000
+
+# Pillow's notes on odd files are ignored in the worker; pytest would make errors of them.
+pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+def as_the_pipeline(content: bytes) -> Any:
+    from transformers.image_utils import load_image
+
+    return np.asarray(load_image(base64.b64encode(content).decode()))
+
+
+def image_of(mode: str) -> Image.Image:
+    if mode == "I;16":
+        return Image.fromarray(NOISE[..., 0].astype(np.uint16) * 257)
+    if mode == "P with transparency":
+        image = Image.fromarray(NOISE[..., :3]).quantize(16)
+        image.info["transparency"] = bytes(range(0, 256, 16))
+        return image
+    return Image.fromarray(NOISE, "RGBA").convert("RGB").convert(mode) if mode != "RGBA" else Image.fromarray(NOISE)
+
+
+FILES = {
+    "jpeg": encoded(image_of("RGB"), "JPEG"),
+    "grey jpeg": encoded(image_of("L"), "JPEG"),
+    "cmyk jpeg": encoded(image_of("CMYK"), "JPEG"),
+    "progressive jpeg": encoded(image_of("RGB"), "JPEG", progressive=True),
+    "png": encoded(image_of("RGB"), "PNG"),
+    "grey png": encoded(image_of("L"), "PNG"),
+    "grey png with alpha": encoded(image_of("LA"), "PNG"),
+    "png with alpha": encoded(image_of("RGBA"), "PNG"),
+    "palette png": encoded(image_of("P"), "PNG"),
+    "palette png with alpha": encoded(image_of("P with transparency"), "PNG"),
+    "png of 16 bits": encoded(image_of("I;16"), "PNG"),
+    "black and white png": encoded(image_of("1"), "PNG"),
+    "webp": encoded(image_of("RGBA"), "WEBP"),
+    "gif": encoded(image_of("P"), "GIF"),
+    "animated gif": encoded(image_of("RGB"), "GIF", save_all=True, append_images=[Image.new("RGB", (34, 21), "red")]),
+    "animated webp": encoded(
+        image_of("RGB"), "WEBP", save_all=True, append_images=[Image.new("RGB", (34, 21), "red")], lossless=True
+    ),
+    "bmp": encoded(image_of("RGB"), "BMP"),
+    "tiff": encoded(image_of("CMYK"), "TIFF"),
+    "compressed tiff": encoded(image_of("RGB"), "TIFF", compression="tiff_deflate"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pixels_are_those_of_the_pipeline(name: str):
+    image = decode(FILES[name], "image", LIMIT)
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), as_the_pipeline(FILES[name]))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_its_camera_said(orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for kind in ("JPEG", "PNG", "WEBP"):
+        content = encoded(image_of("RGB"), kind, exif=exif)
+        image = decode(content, "image", LIMIT)
+        assert np.array_equal(np.asarray(image), as_the_pipeline(content))
+        assert image.size == ((34, 21) if orientation < 5 else (21, 34))
+
+
+def test_formats_beside_the_list_are_refused():
+    for kind in ("ICO", "PPM", "TGA", "PCX", "JPEG2000", "PDF", "EPS"):
+        with pytest.raises(InvalidInput, match="`images\\[3\\]` is no image of a known format; send JPEG, PNG"):
+            decode(encoded(image_of("RGB"), kind), "images[3]", LIMIT)
+    for content in (b"hello", b"\x00" * 100, b"<svg xmlns='http://www.w3.org/2000/svg'/>"):
+        with pytest.raises(InvalidInput, match=", ".join(FORMATS)):
+            decode(content, "image", LIMIT)
+
+
+def _png(width: int, height: int, data: bytes) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_too_many_pixels_are_refused_by_the_header_alone():
+    bomb = _png(60_000, 60_000, b"")
+    with pytest.raises(InvalidInput, match="60000 x 60000 pixels, allowed are 10000 in all \\(MAX_PIXELS\\)"):
+        decode(bomb, "image", LIMIT)
+    with pytest.raises(InvalidInput, match="damaged or truncated"):
+        decode(_png(10, 10, b""), "image", LIMIT)
+
+
+def test_text_that_unpacks_to_megabytes_is_refused():
+    text = b"Comment\0\0" + zlib.compress(b"a" * 100_000_000)
+    chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))
+    whole = encoded(image_of("RGB"), "PNG")
+    with pytest.raises(InvalidInput, match="damaged"):
+        decode(whole[:33] + chunk + whole[33:], "image", LIMIT)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_cut_short_is_refused(name: str):
+    whole = FILES[name]
+    for size in (1, 8, 20, len(whole) // 4, len(whole) // 2, len(whole) * 3 // 4):
+        image = decoded_or_refused(whole[:size])
+        # What is missing was a later frame, or was not needed.
+        assert image is None or np.array_equal(np.asarray(image), as_the_pipeline(whole))
+    if "animated" not in name:
+        with pytest.raises(InvalidInput):
+            decode(whole[: len(whole) // 2], "image", LIMIT)
+
+
+@settings(deadline=None)
+@given(
+    name=st.sampled_from(sorted(FILES)),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
+    end=st.floats(0, 1),
+)
+def test_damaged_files_raise_nothing_but_invalid_input(name: str, changes: list[tuple[float, int]], end: float):
+    content = bytearray(FILES[name])
+    for place, value in changes:
+        content[int(place * len(content))] = value
+    decoded_or_refused(bytes(content[: round(end * len(content))]))
+
+
+@settings(deadline=None)
+@given(
+    magic=st.sampled_from(
+        [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\x40\0\0\0WEBPVP8 ", b"GIF89a", b"BM", b"II*\0", b""]
+    ),
+    rest=st.binary(max_size=200),
+)
+def test_garbage_raises_nothing_but_invalid_input(magic: bytes, rest: bytes):
+    decoded_or_refused(magic + rest)
+
+
+def decoded_or_refused(content: bytes) -> Image.Image | None:
+    """The image, or None where the bytes are refused, with one sentence."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = decode(content, "image", LIMIT)
+        except InvalidInput as refusal:
+            sentence = str(refusal)
+        else:
+            assert image.mode == "RGB"
+            assert image.width * image.height <= LIMIT
+            return image
+    assert sentence.startswith("`image` ")
+    assert "\n" not in sentence
+    return None

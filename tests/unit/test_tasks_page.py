@@ -1,0 +1,41 @@
+"""docs/tasks.md is what the results say, and the results cover what the tests cover."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import tasks, zoo
+from engine.tasks import TASKS
+from export.tasks import TAGS, export_task
+
+RESULTS = json.loads(tasks.RESULTS.read_text())
+
+
+def test_the_tables_are_made_from_the_code_and_the_committed_results():
+    page = tasks.PAGE.read_text()
+    assert tasks.rendered(page, RESULTS) == page, "run `python -m benchmarks tasks --tables`"
+
+
+def test_every_model_of_the_zoo_has_a_row_and_was_exported():
+    rows = {(row["task"], row["architecture"]): row for row in RESULTS["architectures"]}
+    assert set(rows) == {(case.task, case.architecture) for case in zoo.cases()}, "run `python -m benchmarks tasks`"
+    assert all(row["exported"] for row in rows.values())
+
+
+def test_every_task_has_architectures_and_stages():
+    tags = {tag for tag in TAGS if export_task(tag).has_model}
+    assert {case.task for case in zoo.cases()} == tags <= set(TASKS)
+    assert {row["task"] for row in RESULTS["stages"]} == {one.task for one in zoo.stages()} >= tags
+
+
+def test_what_is_not_the_engine_is_small_or_says_why():
+    why = {one.task: one.why for one in zoo.stages()}
+    for row in RESULTS["stages"]:
+        assert tasks.outside(row) <= tasks.SHARE or why[row["task"]].endswith("."), row
+
+
+def test_a_page_without_markers_is_an_error():
+    with pytest.raises(ValueError, match="lacks the markers"):
+        tasks.rendered("nothing", RESULTS)
