@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # EXTRA=gpu is an environment of its own: TensorRT, and ONNX Runtime for CUDA where the other has the one for the CPU.
 VENV := .venv$(if $(filter gpu,$(EXTRA)),-gpu)
 BIN := $(VENV)/bin
-GPU_PINS = $(firstword $(wildcard requirements/all.txt requirements/gpu.txt))
+GPU_PINS := requirements/all.txt
 
 # uv does not read pip's settings: hand over where wheels and packages are to be found.
 ifneq ($(PIP_FIND_LINKS),)

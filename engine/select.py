@@ -136,7 +136,7 @@ _WALKS = {"auto": _auto, "tensorrt": _tensorrt, "onnxruntime-cuda": _onnxruntime
 _FIXES = {
     "auto": "set ALLOW_CPU=1 to serve on the CPU all the same",
     "tensorrt": "set ENGINE=auto to take the next best, or BUILD_ON_BOOT=1 to build a plan here",
-    "onnxruntime-cuda": "run on a machine with an NVIDIA GPU and the gpu requirements, or set ENGINE=auto",
+    "onnxruntime-cuda": "run on a machine with an NVIDIA GPU and requirements/onnxruntime.txt, or set ENGINE=auto",
 }
 
 

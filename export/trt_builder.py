@@ -53,7 +53,7 @@ def open_builder(recipe: PlanRecipe) -> Builder:
             "machine, or add --builder tensorrt-rtx --compute-capability 8.9 for a plan of TensorRT-RTX"
         )
     _check_precision(recipe.precision, [found.compute_capability])
-    trt = _import(("tensorrt",), "requirements/gpu.txt")
+    trt = _import(("tensorrt",), "requirements/all.txt")
     levels = hardware_levels(trt)
     if recipe.hardware_compatibility not in levels:
         raise Refused(

@@ -58,8 +58,12 @@ def _serve_stock(timeline: Timeline) -> int:
 
 def _exit_soon(sentence: str) -> None:
     """End the process once the SDK has had time to post the errors of the jobs that ran: it cannot be told to stop."""
+    import multiprocessing
+
     log("ERROR", f"{sentence}; the worker exits")
     time.sleep(_LAST_WORDS_S)
+    for child in multiprocessing.active_children():  # the SDK's heartbeat would go on telling that all is well
+        child.kill()
     os._exit(1)
 
 

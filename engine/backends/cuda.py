@@ -57,7 +57,7 @@ class Cuda:
             import pycuda.driver as driver
             from cuda import cuda as bindings
         except Exception as error:  # ImportError, or whatever a library that does not load raises
-            raise EngineError(f"pycuda and cuda-python do not load: {error}; install requirements/gpu.txt") from error
+            raise EngineError(f"pycuda and cuda-python do not load: {error}; install requirements/all.txt") from error
         self._driver, self._bindings = driver, bindings
         try:
             driver.init()

@@ -19,7 +19,7 @@ def import_tensorrt() -> Any:
     try:
         import tensorrt
     except Exception as error:  # ImportError, or OSError for a library of its that does not load
-        raise EngineError(f"tensorrt does not load: {error}; install requirements/gpu.txt") from error
+        raise EngineError(f"tensorrt does not load: {error}; install requirements/all.txt") from error
     return tensorrt
 
 

@@ -28,7 +28,7 @@ def this_gpu() -> Gpu:
     if found is None:
         pytest.exit("these tests need an NVIDIA driver and a GPU; there is none here", returncode=2)
     if tensorrt_version() is None:
-        pytest.exit("these tests need the package tensorrt (requirements/gpu.txt)", returncode=2)
+        pytest.exit("these tests need the package tensorrt (requirements/all.txt)", returncode=2)
     return found
 
 

@@ -151,7 +151,7 @@ def test_captures_are_destroyed_once(cuda: Cuda, device: Device):
 
 def test_without_the_packages_the_fix_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "pycuda", None)
-    with pytest.raises(EngineError, match=r"install requirements/gpu\.txt"):
+    with pytest.raises(EngineError, match=r"install requirements/all\.txt"):
         Cuda()
 
 
