@@ -74,6 +74,7 @@ def _serve(timeline: Timeline) -> int:
         # Nothing is raised here: while modules load, an exception may end up in a callback that swallows it.
         if pid:
             os.kill(pid, signal.SIGKILL)  # it holds no job yet
+            os.waitpid(pid, 0)
         os.write(sys.stdout.fileno(), b"told to stop before the first job\n")
         os._exit(0)
 

@@ -69,7 +69,7 @@ class ExportTask:
     """What the gate counts, in parity.json."""
     length_unit: ClassVar[str] = ""
     """What the "length" axis counts; empty without one."""
-    measures: ClassVar[Sequence[Measure]]
+    measures: ClassVar[Sequence[Measure]] = ()
     """What the gate compares by; --parity-threshold replaces the first one's limit."""
 
     @property

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.optimize import ALIGNMENT, OUTSIDE_FROM, WEIGHTS, optimize
 from export.pooling import append_pooling
-from export.recipe import POOLINGS
+from export.tasks.feature_extraction import TASK
 
 DIMENSION = 3
 
@@ -29,7 +29,7 @@ def pooling_model(mode: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("mode", POOLINGS)
+@pytest.mark.parametrize("mode", TASK.poolings)
 def test_pooling_sees_tokens_and_no_padding(mode: str):
     model = pooling_model(mode)
     lengths = [1, 3, 5]
@@ -43,7 +43,7 @@ def test_pooling_sees_tokens_and_no_padding(mode: str):
         np.testing.assert_allclose(vector, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("mode", POOLINGS)
+@pytest.mark.parametrize("mode", TASK.poolings)
 def test_what_pooling_adds_is_named(mode: str):
     graph = pooling_model(mode).graph
     assert all(node.name.startswith("pooling/") for node in graph.node)

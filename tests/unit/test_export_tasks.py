@@ -24,7 +24,7 @@ def test_every_tag_has_both_sides():
         task = export_task(tag)
         assert task.tag == tag
         assert task.online is task_class(tag)
-        assert task.measures
+        assert bool(task.measures) == task.has_model
         assert set(task.options) <= set(TASK_OPTIONS)
         assert task.online.summary.endswith(".")
         assert task.online.examples

