@@ -12,6 +12,8 @@ from typing import Any
 
 import tokenizers
 
+from benchmarks.zoo.text import word_pieces
+
 HIDDEN = 32
 POSITIONS = 128
 _SIZES: dict[str, Any] = {
@@ -113,10 +115,10 @@ def write_sentence_files(
 
 
 def _word_pieces(folder: Path, special_tokens: str) -> str:
-    trained = tokenizers.BertWordPieceTokenizer()
-    trained.train_from_iterator(_CORPUS, 300, special_tokens=special_tokens.split(), show_progress=False)
     folder.mkdir(parents=True, exist_ok=True)
-    return str(trained.save_model(str(folder))[0])
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(word_pieces(special_tokens.split())) + "\n", encoding="utf-8")
+    return str(vocabulary)
 
 
 def _write(

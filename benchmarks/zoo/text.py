@@ -5,14 +5,15 @@ Weights are drawn wide, so that scores of labels and tokens differ clearly and a
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
 from benchmarks.zoo.case import Case, Stages
@@ -35,6 +36,9 @@ _SIZES: dict[str, Any] = {
     "intermediate_size": 64,
     "initializer_range": 0.2,
 }
+_VOCABULARIES: dict[str, Any] = json.loads(Path(__file__).with_name("vocabularies.json").read_text(encoding="utf-8"))
+"""Trained once on CORPUS and kept: training WordPiece and Unigram breaks ties by chance, and every process would get
+other tokens, another model and other answers."""
 _BERT_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _ROBERTA_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
@@ -68,15 +72,19 @@ def _tiny_model(folder: Path, architecture: str, auto_class: str, seed: int, con
     return folder
 
 
-def _word_pieces(name: str, special: list[str] = _BERT_TOKENS, **options: Any) -> Callable[[Path], Any]:
+def word_pieces(special: Sequence[str], *, lowercase: bool = True) -> list[str]:
+    """A WordPiece vocabulary: `special` tokens, and 255 pieces of CORPUS."""
+    return [*special, *_VOCABULARIES["lowercase" if lowercase else "cased"]]
+
+
+def _word_piece_tokenizer(name: str, special: list[str] = _BERT_TOKENS, **options: Any) -> Callable[[Path], Any]:
     def make(folder: Path) -> Any:
         import transformers
 
-        lowercase = options.get("do_lower_case", True)
-        trained = tokenizers.BertWordPieceTokenizer(lowercase=lowercase)
-        trained.train_from_iterator(CORPUS, 260, min_frequency=1, special_tokens=special, show_progress=False)
-        (vocabulary,) = trained.save_model(str(folder))
-        return getattr(transformers, name)(vocabulary, **options)
+        vocabulary = folder / "vocab.txt"
+        pieces = word_pieces(special, lowercase=options.get("do_lower_case", True))
+        vocabulary.write_text("\n".join(pieces) + "\n", encoding="utf-8")
+        return getattr(transformers, name)(str(vocabulary), **options)
 
     return make
 
@@ -112,17 +120,14 @@ def _sentence_pieces(name: str, special: list[str], begin: str, end: str, pair: 
     def make(folder: Path) -> Any:
         import transformers
 
-        tokenizer = Tokenizer(Unigram())
-        tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
-        )
+        normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")])
+        pieces = [(token, 0.0) for token in special] + [(piece, score) for piece, score in _VOCABULARIES["unigram"]]
+        unknown = next(number for number, token in enumerate(special) if "unk" in token.lower())
+        tokenizer = Tokenizer(Unigram(pieces, unk_id=unknown))
+        tokenizer.normalizer = normalizer
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
-        unknown = next(token for token in special if "unk" in token.lower())
-        trainer = trainers.UnigramTrainer(
-            vocab_size=260, special_tokens=special, unk_token=unknown, show_progress=False
-        )
-        tokenizer.train_from_iterator(CORPUS, trainer)
+        tokenizer.add_special_tokens(special)
         tokenizer.post_processor = _template(begin, end, tokenizer, pair)
         file = folder / "trained.json"
         tokenizer.save(str(file))
@@ -142,11 +147,11 @@ def _template(begin: str, end: str, tokenizer: Tokenizer, pair: str) -> Any:
 
 _ALBERT_TOKENS = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
 _ARCHITECTURES: dict[str, tuple[str, Callable[[Path], Any], dict[str, Any]]] = {
-    "bert": ("BertConfig", _word_pieces("BertTokenizerFast"), {"max_position_embeddings": POSITIONS}),
+    "bert": ("BertConfig", _word_piece_tokenizer("BertTokenizerFast"), {"max_position_embeddings": POSITIONS}),
     "roberta": ("RobertaConfig", _roberta, {"max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1}),
     "distilbert": (
         "DistilBertConfig",
-        _word_pieces("DistilBertTokenizerFast", do_lower_case=False),
+        _word_piece_tokenizer("DistilBertTokenizerFast", do_lower_case=False),
         {"max_position_embeddings": POSITIONS, "dim": HIDDEN, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
     ),
     "xlm-roberta": (
@@ -161,7 +166,7 @@ _ARCHITECTURES: dict[str, tuple[str, Callable[[Path], Any], dict[str, Any]]] = {
     ),
     "electra": (
         "ElectraConfig",
-        _word_pieces("ElectraTokenizerFast"),
+        _word_piece_tokenizer("ElectraTokenizerFast"),
         {"max_position_embeddings": POSITIONS, "embedding_size": 16},
     ),
     "deberta-v2": (
@@ -183,7 +188,7 @@ _ARCHITECTURES: dict[str, tuple[str, Callable[[Path], Any], dict[str, Any]]] = {
     ),
     "mpnet": (
         "MPNetConfig",
-        _word_pieces("MPNetTokenizerFast", ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]),
+        _word_piece_tokenizer("MPNetTokenizerFast", ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]),
         {"max_position_embeddings": POSITIONS + 2},
     ),
     "modernbert": (
