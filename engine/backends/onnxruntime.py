@@ -20,8 +20,8 @@ LENGTH_STEP = 1
 MOST_BINDINGS = 1024
 """The oldest are made anew when they are needed again: 30 us each, where all of them would hold 1.7 kB each."""
 
-# all-MiniLM-L6-v2 on two cores, least squares over 16 buckets of 8 to 1,024 tokens: fp32 1.0 ms a run and 60 us a token,
-# int8 0.5 ms and 27 us: 16 and 18 tokens a run.
+# all-MiniLM-L6-v2 on two cores, least squares over 16 buckets of 8 to 1,024 tokens: in fp32 1.0 ms a run and 60 us a
+# token, in int8 0.5 ms and 27 us; so a run costs 16 and 18 tokens.
 _OVERHEAD_TOKENS = {"cpu": 16, "cuda": 512}  # cuda: not measured yet
 # There 512 tokens are the cheapest a token; larger batches only keep others waiting and memory taken.
 _BEST_TOKENS = {"cpu": 512, "cuda": 16_384}  # cuda: not measured yet
