@@ -93,7 +93,8 @@ def test_the_health_check_fails_before_the_worker_is_ready(image: Image, tmp_pat
 def test_a_worker_that_is_stopped_while_it_starts_stops(image: Image, tmp_path: Path, after_s: float):
     """Process 1 has no default handlers: a signal that it does not handle is lost."""
     with EmulatorThread() as emulator, Container(image, emulator.worker_env(), tmp_path / "log") as container:
-        while not container.main.children():  # the engine's process: before it is there, Python itself starts
+        # The engine's process: before it is there, Python itself starts. Earlier children are the shell's that mounts.
+        while container.main.cmdline()[:1] != ["python"] or not container.main.children():
             time.sleep(0.005)
         time.sleep(after_s)
         assert container.stop() == 0, container.output
