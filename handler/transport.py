@@ -17,7 +17,7 @@ from handler.sdk import Sdk
 
 _POLL_TIMEOUT_S = 90.0  # the stock SDK's
 _LEAVE_S = 1.0
-_SETTLE_S = 0.1
+_SETTLE_S = 0.5  # 0.1 was not enough on a busy machine: the server had not yet read the request when its end came
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _TEMPORARY = (408, 425, 429)
 _ONCE = aiohttp.ClientTimeout(total=10)
