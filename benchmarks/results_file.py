@@ -1,0 +1,125 @@
+"""The one form of every results file: measurements, each a list of repeats, with what they are to be compared with.
+
+A measurement names the floor or peer that ran in the same rounds. On a shared machine only the ratios of one run mean
+something, so whatever reads results files (report, compare, the budgets) divides repeat by repeat before it compares.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.machine import machine
+from benchmarks.measure import write_json
+
+SCHEMA_VERSION = 1
+
+Key = tuple[str, str, str, str]
+"""Scenario, target, point, metric."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure of one target at one point, as often as it was measured."""
+
+    scenario: str
+    """The command that measured it: load, coldstart, throughput ..."""
+    target: str
+    """Who was measured: ours, ours-int8, floor, stock, infinity, torch-eager ..."""
+    point: str
+    """Where: "32 clients", "batch 8, 128 tokens", "idle"."""
+    metric: str
+    """What: jobs_per_s, p99_ms, rss_mb ..."""
+    unit: str
+    better: Literal["higher", "lower"]
+    repeats: tuple[float | None, ...]
+    """A value a round, in the order of the rounds; None where there was none (a peer that had to be killed)."""
+    floor: tuple[str, str, str] | None = None
+    """Target, point and metric, of the same file and scenario, that this is a multiple of."""
+
+    @property
+    def key(self) -> Key:
+        """What makes it the same measurement in another file."""
+        return self.scenario, self.target, self.point, self.metric
+
+    @property
+    def median(self) -> float:
+        """Of the repeats that have a value; NaN without any."""
+        values = [value for value in self.repeats if value is not None]
+        return statistics.median(values) if values else math.nan
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one run of one or more scenarios found."""
+
+    environment: Mapping[str, Any]
+    """See `environment`."""
+    options: Mapping[str, Any]
+    """What the command was told: seeds, durations, the model."""
+    measurements: tuple[Measurement, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What does not fit a measurement, by name: stages of a boot, histograms, raw times."""
+
+    def find(self, key: Key) -> Measurement | None:
+        """The measurement of this key, or None."""
+        return next((one for one in self.measurements if one.key == key), None)
+
+    def of(self, scenario: str) -> tuple[Measurement, ...]:
+        """The measurements of one scenario, in order."""
+        return tuple(one for one in self.measurements if one.scenario == scenario)
+
+    def ratios(self, one: Measurement) -> tuple[float, ...]:
+        """`one` as multiples of its floor, round by round; empty when it has no floor or no round has both values."""
+        floor = one.floor and self.find((one.scenario, *one.floor))
+        if not floor:
+            return ()
+        pairs = zip(one.repeats, floor.repeats, strict=False)
+        return tuple(value / base for value, base in pairs if value is not None and base)
+
+
+def environment() -> dict[str, Any]:
+    """GPU, driver, CPU, versions and day (`machine`), and the commit; "-dirty" behind it where files were changed."""
+    return {**machine(), "commit": _commit()}
+
+
+def write(path: Path, results: Results) -> None:
+    """Write a results file, folders included."""
+    write_json(path, {"schema_version": SCHEMA_VERSION, **asdict(results)})
+
+
+def read(path: Path) -> Results:
+    """Read a results file. Raises ValueError, with the fix, for one of another form."""
+    try:
+        found = json.loads(path.read_text())
+        version = found["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"{path} has schema_version {version}, this reads {SCHEMA_VERSION}; measure it anew")
+        return Results(
+            environment=found["environment"],
+            options=found["options"],
+            measurements=tuple(_measurements(found["measurements"])),
+            details=found.get("details", {}),
+        )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a results file of this suite ({error!r}); measure it anew") from error
+
+
+def _measurements(found: Iterable[Mapping[str, Any]]) -> Iterable[Measurement]:
+    for one in found:
+        floor = one.get("floor")
+        yield Measurement(**{**one, "repeats": tuple(one["repeats"]), "floor": tuple(floor) if floor else None})
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None  # not a checkout: the files came without their history
