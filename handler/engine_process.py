@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -47,6 +48,7 @@ class _Server:
             loop.call_soon_threadsafe(self._frames.send, "lost", 0, sentence)
 
         self._worker.batcher.on_lost = tell
+        gc.freeze()  # what the boot made stays; a collection that walked through it would hold a job up
         choice = self._worker.choice
         self._frames.send("ready", {"engine": choice.engine, "reason": choice.reason}, self._worker.timeline.stages)
         await ended.wait()

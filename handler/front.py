@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -84,6 +85,7 @@ class _Front:
 
     def _on_first_take(self) -> None:
         self._timeline.mark("first take")
+        gc.freeze()  # as in the engine's process
         mark_ready()
         self._sdk.progress.set_mirror(self._heartbeat)
         asyncio.get_running_loop().call_later(_HEARTBEAT_DELAY_S, self._heartbeat.start)

@@ -202,6 +202,22 @@ async def test_the_concurrency_modifier_is_asked_before_every_take(sdk: Sdk, emu
     assert asked[:3] == [1, 2, 3]
 
 
+async def test_a_job_is_with_the_handler_before_the_next_poll_is_written(sdk: Sdk, emulator: Emulator):
+    seen = []
+
+    async def get_job(*args: Any) -> Any:
+        seen.append("poll")
+        return await sdk.get_job(*args)
+
+    async def handler(job: dict[str, Any]) -> Any:
+        seen.append("handler")
+        return {}
+
+    async with serving(replace(sdk, get_job=get_job), handler):
+        await emulator.wait(emulator.submit({}))
+    assert seen[:3] == ["poll", "handler", "poll"]
+
+
 async def test_a_job_handed_out_twice_at_once_is_answered_once(sdk: Sdk, emulator: Emulator):
     async def handler(job: dict[str, Any]) -> Any:
         await asyncio.sleep(0.2)
