@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any
@@ -10,29 +11,35 @@ _RECENT = 1000  # samples a stage: percentiles of what happened lately, in bound
 
 
 class Stats:
-    """What an engine thread and a handler record."""
+    """What engine threads and a handler record, and whoever reports it reads meanwhile."""
 
     def __init__(self) -> None:
         self.rows = 0
         self.batch_sizes: Counter[int] = Counter()
         self._stages: dict[str, deque[float]] = {}
+        self._lock = threading.Lock()
 
     def batch(self, rows: int) -> None:
         """A batch of `rows` rows has run."""
-        self.rows += rows
-        self.batch_sizes[rows] += 1
+        with self._lock:
+            self.rows += rows
+            self.batch_sizes[rows] += 1
 
     def stage(self, name: str, seconds: float) -> None:
         """A stage took `seconds`."""
-        self._stages.setdefault(name, deque(maxlen=_RECENT)).append(seconds)
+        with self._lock:
+            self._stages.setdefault(name, deque(maxlen=_RECENT)).append(seconds)
 
     def summary(self) -> dict[str, Any]:
         """Rows, batches by size, and percentiles of the stages in ms."""
+        with self._lock:  # held for the copies alone
+            rows, sizes = self.rows, sorted(self.batch_sizes.items())
+            stages = {name: list(samples) for name, samples in self._stages.items()}
         return {
-            "rows_served": self.rows,
-            "batches_run": sum(self.batch_sizes.values()),
-            "rows_per_batch": {str(size): count for size, count in sorted(self.batch_sizes.items())},
-            "stages_ms": {name: _percentiles(list(samples)) for name, samples in self._stages.items()},
+            "rows_served": rows,
+            "batches_run": sum(count for _, count in sizes),
+            "rows_per_batch": {str(size): count for size, count in sizes},
+            "stages_ms": {name: _percentiles(samples) for name, samples in stages.items()},
         }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,11 +30,17 @@ class Worker:
 
     timeline: Timeline
     bundle: Bundle
-    choice: Choice
+    choices: Mapping[str, Choice]
+    """By graph, in the order of the manifest."""
     batcher: Router | Passage
     handler: Handler
     notes: Sequence[str] = ()
     """What the engine does not do as it should."""
+
+    @property
+    def choice(self) -> Choice:
+        """That of the first graph; the others' are in the health reply."""
+        return next(iter(self.choices.values()))
 
     def health(self) -> dict[str, Any]:
         """The reply to `{"input": {"health": true}}`."""
@@ -44,9 +50,12 @@ class Worker:
             "revision": manifest.revision,
             "task": manifest.task,
             "precision": manifest.precision,
-            "engine": self.choice.engine,
-            "reason": self.choice.reason,
-            "ladder": self.choice.report(),
+            **_report(self.choice),
+            **(
+                {"graphs": {name: _report(choice) for name, choice in self.choices.items()}}
+                if len(self.choices) > 1
+                else {}
+            ),
             "notes": list(self.notes),
             "boot_ms": self.timeline.stages,
             "uptime_s": self.timeline.uptime_s,
@@ -82,18 +91,19 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
         if bundle.manifest.graphs:
             import_ahead(settings)
     verified.result()  # nothing of the bundle is deserialised before this line
-    choice = Choice("none", f"{bundle.manifest.task} has no model")
-    engines = {}
+    choices, engines = {}, {}
     with timeline.stage("engine load"):
         for graph in bundle.manifest.graphs:
-            engines[graph], choice = open_engine(bundle, settings, graph, say=lambda line: log("INFO", line))
+            engines[graph], choices[graph] = open_engine(bundle, settings, graph, say=lambda line: log("INFO", line))
+    if not choices:
+        choices[bundle.manifest.task] = Choice("none", f"{bundle.manifest.task} has no model")
     with timeline.stage("task"):
         task = load_task(bundle, settings)
     with timeline.stage("warm-up"):
         for engine in engines.values():
             engine.warm_up()
     notes = tuple(note for engine in engines.values() for note in getattr(engine, "notes", ()))
-    for line in (*(f"{step.name}: {step.reason}" for step in choice.ladder), *notes):
+    for line in (*_lines(choices), *notes):
         log("INFO", line)
     stats = Stats()
     batchers = {
@@ -109,9 +119,19 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
     }
     batcher = Router(batchers, stats) if batchers else Passage(stats)
     handler = Handler(task, batcher, lambda: worker.health(), debug=settings.debug, stats=stats)
-    worker = Worker(timeline, bundle, choice, batcher, handler, notes)
+    worker = Worker(timeline, bundle, choices, batcher, handler, notes)
     timeline.mark("ready")
     return worker
+
+
+def _report(choice: Choice) -> dict[str, Any]:
+    return {"engine": choice.engine, "reason": choice.reason, "ladder": choice.report()}
+
+
+def _lines(choices: Mapping[str, Choice]) -> Iterator[str]:
+    for graph, choice in choices.items():
+        whose = f"{graph}: " if len(choices) > 1 else ""
+        yield from (f"{whose}{step.name}: {step.reason}" for step in choice.ladder)
 
 
 def _verify(bundle: Bundle, timeline: Timeline) -> None:
