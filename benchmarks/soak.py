@@ -2,6 +2,14 @@
 
 Every sample is taken between two portions of the work, when no job is out, so that what is left is left. The first
 samples come after a warm-up that has filled every pool, and the last ones are judged against them.
+
+Names in results files, scenario "soak":
+    targets   ours, ours-fake ...
+    points    "mixed jobs"
+    metrics   rss_mb, pss_mb, fds, threads, processes (at the end of each fifth of the run), rss_growth (what rss_mb is
+              there as a multiple of what it was at the start of that fifth), jobs_per_s (over that fifth)
+    details   samples: all of them; health: the first and the last reply; complaints; wrong; exit_code
+The repeats are the fifths, in their order.
 """
 
 from __future__ import annotations
@@ -22,16 +30,22 @@ import psutil
 
 from benchmarks.emulator import Emulator, EmulatorThread, JobRecord, Status
 from benchmarks.exported import BUILD, exported
-from benchmarks.measure import figure, markdown, write_json
+from benchmarks.measure import figure, markdown
+from benchmarks.results_file import Results, environment, write
+from benchmarks.rounds import measurements, options_of, target_of
 from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess
 from benchmarks.workload import stream
+from engine.bundle import open_bundle
 
 Json = dict[str, Any]
 
 GROWTH_LIMIT = 0.02
 IN_FLIGHT = 32
+SCENARIO = "soak"
+POINT = "mixed jobs"
 _PORTIONS = 50
+_REPEATS = 5  # that the portions make
 _ENDS = 5  # samples at either end whose median is compared: one alone may catch a collection that is due
 _KEPT_JOBS = 1000  # finished ones that the emulator remembers: this process must not fill the memory either
 _STALL_S = 120.0  # without a single answer
@@ -56,14 +70,22 @@ class Sample:
 
 @dataclass(frozen=True)
 class Report:
-    """A finished run. `wrong` holds what came back other than it should have, at most the first few."""
+    """A finished run: a sample before the first portion and after each one, and the seconds that the portions took.
+
+    `wrong` holds what came back other than it should have, at most the first few.
+    """
 
     jobs: int
-    jobs_per_s: float
+    seconds: Sequence[float]
     samples: Sequence[Sample]
     health: tuple[Json, Json]
     wrong: Sequence[str]
     exit_code: int | None
+
+    @property
+    def jobs_per_s(self) -> float:
+        """Over the whole run."""
+        return self.jobs / sum(self.seconds)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,20 +94,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warm-up", type=int, default=2000, help="jobs before it (default: %(default)s)")
     parser.add_argument("--engine", choices=("auto", "fake"), default="auto", help="fake: all but the engine (auto)")
     parser.add_argument("--bundle", type=Path, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)")
-    parser.add_argument("--json", type=Path, help="also write samples and health to this file")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
 
 
 def main(args: argparse.Namespace) -> int:
     """Returns 1 when memory grew by 2 % or more, files or threads were left, or an answer was wrong."""
-    bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
-    report = soak(bundle, args.engine, args.jobs, args.warm_up, say=lambda line: print(line, file=sys.stderr))
+    args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
+    report = soak(args.bundle, args.engine, args.jobs, args.warm_up, say=lambda line: print(line, file=sys.stderr))
     complaints = verdict(report)
     print(table(report))
     for complaint in complaints:
         print(f"soak: {complaint}")
     if args.json:
-        write_json(args.json, {"engine": args.engine, **asdict(report), "complaints": complaints})
+        write(args.json, results(report, args))
     return 1 if complaints else 0
+
+
+def results(report: Report, args: argparse.Namespace) -> Results:
+    """The run as measurements; see the top."""
+    target = target_of(args.engine, open_bundle(args.bundle).manifest.precision)
+    size = len(report.seconds) // _REPEATS
+    rounds = []
+    for start in range(0, size * _REPEATS, size):
+        before, after = report.samples[start], report.samples[start + size]
+        jobs = report.jobs * (start + size) // len(report.seconds) - report.jobs * start // len(report.seconds)
+        figures = {
+            "rss_mb": after.rss_mb,
+            "pss_mb": after.pss_mb,
+            "rss_growth": after.rss_mb / before.rss_mb,
+            "fds": float(after.fds),
+            "threads": float(after.threads),
+            "processes": float(after.processes),
+            "jobs_per_s": jobs / sum(report.seconds[start : start + size]),
+        }
+        rounds.append({(target, POINT): figures})
+    found = asdict(report)
+    details = {name: found[name] for name in ("samples", "health", "wrong", "exit_code")}
+    details["complaints"] = verdict(report)
+    return Results(environment(), options_of(vars(args)), measurements(SCENARIO, rounds), details)
 
 
 def soak(
@@ -103,17 +149,17 @@ def soak(
         load.run(warm_up, payloads)
         _wait_for_ping(emulator)
         first_health = _health(emulator)
-        samples, seconds = [_sample(worker)], 0.0
+        samples, seconds = [_sample(worker)], []
         for number in range(_PORTIONS):
             begin = time.perf_counter()
             load.run(jobs * (number + 1) // _PORTIONS - jobs * number // _PORTIONS, payloads)
-            seconds += time.perf_counter() - begin
+            seconds.append(time.perf_counter() - begin)
             samples.append(_sample(worker))
             if number % 5 == 4:
                 say(f"{jobs * (number + 1) // _PORTIONS} jobs: {figure(samples[-1].rss_mb)} MB resident")
         last_health = _health(emulator)
         exit_code = worker.process.returncode if worker.stop() is not None else None
-    return Report(jobs, jobs / seconds, samples, (first_health, last_health), load.wrong, exit_code)
+    return Report(jobs, seconds, samples, (first_health, last_health), load.wrong, exit_code)
 
 
 def verdict(report: Report) -> list[str]:
