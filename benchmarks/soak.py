@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Returns 1 when memory grew by 2 % or more, files or threads were left, or an answer was wrong."""
     args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
-    report = soak(args.bundle, args.engine, args.jobs, args.warm_up, say=lambda line: print(line, file=sys.stderr))
+    report = _soak(args)
     complaints = verdict(report)
     print(table(report))
     for complaint in complaints:
@@ -103,6 +103,15 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         write(args.json, results(report, args))
     return 1 if complaints else 0
+
+
+def measure(args: argparse.Namespace) -> Results:
+    """The run as measurements. Raises as `soak` does."""
+    return results(_soak(args), args)
+
+
+def _soak(args: argparse.Namespace) -> Report:
+    return soak(args.bundle, args.engine, args.jobs, args.warm_up, say=lambda line: print(line, file=sys.stderr))
 
 
 def results(report: Report, args: argparse.Namespace) -> Results:
