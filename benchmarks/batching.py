@@ -1,4 +1,4 @@
-"""What batches the texts are put in: padding and runs of the engine, counted by the worker. Counts need no quiet machine.
+"""What batches the texts are put in: padding and engine runs, counted by the worker; counts need no quiet machine.
 
 Names in results files, scenario "batching":
     targets   ours, ours-fake ...

@@ -116,13 +116,10 @@ def _used(one: Outcome) -> float:
 
 def complaints(outcomes: Iterable[Outcome]) -> list[str]:
     """A sentence for each scenario that is over a budget, with the reasons of the limits."""
-    over = [one for one in outcomes if not one.kept]
-    found = []
-    for scenario in dict.fromkeys(one.budget.scenario for one in over):
-        parts = [
-            f"{', '.join(one.budget.key[1:])} is {figure(one.value)}, {one.budget.limit} is allowed ({one.budget.reason})"
-            for one in over
-            if one.budget.scenario == scenario
-        ]
-        found.append(f"OVER BUDGET {scenario}: {'; '.join(parts)}")
-    return found
+    over: dict[str, list[str]] = {}
+    for one in outcomes:
+        if not one.kept:
+            budget = one.budget
+            what = f"{', '.join(budget.key[1:])} is {figure(one.value)}, {budget.limit} is allowed ({budget.reason})"
+            over.setdefault(budget.scenario, []).append(what)
+    return [f"OVER BUDGET {scenario}: {'; '.join(parts)}" for scenario, parts in over.items()]

@@ -6,10 +6,10 @@ samples come after a warm-up that has filled every pool, and the last ones are j
 Names in results files, scenario "soak":
     targets   ours, ours-fake ...
     points    "mixed jobs"
-    metrics   rss_mb, pss_mb, fds, threads, processes (at the end of each fifth of the run), rss_growth (what rss_mb is
-              there as a multiple of what it was at the start of that fifth), jobs_per_s (over that fifth)
-    details   samples: all of them; health: the first and the last reply; complaints; wrong; exit_code
-The repeats are the fifths, in their order.
+    metrics   rss_mb, fds, threads, processes (at the end of each fifth of the run), rss_growth (what rss_mb is there as
+              a multiple of what it was at the start of that fifth)
+    details   samples: all of them; jobs_per_s; health: the first and the last reply; complaints; wrong; exit_code
+The repeats are the fifths, in their order. PSS and jobs/s move with what else runs, so they are no measurements.
 """
 
 from __future__ import annotations
@@ -121,20 +121,17 @@ def results(report: Report, args: argparse.Namespace) -> Results:
     rounds = []
     for start in range(0, size * _REPEATS, size):
         before, after = report.samples[start], report.samples[start + size]
-        jobs = report.jobs * (start + size) // len(report.seconds) - report.jobs * start // len(report.seconds)
         figures = {
             "rss_mb": after.rss_mb,
-            "pss_mb": after.pss_mb,
             "rss_growth": after.rss_mb / before.rss_mb,
             "fds": float(after.fds),
             "threads": float(after.threads),
             "processes": float(after.processes),
-            "jobs_per_s": jobs / sum(report.seconds[start : start + size]),
         }
         rounds.append({(target, POINT): figures})
     found = asdict(report)
     details = {name: found[name] for name in ("samples", "health", "wrong", "exit_code")}
-    details["complaints"] = verdict(report)
+    details |= {"jobs_per_s": report.jobs_per_s, "complaints": verdict(report)}
     return Results(environment(), options_of(vars(args)), measurements(SCENARIO, rounds), details)
 
 
