@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
     2 when budgets or baseline cannot be read, or have nothing to do with what was measured.
     """
     try:
-        limits, baseline = budgets.read(args.budgets), read(args.baseline) if args.baseline else None
+        limits, baseline = budgets.read(args.budgets), _baseline(args)
     except (OSError, ValueError) as error:
         print(f"quick: {error}", file=sys.stderr)
         return 2
@@ -66,6 +66,16 @@ def main(args: argparse.Namespace) -> int:
     print("\n".join(["", *wrong]) if wrong else f"\nall of {len(outcomes)} budgets kept")
     worse = baseline is not None and _is_worse(baseline, results, args)
     return int(bool(wrong) or worse)
+
+
+def _baseline(args: argparse.Namespace) -> Results | None:
+    """Raises ValueError before minutes are spent on what it has nothing to say about."""
+    if args.baseline is None:
+        return None
+    found = read(args.baseline)
+    if not {part.partition("-")[0] for part in args.parts} & {one.scenario for one in found.measurements}:
+        raise ValueError(f"{args.baseline} holds nothing that the parts {', '.join(args.parts)} measure")
+    return found
 
 
 def _is_worse(baseline: Results, results: Results, args: argparse.Namespace) -> bool:

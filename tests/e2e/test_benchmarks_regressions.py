@@ -20,7 +20,7 @@ from tests import bundles
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("load-fake", "batching", "soak")
 SHORT = (
-    "--rounds 4 --seconds 0.2 --idle-jobs 5 --bulk-rows 200 --soak-jobs 1000"
+    "--rounds 4 --seconds 0.15 --idle-jobs 4 --bulk-rows 200 --soak-jobs 1000"
     # Of what is timed; a machine that runs other tests as well is noisier than a tenth.
     " --effect 0.3"
 ).split()
