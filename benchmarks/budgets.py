@@ -110,6 +110,15 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return markdown(("", "", "measured", "budget", "of the budget"), rows)
 
 
+def reasons(outcomes: Sequence[Outcome]) -> str:
+    """Every budget with what was measured and the reason, in the order of the file; Markdown for a page."""
+    rows = []
+    for one in outcomes:
+        value = (times if one.is_ratio else figure)(one.value)
+        rows.append((one.budget.scenario, ", ".join(one.budget.key[1:]), value, one.budget.limit, one.budget.reason))
+    return markdown(("scenario", "figure", "measured", "budget", "why"), rows, aligned=False)
+
+
 def _used(one: Outcome) -> float:
     return one.budget.used(one.value) if one.value else float("inf") if not one.kept else 0.0
 

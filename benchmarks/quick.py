@@ -25,6 +25,8 @@ from benchmarks.results_file import Results, read, write
 from benchmarks.rounds import merged
 from benchmarks.weights import minilm_folder
 
+RESULTS = Path("benchmarks/results/quick-cpu.json")
+PAGE = Path("docs/regressions.md")
 PARTS = ("load", "load-fake", "coldstart", "batching", "soak")
 
 
@@ -42,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baseline", type=Path, help="also compare with the results of an earlier quick run")
     compare.add_compare_arguments(parser)
     parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--tables", action="store_true", help=f"measure nothing: write {PAGE} anew from {RESULTS}")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -49,6 +52,9 @@ def main(args: argparse.Namespace) -> int:
 
     2 when budgets or baseline cannot be read, or have nothing to do with what was measured.
     """
+    if args.tables:
+        PAGE.write_text(rendered(PAGE.read_text()))
+        return 0
     try:
         limits, baseline = budgets.read(args.budgets), _baseline(args)
     except (OSError, ValueError) as error:
@@ -114,3 +120,15 @@ def _part(part: str, args: argparse.Namespace) -> Results:
     arguments = [str(one) for one in [*options[part], "--bundle", args.bundle]]
     found: Results = module.measure(parser.parse_args(arguments))
     return found
+
+
+def rendered(text: str) -> str:
+    """The page with its table of budgets made anew from the committed ones and the committed results.
+
+    Raises ValueError where a marker is missing.
+    """
+    begin, end = "<!-- begin budgets -->\n", "<!-- end budgets -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"{PAGE} lacks the markers {begin.strip()} and {end}")
+    before, after = text.partition(begin)[0], text.partition(end)[2]
+    return f"{before}{begin}{budgets.reasons(budgets.check(read(RESULTS), budgets.read()))}\n{end}{after}"
