@@ -36,7 +36,7 @@ $(VENV)/gpu.stamp: $(VENV)/dev.stamp $(GPU_PINS)
 	@$(BIN)/uv pip install --python $(BIN)/python -r $(GPU_PINS)
 	@touch $@
 
-.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers coldstart load soak lock clean
+.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers coldstart load soak bench-quick lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -107,6 +107,9 @@ load: setup ## throughput and latency under load, beside the floor
 
 soak: setup ## a hundred thousand jobs: growth of memory, files, threads
 	@$(BIN)/python -m benchmarks soak
+
+bench-quick: setup ## a few minutes that tell a regression: counts, and ratios to the floor; BASELINE=earlier.json OUT=build/quick.json
+	@$(BIN)/python -m benchmarks quick --json $(or $(OUT),build/quick.json) $(if $(BASELINE),--baseline $(BASELINE))
 
 PINS := $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-header --annotation-style line
 

@@ -3,6 +3,13 @@
 The worker starts with a job already queued: what counts is the time from exec to its answer. Floor and worker take
 turns, each with a warm and, where that can be had, a cold page cache. Nothing here imports what the worker imports (see
 page_cache.py).
+
+Names in results files, scenario "coldstart":
+    targets   ours, ours-fake ...; floor (targets/floor_boot.py)
+    points    "warm", "cold" (the page cache)
+    metrics   first_take_s (exec to the first request for a job; ours), ready_s (ours: start of the process to an engine
+              that is warm; floor: exec to the end of its loading), first_answer_s (exec to the answer)
+    details   stages: target -> point -> stage -> ms of each run; some of the worker's run side by side
 """
 
 from __future__ import annotations
@@ -15,26 +22,28 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import import_times
 from benchmarks.emulator import EmulatorThread
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor_files import files
-from benchmarks.measure import figure, markdown, percentile, ratio, times, write_json
+from benchmarks.measure import figure, markdown, percentile, times
 from benchmarks.page_cache import way_to_drop
+from benchmarks.results_file import Results, environment, write
+from benchmarks.rounds import Figures, Round, measurements, options_of, target_of
 from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess
 from benchmarks.workload import texts
 from engine.bundle import open_bundle
 from engine.probe import cpu_quota
 
-Figures = dict[str, float]
-
 _FLOOR = Path(__file__).parent / "targets" / "floor_boot.py"
 _TEXT = texts(1, shortest=16, longest=16)[0]
-_TAKE, _ANSWER = "exec to first take", "exec to first answer"
-_READY = "exec to ready"
+SCENARIO = "coldstart"
+FLOOR = "floor"
 _MOMENTS = ("ready", "first take")  # of boot_ms: counted from the start of the process; the others are durations
+_FLOORS = {"ready_s": "ready_s", "first_take_s": "ready_s", "first_answer_s": "first_answer_s"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,50 +55,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--warm-only", action="store_true", help="leave the page cache alone; dropping it slows down the whole machine"
     )
     parser.add_argument("--imports", action="store_true", help="only show what the worker's imports cost, by package")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print the tables, write the JSON."""
-    bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
-    env = {"ENGINE": args.engine}
+    """Measure, print the table, write the JSON."""
+    args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
     if args.imports:
-        print(import_times.table(import_times.costs(_import_lines(bundle, env))))
+        print(import_times.table(import_times.costs(_import_lines(args.bundle, {"ENGINE": args.engine}))))
         return 0
-    caches: dict[str, Callable[[], None]] = {"warm": lambda: None}
-    if not args.warm_only:
-        drop, sentence = way_to_drop(bundle)
-        print(sentence, flush=True)
-        if drop is not None:
-            caches["cold"] = drop
-    starts = {"floor": lambda: start_floor(bundle), "ours": lambda: start_ours(bundle, env)}
-    runs = measure(starts, caches, args.runs)
-    print(table(runs))
+    results = measure(args)
+    print(table(results))
     if args.json:
-        write_json(args.json, {"runs": runs})
+        write(args.json, results)
     return 0
 
 
-Runs = dict[str, dict[str, list[Figures]]]
-"""Cache ("warm", "cold") -> target ("floor", "ours") -> one start each, in ms by stage."""
+class Start(NamedTuple):
+    """One start: its figures, and its stages in ms."""
+
+    figures: Figures
+    stages: dict[str, float]
 
 
-def measure(starts: Mapping[str, Callable[[], Figures]], caches: Mapping[str, Callable[[], None]], count: int) -> Runs:
-    """Every start with every cache `count` times, in turn; one start each before that is not counted."""
-    runs: Runs = {cache: {target: [] for target in starts} for cache in caches}
+def measure(args: argparse.Namespace) -> Results:
+    """Floor and worker with every page cache, `args.runs` times in turn; one start each before that is not counted.
+
+    Raises RuntimeError when one does not start or answer.
+    """
+    caches: dict[str, Callable[[], None]] = {"warm": lambda: None}
+    if not args.warm_only:
+        drop, sentence = way_to_drop(args.bundle)
+        print(sentence, flush=True)
+        if drop is not None:
+            caches["cold"] = drop
+    ours = target_of(args.engine, open_bundle(args.bundle).manifest.precision)
+    starts: dict[str, Callable[[], Start]] = {
+        FLOOR: lambda: start_floor(args.bundle),
+        ours: lambda: start_ours(args.bundle, {"ENGINE": args.engine}),
+    }
     for start in starts.values():
         start()
-    for run in range(count):
-        print(f"run {run + 1} of {count}", file=sys.stderr, flush=True)
+    rounds: list[Round] = []
+    stages: dict[str, dict[str, dict[str, list[float]]]] = {
+        target: {cache: {} for cache in caches} for target in starts
+    }
+    for run in range(args.runs):
+        print(f"coldstart, run {run + 1} of {args.runs}", file=sys.stderr, flush=True)
+        rounds.append({})
         for cache, prepare in caches.items():
             for target, start in starts.items():
                 prepare()
-                runs[cache][target].append(start())
-    return runs
+                one = start()
+                rounds[-1][target, cache] = one.figures
+                for stage, ms in one.stages.items():
+                    stages[target][cache].setdefault(stage, []).append(ms)
+    return Results(environment(), options_of(vars(args)), measurements(SCENARIO, rounds, floor_of), {"stages": stages})
 
 
-def start_ours(bundle: Path, env: Mapping[str, str]) -> Figures:
-    """One start of the worker with a job in the queue, in ms; the stages are its own, from its health reply."""
+def floor_of(target: str, point: str, metric: str) -> tuple[str, str, str] | None:
+    """What a figure is measured against: a worker takes its first job when it is ready, so to the floor's ready_s."""
+    return None if target == FLOOR else (FLOOR, point, _FLOORS[metric])
+
+
+def start_ours(bundle: Path, env: Mapping[str, str]) -> Start:
+    """One start of the worker with a job in the queue; the stages are its own, from its health reply."""
     with EmulatorThread() as emulator:
         job = emulator.submit({"text": _TEXT})
         with WorkerProcess.ours(emulator, bundle, env=env) as worker:
@@ -98,56 +128,68 @@ def start_ours(bundle: Path, env: Mapping[str, str]) -> Figures:
                 raise RuntimeError(f"the first job failed: {answer.error}")
             stages = emulator.wait(emulator.submit({"health": True}), 60).output["boot_ms"]
             worker.stop()
-            return {
-                **{stage: ms for stage, ms in stages.items() if _is_stage(stage, ms)},
-                _TAKE: worker.first_take_s * 1e3,
-                _ANSWER: (answer.done - worker.started) * 1e3,
+            figures = {
+                "ready_s": stages["ready"] / 1e3,
+                "first_take_s": worker.first_take_s,
+                "first_answer_s": answer.done - worker.started,
             }
+            return Start(figures, {stage: ms for stage, ms in stages.items() if _is_stage(stage, ms)})
 
 
 def _is_stage(name: str, ms: object) -> bool:
     return name not in _MOMENTS and isinstance(ms, int | float)
 
 
-def start_floor(bundle_path: Path) -> Figures:
-    """One start of targets/floor_boot.py, in ms: its stages, and from exec until it was ready and until it answered."""
+def start_floor(bundle_path: Path) -> Start:
+    """One start of targets/floor_boot.py."""
     opened = files(open_bundle(bundle_path))
     command = [sys.executable, str(_FLOOR), str(opened.graph), str(int(opened.fused)), str(opened.tokenizer)]
     begin = time.perf_counter()
     with subprocess.Popen([*command, str(cpu_quota()), _TEXT], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        stages, ready = process.stdout.readline(), (time.perf_counter() - begin) * 1e3
-        answer, answered = process.stdout.readline(), (time.perf_counter() - begin) * 1e3
+        stages, ready = process.stdout.readline(), time.perf_counter() - begin
+        answer, answered = process.stdout.readline(), time.perf_counter() - begin
     if process.returncode or not answer:
         raise RuntimeError(f"{_FLOOR.name} ended with exit code {process.returncode}")
-    found: Figures = json.loads(stages)
-    return {"interpreter": ready - sum(found.values()), **found, _READY: ready, _ANSWER: answered}
+    found: dict[str, float] = json.loads(stages)
+    figures = {"ready_s": ready, "first_answer_s": answered}
+    return Start(figures, {"interpreter": ready * 1e3 - sum(found.values()), **found})
 
 
-def table(runs: Runs) -> str:
-    """Median and 90th percentile of every stage, the worker's above the floor's, and their ratios; Markdown."""
-    rows = []
-    for target, label in (("ours", "{}"), ("floor", "floor: {}")):
-        for stage in next(iter(runs.values()))[target][0]:
-            cells = [figure(ms) for found in runs.values() for ms in _p50_p90(found[target], stage)]
-            rows.append([label.format(stage), *cells])
-    for label, ours, floor in (
-        ("first take / floor's ready", _TAKE, _READY),
-        ("first answer / floor's first answer", _ANSWER, _ANSWER),
-    ):
-        cells = []
-        for found in runs.values():
-            pairs = zip(_p50_p90(found["ours"], ours), _p50_p90(found["floor"], floor), strict=True)
-            cells += [times(ratio(above, below)) for above, below in pairs]
-        rows.append([label, *cells])
+def table(results: Results) -> str:
+    """Median and 90th percentile of every stage, the worker's above the floor's, and the ratios to it; Markdown."""
+    stages: dict[str, dict[str, dict[str, list[float]]]] = results.details["stages"]
+    found = results.of(SCENARIO)
+    caches = list(dict.fromkeys(one.point for one in found))
+    lines: dict[str, dict[str, Sequence[float]]] = {}  # label -> cache -> a value a run
+    ratios: dict[str, dict[str, Sequence[float]]] = {}
+    for target in sorted(stages, key=lambda name: name == FLOOR):
+        before = "floor: " if target == FLOOR else ""
+        for cache, by_stage in stages[target].items():
+            for stage, values in by_stage.items():
+                lines.setdefault(before + stage, {})[cache] = values
+        for one in (one for one in found if one.target == target):
+            values = [value * 1e3 for value in one.repeats if value is not None]
+            lines.setdefault(before + _MEANS[one.metric], {})[one.point] = values
+            if one.floor:
+                label = f"{_MEANS[one.metric]} / floor's {_MEANS[one.floor[2]]}"
+                ratios.setdefault(label, {})[one.point] = results.ratios(one)
+    rows = [[label, *_cells(by_cache, caches, figure)] for label, by_cache in lines.items()]
+    rows += [[label, *_cells(by_cache, caches, times)] for label, by_cache in ratios.items()]
     header = ["ms; some stages run side by side"]
-    header += [f"{cache} {percent}" for cache in runs for percent in ("p50", "p90")]
+    header += [f"{cache} {percent}" for cache in caches for percent in ("p50", "p90")]
     return markdown(header, rows)
 
 
-def _p50_p90(starts: Sequence[Figures], stage: str) -> tuple[float, float]:
-    values = [start[stage] for start in starts if stage in start]
-    return percentile(values, 50), percentile(values, 90)
+_MEANS = {
+    "ready_s": "exec to ready",
+    "first_take_s": "exec to first take",
+    "first_answer_s": "exec to first answer",
+}
+
+
+def _cells(by_cache: Mapping[str, Sequence[float]], caches: Sequence[str], show: Callable[[float], str]) -> list[str]:
+    return [show(percentile(by_cache.get(cache, []), percent)) for cache in caches for percent in (50, 90)]
 
 
 def _import_lines(bundle: Path, env: Mapping[str, str]) -> list[str]:

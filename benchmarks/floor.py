@@ -42,13 +42,14 @@ class Floor:
 
         After a pause of `pause_s` seconds caches are cold and threads asleep, as in a worker that was idle.
         """
-        took = []
-        for text in [*texts[:10], *texts]:
+        took: list[float] = []
+        warm_up = texts[:10]
+        for text in [*warm_up, *texts]:
             time.sleep(pause_s)
             begin = time.perf_counter()
             self._run([self._tokenizer.encode(text)])
             took.append((time.perf_counter() - begin) * 1e3)
-        return took[10:]
+        return took[len(warm_up) :]
 
     def in_batches(self, texts: Sequence[str]) -> float:
         """Rows a second, tokenization included: sorted by length, in batches of BATCH padded to their longest."""

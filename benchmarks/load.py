@@ -1,40 +1,53 @@
 """One started worker under load: clients that wait for their answer, clients that do not, idle and bulk jobs.
 
-The floor, onnxruntime and tokenizers alone on the same texts, runs in the same rounds. Only the ratios of one run
-count: machines are shared and noisy, and emulator and clients use the worker's cores.
+The floor runs in the same rounds: onnxruntime and tokenizers alone on the same texts, or, for the fake engine, the
+least that a worker can be (bare_worker.py). Only the ratios of one run count: machines are shared and noisy, and
+emulator and clients use the worker's cores.
+
+Names in results files, scenario "load":
+    targets   ours, ours-int8, ours-fake ...; floor; bare (the floor of ours-fake)
+    points    "idle" (jobs that find an idle worker), "1 client", "32 clients" (closed loops), "rate 0.5" (open loop at
+              half of the round's best closed loop), "rate 20/s" (at 20 jobs/s), "bulk" (one job of many texts)
+              of the floor: "idle", "one by one", "batches" (sorted by length), "equal lengths", "bulk" (the faster of
+              these two)
+    metrics   jobs_per_s (texts a second; not of idle), p50_ms, p90_ms, p99_ms, max_ms, of bulk jobs_per_s alone
+    details   counts: jobs and errors of each round; open_loop: offered and reached jobs/s of each round; knee
+Latencies are multiples of the floor's at the same point, or of its p50_ms "one by one" where it has no such point.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from benchmarks.clients import Answers, Clients, Json, embed_jobs
 from benchmarks.exported import BUILD, exported
-from benchmarks.floor import BATCH, Floor
-from benchmarks.measure import MISSING, figure, markdown, medians, percentile, ratio, write_json
+from benchmarks.floor import Floor
+from benchmarks.measure import figure, markdown, percentile
+from benchmarks.results_file import Results, environment, write
+from benchmarks.rounds import Figures, Round, measurements, median_ratio, options_of, target_of
 from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess
 from benchmarks.workload import arrivals, stream, texts
+from engine.bundle import open_bundle
 
-Figures = dict[str, float]
-Round = dict[str, Figures]
-"""Name of a measurement -> its figures."""
+SCENARIO = "load"
+FLOOR, BARE = "floor", "bare"
+IDLE, BULK = "idle", "bulk"
+ONE_BY_ONE, BATCHES, EQUAL = "one by one", "batches", "equal lengths"
 
-IDLE = "idle worker"
-BULK = "bulk, one job"
-FLOOR_SINGLE = "floor: one by one"
-FLOOR_IDLE = "floor: one by one, idle"
-FLOOR_BATCHES = f"floor: sorted, batches of {BATCH}"
-FLOOR_EQUAL = "floor: sorted, equal lengths"
+KNEE = 3.0
+"""Up to the knee, p99 is at most this multiple of what it is at the lowest rate."""
+_REACHED = 0.95  # of the offered rate; below it the queue grows for as long as the loop lasts
 
+_BARE_WORKER = Path(__file__).parent / "bare_worker.py"
 _WARM_UP_JOBS = 50
 _PAUSE_S = 0.05  # before each idle job: far longer than a scheduler needs to become idle
-_FLOOR_ROWS = 200  # texts that the floor embeds one by one
 _BULK_TIMEOUT_S = 600.0
 
 
@@ -44,18 +57,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rates",
         nargs="*",
-        default=["50%", "80%"],
+        default=["25%", "50%", "70%", "80%", "90%", "100%"],
         metavar="RATE",
-        help="open loops, in jobs/s or in %% of the best closed loop (default: 50%% 80%%)",
+        help="open loops, in jobs/s or in %% of the best closed loop (default: 25%% 50%% 70%% 80%% 90%% 100%%)",
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each loop (default: %(default)s)")
     parser.add_argument("--idle-jobs", type=int, default=100, help="jobs that find an idle worker (%(default)s)")
     parser.add_argument("--bulk-rows", type=int, default=2000, help="texts of the bulk job (default: %(default)s)")
+    parser.add_argument("--floor-rows", type=int, default=200, help="texts of the floor, one by one (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="times that all is measured (default: %(default)s)")
-    parser.add_argument("--engine", default="auto", help="the worker's ENGINE; fake: the scheduler alone (auto)")
+    parser.add_argument("--engine", default="auto", help="the worker's ENGINE; fake: all but the engine (auto)")
     parser.add_argument("--bundle", type=Path, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)")
     parser.add_argument("--seed", type=int, default=0, help="of texts and arrivals (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -63,47 +77,89 @@ def main(args: argparse.Namespace) -> int:
     if not args.clients and any(rate.endswith("%") for rate in args.rates):
         print("load: a rate in % is one of the best closed loop; name --clients, or --rates in jobs/s", file=sys.stderr)
         return 2
-    bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
-    floor = None if args.engine == "fake" else Floor(bundle)
-    rounds: list[Round] = []
-    with Clients() as clients, WorkerProcess.ours(clients.emulator, bundle, env={"ENGINE": args.engine}) as worker:
-        clients.one_by_one(_WARM_UP_JOBS, embed_jobs(stream(seed=args.seed)))
-        for number in range(args.rounds):
-            print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-            rounds.append(_load(clients, args) | (_floor(floor, args) if floor is not None else {}))
-        worker.stop()
-    print(table(rounds))
+    args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
+    results = measure(args)
+    print(table(results))
     if args.json:
-        write_json(args.json, {"engine": args.engine, "rounds": rounds})
-    return 1 if any(figures.get("errors") for found in rounds for figures in found.values()) else 0
+        write(args.json, results)
+    return int(any(sum(found["errors"]) for found in results.details["counts"]))
 
 
-def _load(clients: Clients, args: argparse.Namespace) -> Round:
-    """Every load once, each on the same texts again."""
+def measure(args: argparse.Namespace) -> Results:
+    """Every load as often as there are rounds, in turn with the floor.
 
-    def jobs() -> Iterator[Json]:
-        return embed_jobs(stream(seed=args.seed))
+    Raises RuntimeError when the worker does not start, or an answer does not come.
+    """
+    runs: list[_Run] = []
+    with ExitStack() as stack:
+        fake = args.engine == "fake"
+        floor = None if fake else Floor(args.bundle)
+        clients = stack.enter_context(Clients())
+        target = target_of(args.engine, open_bundle(args.bundle).manifest.precision)
+        env = {"ENGINE": args.engine}
+        worker = stack.enter_context(WorkerProcess.ours(clients.emulator, args.bundle, env=env))
+        bare = stack.enter_context(Clients()) if fake else None
+        if bare is not None:
+            stack.enter_context(WorkerProcess(bare.emulator, [sys.executable, str(_BARE_WORKER)], {}))
+        for each in filter(None, (clients, bare)):
+            each.one_by_one(_WARM_UP_JOBS, embed_jobs(stream(seed=args.seed)))
+        for number in range(args.rounds):
+            print(f"load, round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
+            run = _Run(args)
+            run.load(clients, target)
+            if bare is not None:
+                run.closed(bare, BARE)
+            if floor is not None:
+                run.found |= _floor(floor, args)
+            runs.append(run)
+        worker.stop()
+    return _results(runs, args)
 
-    found: Round = {}
-    if args.idle_jobs:
-        found[IDLE] = _figures(IDLE, clients.one_by_one(args.idle_jobs, jobs(), pause_s=_PAUSE_S))
-        del found[IDLE]["jobs_per_s"]  # it says how long we paused
-    for count in args.clients:
-        name = closed_loop(count)
-        found[name] = _figures(name, clients.closed_loop(count, args.seconds, jobs()))
-    best = max((found[closed_loop(count)]["jobs_per_s"] for count in args.clients), default=0.0)
-    for rate in args.rates:
-        name = f"open loop, {rate}" if rate.endswith("%") else f"open loop, {rate} jobs/s"
-        per_second = best * float(rate[:-1]) / 100 if rate.endswith("%") else float(rate)
-        due = arrivals(per_second, args.seconds, seed=args.seed)
-        found[name] = _figures(name, clients.open_loop(due, jobs()))
-    if args.bulk_rows:
-        # In base64: as JSON numbers the vectors of 2,000 texts are 17 MB, and the platform takes 20 MB at most.
-        payload = {"texts": texts(args.bulk_rows, seed=args.seed), "encoding_format": "base64"}
-        answers = clients.one_by_one(1, iter([payload]), timeout_s=_BULK_TIMEOUT_S)
-        found[BULK] = _figures(BULK, answers)
-        found[BULK]["jobs_per_s"] = args.bulk_rows / max(answers.ms, default=math.inf) * 1e3
-    return found
+
+class _Run:
+    """One round: what was found, and what the open loops offered."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.found: Round = {}
+        self.counts: dict[tuple[str, str], tuple[int, int]] = {}
+        self.offered: dict[str, float] = {}
+        self._args = args
+
+    def load(self, clients: Clients, target: str) -> None:
+        """Every load once, each on the same texts again."""
+        args = self._args
+        self.closed(clients, target)
+        best = max((self.found[target, closed_loop(count)]["jobs_per_s"] for count in args.clients), default=0.0)
+        for rate in args.rates:
+            per_second = best * float(rate[:-1]) / 100 if rate.endswith("%") else float(rate)
+            due = list(arrivals(per_second, args.seconds, seed=args.seed))
+            self.offered[rate_point(rate)] = len(due) / args.seconds  # as drawn, which may be some percent off
+            self._keep(target, rate_point(rate), clients.open_loop(due, self._jobs()))
+        if args.bulk_rows:
+            # In base64: as JSON numbers the vectors of 2,000 texts are 17 MB, and the platform takes 20 MB at most.
+            payload = {"texts": texts(args.bulk_rows, seed=args.seed), "encoding_format": "base64"}
+            answers = clients.one_by_one(1, iter([payload]), timeout_s=_BULK_TIMEOUT_S)
+            self._keep(target, BULK, answers)
+            self.found[target, BULK] = {"jobs_per_s": args.bulk_rows / answers.ms[0] * 1e3} if answers.ms else {}
+
+    def closed(self, clients: Clients, target: str) -> None:
+        """The idle jobs and the closed loops."""
+        args = self._args
+        if args.idle_jobs:
+            self._keep(target, IDLE, clients.one_by_one(args.idle_jobs, self._jobs(), pause_s=_PAUSE_S))
+            del self.found[target, IDLE]["jobs_per_s"]  # it says how long we paused
+        for count in args.clients:
+            self._keep(target, closed_loop(count), clients.closed_loop(count, args.seconds, self._jobs()))
+
+    def _jobs(self) -> Iterator[Json]:
+        return embed_jobs(stream(seed=self._args.seed))
+
+    def _keep(self, target: str, point: str, answers: Answers) -> None:
+        for error in sorted(set(answers.errors))[:3]:
+            print(f"{point}: {answers.errors.count(error)} jobs failed: {error}", file=sys.stderr)
+        figures = answers.summary()
+        self.counts[target, point] = int(figures.pop("jobs")), int(figures.pop("errors"))
+        self.found[target, point] = figures
 
 
 def closed_loop(clients: int) -> str:
@@ -111,66 +167,107 @@ def closed_loop(clients: int) -> str:
     return f"{clients} client{'s' if clients > 1 else ''}"
 
 
-def _figures(name: str, answers: Answers) -> Figures:
-    for error in sorted(set(answers.errors))[:3]:
-        print(f"{name}: {answers.errors.count(error)} jobs failed: {error}", file=sys.stderr)
-    return answers.summary()
+def rate_point(rate: str) -> str:
+    """What an open loop is called: a share of the best closed loop, or jobs/s."""
+    return f"rate {float(rate[:-1]) / 100:g}" if rate.endswith("%") else f"rate {float(rate):g}/s"
 
 
 def _floor(floor: Floor, args: argparse.Namespace) -> Round:
     """The floor on texts that the worker gets."""
-    single = floor.one_by_one(texts(_FLOOR_ROWS, seed=args.seed))
-    bulk = texts(args.bulk_rows or _FLOOR_ROWS, seed=args.seed)
-    idle = floor.one_by_one(texts(args.idle_jobs, seed=args.seed), pause_s=_PAUSE_S)
+    single = floor.one_by_one(texts(args.floor_rows, seed=args.seed))
+    bulk = texts(args.bulk_rows or args.floor_rows, seed=args.seed)
+    idle = floor.one_by_one(texts(args.idle_jobs, seed=args.seed), pause_s=_PAUSE_S) if args.idle_jobs else []
+    batches, equal = floor.in_batches(bulk), floor.in_equal_lengths(bulk)
     return {
-        FLOOR_SINGLE: {"jobs_per_s": 1e3 / statistics.mean(single), **_percentiles(single)},
-        FLOOR_IDLE: _percentiles(idle),
-        FLOOR_BATCHES: {"jobs_per_s": floor.in_batches(bulk)},
-        FLOOR_EQUAL: {"jobs_per_s": floor.in_equal_lengths(bulk)},
+        (FLOOR, IDLE): _percentiles(idle),
+        (FLOOR, ONE_BY_ONE): {"jobs_per_s": 1e3 / statistics.mean(single), **_percentiles(single)},
+        (FLOOR, BATCHES): {"jobs_per_s": batches},
+        (FLOOR, EQUAL): {"jobs_per_s": equal},
+        (FLOOR, BULK): {"jobs_per_s": max(batches, equal)},
     }
 
 
 def _percentiles(ms: Sequence[float]) -> Figures:
-    found = {f"p{percent}_ms": percentile(ms, percent) for percent in (50, 90, 99)}
-    return {**found, "max_ms": max(ms, default=math.nan)}
+    return {f"p{percent}_ms": percentile(ms, percent) for percent in (50, 90, 99)} | {"max_ms": max(ms, default=0.0)}
 
 
-def table(rounds: Sequence[Round]) -> str:
-    """The medians of all rounds, as Markdown, with what each load is measured against in the last column."""
-    found = {name: medians([figures[name] for figures in rounds]) for name in rounds[0]}
-    columns = ("jobs", "jobs_per_s", "p50_ms", "p90_ms", "p99_ms", "max_ms", "errors")
-    rows = [
-        [name, *(figure(figures.get(column)) for column in columns), _of_the_floor(name, found)]
-        for name, figures in found.items()
+def floor_of(target: str, point: str, metric: str) -> tuple[str, str, str] | None:
+    """What a figure is measured against; see the top."""
+    if target in (FLOOR, BARE) or (point.startswith("rate") and metric == "jobs_per_s"):  # this says what was offered
+        return None
+    if target == target_of("fake"):
+        return (BARE, closed_loop(1), "p50_ms") if point.startswith("rate") else (BARE, point, metric)
+    if metric != "jobs_per_s":
+        same = {IDLE: IDLE, closed_loop(1): ONE_BY_ONE}.get(point)
+        return (FLOOR, same, metric) if same else (FLOOR, ONE_BY_ONE, "p50_ms")
+    return FLOOR, {closed_loop(1): ONE_BY_ONE, BULK: BULK}.get(point, BATCHES), metric
+
+
+def _results(runs: Sequence[_Run], args: argparse.Namespace) -> Results:
+    found = measurements(SCENARIO, [run.found for run in runs], floor_of)
+    counts = [
+        {
+            "target": target,
+            "point": point,
+            "jobs": [run.counts[target, point][0] for run in runs],
+            "errors": [run.counts[target, point][1] for run in runs],
+        }
+        for target, point in runs[0].counts
     ]
+    target = next(iter(runs[0].counts), ("", ""))[0]
+    loops = [
+        {
+            "target": target,
+            "point": point,
+            "offered_per_s": [run.offered[point] for run in runs],
+            "reached_per_s": [run.found[target, point]["jobs_per_s"] for run in runs],
+            "p99_ms": [run.found[target, point]["p99_ms"] for run in runs],
+        }
+        for point in runs[0].offered
+    ]
+    details = {"counts": counts, "open_loop": loops, "knee": knee(loops)}
+    return Results(environment(), options_of(vars(args)), found, details)
+
+
+def knee(loops: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The highest offered rate that was reached with a p99 of at most KNEE times that at the lowest rate.
+
+    Medians of the rounds. None without open loops, or when not even the lowest rate was reached.
+    """
+    rates = sorted(
+        (
+            {"point": loop["point"]}
+            | {name: statistics.median(loop[name]) for name in ("offered_per_s", "reached_per_s", "p99_ms")}
+            for loop in loops
+        ),
+        key=lambda rate: rate["offered_per_s"],
+    )
+    last = None
+    for rate in rates:
+        if rate["reached_per_s"] < _REACHED * rate["offered_per_s"] or rate["p99_ms"] > KNEE * rates[0]["p99_ms"]:
+            break
+        last = rate
+    return last
+
+
+def table(results: Results) -> str:
+    """The medians of all rounds, as Markdown, with what each load is measured against in the last columns."""
+    columns = ("jobs_per_s", "p50_ms", "p90_ms", "p99_ms", "max_ms")
+    places = dict.fromkeys((one.target, one.point) for one in results.of(SCENARIO))
+    rows = []
+    for target, point in places:
+        found = [results.find((SCENARIO, target, point, metric)) for metric in columns]
+        ratios = [median_ratio(results, one) if one else "-" for one in found[:2]]
+        rows.append([f"{target}, {point}", *(figure(one.median if one else None) for one in found), *ratios])
     lines = [
-        markdown(("", "jobs", "rows/s", "p50 ms", "p90 ms", "p99 ms", "max ms", "errors", "of the floor"), rows),
+        markdown(("", "rows/s", "p50 ms", "p90 ms", "p99 ms", "max ms", "rows/s of floor", "p50 of floor"), rows),
         "",
-        "A job is one text, but for bulk. Open loops: % of the best closed loop; timed from the planned arrival.",
+        "A job is one text, but for bulk. rate: open loop, part of the best closed loop, timed from planned arrivals.",
     ]
-    if FLOOR_SINGLE in found:
+    if found_knee := results.details["knee"]:
         lines.append(
-            "Of the floor: idle by p50; 1 client of one by one, more clients of the sorted batches, bulk of what is "
-            "faster of these and of equal lengths."
+            f"knee: {found_knee['point']}, {figure(found_knee['offered_per_s'])} jobs/s offered, "
+            f"p99 {figure(found_knee['p99_ms'])} ms; beyond it p99 is over {KNEE:g} times the lowest rate's, or the "
+            "rate is not reached."
         )
     return "\n".join(lines)
-
-
-def _of_the_floor(name: str, found: Mapping[str, Mapping[str, float | None]]) -> str:
-    """How near `name` comes to what it is measured against: 100% is all of the floor's speed."""
-    if name == IDLE:
-        share = ratio(found.get(FLOOR_IDLE, {}).get("p50_ms"), found[name]["p50_ms"])
-    elif name == closed_loop(1):
-        share = _rate_ratio(name, found, FLOOR_SINGLE)
-    elif name.endswith("clients"):
-        share = _rate_ratio(name, found, FLOOR_BATCHES)
-    elif name == BULK:
-        share = _rate_ratio(name, found, FLOOR_BATCHES, FLOOR_EQUAL)
-    else:
-        return MISSING
-    return MISSING if math.isnan(share) else f"{share:.0%}"
-
-
-def _rate_ratio(name: str, found: Mapping[str, Mapping[str, float | None]], *floors: str) -> float:
-    rates = [rate for floor in floors if (rate := found.get(floor, {}).get("jobs_per_s"))]
-    return ratio(found[name]["jobs_per_s"], max(rates, default=None))

@@ -2,17 +2,23 @@
 
 Every sample is taken between two portions of the work, when no job is out, so that what is left is left. The first
 samples come after a warm-up that has filled every pool, and the last ones are judged against them.
+
+Names in results files, scenario "soak":
+    targets   ours, ours-fake ...
+    points    "mixed jobs"
+    metrics   rss_mb, fds, threads, processes (at the end of each fifth of the run), rss_growth (what rss_mb is there as
+              a multiple of what it was at the start of that fifth)
+    details   samples: all of them; jobs_per_s; health: the first and the last reply; complaints; wrong; exit_code
+The repeats are the fifths, in their order. PSS and jobs/s move with what else runs, so they are no measurements.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import count, islice
 from pathlib import Path
@@ -20,23 +26,26 @@ from typing import Any
 
 import psutil
 
-from benchmarks.emulator import Emulator, EmulatorThread, JobRecord, Status
+from benchmarks.emulator import EmulatorThread, Status
 from benchmarks.exported import BUILD, exported
-from benchmarks.measure import figure, markdown, write_json
+from benchmarks.measure import figure, markdown
+from benchmarks.mixed_jobs import IN_FLIGHT, STALL_S, MixedLoad, mixed_jobs
+from benchmarks.results_file import Results, environment, write
+from benchmarks.rounds import measurements, options_of, target_of
 from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess
 from benchmarks.workload import stream
+from engine.bundle import open_bundle
 
 Json = dict[str, Any]
 
 GROWTH_LIMIT = 0.02
-IN_FLIGHT = 32
+SCENARIO = "soak"
+POINT = "mixed jobs"
 _PORTIONS = 50
+_REPEATS = 5  # that the portions make
 _ENDS = 5  # samples at either end whose median is compared: one alone may catch a collection that is due
-_KEPT_JOBS = 1000  # finished ones that the emulator remembers: this process must not fill the memory either
-_STALL_S = 120.0  # without a single answer
 _MOST_CONNECTIONS = 2 * IN_FLIGHT + 4  # results on their way while as many jobs run; polls, pings
-_SHOWN_ERRORS = 5
 
 
 @dataclass(frozen=True)
@@ -56,14 +65,22 @@ class Sample:
 
 @dataclass(frozen=True)
 class Report:
-    """A finished run. `wrong` holds what came back other than it should have, at most the first few."""
+    """A finished run: a sample before the first portion and after each one, and the seconds that the portions took.
+
+    `wrong` holds what came back other than it should have, at most the first few.
+    """
 
     jobs: int
-    jobs_per_s: float
+    seconds: Sequence[float]
     samples: Sequence[Sample]
     health: tuple[Json, Json]
     wrong: Sequence[str]
     exit_code: int | None
+
+    @property
+    def jobs_per_s(self) -> float:
+        """Over the whole run."""
+        return self.jobs / sum(self.seconds)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,20 +89,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warm-up", type=int, default=2000, help="jobs before it (default: %(default)s)")
     parser.add_argument("--engine", choices=("auto", "fake"), default="auto", help="fake: all but the engine (auto)")
     parser.add_argument("--bundle", type=Path, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)")
-    parser.add_argument("--json", type=Path, help="also write samples and health to this file")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
 
 
 def main(args: argparse.Namespace) -> int:
     """Returns 1 when memory grew by 2 % or more, files or threads were left, or an answer was wrong."""
-    bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
-    report = soak(bundle, args.engine, args.jobs, args.warm_up, say=lambda line: print(line, file=sys.stderr))
+    args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
+    report = _soak(args)
     complaints = verdict(report)
     print(table(report))
     for complaint in complaints:
         print(f"soak: {complaint}")
     if args.json:
-        write_json(args.json, {"engine": args.engine, **asdict(report), "complaints": complaints})
+        write(args.json, results(report, args))
     return 1 if complaints else 0
+
+
+def measure(args: argparse.Namespace) -> Results:
+    """The run as measurements. Raises as `soak` does."""
+    return results(_soak(args), args)
+
+
+def _soak(args: argparse.Namespace) -> Report:
+    return soak(args.bundle, args.engine, args.jobs, args.warm_up, say=lambda line: print(line, file=sys.stderr))
+
+
+def results(report: Report, args: argparse.Namespace) -> Results:
+    """The run as measurements; see the top."""
+    target = target_of(args.engine, open_bundle(args.bundle).manifest.precision)
+    size = len(report.seconds) // _REPEATS
+    rounds = []
+    for start in range(0, size * _REPEATS, size):
+        before, after = report.samples[start], report.samples[start + size]
+        figures = {
+            "rss_mb": after.rss_mb,
+            "rss_growth": after.rss_mb / before.rss_mb,
+            "fds": float(after.fds),
+            "threads": float(after.threads),
+            "processes": float(after.processes),
+        }
+        rounds.append({(target, POINT): figures})
+    found = asdict(report)
+    details = {name: found[name] for name in ("samples", "health", "wrong", "exit_code")}
+    details |= {"jobs_per_s": report.jobs_per_s, "complaints": verdict(report)}
+    return Results(environment(), options_of(vars(args)), measurements(SCENARIO, rounds), details)
 
 
 def soak(
@@ -95,7 +142,7 @@ def soak(
 
     Raises RuntimeError when the worker does not start or stops answering.
     """
-    load = _Load()
+    load = MixedLoad()
     with load.emulator as emulator, WorkerProcess.ours(emulator, bundle, env={"ENGINE": engine}) as worker:
         payloads = mixed_jobs()
         # As many large jobs at once as may run: afterwards thread pools and buffers are as large as they get.
@@ -103,17 +150,17 @@ def soak(
         load.run(warm_up, payloads)
         _wait_for_ping(emulator)
         first_health = _health(emulator)
-        samples, seconds = [_sample(worker)], 0.0
+        samples, seconds = [_sample(worker)], []
         for number in range(_PORTIONS):
             begin = time.perf_counter()
             load.run(jobs * (number + 1) // _PORTIONS - jobs * number // _PORTIONS, payloads)
-            seconds += time.perf_counter() - begin
+            seconds.append(time.perf_counter() - begin)
             samples.append(_sample(worker))
             if number % 5 == 4:
                 say(f"{jobs * (number + 1) // _PORTIONS} jobs: {figure(samples[-1].rss_mb)} MB resident")
         last_health = _health(emulator)
         exit_code = worker.process.returncode if worker.stop() is not None else None
-    return Report(jobs, jobs / seconds, samples, (first_health, last_health), load.wrong, exit_code)
+    return Report(jobs, seconds, samples, (first_health, last_health), load.wrong, exit_code)
 
 
 def verdict(report: Report) -> list[str]:
@@ -168,95 +215,8 @@ _ROWS = {
 }
 
 
-def mixed_jobs(seed: int = 0) -> Iterator[Json]:
-    """Payloads without end: mostly one text, some lists of up to 32, some in base64, one in a hundred not allowed."""
-    texts = stream(seed=seed)
-    for number in count():
-        kind = number % 100
-        if kind == 0:
-            yield {"texts": next(texts)}
-        elif kind in (1, 2):
-            yield {"texts": list(islice(texts, 32))}
-        elif kind < 10:
-            yield {"texts": list(islice(texts, kind))}
-        elif kind < 15:
-            yield {"text": next(texts), "encoding_format": "base64"}
-        else:
-            yield {"text": next(texts)}
-
-
-class _Load:
-    """An emulated endpoint and clients on its own loop; one job in 50 is cancelled while it is out."""
-
-    def __init__(self) -> None:
-        self.emulator = EmulatorThread(on_end=self._ended, keep_finished=_KEPT_JOBS)
-        self.wrong: list[str] = []
-        self._payloads: Iterator[Json] = iter(())
-        self._unsent = self._out = self._answered = 0
-        self._idle = threading.Event()
-
-    def run(self, jobs: int, payloads: Iterator[Json]) -> None:
-        """Send `jobs` of `payloads`, IN_FLIGHT at a time; return when all have ended."""
-        if not jobs:
-            return
-        self._payloads, self._unsent = payloads, jobs
-        self._idle.clear()
-        self.emulator.call(self._start)
-        seen = -1
-        while not self._idle.wait(_STALL_S):
-            if self._answered == seen:
-                raise RuntimeError(f"{self._out} jobs are out and none was answered for {_STALL_S:g} s")
-            seen = self._answered
-
-    # On the emulator's loop
-
-    def _start(self, emulator: Emulator) -> None:
-        for _ in range(min(IN_FLIGHT, self._unsent)):
-            self._send(emulator)
-
-    def _send(self, emulator: Emulator) -> None:
-        self._unsent -= 1
-        self._out += 1
-        record = emulator.submit(next(self._payloads))
-        if self._unsent % 50 == 7:
-            asyncio.get_running_loop().call_later(0.003, self._cancel, emulator, record)
-
-    def _cancel(self, emulator: Emulator, record: JobRecord) -> None:
-        if not record.finished:
-            emulator.cancel(record)
-
-    def _ended(self, record: JobRecord) -> None:
-        # Not at once: the store is in the middle of ending this one.
-        asyncio.get_running_loop().call_soon(self._next, record)
-
-    def _next(self, record: JobRecord) -> None:
-        if (wrong := _wrong(record)) and len(self.wrong) < _SHOWN_ERRORS:
-            self.wrong.append(wrong)
-        self._answered += 1
-        self._out -= 1
-        if self._unsent:
-            self._send(self.emulator.emulator)
-        elif not self._out:
-            self._idle.set()
-
-
-def _wrong(record: JobRecord) -> str | None:
-    payload = record.input
-    if record.status is Status.CANCELLED or payload == {"health": True}:
-        return None
-    allowed = not isinstance(payload.get("texts"), str)
-    if not allowed:
-        refused = record.status is Status.FAILED and str(record.error).startswith("invalid input")
-        return None if refused else f"a job that is not allowed ended {record.status}"
-    if record.status is not Status.COMPLETED:
-        return f"a job ended {record.status}: {record.error}"
-    vectors = record.output.get("embeddings", [record.output.get("embedding")])
-    asked = len(payload.get("texts", [0]))
-    return None if len(vectors) == asked else f"{len(vectors)} vectors for {asked} texts"
-
-
 def _health(emulator: EmulatorThread) -> Json:
-    record = emulator.wait(emulator.submit({"health": True}), _STALL_S)
+    record = emulator.wait(emulator.submit({"health": True}), STALL_S)
     if record.status is not Status.COMPLETED:
         raise RuntimeError(f"the worker's health cannot be had: {record.error}")
     report: Json = record.output
@@ -265,7 +225,7 @@ def _health(emulator: EmulatorThread) -> Json:
 
 def _wait_for_ping(emulator: EmulatorThread) -> None:
     """The first ping brings a library and a thread, some time after the first job."""
-    deadline = time.monotonic() + _STALL_S
+    deadline = time.monotonic() + STALL_S
     while not any(worker.ping_count for worker in list(emulator.workers.values())):
         if time.monotonic() > deadline:
             raise RuntimeError("the worker does not ping")

@@ -1,6 +1,13 @@
 """Every task on every architecture of the zoo: exported, compared, served; and where a job's time goes.
 
 Writes benchmarks/results/tasks-cpu.json and, from it, the tables of docs/tasks.md.
+
+Names in results files, scenario "tasks":
+    targets   ours
+    points    the task's tag
+    metrics   parse_us, preprocess_us, engine_us, postprocess_us: of one job, the PERCENTth of its round's jobs
+    details   architectures: task, architecture, exported, parity, tensorrt of each row; models: tag -> the measured
+              model in words, and the rows of the job
 """
 
 from __future__ import annotations
@@ -8,19 +15,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
 from benchmarks import zoo
 from benchmarks.exported import BUILD
-from benchmarks.measure import markdown, percentile, write_json
+from benchmarks.measure import markdown, percentile
+from benchmarks.results_file import Results, environment, read, write
+from benchmarks.rounds import Round, measurements
 from benchmarks.zoo.case import Case, Stages
 from engine.bundle import open_bundle
 from engine.errors import BundleError
@@ -33,7 +43,9 @@ SHARE = 0.2
 PERCENT = 10
 """Which of the jobs is reported: what else runs on a machine makes a job slower, never faster."""
 
-_WARM_UPS, _ROUNDS = 20, 300
+SCENARIO = "tasks"
+OURS = "ours"
+_WARM_UPS, _JOBS, _ROUNDS = 20, 100, 3
 _STAGES = ("parse", "preprocess", "engine", "postprocess")
 
 
@@ -46,22 +58,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Measure, write the results and the page; 1 when a model of the zoo cannot be exported."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"architectures": [], "stages": []}
+    results = read(RESULTS) if RESULTS.exists() else Results({}, {}, (), {"architectures": [], "models": {}})
     wanted: list[tuple[str, Any]] = [("architectures", case) for case in zoo.cases()]
     wanted += [("stages", case) for case in zoo.stages()]
     for part, case in wanted:
         if args.tables or args.task not in (None, case.task) or args.part not in (None, part):
             continue
-        row = architecture_row(case) if part == "architectures" else stages_row(case)
-        print(json.dumps(row), flush=True)
-        results[part] = sorted([*(one for one in results[part] if _key(one) != _key(row)), row], key=_key)
-        write_json(RESULTS, results)  # at once: what follows may take minutes, or fail
+        if part == "architectures":
+            results = with_architecture(results, architecture_row(case))
+        else:
+            results = with_stages(results, case, *stages(case))
+        print(f"{case.task}: {part}", flush=True)
+        write(RESULTS, results)  # at once: what follows may take minutes, or fail
     PAGE.write_text(rendered(PAGE.read_text(), results))
-    return int(any(not row["exported"] for row in results["architectures"]))
+    return int(any(not row["exported"] for row in results.details["architectures"]))
 
 
-def _key(row: dict[str, Any]) -> tuple[str, str]:
-    return row["task"], row.get("architecture", "")
+def with_architecture(results: Results, row: dict[str, Any]) -> Results:
+    """`results` with this row, in place of an older one of the same task and architecture."""
+    same = itemgetter("task", "architecture")
+    rows = [one for one in results.details["architectures"] if same(one) != same(row)]
+    details = {**results.details, "architectures": sorted([*rows, row], key=same)}
+    return replace(results, environment=environment(), details=details)
+
+
+def with_stages(results: Results, case: Stages, rounds: Sequence[Round], rows: int) -> Results:
+    """`results` with what `stages` found of a case, in place of what was there of the same task."""
+    kept = [one for one in results.measurements if one.point != case.task]
+    found = sorted([*kept, *measurements(SCENARIO, rounds)], key=attrgetter("point"))
+    models = {**results.details["models"], case.task: {"model": case.model, "rows": rows}}
+    details = {**results.details, "models": dict(sorted(models.items()))}
+    return replace(results, environment=environment(), measurements=tuple(found), details=details)
 
 
 def _export(make: Callable[[Path], Path], task: str, root: Path, **options: Any) -> tuple[Path, dict[str, Any]]:
@@ -87,8 +114,11 @@ def architecture_row(case: Case) -> dict[str, Any]:
     return {**row, "exported": True, "parity": figures["worst"], "tensorrt": None}
 
 
-def stages_row(case: Stages) -> dict[str, Any]:
-    """Microseconds that the stages of one job take on the CPU, one job after the other: PERCENT of them are faster."""
+def stages(case: Stages) -> tuple[list[Round], int]:
+    """Microseconds that the stages of one job take on the CPU, one job after the other, in rounds; and its rows.
+
+    Of the jobs of a round, PERCENT are faster.
+    """
     from engine.backends.onnxruntime import OnnxRuntimeEngine
     from engine.feed import run_rows
     from engine.tasks import load_task
@@ -100,7 +130,7 @@ def stages_row(case: Stages) -> dict[str, Any]:
     for engine in engines.values():
         engine.warm_up()
     times: dict[str, list[float]] = {name: [] for name in _STAGES}
-    for _ in range(_WARM_UPS + _ROUNDS):
+    for _ in range(_WARM_UPS + _JOBS * _ROUNDS):
         marks = [time.perf_counter()]
         request = task.parse(case.payload)
         marks.append(time.perf_counter())
@@ -116,8 +146,11 @@ def stages_row(case: Stages) -> dict[str, Any]:
             times[name].append(end - begin)
     for engine in engines.values():
         engine.close()
-    took = {name: round(percentile(taken[_WARM_UPS:], PERCENT) * 1e6, 1) for name, taken in times.items()}
-    return {"task": case.task, "model": case.model, "rows": len(rows), "microseconds": took}
+    rounds: list[Round] = []
+    for start in range(_WARM_UPS, _WARM_UPS + _JOBS * _ROUNDS, _JOBS):
+        taken = {name: percentile(times[name][start : start + _JOBS], PERCENT) * 1e6 for name in _STAGES}
+        rounds.append({(OURS, case.task): {f"{name}_us": round(us, 1) for name, us in taken.items()}})
+    return rounds, len(rows)
 
 
 def _kept(case: Stages) -> Path:
@@ -131,16 +164,23 @@ def _kept(case: Stages) -> Path:
     return root / "bundle"
 
 
-def outside(row: dict[str, Any]) -> float:
+def microseconds(results: Results) -> dict[str, dict[str, float]]:
+    """Task -> stage -> the median of its rounds."""
+    found: dict[str, dict[str, float]] = {}
+    for one in results.of(SCENARIO):
+        found.setdefault(one.point, {})[one.metric.removesuffix("_us")] = one.median
+    return found
+
+
+def outside(stages: Mapping[str, float]) -> float:
     """The share of a job that is not the engine's."""
-    times = row["microseconds"]
-    return float(1 - times["engine"] / sum(times.values()))
+    return 1 - stages["engine"] / sum(stages.values())
 
 
 # The page
 
 
-def rendered(text: str, results: dict[str, Any]) -> str:
+def rendered(text: str, results: Results) -> str:
     """`text` with every table between its markers made anew. Raises ValueError where a marker is missing."""
     tables = {"tasks": _tasks_table, "architectures": _architectures_table, "stages": _stages_table}
     for name, table in tables.items():
@@ -152,14 +192,14 @@ def rendered(text: str, results: dict[str, Any]) -> str:
     return text
 
 
-def _tasks_table(results: dict[str, Any]) -> str:
+def _tasks_table(results: Results) -> str:
     from engine.tasks import TASKS, task_class
 
     rows = [(f"`{tag}`", task_class(tag).auto_class, task_class(tag).summary) for tag in TASKS]
     return markdown(("task", "model class", "what it does"), rows, aligned=False)
 
 
-def _architectures_table(results: dict[str, Any]) -> str:
+def _architectures_table(results: Results) -> str:
     header = ("task", "architecture", "exported", "parity with PyTorch", "ONNX Runtime, CPU", "TensorRT")
     rows = [
         (
@@ -170,18 +210,17 @@ def _architectures_table(results: dict[str, Any]) -> str:
             "yes" if row["exported"] else "no",  # the gate runs what the worker runs
             row["tensorrt"] or "not yet",
         )
-        for row in results["architectures"]
+        for row in results.details["architectures"]
     ]
     return markdown(header, rows, aligned=False)
 
 
-def _stages_table(results: dict[str, Any]) -> str:
+def _stages_table(results: Results) -> str:
     why = {case.task: case.why for case in zoo.stages()}
     rows = []
-    for row in results["stages"]:
-        times = [f"{row['microseconds'][name]:.0f}" for name in _STAGES]
-        share = outside(row)
-        rows.append(
-            (f"`{row['task']}`", row["model"], *times, f"{share:.1%}", why[row["task"]] if share > SHARE else "")
-        )
+    for task, times in sorted(microseconds(results).items()):
+        cells = [f"{times[name]:.0f}" for name in _STAGES]
+        share = outside(times)
+        model = results.details["models"][task]["model"]
+        rows.append((f"`{task}`", model, *cells, f"{share:.1%}", why[task] if share > SHARE else ""))
     return markdown(("task", "model", *_STAGES, "outside the engine", "why"), rows, aligned=False)

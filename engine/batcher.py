@@ -209,7 +209,8 @@ class Batcher:
 
     def _hand_out(self, flight: _Flight, outputs: Arrays) -> None:
         if flight.error is None:
-            self._answer(flight.batch, outputs, flight.begin)
+            assert flight.bucket is not None
+            self._answer(flight.batch, outputs, flight.begin, flight.bucket)
 
     def _find_culprits(self, batch: list[_Waiting], flight: _Flight) -> None:
         """Run the halves of a batch that failed, and theirs, until the rows that the engine fails on stand alone.
@@ -229,17 +230,18 @@ class Batcher:
             try:
                 if self._lost:
                     raise self._lost
-                self._engine.start(load(self._engine, [row for _, (_, row) in part], flight.slot), flight.slot)
+                bucket = load(self._engine, [row for _, (_, row) in part], flight.slot)
+                self._engine.start(bucket, flight.slot)
                 outputs = self._engine.finish(flight.slot)
             except Exception as error:  # as above
                 flight.error = error
                 self._find_culprits(part, flight)
             else:
-                self._answer(part, outputs, flight.begin)
+                self._answer(part, outputs, flight.begin, bucket)
 
-    def _answer(self, batch: list[_Waiting], outputs: Arrays, begin: float) -> None:
+    def _answer(self, batch: list[_Waiting], outputs: Arrays, begin: float, bucket: Bucket) -> None:
         """Hand out copies of `outputs`. A row with NaN or infinity fails its job: a label chosen from it is a guess."""
-        self.stats.batch(len(batch))
+        self.stats.batch(len(batch), sum(row.length for _, (_, row) in batch), bucket.tokens)
         broken = rows_not_finite(outputs, len(batch))
         for place, ((group, (index, _)), output) in enumerate(zip(batch, unload(outputs, len(batch)), strict=True)):
             if place in broken:

@@ -15,14 +15,20 @@ class Stats:
 
     def __init__(self) -> None:
         self.rows = 0
+        self.tokens = 0
+        """Of the rows themselves."""
+        self.tokens_computed = 0
+        """Of the buckets that they ran in, padding included."""
         self.batch_sizes: Counter[int] = Counter()
         self._stages: dict[str, deque[float]] = {}
         self._lock = threading.Lock()
 
-    def batch(self, rows: int) -> None:
-        """A batch of `rows` rows has run."""
+    def batch(self, rows: int, tokens: int, tokens_computed: int) -> None:
+        """A batch of `rows` rows, `tokens` long together, has run in a bucket of `tokens_computed`."""
         with self._lock:
             self.rows += rows
+            self.tokens += tokens
+            self.tokens_computed += tokens_computed
             self.batch_sizes[rows] += 1
 
     def stage(self, name: str, seconds: float) -> None:
@@ -31,12 +37,15 @@ class Stats:
             self._stages.setdefault(name, deque(maxlen=_RECENT)).append(seconds)
 
     def summary(self) -> dict[str, Any]:
-        """Rows, batches by size, and percentiles of the stages in ms."""
+        """Rows, tokens without and with padding, batches by size, and percentiles of the stages in ms."""
         with self._lock:  # held for the copies alone
-            rows, sizes = self.rows, sorted(self.batch_sizes.items())
+            rows, tokens, computed = self.rows, self.tokens, self.tokens_computed
+            sizes = sorted(self.batch_sizes.items())
             stages = {name: list(samples) for name, samples in self._stages.items()}
         return {
             "rows_served": rows,
+            "tokens_served": tokens,
+            "tokens_computed": computed,
             "batches_run": sum(count for _, count in sizes),
             "rows_per_batch": {str(size): count for size, count in sizes},
             "stages_ms": {name: _percentiles(samples) for name, samples in stages.items()},

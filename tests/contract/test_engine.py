@@ -109,6 +109,15 @@ async def test_rows_come_back_in_order(engine: Engine):
     assert batcher.stats.rows == 100
 
 
+async def test_tokens_are_counted_with_and_without_padding(engine: Engine):
+    batcher = batcher_on(engine)
+    await batcher.run([row(3), row(5)])
+    batcher.close()
+    summary = batcher.stats.summary()
+    assert (summary["tokens_served"], summary["batches_run"]) == (8, 1)
+    assert summary["tokens_computed"] == engine.buckets.fit(2, 5).tokens >= 10
+
+
 async def test_jobs_share_batches_while_the_engine_is_busy(small_bundle: Path):
     gate, started, runs = threading.Event(), threading.Event(), []
 

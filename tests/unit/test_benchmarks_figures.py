@@ -5,6 +5,7 @@ import math
 import statistics
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,8 @@ from benchmarks import coldstart, load, peers
 from benchmarks.import_times import costs
 from benchmarks.import_times import table as import_table
 from benchmarks.measure import figure, markdown, medians, percentile, ratio, times, write_json
+from benchmarks.results_file import Results
+from benchmarks.rounds import Round, measurements, options_of, target_of, unit
 from benchmarks.workload import arrivals, stream, texts
 
 
@@ -93,9 +96,15 @@ def test_import_times_count_a_package_once_with_what_it_pulled_in():
 
 
 def test_the_budget_of_a_start():
-    ours = {"verify": 80.0, "exec to first take": 600.0, "exec to first answer": 610.0}
-    floor = {"imports": 300.0, "exec to ready": 400.0, "exec to first answer": 305.0}
-    lines = coldstart.table({"warm": {"ours": [ours], "floor": [floor]}}).splitlines()
+    rounds: list[Round] = [
+        {
+            ("ours", "warm"): {"first_take_s": 0.6, "first_answer_s": 0.61},
+            ("floor", "warm"): {"ready_s": 0.4, "first_answer_s": 0.305},
+        }
+    ]
+    stages = {"floor": {"warm": {"imports": [300.0]}}, "ours": {"warm": {"verify": [80.0]}}}
+    found = measurements("coldstart", rounds, coldstart.floor_of)
+    lines = coldstart.table(Results({}, {}, found, {"stages": stages})).splitlines()
     assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]] == [
         ["verify", "80", "80"],
         ["exec to first take", "600", "600"],
@@ -103,30 +112,75 @@ def test_the_budget_of_a_start():
         ["floor: imports", "300", "300"],
         ["floor: exec to ready", "400", "400"],
         ["floor: exec to first answer", "305", "305"],
-        ["first take / floor's ready", "1.5x", "1.5x"],
-        ["first answer / floor's first answer", "2x", "2x"],
+        ["exec to first take / floor's exec to ready", "1.5x", "1.5x"],
+        ["exec to first answer / floor's exec to first answer", "2x", "2x"],
     ]
 
 
 def test_each_load_is_measured_against_its_own_floor():
-    answers = {"jobs": 10, "p50_ms": 20.0, "p90_ms": 1.0, "p99_ms": 1.0, "max_ms": 1.0, "errors": 0}
-    found = {
-        load.IDLE: answers,
-        "1 client": {**answers, "jobs_per_s": 90.0},
-        "8 clients": {**answers, "jobs_per_s": 120.0},
-        "open loop, 50%": {**answers, "jobs_per_s": 60.0},
-        load.BULK: {**answers, "jobs_per_s": 150.0},
-        load.FLOOR_SINGLE: {"jobs_per_s": 100.0},
-        load.FLOOR_IDLE: {"p50_ms": 10.0},
-        load.FLOOR_BATCHES: {"jobs_per_s": 160.0},
-        load.FLOOR_EQUAL: {"jobs_per_s": 200.0},
+    found: Round = {
+        ("ours", "idle"): {"p50_ms": 20.0},
+        ("ours", "1 client"): {"jobs_per_s": 90.0, "p50_ms": 24.0},
+        ("ours", "8 clients"): {"jobs_per_s": 120.0, "p50_ms": 120.0},
+        ("ours", "rate 0.5"): {"jobs_per_s": 60.0, "p50_ms": 36.0},
+        ("ours", "bulk"): {"jobs_per_s": 150.0},
+        ("floor", "idle"): {"p50_ms": 10.0},
+        ("floor", "one by one"): {"jobs_per_s": 100.0, "p50_ms": 12.0},
+        ("floor", "batches"): {"jobs_per_s": 160.0},
+        ("floor", "bulk"): {"jobs_per_s": 200.0},
     }
-    shares = {
-        line.split("|")[1].strip(): line.split("|")[-2].strip() for line in load.table([found]).splitlines()[2:11]
+    results = Results({}, {}, measurements("load", [found], load.floor_of), {"knee": None})
+    cells = {
+        line.split("|")[1].strip(): tuple(cell.strip() for cell in line.split("|")[-3:-1])
+        for line in load.table(results).splitlines()[2:7]
     }
-    assert list(shares.values()) == ["50%", "90%", "75%", "-", "75%", "-", "-", "-", "-"]
-    without_floor = {name: figures for name, figures in found.items() if not name.startswith("floor")}
-    assert "%" not in "".join(line.split("|")[-2] for line in load.table([without_floor]).splitlines()[2:7])
+    assert cells == {
+        "ours, idle": ("-", "2x"),
+        "ours, 1 client": ("0.9x", "2x"),
+        "ours, 8 clients": ("0.75x", "10x"),
+        "ours, rate 0.5": ("-", "3x"),
+        "ours, bulk": ("0.75x", "-"),
+    }
+    without_floor = measurements(
+        "load", [{where: figures for where, figures in found.items() if where[0] == "ours"}], load.floor_of
+    )
+    assert [one.floor for one in without_floor] == [None] * 8
+
+
+def test_the_fake_engine_is_measured_against_a_bare_worker():
+    assert load.floor_of("ours-fake", "idle", "p99_ms") == ("bare", "idle", "p99_ms")
+    assert load.floor_of("ours-fake", "rate 20/s", "p99_ms") == ("bare", "1 client", "p50_ms")
+    assert load.floor_of("bare", "idle", "p99_ms") is None
+
+
+def open_loop(point: str, offered: float, reached: float, p99: float) -> dict[str, Any]:
+    return {"point": point, "offered_per_s": [offered] * 3, "reached_per_s": [reached] * 3, "p99_ms": [p99, p99, 1e6]}
+
+
+def test_the_knee_is_the_last_rate_before_the_queue_grows():
+    loops = [open_loop("a", 10, 10, 5), open_loop("b", 20, 19.5, 14), open_loop("c", 30, 29, 16)]
+    found = load.knee(loops)
+    assert found == {"point": "b", "offered_per_s": 20, "reached_per_s": 19.5, "p99_ms": 14}
+    assert load.knee(list(reversed(loops))) == found
+    assert load.knee([loops[0], open_loop("b", 20, 18, 5), open_loop("c", 30, 30, 5)]) == load.knee(loops[:1])
+    assert load.knee([open_loop("a", 10, 5, 5)]) is None
+    assert load.knee([]) is None
+
+
+def test_rounds_become_repeats():
+    rounds: list[Round] = [{("ours", "a"): {"x_ms": 1.0}}, {("ours", "a"): {"x_ms": 2.0, "jobs_per_s": 3.0}}, {}]
+    first, second = measurements("some", rounds)
+    assert (first.key, first.unit, first.better, first.repeats) == (
+        ("some", "ours", "a", "x_ms"), "ms", "lower", (1.0, 2.0, None),
+    )  # fmt: skip
+    assert (second.better, second.repeats) == ("higher", (None, 3.0, None))
+    assert unit("threads") == ("", "lower")
+    assert (target_of("auto"), target_of("auto", "int8"), target_of("fake")) == ("ours", "ours-int8", "ours-fake")
+
+
+def test_options_tell_no_paths():
+    options = options_of({"command": "load", "bundle": Path("/home/me/bundle"), "json": Path("x"), "seed": 1})
+    assert options == {"bundle": "bundle", "seed": 1}
 
 
 def peer_figures(first_take_s: float, exit_s: float | None) -> dict[str, float | None]:

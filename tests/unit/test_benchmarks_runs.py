@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import json
 import math
 import os
 import sysconfig
@@ -17,6 +16,7 @@ from benchmarks.clients import Clients, embed_jobs
 from benchmarks.emulator import Emulator
 from benchmarks.emulator.exchange import now
 from benchmarks.floor import Floor
+from benchmarks.results_file import read
 from benchmarks.workload import stream, texts
 
 
@@ -32,15 +32,18 @@ def test_one_cold_start(small_bundle: Path, tmp_path: Path, capsys: pytest.Captu
     assert (
         run("coldstart", "--runs", 1, "--bundle", small_bundle, "--engine", "fake", "--warm-only", "--json", out) == 0
     )
-    runs = json.loads(out.read_text())["runs"]["warm"]
-    (ours,), (floor,) = runs["ours"], runs["floor"]
-    assert 0 < ours["exec to first take"] < ours["exec to first answer"] < 60_000
-    assert {"interpreter", "imports", "verify"} <= set(ours)
-    assert sum(floor[name] for name in ("interpreter", "imports", "session", "tokenizer")) == pytest.approx(
-        floor["exec to ready"]
-    )
-    assert floor["exec to ready"] < floor["exec to first answer"]
-    assert "first answer / floor's first answer" in capsys.readouterr().out
+    results = read(out)
+    stages = results.details["stages"]
+    figures = {one.key[1:]: one.median for one in results.of("coldstart")}
+    assert 0 < figures["ours-fake", "warm", "ready_s"] < figures["ours-fake", "warm", "first_answer_s"] < 60
+    assert figures["ours-fake", "warm", "first_take_s"] < figures["ours-fake", "warm", "first_answer_s"]
+    assert {"interpreter", "imports", "verify"} <= set(stages["ours-fake"]["warm"])
+    floor = stages["floor"]["warm"]
+    ready_ms = figures["floor", "warm", "ready_s"] * 1e3
+    assert sum(floor[name][0] for name in ("interpreter", "imports", "session", "tokenizer")) == pytest.approx(ready_ms)
+    assert figures["floor", "warm", "ready_s"] < figures["floor", "warm", "first_answer_s"]
+    assert all(results.ratios(one) for one in results.of("coldstart") if one.target == "ours-fake")
+    assert "exec to first answer / floor's exec to first answer" in capsys.readouterr().out
 
 
 def test_what_imports_cost(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
@@ -54,14 +57,37 @@ def test_a_short_load(small_bundle: Path, tmp_path: Path, capsys: pytest.Capture
     out = tmp_path / "load.json"
     loops = ("--clients", 1, 4, "--rates", "50%", 20, "--seconds", 0.3, "--idle-jobs", 3, "--bulk-rows", 40)
     assert run("load", *loops, "--rounds", 1, "--bundle", small_bundle, "--engine", "fake", "--json", out) == 0
-    (found,) = json.loads(out.read_text())["rounds"]
-    assert list(found) == ["idle worker", "1 client", "4 clients", "open loop, 50%", "open loop, 20 jobs/s", load.BULK]
-    for figures in found.values():
-        assert figures["errors"] == 0
-        assert figures["jobs"] > 0
-        assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["max_ms"]
-    assert found["idle worker"]["jobs"] == 3
-    assert "| 4 clients " in capsys.readouterr().out
+    results = read(out)
+    points = ["idle", "1 client", "4 clients", "rate 0.5", "rate 20/s", "bulk"]
+    assert list(dict.fromkeys(one.point for one in results.of("load") if one.target == "ours-fake")) == points
+    bare = dict.fromkeys(one.point for one in results.of("load") if one.target == "bare")
+    assert list(bare) == ["idle", "1 client", "4 clients"]
+    for found in results.details["counts"]:
+        assert found["errors"] == [0]
+        assert found["jobs"][0] > 0
+        if found["point"] != "bulk":
+            p50, p99, most = (
+                results.find(("load", found["target"], found["point"], metric))
+                for metric in ("p50_ms", "p99_ms", "max_ms")
+            )
+            assert p50 and p99 and most
+            assert 0 < p50.median <= p99.median <= most.median
+    assert results.details["counts"][0]["jobs"] == [3]
+    half, twenty = results.details["open_loop"]
+    closed = [results.find(("load", "ours-fake", f"{clients}", "jobs_per_s")) for clients in ("1 client", "4 clients")]
+    best = max(one.median for one in closed if one)
+    assert half["offered_per_s"][0] == pytest.approx(best / 2, rel=0.3)
+    assert (twenty["point"], len(twenty["reached_per_s"])) == ("rate 20/s", 1)
+    assert "| ours-fake, 4 clients " in capsys.readouterr().out
+
+
+def test_the_floor_of_a_load(small_bundle: Path, tmp_path: Path):
+    out = tmp_path / "load.json"
+    loops = ("--clients", 1, 2, "--rates", "--seconds", 0.2, "--idle-jobs", 2, "--bulk-rows", 20, "--floor-rows", 10)
+    assert run("load", *loops, "--rounds", 2, "--bundle", small_bundle, "--json", out) == 0
+    results = read(out)
+    for one in results.of("load"):
+        assert len(results.ratios(one)) == (2 if one.target == "ours" else 0), one.key
 
 
 def test_a_rate_in_percent_needs_a_closed_loop(small_bundle: Path, capsys: pytest.CaptureFixture[str]):

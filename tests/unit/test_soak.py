@@ -1,7 +1,6 @@
 """The soak, short, and what it makes of a worker that leaks."""
 
 import argparse
-import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -10,13 +9,15 @@ from typing import Any
 import pytest
 
 from benchmarks import soak
+from benchmarks.mixed_jobs import mixed_jobs
+from benchmarks.results_file import read
 from benchmarks.soak import Report, Sample
 
 STEADY = Sample(rss_mb=100.0, pss_mb=80.0, fds=14, connections=35, threads=13, processes=2)
 
 
 def report(last: Sample = STEADY, **changes: Any) -> Report:
-    return replace(Report(1000, 500.0, [STEADY] * 6 + [last] * 6, ({}, {}), [], 0), **changes)
+    return replace(Report(1000, [0.2] * 10, [STEADY] * 6 + [last] * 6, ({}, {}), [], 0), **changes)
 
 
 def test_a_short_soak(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -26,7 +27,8 @@ def test_a_short_soak(small_bundle: Path, tmp_path: Path, capsys: pytest.Capture
     soak.add_arguments(parser)
     options = ["--jobs", 1500, "--warm-up", 300, "--engine", "fake", "--bundle", small_bundle, "--json", out]
     soak.main(parser.parse_args([str(option) for option in options]))
-    found = json.loads(out.read_text())
+    results = read(out)
+    found = results.details
     assert [complaint for complaint in found["complaints"] if "memory" not in complaint] == []
     assert found["wrong"] == []
     assert found["exit_code"] == 0
@@ -36,6 +38,10 @@ def test_a_short_soak(small_bundle: Path, tmp_path: Path, capsys: pytest.Capture
     assert first["engine"] == "fake"
     assert 1350 < last["jobs_done"] - first["jobs_done"] <= 1501  # without those that were cancelled or not allowed
     assert last["jobs_failed"] - first["jobs_failed"] <= 15
+    growth = results.find(("soak", "ours-fake", "mixed jobs", "rss_growth"))
+    assert growth is not None and len(growth.repeats) == 5
+    by_hand = found["samples"][10]["rss_mb"] / found["samples"][0]["rss_mb"]
+    assert growth.repeats[0] == pytest.approx(by_hand)
     assert "| threads " in capsys.readouterr().out
 
 
@@ -72,8 +78,8 @@ def test_wrong_answers_and_a_bad_end_are_flagged():
 
 
 def test_the_jobs_are_mixed_and_the_same_each_time():
-    jobs = list(islice(soak.mixed_jobs(), 200))
-    assert jobs == list(islice(soak.mixed_jobs(), 200))
+    jobs = list(islice(mixed_jobs(), 200))
+    assert jobs == list(islice(mixed_jobs(), 200))
     assert sum(isinstance(job.get("texts"), str) for job in jobs) == 2
     assert max(len(job["texts"]) for job in jobs if isinstance(job.get("texts"), list)) == 32
     assert sum("text" in job for job in jobs) > 150

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from benchmarks import tasks, zoo
+from benchmarks.results_file import read
 from engine.tasks import TASKS
 from export.tasks import TAGS, export_task
 
-RESULTS = json.loads(tasks.RESULTS.read_text())
+RESULTS = read(tasks.RESULTS)
 
 
 def test_the_tables_are_made_from_the_code_and_the_committed_results():
@@ -19,7 +18,7 @@ def test_the_tables_are_made_from_the_code_and_the_committed_results():
 
 
 def test_every_model_of_the_zoo_has_a_row_and_was_exported():
-    rows = {(row["task"], row["architecture"]): row for row in RESULTS["architectures"]}
+    rows = {(row["task"], row["architecture"]): row for row in RESULTS.details["architectures"]}
     assert set(rows) == {(case.task, case.architecture) for case in zoo.cases()}, "run `python -m benchmarks tasks`"
     assert all(row["exported"] for row in rows.values())
 
@@ -27,13 +26,13 @@ def test_every_model_of_the_zoo_has_a_row_and_was_exported():
 def test_every_task_has_architectures_and_stages():
     tags = {tag for tag in TAGS if export_task(tag).has_model}
     assert {case.task for case in zoo.cases()} == tags <= set(TASKS)
-    assert {row["task"] for row in RESULTS["stages"]} == {one.task for one in zoo.stages()} >= tags
+    assert set(tasks.microseconds(RESULTS)) == {one.task for one in zoo.stages()} >= tags
 
 
 def test_what_is_not_the_engine_is_small_or_says_why():
     why = {one.task: one.why for one in zoo.stages()}
-    for row in RESULTS["stages"]:
-        assert tasks.outside(row) <= tasks.SHARE or why[row["task"]].endswith("."), row
+    for task, stages in tasks.microseconds(RESULTS).items():
+        assert tasks.outside(stages) <= tasks.SHARE or why[task].endswith("."), task
 
 
 def test_a_page_without_markers_is_an_error():

@@ -1,0 +1,94 @@
+"""What batches the texts are put in: padding and engine runs, counted by the worker; counts need no quiet machine.
+
+Names in results files, scenario "batching":
+    targets   ours, ours-fake ...
+    points    "bulk" (one job of many texts: its batches are the same every time), "32 clients" (closed loop)
+    metrics   padding (tokens computed as a multiple of those of the texts themselves), runs_per_row
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.clients import Clients, Json, embed_jobs
+from benchmarks.exported import BUILD, exported
+from benchmarks.load import closed_loop
+from benchmarks.measure import figure, markdown
+from benchmarks.results_file import Results, environment, write
+from benchmarks.rounds import Figures, Round, measurements, options_of, spread, target_of
+from benchmarks.weights import minilm_folder
+from benchmarks.worker_process import WorkerProcess
+from benchmarks.workload import stream, texts
+from engine.bundle import open_bundle
+
+SCENARIO = "batching"
+_CLIENTS = 32
+_WAIT_S = 600.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--bulk-rows", type=int, default=500, help="texts of the bulk job (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of the closed loop (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that all is counted (default: %(default)s)")
+    parser.add_argument("--engine", default="auto", help="the worker's ENGINE (default: %(default)s)")
+    parser.add_argument("--bundle", type=Path, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)")
+    parser.add_argument("--seed", type=int, default=0, help="of the texts (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Count, print the table, write the JSON."""
+    args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
+    results = measure(args)
+    print(table(results))
+    if args.json:
+        write(args.json, results)
+    return 0
+
+
+def measure(args: argparse.Namespace) -> Results:
+    """The counts of every round. Raises RuntimeError when the worker does not start, or a job fails."""
+    target = target_of(args.engine, open_bundle(args.bundle).manifest.precision)
+    payload = {"texts": texts(args.bulk_rows, seed=args.seed), "encoding_format": "base64"}
+    rounds: list[Round] = []
+    with Clients() as clients, WorkerProcess.ours(clients.emulator, args.bundle, env={"ENGINE": args.engine}) as worker:
+        for number in range(args.rounds):
+            print(f"batching, round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
+            start = _health(clients)
+            if errors := clients.one_by_one(1, iter([payload]), timeout_s=_WAIT_S).errors:
+                raise RuntimeError(f"the bulk job failed: {errors[0]}")
+            between = _health(clients)
+            clients.closed_loop(_CLIENTS, args.seconds, embed_jobs(stream(seed=args.seed)))
+            end = _health(clients)
+            rounds.append(
+                {
+                    (target, "bulk"): _figures(start, between),
+                    (target, closed_loop(_CLIENTS)): _figures(between, end),
+                }
+            )
+        worker.stop()
+    return Results(environment(), options_of(vars(args)), measurements(SCENARIO, rounds))
+
+
+def _health(clients: Clients) -> Json:
+    health: Json = clients.emulator.wait(clients.emulator.submit({"health": True}), _WAIT_S).output
+    return health
+
+
+def _figures(before: Json, after: Json) -> Figures:
+    rows, runs, wanted, computed = (
+        after[name] - before[name] for name in ("rows_served", "batches_run", "tokens_served", "tokens_computed")
+    )
+    return {"padding": computed / wanted, "runs_per_row": runs / rows} if rows else {}
+
+
+def table(results: Results) -> str:
+    """Medians with the range of the rounds, as Markdown."""
+    rows = []
+    for target, point in dict.fromkeys((one.target, one.point) for one in results.of(SCENARIO)):
+        found = [results.find((SCENARIO, target, point, metric)) for metric in ("padding", "runs_per_row")]
+        rows.append([f"{target}, {point}", *(spread(one) if one else figure(None) for one in found)])
+    return markdown(("", "tokens computed / tokens of the texts", "engine runs a text"), rows)

@@ -1,0 +1,223 @@
+"""What got slower between two results files, and how sure that is.
+
+Measurements are paired by scenario, target, point and metric. Where one has a floor its ratios to it are compared,
+round by round, so that another day's machine counts for nothing; else its plain values. A change counts when, at the
+given confidence, it is larger than the least effect (see shift.py): one that is sure but small is not called worse, and
+one that is large but unsure is not called unchanged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import figure, markdown, times
+from benchmarks.results_file import Key, Measurement, Results, read
+from benchmarks.shift import Shift, shift
+
+WORSE, BETTER, NOISY, UNCHANGED = "worse", "better", "too noisy to say", "unchanged"
+_VERDICTS = (WORSE, BETTER, NOISY, UNCHANGED)
+CONFIDENCE, EFFECT = 0.95, 0.05
+_NOT_THE_MACHINE = ("date", "commit")  # of an environment: these are meant to differ
+_NOT_THE_LOAD = ("rounds", "runs")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measurement in both files; figures are after over before, so 1.1 is a tenth more."""
+
+    key: Key
+    verdict: str
+    change: float
+    low: float
+    high: float
+    basis: str
+    """What was compared: "floor" (multiples of it) or "value"."""
+    before: float
+    """The median of what was compared."""
+    after: float
+    repeats: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        """As in "load: ours, 32 clients, p99_ms"."""
+        return f"{self.key[0]}: {', '.join(self.key[1:])}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("before", type=Path, metavar="A.json", help="a results file")
+    parser.add_argument("after", type=Path, metavar="B.json", help="a later one of the same scenarios")
+    add_compare_arguments(parser)
+    parser.add_argument("--targets", default="ours*", help="whose figures count (default: %(default)s)")
+    parser.add_argument("--all", action="store_true", help="also list what did not change")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say what counts as a change."""
+    parser.add_argument("--confidence", type=_share, default=CONFIDENCE, help="of a verdict (default: %(default)s)")
+    parser.add_argument("--effect", type=_share, default=EFFECT, help="least change that counts (%(default)s)")
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the findings. Returns 1 when something got worse, 2 when the files cannot be compared."""
+    try:
+        before, after = read(args.before), read(args.after)
+        findings = compare(before, after, confidence=args.confidence, effect=args.effect, targets=args.targets)
+    except (OSError, ValueError) as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps({"notes": notes(before, after), "findings": [_as_json(one) for one in findings]}, indent=1))
+    else:
+        print(report(before, after, findings, confidence=args.confidence, effect=args.effect, all_=args.all))
+    return int(any(one.verdict == WORSE for one in findings))
+
+
+def compare(
+    before: Results,
+    after: Results,
+    *,
+    confidence: float = CONFIDENCE,
+    effect: float = EFFECT,
+    targets: str = "ours*",
+) -> list[Finding]:
+    """What both files measured of `targets`, the worst first.
+
+    Raises ValueError when they have nothing in common.
+    """
+    wanted = [one for one in before.measurements if fnmatch(one.target, targets) and _values(one.repeats)]
+    pairs = [(one, same) for one in wanted if (same := after.find(one.key)) and _values(same.repeats)]
+    if not pairs:
+        raise ValueError(
+            f"the files have no measurement of {targets} in common: the first holds {_scenarios(before)}, the second "
+            f"{_scenarios(after)}; measure both with the same command"
+        )
+    found = [_finding(old, new, before, after, confidence, effect) for old, new in pairs]
+    return sorted(found, key=lambda one: _VERDICTS.index(one.verdict))
+
+
+def _values(repeats: Iterable[float | None]) -> list[float]:
+    return [value for value in repeats if value is not None and not math.isnan(value)]
+
+
+def _scenarios(results: Results) -> str:
+    held = sorted({f"{one.scenario} of {one.target}" for one in results.measurements})
+    return ", ".join(held) or "nothing"
+
+
+def _finding(
+    old: Measurement, new: Measurement, before: Results, after: Results, confidence: float, effect: float
+) -> Finding:
+    basis, first, second = "floor", _values(before.ratios(old)), _values(after.ratios(new))
+    if not first or not second or old.floor != new.floor:
+        basis, first, second = "value", _values(old.repeats), _values(new.repeats)
+    moved = shift(first, second, confidence)
+    medians = statistics.median(first), statistics.median(second)
+    return Finding(old.key, verdict(moved, old.better, effect), *moved, basis, *medians, (len(first), len(second)))
+
+
+def verdict(moved: Shift, better: str, effect: float) -> str:
+    """Whether the change is beyond the least effect for certain, within it for certain, or neither."""
+    least, most = 1 / (1 + effect), 1 + effect
+    if moved.low > most or moved.high < least:
+        return BETTER if (moved.low > most) == (better == "higher") else WORSE
+    return UNCHANGED if least <= moved.low and moved.high <= most else NOISY
+
+
+def notes(before: Results, after: Results) -> list[str]:
+    """What differs between the files besides their figures, a sentence each."""
+    found = []
+    for what, old, new, left_out in (
+        ("environment", before.environment, after.environment, _NOT_THE_MACHINE),
+        ("options", before.options, after.options, _NOT_THE_LOAD),
+    ):
+        if differing := _differences(old, new, left_out):
+            found.append(f"The {what} differs: {'; '.join(differing)}.")
+    return found
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], left_out: Sequence[str], path: str = "") -> list[str]:
+    found = []
+    for name in dict.fromkeys([*old, *new]):
+        a, b = old.get(name), new.get(name)
+        if name in left_out or a == b:
+            continue
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += _differences(a, b, left_out, f"{path}{name}.")
+        else:
+            found.append(f"{path}{name} {a} / {b}")
+    return found
+
+
+def report(
+    before: Results,
+    after: Results,
+    findings: Sequence[Finding],
+    *,
+    confidence: float,
+    effect: float,
+    all_: bool = False,
+) -> str:
+    """What changed, as Markdown, and a sentence for what is worse, scenario by scenario."""
+    shown = [one for one in findings if all_ or one.verdict != UNCHANGED]
+    lines = [
+        f"{before.environment.get('commit')} of {before.environment.get('date')} -> "
+        f"{after.environment.get('commit')} of {after.environment.get('date')}: {len(findings)} measurements, each at "
+        f"{confidence:.0%} confidence, changes of {effect:.0%} and less left out",
+        *notes(before, after),
+        "",
+    ]
+    if shown:
+        rows = [(one.verdict, one.name, *_medians(one), change(one), span(one)) for one in shown]
+        lines += [markdown(("", "", "before", "after", "change", "between"), rows), "x: multiples of the floor.", ""]
+    counts = [f"{sum(one.verdict == what for one in findings)} {what}" for what in _VERDICTS]
+    lines.append(", ".join(counts))
+    if any(one.verdict == NOISY for one in findings):
+        lines.append("What is too noisy to say needs more rounds, a quieter machine, or a larger --effect.")
+    for scenario in dict.fromkeys(one.key[0] for one in findings if one.verdict == WORSE):
+        names = [", ".join(one.key[1:]) for one in findings if one.verdict == WORSE and one.key[0] == scenario]
+        lines.append(f"WORSE {scenario}: {'; '.join(names)}")
+    return "\n".join(lines)
+
+
+def _medians(one: Finding) -> tuple[str, str]:
+    show = times if one.basis == "floor" else figure
+    return show(one.before), show(one.after)
+
+
+def change(one: Finding) -> str:
+    """As in +12%."""
+    return _percent(one.change)
+
+
+def span(one: Finding) -> str:
+    """Both bounds; "-" where there are too few repeats for any."""
+    if one.low == -one.high:
+        return f"- ({one.repeats[0]} and {one.repeats[1]} repeats are too few)"
+    return f"{_percent(one.low)} to {_percent(one.high)}"
+
+
+def _percent(factor: float) -> str:
+    return f"{factor - 1:+.0%}" if factor < 3 else f"{figure(factor)}x"
+
+
+def _as_json(one: Finding) -> dict[str, Any]:
+    bounds = {} if one.low != -one.high else {"low": None, "high": None}  # JSON knows no infinity
+    return {**asdict(one), **bounds}

@@ -1,0 +1,134 @@
+"""A few minutes of every scenario that can tell a regression, held against budgets and, if given, an earlier run.
+
+Nothing here is judged by absolute times: what is timed is compared with a floor that ran in the same rounds, and the
+rest are counts. The parts:
+    load        the engine that this machine has: idle, 1 client, 32 clients, bulk; beside the floor
+    load-fake   all but the engine: idle, 1 client, 32 clients; beside a worker that does nothing
+    coldstart   starts with a warm page cache; beside the floor
+    batching    padding and engine runs, counted
+    soak        memory, files and threads over some thousand jobs
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from benchmarks import budgets, compare
+from benchmarks.exported import BUILD, exported
+from benchmarks.measure import figure
+from benchmarks.results_file import Results, read, write
+from benchmarks.rounds import merged
+from benchmarks.weights import minilm_folder
+
+RESULTS = Path("benchmarks/results/quick-cpu.json")
+PAGE = Path("docs/regressions.md")
+PARTS = ("load", "load-fake", "coldstart", "batching", "soak")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these (default: all)")
+    parser.add_argument("--bundle", type=Path, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)")
+    parser.add_argument("--rounds", type=int, default=5, help="of every part (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.5, help="length of each loop (default: %(default)s)")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 32], help="closed loops (default: 1 32)")
+    parser.add_argument("--idle-jobs", type=int, default=20, help="jobs that find an idle worker (%(default)s)")
+    parser.add_argument("--bulk-rows", type=int, default=200, help="texts of the bulk job (default: %(default)s)")
+    parser.add_argument("--soak-jobs", type=int, default=10_000, help="jobs of the soak (default: %(default)s)")
+    parser.add_argument("--budgets", type=Path, default=budgets.BUDGETS, help="the limits (benchmarks/budgets.toml)")
+    parser.add_argument("--baseline", type=Path, help="also compare with the results of an earlier quick run")
+    compare.add_compare_arguments(parser)
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--tables", action="store_true", help=f"measure nothing: write {PAGE} anew from {RESULTS}")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure, print what moved. Returns 1 when a budget is exceeded or something got worse than in the baseline.
+
+    2 when budgets or baseline cannot be read, or have nothing to do with what was measured.
+    """
+    if args.tables:
+        PAGE.write_text(rendered(PAGE.read_text()))
+        return 0
+    try:
+        limits, baseline = budgets.read(args.budgets), _baseline(args)
+    except (OSError, ValueError) as error:
+        print(f"quick: {error}", file=sys.stderr)
+        return 2
+    args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
+    begin = time.monotonic()
+    results = measure(args)
+    if args.json:
+        write(args.json, results)
+    print(f"measured in {figure(time.monotonic() - begin)} s\n")
+    outcomes = budgets.check(results, limits)
+    print(budgets.table(outcomes))
+    wrong = budgets.complaints(outcomes)
+    print("\n".join(["", *wrong]) if wrong else f"\nall of {len(outcomes)} budgets kept")
+    worse = baseline is not None and _is_worse(baseline, results, args)
+    return int(bool(wrong) or worse)
+
+
+def _baseline(args: argparse.Namespace) -> Results | None:
+    """Raises ValueError before minutes are spent on what it has nothing to say about."""
+    if args.baseline is None:
+        return None
+    found = read(args.baseline)
+    if not {part.partition("-")[0] for part in args.parts} & {one.scenario for one in found.measurements}:
+        raise ValueError(f"{args.baseline} holds nothing that the parts {', '.join(args.parts)} measure")
+    return found
+
+
+def _is_worse(baseline: Results, results: Results, args: argparse.Namespace) -> bool:
+    findings = compare.compare(baseline, results, confidence=args.confidence, effect=args.effect)
+    print()
+    print(compare.report(baseline, results, findings, confidence=args.confidence, effect=args.effect))
+    return any(one.verdict == compare.WORSE for one in findings)
+
+
+def measure(args: argparse.Namespace) -> Results:
+    """All parts, one after the other, as one file's results."""
+    return merged({part: _part(part, args) for part in args.parts})
+
+
+def _part(part: str, args: argparse.Namespace) -> Results:
+    loops = [
+        "--clients",
+        *args.clients,
+        "--seconds",
+        args.seconds,
+        "--idle-jobs",
+        args.idle_jobs,
+        "--rounds",
+        args.rounds,
+    ]
+    options: dict[str, Sequence[object]] = {
+        "load": [*loops, "--rates", "--bulk-rows", args.bulk_rows, "--floor-rows", 100],
+        "load-fake": [*loops, "--rates", "--bulk-rows", 0, "--engine", "fake"],
+        "coldstart": ["--runs", args.rounds, "--warm-only"],
+        "batching": ["--bulk-rows", args.bulk_rows, "--seconds", args.seconds, "--rounds", args.rounds],
+        "soak": ["--jobs", args.soak_jobs, "--warm-up", max(500, args.soak_jobs // 5), "--engine", "fake"],
+    }
+    module = import_module(f"benchmarks.{part.partition('-')[0]}")
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    arguments = [str(one) for one in [*options[part], "--bundle", args.bundle]]
+    found: Results = module.measure(parser.parse_args(arguments))
+    return found
+
+
+def rendered(text: str) -> str:
+    """The page with its table of budgets made anew from the committed ones and the committed results.
+
+    Raises ValueError where a marker is missing.
+    """
+    begin, end = "<!-- begin budgets -->\n", "<!-- end budgets -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"{PAGE} lacks the markers {begin.strip()} and {end}")
+    before, after = text.partition(begin)[0], text.partition(end)[2]
+    return f"{before}{begin}{budgets.reasons(budgets.check(read(RESULTS), budgets.read()))}\n{end}{after}"

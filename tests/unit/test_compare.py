@@ -1,0 +1,172 @@
+"""What is called worse, and what is not."""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import compare
+from benchmarks.results_file import Measurement, Results, write
+from benchmarks.shift import critical_rank, shift, u_counts
+
+
+def test_the_counts_of_u_are_those_of_all_orders():
+    for first, second in ((1, 1), (2, 3), (4, 4), (3, 6)):
+        counts = [0] * (first * second + 1)
+        for places in combinations(range(first + second), first):
+            counts[sum(places) - first * (first - 1) // 2] += 1
+        assert u_counts(first, second) == counts
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "rank"),
+    # Tables of U, one-sided at 5 %: the critical value, plus one for the rank.
+    [(2, 2, 0), (3, 3, 1), (4, 4, 2), (5, 5, 5), (10, 10, 28), (1, 19, 1), (1, 18, 0), (3, 5, 2)],
+)
+def test_the_ranks_are_those_of_published_tables(first: int, second: int, rank: int):
+    assert critical_rank(first, second, 0.05) == rank
+
+
+def test_the_bounds_are_ratios_at_their_ranks():
+    assert shift([1, 2, 4], [8, 8, 16], 0.95) == (4.0, 2.0, 16.0)
+    assert shift([1, 2], [8, 8], 0.95) == (6.0, -math.inf, math.inf)
+    assert shift([2.0] * 5, [4.0] * 5, 0.95) == (2.0, 2.0, 2.0)
+
+
+def test_around_zero_differences_are_taken():
+    assert shift([-1, 1, 1], [2, 2, 2], 0.95) == (2.0, 2.0, 4.0)
+    assert shift([0, 0, 0], [0, 0, 0], 0.95) == (1.0, 1.0, 1.0)
+    assert shift([0, 0, 0], [3, 3, 3], 0.95).low == 4.0
+
+
+def test_nothing_cannot_be_compared():
+    with pytest.raises(ValueError, match="no values"):
+        shift([], [1.0], 0.95)
+
+
+positive = st.lists(st.floats(0.1, 1e3), min_size=3, max_size=8)
+
+
+@given(positive, positive)
+def test_swapping_the_samples_inverts_the_factor(before: list[float], after: list[float]):
+    there, back = shift(before, after, 0.9), shift(after, before, 0.9)
+    assert there.low <= there.factor <= there.high
+    assert [there.low * back.high, there.high * back.low] == pytest.approx([1, 1])
+
+
+def test_the_bounds_hold_as_often_as_they_say():
+    """Of 400 pairs of samples without a difference, some 5 % have a lower bound above 1."""
+    import random
+
+    draw = random.Random(0)
+    wrong = sum(
+        shift(
+            [draw.lognormvariate(0, 0.3) for _ in range(5)], [draw.lognormvariate(0, 0.3) for _ in range(5)], 0.95
+        ).low
+        > 1
+        for _ in range(400)
+    )
+    assert 8 <= wrong <= 30
+
+
+def results(
+    *values: Sequence[float], metric: str = "p50_ms", better: str = "lower", commit: str = "a", **environment: object
+) -> Results:
+    """One measurement of ours; where there are further values, they are the floor's."""
+    floor = ("floor", "idle", metric) if len(values) > 1 else None
+    ours = Measurement("load", "ours", "idle", metric, "ms", better, tuple(values[0]), floor)  # type: ignore[arg-type]
+    others = tuple(Measurement("load", "floor", "idle", metric, "ms", better, tuple(one)) for one in values[1:])  # type: ignore[arg-type]
+    return Results({"commit": commit, **environment}, {"seed": 0}, (ours, *others))
+
+
+HEALTHY = (10.0, 10.1, 9.9, 10.2)
+
+
+@pytest.mark.parametrize(
+    ("after", "better", "verdict"),
+    [
+        ((12.0, 12.1, 11.9, 12.2), "lower", compare.WORSE),
+        ((12.0, 12.1, 11.9, 12.2), "higher", compare.BETTER),
+        ((8.0, 8.1, 7.9, 8.2), "lower", compare.BETTER),
+        ((8.0, 8.1, 7.9, 8.2), "higher", compare.WORSE),
+        (HEALTHY, "lower", compare.UNCHANGED),
+        ((10.4, 10.5, 10.3, 10.6), "lower", compare.NOISY),  # sure to be slower, not by how much
+        ((9.0, 30.0, 10.0, 11.0), "lower", compare.NOISY),
+        ((30.0, 30.0), "lower", compare.NOISY),  # too few
+    ],
+)
+def test_verdicts(after: tuple[float, ...], better: str, verdict: str):
+    (found,) = compare.compare(results(HEALTHY, better=better), results(after, better=better))
+    assert found.verdict == verdict
+
+
+def test_with_a_floor_a_slower_machine_is_no_change():
+    before = results(HEALTHY, (5.0, 5.05, 4.95, 5.1))
+    after = results([2 * value for value in HEALTHY], (10.0, 10.1, 9.9, 10.2))
+    (found,) = compare.compare(before, after)
+    assert (found.verdict, found.basis, found.before, found.after) == (compare.UNCHANGED, "floor", 2.0, 2.0)
+    (plain,) = compare.compare(results(HEALTHY), after)
+    assert (plain.verdict, plain.basis) == (compare.WORSE, "value")
+
+
+def test_rounds_without_a_figure_are_left_out():
+    before = results((*HEALTHY, math.nan), (5.0, 5.05, 4.95, 5.1, 5.0))
+    (found,) = compare.compare(before, before)
+    assert found.repeats == (4, 4)
+
+
+def run(before: Results, after: Results, tmp_path: Path, *options: str) -> int:
+    write(tmp_path / "a.json", before)
+    write(tmp_path / "b.json", after)
+    return command(tmp_path / "a.json", tmp_path / "b.json", *options)
+
+
+def command(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    return compare.main(parser.parse_args([str(one) for one in arguments]))
+
+
+def test_what_got_worse_is_named_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    slow = results([1.5 * value for value in HEALTHY], commit="b", processor="other")
+    assert run(results(HEALTHY, processor="some"), slow, tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert "WORSE load: ours, idle, p50_ms" in printed
+    assert "The environment differs: processor some / other." in printed
+    assert "| worse | load: ours, idle, p50_ms | 10.1 " in printed.replace("  ", " ")
+    assert run(slow, slow, tmp_path) == 0
+    assert "0 worse, 0 better, 0 too noisy to say, 1 unchanged" in capsys.readouterr().out
+
+
+def test_a_larger_effect_may_be_allowed(tmp_path: Path):
+    slow = results([1.5 * value for value in HEALTHY])
+    assert run(results(HEALTHY), slow, tmp_path, "--effect", "0.6") == 0
+    assert run(slow, results(HEALTHY), tmp_path) == 0  # better
+    with pytest.raises(SystemExit):
+        run(slow, slow, tmp_path, "--confidence", "95")
+
+
+def test_findings_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(results(HEALTHY), results((20.0, 20.0)), tmp_path, "--json") == 0
+    (found,) = json.loads(capsys.readouterr().out)["findings"]
+    assert found["key"] == ["load", "ours", "idle", "p50_ms"]
+    assert (found["verdict"], found["low"], found["high"]) == ("too noisy to say", None, None)
+    assert found["change"] == pytest.approx(2, rel=0.02)
+
+
+def test_files_that_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    other = Results({}, {}, (Measurement("soak", "ours", "mixed jobs", "rss_mb", "MB", "lower", (1.0,)),))
+    assert run(results(HEALTHY), other, tmp_path) == 2
+    assert "load of ours, the second soak of ours; measure both with the same command" in capsys.readouterr().err
+    (tmp_path / "b.json").write_text('{"schema_version": 99}')
+    assert command(tmp_path / "a.json", tmp_path / "b.json") == 2
+    assert "has schema_version 99, this reads 1" in capsys.readouterr().err
+    assert command(tmp_path / "a.json", tmp_path / "missing.json") == 2
+    assert "missing.json" in capsys.readouterr().err
+    assert run(results(HEALTHY), results(HEALTHY), tmp_path, "--targets", "stock") == 2
