@@ -62,7 +62,7 @@ TEI = Dialect(
 
 
 def triton(model: str, tokenizer_file: Path, max_length: int) -> Dialect:
-    """Triton with our ONNX graph, or a plan of it, as `model`: it takes tokens, so its clients make them (KServe v2)."""
+    """Triton with our ONNX graph, or a plan of it, as `model`: it takes tokens, so clients make them (KServe v2)."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))

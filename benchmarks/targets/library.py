@@ -3,8 +3,8 @@
     python library.py NAME MODEL_FOLDER
     python library.py onnxruntime GRAPH FUSED TOKENIZER MAX_LENGTH THREADS
 
-A script of its own, for any Python that has the library. Each is called as its documentation says; texts of one call
-are sorted by length where the library does not do it itself. FUSED is 1 when ONNX Runtime optimised the graph at export.
+A script of its own, for any Python that has the library. Each is called as its documentation says; the texts of a call
+are sorted by length where the library does not do it itself. FUSED is 1 for a graph that ONNX Runtime optimised before.
 """
 
 from __future__ import annotations
