@@ -61,6 +61,7 @@ def main(args: argparse.Namespace) -> int:
         for precision in precisions:
             sizes = sorted({cell.batch for cell in cells}), sorted({cell.length for cell in cells})
             prepare(path, args.engine, precision, *sizes, args.plan_options)
+        bundle = open_bundle(path)  # with what was added to it
     except RuntimeError as error:
         print(f"accuracy: {error}", file=sys.stderr)
         return 2

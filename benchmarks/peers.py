@@ -73,10 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--with",
         dest="peers",
-        type=_names,
+        type=names_of,
         default=["stock"],
         metavar="PEERS",
-        help=f"`all`, or of {','.join(PEERS)} (default: stock); some have an environment of their own, made if need be",
+        help=f"all, none, or of {','.join(PEERS)} (default: stock); some get an environment of their own, made at need",
     )
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="what the peers load (default: all-MiniLM-L6-v2)")
     parser.add_argument("--bundle", type=Path, help="the same model's bundle (default: all-MiniLM-L6-v2, exported)")
@@ -91,12 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _names(text: str) -> list[str]:
-    if text == "all":
-        return list(PEERS)
+def names_of(text: str) -> list[str]:
+    """Names of peers with commas between, or "all". Raises ArgumentTypeError."""
+    if text in ("all", "none"):
+        return list(PEERS) if text == "all" else []
     names = ["ours-int8" if name == "int8" else name for name in text.split(",")]
     if unknown := [name for name in names if name not in PEERS]:
-        raise argparse.ArgumentTypeError(f"there is no peer {unknown[0]!r}; choose from {', '.join(PEERS)}, or all")
+        raise argparse.ArgumentTypeError(f"there is no peer {unknown[0]!r}; choose from {', '.join(PEERS)}, all, none")
     return names
 
 
@@ -132,7 +133,7 @@ def main(args: argparse.Namespace) -> int:
     results = Results(
         {**results_file.environment(), "targets": versions},
         options,
-        tuple(measurements(rounds, args.rounds)),
+        tuple(measurements(rounds)),
         {"ways": {target.name: target.way for target in found}},
     )
     if before is not None:
@@ -235,7 +236,7 @@ def least_cosine(vectors: Any, reference: Any) -> float:
     return float(((vectors * reference).sum(1) / lengths).min())
 
 
-def measurements(rounds: Rounds, count: int) -> Iterable[Measurement]:
+def measurements(rounds: Rounds) -> Iterable[Measurement]:
     """What was found, as results files have it: None for a round in which a target failed or had to be killed."""
     for name, figures in rounds.items():
         for point, metric in dict.fromkeys(key for one in figures for key in one):

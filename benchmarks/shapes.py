@@ -1,4 +1,4 @@
-"""Engines alone, each in a process of its own, run at the same shapes in turn: what `latency` and `throughput` share."""
+"""Engines alone, each in a process of its own, at the same shapes in turn: what `latency` and `throughput` share."""
 
 from __future__ import annotations
 

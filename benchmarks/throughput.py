@@ -114,9 +114,8 @@ def table(results: Results) -> str:
     """Rows a second by cell, a column for each target; behind ours how many times the floor it is. Markdown."""
     found = results.of(SCENARIO)
     targets = list(dict.fromkeys(one.target for one in found))
-    rows = []
-    for point in dict.fromkeys(one.point for one in found):
-        rows.append([point, *(_cell(results, target, point) for target in targets)])
+    points = dict.fromkeys(one.point for one in found)
+    rows = [[point, *(_cell(results, target, point) for target in targets)] for point in points]
     lines = [markdown(["rows/s", *targets], rows)]
     if _FLOOR in targets:
         lines += ["", "In brackets: multiples of ONNX Runtime alone, in fp32, round by round."]

@@ -40,6 +40,11 @@ class Running(Protocol):
         """Seconds from there until it was ready: asked for jobs, took connections, told so."""
         ...
 
+    @property
+    def pid(self) -> int | None:
+        """Its process; None for one that somebody else started."""
+        ...
+
     def embed(self, texts: Sequence[str]) -> Array:
         """The vectors of `texts` from one request, job or call; (texts, dimensions) float32. Raises RuntimeError."""
         ...

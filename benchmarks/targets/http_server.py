@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self
@@ -86,17 +86,18 @@ class RemoteServer:
     dialect: Dialect
     url: str
     way: Way = "http"
-    versions: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = 5.0
+    """Within which its health route has to answer."""
 
     def prepare(self) -> Mapping[str, str]:
         """See Target."""
-        with RunningServer(self.url, self.dialect, timeout_s=5.0):
-            return self.versions
+        with RunningServer(self.url, self.dialect, timeout_s=self.timeout_s):
+            return {}
 
     @contextmanager
     def start(self) -> Iterator[Running]:
         """Nothing is started."""
-        with RunningServer(self.url, self.dialect, timeout_s=5.0) as running:
+        with RunningServer(self.url, self.dialect, timeout_s=self.timeout_s) as running:
             yield running
 
 
@@ -113,6 +114,7 @@ class RunningServer:
         timeout_s: float = START_TIMEOUT_S,
     ) -> None:
         self.started = started
+        self.pid = process.pid if process else None
         self._url, self._dialect, self._process = url.rstrip("/"), dialect, process
         self._runner = asyncio.Runner()
         try:

@@ -47,6 +47,7 @@ class _Running:
         self._process = process
         self.started: float | None = process.started
         self.ready_s: float | None = process.ready_s
+        self.pid: int | None = process.process.pid
 
     def embed(self, texts: Sequence[str]) -> Array:
         return vectors_of(self._process.ask({"texts": list(texts)})["embeddings"])

@@ -70,6 +70,7 @@ class _Running:
         self._clients, self._worker = clients, worker
         self.started: float | None = worker.started
         self.ready_s: float | None = worker.first_take_s
+        self.pid: int | None = worker.process.pid
 
     def embed(self, texts: Sequence[str]) -> Array:
         """One job; several in base64: as JSON numbers, 2,000 vectors are nearly all that the platform takes."""
