@@ -128,23 +128,25 @@ def main(args: argparse.Namespace) -> int:
     versions: dict[str, Mapping[str, str]] = {}
     found = list(_prepared(targets([*ALWAYS, *args.peers, *urls], needs), versions))
     load = Load(args.seconds, args.idle_jobs, args.bulk_rows, args.stop_timeout, args.seed)
-    rounds = measure(found, load, args.rounds, say=lambda line: print(line, file=sys.stderr, flush=True))
     options = {**vars(load), "concurrency": args.concurrency, "engine": args.engine, "clients": CLIENTS}
-    results = Results(
-        {**results_file.environment(), "targets": versions},
-        options,
-        tuple(measurements(rounds)),
-        {"ways": {target.name: target.way for target in found}},
-    )
-    if before is not None:
-        try:
-            results = joined(before, results)
-        except ValueError as error:
-            print(f"peers: {error}", file=sys.stderr)
-            return 2
-    print(table(results))
-    if args.json:
-        results_file.write(args.json, results)
+    environment = {**results_file.environment(), "targets": versions}
+
+    def results_of(rounds: Rounds) -> Results:
+        ways = {"ways": {target.name: target.way for target in found}}
+        results = Results(environment, options, tuple(measurements(rounds)), ways)
+        return results if before is None else joined(before, results)
+
+    def keep(rounds: Rounds) -> None:
+        if args.json:  # after every round: a run that is cut short leaves what it had
+            results_file.write(args.json, results_of(rounds))
+
+    try:
+        results_of({})  # before minutes are spent
+    except ValueError as error:
+        print(f"peers: {error}", file=sys.stderr)
+        return 2
+    rounds = measure(found, load, args.rounds, keep, say=lambda line: print(line, file=sys.stderr, flush=True))
+    print(table(results_of(rounds)))
     return 0
 
 
@@ -164,7 +166,9 @@ Rounds = dict[str, list[Figures]]
 """Name of a target -> what each round found, empty where it failed."""
 
 
-def measure(found: Sequence[Target], load: Load, rounds: int, *, say: Callable[[str], None]) -> Rounds:
+def measure(
+    found: Sequence[Target], load: Load, rounds: int, keep: Callable[[Rounds], None], *, say: Callable[[str], None]
+) -> Rounds:
     """Every target once a round, the order turned round every time. Peers may fail in a round."""
     figures: Rounds = {target.name: [] for target in found}
     reference: Any = None  # the floor's vectors: all targets must answer the same
@@ -181,6 +185,7 @@ def measure(found: Sequence[Target], load: Load, rounds: int, *, say: Callable[[
                 one, vectors = {}, reference
             reference = vectors if reference is None else reference
             figures[target.name].append(one)
+        keep(figures)
     return figures
 
 
@@ -259,7 +264,7 @@ def joined(before: Results, after: Results) -> Results:
     for name, found in before.environment.get("targets", {}).items():
         if versions[name] != found:
             raise ValueError(f"the file's rounds are of another version of {name}; measure into another file")
-    first, second = (max(len(one.repeats) for one in results.measurements) for results in (before, after))
+    first, second = (max((len(one.repeats) for one in each.measurements), default=0) for each in (before, after))
     merged = {}
     for one in (*before.measurements, *after.measurements):
         earlier, later = before.find(one.key), after.find(one.key)
