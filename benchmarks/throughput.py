@@ -19,10 +19,11 @@ from benchmarks.exported import BUILD, exported
 from benchmarks.measure import MISSING, figure, markdown, times
 from benchmarks.results_file import Measurement, Results
 from benchmarks.shapes import Asked, Found
-from benchmarks.trtexec_switches import add_switches, export_times, notes, switches_of
+from benchmarks.trtexec_switches import Switches, add_switches, export_times, notes, switches_of
 from benchmarks.weights import minilm_folder
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle
+from engine.errors import WorkerError
 
 SCENARIO = "throughput"
 _FLOOR = "floor"
@@ -50,21 +51,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print the grids, write the JSON. Returns 2 for options that do not go together."""
+    """Measure, print the grids, write the JSON. Returns 2, with the reason, for what cannot be measured."""
     try:
-        switches = switches_of(args, args.engine)
-        for note in notes(args, args.engine):
-            print(f"throughput: {note}", file=sys.stderr)
-        path = args.bundle or _default_bundle(args.engine)
-        bundle = open_bundle(path)
-        cells = grid(bundle, args.batches, args.lengths)
-        precisions = args.precisions or _precisions(bundle, args.engine)
-        sizes = sorted({cell.batch for cell in cells}), sorted({cell.length for cell in cells})
-        for precision in precisions:
-            prepare(path, args.engine, precision, *sizes, args.plan_options)
-    except (ValueError, RuntimeError) as error:
+        _run(args, switches_of(args, args.engine))
+    except (ValueError, RuntimeError, WorkerError) as error:
         print(f"throughput: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _run(args: argparse.Namespace, switches: Switches) -> None:
+    for note in notes(args, args.engine):
+        _say(f"throughput: {note}")
+    path = args.bundle or _default_bundle(args.engine)
+    bundle = open_bundle(path)
+    cells = grid(bundle, args.batches, args.lengths)
+    precisions = args.precisions or _precisions(bundle, args.engine)
+    sizes = sorted({cell.batch for cell in cells}), sorted({cell.length for cell in cells})
+    for precision in precisions:
+        prepare(path, args.engine, precision, *sizes, args.plan_options)
     how = "copies" if switches.data_transfers else "alone"
     asked = [Asked(_ours(precision, precisions), _ours(precision, precisions), how) for precision in precisions]
     commands = {
@@ -85,7 +90,6 @@ def main(args: argparse.Namespace) -> int:
         results_file.write(args.json, results)
     if switches.export_times:
         export_times(switches.export_times, found.times())
-    return 0
 
 
 def grid(bundle: Bundle, batches: Sequence[int], given: Sequence[str]) -> list[Bucket]:

@@ -73,6 +73,13 @@ def test_what_cannot_be_measured_is_refused(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["throughput", "accuracy"])
+def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]):
+    assert main([command, "--bundle", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{command}: ") and str(tmp_path / "none") in said
+
+
 def test_accuracy_of_a_bundle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "accuracy.json"
     options = ["--bundle", str(bundle), "--precisions", "fp32,fp16", "--texts", "20", "--rounds", "2"]
