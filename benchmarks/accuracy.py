@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -74,12 +75,13 @@ def _run(args: argparse.Namespace) -> None:
     commands = {target_of(one): shapes.ours(path, args.engine, one, cells, Switches()) for one in precisions}
     if args.engine == "onnxruntime-cpu":
         commands[_FLOOR] = shapes.floor(path)
+    environment = results_file.environment()  # now: a file that is changed meanwhile is not what runs
     rows = token_rows(bundle, texts(args.texts, seed=args.seed))
     with shapes.started(commands, _say) as processes:
         found = measure(processes, rows, args.rounds)
     options = {"engine": args.engine, "model": bundle.manifest.model, "texts": args.texts, "seed": args.seed}
     parity = json.loads(bundle.file("parity.json").read_text()) if (path / "parity.json").is_file() else {}
-    results = Results(results_file.environment(), options, tuple(measurements(found, args.texts)), {"parity": parity})
+    results = Results(environment, options, tuple(measurements(found, args.texts)), {"parity": parity})
     print(table(results))
     if args.json:
         results_file.write(args.json, results)
@@ -125,8 +127,8 @@ def table(results: Results) -> str:
             next(one for one in found if (one.target, one.metric) == (target, metric))
             for metric in ("rows_per_s", "min_cosine", "mean_cosine")
         )
-        ratios = sorted(results.ratios(speed))
-        of_floor = times(ratios[len(ratios) // 2]) if ratios else MISSING
+        ratios = results.ratios(speed)
+        of_floor = times(statistics.median(ratios)) if ratios else MISSING
         rows.append([target, figure(speed.median), of_floor, f"{worst.median:.5f}", f"{mean.median:.5f}"])
     return markdown(["", "rows/s", "of ONNX Runtime alone, fp32", "worst cosine", "mean cosine"], rows)
 

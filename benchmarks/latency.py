@@ -58,6 +58,7 @@ def main(args: argparse.Namespace) -> int:
         return 2
     for note in notes(args, args.engine):
         _say(f"latency: {note}")
+    environment = results_file.environment()
     found: list[Measurement] = []
     times: list[tuple[str, str, Sequence[float]]] = []
     errors: dict[str, str] = {}
@@ -69,7 +70,7 @@ def main(args: argparse.Namespace) -> int:
         errors |= measured.errors
         found += measurements(measured, switches.metrics)
         times += measured.times()
-        results = Results(results_file.environment(), _options(args, switches), tuple(found), {"errors": errors})
+        results = Results(environment, _options(args, switches), tuple(found), {"errors": errors})
         if args.json:  # after every model: what is cut short leaves what it had
             results_file.write(args.json, results)
         if switches.export_times:

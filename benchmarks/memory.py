@@ -59,11 +59,11 @@ def main(args: argparse.Namespace) -> int:
             if target.name in ALWAYS:
                 raise
             _say(f"{target.name} is left out: {error}")
+    environment = {**results_file.environment(), "targets": versions}
     rounds = measure(found, args.jobs, args.rounds)
     if gpu() is not None:
         for figures in rounds["ours"]:
             figures |= _pinned(needs)
-    environment = {**results_file.environment(), "targets": versions}
     options = {"jobs": args.jobs, "rounds": args.rounds, "engine": args.engine}
     results = Results(environment, options, tuple(measurements(rounds)))
     print(table(results))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,6 +71,7 @@ def _run(args: argparse.Namespace, switches: Switches) -> None:
     sizes = sorted({cell.batch for cell in cells}), sorted({cell.length for cell in cells})
     for precision in precisions:
         prepare(path, args.engine, precision, *sizes, args.plan_options)
+    environment = results_file.environment()  # now: a file that is changed meanwhile is not what runs
     how = "copies" if switches.data_transfers else "alone"
     asked = [Asked(_ours(precision, precisions), _ours(precision, precisions), how) for precision in precisions]
     commands = {
@@ -84,7 +86,7 @@ def _run(args: argparse.Namespace, switches: Switches) -> None:
     with shapes.started(commands, _say) as processes:
         found = shapes.measure(processes, asked, cells, args.rounds, switches, say=_say)
     options = {"engine": args.engine, "model": bundle.manifest.model, "rounds": args.rounds, **switches.as_options()}
-    results = Results(results_file.environment(), options, tuple(measurements(found)), {"errors": found.errors})
+    results = Results(environment, options, tuple(measurements(found)), {"errors": found.errors})
     print(table(results))
     if args.json:
         results_file.write(args.json, results)
@@ -131,8 +133,8 @@ def _cell(results: Results, target: str, point: str) -> str:
     one = results.find((SCENARIO, target, point, "rows_per_s"))
     if one is None:
         return MISSING
-    ratios = sorted(results.ratios(one))
-    return figure(one.median) + (f" ({times(ratios[len(ratios) // 2])})" if ratios else "")
+    ratios = results.ratios(one)
+    return figure(one.median) + (f" ({times(statistics.median(ratios))})" if ratios else "")
 
 
 def _ours(precision: str, all_of_them: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,6 +24,9 @@ from engine.probe import cpu_quota, gpu
 _SCRIPTS = Path(__file__).parent
 _TORCH = ("torch", "transformers")
 _INFINITY_JOBS = 300  # what its worker takes at once, however many clients there are
+
+
+_exported = cache(exported)  # several targets ask for the same bundle, and it is verified every time
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,11 @@ class Needs:
 
     def fp32(self) -> Path:
         """The bundle. Raises RuntimeError."""
-        return self.bundle or exported(self.folder(), BUILD / "demo" / "bundle")
+        return self.bundle or _exported(self.folder(), BUILD / "demo" / "bundle")
 
     def int8(self) -> Path:
         """The bundle with int8 in it. Raises RuntimeError."""
-        return self.bundle_int8 or exported(self.folder(), BUILD / "demo" / "bundle-int8", "--precision", "int8")
+        return self.bundle_int8 or _exported(self.folder(), BUILD / "demo" / "bundle-int8", "--precision", "int8")
 
 
 LABELS: Mapping[str, str] = {
@@ -88,7 +91,11 @@ def _worker(name: str, bundle: Callable[[Needs], Path], needs: Needs) -> Target:
 def _stock(needs: Needs) -> Target:
     def made() -> Command:
         command = [sys.executable, str(_SCRIPTS / "stock_sentence_transformers.py")]
-        return Command(command, {"MODEL_FOLDER": str(needs.folder()), **_device()}, _installed("runpod"))
+        return Command(
+            command,
+            {"MODEL_FOLDER": str(needs.folder()), **_device()},
+            _installed("runpod", "sentence-transformers", *_TORCH),
+        )
 
     return QueueWorker("stock", LABELS["stock"], needs.concurrency, made)
 
