@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -217,3 +219,14 @@ def test_every_environment_has_its_pins():
     for name in ("infinity", "infinity-server", "litserve"):
         lines = Path("requirements", f"peers-{name}.txt").read_text().splitlines()
         assert all("==" in line for line in lines if line.strip())
+
+
+def test_the_pages_commands_are_understood_and_its_targets_are_there():
+    page = Path("docs/peers.md").read_text()
+    commands = [line.split()[3:] for line in page.splitlines() if line.startswith("    python -m benchmarks ")]
+    assert {command for command, *_ in commands} == {"peers", "throughput", "latency", "accuracy", "memory"}
+    for command, *options in commands:
+        parser = argparse.ArgumentParser()
+        import_module(f"benchmarks.{command}").add_arguments(parser)
+        parser.parse_args(options)
+    assert all(f"`{name}`" in page for name in LABELS)
