@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 
 _COMMANDS = {
+    "accuracy": "what each precision of a bundle costs in accuracy, beside its speed",
     "batching": "what batches texts are put in: padding and engine runs, counted",
     "coldstart": "how long a start takes, stage by stage, beside the least that any process must do",
     "compare": "what got slower between two results files, and how sure that is",
@@ -15,11 +16,13 @@ _COMMANDS = {
     "gpu": "everything that a GPU machine can check and measure, into one folder",
     "latency": "BERT encoders at real sizes: engine, copies, handler; beside torch and published figures",
     "load": "one worker under load: closed and open loops, idle and bulk jobs, beside the floor",
+    "memory": "what every target holds after its start, and after many jobs",
     "peers": "this worker beside the ones that users would run instead, in one run",
     "quick": "a few minutes of what can tell a regression, held against budgets and an earlier run",
     "readme": "write the README's tables anew from settings and results",
     "tasks": "every task on every architecture: exported, compared; microseconds of each stage of a job",
     "soak": "a hundred thousand jobs: does memory grow, are files or threads left open",
+    "throughput": "engines alone over a grid of batch sizes and lengths, beside ONNX Runtime and PyTorch",
 }
 
 

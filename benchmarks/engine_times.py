@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,21 +19,66 @@ from engine.config import Limits
 from engine.tasks import load_task
 from handler.handler import Handler
 
-_WARM_UP = 10
-_FEWEST = 20
 _VOCABULARY = 40  # ids that every model knows
 
 
-class Times:
-    """Measures `engine` for at most `seconds` a figure, and at most `most` calls."""
+class Took(NamedTuple):
+    """Each run in ms, and the seconds from the first one's start to the last one's end."""
 
-    def __init__(self, bundle: Bundle, engine: Engine, *, seconds: float, most: int) -> None:
+    ms: list[float]
+    seconds: float
+
+
+def timed(run: Callable[[], object], warm_up_ms: float, duration_s: float, iterations: int) -> Took:
+    """`run` again and again: for `warm_up_ms` uncounted, then for `duration_s` and `iterations`, what is longer."""
+    end = time.perf_counter() + warm_up_ms / 1e3
+    run()
+    while time.perf_counter() < end:
+        run()
+    took: list[float] = []
+    first = begin = time.perf_counter()
+    while begin < first + duration_s or len(took) < iterations:
+        run()
+        now = time.perf_counter()
+        took.append((now - begin) * 1e3)
+        begin = now
+    return Took(took, begin - first)
+
+
+async def timed_awaiting(
+    run: Callable[[], Awaitable[object]], warm_up_ms: float, duration_s: float, iterations: int
+) -> Took:
+    """`timed` for what is awaited, all of it on one event loop: starting one costs more than a small run."""
+    end = time.perf_counter() + warm_up_ms / 1e3
+    await run()
+    while time.perf_counter() < end:
+        await run()
+    took: list[float] = []
+    first = begin = time.perf_counter()
+    while begin < first + duration_s or len(took) < iterations:
+        await run()
+        now = time.perf_counter()
+        took.append((now - begin) * 1e3)
+        begin = now
+    return Took(took, begin - first)
+
+
+class Times:
+    """Measures `engine` as `timed` does, run as trtexec's switches say. `cuda_graph` False takes its captures away."""
+
+    def __init__(
+        self, bundle: Bundle, engine: Engine, *, cuda_graph: bool = True, spin_wait: bool = False, **limits: float
+    ) -> None:
         self._engine = engine
         self._bundle = bundle
-        self._seconds, self._most = seconds, most
+        self._cuda_graph, self._spin_wait = cuda_graph, spin_wait
+        self._limits: Any = limits
+        if not cuda_graph:
+            for run in getattr(engine, "_runs", {}).values():
+                run.captures = []  # the engine then queues copies and kernels one by one
 
-    def alone(self, bucket: Bucket) -> list[float] | None:
-        """The run without copies, as one CUDA graph; None where the engine does not run on a GPU by itself.
+    def alone(self, bucket: Bucket) -> Took | None:
+        """The run without copies; None where the engine does not run on a GPU by itself.
 
         Reaches into the engine, whose own graph has the copies in it; nobody else needs the one without.
         """
@@ -44,56 +89,68 @@ class Times:
         engine.run(bucket)  # the inputs are on the device now, and stay there
         cuda, execution_context = engine._cuda, engine._runs[bucket].context.handle
         with cuda.active("measuring"):
-            captured = cuda.capture(lambda: execution_context.execute_async_v3(cuda.stream))
+            done = cuda.event()
+
+            def enqueue() -> None:
+                execution_context.execute_async_v3(cuda.stream)
+
+            start = enqueue
+            if self._cuda_graph:
+                captured = cuda.capture(enqueue)
+                start = lambda: cuda.replay(captured)  # noqa: E731
 
             def run() -> None:
-                cuda.replay(captured)
-                cuda.wait_all()
+                start()
+                cuda.record(done)
+                self._wait(cuda, done)
 
-            return self._timed(run)
+            return timed(run, **self._limits)
 
-    def with_copies(self, bucket: Bucket) -> list[float]:
+    def with_copies(self, bucket: Bucket) -> Took:
         """`Engine.run`: inputs from host memory, outputs back in it."""
         self._fill(bucket)
-        return self._timed(lambda: self._engine.run(bucket))
+        engine: Any = self._engine
+        if not self._spin_wait:
+            return timed(lambda: engine.run(bucket), **self._limits)
 
-    def through_handler(self, bucket: Bucket) -> list[float]:
+        def run() -> None:
+            engine.start(bucket)
+            with engine._cuda.active("measuring"):
+                self._wait(engine._cuda, engine._done[0])
+            engine.finish()
+
+        return timed(run, **self._limits)
+
+    def through_handler(self, bucket: Bucket) -> Took:
         """`handler(job)`: texts in, vectors out, and the batcher between them."""
-        return asyncio.run(self._through_handler(bucket))
-
-    async def _through_handler(self, bucket: Bucket) -> list[float]:
         batcher = Batcher(_Kept(self._engine), max_rows=bucket.batch, max_tokens=bucket.tokens, max_queued=10_000)
         handler = Handler(load_task(self._bundle, replace(Limits(), max_items=10_000)), batcher, dict)
-        texts = [text_of(bucket.length, seed) for seed in range(bucket.batch)]
-        job = {"id": "job", "input": {"texts": texts}}
-        took: list[float] = []
-        try:
-            end = time.perf_counter() + self._seconds
-            while len(took) < self._most + _WARM_UP and (time.perf_counter() < end or len(took) < _FEWEST + _WARM_UP):
-                begin = time.perf_counter()
-                reply = await handler.handle(job)
-                took.append((time.perf_counter() - begin) * 1e3)
-                if "error" in reply or reply["usage"]["total_tokens"] != bucket.tokens:
-                    raise RuntimeError(f"the handler answered {str(reply)[:200]}")
-        finally:
-            await asyncio.to_thread(batcher.close)
-        return took[_WARM_UP:]
+        job = {"id": "job", "input": {"texts": [text_of(bucket.length, seed) for seed in range(bucket.batch)]}}
+
+        async def run() -> None:
+            reply = await handler.handle(job)
+            if "error" in reply or reply["usage"]["total_tokens"] != bucket.tokens:
+                raise RuntimeError(f"the handler answered {str(reply)[:200]}")
+
+        async def measured() -> Took:
+            try:
+                return await timed_awaiting(run, **self._limits)
+            finally:
+                await asyncio.to_thread(batcher.close)
+
+        return asyncio.run(measured())
+
+    def _wait(self, cuda: Any, event: Any) -> None:
+        if self._spin_wait:
+            while not event.query():
+                pass
+        else:
+            cuda.wait(event)
 
     def _fill(self, bucket: Bucket) -> None:
         rng = np.random.default_rng(0)
         for name, values in self._engine.feeds(bucket).items():
             values[:] = rng.integers(0, _VOCABULARY, values.shape) if name == "input_ids" else name == "attention_mask"
-
-    def _timed(self, run: Callable[[], object]) -> list[float]:
-        for _ in range(_WARM_UP):
-            run()
-        took: list[float] = []
-        end = time.perf_counter() + self._seconds
-        while len(took) < self._most and (time.perf_counter() < end or len(took) < _FEWEST):
-            begin = time.perf_counter()
-            run()
-            took.append((time.perf_counter() - begin) * 1e3)
-        return took
 
 
 class _Kept:

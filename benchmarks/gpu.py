@@ -28,7 +28,7 @@ from benchmarks.machine import machine
 from benchmarks.measure import markdown, write_json
 from engine.probe import gpu
 
-STEPS = ("smoke", "plan", "tests", "coldstart", "latency")
+STEPS = ("smoke", "plan", "tests", "coldstart", "latency", "throughput")
 _TIMED_OUT = 124  # as coreutils' timeout has it
 
 
@@ -88,6 +88,7 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     if args.torch_python:
         latency += ["--torch-python", args.torch_python]
     coldstart = [python, "-m", "benchmarks", "coldstart", "--bundle", bundle, "--engine", "tensorrt", "--warm-only"]
+    throughput = [python, "-m", "benchmarks", "throughput", "--bundle", bundle, "--engine", "tensorrt"]
     tests = [python, "-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "--junit-xml", str(out / "tests.xml")]
     commands = {
         "smoke": [python, str(args.smoke)],
@@ -95,9 +96,10 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
         "tests": tests,
         "coldstart": [*coldstart, "--json", str(out / "coldstart.json")],
         "latency": latency,
+        "throughput": [*throughput, "--json", str(out / "throughput.json")],
     }
     wanted = [name for name in STEPS if name in args.steps and (name != "smoke" or args.smoke)]
-    if {"plan", "coldstart"} & set(wanted):
+    if {"plan", "coldstart", "throughput"} & set(wanted):
         bert_bundle("minilm", Path(bundle), SHAPES["minilm"])
     return [Step(name, commands[name]) for name in wanted]
 

@@ -31,10 +31,10 @@ def python_of(name: str, *, pins: Path | None = None, root: Path = BUILD / "peer
     if stamp.is_file() and stamp.read_text() == digest:
         return python
     print(f"{folder}: packages of {pins} (the first time this takes minutes)", file=sys.stderr, flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    _uv("venv", "--python", sys.executable, str(folder))
-    _uv("pip", "install", "--python", str(python), "--requirements", str(pins))
-    stamp.write_text(digest)  # last: an environment is whole or made again
+    stamp.unlink(missing_ok=True)  # until the last package is in: an environment is whole or made again
+    _uv("venv", "--allow-existing", "--python", sys.executable, str(folder))
+    _uv("pip", "sync", "--python", str(python), str(pins))  # what is there already stays, what is not pinned goes
+    stamp.write_text(digest)
     return python
 
 

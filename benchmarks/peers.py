@@ -1,202 +1,274 @@
 """This worker beside the ones that users would run instead: same texts, same machine, in turn, in one run.
 
-The floor, onnxruntime and tokenizers alone on the same texts one by one, runs beside them. Only the ratios of one run
-count: machines are shared and noisy.
+The floor, onnxruntime and tokenizers alone, runs beside them in the same rounds. Only the ratios of one round count:
+machines are shared and noisy. docs/peers.md says what each target is and what is fair about it.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
-from functools import partial
-from importlib.metadata import version
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from benchmarks import peer_env
-from benchmarks.clients import Answers, Clients, Json, embed_jobs
-from benchmarks.emulator import EmulatorThread
-from benchmarks.exported import BUILD, exported
-from benchmarks.floor import rows_per_second
-from benchmarks.measure import figure, markdown, medians, ratio, times, write_json
-from benchmarks.weights import minilm_folder
-from benchmarks.worker_process import STOP_TIMEOUT_S, WorkerProcess
-from benchmarks.workload import stream, texts
+from benchmarks import results_file
+from benchmarks.clients import Answers
+from benchmarks.peers_table import table
+from benchmarks.results_file import Measurement, Results
+from benchmarks.targets.base import STOP_TIMEOUT_S, Running, Target
+from benchmarks.targets.catalogue import ALWAYS, PEERS, Needs, targets
+from benchmarks.workload import texts
 
-Start = Callable[[EmulatorThread, int], WorkerProcess]
-"""Starts a worker of an endpoint with so many jobs at once."""
-Figures = dict[str, float | None]
+__all__ = ["add_arguments", "main", "table"]
 
-PEERS = {
-    "int8": "ours in int8",
-    "stock": "stock SDK + sentence-transformers",
-    "infinity": "stock SDK + infinity, C=300",  # its worker takes 300 jobs at once, however many clients there are
+Figures = dict[tuple[str, str], float | None]
+"""Point and metric -> what one round found."""
+
+CLIENTS = 32
+SCENARIO = "peers"
+_UNITS = {
+    "ready_s": "s",
+    "first_answer_s": "s",
+    "p50_ms": "ms",
+    "p99_ms": "ms",
+    "jobs_per_s": "jobs/s",
+    "rows_per_s": "rows/s",
+    "rss_mb": "MB",
+    "pss_mb": "MB",
+    "sigterm_to_exit_s": "s",
+    "min_cosine": "",
 }
-_TARGETS = Path(__file__).parent / "targets"
-_CLIENTS = 32
-_IDLE_JOBS = 10
-# The SDK's start-up checks are the platform's, not a worker's; without them the stock worker starts faster.
-_QUIET = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_SKIP_GPU_CHECK": "true", "RUNPOD_LOG_LEVEL": "ERROR"}
+_MORE_IS_BETTER = ("jobs_per_s", "rows_per_s", "min_cosine")
+# Many clients are held against what the floor gets from batches, as a worker that batches may come near it.
+_FLOORS = {(f"{CLIENTS} clients", "jobs_per_s"): ("bulk", "rows_per_s")}
+_NO_FLOOR = {(f"{CLIENTS} clients", "p50_ms"), (f"{CLIENTS} clients", "p99_ms"), ("stop", "sigterm_to_exit_s")}
+_PROBES = texts(8, seed=7)
+_LEAST_COSINE = 0.98  # what the export asks of int8; every other target is at 1 within rounding
+_IDLE_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True)
+class Load:
+    """What every target is asked in every round."""
+
+    seconds: float
+    idle_jobs: int
+    bulk_rows: int
+    stop_timeout_s: float
+    seed: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of runs (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="length of each measurement (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--rounds", type=int, default=3, help="times that all is measured (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of each loop (default: %(default)s)")
+    parser.add_argument("--idle-jobs", type=int, default=20, help="jobs that find it idle (default: %(default)s)")
+    parser.add_argument("--bulk-rows", type=int, default=1000, help="texts of the bulk job (default: %(default)s)")
+    parser.add_argument("--stop-timeout", type=float, default=STOP_TIMEOUT_S, help="s until it is killed (%(default)g)")
+    parser.add_argument("--concurrency", type=int, default=32, help="jobs that a worker takes at once (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the texts (default: %(default)s)")
     parser.add_argument(
         "--with",
         dest="peers",
-        type=_names,
+        type=names_of,
         default=["stock"],
         metavar="PEERS",
-        help=f"of {','.join(PEERS)}; infinity needs an environment of its own, made now if need be (default: stock)",
+        help=f"all, none, or of {','.join(PEERS)} (default: stock); some get an environment of their own, made at need",
+    )
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="what the peers load (default: all-MiniLM-L6-v2)")
+    parser.add_argument("--bundle", type=Path, help="the same model's bundle (default: all-MiniLM-L6-v2, exported)")
+    parser.add_argument("--bundle-int8", type=Path, help="the same for ours-int8")
+    parser.add_argument("--engine", default="auto", help="our worker's ENGINE (default: %(default)s)")
+    parser.add_argument("--tei", metavar="URL", help="also ask the Text Embeddings Inference that serves here")
+    parser.add_argument("--triton", metavar="URL", help="also ask the Triton that serves our graph here")
+    parser.add_argument("--triton-model", default="model", metavar="NAME", help="its name there (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument(
+        "--append", action="store_true", help="add these rounds to those in --json, of the same options"
     )
 
 
-def _names(text: str) -> list[str]:
-    names = text.split(",")
+def names_of(text: str) -> list[str]:
+    """Names of peers with commas between, or "all". Raises ArgumentTypeError."""
+    if text in ("all", "none"):
+        return list(PEERS) if text == "all" else []
+    names = ["ours-int8" if name == "int8" else name for name in text.split(",")]
     if unknown := [name for name in names if name not in PEERS]:
-        raise argparse.ArgumentTypeError(f"there is no peer {unknown[0]!r}; choose from {', '.join(PEERS)}")
+        raise argparse.ArgumentTypeError(f"there is no peer {unknown[0]!r}; choose from {', '.join(PEERS)}, all, none")
     return names
 
 
 def main(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON. A peer that cannot be had is left out, with its reason."""
-    model = minilm_folder()
-    bundle = exported(model, BUILD / "demo" / "bundle")
-    environment = _environment()
-    starts: dict[str, Start] = {"ours": partial(_ours, bundle)}
-    if "int8" in args.peers:
-        starts["int8"] = partial(_ours, exported(model, BUILD / "demo" / "bundle-int8", "--precision", "int8"))
-    if "stock" in args.peers:
-        starts["stock"] = partial(_stock, model)
-    if "infinity" in args.peers:
-        try:
-            python = peer_env.python_of("infinity")
-            environment["infinity"] = peer_env.versions(python, ("infinity-emb", "runpod", "torch", "transformers"))
-            starts["infinity"] = partial(_infinity, python, model)
-        except RuntimeError as error:
-            print(f"infinity is left out: {error}", file=sys.stderr)
-    runs: dict[str, list[Figures]] = {name: [] for name in starts}
-    floor = []
-    for repeat in range(args.repeats):
-        floor.append(rows_per_second(bundle, texts(200)))
-        for name, start in list(starts.items()):
-            print(f"run {repeat + 1} of {args.repeats}: {name}", file=sys.stderr, flush=True)
-            try:
-                runs[name].append(_measure(start, args.seconds))
-            except RuntimeError as error:
-                if name == "ours":
-                    raise
-                print(f"{name} is left out: {error}", file=sys.stderr)
-                del starts[name], runs[name]
-    results = {"environment": environment, "floor_rows_per_s": floor, "runs": runs}
-    print(table(results))
-    if args.json:
-        write_json(args.json, results)
+    if bool(args.model) != bool(args.bundle):
+        print("peers: --model and --bundle go together, for both must be of one model", file=sys.stderr)
+        return 2
+    before = None
+    if args.append:
+        if not args.json:
+            print("peers: --append needs --json, the file to add to", file=sys.stderr)
+            return 2
+        before = results_file.read(args.json) if args.json.exists() else None
+    needs = Needs(
+        model=args.model,
+        bundle=args.bundle,
+        bundle_int8=args.bundle_int8,
+        concurrency=args.concurrency,
+        engine=args.engine,
+        tei=args.tei,
+        triton=args.triton,
+        triton_model=args.triton_model,
+    )
+    urls = [name for name in ("tei", "triton") if getattr(args, name)]
+    for name in {"tei", "triton"} - set(urls):
+        print(f"{name} is left out: give the address of one with --{name} URL (docs/peers.md)", file=sys.stderr)
+    versions: dict[str, Mapping[str, str]] = {}
+    found = list(_prepared(targets([*ALWAYS, *args.peers, *urls], needs), versions))
+    load = Load(args.seconds, args.idle_jobs, args.bulk_rows, args.stop_timeout, args.seed)
+    options = {**vars(load), "concurrency": args.concurrency, "engine": args.engine, "clients": CLIENTS}
+    environment = {**results_file.environment(), "targets": versions}
+
+    def results_of(rounds: Rounds) -> Results:
+        ways = {"ways": {target.name: target.way for target in found}}
+        results = Results(environment, options, tuple(measurements(rounds)), ways)
+        return results if before is None else joined(before, results)
+
+    def keep(rounds: Rounds) -> None:
+        if args.json:  # after every round: a run that is cut short leaves what it had
+            results_file.write(args.json, results_of(rounds))
+
+    try:
+        results_of({})  # before minutes are spent
+    except ValueError as error:
+        print(f"peers: {error}", file=sys.stderr)
+        return 2
+    rounds = measure(found, load, args.rounds, keep, say=lambda line: print(line, file=sys.stderr, flush=True))
+    print(table(results_of(rounds)))
     return 0
 
 
-def _ours(bundle: Path, emulator: EmulatorThread, concurrency: int) -> WorkerProcess:
-    return WorkerProcess.ours(emulator, bundle, env={**_QUIET, "MAX_CONCURRENCY": str(concurrency)})
+def _prepared(found: Iterable[Target], versions: dict[str, Mapping[str, str]]) -> Iterable[Target]:
+    for target in found:
+        try:
+            versions[target.name] = target.prepare()
+        except RuntimeError as error:
+            if target.name in ALWAYS:
+                raise
+            print(f"{target.name} is left out: {error}", file=sys.stderr)
+        else:
+            yield target
 
 
-def _stock(model: Path, emulator: EmulatorThread, concurrency: int) -> WorkerProcess:
-    env = {**_QUIET, "MODEL_FOLDER": str(model), "CONCURRENCY": str(concurrency)}
-    return WorkerProcess(emulator, [sys.executable, str(_TARGETS / "stock_sentence_transformers.py")], env)
+Rounds = dict[str, list[Figures]]
+"""Name of a target -> what each round found, empty where it failed."""
 
 
-def _infinity(python: Path, model: Path, emulator: EmulatorThread, concurrency: int) -> WorkerProcess:
-    env = {**_QUIET, "MODEL_FOLDER": str(model), "CONCURRENCY": "300"}
-    env |= {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_HOME": str(python.parent.parent)}  # for its cache
-    return WorkerProcess(emulator, [str(python), str(_TARGETS / "infinity.py")], env)
-
-
-def _measure(start: Start, seconds: float) -> Figures:
-    """Two starts of one worker: for one job at a time, and for many clients."""
-    figures: Figures = {}
-    with Clients() as clients, start(clients.emulator, 1) as worker:
-        figures["first_take_s"] = worker.first_take_s
-        idle = clients.one_by_one(_IDLE_JOBS, embed_jobs(stream(seed=1)), pause_s=0.2)
-        figures["idle_job_ms"] = _summary(idle)["p50_ms"]
-        figures["jobs_per_s_1_client"] = _summary(clients.closed_loop(1, seconds, _jobs()))["jobs_per_s"]
-        figures.update(worker.memory_mb())
-        figures["sigterm_to_exit_s"] = worker.stop()
-    with Clients() as clients, start(clients.emulator, _CLIENTS):
-        answers = _summary(clients.closed_loop(_CLIENTS, seconds, _jobs()))
-        figures[f"jobs_per_s_{_CLIENTS}_clients"] = answers["jobs_per_s"]
-        figures[f"p50_ms_{_CLIENTS}_clients"] = answers["p50_ms"]
-        figures[f"p99_ms_{_CLIENTS}_clients"] = answers["p99_ms"]
+def measure(
+    found: Sequence[Target], load: Load, rounds: int, keep: Callable[[Rounds], None], *, say: Callable[[str], None]
+) -> Rounds:
+    """Every target once a round, the order turned round every time. Peers may fail in a round."""
+    figures: Rounds = {target.name: [] for target in found}
+    reference: Any = None  # the floor's vectors: all targets must answer the same
+    for number in range(rounds):
+        order = sorted(found, key=lambda target: target.name != "floor")  # first, for its vectors
+        for target in order if number % 2 == 0 else [order[0], *order[:0:-1]]:
+            say(f"round {number + 1} of {rounds}: {target.name}")
+            try:
+                one, vectors = _measure(target, load, reference)
+            except (RuntimeError, TimeoutError) as error:
+                if target.name in ALWAYS:
+                    raise
+                say(f"{target.name} failed in this round: {error}")
+                one, vectors = {}, reference
+            reference = vectors if reference is None else reference
+            figures[target.name].append(one)
+        keep(figures)
     return figures
 
 
-def _jobs() -> Iterator[Json]:
-    return embed_jobs(stream(seed=2))
+def _measure(target: Target, load: Load, reference: Any) -> tuple[Figures, Any]:
+    """One start of one target: its first answer, idle, one client, many, bulk, memory, stop."""
+    figures: Figures = {}
+    with target.start() as running:
+        vectors = running.embed(_PROBES[:1])
+        if running.started is not None:
+            figures["cold start", "ready_s"] = running.ready_s
+            figures["cold start", "first_answer_s"] = time.perf_counter() - running.started
+        vectors = running.embed(_PROBES)
+        cosine = least_cosine(vectors, vectors if reference is None else reference)
+        if cosine < _LEAST_COSINE:
+            raise RuntimeError(f"its vectors are not the floor's: a cosine of {cosine:.4f}; it runs another model")
+        figures["answers", "min_cosine"] = cosine
+        idle = _checked(running.one_by_one(texts(load.idle_jobs, seed=load.seed), _IDLE_PAUSE_S))
+        figures["idle", "p50_ms"] = idle["p50_ms"]
+        for clients in (1, CLIENTS):
+            answers = running.closed_loop(clients, load.seconds, load.seed)
+            if answers is not None:
+                point, found = "1 client" if clients == 1 else f"{clients} clients", _checked(answers)
+                figures |= {(point, metric): found[metric] for metric in ("jobs_per_s", "p50_ms", "p99_ms")}
+        figures["bulk", "rows_per_s"] = _bulk(running, texts(load.bulk_rows, seed=load.seed))
+        figures |= {("memory", name): mb for name, mb in running.memory_mb().items()}
+        if running.started is not None:
+            figures["stop", "sigterm_to_exit_s"] = running.stop(load.stop_timeout_s)
+    return figures, vectors
 
 
-def _summary(answers: Answers) -> dict[str, float]:
+def _bulk(running: Running, many: Sequence[str]) -> float:
+    begin = time.perf_counter()
+    found = running.embed(many)
+    seconds = time.perf_counter() - begin
+    if len(found) != len(many):
+        raise RuntimeError(f"{len(many)} texts brought {len(found)} vectors")
+    return len(many) / seconds
+
+
+def _checked(answers: Answers) -> dict[str, float]:
     if answers.errors:
         raise RuntimeError(f"{len(answers.errors)} jobs failed: {answers.errors[0]}")
     return answers.summary()
 
 
-_ROWS: Mapping[str, tuple[str, str, bool]] = {
-    "first_take_s": ("exec to first take", "s", False),
-    "idle_job_ms": ("idle job, submit to done, p50", "ms", False),
-    "jobs_per_s_1_client": ("1 client, C=1", "jobs/s", True),
-    f"jobs_per_s_{_CLIENTS}_clients": (f"{_CLIENTS} clients, C={_CLIENTS}", "jobs/s", True),
-    f"p50_ms_{_CLIENTS}_clients": (f"{_CLIENTS} clients, p50", "ms", False),
-    f"p99_ms_{_CLIENTS}_clients": (f"{_CLIENTS} clients, p99", "ms", False),
-    "tree_rss_mb": ("RSS of all its processes", "MB", False),
-    "tree_pss_mb": ("PSS of all its processes", "MB", False),
-    "sigterm_to_exit_s": ("SIGTERM to exit, idle", "s", False),
-}
-"""Figure -> label, unit, whether more is better."""
+def least_cosine(vectors: Any, reference: Any) -> float:
+    """The smallest cosine between vectors of the same text; two arrays of (texts, dimensions)."""
+    import numpy as np
+
+    if vectors.shape != reference.shape:
+        raise RuntimeError(f"its vectors have the shape {vectors.shape}, the floor's {reference.shape}")
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(reference, axis=1)
+    return float(((vectors * reference).sum(1) / lengths).min())
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """The medians of a results file, as Markdown: a column for each peer, and how many times better ours is."""
-    found = {name: medians(figures) for name, figures in results["runs"].items()}
-    ours = found.pop("ours")
-    floor = statistics.median(results["floor_rows_per_s"])
-    rows = []
-    for key, (label, unit, more_is_better) in _ROWS.items():
-        if key not in ours:
-            continue  # results of before this was measured
-        row = [label, figure(ours[key], unit)]
-        for peer in found.values():
-            above, below = (ours[key], peer[key]) if more_is_better else (peer[key], ours[key])
-            row += [_peer_figure(key, peer[key], unit), times(ratio(above, below))]
-        rows.append(row)
-    header = ["", "ours", *(cell for name in found for cell in (PEERS[name], "ratio"))]
-    share = ratio(ours["jobs_per_s_1_client"], floor)
-    return "\n".join(
-        [
-            markdown(header, rows, aligned=False),
-            "",
-            f"onnxruntime and tokenizers alone, one by one: {figure(floor)} rows/s; 1 client gets {share:.0%} of it.",
-        ]
-    )
+def measurements(rounds: Rounds) -> Iterable[Measurement]:
+    """What was found, as results files have it: None for a round in which a target failed or had to be killed."""
+    for name, figures in rounds.items():
+        for point, metric in dict.fromkeys(key for one in figures for key in one):
+            repeats = tuple(one.get((point, metric)) for one in figures)
+            better: Literal["higher", "lower"] = "higher" if metric in _MORE_IS_BETTER else "lower"
+            floor = None
+            if name != "floor" and (point, metric) not in _NO_FLOOR:
+                floor = ("floor", *_FLOORS.get((point, metric), (point, metric)))
+            yield Measurement(SCENARIO, name, point, metric, _UNITS[metric], better, repeats, floor)
 
 
-def _peer_figure(key: str, value: float | None, unit: str) -> str:
-    if key == "sigterm_to_exit_s" and value is None:
-        return f"killed after {STOP_TIMEOUT_S:g} s"
-    return figure(value, unit)
+def joined(before: Results, after: Results) -> Results:
+    """The rounds of `before` and then those of `after`, which may be of other targets.
 
-
-def _environment() -> dict[str, Any]:
-    packages = ("runpod", "onnxruntime", "tokenizers", "numpy", "sentence-transformers", "torch", "transformers")
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "python": platform.python_version(),
-        "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
-        "cpus": len(cpu),
-        "versions": {name: version(name) for name in packages},
-    }
+    Raises ValueError when they were told different things, or when a target is of another version.
+    """
+    if dict(before.options) != dict(after.options):
+        raise ValueError(f"the file's rounds were measured with {dict(before.options)}; give the same, or another file")
+    versions = {**before.environment.get("targets", {}), **after.environment["targets"]}
+    for name, found in before.environment.get("targets", {}).items():
+        if versions[name] != found:
+            raise ValueError(f"the file's rounds are of another version of {name}; measure into another file")
+    first, second = (max((len(one.repeats) for one in each.measurements), default=0) for each in (before, after))
+    merged = {}
+    for one in (*before.measurements, *after.measurements):
+        earlier, later = before.find(one.key), after.find(one.key)
+        repeats = (earlier.repeats if earlier else (None,) * first) + (later.repeats if later else (None,) * second)
+        merged[one.key] = Measurement(**{**vars(one), "repeats": repeats})
+    ways = {**before.details.get("ways", {}), **after.details["ways"]}
+    return Results({**after.environment, "targets": versions}, after.options, tuple(merged.values()), {"ways": ways})

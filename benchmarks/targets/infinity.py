@@ -4,6 +4,7 @@ Run as a script, in an environment of requirements/peers-infinity.txt; MODEL_FOL
 jobs at once.
 """
 
+import base64
 import os
 
 import runpod
@@ -13,7 +14,7 @@ engine = AsyncEmbeddingEngine.from_args(
     EngineArgs(
         model_name_or_path=os.environ["MODEL_FOLDER"],
         engine="torch",
-        device="cpu",
+        device=os.environ.get("DEVICE", "cpu"),
         model_warmup=False,
         lengths_via_tokenize=True,
     )
@@ -21,8 +22,11 @@ engine = AsyncEmbeddingEngine.from_args(
 
 
 async def handler(job):  # type: ignore[no-untyped-def]  # as that worker has it
-    """Embed one text; the first job starts the engine's threads."""
+    """Embed one text, or several; the first job starts the engine's threads."""
     await engine.astart()
+    if "texts" in job["input"]:
+        embeddings, _ = await engine.embed(job["input"]["texts"])
+        return {"embeddings": [base64.b64encode(one.astype("<f4").tobytes()).decode() for one in embeddings]}
     embeddings, _ = await engine.embed([job["input"]["text"]])
     return {"embedding": embeddings[0].tolist()}
 

@@ -1,18 +1,19 @@
-"""BERT encoders in plain PyTorch, timed; a script of its own, for any Python that has torch.
+"""A BERT encoder in plain PyTorch, timed; a script of its own, for any Python that has torch.
 
-    python torch_latency.py '{"models": {"minilm": {...}}, "seqs": [16], "batches": [1], "modes": ["eager"], ...}'
+    python torch_latency.py '{"shape": {"hidden_size": 384, ...}, "mode": "eager"}'
 
-Prints one JSON object a line: first what runs, then a line a figure, so that a run which is cut short leaves what it
-had. On a GPU in fp16, else in fp32 on the CPU. Attention is scaled_dot_product_attention and gets no mask, which is the
-fastest that it can be; `compile` is torch.compile in mode reduce-overhead, which replays CUDA graphs as we do.
+Answers as engine_alone.py does, after a first line that says what runs. On a GPU in fp16, else in fp32 on the CPU.
+Attention is scaled_dot_product_attention and gets no mask, which is the fastest that it can be; the mode `compile` is
+torch.compile in mode reduce-overhead, which replays CUDA graphs as we do.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -62,52 +63,51 @@ class Encoder(nn.Module):
         return x.mean(1)
 
 
-def times_ms(run: Callable[[], Any], synchronize: Callable[[], Any], seconds: float, most: int) -> list[float]:
-    """One call after the other, each waited for, in ms; after some that do not count."""
-    for _ in range(10):
-        run()
-    synchronize()
-    took: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(took) < most and (time.perf_counter() < end or len(took) < 20):
-        begin = time.perf_counter()
-        run()
-        synchronize()
-        took.append((time.perf_counter() - begin) * 1e3)
-    return took
-
-
-def figure(model: Any, shape: Mapping[str, int], mode: str, seq: int, batch: int, asked: Any, device: str) -> Any:
-    """The times of one shape, or the error that it ended with."""
+def shape_times(model: Any, shape: Mapping[str, int], mode: str, asked: Mapping[str, Any], device: str) -> Any:
+    """The times of one shape: each run waited for, in ms."""
     called = model
     if mode == "compile":
         torch._dynamo.reset()
         called = torch.compile(model, mode="reduce-overhead")
-    ids = torch.randint(0, shape["vocab_size"], (batch, seq), device=device)
+    ids = torch.randint(0, shape["vocab_size"], (asked["batch"], asked["length"]), device=device)
     types = torch.zeros_like(ids)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    try:
-        with torch.inference_mode():
-            return {"ms": times_ms(lambda: called(ids, types), wait, asked["seconds"], asked["runs"])}
-    except Exception as error:  # out of memory, or a compiler that is not there
-        return {"error": f"{type(error).__name__}: {error}"[:300]}
+    with torch.inference_mode():
+        for _ in range(3):  # compiled at the first, captured at the next
+            called(ids, types)
+        wait()
+        end = time.perf_counter() + asked["warm_up_ms"] / 1e3
+        while time.perf_counter() < end:
+            called(ids, types)
+            wait()
+        took: list[float] = []
+        first = begin = time.perf_counter()
+        while begin < first + asked["duration_s"] or len(took) < asked["iterations"]:
+            called(ids, types)
+            wait()
+            now = time.perf_counter()
+            took.append((now - begin) * 1e3)
+            begin = now
+    return {"ms": took, "seconds": begin - first}
 
 
 def main(asked: Mapping[str, Any]) -> None:
-    """Time every model, mode and shape."""
+    """Make the model, say what runs, answer line by line until the input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what compilers print is no answer
     on_gpu = torch.cuda.is_available()
     device, dtype = ("cuda", torch.float16) if on_gpu else ("cpu", torch.float32)
     torch.manual_seed(0)
     name = torch.cuda.get_device_name() if on_gpu else "CPU"
-    print(json.dumps({"torch": torch.__version__, "gpu": name, "dtype": str(dtype)}), flush=True)
-    for model_name, shape in asked["models"].items():
-        model = Encoder(shape).to(device, dtype).eval()
-        for mode in asked["modes"]:
-            for seq in asked["seqs"]:
-                for batch in asked["batches"]:
-                    found = figure(model, shape, mode, seq, batch, asked, device)
-                    line = {"model": model_name, "mode": mode, "seq": seq, "batch": batch, **found}
-                    print(json.dumps(line), flush=True)
+    model = Encoder(asked["shape"]).to(device, dtype).eval()
+    hello = {"torch": torch.__version__, "gpu": name, "dtype": str(dtype)}
+    print(json.dumps(hello), file=answers, flush=True)
+    for line in sys.stdin:
+        try:
+            found = shape_times(model, asked["shape"], asked["mode"], json.loads(line), device)
+        except Exception as error:  # out of memory, or a compiler that is not there
+            found = {"error": f"{type(error).__name__}: {error}"[:300]}
+        print(json.dumps(found), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import coldstart, load, peers
+from benchmarks import coldstart, load
 from benchmarks.import_times import costs
 from benchmarks.import_times import table as import_table
 from benchmarks.measure import figure, markdown, medians, percentile, ratio, times, write_json
@@ -181,21 +181,3 @@ def test_rounds_become_repeats():
 def test_options_tell_no_paths():
     options = options_of({"command": "load", "bundle": Path("/home/me/bundle"), "json": Path("x"), "seed": 1})
     assert options == {"bundle": "bundle", "seed": 1}
-
-
-def peer_figures(first_take_s: float, exit_s: float | None) -> dict[str, float | None]:
-    figures: dict[str, float | None] = dict.fromkeys(peers._ROWS, 10.0)
-    return {**figures, "first_take_s": first_take_s, "sigterm_to_exit_s": exit_s}
-
-
-def test_a_column_for_each_peer():
-    results = {
-        "floor_rows_per_s": [20.0],
-        "runs": {"ours": [peer_figures(1, 0.1)], "stock": [peer_figures(5, 1)], "infinity": [peer_figures(8, None)]},
-    }
-    lines = peers.table(results).splitlines()
-    assert lines[0] == ("| | ours | stock SDK + sentence-transformers | ratio | stock SDK + infinity, C=300 | ratio |")
-    assert lines[2] == "| exec to first take | 1 s | 5 s | 5x | 8 s | 8x |"
-    assert "| 32 clients, p99 | 10 ms | 10 ms | 1x | 10 ms | 1x |" in lines
-    assert "| SIGTERM to exit, idle | 0.1 s | 1 s | 10x | killed after 20 s | - |" in lines
-    assert lines[-1].endswith("20 rows/s; 1 client gets 50% of it.")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import coldstart, load, page_cache, peer_env, peers
+from benchmarks import coldstart, load, page_cache
 from benchmarks.clients import Clients, embed_jobs
 from benchmarks.emulator import Emulator
 from benchmarks.emulator.exchange import now
@@ -21,7 +21,7 @@ from benchmarks.workload import stream, texts
 
 
 def run(command: str, *arguments: object) -> int:
-    module = {"coldstart": coldstart, "load": load, "peers": peers}[command]
+    module = {"coldstart": coldstart, "load": load}[command]
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     return module.main(parser.parse_args([str(argument) for argument in arguments]))
@@ -163,37 +163,3 @@ def test_evicting_files_leaves_them_whole(small_bundle: Path, monkeypatch: pytes
     assert (small_bundle / "manifest.json").read_bytes() == before
     monkeypatch.delattr(os, "posix_fadvise")
     assert page_cache.way_to_drop(small_bundle)[0] is None
-
-
-def test_the_environment_of_a_peer_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    calls: list[str] = []
-
-    def uv(*arguments: str) -> None:
-        calls.append(arguments[0])
-        (tmp_path / "peers" / "some").mkdir(parents=True, exist_ok=True)
-
-    monkeypatch.setattr(peer_env, "_uv", uv)
-    pins = tmp_path / "pins.txt"
-    pins.write_text("a==1\n")
-    for _ in range(2):
-        python = peer_env.python_of("some", pins=pins, root=tmp_path / "peers")
-        assert python == tmp_path / "peers" / "some" / "bin" / "python"
-    assert calls == ["venv", "pip"]
-    pins.write_text("a==2\n")
-    peer_env.python_of("some", pins=pins, root=tmp_path / "peers")
-    assert calls == ["venv", "pip"] * 2
-
-
-def test_a_peer_without_an_environment_says_why(tmp_path: Path):
-    with pytest.raises(RuntimeError, match=r"there is no .*missing\.txt"):
-        peer_env.python_of("some", pins=tmp_path / "missing.txt", root=tmp_path)
-    pins = tmp_path / "pins.txt"
-    pins.write_text("not a requirement\n")
-    with pytest.raises(RuntimeError, match="`uv pip` failed: "):
-        peer_env.python_of("some", pins=pins, root=tmp_path)
-
-
-def test_unknown_peers_are_refused(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit):
-        run("peers", "--with", "stock,tei")
-    assert "there is no peer 'tei'; choose from int8, stock, infinity" in capsys.readouterr().err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,15 @@ from typing import Any
 import pytest
 
 import benchmarks.gpu
+from benchmarks import results_file
 from benchmarks.__main__ import main
 from benchmarks.bert_bundle import bert_bundle, text_of
 from benchmarks.bert_graph import SHAPES, Shape
+from benchmarks.engine_times import Took
 from benchmarks.gpu import Step, run, steps_of
-from benchmarks.latency import Row, goals, table
+from benchmarks.latency_table import goals, measurements, table
+from benchmarks.results_file import Results
+from benchmarks.shapes import Found
 from engine.bundle import open_bundle
 from engine.probe import gpu
 from engine.tasks import load_task
@@ -24,11 +27,18 @@ from engine.tasks import load_task
 SMALL = Shape(1, 32, 4, 64, vocab_size=500, max_position_embeddings=64)
 
 
-def row(model: str = "bert-base", seq: int = 128, batch: int = 1, **p50: float) -> Row:
-    made = Row(model, seq, batch)
-    for name, value in p50.items():
-        made.add(name.replace("_", " "), [value])
-    return made
+def row(model: str = "bert-base", seq: int = 128, batch: int = 1, **p50: float) -> Found:
+    names = {"alone": "ours-alone", "copies": "ours", "handler": "ours-handler"}
+    point = f"{model}, batch {batch}, {seq} tokens"
+    took: dict[tuple[str, str], list[Took | None]] = {
+        (names.get(name, name.replace("_", "-")), point): [Took([value], value / 1e3)] for name, value in p50.items()
+    }
+    return Found(took)
+
+
+def results(*rows: Found) -> Results:
+    found = [one for row in rows for one in measurements(row, {"p50_ms": 50.0, "p99_ms": 99.0})]
+    return Results({}, {}, tuple(found))
 
 
 @pytest.mark.parametrize("tokens", [2, 3, 16, 64])
@@ -55,31 +65,36 @@ def test_latency_runs_on_the_cpu_beside_torch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(SHAPES, "minilm", SMALL)
-    options = ["--engine", "onnxruntime-cpu", "--models", "minilm", "--seq", "16", "--batch", "1,4", "--seconds", "0.1"]
-    options += ["--torch-python", sys.executable, "--torch-modes", "eager", "--work", str(tmp_path / "work")]
+    options = ["--cpu", "--models", "minilm", "--seq", "16", "--batch", "1,4", "--duration", "0.1", "--warmUp", "0"]
+    options += ["--work", str(tmp_path / "work"), "--percentile", "99", "--exportTimes", str(tmp_path / "times.json")]
     assert main(["latency", *options, "--json", str(tmp_path / "latency.json")]) == 0
-    found = json.loads((tmp_path / "latency.json").read_text())
-    assert (found["engine"], found["precision"]) == ("onnxruntime-cpu", "fp32")
-    assert found["machine"]["versions"]["onnxruntime"]
-    assert [(one["seq"], one["batch"]) for one in found["rows"]] == [(16, 1), (16, 4)]
-    for one in found["rows"]:
-        assert set(one["figures"]) == {"copies", "handler", "torch eager"}
-        assert all(0 < figures["p50"] <= figures["p99"] for figures in one["figures"].values())
-        assert all(figures["runs"] >= 20 for figures in one["figures"].values())
-        assert one["errors"] == {}
+    found = results_file.read(tmp_path / "latency.json")
+    assert (found.options["engine"], found.options["precision"]) == ("onnxruntime-cpu", "fp32")
+    assert found.details == {"errors": {}}
+    assert {one.target for one in found.measurements} == {"ours", "ours-handler", "floor", "torch-eager"}
+    assert {one.point for one in found.measurements} == {f"minilm, batch {batch}, 16 tokens" for batch in (1, 4)}
+    for one in found.measurements:
+        p50, p99 = (found.find((*one.key[:3], metric)) for metric in ("p50_ms", "p99_ms"))
+        assert p50 is not None and p99 is not None and 0 < p50.median <= p99.median
+        assert len(found.ratios(one)) == (0 if one.target == "floor" else 1)
+    times = json.loads((tmp_path / "times.json").read_text())
+    assert len([one for one in times if one["target"] == "ours"]) >= 20  # ten iterations at least, at two points
     said = capsys.readouterr().out
     assert "| minilm | 16  | 1 " in said
     assert "T4 0.65, RTX 3090 0.45" in said
 
 
-def test_what_torch_cannot_do_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_torch_cannot_do_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """A Python without torch, say."""
     monkeypatch.setitem(SHAPES, "minilm", SMALL)
-    options = ["--engine", "onnxruntime-cpu", "--models", "minilm", "--seq", "16", "--batch", "1", "--seconds", "0.1"]
+    options = ["--engine", "onnxruntime-cpu", "--models", "minilm", "--seq", "16", "--batch", "1", "--duration", "0.1"]
     options += ["--torch-python", "/bin/false", "--work", str(tmp_path), "--json", str(tmp_path / "latency.json")]
     assert main(["latency", *options]) == 0
-    (one,) = json.loads((tmp_path / "latency.json").read_text())["rows"]
-    assert one["errors"] == {"torch": "/bin/false ended with exit code 1"}
+    assert "torch-eager is left out: " in capsys.readouterr().err
+    targets = {one.target for one in results_file.read(tmp_path / "latency.json").measurements}
+    assert targets == {"ours", "ours-handler", "floor"}
 
 
 @pytest.mark.skipif(gpu() is not None, reason="there is a GPU")
@@ -90,11 +105,24 @@ def test_without_a_gpu_its_engines_are_refused(tmp_path: Path, engine: str, monk
         main(["latency", "--engine", engine, "--models", "minilm", "--work", str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--cpu", "--useSpinWait"], "--useSpinWait: no meaning for onnxruntime-cpu"),
+        (["--cpu", "--engine", "tensorrt"], "--cpu and --engine tensorrt exclude each other"),
+    ],
+)
+def test_options_that_do_not_go_together(given: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["latency", *given]) == 2
+    assert f"latency: {said}" in capsys.readouterr().err
+
+
 def test_the_table_has_what_was_measured_beside_what_was_published():
-    rows = [row(alone=0.4, copies=0.5, handler=0.6, torch_compile=1.5), row(batch=8, copies=1.0)]
+    found = results(row(alone=0.4, copies=0.5, handler=0.6, torch_compile=1.5), row(batch=8, copies=1.0))
     published = [{"gpu": "L4", "model": "bert-base", "seq": 128, "batch": 1, "ms": 1.0}]
-    header, _, first, second = table(rows, published).splitlines()
+    header, _, first, second = table(found, published).splitlines()
     assert "torch eager" not in header
+    assert "copies, p50 / p99 ms" in header
     assert [cell.strip() for cell in first.split("|")[4:-1]] == [
         "0.4 / 0.4",
         "0.5 / 0.5",
@@ -112,13 +140,13 @@ def test_goals_say_which_are_met():
         row(batch=32, copies=2.0, torch_compile=2.5),
         row(batch=8, copies=2.0, torch_compile=1.0),  # no goal
     ]
-    assert goals(rows) == [
+    assert goals(results(*rows)) == [
         "met     bert-base, 128 tokens, batch 1: engine 0.4 ms, at most 0.5 (of an H200)",
         "MISSED  bert-base, 128 tokens, batch 1: copies and handler add 0.3 ms, at most 0.25",
         "MISSED  bert-base, 128 tokens, batch 1: 1.8x as fast as torch.compile, at least 2x",
         "met     bert-base, 128 tokens, batch 32: 1.25x as fast as torch.compile, at least 1x",
     ]
-    assert goals([row("minilm", 16, 1, copies=1.0)]) == []
+    assert goals(results(row("minilm", 16, 1, copies=1.0))) == []
 
 
 # benchmarks gpu

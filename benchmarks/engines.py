@@ -1,0 +1,97 @@
+"""The engine of one bundle at one precision, opened without the worker around it, for what measures engines alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engine.backends.base import Engine
+from engine.bundle import Bundle, changed_bundle_folder, open_bundle
+from engine.plan import Machine, mismatch, plans_of, stale
+from engine.probe import gpu, tensorrt_version
+
+ENGINES = ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
+
+
+def default_engine() -> str:
+    """The best that there is a device for."""
+    return "tensorrt" if gpu() else "onnxruntime-cpu"
+
+
+def default_precision(engine: str) -> str:
+    """What an engine is measured in when nothing is said."""
+    return "fp32" if engine == "onnxruntime-cpu" else "fp16"
+
+
+def prepare(path: Path, engine: str, precision: str, batches: Sequence[int], lengths: Sequence[int], more: str) -> None:
+    """Make the graph or the plan that `open_engine` opens, where it is missing; `more` are options of `export plan`.
+
+    Raises RuntimeError when it cannot be made or there is no GPU for it.
+    """
+    if engine != "onnxruntime-cpu" and gpu() is None:
+        raise RuntimeError("no NVIDIA driver or no GPU here; take --engine onnxruntime-cpu")
+    if engine == "tensorrt":
+        if _plan(path, precision, batches, lengths) is None:
+            command = [sys.executable, "-m", "export", "plan", str(path), "--precision", precision]
+            command += ["--batches", ",".join(map(str, batches)), "--lengths", ",".join(map(str, lengths))]
+            if subprocess.run([*command, *more.split()]).returncode:
+                raise RuntimeError(f"no plan for {path}")
+    elif _onnx_precision(precision) not in _has(open_bundle(path)):
+        from export.plan_from_onnx import add_precision
+
+        if precision == "int8":
+            raise RuntimeError(f"{path} has no int8; export it with --precision int8")
+        with changed_bundle_folder(path) as folder:
+            add_precision(folder, "model", _onnx_precision(precision))
+
+
+def open_engine(path: Path, engine: str, precision: str, batches: Sequence[int], lengths: Sequence[int]) -> Engine:
+    """The engine, not yet warm; see `prepare`. Raises EngineError."""
+    if engine == "tensorrt":
+        from engine.backends.tensorrt import TensorRtEngine
+
+        plan = _plan(path, precision, batches, lengths)
+        assert plan is not None, "prepare has built it"
+        return TensorRtEngine(open_bundle(path), "model", plan)
+    bundle = _in(open_bundle(path), _onnx_precision(precision))
+    if engine == "onnxruntime-cuda":
+        from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
+
+        return OnnxRuntimeCudaEngine(bundle, max_batch=max(batches))
+    from engine.backends.onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(bundle, max_batch=max(batches))
+
+
+def _onnx_precision(precision: str) -> str:
+    return "fp32" if precision == "tf32" else precision  # tf32 is how fp32 is computed, and not another graph
+
+
+def _in(bundle: Bundle, precision: str) -> Bundle:
+    """`bundle` as if it were of this precision."""
+    return replace(bundle, manifest=replace(bundle.manifest, precision=precision))
+
+
+def _has(bundle: Bundle) -> set[str]:
+    graph = bundle.manifest.graphs["model"]
+    return {*graph.onnx, *graph.fused}
+
+
+def _plan(path: Path, precision: str, batches: Sequence[int], lengths: Sequence[int]) -> Any:
+    """A plan for this GPU with all the buckets that are asked for."""
+    found, version = gpu(), tensorrt_version()
+    if found is None or version is None:
+        return None
+    here = Machine(version, ".".join(map(str, found.compute_capability)), found.name)
+    bundle = open_bundle(path)
+    for file in plans_of(bundle):
+        covers = set(batches) <= set(file.plan.batches) and set(lengths) <= set(file.plan.lengths)
+        obstacle = mismatch(file.plan, here) or stale(file.plan, bundle)
+        if covers and file.plan.precision == precision and obstacle is None:
+            return file
+    return None

@@ -1,0 +1,113 @@
+"""From the times of `latency` to a results file, its table, and the goals that it decides. Rule: pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.measure import MISSING, figure, markdown, percentile, ratio, times
+from benchmarks.results_file import Measurement, Results
+from benchmarks.shapes import Found
+
+SCENARIO = "latency"
+COLUMNS: Mapping[str, str] = {
+    "ours-alone": "alone",
+    "ours": "copies",
+    "ours-handler": "handler",
+    "floor": "onnxruntime alone",
+    "torch-eager": "torch eager",
+    "torch-compile": "torch compile",
+}
+"""Target -> what the table calls it, in order."""
+
+_POINT = re.compile(r"(?P<model>.*), batch (?P<batch>\d+), (?P<seq>\d+) tokens")
+
+
+class Place(NamedTuple):
+    """Where a point lies."""
+
+    model: str
+    seq: int
+    batch: int
+
+
+def measurements(found: Found, metrics: Mapping[str, float]) -> Iterator[Measurement]:
+    """`metrics`: name -> percentile. Multiples of the floor where that ran at the same point."""
+    floors = {point for target, point in found.took if target == "floor"}
+    for (target, point), rounds in found.took.items():
+        for metric, percent in metrics.items():
+            repeats = tuple(None if one is None else percentile(one.ms, percent) for one in rounds)
+            floor = ("floor", point, metric) if target != "floor" and point in floors else None
+            yield Measurement(SCENARIO, target, point, metric, "ms", "lower", repeats, floor)
+
+
+def table(results: Results, published: Sequence[Mapping[str, Any]]) -> str:
+    """p50 and the last percentile of everything measured, beside what was published; Markdown."""
+    found = results.of(SCENARIO)
+    last = max((one.metric for one in found), key=lambda metric: float(metric[1 : -len("_ms")]), default="p50_ms")
+    names = [name for name in COLUMNS if any(one.target == name for one in found)]
+    lines = []
+    for point in dict.fromkeys(one.point for one in found):
+        place = place_of(point)
+        cells = [place.model, str(place.seq), str(place.batch)]
+        for name in names:
+            p50 = _p50(results, name, point)
+            high = _value(results, name, point, last)
+            cells.append(MISSING if p50 is None else f"{figure(p50)} / {figure(high)}")
+        torch = _p50(results, "torch-compile", point) or _p50(results, "torch-eager", point)
+        cells.append(times(ratio(torch, _p50(results, "ours", point))))
+        others = [f"{one['gpu']} {one['ms']}" for one in published if _is_at(one, place)]
+        lines.append([*cells, ", ".join(others) or MISSING])
+    shown = f"p50 / {last.removesuffix('_ms')} ms"
+    header = ["model", "seq", "batch", *(f"{COLUMNS[name]}, {shown}" for name in names), "torch / copies"]
+    told = [f"{where}: {error}" for where, error in results.details.get("errors", {}).items()]
+    return "\n".join([markdown([*header, "published, ms"], lines), *told])
+
+
+def goals(results: Results) -> list[str]:
+    """A line for each goal that these figures decide: whether it is met, and by what figures."""
+    said = []
+    for point in dict.fromkeys(one.point for one in results.of(SCENARIO)):
+        alone, copies, handler, compiled = (
+            _p50(results, name, point) for name in ("ours-alone", "ours", "ours-handler", "torch-compile")
+        )
+        place = place_of(point)
+        where = f"{place.model}, {place.seq} tokens, batch {place.batch}"
+        if place == Place("bert-base", 128, 1) and alone is not None and handler is not None:
+            said.append(_goal(alone <= 0.5, f"{where}: engine {figure(alone, 'ms')}, at most 0.5 (of an H200)"))
+            more = handler - alone
+            said.append(_goal(more <= 0.25, f"{where}: copies and handler add {figure(more, 'ms')}, at most 0.25"))
+        least = {1: 2.0, 32: 1.0}.get(place.batch)
+        if least is not None and compiled is not None and copies is not None:
+            faster = compiled / copies
+            said.append(
+                _goal(faster >= least, f"{where}: {times(faster)} as fast as torch.compile, at least {least:g}x")
+            )
+    return said
+
+
+def place_of(point: str) -> Place:
+    """The model, tokens and rows of a point of this scenario. Raises ValueError for another one's."""
+    found = _POINT.fullmatch(point)
+    if found is None:
+        raise ValueError(f"{point!r} is no point of latency")
+    return Place(found["model"], int(found["seq"]), int(found["batch"]))
+
+
+def _p50(results: Results, target: str, point: str) -> float | None:
+    return _value(results, target, point, "p50_ms")
+
+
+def _value(results: Results, target: str, point: str, metric: str) -> float | None:
+    one = results.find((SCENARIO, target, point, metric))
+    return None if one is None or math.isnan(one.median) else one.median
+
+
+def _is_at(published: Mapping[str, Any], place: Place) -> bool:
+    return (published["model"], published["seq"], published["batch"]) == place
+
+
+def _goal(met: bool, text: str) -> str:
+    return f"{'met   ' if met else 'MISSED'}  {text}"

@@ -1,0 +1,180 @@
+"""What every target holds: after its start, after its first answer, and after many jobs.
+
+RSS is added up over a target's processes and counts shared pages again, PSS does not. On a GPU also the device's
+memory, as nvidia-smi tells it by process, and what our engine's buffers lock in host memory; neither was tried yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from benchmarks import results_file, shapes
+from benchmarks.measure import MISSING, figure, markdown, times
+from benchmarks.peers import names_of
+from benchmarks.results_file import Measurement, Results
+from benchmarks.targets.base import Running, Target
+from benchmarks.targets.catalogue import ALWAYS, LABELS, Needs, targets
+from benchmarks.targets.pipe import PipeProcess
+from benchmarks.trtexec_switches import Switches
+from benchmarks.workload import stream, texts
+from engine.bucket import Bucket
+from engine.probe import gpu
+
+SCENARIO = "memory"
+BOOT, FIRST = "after boot", "after the first answer"
+_PART = 32  # texts of a job
+_PINNED_CELLS = (Bucket(1, 16), Bucket(32, 128))
+
+Figures = dict[tuple[str, str], float]
+"""Point and metric -> MB."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--jobs", type=int, default=300, help="of one text (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="starts of every target (default: %(default)s)")
+    parser.add_argument("--with", dest="peers", type=names_of, default=["ours-int8", "stock"], metavar="PEERS")
+    parser.add_argument("--bundle", type=Path, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="what the peers load (default: all-MiniLM-L6-v2)")
+    parser.add_argument("--engine", default="auto", help="our worker's ENGINE (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure, print the table, write the JSON. A peer that cannot be had is left out, with its reason."""
+    needs = Needs(model=args.model, bundle=args.bundle, engine=args.engine)
+    names = [*ALWAYS, *args.peers] if args.engine != "fake" else ["ours"]
+    found, versions = [], {}
+    for target in targets(names, needs):
+        try:
+            versions[target.name] = dict(target.prepare())
+            found.append(target)
+        except RuntimeError as error:
+            if target.name in ALWAYS:
+                raise
+            _say(f"{target.name} is left out: {error}")
+    environment = {**results_file.environment(), "targets": versions}
+    rounds = measure(found, args.jobs, args.rounds)
+    if gpu() is not None:
+        for figures in rounds["ours"]:
+            figures |= _pinned(needs)
+    options = {"jobs": args.jobs, "rounds": args.rounds, "engine": args.engine}
+    results = Results(environment, options, tuple(measurements(rounds)))
+    print(table(results))
+    if args.json:
+        results_file.write(args.json, results)
+    return 0
+
+
+def measure(found: Sequence[Target], jobs: int, rounds: int) -> Mapping[str, list[Figures]]:
+    """Every target once a round, in turn; a peer that fails in a round has no figures there."""
+    figures: dict[str, list[Figures]] = {target.name: [] for target in found}
+    for number in range(rounds):
+        for target in found:
+            _say(f"round {number + 1} of {rounds}: {target.name}")
+            try:
+                figures[target.name].append(_measure(target, jobs))
+            except (RuntimeError, TimeoutError) as error:
+                if target.name in ALWAYS:
+                    raise
+                _say(f"{target.name} failed in this round: {error}")
+                figures[target.name].append({})
+    return figures
+
+
+def _measure(target: Target, jobs: int) -> Figures:
+    """Memory at each point: half of the jobs hold one text, and the other half's texts come in jobs of 32."""
+    with target.start() as running:
+        found = _at(BOOT, running)
+        running.embed(texts(1))
+        found |= _at(FIRST, running)
+        single = stream(seed=3)
+        answers = running.one_by_one([next(single) for _ in range(jobs // 2)], 0.0)
+        if answers.errors:
+            raise RuntimeError(f"{len(answers.errors)} jobs failed: {answers.errors[0]}")
+        for number in range(jobs // 2 // _PART):
+            running.embed(texts(_PART, seed=number))
+        found |= _at(after(jobs), running)
+    return found
+
+
+def after(jobs: int) -> str:
+    """What the last point is called."""
+    return f"after {jobs} texts"
+
+
+def _at(point: str, running: Running) -> Figures:
+    found = {(point, metric): mb for metric, mb in running.memory_mb().items()}
+    if running.pid is not None and (device := device_mb(running.pid)) is not None:
+        found[point, "device_mb"] = device
+    return found
+
+
+def device_mb(pid: int, ask: Callable[[], str | None] | None = None) -> float | None:
+    """The device's memory that the process and its children hold, in MB; None without a GPU."""
+    said = (ask or _nvidia_smi)()
+    if said is None:
+        return None
+    main = psutil.Process(pid)
+    tree = {main.pid, *(child.pid for child in main.children(recursive=True))}
+    rows = [line.split(",") for line in said.splitlines() if line.strip()]
+    return sum(float(mib) * 1.048576 for found, mib in rows if int(found) in tree)
+
+
+def _nvidia_smi() -> str | None:
+    if gpu() is None:
+        return None
+    command = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None  # a container without it
+
+
+def _pinned(needs: Needs) -> Figures:
+    """What the buffers of a TensorRT engine lock, asked of an engine without the worker around it."""
+    try:
+        command = shapes.ours(needs.fp32(), "tensorrt", "fp16", _PINNED_CELLS, Switches())
+        with PipeProcess(command) as process:
+            answer = process.ask({"memory": True})
+    except RuntimeError as error:
+        _say(f"pinned memory is left out: {error}")
+        return {}
+    return {(BOOT, "pinned_mb"): answer["pinned_mb"]} if "pinned_mb" in answer else {}
+
+
+def measurements(rounds: Mapping[str, Sequence[Figures]]) -> Iterator[Measurement]:
+    """As results files have them; multiples of the floor's at the same point."""
+    for name, figures in rounds.items():
+        for point, metric in dict.fromkeys(key for one in figures for key in one):
+            repeats = tuple(one.get((point, metric)) for one in figures)
+            floor = ("floor", point, metric) if name != "floor" and "floor" in rounds else None
+            yield Measurement(SCENARIO, name, point, metric, "MB", "lower", repeats, floor)
+
+
+def table(results: Results) -> str:
+    """RSS and PSS at every point, a line a target; behind it how many times ours it is. Markdown."""
+    found = results.of(SCENARIO)
+    columns = list(dict.fromkeys((one.point, one.metric) for one in found))
+    header = ["MB", *(f"{metric.removesuffix('_mb').upper()} {point}" for point, metric in columns)]
+    names = [name for name in LABELS if any(one.target == name for one in found)]
+    rows = [[LABELS[name], *(_cell(results, name, *column) for column in columns)] for name in names]
+    return "\n".join([markdown(header, rows), "", "In brackets: multiples of ours."])
+
+
+def _cell(results: Results, name: str, point: str, metric: str) -> str:
+    one = results.find((SCENARIO, name, point, metric))
+    ours = results.find((SCENARIO, "ours", point, metric))
+    if one is None:
+        return MISSING
+    return figure(one.median) + (f" ({times(one.median / ours.median)})" if ours and name != "ours" else "")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

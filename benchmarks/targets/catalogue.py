@@ -1,0 +1,202 @@
+"""Which targets there are, and how each is made. To add one, see docs/peers.md."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks import peer_env
+from benchmarks.exported import BUILD, exported
+from benchmarks.floor_files import files
+from benchmarks.targets.base import Target
+from benchmarks.targets.dialects import LITSERVE, OPENAI, SDK_TEST_SERVER, TEI, triton
+from benchmarks.targets.http_server import PORT, HttpServer, RemoteServer
+from benchmarks.targets.in_process import Library
+from benchmarks.targets.queue_worker import QUIET, Command, QueueWorker, ours
+from benchmarks.weights import minilm_folder
+from engine.bundle import open_bundle
+from engine.probe import cpu_quota, gpu
+
+_SCRIPTS = Path(__file__).parent
+_TORCH = ("torch", "transformers")
+_INFINITY_JOBS = 300  # what its worker takes at once, however many clients there are
+
+
+_exported = cache(exported)  # several targets ask for the same bundle, and it is verified every time
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the targets are made of. Without a model or a bundle all-MiniLM-L6-v2 is taken, exported where need be."""
+
+    model: Path | None = None
+    bundle: Path | None = None
+    bundle_int8: Path | None = None
+    concurrency: int = 32
+    engine: str = "auto"
+    tei: str | None = None
+    triton: str | None = None
+    triton_model: str = "model"
+
+    def folder(self) -> Path:
+        """The model's folder. Raises RuntimeError."""
+        return self.model or minilm_folder()
+
+    def fp32(self) -> Path:
+        """The bundle. Raises RuntimeError."""
+        return self.bundle or _exported(self.folder(), BUILD / "demo" / "bundle")
+
+    def int8(self) -> Path:
+        """The bundle with int8 in it. Raises RuntimeError."""
+        return self.bundle_int8 or _exported(self.folder(), BUILD / "demo" / "bundle-int8", "--precision", "int8")
+
+
+LABELS: Mapping[str, str] = {
+    "ours": "ours",
+    "ours-int8": "ours in int8",
+    "ours-http": "ours, the SDK's test server",
+    "floor": "onnxruntime and tokenizers alone",
+    "stock": "stock SDK + sentence-transformers",
+    "infinity": "stock SDK + infinity",
+    "infinity-http": "infinity's own server",
+    "litserve": "LitServe + sentence-transformers",
+    "sentence-transformers": "sentence-transformers",
+    "transformers-pipeline": "transformers.pipeline",
+    "torch-eager": "PyTorch",
+    "torch-compile": "torch.compile",
+    "tei": "Text Embeddings Inference",
+    "triton": "Triton",
+}
+"""Name -> what tables call it, in their order."""
+
+ALWAYS = ("ours", "floor")
+BY_URL = ("tei", "triton")
+PEERS = tuple(name for name in LABELS if name not in (*ALWAYS, *BY_URL))
+"""Those that `--with` names."""
+
+
+def targets(names: Sequence[str], needs: Needs) -> list[Target]:
+    """The targets of these names, in the order of LABELS."""
+    return [_MADE[name](needs) for name in LABELS if name in names]
+
+
+def _worker(name: str, bundle: Callable[[Needs], Path], needs: Needs) -> Target:
+    return ours(name, LABELS[name], partial(bundle, needs), needs.concurrency, needs.engine)
+
+
+def _stock(needs: Needs) -> Target:
+    def made() -> Command:
+        command = [sys.executable, str(_SCRIPTS / "stock_sentence_transformers.py")]
+        return Command(
+            command,
+            {"MODEL_FOLDER": str(needs.folder()), **_device()},
+            _installed("runpod", "sentence-transformers", *_TORCH),
+        )
+
+    return QueueWorker("stock", LABELS["stock"], needs.concurrency, made)
+
+
+def _infinity(needs: Needs) -> Target:
+    def made() -> Command:
+        python = peer_env.python_of("infinity")
+        env = {"MODEL_FOLDER": str(needs.folder()), **_device(), **_infinity_env(python)}
+        found = peer_env.versions(python, ("infinity-emb", "runpod", *_TORCH))
+        return Command([str(python), str(_SCRIPTS / "infinity.py")], env, found)
+
+    return QueueWorker("infinity", LABELS["infinity"], _INFINITY_JOBS, made)
+
+
+def _infinity_http(needs: Needs) -> Target:
+    def made() -> Command:
+        python = peer_env.python_of("infinity-server")  # its server and the SDK want different versions of click
+        command = [str(python), "-c", "from infinity_emb.cli import cli; cli()", "v2"]
+        command += ["--model-id", str(needs.folder()), "--served-model-name", "model", "--engine", "torch"]
+        command += ["--device", _device()["DEVICE"], "--host", "127.0.0.1", "--port", PORT, "--log-level", "error"]
+        return Command(command, _infinity_env(python), peer_env.versions(python, ("infinity-emb", *_TORCH)))
+
+    return HttpServer("infinity-http", LABELS["infinity-http"], OPENAI, made)
+
+
+def _infinity_env(python: Path) -> Mapping[str, str]:
+    return {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_HOME": str(python.parent.parent)}  # for its cache
+
+
+def _litserve(needs: Needs) -> Target:
+    def made() -> Command:
+        python = peer_env.python_of("litserve")
+        command = [str(python), str(_SCRIPTS / "litserve_server.py"), str(needs.folder()), PORT]
+        found = peer_env.versions(python, ("litserve", "sentence-transformers", *_TORCH))
+        return Command(command, {"HF_HUB_OFFLINE": "1"}, found)
+
+    return HttpServer("litserve", LABELS["litserve"], LITSERVE, made)
+
+
+def _ours_http(needs: Needs) -> Target:
+    def made() -> Command:
+        command = [sys.executable, "-m", "handler", "--rp_serve_api", "--rp_api_port", PORT]
+        return Command(command, {**QUIET, "BUNDLE": str(needs.fp32()), "ENGINE": needs.engine})
+
+    return HttpServer("ours-http", LABELS["ours-http"], SDK_TEST_SERVER, made)
+
+
+def _floor(needs: Needs) -> Target:
+    def made() -> Command:
+        bundle = open_bundle(needs.fp32())
+        found, longest = files(bundle), str(bundle.manifest.task_config["max_length"])
+        arguments = [str(found.graph), str(int(found.fused)), str(found.tokenizer), longest, str(cpu_quota())]
+        command = [sys.executable, str(_SCRIPTS / "library.py"), "onnxruntime", *arguments]
+        return Command(command, {}, _installed("onnxruntime", "tokenizers", "numpy"))
+
+    return Library("floor", LABELS["floor"], made)
+
+
+def _library(name: str, needs: Needs) -> Target:
+    def made() -> Command:
+        command = [sys.executable, str(_SCRIPTS / "library.py"), name, str(needs.folder())]
+        packages = ("sentence-transformers", *_TORCH) if name == "sentence-transformers" else _TORCH
+        return Command(command, {"HF_HUB_OFFLINE": "1"}, _installed(*packages))
+
+    return Library(name, LABELS[name], made)
+
+
+def _tei(needs: Needs) -> Target:
+    assert needs.tei is not None
+    return RemoteServer("tei", LABELS["tei"], TEI, needs.tei)
+
+
+def _triton(needs: Needs) -> Target:
+    assert needs.triton is not None
+    bundle = open_bundle(needs.fp32())
+    longest = int(bundle.manifest.task_config["max_length"])
+    dialect = triton(needs.triton_model, bundle.file("tokenizer.json"), longest)
+    return RemoteServer("triton", LABELS["triton"], dialect, needs.triton)
+
+
+_MADE: Mapping[str, Callable[[Needs], Target]] = {
+    "ours": partial(_worker, "ours", Needs.fp32),
+    "ours-int8": partial(_worker, "ours-int8", Needs.int8),
+    "ours-http": _ours_http,
+    "floor": _floor,
+    "stock": _stock,
+    "infinity": _infinity,
+    "infinity-http": _infinity_http,
+    "litserve": _litserve,
+    **{
+        name: partial(_library, name)
+        for name in ("sentence-transformers", "transformers-pipeline", "torch-eager", "torch-compile")
+    },
+    "tei": _tei,
+    "triton": _triton,
+}
+
+
+def _device() -> dict[str, str]:
+    return {"DEVICE": "cuda" if gpu() else "cpu"}
+
+
+def _installed(*packages: str) -> dict[str, str]:
+    return {name: version(name) for name in packages}

@@ -1,0 +1,137 @@
+"""A process that is asked over its standard input and answers over its standard output: a line of JSON each way.
+
+Its first line says that it is ready. Only the answers go to standard output; what libraries print goes to the log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import IO, Any, Self
+
+import psutil
+
+from benchmarks.targets.base import ANSWER_TIMEOUT_S, START_TIMEOUT_S, tree_memory_mb
+
+Json = dict[str, Any]
+
+
+class PipeProcess:
+    """Starts `command` and waits for its first line, kept as `hello`; a context manager that leaves no process behind.
+
+    Raises RuntimeError when the process ends, or says nothing within `timeout_s` seconds.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        *,
+        log: IO[str] | int | None = subprocess.DEVNULL,
+        timeout_s: float = START_TIMEOUT_S,
+    ) -> None:
+        self.started = time.perf_counter()
+        self._name = " ".join(command[1:3])
+        self._buffer = b""
+        self.process = subprocess.Popen(
+            command, env={**os.environ, **(env or {})}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+        )
+        try:
+            self.hello = self._read(timeout_s)
+        except BaseException:
+            self.kill()
+            raise
+        self.ready_s = time.perf_counter() - self.started
+
+    def ask(self, question: Json, timeout_s: float = ANSWER_TIMEOUT_S) -> Json:
+        """The answer. Raises RuntimeError with its `error`, when the process ended, or after `timeout_s` seconds."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(question).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # reading tells how it ended
+        answer = self._read(timeout_s)
+        if "error" in answer:
+            raise RuntimeError(str(answer["error"]))
+        return answer
+
+    def _read(self, timeout_s: float) -> Json:
+        assert self.process.stdout is not None
+        descriptor, deadline = self.process.stdout.fileno(), time.perf_counter() + timeout_s
+        while b"\n" not in self._buffer:
+            left = deadline - time.perf_counter()
+            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+                raise RuntimeError(f"{self._name} did not answer within {timeout_s:g} s")
+            part = os.read(descriptor, 1 << 20)
+            if not part:
+                raise RuntimeError(f"{self._name} ended with exit code {self.process.wait()}")
+            self._buffer += part
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        answer: Json = json.loads(line)
+        return answer
+
+    def memory_mb(self) -> dict[str, float]:
+        """See `tree_memory_mb`."""
+        return tree_memory_mb(self.process.pid)
+
+    def stop(self, timeout_s: float) -> float | None:
+        """See `stop_process`."""
+        return stop_process(self.process, timeout_s)
+
+    def kill(self) -> None:
+        """Kill the process and its children."""
+        kill_tree(self.process)
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except BrokenPipeError:
+                    pass  # a question that was never read
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+
+def stop_process(process: subprocess.Popen[Any], timeout_s: float) -> float | None:
+    """SIGTERM; seconds until `process` ended, None when it and its children had to be killed after `timeout_s`."""
+    begin = time.perf_counter()
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        kill_tree(process)
+        return None
+    return time.perf_counter() - begin
+
+
+def kill_tree(process: subprocess.Popen[Any]) -> None:
+    """Kill `process` and its children."""
+    if process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            try:
+                child.kill()
+            except psutil.NoSuchProcess:
+                pass  # it ended by itself
+        process.kill()
+    process.wait()
+
+
+def kill_session(process: subprocess.Popen[Any]) -> None:
+    """Kill `process`, which leads a session, and everything that it left behind there."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # nothing is left of it
+    process.wait()

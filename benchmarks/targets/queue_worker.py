@@ -1,0 +1,98 @@
+"""Workers behind an emulated endpoint: ours, and those on the stock SDK. What they are asked crosses the queue."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.clients import Answers, Clients, embed_jobs
+from benchmarks.targets.base import ANSWER_TIMEOUT_S, Running, Way, tree_memory_mb, vectors_of
+from benchmarks.targets.pipe import stop_process
+from benchmarks.worker_process import WorkerProcess
+from benchmarks.workload import stream
+from engine.tensors import Array
+
+# The SDK's start-up checks are the platform's, not a worker's; without them the stock worker starts faster.
+QUIET = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_SKIP_GPU_CHECK": "true", "RUNPOD_LOG_LEVEL": "ERROR"}
+_WARM_UP_S = 0.5
+
+
+@dataclass(frozen=True)
+class Command:
+    """What starts a worker: a command and its environment, once its needs are met."""
+
+    command: Sequence[str]
+    env: Mapping[str, str]
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class QueueWorker:
+    """A worker that takes `concurrency` jobs at once from an endpoint of its own."""
+
+    name: str
+    label: str
+    concurrency: int
+    made: Callable[[], Command]
+    """Meets the worker's needs. Raises RuntimeError."""
+    way: Way = "queue"
+    _command: Command | None = None
+
+    def prepare(self) -> Mapping[str, str]:
+        """See Target."""
+        self._command = self.made()
+        return self._command.versions
+
+    @contextmanager
+    def start(self) -> Iterator[Running]:
+        """See Target."""
+        found = self._command or self.made()
+        env = {**QUIET, "MAX_CONCURRENCY": str(self.concurrency), "CONCURRENCY": str(self.concurrency), **found.env}
+        with Clients() as clients, WorkerProcess(clients.emulator, list(found.command), env) as worker:
+            yield _Running(clients, worker)
+
+
+def ours(name: str, label: str, bundle: Callable[[], Path], concurrency: int, engine: str = "auto") -> QueueWorker:
+    """This project's worker."""
+    command = [sys.executable, "-m", "handler"]
+    made = lambda: Command(command, {"BUNDLE": str(bundle()), "ENGINE": engine})  # noqa: E731
+    return QueueWorker(name, label, concurrency, made)
+
+
+class _Running:
+    def __init__(self, clients: Clients, worker: WorkerProcess) -> None:
+        self._clients, self._worker = clients, worker
+        self.started: float | None = worker.started
+        self.ready_s: float | None = worker.first_take_s
+        self.pid: int | None = worker.process.pid
+
+    def embed(self, texts: Sequence[str]) -> Array:
+        """One job; several in base64: as JSON numbers, 2,000 vectors are nearly all that the platform takes."""
+        emulator = self._clients.emulator
+        payload = {"texts": list(texts), "encoding_format": "base64"} if len(texts) > 1 else {"text": texts[0]}
+        answer = emulator.wait(emulator.submit(payload), ANSWER_TIMEOUT_S)
+        if answer.error is not None or not isinstance(answer.output, dict):
+            raise RuntimeError(f"a job failed: {answer.error or answer.output}")
+        if len(texts) == 1:
+            return np.array([answer.output["embedding"]], np.float32)
+        return vectors_of(answer.output["embeddings"])
+
+    def one_by_one(self, texts: Sequence[str], pause_s: float) -> Answers:
+        return self._clients.one_by_one(len(texts), embed_jobs(texts), pause_s=pause_s)
+
+    def closed_loop(self, clients: int, seconds: float, seed: int) -> Answers:
+        self._clients.closed_loop(clients, _WARM_UP_S, embed_jobs(stream(seed=seed + 1)))
+        return self._clients.closed_loop(clients, seconds, embed_jobs(stream(seed=seed)))
+
+    def memory_mb(self) -> dict[str, float]:
+        return tree_memory_mb(self._worker.process.pid)
+
+    def stop(self, timeout_s: float) -> float | None:
+        time.sleep(0.1)  # the last result is on its way
+        return stop_process(self._worker.process, timeout_s)

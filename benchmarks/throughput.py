@@ -1,0 +1,192 @@
+"""Throughput of engines alone over a grid of batch sizes and lengths: ours at each precision, ONNX Runtime, PyTorch.
+
+Every cell is run full, each engine in a process of its own, in turn. What a worker makes of it is another question: see
+`load`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import results_file, shapes
+from benchmarks.bert_graph import Shape
+from benchmarks.engines import ENGINES, default_engine, default_precision, prepare
+from benchmarks.exported import BUILD, exported
+from benchmarks.measure import MISSING, figure, markdown, times
+from benchmarks.results_file import Measurement, Results
+from benchmarks.shapes import Asked, Found
+from benchmarks.trtexec_switches import Switches, add_switches, export_times, notes, switches_of
+from benchmarks.weights import minilm_folder
+from engine.bucket import Bucket
+from engine.bundle import Bundle, open_bundle
+from engine.errors import WorkerError
+
+SCENARIO = "throughput"
+_FLOOR = "floor"
+_SHAPE_FIELDS = tuple(Shape.__dataclass_fields__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    engine = default_engine()
+    parser.add_argument("--batches", type=numbers, default=[1, 8, 32], metavar="N,N", help="rows of a run (1,8,32)")
+    parser.add_argument(
+        "--lengths", type=lengths, default=["16", "128", "max"], metavar="N,N", help="tokens of a row (16,128,max)"
+    )
+    parser.add_argument("--engine", choices=ENGINES, default=engine, help="(default here: %(default)s)")
+    parser.add_argument("--bundle", type=Path, help="a bundle (default: all-MiniLM-L6-v2, exported)")
+    parser.add_argument(
+        "--precisions", type=_names, metavar="A,B", help="(default: what the bundle has, on a GPU fp16); int8: CPU only"
+    )
+    parser.add_argument("--torch-python", metavar="PYTHON", help="a Python that has torch; none: leave it out")
+    parser.add_argument("--torch-modes", type=_names, default=["eager"], metavar="A,B", help="eager, compile (eager)")
+    parser.add_argument("--plan-options", default="", metavar="'--x y'", help="more for `python -m export plan`")
+    parser.add_argument("--rounds", type=int, default=3, help="times that all is measured (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    add_switches(parser, duration_s=1.0)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure, print the grids, write the JSON. Returns 2, with the reason, for what cannot be measured."""
+    try:
+        _run(args, switches_of(args, args.engine))
+    except (ValueError, RuntimeError, WorkerError) as error:
+        print(f"throughput: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(args: argparse.Namespace, switches: Switches) -> None:
+    for note in notes(args, args.engine):
+        _say(f"throughput: {note}")
+    path = args.bundle or _default_bundle(args.engine)
+    bundle = open_bundle(path)
+    cells = grid(bundle, args.batches, args.lengths)
+    precisions = args.precisions or _precisions(bundle, args.engine)
+    sizes = sorted({cell.batch for cell in cells}), sorted({cell.length for cell in cells})
+    for precision in precisions:
+        prepare(path, args.engine, precision, *sizes, args.plan_options)
+    environment = results_file.environment()  # now: a file that is changed meanwhile is not what runs
+    how = "copies" if switches.data_transfers else "alone"
+    asked = [Asked(_ours(precision, precisions), _ours(precision, precisions), how) for precision in precisions]
+    commands = {
+        _ours(precision, precisions): shapes.ours(path, args.engine, precision, cells, switches)
+        for precision in precisions
+    }
+    if args.engine == "onnxruntime-cpu":
+        commands[_FLOOR] = shapes.floor(path)
+        asked.append(Asked(_FLOOR, _FLOOR))
+    commands |= _torch(path, args)
+    asked += [Asked(name, name) for name in commands if name.startswith("torch")]
+    with shapes.started(commands, _say) as processes:
+        found = shapes.measure(processes, asked, cells, args.rounds, switches, say=_say)
+    options = {"engine": args.engine, "model": bundle.manifest.model, "rounds": args.rounds, **switches.as_options()}
+    results = Results(environment, options, tuple(measurements(found)), {"errors": found.errors})
+    print(table(results))
+    if args.json:
+        results_file.write(args.json, results)
+    if switches.export_times:
+        export_times(switches.export_times, found.times())
+
+
+def grid(bundle: Bundle, batches: Sequence[int], given: Sequence[str]) -> list[Bucket]:
+    """The cells, short and small first. Raises ValueError for a length that the model does not take."""
+    longest = bundle.manifest.max_length("model")
+    found = sorted({longest if length == "max" else int(length) for length in given})
+    if found[-1] > longest:
+        raise ValueError(f"--lengths: the model takes {longest} tokens at most, and {found[-1]} was asked for")
+    return [Bucket(batch, length) for length in found for batch in batches]
+
+
+def measurements(found: Found) -> Iterator[Measurement]:
+    """Rows and tokens a second, by cell; multiples of the floor where that ran."""
+    has_floor = {point for target, point in found.took if target == _FLOOR}
+    for (target, point), rounds in found.took.items():
+        batch, length = (int(word) for word in point.replace(",", "").split() if word.isdigit())
+        per_second = [one and len(one.ms) * batch / one.seconds for one in rounds]
+        for metric, factor in (("rows_per_s", 1), ("tokens_per_s", length)):
+            repeats = tuple(None if rate is None else rate * factor for rate in per_second)
+            floor = (_FLOOR, point, metric) if target != _FLOOR and point in has_floor else None
+            unit = metric.replace("_per_", "/")
+            yield Measurement(SCENARIO, target, point, metric, unit, "higher", repeats, floor)
+
+
+def table(results: Results) -> str:
+    """Rows a second by cell, a column for each target; behind ours how many times the floor it is. Markdown."""
+    found = results.of(SCENARIO)
+    targets = list(dict.fromkeys(one.target for one in found))
+    points = dict.fromkeys(one.point for one in found)
+    rows = [[point, *(_cell(results, target, point) for target in targets)] for point in points]
+    lines = [markdown(["rows/s", *targets], rows)]
+    if _FLOOR in targets:
+        lines += ["", "In brackets: multiples of ONNX Runtime alone, in fp32, round by round."]
+    errors = results.details.get("errors", {})
+    return "\n".join([*lines, *(f"{where}: {error}" for where, error in errors.items())])
+
+
+def _cell(results: Results, target: str, point: str) -> str:
+    one = results.find((SCENARIO, target, point, "rows_per_s"))
+    if one is None:
+        return MISSING
+    ratios = results.ratios(one)
+    return figure(one.median) + (f" ({times(statistics.median(ratios))})" if ratios else "")
+
+
+def _ours(precision: str, all_of_them: Sequence[str]) -> str:
+    return "ours" if precision == all_of_them[0] else f"ours-{precision}"
+
+
+def _precisions(bundle: Bundle, engine: str) -> list[str]:
+    """fp32 first on the CPU, as the floor is; there the bundle's other one as well."""
+    first = default_precision(engine)
+    return [first] if engine != "onnxruntime-cpu" else list(dict.fromkeys([first, bundle.manifest.precision]))
+
+
+def _default_bundle(engine: str) -> Path:
+    if engine == "onnxruntime-cpu":
+        return exported(minilm_folder(), BUILD / "demo" / "bundle-int8", "--precision", "int8")
+    return exported(minilm_folder(), BUILD / "demo" / "bundle")
+
+
+def _torch(path: Path, args: argparse.Namespace) -> Mapping[str, shapes.Command]:
+    python = shapes.torch_python(args.torch_python)
+    if python is None:
+        return {}
+    config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
+    if config.get("model_type") != "bert":
+        _say("torch is left out: it is measured on BERT encoders, and this bundle is none")
+        return {}
+    shape = Shape(**{name: config[name] for name in _SHAPE_FIELDS if name in config})
+    return {f"torch-{mode}": shapes.torch(python, shape, mode) for mode in args.torch_modes}
+
+
+def numbers(text: str) -> list[int]:
+    """A list of whole numbers from 1 up, sorted."""
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        found = [0]
+    if found[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers from 1 up")
+    return found
+
+
+def lengths(text: str) -> list[str]:
+    """As `numbers`; "max" is what the model takes."""
+    parts = text.split(",")
+    if rest := ",".join(part for part in parts if part != "max"):
+        numbers(rest)
+    return parts
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,145 @@
+"""`throughput`, `accuracy` and `memory`: short runs for real on toy bundles, tables and errors."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import accuracy, memory, results_file, throughput
+from benchmarks.__main__ import main
+from benchmarks.bert_bundle import bert_bundle
+from benchmarks.bert_graph import Shape
+from benchmarks.engine_times import Took
+from benchmarks.results_file import Results
+from benchmarks.shapes import Found
+from engine.bundle import open_bundle
+
+SMALL = Shape(1, 32, 4, 64, vocab_size=500, max_position_embeddings=64)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bert_bundle("small", tmp_path_factory.mktemp("small") / "bundle", SMALL)
+
+
+def test_a_small_grid(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "throughput.json"
+    options = ["--bundle", str(bundle), "--batches", "1,4", "--lengths", "16,max", "--rounds", "2", "--duration", "0"]
+    assert main(["throughput", *options, "--warmUp", "0", "--torch-python", "none", "--json", str(out)]) == 0
+    found = results_file.read(out)
+    assert {one.target for one in found.measurements} == {"ours", "floor"}
+    assert [one.point for one in found.measurements if (one.target, one.metric) == ("ours", "rows_per_s")] == [
+        "batch 1, 16 tokens",
+        "batch 4, 16 tokens",
+        "batch 1, 64 tokens",
+        "batch 4, 64 tokens",
+    ]
+    for one in found.measurements:
+        assert len(one.repeats) == 2
+        assert len(found.ratios(one)) == (2 if one.target == "ours" else 0)
+    rows, tokens = (
+        found.find(("throughput", "ours", "batch 4, 64 tokens", name)) for name in ("rows_per_s", "tokens_per_s")
+    )
+    assert rows is not None and tokens is not None
+    assert tokens.repeats == tuple(rate and rate * 64 for rate in rows.repeats)
+    assert "| batch 4, 64 tokens |" in capsys.readouterr().out
+
+
+def test_rates_are_of_runs_and_wall_time():
+    """Two streams, each ten runs of 100 ms in one second: 20 runs a second."""
+    found = Found({("ours", "batch 8, 16 tokens"): [Took([100.0] * 20, 1.0), None]})
+    rows, tokens = throughput.measurements(found)
+    assert rows.repeats == (160.0, None)
+    assert tokens.repeats == (2560.0, None)
+    assert rows.floor is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--lengths", "16,100"], "--lengths: the model takes 64 tokens at most, and 100 was asked for"),
+        (["--streams", "2"], "--streams: no meaning for onnxruntime-cpu"),
+        (["--lengths", "16", "--precisions", "fp32,int8"], "has no int8; export it with --precision int8"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    bundle: Path, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["throughput", "--engine", "onnxruntime-cpu", "--bundle", str(bundle), *given]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["throughput", "accuracy"])
+def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]):
+    assert main([command, "--bundle", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{command}: ") and str(tmp_path / "none") in said
+
+
+def test_accuracy_of_a_bundle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "accuracy.json"
+    options = ["--bundle", str(bundle), "--precisions", "fp32,fp16", "--texts", "20", "--rounds", "2"]
+    assert main(["accuracy", *options, "--json", str(out)]) == 0
+    found = results_file.read(out)
+    assert {one.target for one in found.measurements} == {"ours", "ours-fp16", "floor"}
+
+    def value(target: str, metric: str) -> float:
+        one = found.find(("accuracy", target, "20 texts", metric))
+        assert one is not None
+        return one.median
+
+    assert value("ours", "min_cosine") == pytest.approx(1.0, abs=1e-6)
+    assert value("floor", "min_cosine") == pytest.approx(1.0, abs=1e-5)
+    assert 0.99 < value("ours-fp16", "min_cosine") <= value("ours-fp16", "mean_cosine") < 1.0 + 1e-6
+    assert value("ours-fp16", "rows_per_s") > 0
+    assert "| ours-fp16 |" in capsys.readouterr().out
+
+
+def test_texts_are_cut_to_what_the_model_takes(bundle: Path):
+    rows = accuracy.token_rows(open_bundle(bundle), ["aaa", " ".join(["aab"] * 200)])
+    assert [len(row) for row in rows] == [3, 64]
+
+
+def test_the_worst_and_the_mean_cosine_are_of_the_same_round():
+    one, other = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [1.0, 1.0]])
+    found = {"ours": [(10.0, one)], "ours-int8": [(20.0, other)]}
+    by_key = {measured.key[1:]: measured.median for measured in accuracy.measurements(found, 2)}
+    assert by_key["ours-int8", "2 texts", "min_cosine"] == pytest.approx(math.sqrt(0.5))
+    assert by_key["ours-int8", "2 texts", "mean_cosine"] == pytest.approx((1 + math.sqrt(0.5)) / 2)
+
+
+def test_memory_of_a_worker_that_boots_and_answers(small_bundle: Path, tmp_path: Path):
+    out = tmp_path / "memory.json"
+    options = ["--bundle", str(small_bundle), "--engine", "fake", "--jobs", "64", "--rounds", "1", "--json", str(out)]
+    assert main(["memory", *options]) == 0
+    found = results_file.read(out)
+    points = {one.point for one in found.measurements}
+    assert points == {"after boot", "after the first answer", "after 64 texts"}
+    for one in found.measurements:
+        assert one.repeats[0] is not None and 10 < one.repeats[0] < 2000
+        pss = found.find((*one.key[:3], "pss_mb"))
+        rss = found.find((*one.key[:3], "rss_mb"))
+        assert pss is not None and rss is not None and pss.median <= rss.median
+
+
+def test_memory_beside_ours():
+    figures = {"ours": [{("after boot", "rss_mb"): 100.0}], "stock": [{("after boot", "rss_mb"): 500.0}]}
+    lines = memory.table(Results({}, {}, tuple(memory.measurements(figures)))).splitlines()
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["stock SDK + sentence-transformers", "500 (5x)"]
+
+
+def test_device_memory_is_of_the_whole_tree():
+    mine = os.getpid()
+    assert memory.device_mb(mine, lambda: f"{mine}, 100\n1, 900\n") == pytest.approx(104.8576)
+    assert memory.device_mb(mine, lambda: None) is None
+
+
+def test_the_commands_are_listed(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert all(f"    {name}" in said for name in ("accuracy", "memory", "throughput"))

@@ -1,0 +1,232 @@
+"""`python -m benchmarks peers`: environments, tables, joined rounds from given figures; a short run for real."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import peer_env, peers, results_file
+from benchmarks.__main__ import main
+from benchmarks.peers import joined, least_cosine, measurements
+from benchmarks.peers_table import table
+from benchmarks.results_file import Results
+from benchmarks.targets.catalogue import LABELS, PEERS, Needs, targets
+
+ALL = ("cold start", "ready_s"), ("cold start", "first_answer_s"), ("idle", "p50_ms"), ("1 client", "jobs_per_s")
+
+
+def figures(**changes: float | None) -> peers.Figures:
+    found: peers.Figures = {
+        ("cold start", "first_answer_s"): 1.0,
+        ("idle", "p50_ms"): 10.0,
+        ("1 client", "jobs_per_s"): 50.0,
+        ("32 clients", "jobs_per_s"): 80.0,
+        ("32 clients", "p99_ms"): 300.0,
+        ("bulk", "rows_per_s"): 100.0,
+        ("memory", "rss_mb"): 150.0,
+        ("stop", "sigterm_to_exit_s"): 0.1,
+    }
+    named = {f"{point} {metric}".replace(" ", "_"): (point, metric) for point, metric in found}
+    return {**found, **{named[name]: value for name, value in changes.items()}}
+
+
+def results(rounds: peers.Rounds, **environment: object) -> Results:
+    ways = {"ours": "queue", "stock": "queue", "litserve": "http", "floor": "pipe"}
+    count = len(next(iter(rounds.values())))
+    return Results(
+        {"targets": {}, **environment},
+        {"stop_timeout_s": 20.0},
+        tuple(measurements(rounds)),
+        {"ways": {name: ways[name] for name in rounds}, "count": count},
+    )
+
+
+def test_the_table_compares_round_by_round():
+    rounds = {
+        "ours": [figures(), figures(cold_start_first_answer_s=2.0)],
+        "floor": [figures(), figures()],
+        "stock": [figures(cold_start_first_answer_s=10.0), figures(cold_start_first_answer_s=10.0)],
+        "litserve": [figures(stop_sigterm_to_exit_s=None), figures(stop_sigterm_to_exit_s=None)],
+    }
+    for both in rounds["floor"]:
+        for point, metric in (("32 clients", "jobs_per_s"), ("32 clients", "p99_ms")):
+            del both[point, metric]
+    lines = table(results(rounds)).splitlines()
+    assert lines[0].startswith(
+        "| | exec to first answer | idle, p50 | 1 client | 32 clients | 32 clients, p99 | bulk |"
+    )
+    by_label = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines[2:6]}
+    assert list(by_label) == [
+        LABELS["ours"],
+        f"{LABELS['floor']} ²",
+        LABELS["stock"],
+        f"{LABELS['litserve']} ¹",
+    ]
+    assert by_label["ours"][0] == "1.5 s"
+    # 10 times in one round, 5 in the other; the ratio of the medians would be 6.7
+    assert by_label[LABELS["stock"]][0] == "10 s (7.5x)"
+    assert by_label[f"{LABELS['floor']} ²"][3] == "-"
+    assert by_label[f"{LABELS['litserve']} ¹"][-1] == "killed after 20 s"
+    assert "¹ over HTTP, without a queue in front" in lines[-2]
+    assert lines[-1].endswith("1 client 100%, 32 clients 80%, bulk 100%.")
+
+
+def test_a_round_in_which_a_peer_failed_keeps_its_place():
+    rounds = {"ours": [figures(), figures()], "floor": [figures(), figures()], "stock": [{}, figures()]}
+    found = results(rounds).find(("peers", "stock", "idle", "p50_ms"))
+    assert found is not None
+    assert found.repeats == (None, 10.0)
+    assert found.floor == ("floor", "idle", "p50_ms")
+
+
+def test_rounds_are_joined_and_what_was_not_measured_stays_empty():
+    before = results(
+        {"ours": [figures()], "floor": [figures()], "stock": [figures()]}, targets={"stock": {"torch": "2"}}
+    )
+    after = results({"ours": [figures()], "floor": [figures()], "litserve": [figures(), figures()][:1]})
+    both = joined(before, after)
+    repeats = {name: both.find(("peers", name, "idle", "p50_ms")) for name in ("ours", "stock", "litserve")}
+    assert {name: one.repeats for name, one in repeats.items() if one} == {
+        "ours": (10.0, 10.0),
+        "stock": (10.0, None),
+        "litserve": (None, 10.0),
+    }
+    assert both.environment["targets"] == {"stock": {"torch": "2"}}
+    assert both.details["ways"]["litserve"] == "http"
+
+
+def test_rounds_of_other_options_or_versions_are_not_joined():
+    rounds = {"ours": [figures()], "floor": [figures()]}
+    old = results(rounds, targets={"floor": {"onnxruntime": "1.17"}})
+    with pytest.raises(ValueError, match="another version of floor"):
+        joined(old, results(rounds, targets={"floor": {"onnxruntime": "1.18"}}))
+    other = Results({"targets": {}}, {"seconds": 1}, (), {"ways": {}})
+    with pytest.raises(ValueError, match="give the same"):
+        joined(old, other)
+
+
+def test_vectors_of_another_model_are_noticed():
+    one = np.array([[1.0, 0.0], [0.0, 2.0]])
+    assert least_cosine(one, one * 3) == pytest.approx(1.0)
+    assert least_cosine(one, one[:, ::-1]) == pytest.approx(0.0)
+    with pytest.raises(RuntimeError, match="shape"):
+        least_cosine(one, one[:1])
+
+
+def test_every_peer_can_be_named_and_made():
+    assert {one.name for one in targets(PEERS, Needs())} == set(PEERS)
+    assert {one.way for one in targets(PEERS, Needs())} == {"queue", "http", "pipe"}
+
+
+def test_a_server_that_is_not_there_is_told():
+    (target,) = targets(["tei"], Needs(tei="http://127.0.0.1:1"))
+    with pytest.raises(RuntimeError, match=r"127\.0\.0\.1:1/health was not ready within 0\.1 s"):
+        replace(target, timeout_s=0.1).prepare()  # type: ignore[type-var]
+
+
+def test_unknown_peers_are_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["peers", "--with", "stock,tgi"])
+    assert "there is no peer 'tgi'; choose from ours-int8, ours-http, stock" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--bundle", "b"], ["--append"]])
+def test_options_that_need_another(options: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(["peers", *options]) == 2
+    assert capsys.readouterr().err.startswith("peers: --")
+
+
+def test_ours_and_the_floor_for_real(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "peers.json"
+    options = ["--with", "ours-http", "--model", str(small_bundle), "--bundle", str(small_bundle), "--rounds", "1"]
+    options += ["--seconds", "0.3", "--idle-jobs", "2", "--bulk-rows", "40", "--json", str(out)]
+    assert main(["peers", *options]) == 0
+    said = capsys.readouterr()
+    assert "tei is left out: give the address of one with --tei URL" in said.err
+    found = results_file.read(out)
+    assert {one.target for one in found.measurements} == {"ours", "floor", "ours-http"}
+    for one in found.measurements:
+        assert len(one.repeats) == 1
+        assert one.repeats[0] is not None and one.repeats[0] > 0, one
+        if one.floor is not None:
+            assert len(found.ratios(one)) == 1, one
+    cosine = found.find(("peers", "ours", "answers", "min_cosine"))
+    assert cosine is not None and cosine.median == pytest.approx(1.0, abs=1e-5)
+    assert table(found) in said.out
+    options[1] = "none"
+    assert main(["peers", *options, "--append"]) == 0
+    again = results_file.read(out).find(("peers", "ours", "idle", "p50_ms"))
+    assert again is not None and len(again.repeats) == 2
+    assert not math.isnan(again.median)
+
+
+# Environments
+
+
+def test_the_environment_of_a_peer_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[str] = []
+
+    def uv(*arguments: str) -> None:
+        calls.append(arguments[0])
+        (tmp_path / "peers" / "some").mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(peer_env, "_uv", uv)
+    pins = tmp_path / "pins.txt"
+    pins.write_text("a==1\n")
+    for _ in range(2):
+        python = peer_env.python_of("some", pins=pins, root=tmp_path / "peers")
+        assert python == tmp_path / "peers" / "some" / "bin" / "python"
+    assert calls == ["venv", "pip"]
+    pins.write_text("a==2\n")
+    peer_env.python_of("some", pins=pins, root=tmp_path / "peers")
+    assert calls == ["venv", "pip"] * 2
+
+
+def test_an_environment_that_was_not_finished_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root, pins = tmp_path / "peers", tmp_path / "pins.txt"
+    (root / "some").mkdir(parents=True)
+    pins.write_text("a==1\n")
+    calls: list[str] = []
+
+    def uv(*arguments: str) -> None:
+        calls.append(arguments[0])
+        if arguments[0] == "pip" and len(calls) == 2:
+            raise RuntimeError("`uv pip` failed: the connection broke")
+
+    monkeypatch.setattr(peer_env, "_uv", uv)
+    with pytest.raises(RuntimeError, match="the connection broke"):
+        peer_env.python_of("some", pins=pins, root=root)
+    peer_env.python_of("some", pins=pins, root=root)
+    assert calls == ["venv", "pip", "venv", "pip"]
+
+
+def test_a_peer_without_an_environment_says_why(tmp_path: Path):
+    with pytest.raises(RuntimeError, match=r"there is no .*missing\.txt"):
+        peer_env.python_of("some", pins=tmp_path / "missing.txt", root=tmp_path)
+    pins = tmp_path / "pins.txt"
+    pins.write_text("not a requirement\n")
+    with pytest.raises(RuntimeError, match="`uv pip` failed: "):
+        peer_env.python_of("some", pins=pins, root=tmp_path)
+
+
+def test_every_environment_has_its_pins():
+    for name in ("infinity", "infinity-server", "litserve"):
+        lines = Path("requirements", f"peers-{name}.txt").read_text().splitlines()
+        assert all("==" in line for line in lines if line.strip())
+
+
+def test_the_pages_commands_are_understood_and_its_targets_are_there():
+    page = Path("docs/peers.md").read_text()
+    commands = [line.split()[3:] for line in page.splitlines() if line.startswith("    python -m benchmarks ")]
+    assert {command for command, *_ in commands} == {"peers", "throughput", "latency", "accuracy", "memory"}
+    for command, *options in commands:
+        parser = argparse.ArgumentParser()
+        import_module(f"benchmarks.{command}").add_arguments(parser)
+        parser.parse_args(options)
+    assert all(f"`{name}`" in page for name in LABELS)

@@ -1,0 +1,178 @@
+"""Targets: what is spoken over pipes and HTTP, and that nothing is left running."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import psutil
+import pytest
+from aiohttp import web
+
+from benchmarks.floor_files import files
+from benchmarks.targets.catalogue import Needs, targets
+from benchmarks.targets.dialects import OPENAI, SDK_TEST_SERVER, TEI, triton
+from benchmarks.targets.http_server import HttpServer, RemoteServer
+from benchmarks.targets.pipe import PipeProcess
+from benchmarks.targets.queue_worker import Command
+from engine.bundle import open_bundle
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+# Pipes
+
+
+def test_a_process_that_ends_before_it_is_ready_says_how():
+    with pytest.raises(RuntimeError, match="ended with exit code 3"):
+        PipeProcess(python("raise SystemExit(3)"))
+
+
+def test_a_process_that_says_nothing_is_given_up():
+    with pytest.raises(RuntimeError, match=r"did not answer within 0\.2 s"):
+        PipeProcess(python("import time; time.sleep(60)"), timeout_s=0.2)
+
+
+def test_answers_errors_and_the_end():
+    code = (
+        "import sys, json\nprint(json.dumps({'ready': True}), flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    asked = json.loads(line)\n"
+        "    if asked['n'] == 9: sys.exit(4)\n"
+        "    print(json.dumps({'error': 'seven'} if asked['n'] == 7 else {'n': asked['n'] * 2}), flush=True)\n"
+    )
+    with PipeProcess(python(code)) as process:
+        assert process.hello == {"ready": True}
+        assert process.ready_s > 0
+        assert process.ask({"n": 4}) == {"n": 8}
+        with pytest.raises(RuntimeError, match="seven"):
+            process.ask({"n": 7})
+        assert process.memory_mb()["rss_mb"] > 1
+        with pytest.raises(RuntimeError, match="ended with exit code 4"):
+            process.ask({"n": 9})
+    with PipeProcess(python(code)) as process:
+        took = process.stop(10.0)
+    assert took is not None and took < 10
+
+
+def test_the_floor_answers_over_its_pipe(small_bundle: Path):
+    (floor,) = targets(["floor"], Needs(model=small_bundle, bundle=small_bundle))
+    assert set(floor.prepare()) == {"onnxruntime", "tokenizers", "numpy"}
+    many = ["the quick brown fox jumps", "a", "lazy dog over the", "b c d e"] * 6
+    with floor.start() as running:
+        vectors = running.embed(many)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=1e-5)
+        alone = np.concatenate([running.embed([text]) for text in many])
+        np.testing.assert_allclose(vectors, alone, atol=1e-5)  # sorted inside, and back in order
+        answers = running.closed_loop(1, 0.1, seed=1)
+        assert answers is not None and len(answers.ms) > 0
+        assert running.closed_loop(32, 0.1, seed=1) is None
+        assert len(running.one_by_one(many[:3], 0.0).ms) == 3
+        assert running.stop(10.0) is not None
+
+
+# HTTP
+
+
+@pytest.fixture
+def served() -> Iterator[Callable[[web.Application], str]]:
+    """Serves applications from a thread; gives each one's address."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    runners: list[web.AppRunner] = []
+
+    async def start(app: web.Application) -> str:
+        runner = web.AppRunner(app)
+        await runner.setup()
+        runners.append(runner)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        return f"http://127.0.0.1:{runner.addresses[0][1]}"
+
+    yield lambda app: asyncio.run_coroutine_threadsafe(start(app), loop).result(10)
+    for runner in runners:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_a_server_of_the_users_own_is_asked_in_pieces(served: Callable[[web.Application], str]):
+    """As Text Embeddings Inference has it: at most 32 inputs a request."""
+    sizes: list[int] = []
+
+    async def embed(request: web.Request) -> web.Response:
+        inputs = (await request.json())["inputs"]
+        sizes.append(len(inputs))
+        if "bad" in inputs:
+            return web.Response(status=413, text="too long")
+        return web.json_response([[float(len(text)), 1.0] for text in inputs])
+
+    async def health(request: web.Request) -> web.Response:
+        return web.Response()
+
+    app = web.Application()
+    app.add_routes([web.post("/embed", embed), web.get("/health", health)])
+    target = RemoteServer("tei", "TEI", TEI, served(app))
+    assert target.prepare() == {}
+    with target.start() as running:
+        vectors = running.embed(["x" * length for length in range(1, 71)])
+        assert vectors[:, 0].tolist() == list(range(1, 71))
+        assert sorted(sizes) == [6, 32, 32]
+        answers = running.closed_loop(4, 0.2, seed=0)
+        assert answers is not None and len(answers.ms) > 4 and answers.errors == []
+        failed = running.one_by_one(["bad", "good"], 0.0)
+        assert (len(failed.ms), len(failed.errors)) == (1, 1)
+        assert "HTTP 413, too long" in failed.errors[0]
+        assert (running.started, running.memory_mb(), running.stop(1.0)) == (None, {}, None)
+
+
+def test_triton_gets_tokens_and_gives_back_what_the_graph_says(small_bundle: Path):
+    bundle = open_bundle(small_bundle)
+    dialect = triton("toy", bundle.file("tokenizer.json"), 32)
+    texts = ["the quick brown fox", "a b"]
+    asked = json.loads(json.dumps(dialect.ask(texts)))
+    feeds = {
+        one["name"]: np.array(one["data"], np.int32).reshape(one["shape"])
+        for one in asked["inputs"]
+        if one["name"] != "token_type_ids"  # which the toy has not
+    }
+    assert all(one["datatype"] == "INT32" for one in asked["inputs"])
+    session: Any = ort.InferenceSession(str(files(bundle).graph))
+    expected = session.run(None, feeds)[0]
+    reply = {"outputs": [{"name": "embedding", "shape": list(expected.shape), "data": expected.ravel().tolist()}]}
+    np.testing.assert_allclose(dialect.vectors(reply), expected, rtol=1e-6)
+    assert (dialect.path, dialect.health) == ("/v2/models/toy/infer", "/v2/models/toy/ready")
+
+
+def test_requests_and_replies_of_the_other_servers():
+    assert OPENAI.ask(["a"])["encoding_format"] == "base64"
+    encoded = "AACAPwAAAEA="  # 1.0, 2.0
+    assert OPENAI.vectors({"data": [{"embedding": encoded}]}).tolist() == [[1.0, 2.0]]
+    assert SDK_TEST_SERVER.ask(["a"]) == {"input": {"text": "a"}}
+    assert SDK_TEST_SERVER.vectors({"output": {"embeddings": [encoded]}}).tolist() == [[1.0, 2.0]]
+
+
+def test_a_server_that_ends_takes_what_it_started_with_it(tmp_path: Path):
+    note = tmp_path / "child"
+    command = ["sh", "-c", f"sleep 60 & echo $! > {note}; exit 5"]
+    target = HttpServer("some", "some", TEI, lambda: Command(command, {}))
+    with pytest.raises(RuntimeError, match="ended with exit code 5"), target.start():
+        pass
+    child = int(note.read_text())
+    for _ in range(100):
+        if not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.05)
+    pytest.fail("the server's child lives on")
