@@ -1,0 +1,140 @@
+"""All that there is to say, as one HTML page that needs no network and no script, and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from benchmarks.measure import MISSING, figure, markdown, times
+from benchmarks.report import compared, targets
+from benchmarks.report.headline import cards
+from benchmarks.report.plot import COLOURS, Absent, Plot, inline
+from benchmarks.report.stored import Source, Stored
+
+_HOW = {
+    "accuracy": "Every precision answers the same texts as PyTorch in fp32; compared row by row.",
+    "coldstart": "A process is started with a job already waiting; worker and floor take turns.",
+    "latency": "One engine in one process: warm-up, then runs of one shape for a fixed time; percentiles of all runs.",
+    "load": "One worker behind an emulated endpoint, real client: closed loops, then open loops with Poisson arrivals.",
+    "memory": "Resident and proportional memory of all processes of a worker, after its warm-up and under load.",
+    "peers": "Every worker in a process of its own, on the same texts behind the same emulated endpoint, in turn.",
+    "soak": "One worker, a long mix of jobs; memory, files and threads at both ends.",
+    "tasks": "Each task's stages on one thread, one job after the other.",
+    "throughput": "Engine and worker over a grid of batches and lengths.",
+}
+_FACTS = (
+    ("gpu", "GPU"), ("driver", "driver"), ("cuda", "CUDA"), ("tensorrt", "TensorRT"), ("processor", "processor"),
+    ("cpus", "CPUs"), ("python", "Python"), ("date", "measured on"), ("commit", "commit"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One results file, as the page describes it."""
+
+    name: str
+    machine: str
+    facts: Sequence[tuple[str, str]]
+    versions: str
+    how: Sequence[tuple[str, str]]
+    """Scenario and how it is measured, with what the command was told."""
+
+
+def html(known: Stored, made: Sequence[Plot | Absent]) -> str:
+    """The page."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    plots = [one for one in made if isinstance(one, Plot)]
+    return environment.get_template("page.html.j2").render(
+        cards=cards(known),
+        peers_command=compared.COMMAND,
+        plots=plots,
+        drawings={one.name: (inline(one, narrow=False), inline(one, narrow=True)) for one in plots},
+        absent=[one for one in made if isinstance(one, Absent)],
+        runs=[_run(source) for source in known.sources],
+        unread=known.unread,
+        colours=COLOURS,
+        machines=list(dict.fromkeys(source.machine for source in known.sources)),
+        dates=sorted({str(source.results.environment["date"]) for source in known.sources if _dated(source)}),
+    )
+
+
+def _dated(source: Source) -> bool:
+    return bool(source.results.environment.get("date"))
+
+
+def _run(source: Source) -> Run:
+    known = source.results.environment
+    named = dict(_FACTS)
+    facts = [(label, _value(known[key])) for key, label in _FACTS if known.get(key) is not None]
+    facts += list(_others({key: value for key, value in known.items() if key not in (*named, "versions")}))
+    versions = known.get("versions") or {}
+    return Run(
+        source.name,
+        source.machine,
+        facts,
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+        [(scenario, _told(source, scenario)) for scenario in dict.fromkeys(one.scenario for one in source.results.measurements)],
+    )
+
+
+def _told(source: Source, scenario: str) -> str:
+    """How, how often, of whom, and with which options."""
+    rounds = max(len(one.repeats) for one in source.results.of(scenario))
+    who = ", ".join(targets.name(target) for target in source.targets(scenario))
+    options = source.results.options.get(scenario, source.results.options)
+    told = ", ".join(f"{name} {value}" for name, value in _others(options)) if isinstance(options, Mapping) else ""
+    text = f"{_HOW.get(scenario, '')} {rounds} round{'s' * (rounds > 1)} of: {who}."
+    return f"{text} Options: {told}.".strip() if told else text.strip()
+
+
+def _others(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Nested values as name and text, those without a value left out."""
+    for key, value in values.items():
+        name = f"{before}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _others(value, f"{name}: ")
+        elif value not in (None, [], ""):
+            yield name, _value(value)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def peers_table(known: Stored) -> str:
+    """The figures that decide, for the README: ours, then each peer with how many times better ours is."""
+    source = compared.chosen(known)
+    answered = [(one, mine) for one in compared.QUESTIONS if source and (mine := compared.ours(source, one))]
+    if source is None or not answered:
+        return f"Not measured yet: `{compared.COMMAND}`."
+    others = [target for target in source.targets(compared.SCENARIO) if target != compared.OURS]
+    rows = []
+    for question, mine in answered:
+        by_target = {one.target: one for one in compared.against(source, question)}
+        cells = [_beside(by_target.get(target)) for target in others]
+        rows.append([f"{question.title}: {question.what}", figure(mine.median, mine.unit), *cells])
+    return markdown(("", "this worker", *(targets.name(target) for target in others)), rows, aligned=False)
+
+
+def _beside(one: compared.Compared | None) -> str:
+    return f"{figure(one.other.median, one.other.unit)} (**{times(one.ratio)}**)" if one else MISSING
+
+
+def report_markdown(known: Stored, made: Sequence[Plot | Absent]) -> str:
+    """The tables of the page, as Markdown."""
+    parts = ["# Benchmark report", *(f"{sentence}" for sentence in known.unread)]
+    parts.append(", ".join(f"{source.name}: {source.machine}" for source in known.sources) or "No results.")
+    for one in made:
+        parts.append(f"## {one.title}")
+        if isinstance(one, Absent):
+            parts.append(f"Not measured. This measures it: `{one.command}`")
+        else:
+            parts += [one.read, markdown(one.header, one.rows), f"From {one.source}."]
+    return "\n\n".join(parts) + "\n"
