@@ -9,7 +9,9 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="results (default: benchmarks/results/*.json)")
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="results (default: benchmarks/results/*.json)"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/report"), metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--png", action="store_true", help="the plots as PNG, too")
 

@@ -11,6 +11,9 @@ from benchmarks.report.compared import QUESTIONS, against, chosen, ours
 from benchmarks.report.stored import Stored
 from benchmarks.report.targets import Colour
 
+_SHOWN = ("ours-int8", "stock", "infinity", "infinity-http", "litserve", "tei", "triton", "floor")
+"""What a user would run instead; libraries without a worker around them are in the plot and its table only."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -53,6 +56,7 @@ def cards(known: Stored) -> list[Card]:
                 targets.colour(one.target),
             )
             for one in against(source, question)
+            if one.target in _SHOWN
         ]
         made.append(Card(question.title, question.what, figure(mine.median), mine.unit, lines))
     return made

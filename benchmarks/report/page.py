@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from benchmarks.measure import MISSING, figure, markdown, times
+from benchmarks.measure import markdown
 from benchmarks.report import compared, targets
 from benchmarks.report.headline import cards
 from benchmarks.report.plot import COLOURS, Absent, Plot, inline
@@ -28,18 +28,26 @@ _HOW = {
 }
 _FACTS = (
     ("gpu", "GPU"), ("driver", "driver"), ("cuda", "CUDA"), ("tensorrt", "TensorRT"), ("processor", "processor"),
-    ("cpus", "CPUs"), ("python", "Python"), ("date", "measured on"), ("commit", "commit"),
+    ("cpus", "CPUs"), ("python", "Python"),
 )  # fmt: skip
+_OF_A_FILE = ("date", "commit", "versions")
 
 
 @dataclass(frozen=True)
-class Run:
+class Machine:
+    """What ran on one machine with the same versions."""
+
+    name: str
+    facts: Sequence[tuple[str, str]]
+    files: Sequence[File]
+
+
+@dataclass(frozen=True)
+class File:
     """One results file, as the page describes it."""
 
     name: str
-    machine: str
-    facts: Sequence[tuple[str, str]]
-    versions: str
+    when: str
     how: Sequence[tuple[str, str]]
     """Scenario and how it is measured, with what the command was told."""
 
@@ -47,7 +55,9 @@ class Run:
 def html(known: Stored, made: Sequence[Plot | Absent]) -> str:
     """The page."""
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     plots = [one for one in made if isinstance(one, Plot)]
     return environment.get_template("page.html.j2").render(
         cards=cards(known),
@@ -55,7 +65,7 @@ def html(known: Stored, made: Sequence[Plot | Absent]) -> str:
         plots=plots,
         drawings={one.name: (inline(one, narrow=False), inline(one, narrow=True)) for one in plots},
         absent=[one for one in made if isinstance(one, Absent)],
-        runs=[_run(source) for source in known.sources],
+        environments=_machines(known),
         unread=known.unread,
         colours=COLOURS,
         machines=list(dict.fromkeys(source.machine for source in known.sources)),
@@ -67,25 +77,38 @@ def _dated(source: Source) -> bool:
     return bool(source.results.environment.get("date"))
 
 
-def _run(source: Source) -> Run:
+def _machines(known: Stored) -> list[Machine]:
+    """Files of the same machine and versions together."""
+    grouped: dict[tuple[str, tuple[tuple[str, str], ...]], list[File]] = {}
+    for source in known.sources:
+        grouped.setdefault((source.machine, tuple(_facts(source))), []).append(_file(source))
+    return [Machine(name, facts, files) for (name, facts), files in grouped.items()]
+
+
+def _facts(source: Source) -> Iterator[tuple[str, str]]:
     known = source.results.environment
-    named = dict(_FACTS)
-    facts = [(label, _value(known[key])) for key, label in _FACTS if known.get(key) is not None]
-    facts += list(_others({key: value for key, value in known.items() if key not in (*named, "versions")}))
+    yield from ((label, _value(known[key])) for key, label in _FACTS if known.get(key) is not None)
+    yield from _others({key: value for key, value in known.items() if key not in (*dict(_FACTS), *_OF_A_FILE)})
     versions = known.get("versions") or {}
-    return Run(
+    if versions:
+        yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _file(source: Source) -> File:
+    known = source.results.environment
+    commit = f"commit {known['commit']}" if known.get("commit") else ""
+    scenarios = dict.fromkeys(one.scenario for one in source.results.measurements)
+    return File(
         source.name,
-        source.machine,
-        facts,
-        ", ".join(f"{name} {version}" for name, version in versions.items()),
-        [(scenario, _told(source, scenario)) for scenario in dict.fromkeys(one.scenario for one in source.results.measurements)],
+        ", ".join(filter(None, (str(known.get("date") or ""), commit))),
+        [(scenario, _told(source, scenario)) for scenario in scenarios],
     )
 
 
 def _told(source: Source, scenario: str) -> str:
     """How, how often, of whom, and with which options."""
     rounds = max(len(one.repeats) for one in source.results.of(scenario))
-    who = ", ".join(targets.name(target) for target in source.targets(scenario))
+    who = "; ".join(targets.name(target) for target in source.targets(scenario))
     options = source.results.options.get(scenario, source.results.options)
     told = ", ".join(f"{name} {value}" for name, value in _others(options)) if isinstance(options, Mapping) else ""
     text = f"{_HOW.get(scenario, '')} {rounds} round{'s' * (rounds > 1)} of: {who}."
@@ -106,25 +129,6 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def peers_table(known: Stored) -> str:
-    """The figures that decide, for the README: ours, then each peer with how many times better ours is."""
-    source = compared.chosen(known)
-    answered = [(one, mine) for one in compared.QUESTIONS if source and (mine := compared.ours(source, one))]
-    if source is None or not answered:
-        return f"Not measured yet: `{compared.COMMAND}`."
-    others = [target for target in source.targets(compared.SCENARIO) if target != compared.OURS]
-    rows = []
-    for question, mine in answered:
-        by_target = {one.target: one for one in compared.against(source, question)}
-        cells = [_beside(by_target.get(target)) for target in others]
-        rows.append([f"{question.title}: {question.what}", figure(mine.median, mine.unit), *cells])
-    return markdown(("", "this worker", *(targets.name(target) for target in others)), rows, aligned=False)
-
-
-def _beside(one: compared.Compared | None) -> str:
-    return f"{figure(one.other.median, one.other.unit)} (**{times(one.ratio)}**)" if one else MISSING
 
 
 def report_markdown(known: Stored, made: Sequence[Plot | Absent]) -> str:

@@ -17,7 +17,9 @@ from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.report import targets
 from benchmarks.report.targets import Colour
@@ -26,7 +28,7 @@ INK = Colour("#1f2430", "#e6e9ef")
 SOFT = Colour("#5d6675", "#a9b1bf")
 GRID = Colour("#d9dde4", "#39404d")
 PAPER = Colour("#ffffff", "#171a21")
-COLOURS = (INK, SOFT, GRID, PAPER, *targets.ALL)
+COLOURS = (INK, SOFT, GRID, PAPER, *targets.ALL, *targets.STAGES)
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,16 @@ class Canvas:
     narrow: bool
     figure: Figure
 
-    def axes(self, inches: float, *, rows: int = 1, columns: int = 1) -> list[Axes]:
-        """`rows` x `columns` axes on a sheet of this height; below each other where it is narrow. Row by row."""
-        if self.narrow:
-            rows, columns = rows * columns, 1
-            inches = inches * rows
-        self.figure.set_size_inches(_WIDTH[self.narrow], inches)
+    def axes(self, inches: float, *, count: int = 1, columns: int = 1) -> list[Axes]:
+        """`count` axes of this height each, in so many columns; below each other where it is narrow."""
+        columns = 1 if self.narrow else min(columns, count)
+        rows = -(-count // columns)
+        self.figure.set_size_inches(_WIDTH[self.narrow], inches * rows)
         made = self.figure.subplots(rows, columns, squeeze=False)
-        return [axes for line in made for axes in line]
+        every = [axes for line in made for axes in line]
+        for axes in every[count:]:
+            axes.remove()
+        return every[:count]
 
 
 Draw = Callable[[Canvas], None]
@@ -158,3 +162,10 @@ def _drawn(plot: Plot, narrow: bool, kind: Literal["svg", "png"]) -> bytes:
         metadata = {"Date": None} if kind == "svg" else {}
         figure.savefig(file, format=kind, dpi=160 if kind == "png" else 72, metadata=metadata)
     return file.getvalue()
+
+
+def logarithmic(axis: Axis) -> None:
+    """Ticks at 1, 2 and 5 of every power of ten, written as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -27,7 +27,9 @@ class Source:
         known = self.results.environment
         if known.get("gpu"):
             return str(known["gpu"])
-        processor = re.sub(r"\((R|TM)\)| CPU| Processor| @.*", "", str(known.get("processor") or "an unknown processor"))
+        processor = re.sub(
+            r"\((R|TM)\)| CPU| Processor| @.*", "", str(known.get("processor") or "an unknown processor")
+        )
         count = known.get("cpus")
         return f"{processor.strip()}, {count:g} CPUs" if isinstance(count, int | float) else processor.strip()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 _NAMES = {
     "ours": "this worker",
     "ours-int8": "this worker, int8",
-    "floor": "floor: onnxruntime alone",
+    "floor": "floor",
     "stock": "stock SDK + sentence-transformers",
     "infinity": "stock SDK + infinity",
     "infinity-http": "infinity's HTTP server",
@@ -21,6 +21,9 @@ _NAMES = {
     "transformers-pipeline": "transformers.pipeline alone",
     "torch-eager": "PyTorch, eager",
     "torch-compile": "PyTorch, torch.compile",
+    "ours-http": "this worker, SDK's test server",
+    "tei": "Text Embeddings Inference",
+    "triton": "Triton",
     "bare": "bare worker",
 }
 
@@ -54,11 +57,12 @@ _COLOURS = {
 _OTHERS = (Colour("#5b6ee1", "#93a1f5"), Colour("#4d7c0f", "#8fc74a"), Colour("#be3f78", "#f07fb0"))
 
 STAGES = (
-    *(_COLOURS[name] for name in ("floor", "ours", "stock", "litserve", "infinity", "sentence-transformers")),
-    *(_COLOURS[name] for name in ("infinity-http", "torch-eager")),
-    *_OTHERS,
-)
-"""For what is no target: stages of a start, lengths of a row. Neighbours differ in lightness as well."""
+    Colour("#4a3fa0", "#a79bf5"), Colour("#2a8f80", "#5fd0bf"), Colour("#8c2a5c", "#e07fae"),
+    Colour("#7d7d22", "#c3c35a"), Colour("#3a86ab", "#8ccdee"), Colour("#b84f60", "#ee95a2"),
+    Colour("#117733", "#55c07a"), Colour("#8e3a88", "#d58ad0"), Colour("#94801a", "#ddcc77"),
+    Colour("#5a6472", "#a2abb8"),
+)  # fmt: skip
+"""For the stages of a start, which are no targets: after Tol's muted scheme."""
 
 ALL = tuple(dict.fromkeys((*_COLOURS.values(), *_OTHERS)))
 

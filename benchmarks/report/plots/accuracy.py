@@ -1,53 +1,19 @@
-"""Precision against accuracy: how far each precision is from PyTorch in fp32, and how fast it is beside ours in fp32."""
+"""Precision against accuracy: how far each precision is from PyTorch in fp32, and how fast beside ours in fp32."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from benchmarks.measure import figure, times
+from benchmarks.measure import times
 from benchmarks.report import targets
 from benchmarks.report.compared import SCENARIO as PEERS
 from benchmarks.report.compared import chosen, compare
+from benchmarks.report.losses import SCENARIO, Loss, losses
 from benchmarks.report.plot import INK, Absent, Canvas, Plot
-from benchmarks.report.stored import Source, Stored
+from benchmarks.report.stored import Stored
 
-SCENARIO = "accuracy"
 _NAME, _TITLE = "accuracy", "Precision against accuracy"
 _LEAST = 1e-8  # of what float32 can tell apart: a cosine that rounds to 1
-
-
-@dataclass(frozen=True)
-class Loss:
-    """How far a precision is from the reference."""
-
-    source: Source
-    target: str
-    point: str
-    metric: str
-    loss: float
-    """1 - cosine, or the difference, or 1 - agreement: 0 is equal."""
-    value: float
-    """The metric as it was measured."""
-
-
-def losses(known: Stored) -> list[Loss]:
-    """A loss for each target and point; of several metrics the worst cosine, or else the first that can be a loss."""
-    made: dict[tuple[str, str, str], Loss] = {}
-    for source in known.having(SCENARIO):
-        found = sorted(source.results.of(SCENARIO), key=lambda one: _rank(one.metric))
-        for one in found:
-            key = source.name, one.target, one.point
-            if key in made or one.median != one.median or one.unit in ("s", "ms", "us", "MB", "jobs/s", "rows/s"):
-                continue
-            loss = 1 - one.median if one.better == "higher" else one.median
-            made[key] = Loss(source, one.target, one.point, one.metric, max(0.0, loss), one.median)
-    return list(made.values())
-
-
-def _rank(metric: str) -> int:
-    order = ("cosine_min", "worst_cosine", "cosine_worst", "cosine", "agreement", "difference")
-    return next((place for place, name in enumerate(order) if name in metric), len(order))
 
 
 def plot(known: Stored) -> Plot | Absent:

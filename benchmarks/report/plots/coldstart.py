@@ -38,14 +38,14 @@ def plot(known: Stored) -> Plot | Absent:
     stages = list(dict.fromkeys(stage for start in starts for stage in start.stages))
     moments = [moment for moment in dict(_MOMENTS).values() if any(moment in start.moments for start in starts)]
     rows = [
-        [start.label, *(figure(start.stages.get(stage)) for stage in stages), *(figure(start.moments.get(one)) for one in moments)]
+        [start.label, *map(figure, [*map(start.stages.get, stages), *map(start.moments.get, moments)])]
         for start in starts
-    ]  # fmt: skip
+    ]
     return Plot(
         _NAME,
         _TITLE,
-        "Stages are stacked in order, in ms; the marks are moments since exec. A bar that ends beyond its last mark had "
-        "stages that ran side by side; one that ends before it spent the rest between stages.",
+        "Stages are stacked in order, in ms; the marks are moments since exec. A bar that ends beyond its last mark "
+        "had stages that ran side by side; one that ends before it spent the rest between stages.",
         "; ".join(f"{start.label}: {_said(start)}" for start in starts) + ".",
         ("ms", *stages, *moments),
         rows,

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 from benchmarks.measure import figure
 from benchmarks.report import targets
-from benchmarks.report.plot import Absent, Canvas, Plot
+from benchmarks.report.plot import Absent, Canvas, Plot, logarithmic
 from benchmarks.report.stored import Shape, Source, Stored, shape
 
 SCENARIO = "latency"
@@ -71,8 +72,8 @@ def plot(known: Stored) -> Plot | Absent:
     return Plot(
         _NAME,
         _TITLE,
-        "A line is the median time of a run of so many rows, its band reaches up to the 99th percentile: a wide band is "
-        "latency that cannot be relied on; where a line bends upwards, a larger batch brings no more rows a second."
+        "A line is the median time of a run of so many rows, its band reaches up to the 99th percentile: a wide band "
+        "is latency that cannot be relied on; where a line bends upwards, a larger batch brings no more rows a second."
         + (f" The table has {left_out} more shapes." if left_out > 0 else ""),
         f"{len(found)} shapes; the most rows a second has {fastest.label} at {_said(fastest.shape)}: "
         f"{figure(fastest.p50_ms, 'ms')} for {fastest.shape.batch} rows.",
@@ -93,28 +94,29 @@ def _said(place: Shape) -> str:
 
 
 def _panels(found: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Rows of one machine, model and length together; those with most batches first, so that curves are seen."""
-    machines = {row.source.machine for row in found}
-    panels: dict[str, list[Row]] = {}
+    """Rows of one machine, model and length together; machine after machine, so that the first few have each."""
+    machines = list(dict.fromkeys(row.source.machine for row in found))
+    panels: dict[tuple[str, str], list[Row]] = {}
     for row in found:
         words = [row.shape.of, f"{row.shape.tokens} tokens" if row.shape.tokens else ""]
-        words += [row.source.machine if len(machines) > 1 else ""]
-        panels.setdefault(", ".join(filter(None, words)) or "all rows", []).append(row)
-    return sorted(panels.items(), key=lambda panel: -len({row.shape.batch for row in panel[1]}))
+        title = ", ".join(filter(None, words)) or "all rows"
+        title += f"\n{row.source.machine}" if len(machines) > 1 else ""
+        panels.setdefault((row.source.machine, title), []).append(row)
+    seen: dict[str, int] = {}
+    ranked = []
+    for place, ((machine, title), rows) in enumerate(panels.items()):
+        seen[machine] = seen.get(machine, -1) + 1
+        ranked.append((seen[machine], place, title, rows))
+    return [(title, rows) for _, _, title, rows in sorted(ranked, key=lambda panel: panel[:2])]
 
 
 def _draw(canvas: Canvas, panels: Sequence[tuple[str, Sequence[Row]]]) -> None:
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    every = canvas.axes(2.6 if canvas.narrow else 3.0 * rows + 0.4, rows=rows, columns=columns)
+    every = canvas.axes(2.6 if canvas.narrow else 3.1, count=len(panels), columns=2 if len(panels) in (2, 4) else 3)
     labels = list(dict.fromkeys(row.label for _, found in panels for row in found))
-    for axes, (title, found) in zip(every, panels, strict=False):
+    known = {}
+    for axes, (title, found) in zip(every, panels, strict=True):
         axes.set_title(title)
         _panel(axes, found, labels)
-    for axes in every[len(panels) :]:
-        axes.remove()
-    known = {}
-    for axes in every[: len(panels)]:
         known.update(dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)))
     canvas.figure.legend(known.values(), known.keys(), loc="outside upper center", ncols=1 if canvas.narrow else 3)
 
@@ -132,8 +134,8 @@ def _panel(axes: Axes, found: Sequence[Row], labels: Sequence[str]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(ticks := sorted({row.shape.batch for row in found}), [str(tick) for tick in ticks])
-    axes.minorticks_off()
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    logarithmic(axes.yaxis)
     axes.set_xlabel("rows in a batch")
     axes.set_ylabel("ms")
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from benchmarks.measure import figure
 from benchmarks.report import targets
 from benchmarks.report.details import details
-from benchmarks.report.plot import INK, SOFT, Absent, Canvas, Plot
+from benchmarks.report.plot import INK, SOFT, Absent, Canvas, Plot, logarithmic
 from benchmarks.report.stored import Source, Stored
 
 SCENARIO = "load"
@@ -115,11 +115,13 @@ def _summary(curve: Curve) -> str:
     best = max(curve.points, key=lambda one: one.jobs_per_s)
     text = f"{curve.label}: at most {figure(best.jobs_per_s, 'jobs/s')} with p99 {figure(best.p99_ms, 'ms')}"
     knee = next((one for one in curve.points if one.name == curve.knee), None)
-    return text + (f", knee at {figure(knee.jobs_per_s, 'jobs/s')} with p99 {figure(knee.p99_ms, 'ms')}" if knee else "")
+    return text + (
+        f", knee at {figure(knee.jobs_per_s, 'jobs/s')} with p99 {figure(knee.p99_ms, 'ms')}" if knee else ""
+    )
 
 
 def _draw(canvas: Canvas, found: Sequence[Curve]) -> None:
-    closed, opened = canvas.axes(2.7 if canvas.narrow else 3.5, columns=2)
+    closed, opened = canvas.axes(2.7 if canvas.narrow else 3.5, count=2, columns=2)
     for curve in found:
         _lines(closed, curve, curve.closed)
         _lines(opened, curve, curve.open)
@@ -138,8 +140,7 @@ def _draw(canvas: Canvas, found: Sequence[Curve]) -> None:
         axes.set_xlabel("jobs/s reached")
         axes.set_ylabel("ms")
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: "")
+        logarithmic(axes.yaxis)
         axes.set_ylim(low, top)
         axes.set_xlim(0, right)
         if not axes.lines:

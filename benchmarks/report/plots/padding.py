@@ -29,9 +29,9 @@ def plot(known: Stored) -> Plot | Absent:
     return Plot(
         _NAME,
         _TITLE,
-        "A bar is the share of all computed tokens that is padding: time that no answer needed. Sorting by length and a "
-        "finer ladder make it shorter.",
-        f"Between {figure(min(one.percent for one in found))}% and {figure(worst.percent)}%, the most at {worst.label}.",
+        "A bar is the share of all computed tokens that is padding: time that no answer needed. Sorting by length and "
+        "a finer ladder make it shorter.",
+        f"From {figure(min(one.percent for one in found))}% to {figure(worst.percent)}%, the most at {worst.label}.",
         ("", "padding"),
         [[one.label, f"{figure(one.percent)}%"] for one in found],
         lambda canvas: _draw(canvas, found),
@@ -59,7 +59,12 @@ def _draw(canvas: Canvas, found: Sequence[_Waste]) -> None:
     for place, one in enumerate(found):
         axes.barh(place, one.percent, height=0.6, color=targets.colour(one.target).light)
         axes.annotate(
-            f"{one.percent:.0f}%", (one.percent, place), (4, 0), textcoords="offset points", va="center", color=INK.light
+            f"{one.percent:.0f}%",
+            (one.percent, place),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK.light,
         )
     axes.set_yticks(range(len(found)), [one.label.replace(", ", ",\n", 1 if canvas.narrow else 0) for one in found])
     axes.set_ylim(len(found) - 0.4, -0.6)

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
 
-from benchmarks.measure import figure, times
+from benchmarks.measure import MISSING, figure, times
 from benchmarks.report import targets
-from benchmarks.report.compared import COMMAND, QUESTIONS, Compared, Question, against, chosen, ours
+from benchmarks.report.compared import (
+    COMMAND,
+    OURS,
+    QUESTIONS,
+    SCENARIO,
+    Compared,
+    Question,
+    against,
+    chosen,
+    ours,
+)
 from benchmarks.report.plot import INK, SOFT, Absent, Canvas, Plot
 from benchmarks.report.stored import Source, Stored
 from benchmarks.results_file import Measurement
@@ -18,8 +27,7 @@ _NAME, _TITLE = "peers", "Beside other workers"
 def plot(known: Stored) -> Plot | Absent:
     """See the top."""
     source = chosen(known)
-    answered = [(question, mine) for question in QUESTIONS if source and (mine := ours(source, question))]
-    found = [(question, mine, others) for question, mine in answered if source and (others := against(source, question))]
+    found = answers(source) if source else []
     if source is None or not found:
         return Absent(_NAME, _TITLE, COMMAND)
     return Plot(
@@ -28,8 +36,8 @@ def plot(known: Stored) -> Plot | Absent:
         "A bar is how many times better this worker is than the other, on a logarithmic axis: to the right of 1 it is "
         "better, to the left worse; the line across its end spans the rounds.",
         _summary(found),
-        ("", "this worker", *(targets.name(target) for target in _others(source))),
-        [_row(question, mine, others, source) for question, mine, others in found],
+        table_header(found),
+        table_rows(source, found),
         lambda canvas: _draw(canvas, found),
         f"{source.name}, {source.machine}",
     )
@@ -38,17 +46,28 @@ def plot(known: Stored) -> Plot | Absent:
 _Found = list[tuple[Question, Measurement, list[Compared]]]
 
 
-def _others(source: Source) -> list[str]:
-    return [target for target in source.targets("peers") if target != "ours"]
+def answers(source: Source) -> _Found:
+    """The questions that this worker and another answered."""
+    answered = [(question, mine) for question in QUESTIONS if (mine := ours(source, question))]
+    return [(question, mine, others) for question, mine in answered if (others := against(source, question))]
 
 
-def _row(question: Question, mine: Measurement, others: list[Compared], source: Source) -> list[str]:
-    by_target = {one.target: one for one in others}
-    cells = [
-        f"{figure(one.other.median, one.other.unit)}, {one.text}" if (one := by_target.get(target)) else "-"
-        for target in _others(source)
-    ]
-    return [f"{question.title}: {question.what}", figure(mine.median, mine.unit), *cells]
+def table_header(found: _Found) -> list[str]:
+    """A column a question."""
+    return ["", *(f"{question.title}: {question.what}" for question, _, _ in found)]
+
+
+def table_rows(source: Source, found: _Found) -> list[list[str]]:
+    """A row a target, this worker first; behind a figure in brackets how many times better this worker's is."""
+    rows = [[targets.name(OURS), *(figure(mine.median, mine.unit) for _, mine, _ in found)]]
+    for target in (target for target in source.targets(SCENARIO) if target != OURS):
+        cells = [next((_cell(one) for one in others if one.target == target), MISSING) for _, _, others in found]
+        rows.append([targets.name(target), *cells])
+    return rows
+
+
+def _cell(one: Compared) -> str:
+    return f"{figure(one.other.median, one.other.unit)} ({times(one.ratio)})"
 
 
 def _summary(found: _Found) -> str:
@@ -60,41 +79,44 @@ def _summary(found: _Found) -> str:
 
 
 def _draw(canvas: Canvas, found: _Found) -> None:
-    most = max(len(others) for _, _, others in found)
-    columns = 2
-    rows = -(-len(found) // columns)
-    height = 0.6 + 0.27 * most
-    every = canvas.axes(height if canvas.narrow else height * rows, rows=rows, columns=columns)
+    names = list(dict.fromkeys(one.target for _, _, others in found for one in others))
+    columns = 3
+    every = canvas.axes(0.6 + 0.26 * len(names), count=len(found), columns=columns)
     ratios = [ratio for _, _, others in found for one in others for ratio in one.ratios]
-    limits = min(0.4, *ratios) / 1.25, max(2.5, *ratios) * 2.6  # room for the figure behind the longest bar
-    for axes, one in zip(every, found, strict=False):
-        _bars(axes, *one, limits=limits)
-    for axes in every[len(found) :]:
-        axes.remove()
+    limits = min(0.4, *ratios) / 1.25, max(2.5, *ratios) * 3.2  # room for the figure behind the longest bar
+    for place, (axes, (question, mine, others)) in enumerate(zip(every, found, strict=True)):
+        _bars(axes, others, names, limits)
+        axes.set_title(f"{question.title}: {figure(mine.median, mine.unit)}")
+        if not canvas.narrow and place % columns:
+            axes.set_yticklabels([])
 
 
-def _bars(
-    axes: Axes, question: Question, mine: Measurement, others: list[Compared], *, limits: tuple[float, float]
-) -> None:
-    for place, one in enumerate(others):
-        colour = targets.colour(one.target).light
-        axes.barh(place, one.ratio - 1, left=1, height=0.62, color=colour)
+def _bars(axes: Axes, others: list[Compared], names: list[str], limits: tuple[float, float]) -> None:
+    by_target = {one.target: one for one in others}
+    for place, name in enumerate(names):
+        one = by_target.get(name)
+        if one is None:
+            _note(axes, "not measured", 1.0, place)
+            continue
+        axes.barh(place, one.ratio - 1, left=1, height=0.62, color=targets.colour(name).light)
         axes.plot([min(one.ratios), max(one.ratios)], [place, place], color=INK.light, linewidth=1)
-        axes.annotate(
-            times(one.ratio), (max(*one.ratios, 1.0), place), (5, 0), textcoords="offset points", va="center",
-            color=INK.light, fontweight="bold",
-        )  # fmt: skip
+        _note(axes, times(one.ratio), max(*one.ratios, 1.0), place, fontweight="bold")
     axes.axvline(1, color=SOFT.light, linewidth=1)
     axes.set_xscale("log")
     axes.set_xlim(*limits)
-    ticks = [tick for tick in (0.1, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if limits[0] <= tick <= limits[1]]
+    ticks = [tick for tick in (0.01, 0.1, 0.5, 1, 2, 5, 20, 100, 500) if limits[0] <= tick <= limits[1]]
     axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_yticks(range(len(others)), [_short(one.target) for one in others])
-    axes.set_ylim(len(others) - 0.4, -0.6)
+    axes.minorticks_off()
+    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.set_title(f"{question.title}: {figure(mine.median, mine.unit)}")
+
+
+def _note(axes: Axes, text: str, x: float, place: int, fontweight: str = "normal") -> None:
+    axes.annotate(
+        text, (x, place), (5, 0), textcoords="offset points", va="center", color=INK.light, fontweight=fontweight
+    )
 
 
 def _short(target: str) -> str:
-    return targets.name(target).replace("sentence-transformers", "s-t").partition(":")[0]
+    return targets.name(target).replace("sentence-transformers", "s-t")

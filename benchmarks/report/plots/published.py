@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.measure import figure
 from benchmarks.report import targets
-from benchmarks.report.plot import INK, SOFT, Absent, Canvas, Plot
+from benchmarks.report.plot import INK, SOFT, Absent, Canvas, Plot, logarithmic
 from benchmarks.report.plots.latency import latency_rows
 from benchmarks.report.stored import Shape, Stored
 
@@ -39,8 +39,8 @@ def plot(known: Stored) -> Plot | Absent:
     return Plot(
         _NAME,
         _TITLE,
-        "Filled dots are measured here, hollow ones published for other GPUs, in fp16 and without host copies: they tell "
-        "the order of magnitude to expect, no more. Left is faster.",
+        "Filled dots are measured here, hollow ones published for other GPUs, in fp16 and without host copies: they "
+        "tell the order of magnitude to expect, no more. Left is faster.",
         "; ".join(f"{_said(pair.shape)}: {pair.label} {figure(pair.ms, 'ms')}" for pair in found) + ".",
         ("", "", "ms", *(f"{gpu}, published" for gpu in gpus)),
         [
@@ -83,8 +83,10 @@ def _draw(canvas: Canvas, found: Sequence[_Pair]) -> None:
     for gpu, marker in markers.items():
         axes.plot([], [], marker, color=SOFT.light, fillstyle="none", markersize=6, label=f"{gpu}, published")
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_yticks(list(places.values()), [_said(place).replace(", ", ",\n" if canvas.narrow else ", ", 1) for place in places])
+    logarithmic(axes.xaxis)
+    axes.set_yticks(
+        list(places.values()), [_said(place).replace(", ", ",\n" if canvas.narrow else ", ", 1) for place in places]
+    )
     axes.set_ylim(len(places) - 0.5, -0.5)
     axes.set_xlabel("ms")
     canvas.figure.legend(
