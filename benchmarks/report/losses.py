@@ -38,5 +38,5 @@ def losses(known: Stored) -> list[Loss]:
 
 
 def _rank(metric: str) -> int:
-    order = ("cosine_min", "worst_cosine", "cosine_worst", "cosine", "agreement", "difference")
+    order = ("min_cosine", "cosine_min", "cosine", "agreement", "difference")
     return next((place for place, name in enumerate(order) if name in metric), len(order))
