@@ -164,8 +164,8 @@ def _drawn(plot: Plot, narrow: bool, kind: Literal["svg", "png"]) -> bytes:
     return file.getvalue()
 
 
-def logarithmic(axis: Axis) -> None:
-    """Ticks at 1, 2 and 5 of every power of ten, written as plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+def logarithmic(axis: Axis, *, coarse: bool = False) -> None:
+    """Ticks at 1, 2 and 5 of every power of ten, or at the powers alone, written as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1,) if coarse else (1, 2, 5), numticks=20))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda value, _: f"{value:g}")

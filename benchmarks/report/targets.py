@@ -59,8 +59,8 @@ _OTHERS = (Colour("#5b6ee1", "#93a1f5"), Colour("#4d7c0f", "#8fc74a"), Colour("#
 STAGES = (
     Colour("#4a3fa0", "#a79bf5"), Colour("#2a8f80", "#5fd0bf"), Colour("#8c2a5c", "#e07fae"),
     Colour("#7d7d22", "#c3c35a"), Colour("#3a86ab", "#8ccdee"), Colour("#b84f60", "#ee95a2"),
-    Colour("#117733", "#55c07a"), Colour("#8e3a88", "#d58ad0"), Colour("#94801a", "#ddcc77"),
-    Colour("#5a6472", "#a2abb8"),
+    Colour("#117733", "#55c07a"), Colour("#5a6472", "#a2abb8"), Colour("#8e3a88", "#d58ad0"),
+    Colour("#94801a", "#ddcc77"),
 )  # fmt: skip
 """For the stages of a start, which are no targets: after Tol's muted scheme."""
 

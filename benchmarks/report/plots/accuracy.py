@@ -27,7 +27,7 @@ def plot(known: Stored) -> Plot | Absent:
         _NAME,
         _TITLE,
         "Left is nearer to PyTorch in fp32, on a logarithmic axis (one minus the worst cosine, or the largest "
-        "difference); behind each dot is how fast that precision is beside this worker in fp32.",
+        "difference); above each line is how fast that precision is beside this worker in fp32.",
         f"The farthest is {_label(worst)}: {worst.metric} {worst.value:.7g}.",
         ("", "metric", "value", "loss", "32 clients beside fp32"),
         [[_label(one), one.metric, f"{one.value:.7g}", f"{one.loss:.1e}", speeds[one.target] or "-"] for one in found],
@@ -37,7 +37,9 @@ def plot(known: Stored) -> Plot | Absent:
 
 
 def _label(one: Loss) -> str:
-    return f"{targets.name(one.target)}, {one.point}" if one.point else targets.name(one.target)
+    """The point is said where the target does not say it."""
+    name = targets.name(one.target)
+    return name if not one.point or one.point in name.split(", ") else f"{name}, {one.point}"
 
 
 def _speed(known: Stored, target: str) -> str | None:
@@ -51,18 +53,19 @@ def _speed(known: Stored, target: str) -> str | None:
 
 
 def _draw(canvas: Canvas, found: Sequence[Loss], speeds: dict[str, str | None]) -> None:
-    (axes,) = canvas.axes(0.9 + (0.45 if canvas.narrow else 0.34) * len(found))
+    (axes,) = canvas.axes(0.9 + 0.5 * len(found))
+    left = _LEAST / 3
     for place, one in enumerate(found):
-        at = max(one.loss, _LEAST)
-        axes.plot([_LEAST / 3, at], [place, place], color=targets.colour(one.target).light, linewidth=1.2)
-        axes.plot(at, place, "o", color=targets.colour(one.target).light, markersize=8)
+        at, colour = max(one.loss, _LEAST), targets.colour(one.target).light
+        axes.plot([left, at], [place, place], color=colour, linewidth=1.4)
+        axes.plot(at, place, "o", color=colour, markersize=8)
         speed = speeds[one.target]
-        text = f"{one.loss:.0e}" + (f", {speed} the speed" if speed else "")
-        axes.annotate(text, (at, place), (8, 0), textcoords="offset points", va="center", color=INK.light)
+        text = f"{one.loss:.1e}" + (f", {speed} the speed of fp32" if speed else "")
+        axes.annotate(text, (left, place), (6, 5), textcoords="offset points", color=INK.light)
     axes.set_xscale("log")
-    axes.set_xlim(_LEAST / 3, max(1e-3, *(one.loss for one in found)) * (3000 if canvas.narrow else 200))
+    axes.set_xlim(left, 3 * max(1e-2, *(one.loss for one in found)))
     axes.set_yticks(range(len(found)), [_label(one).replace(", ", ",\n" if canvas.narrow else ", ") for one in found])
-    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.set_ylim(len(found) - 0.5, -0.75)
     axes.minorticks_off()
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("distance from PyTorch in fp32")

@@ -72,7 +72,7 @@ def _said(place: Shape) -> str:
 
 def _draw(canvas: Canvas, found: Sequence[_Pair]) -> None:
     places = {place: row for row, place in enumerate(dict.fromkeys(pair.shape for pair in found))}
-    (axes,) = canvas.axes(1.3 + (0.42 if canvas.narrow else 0.3) * len(places))
+    (axes,) = canvas.axes((2.6 if canvas.narrow else 1.6) + (0.5 if canvas.narrow else 0.3) * len(places))
     markers = dict(zip(dict.fromkeys(gpu for pair in found for gpu, _ in pair.published), "osD^vPX", strict=False))
     for pair in found:
         for gpu, ms in pair.published:
@@ -81,14 +81,14 @@ def _draw(canvas: Canvas, found: Sequence[_Pair]) -> None:
     for label, target in dict.fromkeys((pair.label, pair.target) for pair in found):
         axes.plot([], [], "o", color=targets.colour(target).light, markersize=8, label=label)
     for gpu, marker in markers.items():
-        axes.plot([], [], marker, color=SOFT.light, fillstyle="none", markersize=6, label=f"{gpu}, published")
+        axes.plot([], [], marker, color=SOFT.light, fillstyle="none", markersize=6, label=f"{gpu} (published)")
     axes.set_xscale("log")
-    logarithmic(axes.xaxis)
+    logarithmic(axes.xaxis, coarse=canvas.narrow)
     axes.set_yticks(
         list(places.values()), [_said(place).replace(", ", ",\n" if canvas.narrow else ", ", 1) for place in places]
     )
     axes.set_ylim(len(places) - 0.5, -0.5)
     axes.set_xlabel("ms")
     canvas.figure.legend(
-        loc="outside upper center", ncols=1 if canvas.narrow else 4, labelcolor=INK.light, handletextpad=0.2
+        loc="outside upper center", ncols=1 if canvas.narrow else 3, labelcolor=INK.light, handletextpad=0.2
     )
