@@ -17,6 +17,7 @@ from benchmarks.report.stored import Source, Stored
 
 _HOW = {
     "accuracy": "Every precision answers the same texts as PyTorch in fp32; compared row by row.",
+    "batching": "One worker; tokens and engine runs are counted by itself.",
     "coldstart": "A process is started with a job already waiting; worker and floor take turns.",
     "latency": "One engine in one process: warm-up, then runs of one shape for a fixed time; percentiles of all runs.",
     "load": "One worker behind an emulated endpoint, real client: closed loops, then open loops with Poisson arrivals.",
@@ -30,7 +31,7 @@ _FACTS = (
     ("gpu", "GPU"), ("driver", "driver"), ("cuda", "CUDA"), ("tensorrt", "TensorRT"), ("processor", "processor"),
     ("cpus", "CPUs"), ("python", "Python"),
 )  # fmt: skip
-_OF_A_FILE = ("date", "commit", "versions")
+_TOLD_APART = ("date", "commit", "versions", "targets")
 
 
 @dataclass(frozen=True)
@@ -88,21 +89,25 @@ def _machines(known: Stored) -> list[Machine]:
 def _facts(source: Source) -> Iterator[tuple[str, str]]:
     known = source.results.environment
     yield from ((label, _value(known[key])) for key, label in _FACTS if known.get(key) is not None)
-    yield from _others({key: value for key, value in known.items() if key not in (*dict(_FACTS), *_OF_A_FILE)})
-    versions = known.get("versions") or {}
-    if versions:
-        yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
+    yield from _others({key: value for key, value in known.items() if key not in (*dict(_FACTS), *_TOLD_APART)})
+    if known.get("versions"):
+        yield "versions", _versions(known["versions"])
 
 
 def _file(source: Source) -> File:
     known = source.results.environment
     commit = f"commit {known['commit']}" if known.get("commit") else ""
+    theirs = {f"of {target}": _versions(found) for target, found in (known.get("targets") or {}).items() if found}
     scenarios = dict.fromkeys(one.scenario for one in source.results.measurements)
     return File(
         source.name,
         ", ".join(filter(None, (str(known.get("date") or ""), commit))),
-        [(scenario, _told(source, scenario)) for scenario in scenarios],
+        [*((scenario, _told(source, scenario)) for scenario in scenarios), *theirs.items()],
     )
+
+
+def _versions(found: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 def _told(source: Source, scenario: str) -> str:

@@ -52,8 +52,13 @@ class Stored:
     """A sentence for each file that is left out."""
 
     def having(self, scenario: str) -> list[Source]:
-        """The files with measurements of this scenario."""
-        return [source for source in self.sources if source.results.of(scenario)]
+        """The files with measurements of this scenario: of each machine the one with the most, if several have some."""
+        best: dict[str, Source] = {}
+        for source in self.sources:
+            count = len(source.results.of(scenario))
+            if count and (source.machine not in best or count > len(best[source.machine].results.of(scenario))):
+                best[source.machine] = source
+        return list(best.values())
 
 
 def stored(files: Iterable[Path]) -> Stored:

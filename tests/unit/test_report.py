@@ -47,7 +47,7 @@ def test_every_plot_is_made_and_has_its_figures_as_a_table(known: Stored):
         made, "load"
     )
     assert figures(made, "coldstart")[0][:3] == ["this worker, page cache warm", "26.2", "158"]
-    assert figures(made, "padding") == [["this worker, as they come", "34%"], ["this worker, sorted", "5%"]]
+    assert figures(made, "padding") == [["this worker, 32 clients", "33.3%"], ["this worker, bulk", "4.76%"]]
     assert figures(made, "accuracy")[1] == ["this worker, int8", "min_cosine", "0.9871", "1.3e-02", "1.12x"]
     assert figures(made, "latency")[0][:4] == ["minilm", "16", "1", "this worker"]
     assert {row[0] for row in figures(made, "published")} >= {

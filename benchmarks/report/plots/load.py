@@ -16,6 +16,8 @@ from benchmarks.report.stored import Source, Stored
 
 SCENARIO = "load"
 _NAME, _TITLE = "load", "Throughput against latency"
+_NOT_SERVED = ("ours-fake", "bare")
+"""Workers without a model, which `load --engine fake` holds against each other."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def curves(known: Stored) -> list[Curve]:
     """What there is of `load`."""
     made = []
     for source in known.having(SCENARIO):
-        for target in source.targets(SCENARIO):
+        for target in (name for name in source.targets(SCENARIO) if name not in _NOT_SERVED):
             points = [point for name in _names(source, target) if (point := _point(source, target, name))]
             if not points:
                 continue

@@ -10,6 +10,7 @@ from benchmarks.report import targets
 from benchmarks.report.plot import INK, Absent, Canvas, Plot
 from benchmarks.report.stored import Stored
 
+SCENARIO = "batching"
 _NAME, _TITLE = "padding", "Padding waste"
 
 
@@ -21,10 +22,10 @@ class _Waste:
 
 
 def plot(known: Stored) -> Plot | Absent:
-    """See the top; whatever scenario measured a metric with padding in its name."""
+    """See the top."""
     found = _found(known)
     if not found:
-        return Absent(_NAME, _TITLE, "python -m benchmarks throughput --json benchmarks/results/throughput-cpu.json")
+        return Absent(_NAME, _TITLE, "python -m benchmarks batching --json benchmarks/results/batching-cpu.json")
     worst = max(found, key=lambda one: one.percent)
     return Plot(
         _NAME,
@@ -35,22 +36,19 @@ def plot(known: Stored) -> Plot | Absent:
         ("", "padding"),
         [[one.label, f"{figure(one.percent)}%"] for one in found],
         lambda canvas: _draw(canvas, found),
-        ", ".join(sorted({f"{source.name}, {source.machine}" for source in known.sources if _of(source)})),
+        ", ".join(f"{source.name}, {source.machine}" for source in known.having(SCENARIO)),
     )
 
 
-def _of(source: object) -> list[object]:
-    results = source.results  # type: ignore[attr-defined]
-    return [one for one in results.measurements if "padding" in one.metric]
-
-
 def _found(known: Stored) -> list[_Waste]:
+    """`padding` is tokens computed as a multiple of those of the texts: 1.25 is a fifth of padding."""
     made = []
-    for source in known.sources:
-        for one in source.results.measurements:
-            if "padding" in one.metric and one.median == one.median:
-                scale = 1 if one.unit == "%" or "percent" in one.metric else 100
-                made.append(_Waste(f"{targets.name(one.target)}, {one.point}", one.target, one.median * scale))
+    for source in known.having(SCENARIO):
+        counted = (one for one in source.results.of(SCENARIO) if one.metric == "padding" and one.median >= 1)
+        made += [
+            _Waste(f"{targets.name(one.target)}, {one.point}", one.target, 100 * (1 - 1 / one.median))
+            for one in counted
+        ]
     return made
 
 
