@@ -26,7 +26,9 @@ from benchmarks.measure import figure
 from benchmarks.report.stored import Shape, Source, Stored, shape, stored
 
 _LOADS = ("load", "peers")
-_GRIDS = ("latency", "throughput")
+_GRIDS = ("throughput", "latency")
+"""The grid of the bundle itself goes before that of encoders with random weights."""
+_MEAN = " (mean times, which a p99 is above)"
 _GAIN = 1.03  # a larger batch must bring so many times the rows a second
 
 
@@ -39,6 +41,8 @@ class Asked:
     length: int | None = None
     rate: float | None = None
     max_loss: float | None = None
+    model: str | None = None
+    """Of the random encoders in `latency`."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, metavar="TOKENS", help="of a text (default: the longest measured)")
     parser.add_argument("--rate", type=_positive, metavar="JOBS_PER_S", help="how many jobs come in; tells the workers")
     parser.add_argument(
-        "--max-accuracy-loss", type=_positive, metavar="LOSS", help="1 - cosine to PyTorch, at most (default: any)"
+        "--max-accuracy-loss", type=_positive, metavar="LOSS", help="1 - worst cosine with fp32, at most (default: any)"
     )
+    parser.add_argument("--model", metavar="NAME", help="whose rows of `latency` to look at (default: `throughput`'s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -114,7 +119,7 @@ def main(args: argparse.Namespace) -> int:
             f"recommend: a price is of one machine, and these files are of: {found}; name files of one", file=sys.stderr
         )
         return 2
-    asked = Asked(args.p99_ms, args.price_per_hour, args.length, args.rate, args.max_accuracy_loss)
+    asked = Asked(args.p99_ms, args.price_per_hour, args.length, args.rate, args.max_accuracy_loss, args.model)
     found_or_why = recommend(known, asked)
     if isinstance(found_or_why, str):
         print(json.dumps({"error": found_or_why}) if args.json else found_or_why)
@@ -126,7 +131,8 @@ def main(args: argparse.Namespace) -> int:
 def recommend(known: Stored, asked: Asked) -> Recommendation | str:
     """The settings with the most jobs a second within the target, or a sentence that says what comes nearest."""
     losses = _losses(known)
-    refused, points = [], []
+    refused: list[str] = []
+    points: list[_Point] = []
     for target in _targets(known):
         loss = losses.get(target)
         if asked.max_loss is not None and (loss is None or loss > asked.max_loss):
@@ -139,7 +145,7 @@ def recommend(known: Stored, asked: Asked) -> Recommendation | str:
         return _nothing(points, refused, asked)
     kind = min(point.order for point in fit)
     best = max((point for point in fit if point.order == kind), key=lambda point: point.jobs_per_s)
-    grid = _grid(known, best.target, asked.length)
+    grid = _grid(known, best.target, asked)
     ladder = _ladder(grid, asked.p99_ms) if grid else ()
     measured = [f"rate and p99: {best.where}", *([f"ladder: {grid.where}"] if grid else [])]
     measured += [f"accuracy: {_accuracy_source(known)}"] if best.target in losses else []
@@ -225,7 +231,7 @@ def _points(known: Stored, target: str, asked: Asked) -> Iterator[_Point]:
     if loads:
         yield from loads
         return
-    grid = _grid(known, target, asked.length)
+    grid = _grid(known, target, asked)
     for batch, (p50, p99) in (grid.runs if grid else {}).items():
         assert grid is not None
         where = f"{grid.where}, batch {batch}: the engine alone, without a worker around it; `load` would tell"
@@ -246,22 +252,34 @@ def _loads(source: Source, scenario: str, target: str) -> Iterator[_Point]:
         yield _Point(target, where, rate.median, p99.median, together, 1 if closed else 0)
 
 
-def _grid(known: Stored, target: str, length: int | None) -> _Grid | None:
+def _grid(known: Stored, target: str, asked: Asked) -> _Grid | None:
     """The runs at the least length that is long enough; the longest that was measured where none is."""
-    made: dict[int, _Grid] = {}
-    for source in known.sources:
-        for scenario in _GRIDS:
-            for one in source.results.of(scenario):
-                place = shape(one.point)
-                if one.target == target and place and one.metric.endswith("p50_ms") and one.median == one.median:
-                    p99 = source.value(scenario, target, one.point, one.metric.replace("p50_ms", "p99_ms"))
-                    where = f"{source.name}, {scenario}, {target}, {_length_of(place)}"
-                    grid = made.setdefault(place.tokens, _Grid(place.tokens, where, {}))
-                    grid.runs.setdefault(place.batch, (one.median, p99.median if p99 else one.median))
-    if not made:
+    made: dict[tuple[str, str], dict[int, _Grid]] = {}
+    for scenario in _GRIDS:
+        for source in known.sources:
+            for place, run in _runs(source, scenario, target):
+                where = f"{source.name}, {scenario}, {target}, {_length_of(place)}{_MEAN * (scenario == _GRIDS[0])}"
+                grids = made.setdefault((scenario, place.of), {})
+                grids.setdefault(place.tokens, _Grid(place.tokens, where, {})).runs.setdefault(place.batch, run)
+    lengths = next((grids for (_, of), grids in made.items() if asked.model in (None, of)), None)
+    if not lengths:
         return None
-    enough = [tokens for tokens in made if length is not None and tokens >= length]
-    return made[min(enough, default=max(made))]
+    enough = [tokens for tokens in lengths if asked.length is not None and tokens >= asked.length]
+    return lengths[min(enough, default=max(lengths))]
+
+
+def _runs(source: Source, scenario: str, target: str) -> Iterator[tuple[Shape, tuple[float, float]]]:
+    """Shape, and p50 and p99 of a run in ms; of `throughput` its mean for both."""
+    for one in source.results.of(scenario):
+        place = shape(one.point)
+        if one.target != target or not place or not one.median > 0:
+            continue
+        if one.metric.endswith("p50_ms"):
+            p99 = source.value(scenario, target, one.point, one.metric.replace("p50_ms", "p99_ms"))
+            yield place, (one.median, p99.median if p99 else one.median)
+        elif one.metric == "rows_per_s":
+            mean = place.batch / one.median * 1e3
+            yield place, (mean, mean)
 
 
 def _length_of(place: Shape) -> str:

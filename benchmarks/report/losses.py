@@ -1,42 +1,44 @@
-"""How far each precision is from PyTorch, by what `accuracy` measured. No matplotlib here: `recommend` asks, too."""
+"""How far each precision is from fp32, by what `accuracy` measured. No matplotlib here: `recommend` asks, too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.report.compared import compare
 from benchmarks.report.stored import Source, Stored
+from benchmarks.results_file import Measurement
 
 SCENARIO = "accuracy"
+_COSINE, _RATE = "min_cosine", "rows_per_s"
 
 
 @dataclass(frozen=True)
 class Loss:
-    """How far a precision is from the reference."""
+    """The worst row of a precision, and its speed."""
 
     source: Source
     target: str
     point: str
-    metric: str
-    loss: float
-    """1 - cosine, or the difference, or 1 - agreement: 0 is equal."""
-    value: float
-    """The metric as it was measured."""
+    cosine: float
+    """With the same row in fp32."""
+    rate: Measurement | None
+    """Rows a second."""
+    speed: float | None
+    """As a multiple of ours in fp32, the median of the rounds."""
+
+    @property
+    def loss(self) -> float:
+        """1 - cosine; 0 is equal."""
+        return max(0.0, 1 - self.cosine)
 
 
 def losses(known: Stored) -> list[Loss]:
-    """A loss for each target and point; of several metrics the worst cosine, or else the first that can be a loss."""
-    made: dict[tuple[str, str, str], Loss] = {}
+    """One for each of our precisions, in the order of the files."""
+    made = []
     for source in known.having(SCENARIO):
-        found = sorted(source.results.of(SCENARIO), key=lambda one: _rank(one.metric))
-        for one in found:
-            key = source.name, one.target, one.point
-            if key in made or one.median != one.median or one.unit in ("s", "ms", "us", "MB", "jobs/s", "rows/s"):
-                continue
-            loss = 1 - one.median if one.better == "higher" else one.median
-            made[key] = Loss(source, one.target, one.point, one.metric, max(0.0, loss), one.median)
-    return list(made.values())
-
-
-def _rank(metric: str) -> int:
-    order = ("min_cosine", "cosine_min", "cosine", "agreement", "difference")
-    return next((place for place, name in enumerate(order) if name in metric), len(order))
+        cosines = (one for one in source.results.of(SCENARIO) if one.metric == _COSINE and one.target != "floor")
+        for one in (one for one in cosines if one.median == one.median):
+            mine, base = (source.value(SCENARIO, target, one.point, _RATE) for target in (one.target, "ours"))
+            both = compare(mine, base) if mine else None
+            made.append(Loss(source, one.target, one.point, one.median, mine, both.ratio if both else None))
+    return made

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -145,9 +145,10 @@ _STYLE = {
 @contextmanager
 def _style(plot: Plot, narrow: bool) -> Iterator[None]:
     size = 8.5 if narrow else 9.0
-    sizes = {f"{part}.labelsize": size for part in ("axes", "xtick", "ytick")}
+    sizes: dict[str, Any] = {f"{part}.labelsize": size for part in ("axes", "xtick", "ytick")}
     sizes |= {"font.size": size, "axes.titlesize": size + 0.5, "legend.fontsize": size}
-    with matplotlib.rc_context({**_STYLE, **sizes, "svg.hashsalt": plot.name}):
+    style: Any = {**_STYLE, **sizes, "svg.hashsalt": plot.name}  # matplotlib types every name
+    with matplotlib.rc_context(style):
         yield
 
 

@@ -46,8 +46,8 @@ OURS = load(
 INT8 = load("ours-int8", {"8 clients": (260.0, 70.0), "rate 0.5": (150.0, 25.0)})
 GRID = grid("ours", 128, {1: (10.0, 12.0), 8: (40.0, 45.0), 16: (100.0, 110.0), 32: (160.0, 190.0)})
 LOSSES = [
-    one("accuracy", "ours", "fp32", "min_cosine", [0.9999999], False),
-    one("accuracy", "ours-int8", "int8", "min_cosine", [0.987], False),
+    one("accuracy", target, "9 texts", "min_cosine", [cosine], False)
+    for target, cosine in (("ours", 1.0), ("ours-int8", 0.987))
 ]
 
 
@@ -83,20 +83,30 @@ def test_a_precision_whose_loss_is_not_known_is_out_when_one_is_asked_for():
 
 def test_two_runs_of_a_batch_fit_into_the_target_and_larger_ones_must_gain():
     found = recommend(known(OURS, GRID), Asked(400, 1.0))
-    assert isinstance(found, Recommendation)
-    assert found.ladder == (1, 8, 32)[:2]  # 16 has fewer rows a second than 8, and so has 32
-    assert recommend(known(OURS, GRID), Asked(80, 1.0)).ladder == (1,)  # type: ignore[union-attr]
+    short = recommend(known(OURS, GRID), Asked(80, 1.0))
+    assert isinstance(found, Recommendation) and isinstance(short, Recommendation)
+    assert found.ladder == (1, 8)  # 16 has fewer rows a second than 8; two runs of 32 fit, and bring no more either
+    assert short.ladder == (1,)
     assert found.length == 128
 
 
 def test_the_least_length_that_is_long_enough_is_looked_at():
     both = known(OURS, grid("ours", 16, {1: (1.0, 1.2), 8: (4.0, 5.0)}), GRID)
-    assert [recommend(both, Asked(100, 1.0, length=length)).length for length in (10, 16, 17, 500)] == [
-        16,
-        16,
-        128,
-        128,
-    ]  # type: ignore[union-attr]
+    for length, looked_at in ((10, 16), (16, 16), (17, 128), (500, 128)):
+        found = recommend(both, Asked(100, 1.0, length=length))
+        assert isinstance(found, Recommendation)
+        assert found.length == looked_at
+
+
+def test_the_bundle_s_own_grid_goes_before_random_encoders_and_a_model_can_be_named():
+    rates = {1: 100.0, 8: 400.0}
+    own = [one("throughput", "ours", f"batch {n}, 64 tokens", "rows_per_s", [rate], False) for n, rate in rates.items()]
+    found = recommend(known(OURS, GRID, own), Asked(100, 1.0))
+    named = recommend(known(OURS, GRID, own), Asked(100, 1.0, model="minilm"))
+    assert isinstance(found, Recommendation) and isinstance(named, Recommendation)
+    assert (found.length, found.ladder) == (64, (1, 8))
+    assert "mean" in found.measured[1]
+    assert named.length == 128
 
 
 def test_without_a_load_the_engine_alone_stands_in_and_says_so():

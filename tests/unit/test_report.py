@@ -48,7 +48,7 @@ def test_every_plot_is_made_and_has_its_figures_as_a_table(known: Stored):
     )
     assert figures(made, "coldstart")[0][:3] == ["this worker, page cache warm", "26.2", "158"]
     assert figures(made, "padding") == [["this worker, 32 clients", "33.3%"], ["this worker, bulk", "4.76%"]]
-    assert figures(made, "accuracy")[1] == ["this worker, int8", "min_cosine", "0.9871", "1.3e-02", "1.12x"]
+    assert figures(made, "accuracy")[1] == ["this worker, int8", "0.9871", "1.3e-02", "192", "1.9x", "500 texts"]
     assert figures(made, "latency")[0][:4] == ["minilm", "16", "1", "this worker"]
     assert {row[0] for row in figures(made, "published")} >= {
         "bert-base, 128 tokens, batch 1",
@@ -68,7 +68,7 @@ def test_ratios_are_round_by_round_and_say_how_many_times_better_ours_is(known: 
     cold, _, many = compared.QUESTIONS[:3]
     assert {one.target: round(one.ratio, 3) for one in compared.against(source, cold)}["stock"] == 24.0
     assert {one.target: round(one.ratio, 2) for one in compared.against(source, many)}["stock"] == 4.9  # 24 ** 0.5
-    rates = {"ours": [100.0, None, 90.0], "stock": [50.0, 40.0, 30.0]}
+    rates: dict[str, list[float | None]] = {"ours": [100.0, None, 90.0], "stock": [50.0, 40.0, 30.0]}
     mine, other = (results.one("peers", name, "idle", "jobs_per_s", values) for name, values in rates.items())
     both = compared.compare(mine, other)
     assert both is not None
@@ -166,13 +166,12 @@ def test_a_point_tells_its_shape():
     assert shape("32 clients") is None
 
 
-def test_the_worst_cosine_is_the_loss():
-    found = [
-        results.one("accuracy", "ours-int8", "int8", metric, [value], False)
-        for metric, value in (("p50_ms", 3.0), ("min_cosine", 0.99))
+def test_the_worst_cosine_with_fp32_is_the_loss_and_the_floor_is_no_precision():
+    found = losses(Stored([Source("a", results.accuracy())]))
+    assert [(one.target, round(one.loss, 6), round(one.speed or 0, 6)) for one in found] == [
+        ("ours", 0.0, 1.0),
+        ("ours-int8", 0.0129, 1.9),
     ]
-    (loss,) = losses(Stored([Source("a", Results(results.CPU, {}, tuple(found)))]))
-    assert loss.loss == pytest.approx(0.01)
     assert isinstance(accuracy.plot(Stored([])), Absent)
 
 
@@ -188,7 +187,7 @@ def test_the_command_writes_page_plots_and_markdown(tmp_path: Path, capsys: pyte
     assert (tmp_path / "out/accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert "var(--" not in (tmp_path / "out/accuracy.svg").read_text()
     report = (tmp_path / "out/report.md").read_text()
-    assert "| this worker, int8 | min_cosine | 0.9871 |" in re.sub(r" +", " ", report)
+    assert "| this worker, int8 | 0.9871 | 1.3e-02 |" in re.sub(r" +", " ", report)
     assert "This measures it: `python -m benchmarks coldstart" in report
     assert "no plot of load" in capsys.readouterr().out
 
