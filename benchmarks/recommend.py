@@ -18,17 +18,14 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.candidates import Grid, Point, grid_of, our_targets, points_of
 from benchmarks.measure import figure
-from benchmarks.report.stored import Shape, Source, Stored, shape, stored
+from benchmarks.report.stored import Stored, stored
 
-_LOADS = ("load", "peers")
-_GRIDS = ("throughput", "latency")
-"""The grid of the bundle itself goes before that of encoders with random weights."""
-_MEAN = " (mean times, which a p99 is above)"
 _GAIN = 1.03  # a larger batch must bring so many times the rows a second
 
 
@@ -70,29 +67,6 @@ class Recommendation:
     """Which measurements it comes from, a sentence each."""
 
 
-@dataclass(frozen=True)
-class _Point:
-    """A target at a load, or at a shape of the grid where there is no load."""
-
-    target: str
-    where: str
-    jobs_per_s: float
-    p99_ms: float
-    concurrency: int
-    order: int
-    """Open loops 0, closed ones 1, engine alone 2."""
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """Runs of one target at one length, by batch."""
-
-    tokens: int
-    where: str
-    runs: dict[int, tuple[float, float]]
-    """Batch -> p50 and p99 in ms."""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="results files of one machine")
@@ -132,23 +106,24 @@ def recommend(known: Stored, asked: Asked) -> Recommendation | str:
     """The settings with the most jobs a second within the target, or a sentence that says what comes nearest."""
     losses = _losses(known)
     refused: list[str] = []
-    points: list[_Point] = []
-    for target in _targets(known):
+    points: list[Point] = []
+    for target in our_targets(known):
         loss = losses.get(target)
         if asked.max_loss is not None and (loss is None or loss > asked.max_loss):
             why = "was not measured" if loss is None else f"is {loss:.2g}"
             refused.append(f"{precision(target)} is out: its accuracy loss {why}, allowed is {asked.max_loss:g}")
             continue
-        points += _points(known, target, asked)
+        points += points_of(known, target, asked.length, asked.model)
     fit = [point for point in points if point.p99_ms <= asked.p99_ms]
     if not fit:
         return _nothing(points, refused, asked)
     kind = min(point.order for point in fit)
     best = max((point for point in fit if point.order == kind), key=lambda point: point.jobs_per_s)
-    grid = _grid(known, best.target, asked)
+    grid = grid_of(known, best.target, asked.length, asked.model)
     ladder = _ladder(grid, asked.p99_ms) if grid else ()
     measured = [f"rate and p99: {best.where}", *([f"ladder: {grid.where}"] if grid else [])]
     measured += [f"accuracy: {_accuracy_source(known)}"] if best.target in losses else []
+    measured += _waiting(fit, best)
     workers = math.ceil(asked.rate / best.jobs_per_s) if asked.rate else None
     return Recommendation(
         known.sources[0].machine,
@@ -165,6 +140,17 @@ def recommend(known: Stored, asked: Asked) -> Recommendation | str:
         cost_per_million(asked.price_per_hour * workers, asked.rate) if workers and asked.rate else None,
         (*measured, *refused),
     )
+
+
+def _waiting(fit: Sequence[Point], best: Point) -> list[str]:
+    """Other precisions that look faster, but by a measurement that counts for less."""
+    faster = [point for point in fit if point.order > best.order and point.jobs_per_s > best.jobs_per_s]
+    by_target = {point.target: point for point in sorted(faster, key=lambda point: point.jobs_per_s)}
+    return [
+        f"{precision(target)} may be faster ({figure(point.jobs_per_s)} jobs/s: {point.where}); `load` with it would tell"
+        for target, point in by_target.items()
+        if target != best.target
+    ]
 
 
 def cost_per_million(price_per_hour: float, jobs_per_s: float) -> float:
@@ -205,7 +191,7 @@ def said(found: Recommendation, asked: Asked) -> str:
     return "\n".join([*lines, *(f"from            {sentence}" for sentence in found.measured)])
 
 
-def _nothing(points: Sequence[_Point], refused: Sequence[str], asked: Asked) -> str:
+def _nothing(points: Sequence[Point], refused: Sequence[str], asked: Asked) -> str:
     target = f"p99 <= {asked.p99_ms:g} ms"
     if not points:
         without = (
@@ -217,76 +203,7 @@ def _nothing(points: Sequence[_Point], refused: Sequence[str], asked: Asked) -> 
     return "; ".join([f"{text} ({nearest.where})", *refused]) + "."
 
 
-def _targets(known: Stored) -> list[str]:
-    scenarios = [(source, scenario) for source in known.sources for scenario in (*_LOADS, *_GRIDS)]
-    names = [target for source, scenario in scenarios for target in source.targets(scenario)]
-    return [
-        name for name in dict.fromkeys(names) if name.split("-")[0] == "ours" and name not in ("ours-fake", "ours-http")
-    ]
-
-
-def _points(known: Stored, target: str, asked: Asked) -> Iterator[_Point]:
-    """Loads; where there are none, the engine alone, twice whose p99 a job waits."""
-    loads = [point for source in known.sources for scenario in _LOADS for point in _loads(source, scenario, target)]
-    if loads:
-        yield from loads
-        return
-    grid = _grid(known, target, asked)
-    for batch, (p50, p99) in (grid.runs if grid else {}).items():
-        assert grid is not None
-        where = f"{grid.where}, batch {batch}: the engine alone, without a worker around it; `load` would tell"
-        yield _Point(target, where, batch / p50 * 1e3, 2 * p99, 2 * batch, 2)
-
-
-def _loads(source: Source, scenario: str, target: str) -> Iterator[_Point]:
-    names = dict.fromkeys(one.point for one in source.results.of(scenario) if one.target == target)
-    for name in names:
-        closed = re.fullmatch(r"(\d+) clients?", name)
-        if not closed and not name.startswith("rate "):
-            continue
-        rate, p99 = (source.value(scenario, target, name, metric) for metric in ("jobs_per_s", "p99_ms"))
-        if rate is None or p99 is None:
-            continue
-        together = int(closed[1]) if closed else max(1, math.ceil(rate.median * p99.median / 1e3))
-        where = f"{source.name}, {scenario}, {target}, {name}"
-        yield _Point(target, where, rate.median, p99.median, together, 1 if closed else 0)
-
-
-def _grid(known: Stored, target: str, asked: Asked) -> _Grid | None:
-    """The runs at the least length that is long enough; the longest that was measured where none is."""
-    made: dict[tuple[str, str], dict[int, _Grid]] = {}
-    for scenario in _GRIDS:
-        for source in known.sources:
-            for place, run in _runs(source, scenario, target):
-                where = f"{source.name}, {scenario}, {target}, {_length_of(place)}{_MEAN * (scenario == _GRIDS[0])}"
-                grids = made.setdefault((scenario, place.of), {})
-                grids.setdefault(place.tokens, _Grid(place.tokens, where, {})).runs.setdefault(place.batch, run)
-    lengths = next((grids for (_, of), grids in made.items() if asked.model in (None, of)), None)
-    if not lengths:
-        return None
-    enough = [tokens for tokens in lengths if asked.length is not None and tokens >= asked.length]
-    return lengths[min(enough, default=max(lengths))]
-
-
-def _runs(source: Source, scenario: str, target: str) -> Iterator[tuple[Shape, tuple[float, float]]]:
-    """Shape, and p50 and p99 of a run in ms; of `throughput` its mean for both."""
-    for one in source.results.of(scenario):
-        place = shape(one.point)
-        if one.target != target or not place or not one.median > 0:
-            continue
-        if one.metric.endswith("p50_ms"):
-            p99 = source.value(scenario, target, one.point, one.metric.replace("p50_ms", "p99_ms"))
-            yield place, (one.median, p99.median if p99 else one.median)
-        elif one.metric == "rows_per_s":
-            mean = place.batch / one.median * 1e3
-            yield place, (mean, mean)
-
-
-def _length_of(place: Shape) -> str:
-    return ", ".join(filter(None, (place.of, f"{place.tokens} tokens")))
-
-
-def _ladder(grid: _Grid, p99_ms: float) -> tuple[int, ...]:
+def _ladder(grid: Grid, p99_ms: float) -> tuple[int, ...]:
     taken: list[int] = []
     best = 0.0
     for batch, (p50, p99) in sorted(grid.runs.items()):

@@ -66,6 +66,17 @@ def test_closed_loops_decide_where_no_open_one_meets_the_target():
     assert (found.jobs_per_s, found.concurrency) == (150.0, 8)
 
 
+def test_a_precision_that_was_seen_in_a_closed_loop_only_is_named():
+    closed = [
+        one("peers", "ours-int8", "32 clients", metric, [value], False)
+        for metric, value in (("jobs_per_s", 300.0), ("p99_ms", 90.0))
+    ]
+    found = recommend(known(OURS, closed), Asked(100, 1.0))
+    assert isinstance(found, Recommendation)
+    assert found.precision == "fp32"
+    assert "int8 may be faster (300 jobs/s: all-cpu, peers, ours-int8, 32 clients)" in found.measured[-1]
+
+
 def test_the_fastest_precision_is_taken_unless_it_loses_too_much():
     fast = recommend(known(OURS, INT8, LOSSES), Asked(100, 1.0))
     exact = recommend(known(OURS, INT8, LOSSES), Asked(100, 1.0, max_loss=1e-3))
