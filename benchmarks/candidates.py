@@ -14,6 +14,9 @@ _GRIDS = ("throughput", "latency")
 """The grid of the bundle itself goes before that of encoders with random weights."""
 _MEAN = " (mean times, which a p99 is above)"
 
+_NO_SETTING = ("ours-fake", "ours-http", "ours-alone", "ours-handler")
+"""Of us as well, but no engine and precision of their own."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -42,9 +45,19 @@ def our_targets(known: Stored) -> list[str]:
     """This worker's engines and precisions, in the order of the files; not the one without a model."""
     scenarios = [(source, scenario) for source in known.sources for scenario in (*_LOADS, *_GRIDS)]
     names = [target for source, scenario in scenarios for target in source.targets(scenario)]
-    return [
-        name for name in dict.fromkeys(names) if name.split("-")[0] == "ours" and name not in ("ours-fake", "ours-http")
-    ]
+    return [name for name in dict.fromkeys(names) if name.split("-")[0] == "ours" and name not in _NO_SETTING]
+
+
+def precision_of(known: Stored, target: str) -> str:
+    """What the name of a target says; else what the command was told; else fp32, the default of export."""
+    told = (
+        source.results.options.get("precision")
+        for source in known.sources
+        for scenario in _GRIDS + _LOADS
+        if target in source.targets(scenario)
+    )
+    named = re.search(r"(fp32|tf32|fp16|bf16|int8)", target)
+    return named[1] if named else next((str(one) for one in told if one), "fp32")
 
 
 def points_of(known: Stored, target: str, length: int | None, model: str | None) -> Iterator[Point]:

@@ -16,13 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.candidates import Grid, Point, grid_of, our_targets, points_of
+from benchmarks.candidates import Grid, Point, grid_of, our_targets, points_of, precision_of
 from benchmarks.measure import figure
 from benchmarks.report.stored import Stored, stored
 
@@ -111,24 +110,26 @@ def recommend(known: Stored, asked: Asked) -> Recommendation | str:
         loss = losses.get(target)
         if asked.max_loss is not None and (loss is None or loss > asked.max_loss):
             why = "was not measured" if loss is None else f"is {loss:.2g}"
-            refused.append(f"{precision(target)} is out: its accuracy loss {why}, allowed is {asked.max_loss:g}")
+            refused.append(
+                f"{precision_of(known, target)} is out: its accuracy loss {why}, allowed is {asked.max_loss:g}"
+            )
             continue
         points += points_of(known, target, asked.length, asked.model)
     fit = [point for point in points if point.p99_ms <= asked.p99_ms]
     if not fit:
-        return _nothing(points, refused, asked)
+        return _nothing(known, points, refused, asked)
     kind = min(point.order for point in fit)
     best = max((point for point in fit if point.order == kind), key=lambda point: point.jobs_per_s)
     grid = grid_of(known, best.target, asked.length, asked.model)
     ladder = _ladder(grid, asked.p99_ms) if grid else ()
     measured = [f"rate and p99: {best.where}", *([f"ladder: {grid.where}"] if grid else [])]
     measured += [f"accuracy: {_accuracy_source(known)}"] if best.target in losses else []
-    measured += _waiting(fit, best)
+    measured += _waiting(known, fit, best)
     workers = math.ceil(asked.rate / best.jobs_per_s) if asked.rate else None
     return Recommendation(
         known.sources[0].machine,
         best.target,
-        precision(best.target),
+        precision_of(known, best.target),
         ladder,
         grid.tokens if grid else None,
         best.concurrency,
@@ -142,12 +143,13 @@ def recommend(known: Stored, asked: Asked) -> Recommendation | str:
     )
 
 
-def _waiting(fit: Sequence[Point], best: Point) -> list[str]:
+def _waiting(known: Stored, fit: Sequence[Point], best: Point) -> list[str]:
     """Other precisions that look faster, but by a measurement that counts for less."""
     faster = [point for point in fit if point.order > best.order and point.jobs_per_s > best.jobs_per_s]
     by_target = {point.target: point for point in sorted(faster, key=lambda point: point.jobs_per_s)}
     return [
-        f"{precision(target)} may be faster ({figure(point.jobs_per_s)} jobs/s: {point.where}); `load` with it would tell"
+        f"{precision_of(known, target)} may be faster ({figure(point.jobs_per_s)} jobs/s: {point.where}); "
+        "`load` with it would tell"
         for target, point in by_target.items()
         if target != best.target
     ]
@@ -156,12 +158,6 @@ def _waiting(fit: Sequence[Point], best: Point) -> list[str]:
 def cost_per_million(price_per_hour: float, jobs_per_s: float) -> float:
     """In the price's currency."""
     return price_per_hour / 3600 / jobs_per_s * 1e6
-
-
-def precision(target: str) -> str:
-    """What the name of a target says of it; fp32 where it says nothing, the default of export."""
-    found = re.search(r"(fp32|tf32|fp16|bf16|int8)", target)
-    return found[1] if found else "fp32"
 
 
 def said(found: Recommendation, asked: Asked) -> str:
@@ -191,7 +187,7 @@ def said(found: Recommendation, asked: Asked) -> str:
     return "\n".join([*lines, *(f"from            {sentence}" for sentence in found.measured)])
 
 
-def _nothing(points: Sequence[Point], refused: Sequence[str], asked: Asked) -> str:
+def _nothing(known: Stored, points: Sequence[Point], refused: Sequence[str], asked: Asked) -> str:
     target = f"p99 <= {asked.p99_ms:g} ms"
     if not points:
         without = (
@@ -199,7 +195,7 @@ def _nothing(points: Sequence[Point], refused: Sequence[str], asked: Asked) -> s
         )
         return f"Nothing meets {target}: {without}."
     nearest = min(points, key=lambda point: point.p99_ms)
-    text = f"Nothing meets {target}; the nearest is {precision(nearest.target)} with p99 {figure(nearest.p99_ms)} ms"
+    text = f"Nothing meets {target}; the nearest is {precision_of(known, nearest.target)} with p99 {figure(nearest.p99_ms)} ms"
     return "; ".join([f"{text} ({nearest.where})", *refused]) + "."
 
 

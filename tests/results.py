@@ -19,6 +19,7 @@ CPU = {
 }
 GPU = {**CPU, "gpu": "NVIDIA Invented 80GB", "driver": "550.1", "cuda": "11.8", "tensorrt": "10.13.0"}
 
+_LATENCIES = {"ours-alone": 0.9, "ours": 1.0, "ours-handler": 1.2, "torch-eager": 2.4, "torch-compile": 1.7}
 PEERS = ("ours-int8", "stock", "infinity", "infinity-http", "litserve", "floor")
 
 
@@ -116,7 +117,7 @@ def latency(environment: dict[str, Any], first_ms: float) -> Results:
         for tokens in (16, 128):
             for batch in (1, 8, 32):
                 ms = first_ms * size * (0.4 + 0.6 * (tokens * batch / 128) ** 0.9)
-                for target, times in (("ours", 1.0), ("torch-eager", 2.4), ("torch-compile", 1.7)):
+                for target, times in _LATENCIES.items():
                     point = f"{model}, batch {batch}, {tokens} tokens"
                     found.append(one("latency", target, point, "p50_ms", [ms * times], floor=False))
                     found.append(one("latency", target, point, "p99_ms", [ms * times * 1.3], floor=False))

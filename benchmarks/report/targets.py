@@ -21,6 +21,8 @@ _NAMES = {
     "transformers-pipeline": "transformers.pipeline alone",
     "torch-eager": "PyTorch, eager",
     "torch-compile": "PyTorch, torch.compile",
+    "ours-alone": "this worker's engine alone",
+    "ours-handler": "this worker, through its handler",
     "ours-http": "this worker, SDK's test server",
     "tei": "Text Embeddings Inference",
     "triton": "Triton",
@@ -44,6 +46,8 @@ class Colour:
 _COLOURS = {
     "ours": Colour("#0072b2", "#4ba3dd"),
     "ours-int8": Colour("#2f8fa8", "#6cc8df"),
+    "ours-alone": Colour("#5b8bd6", "#8fb4ee"),
+    "ours-handler": Colour("#0b3d66", "#bfe0f7"),
     "floor": Colour("#6b7280", "#9aa3b2"),
     "stock": Colour("#d55e00", "#f0883e"),
     "infinity": Colour("#a8568a", "#d893ba"),

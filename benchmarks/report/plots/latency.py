@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,8 +26,6 @@ class Row:
 
     source: Source
     target: str
-    part: str
-    """What was timed: alone, copies, handler; empty where there is one thing only."""
     shape: Shape
     p50_ms: float
     p99_ms: float
@@ -36,29 +33,19 @@ class Row:
     @property
     def label(self) -> str:
         """Who it is, in a legend."""
-        return targets.name(self.target) + (f", {self.part.replace('_', ' ')}" if self.part else "")
+        return "this worker's engine, with copies" if self.target == "ours" else targets.name(self.target)
 
 
-def latency_rows(known: Stored, scenario: str = SCENARIO) -> list[Row]:
+def latency_rows(known: Stored) -> list[Row]:
     """All that was measured at a shape, with its median."""
     made = []
-    for source in known.having(scenario):
-        for one in source.results.of(scenario):
-            place, found = shape(one.point), re.fullmatch(r"(?:(.+)_)?p50_ms", one.metric)
-            if not place or not found or one.median != one.median:
-                continue
-            above = source.value(scenario, one.target, one.point, one.metric.replace("p50_ms", "p99_ms"))
-            part, place = _part(found[1] or "", place)
-            made.append(Row(source, one.target, part, place, one.median, above.median if above else one.median))
+    for source in known.having(SCENARIO):
+        for one in source.results.of(SCENARIO):
+            place = shape(one.point)
+            if place and one.metric == "p50_ms" and one.median == one.median:
+                above = source.value(SCENARIO, one.target, one.point, "p99_ms")
+                made.append(Row(source, one.target, place, one.median, above.median if above else one.median))
     return made
-
-
-def _part(part: str, place: Shape) -> tuple[str, Shape]:
-    """The part may be told by the point instead: "bert-base, batch 8, 128 tokens, handler"."""
-    words = [word.strip() for word in place.of.split(",")]
-    named = [word for word in words if word in ("alone", "copies", "with copies", "handler", "engine")]
-    rest = ", ".join(word for word in words if word not in named)
-    return part or ", ".join(named), place._replace(of=rest)
 
 
 def plot(known: Stored) -> Plot | Absent:
@@ -126,7 +113,7 @@ def _panel(axes: Axes, found: Sequence[Row], labels: Sequence[str]) -> None:
         line = sorted((row for row in found if row.label == label), key=lambda row: row.shape.batch)
         batches = [row.shape.batch for row in line]
         colour, place = targets.colour(line[0].target).light, labels.index(label)
-        style = {"marker": _MARKERS[place % len(_MARKERS)], "linestyle": _LINES[_parts(line, found) % len(_LINES)]}
+        style = {"marker": _MARKERS[place % len(_MARKERS)], "linestyle": _LINES[place % len(_LINES)]}
         axes.plot(batches, [row.p50_ms for row in line], color=colour, label=label, **style)  # type: ignore[arg-type]
         axes.fill_between(
             batches, [row.p50_ms for row in line], [row.p99_ms for row in line], color=colour, alpha=0.2, linewidth=0
@@ -138,7 +125,3 @@ def _panel(axes: Axes, found: Sequence[Row], labels: Sequence[str]) -> None:
     logarithmic(axes.yaxis)
     axes.set_xlabel("rows in a batch")
     axes.set_ylabel("ms")
-
-
-def _parts(line: Sequence[Row], found: Sequence[Row]) -> int:
-    return list(dict.fromkeys(row.part for row in found)).index(line[0].part)

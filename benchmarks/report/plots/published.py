@@ -39,7 +39,7 @@ def plot(known: Stored) -> Plot | Absent:
     return Plot(
         _NAME,
         _TITLE,
-        "Filled dots are measured here, hollow ones published for other GPUs, in fp16 and without host copies: they "
+        "Filled dots are this worker's, hollow ones published for other GPUs, in fp16 and without host copies: they "
         "tell the order of magnitude to expect, no more. Left is faster.",
         "; ".join(f"{_said(pair.shape)}: {pair.label} {figure(pair.ms, 'ms')}" for pair in found) + ".",
         ("", "", "ms", *(f"{gpu}, published" for gpu in gpus)),
@@ -53,16 +53,18 @@ def plot(known: Stored) -> Plot | Absent:
 
 
 def _pairs(known: Stored) -> list[_Pair]:
+    """Of a GPU's rows the engine alone, for copies are not in what is published; with copies where that is all."""
     published = json.loads(PUBLISHED.read_text())["rows"]
+    rows = [row for row in latency_rows(known) if row.source.results.environment.get("gpu")]
+    alone = {(row.source.name, row.shape) for row in rows if row.target == "ours-alone"}
     made = []
-    for row in latency_rows(known):
-        if not row.source.results.environment.get("gpu") or row.part not in ("", "alone", "engine"):
+    for row in rows:
+        if row.target != "ours-alone" and (row.target != "ours" or (row.source.name, row.shape) in alone):
             continue
-        key = row.shape.of or "bert-base", row.shape.tokens, row.shape.batch
+        key = row.shape.of, row.shape.tokens, row.shape.batch
         beside = [(one["gpu"], one["ms"]) for one in published if (one["model"], one["seq"], one["batch"]) == key]
         if beside:
-            label = f"{targets.name(row.target)}, {row.source.machine}"
-            made.append(_Pair(row.shape, label, row.target, row.p50_ms, beside))
+            made.append(_Pair(row.shape, f"{row.label}, {row.source.machine}", row.target, row.p50_ms, beside))
     return made
 
 
