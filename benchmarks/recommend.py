@@ -195,8 +195,8 @@ def _nothing(known: Stored, points: Sequence[Point], refused: Sequence[str], ask
         )
         return f"Nothing meets {target}: {without}."
     nearest = min(points, key=lambda point: point.p99_ms)
-    text = f"Nothing meets {target}; the nearest is {precision_of(known, nearest.target)} with p99 {figure(nearest.p99_ms)} ms"
-    return "; ".join([f"{text} ({nearest.where})", *refused]) + "."
+    reached = f"{precision_of(known, nearest.target)} with p99 {figure(nearest.p99_ms)} ms"
+    return "; ".join([f"Nothing meets {target}; the nearest is {reached} ({nearest.where})", *refused]) + "."
 
 
 def _ladder(grid: Grid, p99_ms: float) -> tuple[int, ...]:

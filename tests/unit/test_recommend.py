@@ -127,6 +127,13 @@ def test_without_a_load_the_engine_alone_stands_in_and_says_so():
     assert "the engine alone" in found.measured[0]
 
 
+def test_the_precision_is_in_the_target_s_name_or_what_the_command_was_told():
+    told = Stored([Source("gpu", Results(GPU, {"precision": "fp16"}, tuple(GRID)))])
+    found = recommend(told, Asked(100, 1.0))
+    assert isinstance(found, Recommendation)
+    assert found.precision == "fp16"
+
+
 def test_workers_for_a_rate_are_whole_and_their_idle_time_is_paid():
     found = recommend(known(OURS), Asked(100, 0.4, rate=300))
     assert isinstance(found, Recommendation)
