@@ -54,7 +54,7 @@ def _draw(canvas: Canvas, found: Sequence[Loss]) -> None:
         parts = ["the reference" if one.target == "ours" else f"{one.loss:.1e}"]
         parts += [f"{_rate(one)} rows/s"] if one.rate else []
         parts += [times(one.speed)] if one.speed and one.target != "ours" else []
-        axes.annotate(", ".join(parts), (left, place), (6, 5), textcoords="offset points", color=INK.light)
+        axes.annotate(", ".join(parts), (left, place), (6, 7), textcoords="offset points", color=INK.light)
     axes.set_xscale("log")
     axes.set_xlim(left, 3 * max(1e-2, *(one.loss for one in found)))
     axes.set_yticks(range(len(found)), [_name(one).replace(", ", ",\n" if canvas.narrow else ", ") for one in found])

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from benchmarks.measure import figure
 from benchmarks.report import targets
 from benchmarks.report.details import details
-from benchmarks.report.plot import INK, SOFT, Absent, Canvas, Plot, logarithmic
+from benchmarks.report.plot import INK, Absent, Canvas, Plot, logarithmic
 from benchmarks.report.stored import Source, Stored
 
 SCENARIO = "load"
@@ -123,42 +123,45 @@ def _summary(curve: Curve) -> str:
 
 
 def _draw(canvas: Canvas, found: Sequence[Curve]) -> None:
-    closed, opened = canvas.axes(2.7 if canvas.narrow else 3.5, count=2, columns=2)
-    for curve in found:
-        _lines(closed, curve, curve.closed)
-        _lines(opened, curve, curve.open)
-        for point in curve.closed:
-            _note(closed, point.name, point.jobs_per_s, point.p99_ms)
-        for point in curve.open:
-            if point.name == curve.knee:
-                opened.plot(point.jobs_per_s, point.p99_ms, "o", color=INK.light, markersize=12, fillstyle="none")
-                _note(opened, f"knee, {figure(point.jobs_per_s)} jobs/s", point.jobs_per_s, point.p99_ms)
-    closed.set_title("closed loop: clients that wait")
-    opened.set_title("open loop: random arrivals")
-    top = max(point.p99_ms for curve in found for point in curve.points) * 1.6
-    low = min(point.p50_ms for curve in found for point in curve.points) / 1.4
-    right = max(point.jobs_per_s for curve in found for point in curve.points) * 1.15
-    for axes in (closed, opened):
+    """A panel for closed loops and one for open ones; one that has no points is left out."""
+    panels = {
+        "closed loop: clients that wait": [(curve, curve.closed) for curve in found if curve.closed],
+        "open loop: random arrivals": [(curve, curve.open) for curve in found if curve.open],
+    }
+    drawn = {title: curves for title, curves in panels.items() if curves}
+    every = canvas.axes(2.7 if canvas.narrow else 3.5, count=len(drawn), columns=2)
+    shown = [point for curves in drawn.values() for _, points in curves for point in points]
+    low, top = min(point.p50_ms for point in shown) / 1.4, max(point.p99_ms for point in shown) * 1.6
+    right = max(point.jobs_per_s for point in shown) * 1.15
+    for axes, (title, curves) in zip(every, drawn.items(), strict=True):
+        for curve, points in curves:
+            _lines(axes, curve, points)
+            _notes(axes, curve, points)
+        axes.set_title(title)
         axes.set_xlabel("jobs/s reached")
         axes.set_ylabel("ms")
         axes.set_yscale("log")
         logarithmic(axes.yaxis)
         axes.set_ylim(low, top)
         axes.set_xlim(0, right)
-        if not axes.lines:
-            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=SOFT.light)
-    handles, labels = (opened if opened.lines else closed).get_legend_handles_labels()
+    handles, labels = every[-1].get_legend_handles_labels()
     canvas.figure.legend(handles, labels, loc="outside upper center", ncols=1 if canvas.narrow else 3)
 
 
 def _lines(axes: Axes, curve: Curve, points: Sequence[Point]) -> None:
-    if not points:
-        return
     rates = [one.jobs_per_s for one in points]
     colour = targets.colour(curve.target).light
     axes.plot(rates, [one.p99_ms for one in points], "o-", color=colour, label=f"{curve.label}, p99")
     axes.plot(rates, [one.p50_ms for one in points], "s--", color=colour, alpha=0.75, label=f"{curve.label}, p50")
 
 
-def _note(axes: Axes, text: str, x: float, y: float) -> None:
-    axes.annotate(text, (x, y), (-4, 10), textcoords="offset points", ha="right", color=INK.light)
+def _notes(axes: Axes, curve: Curve, points: Sequence[Point]) -> None:
+    for point in points:
+        text = point.name if point.closed else f"knee, {figure(point.jobs_per_s)} jobs/s"
+        if not point.closed and point.name != curve.knee:
+            continue
+        if not point.closed:
+            axes.plot(point.jobs_per_s, point.p99_ms, "o", color=INK.light, markersize=12, fillstyle="none")
+        axes.annotate(
+            text, (point.jobs_per_s, point.p99_ms), (-9, 4), textcoords="offset points", ha="right", color=INK.light
+        )

@@ -83,15 +83,20 @@ def _draw(canvas: Canvas, found: _Found) -> None:
     columns = 3
     every = canvas.axes(0.6 + 0.26 * len(names), count=len(found), columns=columns)
     ratios = [ratio for _, _, others in found for one in others for ratio in one.ratios]
-    limits = min(0.4, *ratios) / 1.25, max(2.5, *ratios) * 3.2  # room for the figure behind the longest bar
+    room = 6 if canvas.narrow else 3.2  # for the figure behind the longest bar
+    limits = min(0.4, *ratios) / 1.25, max(2.5, *ratios) * room
+    every_mark = (0.01, 0.1, 1, 10, 100) if canvas.narrow else (0.01, 0.1, 0.5, 1, 2, 5, 20, 100, 500)
+    marks = [mark for mark in every_mark if limits[0] <= mark <= limits[1]]
     for place, (axes, (question, mine, others)) in enumerate(zip(every, found, strict=True)):
-        _bars(axes, others, names, limits)
+        _bars(axes, others, names, limits, marks)
         axes.set_title(f"{question.title}: {figure(mine.median, mine.unit)}")
         if not canvas.narrow and place % columns:
             axes.set_yticklabels([])
 
 
-def _bars(axes: Axes, others: list[Compared], names: list[str], limits: tuple[float, float]) -> None:
+def _bars(
+    axes: Axes, others: list[Compared], names: list[str], limits: tuple[float, float], marks: list[float]
+) -> None:
     by_target = {one.target: one for one in others}
     for place, name in enumerate(names):
         one = by_target.get(name)
@@ -104,8 +109,7 @@ def _bars(axes: Axes, others: list[Compared], names: list[str], limits: tuple[fl
     axes.axvline(1, color=SOFT.light, linewidth=1)
     axes.set_xscale("log")
     axes.set_xlim(*limits)
-    ticks = [tick for tick in (0.01, 0.1, 0.5, 1, 2, 5, 20, 100, 500) if limits[0] <= tick <= limits[1]]
-    axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+    axes.set_xticks(marks, [f"{mark:g}x" for mark in marks])
     axes.minorticks_off()
     axes.set_yticks(range(len(names)), [_short(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
