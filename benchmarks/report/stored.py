@@ -52,13 +52,17 @@ class Stored:
     """A sentence for each file that is left out."""
 
     def having(self, scenario: str) -> list[Source]:
-        """The files with measurements of this scenario: of each machine the one with the most, if several have some."""
-        best: dict[str, Source] = {}
+        """The files with measurements of this scenario: of each machine the one with the most, if several have some.
+
+        Ours count before others: a file of a quick run has few of ours, beside workers without a model.
+        """
+        best: dict[str, tuple[tuple[int, int], Source]] = {}
         for source in self.sources:
-            count = len(source.results.of(scenario))
-            if count and (source.machine not in best or count > len(best[source.machine].results.of(scenario))):
-                best[source.machine] = source
-        return list(best.values())
+            found = source.results.of(scenario)
+            count = sum(one.target.startswith("ours") and one.target != "ours-fake" for one in found), len(found)
+            if found and (source.machine not in best or count > best[source.machine][0]):
+                best[source.machine] = count, source
+        return [source for _, source in best.values()]
 
 
 def stored(files: Iterable[Path]) -> Stored:

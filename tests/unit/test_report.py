@@ -111,6 +111,13 @@ def test_what_cannot_be_read_is_left_out_and_said(tmp_path: Path):
     assert "old.json is not a results file" in html(found, plots(found))
 
 
+def test_of_two_files_of_a_machine_the_one_with_more_of_ours_is_drawn():
+    quick = [one for one in results.load().measurements if one.point == "1 client"]
+    quick += [results.one("load", "ours-fake", f"{n} clients", "p50_ms", [1.0], False) for n in range(99)]
+    files = [Source("quick-cpu", Results(results.CPU, {}, tuple(quick))), Source("load-cpu", results.load())]
+    assert [source.name for source in Stored(files).having("load")] == ["load-cpu"]
+
+
 def test_the_page_is_whole_in_itself(page: str):
     assert re.findall(r'(?:src|href)="(?!#|data:|\d)(?!http://www\.w3\.org)([^"]+)"', page) == []
     assert "<script" not in page

@@ -60,8 +60,9 @@ def table_header(found: _Found) -> list[str]:
 def table_rows(source: Source, found: _Found) -> list[list[str]]:
     """A row a target, this worker first; behind a figure in brackets how many times better this worker's is."""
     rows = [[targets.name(OURS), *(figure(mine.median, mine.unit) for _, mine, _ in found)]]
-    for target in (target for target in source.targets(SCENARIO) if target != OURS):
-        cells = [next((_cell(one) for one in others if one.target == target), MISSING) for _, _, others in found]
+    others = [target for target in source.targets(SCENARIO) if target != OURS]
+    for target in sorted(others, key=lambda name: name == "floor"):
+        cells = [next((_cell(one) for one in compared if one.target == target), MISSING) for _, _, compared in found]
         rows.append([targets.name(target), *cells])
     return rows
 
