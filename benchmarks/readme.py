@@ -34,8 +34,11 @@ from engine.config import settings_table
 README = Path("README.md")
 DOCS = Path("docs")
 NOT_MEASURED = "not measured yet"
-TASKS = ("tasks", "architectures", "stages")
-"""Tables of docs/tasks.md, which `python -m benchmarks tasks --tables` writes."""
+ELSEWHERE = {
+    **dict.fromkeys(("tasks", "architectures", "stages"), ("tasks", "--tables")),
+    "budgets": ("quick", "--tables"),
+}
+"""Tables that a command with results of its own writes -> that command."""
 _DEMO = RESULTS / "demo-cpu.json"
 
 
@@ -60,7 +63,7 @@ def rendered(text: str, known: Stored | None = None) -> str:
 def _table(known: Stored) -> Callable[[re.Match[str]], str]:
     def made(found: re.Match[str]) -> str:
         name = found[1]
-        if name in TASKS:
+        if name in ELSEWHERE:
             return found[0]
         if name not in TABLES:
             raise ValueError(f"there is no table {name!r} for the marker <!-- begin {name} -->; {', '.join(TABLES)}")
@@ -153,7 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Rewrite the pages in place; names those that changed. 1 when the demo failed."""
+    """Rewrite the pages in place, and name those that changed. Not 0 when a marker is wrong, or a command failed."""
     if args.record_demo and not _recorded():
         return 1
     for page in pages():
@@ -166,7 +169,9 @@ def main(args: argparse.Namespace) -> int:
         if after != before:
             page.write_text(after)
             print(f"{page} changed")
-    return 0
+    text = "".join(page.read_text() for page in pages())
+    commands = dict.fromkeys(command for name, command in ELSEWHERE.items() if f"<!-- begin {name} -->" in text)
+    return max((subprocess.run([sys.executable, "-m", "benchmarks", *one]).returncode for one in commands), default=0)
 
 
 def _recorded() -> bool:
