@@ -36,7 +36,9 @@ DOCS = Path("docs")
 NOT_MEASURED = "not measured yet"
 ELSEWHERE = {
     **dict.fromkeys(("tasks", "architectures", "stages"), ("tasks", "--tables")),
+    **dict.fromkeys(("count", "models", "refused"), ("models", "--tables")),
     "budgets": ("quick", "--tables"),
+    "large": ("large", "--tables"),
 }
 """Tables that a command with results of its own writes -> that command."""
 _DEMO = RESULTS / "demo-cpu.json"
