@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.measure import figure, times
 from benchmarks.report.stored import Source, Stored
 from benchmarks.results_file import Measurement
 
@@ -48,13 +47,6 @@ class Compared:
     def ratio(self) -> float:
         """The median of the rounds."""
         return statistics.median(self.ratios)
-
-    @property
-    def text(self) -> str:
-        """As in 4.2x, with the least and the greatest where rounds differ visibly."""
-        least, most = min(self.ratios), max(self.ratios)
-        spread = f" ({figure(least)}-{figure(most)})" if figure(least) != figure(most) else ""
-        return times(self.ratio) + spread
 
 
 def chosen(known: Stored) -> Source | None:

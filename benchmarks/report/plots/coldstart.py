@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from matplotlib.axes import Axes
 
 from benchmarks.measure import figure
 from benchmarks.report import targets
@@ -15,6 +18,7 @@ from benchmarks.report.stored import Stored
 SCENARIO = "coldstart"
 _NAME, _TITLE = "coldstart", "What a cold start spends its time on"
 _MOMENTS = (("first_take_s", "first job asked for"), ("ready_s", "ready"), ("first_answer_s", "first answer"))
+_MARKERS = dict(zip(dict(_MOMENTS).values(), "D|v", strict=True))
 _LABELLED = 0.06  # of the longest bar: a stage that is shorter has no room for its name
 
 
@@ -81,35 +85,37 @@ def _medians(stages: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def _draw(canvas: Canvas, starts: Sequence[_Start], stages: Sequence[str]) -> None:
-    legend = -(-len(stages) // (2 if canvas.narrow else 5))
-    (axes,) = canvas.axes(1.1 + 0.2 * legend + (0.62 if canvas.narrow else 0.46) * len(starts))
-    longest = max(max(sum(start.stages.values()), *start.moments.values()) for start in starts)
+    columns = 2 if canvas.narrow else 5
+    legend = 0.2 * -(-len(stages) // columns)
+    (axes,) = canvas.axes(1.1 + legend + (0.62 if canvas.narrow else 0.46) * len(starts))
+    longest = max(max([sum(start.stages.values()), *start.moments.values()]) for start in starts)
     colours = {stage: targets.STAGES[place % len(targets.STAGES)].light for place, stage in enumerate(stages)}
     for place, start in enumerate(starts):
-        begin = 0.0
-        for stage, ms in start.stages.items():
-            axes.barh(place, ms, left=begin, height=0.55, color=colours[stage], edgecolor=PAPER.light, linewidth=0.8)
-            if ms > _LABELLED * longest and not canvas.narrow:
-                axes.text(begin + ms / 2, place, f"{ms:.0f}", ha="center", va="center", color=PAPER.light)
-            begin += ms
-        for (_, moment), marker in zip(_MOMENTS, ("D", "|", "v"), strict=True):
-            if moment in start.moments:
-                axes.plot(start.moments[moment], place - 0.42, marker, color=INK.light, markersize=5, clip_on=False)
+        _bar(axes, place, start, colours, _LABELLED * longest if not canvas.narrow else math.inf)
     axes.set_yticks(range(len(starts)), [_wrapped(start.label, canvas.narrow) for start in starts])
     axes.set_ylim(len(starts) - 0.5, -0.75)
     axes.set_xlim(0, longest * 1.03)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("ms since exec")
-    handles = [axes.barh(0, 0, color=colours[stage], label=stage) for stage in stages]
-    used = [moment for _, moment in _MOMENTS if any(moment in start.moments for start in starts)]
-    for (_, moment), marker in zip(_MOMENTS, ("D", "|", "v"), strict=True):
-        if moment in used:
-            axes.plot([], [], marker, color=INK.light, markersize=5, label=moment)
-    assert handles, "there are stages"
+    for stage in stages:
+        axes.barh(0, 0, color=colours[stage], label=stage)
+    for moment in dict.fromkeys(moment for start in starts for moment in start.moments):
+        axes.plot([], [], _MARKERS[moment], color=INK.light, markersize=5, label=moment)
     canvas.figure.legend(
-        loc="outside upper center", ncols=2 if canvas.narrow else 5, labelcolor=SOFT.light, handlelength=1.0,
-        columnspacing=1.2,
-    )  # fmt: skip
+        loc="outside upper center", ncols=columns, labelcolor=SOFT.light, handlelength=1.0, columnspacing=1.2
+    )
+
+
+def _bar(axes: Axes, place: int, start: _Start, colours: Mapping[str, str], labelled_ms: float) -> None:
+    """The stages one behind the other, those from `labelled_ms` up with their figure; the moments above them."""
+    begin = 0.0
+    for stage, ms in start.stages.items():
+        axes.barh(place, ms, left=begin, height=0.55, color=colours[stage], edgecolor=PAPER.light, linewidth=0.8)
+        if ms > labelled_ms:
+            axes.text(begin + ms / 2, place, f"{ms:.0f}", ha="center", va="center", color=PAPER.light)
+        begin += ms
+    for moment, ms in start.moments.items():
+        axes.plot(ms, place - 0.42, _MARKERS[moment], color=INK.light, markersize=5, clip_on=False)
 
 
 def _wrapped(label: str, narrow: bool) -> str:
