@@ -141,13 +141,11 @@ def test_the_links_lead_somewhere():
 
 def test_the_costs_follow_from_the_formula():
     from benchmarks import readme
-    from benchmarks.report.stored import Stored, stored
+    from benchmarks.report.stored import RESULTS, Stored, stored
     from benchmarks.results_file import write
     from tests.results import peers
 
-    assert readme.TABLES["costs"](stored(sorted(readme.RESULTS.glob("*.json")))) in DOC, (
-        "run `python -m benchmarks readme`"
-    )
+    assert readme.TABLES["costs"](stored(sorted(RESULTS.glob("*.json")))) in DOC, "run `python -m benchmarks readme`"
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "peers-cpu.json", peers())
         table = readme.TABLES["costs"](stored([Path(folder) / "peers-cpu.json"]))
