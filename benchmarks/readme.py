@@ -1,41 +1,190 @@
-"""Writes the tables of the README from where they come: the settings' declarations and the committed results."""
+"""Writes what README and docs/*.md say in figures from where it comes: declarations of settings, committed results.
+
+Between two markers on lines of their own stands a table:
+
+    <!-- begin peers -->
+    <!-- end peers -->
+
+and inside a sentence a figure, or how many times better the first target is than another:
+
+    <!-- figure peers-cpu peers/ours/idle/p50_ms -->12.4 ms<!-- /figure -->
+    <!-- ratio peers-cpu peers/ours/idle/p50_ms stock -->65.2x<!-- /ratio -->
+
+The first word is the file, benchmarks/results/peers-cpu.json, then come scenario, target, point and metric. What no
+file holds (yet) becomes a sentence that says so, never an old figure.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import peers
+from benchmarks.exported import BUILD
+from benchmarks.measure import figure, markdown, times
+from benchmarks.report import compared
+from benchmarks.report.stored import RESULTS, Source, Stored, stored
+from benchmarks.results_file import Results, environment, write
 from engine.config import settings_table
 
 README = Path("README.md")
-RESULTS = Path("benchmarks/results")
+DOCS = Path("docs")
+NOT_MEASURED = "not measured yet"
+ELSEWHERE = {
+    **dict.fromkeys(("tasks", "architectures", "stages"), ("tasks", "--tables")),
+    **dict.fromkeys(("count", "models", "refused"), ("models", "--tables")),
+    "budgets": ("quick", "--tables"),
+    "large": ("large", "--tables"),
+}
+"""Tables that a command with results of its own writes -> that command."""
+_DEMO = RESULTS / "demo-cpu.json"
 
-TABLES: dict[str, Callable[[], str]] = {
-    "settings": settings_table,
-    "peers": lambda: peers.table(json.loads((RESULTS / "peers-cpu.json").read_text())),
+
+def pages() -> list[Path]:
+    """README.md and every page of docs/."""
+    return [README, *sorted(DOCS.glob("*.md"))]
+
+
+def rendered(text: str, known: Stored | None = None) -> str:
+    """`text` with all between its markers made anew. Raises ValueError for a marker without an end, or of no table."""
+    known = known or stored(sorted(RESULTS.glob("*.json")))
+    text = re.sub(r"<!-- begin ([\w-]+) -->\n(.*?)(?=<!-- begin|<!-- end|\Z)", _table(known), text, flags=re.DOTALL)
+    for begin, end in (("begin", "end"), ("figure", "/figure"), ("ratio", "/ratio")):
+        if (begun := len(re.findall(f"<!-- {begin} ", text))) != (ended := len(re.findall(f"<!-- {end} ", text))):
+            raise ValueError(
+                f"{begun} markers <!-- {begin} ... --> and {ended} <!-- {end} ... -->; each needs the other"
+            )
+    text = re.sub(r"<!-- figure (\S+) (.+?) -->.*?<!-- /figure -->", lambda found: _figure(found, known), text)
+    return re.sub(r"<!-- ratio (\S+) (\S.*?) (\S+) -->.*?<!-- /ratio -->", lambda found: _ratio(found, known), text)
+
+
+def _table(known: Stored) -> Callable[[re.Match[str]], str]:
+    def made(found: re.Match[str]) -> str:
+        name = found[1]
+        if name in ELSEWHERE:
+            return found[0]
+        if name not in TABLES:
+            raise ValueError(f"there is no table {name!r} for the marker <!-- begin {name} -->; {', '.join(TABLES)}")
+        return f"<!-- begin {name} -->\n{TABLES[name](known)}\n"
+
+    return made
+
+
+def _figure(found: re.Match[str], known: Stored) -> str:
+    source, key = _found(found[1], found[2], known)
+    one = source.value(*key) if source else None
+    return (
+        f"<!-- figure {found[1]} {found[2]} -->{figure(one.median, one.unit) if one else NOT_MEASURED}<!-- /figure -->"
+    )
+
+
+def _ratio(found: re.Match[str], known: Stored) -> str:
+    source, (scenario, target, point, metric) = _found(found[1], found[2], known)
+    mine = source.value(scenario, target, point, metric) if source else None
+    other = source.value(scenario, found[3], point, metric) if source else None
+    both = compared.compare(mine, other) if mine else None
+    text = times(both.ratio) if both else NOT_MEASURED
+    return f"<!-- ratio {found[1]} {found[2]} {found[3]} -->{text}<!-- /ratio -->"
+
+
+def _found(file: str, key: str, known: Stored) -> tuple[Source | None, tuple[str, str, str, str]]:
+    parts = key.split("/")
+    if len(parts) < 4:
+        raise ValueError(f"a marker's figure is SCENARIO/TARGET/POINT/METRIC, not {key!r}")
+    source = next((one for one in known.sources if one.name == file), None)
+    return source, (parts[0], parts[1], "/".join(parts[2:-1]), parts[-1])
+
+
+# The tables
+
+
+def _peers(known: Stored) -> str:
+    from benchmarks.report.plots import peers
+
+    source = compared.chosen(known)
+    answers = peers.answers(source) if source else []
+    if source is None or not answers:
+        return f"{NOT_MEASURED.capitalize()}: `{compared.COMMAND}`."
+    table = markdown(peers.table_header(answers), peers.table_rows(source, answers), aligned=False)
+    rounds = max(len(mine.repeats) for _, mine, _ in answers)
+    known_of = source.results.environment
+    where = f"{source.machine}, {known_of.get('date', 'no date')}, commit {known_of.get('commit') or 'not known'}"
+    return f"{table}\n\nMedians of {rounds} round{'s' * (rounds > 1)} on {where}; `{RESULTS}/{source.name}.json`."
+
+
+def _costs(known: Stored) -> str:
+    """What a million requests cost, for an invented price."""
+    source = compared.chosen(known)
+    rows = []
+    for target in (compared.OURS, "ours-int8"):
+        one = source.value(compared.SCENARIO, target, "32 clients", "jobs_per_s") if source else None
+        if source is None or one is None:
+            continue
+        for busy in (1.0, 0.25):
+            dollars = 0.40 / 3600 / (one.median * busy) * 1e6
+            what = f"example: {source.machine}, {'int8' if 'int8' in target else 'fp32'}"
+            rows.append((what, "0.40 (invented)", figure(one.median), f"{busy:.0%}", f"{dollars:.2f}"))
+    if not rows:
+        return f"{NOT_MEASURED.capitalize()}: `{compared.COMMAND}`."
+    return markdown(("GPU", "price per hour", "jobs per second", "busy", "dollars per million"), rows, aligned=False)
+
+
+def _demo(known: Stored) -> str:
+    found = next(
+        (source.results.details.get("transcript") for source in known.sources if source.name == _DEMO.stem), None
+    )
+    if not found:
+        return f"{NOT_MEASURED.capitalize()}: `python -m benchmarks readme --record-demo`."
+    return "\n" + "\n".join(f"    {line}".rstrip() for line in found) + "\n"
+
+
+TABLES: dict[str, Callable[[Stored], str]] = {
+    "settings": lambda known: settings_table(),
+    "demo": _demo,
+    "peers": _peers,
+    "costs": _costs,
 }
 
 
-def rendered(text: str) -> str:
-    """`text` with every table between its markers made anew. Raises ValueError where a marker is missing."""
-    for name, table in TABLES.items():
-        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
-        if begin not in text or end not in text:
-            raise ValueError(f"the README lacks the markers {begin.strip()} and {end}")
-        made = f"{begin}{table()}\n{end}"
-        text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: made, text, flags=re.DOTALL)  # noqa: B023
-    return text
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No options."""
+    """Declare the command's option."""
+    parser.add_argument(
+        "--record-demo", action="store_true", help=f"first run the demo, and keep what it prints in {_DEMO}"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
-    """Rewrite the README in place."""
-    README.write_text(rendered(README.read_text()))
-    return 0
+    """Rewrite the pages in place, and name those that changed. Not 0 when a marker is wrong, or a command failed."""
+    if args.record_demo and not _recorded():
+        return 1
+    for page in pages():
+        before = page.read_text()
+        try:
+            after = rendered(before)
+        except ValueError as error:
+            print(f"readme: {page}: {error}", file=sys.stderr)
+            return 1
+        if after != before:
+            page.write_text(after)
+            print(f"{page} changed")
+    text = "".join(page.read_text() for page in pages())
+    commands = dict.fromkeys(command for name, command in ELSEWHERE.items() if f"<!-- begin {name} -->" in text)
+    return max((subprocess.run([sys.executable, "-m", "benchmarks", *one]).returncode for one in commands), default=0)
+
+
+def _recorded() -> bool:
+    """Run the demo from nothing to its end and keep its output."""
+    bundle = BUILD / "recorded-demo" / "bundle"
+    shutil.rmtree(bundle, ignore_errors=True)
+    command = [sys.executable, "-m", "benchmarks", "demo", "--out", str(bundle)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        print(f"readme: the demo ended with exit code {done.returncode}", file=sys.stderr)
+        return False
+    lines = done.stdout.replace(str(bundle), str(BUILD / "demo" / "bundle")).rstrip().splitlines()
+    write(_DEMO, Results(environment(), {}, (), {"transcript": lines}))
+    return True

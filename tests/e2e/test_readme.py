@@ -74,6 +74,7 @@ def run_export(command: str, tmp_path: Path) -> None:
 RUNNERS: dict[str, Callable[[str, Path], object]] = {
     "make demo": lambda command, tmp: run(command),
     "python -m export": run_export,
+    "python -m benchmarks report": lambda command, tmp: run(f"{command} --out {shlex.quote(str(tmp))}"),
     "python -m benchmarks emulator": lambda command, tmp: run_until(command, "curl"),
     "BUNDLE=build/demo/bundle python -m handler --test_input": lambda command, tmp: run(command),
     "BUNDLE=build/demo/bundle python -m handler --rp_serve_api": lambda command, tmp: run_until(command, "running on"),

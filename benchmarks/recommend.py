@@ -1,0 +1,231 @@
+"""From results files to settings: batch ladder, concurrency and precision for a latency target, and what that costs.
+
+Everything comes from measurements of one machine, for a price is of one machine. The rules:
+
+- A precision is out when its loss is over --max-accuracy-loss, or was not measured.
+- A batch is in the ladder when two runs of it, by their p99, fit into the target: a job that arrives while one runs
+  waits for its end, then for its own. A batch that brings no more rows a second than a smaller one is left out.
+- The rate of a worker is the highest measured under load (`load`, `peers`) with a p99 within the target; open loops
+  count before closed ones, for real callers do not wait for each other. Concurrency is the closed loop's clients, or,
+  of an open loop, rate times p99 (Little's law with the slow jobs in it).
+- Without a load measurement the engine's rows a second stand in, and the answer says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.candidates import Grid, Point, grid_of, our_targets, points_of, precision_of
+from benchmarks.measure import figure
+from benchmarks.report.stored import Stored, stored
+
+_GAIN = 1.03  # a larger batch must bring so many times the rows a second
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user wants."""
+
+    p99_ms: float
+    price_per_hour: float
+    length: int | None = None
+    rate: float | None = None
+    max_loss: float | None = None
+    model: str | None = None
+    """Of the random encoders in `latency`."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to set, and where it comes from."""
+
+    machine: str
+    target: str
+    precision: str
+    ladder: tuple[int, ...]
+    """Rows of the batches; empty where no grid was measured."""
+    length: int | None
+    """Tokens of the row of the grid that was looked at."""
+    concurrency: int
+    jobs_per_s: float
+    """Of one worker, all the time busy."""
+    p99_ms: float
+    accuracy_loss: float | None
+    cost_per_million: float
+    workers: int | None
+    """For the rate that was asked for."""
+    cost_per_million_at_rate: float | None
+    """With the idle share of so many workers."""
+    measured: tuple[str, ...]
+    """Which measurements it comes from, a sentence each."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="results files of one machine")
+    parser.add_argument("--p99-ms", type=_positive, required=True, metavar="MS", help="99 of 100 jobs take no longer")
+    parser.add_argument("--price-per-hour", type=_positive, required=True, metavar="PRICE", help="of one worker")
+    parser.add_argument("--length", type=int, metavar="TOKENS", help="of a text (default: the longest measured)")
+    parser.add_argument("--rate", type=_positive, metavar="JOBS_PER_S", help="how many jobs come in; tells the workers")
+    parser.add_argument(
+        "--max-accuracy-loss", type=_positive, metavar="LOSS", help="1 - worst cosine with fp32, at most (default: any)"
+    )
+    parser.add_argument("--model", metavar="NAME", help="whose rows of `latency` to look at (default: `throughput`'s)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print what to set; 1 when nothing measured meets the target, 2 for files that cannot be used."""
+    known = stored(args.files)
+    for sentence in known.unread:
+        print(f"recommend: {sentence}", file=sys.stderr)
+    machines = list(dict.fromkeys(source.machine for source in known.sources))
+    if len(machines) != 1:
+        found = "; ".join(machines) or "none"
+        print(
+            f"recommend: a price is of one machine, and these files are of: {found}; name files of one", file=sys.stderr
+        )
+        return 2
+    asked = Asked(args.p99_ms, args.price_per_hour, args.length, args.rate, args.max_accuracy_loss, args.model)
+    found_or_why = recommend(known, asked)
+    if isinstance(found_or_why, str):
+        print(json.dumps({"error": found_or_why}) if args.json else found_or_why)
+        return 1
+    print(json.dumps(asdict(found_or_why), indent=1) if args.json else said(found_or_why, asked))
+    return 0
+
+
+def recommend(known: Stored, asked: Asked) -> Recommendation | str:
+    """The settings with the most jobs a second within the target, or a sentence that says what comes nearest."""
+    losses = _losses(known)
+    refused: list[str] = []
+    points: list[Point] = []
+    for target in our_targets(known):
+        loss = losses.get(target)
+        if asked.max_loss is not None and (loss is None or loss > asked.max_loss):
+            why = "was not measured" if loss is None else f"is {loss:.2g}"
+            refused.append(
+                f"{precision_of(known, target)} is out: its accuracy loss {why}, allowed is {asked.max_loss:g}"
+            )
+            continue
+        points += points_of(known, target, asked.length, asked.model)
+    fit = [point for point in points if point.p99_ms <= asked.p99_ms]
+    if not fit:
+        return _nothing(known, points, refused, asked)
+    kind = min(point.order for point in fit)
+    best = max((point for point in fit if point.order == kind), key=lambda point: point.jobs_per_s)
+    grid = grid_of(known, best.target, asked.length, asked.model)
+    ladder = _ladder(grid, asked.p99_ms) if grid else ()
+    measured = [f"rate and p99: {best.where}", *([f"ladder: {grid.where}"] if grid else [])]
+    measured += [f"accuracy: {_accuracy_source(known)}"] if best.target in losses else []
+    measured += _waiting(known, fit, best)
+    workers = math.ceil(asked.rate / best.jobs_per_s) if asked.rate else None
+    return Recommendation(
+        known.sources[0].machine,
+        best.target,
+        precision_of(known, best.target),
+        ladder,
+        grid.tokens if grid else None,
+        best.concurrency,
+        best.jobs_per_s,
+        best.p99_ms,
+        losses.get(best.target),
+        cost_per_million(asked.price_per_hour, best.jobs_per_s),
+        workers,
+        cost_per_million(asked.price_per_hour * workers, asked.rate) if workers and asked.rate else None,
+        (*measured, *refused),
+    )
+
+
+def _waiting(known: Stored, fit: Sequence[Point], best: Point) -> list[str]:
+    """Other precisions that look faster, but by a measurement that counts for less."""
+    faster = [point for point in fit if point.order > best.order and point.jobs_per_s > best.jobs_per_s]
+    by_target = {point.target: point for point in sorted(faster, key=lambda point: point.jobs_per_s)}
+    return [
+        f"{precision_of(known, target)} may be faster ({figure(point.jobs_per_s)} jobs/s: {point.where}); "
+        "`load` with it would tell"
+        for target, point in by_target.items()
+        if target != best.target
+    ]
+
+
+def cost_per_million(price_per_hour: float, jobs_per_s: float) -> float:
+    """In the price's currency."""
+    return price_per_hour / 3600 / jobs_per_s * 1e6
+
+
+def said(found: Recommendation, asked: Asked) -> str:
+    """The recommendation in lines."""
+    loss = "" if found.accuracy_loss is None else f", accuracy loss {found.accuracy_loss:.1e}"
+    lines = [f"on {found.machine}, for p99 <= {asked.p99_ms:g} ms", f"precision       {found.precision}{loss}"]
+    if found.ladder:
+        ladder = ",".join(map(str, found.ladder))
+        at = f" at {found.length} tokens" if found.length else ""
+        lines.append(f"batch ladder    {ladder}{at} (--batches {ladder}, MAX_BATCH_ROWS={found.ladder[-1]})")
+    elif found.length is not None:
+        lines.append(
+            f"batch ladder    1: two runs of no measured batch fit at {found.length} tokens (MAX_BATCH_ROWS=1)"
+        )
+    else:
+        lines.append("batch ladder    not known: no run of `latency` or `throughput` is among the files")
+    lines += [
+        f"concurrency     {found.concurrency} (MAX_CONCURRENCY={found.concurrency})",
+        f"one worker      {figure(found.jobs_per_s)} jobs/s with p99 {figure(found.p99_ms)} ms",
+        f"cost            {found.cost_per_million:.2f} per million requests, always busy",
+    ]
+    if found.workers is not None and found.cost_per_million_at_rate is not None:
+        lines.append(
+            f"for {asked.rate:g} jobs/s  {found.workers} worker{'s' * (found.workers > 1)}, "
+            f"{found.cost_per_million_at_rate:.2f} per million requests"
+        )
+    return "\n".join([*lines, *(f"from            {sentence}" for sentence in found.measured)])
+
+
+def _nothing(known: Stored, points: Sequence[Point], refused: Sequence[str], asked: Asked) -> str:
+    target = f"p99 <= {asked.p99_ms:g} ms"
+    if not points:
+        without = (
+            "; ".join(refused) or "there is no measurement of `load`, `peers`, `latency` or `throughput` of this worker"
+        )
+        return f"Nothing meets {target}: {without}."
+    nearest = min(points, key=lambda point: point.p99_ms)
+    reached = f"{precision_of(known, nearest.target)} with p99 {figure(nearest.p99_ms)} ms"
+    return "; ".join([f"Nothing meets {target}; the nearest is {reached} ({nearest.where})", *refused]) + "."
+
+
+def _ladder(grid: Grid, p99_ms: float) -> tuple[int, ...]:
+    taken: list[int] = []
+    best = 0.0
+    for batch, (p50, p99) in sorted(grid.runs.items()):
+        rate = batch / p50
+        if 2 * p99 <= p99_ms and rate >= best * _GAIN:
+            taken.append(batch)
+            best = rate
+    return tuple(taken)
+
+
+def _losses(known: Stored) -> dict[str, float]:
+    """The worst of each target."""
+    from benchmarks.report.losses import losses
+
+    found: dict[str, float] = {}
+    for one in losses(known):
+        found[one.target] = max(found.get(one.target, 0.0), one.loss)
+    return found
+
+
+def _accuracy_source(known: Stored) -> str:
+    return ", ".join(source.name for source in known.having("accuracy"))
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0 or math.isinf(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value

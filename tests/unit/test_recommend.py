@@ -1,0 +1,171 @@
+"""From files to settings, on figures that are easy to check by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.recommend import Asked, Recommendation, cost_per_million, recommend
+from benchmarks.report.stored import Source, Stored
+from benchmarks.results_file import Measurement, Results, write
+from tests.results import CPU, GPU, one
+
+
+def load(target: str, loops: dict[str, tuple[float, float]]) -> list[Measurement]:
+    """Point -> jobs/s and p99 in ms."""
+    figures = [
+        (point, metric, value)
+        for point, both in loops.items()
+        for metric, value in zip(("jobs_per_s", "p99_ms"), both, strict=True)
+    ]
+    return [one("load", target, point, metric, [value], floor=False) for point, metric, value in figures]
+
+
+def grid(target: str, tokens: int, runs: dict[int, tuple[float, float]]) -> list[Measurement]:
+    """Batch -> p50 and p99 in ms."""
+    points = {f"minilm, batch {batch}, {tokens} tokens": both for batch, both in runs.items()}
+    figures = [
+        (point, metric, value)
+        for point, both in points.items()
+        for metric, value in zip(("p50_ms", "p99_ms"), both, strict=True)
+    ]
+    return [one("latency", target, point, metric, [value], floor=False) for point, metric, value in figures]
+
+
+def known(*found: list[Measurement]) -> Stored:
+    return Stored([Source("all-cpu", Results(CPU, {}, tuple(one for part in found for one in part)))])
+
+
+OURS = load(
+    "ours",
+    {"32 clients": (200.0, 300.0), "8 clients": (150.0, 90.0), "rate 0.5": (100.0, 40.0), "rate 0.8": (140.0, 80.0)},
+)
+INT8 = load("ours-int8", {"8 clients": (260.0, 70.0), "rate 0.5": (150.0, 25.0)})
+GRID = grid("ours", 128, {1: (10.0, 12.0), 8: (40.0, 45.0), 16: (100.0, 110.0), 32: (160.0, 190.0)})
+LOSSES = [
+    one("accuracy", target, "9 texts", "min_cosine", [cosine], False)
+    for target, cosine in (("ours", 1.0), ("ours-int8", 0.987))
+]
+
+
+def test_open_loops_decide_and_little_s_law_gives_the_concurrency():
+    found = recommend(known(OURS), Asked(100, 0.4))
+    assert isinstance(found, Recommendation)
+    assert (found.jobs_per_s, found.p99_ms) == (140.0, 80.0)
+    assert found.concurrency == 12  # 140/s x 0.08 s = 11.2
+    assert found.cost_per_million == pytest.approx(0.4 / 3600 / 140 * 1e6)
+    assert found.ladder == ()
+
+
+def test_closed_loops_decide_where_no_open_one_meets_the_target():
+    found = recommend(known(load("ours", {"8 clients": (150.0, 90.0), "rate 0.5": (100.0, 200.0)})), Asked(100, 1.0))
+    assert isinstance(found, Recommendation)
+    assert (found.jobs_per_s, found.concurrency) == (150.0, 8)
+
+
+def test_a_precision_that_was_seen_in_a_closed_loop_only_is_named():
+    closed = [
+        one("peers", "ours-int8", "32 clients", metric, [value], False)
+        for metric, value in (("jobs_per_s", 300.0), ("p99_ms", 90.0))
+    ]
+    found = recommend(known(OURS, closed), Asked(100, 1.0))
+    assert isinstance(found, Recommendation)
+    assert found.precision == "fp32"
+    assert "int8 may be faster (300 jobs/s: all-cpu, peers, ours-int8, 32 clients)" in found.measured[-1]
+
+
+def test_the_fastest_precision_is_taken_unless_it_loses_too_much():
+    fast = recommend(known(OURS, INT8, LOSSES), Asked(100, 1.0))
+    exact = recommend(known(OURS, INT8, LOSSES), Asked(100, 1.0, max_loss=1e-3))
+    assert isinstance(fast, Recommendation) and isinstance(exact, Recommendation)
+    assert (fast.precision, exact.precision) == ("int8", "fp32")
+    assert fast.accuracy_loss == pytest.approx(0.013)
+    assert any("int8 is out: its accuracy loss is 0.013" in sentence for sentence in exact.measured)
+
+
+def test_a_precision_whose_loss_is_not_known_is_out_when_one_is_asked_for():
+    found = recommend(known(OURS, INT8), Asked(100, 1.0, max_loss=1e-3))
+    assert isinstance(found, str)
+    assert "was not measured" in found
+
+
+def test_two_runs_of_a_batch_fit_into_the_target_and_larger_ones_must_gain():
+    found = recommend(known(OURS, GRID), Asked(400, 1.0))
+    short = recommend(known(OURS, GRID), Asked(80, 1.0))
+    assert isinstance(found, Recommendation) and isinstance(short, Recommendation)
+    assert found.ladder == (1, 8)  # 16 has fewer rows a second than 8; two runs of 32 fit, and bring no more either
+    assert short.ladder == (1,)
+    assert found.length == 128
+
+
+def test_the_least_length_that_is_long_enough_is_looked_at():
+    both = known(OURS, grid("ours", 16, {1: (1.0, 1.2), 8: (4.0, 5.0)}), GRID)
+    for length, looked_at in ((10, 16), (16, 16), (17, 128), (500, 128)):
+        found = recommend(both, Asked(100, 1.0, length=length))
+        assert isinstance(found, Recommendation)
+        assert found.length == looked_at
+
+
+def test_the_bundle_s_own_grid_goes_before_random_encoders_and_a_model_can_be_named():
+    rates = {1: 100.0, 8: 400.0}
+    own = [one("throughput", "ours", f"batch {n}, 64 tokens", "rows_per_s", [rate], False) for n, rate in rates.items()]
+    found = recommend(known(OURS, GRID, own), Asked(100, 1.0))
+    named = recommend(known(OURS, GRID, own), Asked(100, 1.0, model="minilm"))
+    assert isinstance(found, Recommendation) and isinstance(named, Recommendation)
+    assert (found.length, found.ladder) == (64, (1, 8))
+    assert "mean" in found.measured[1]
+    assert named.length == 128
+
+
+def test_without_a_load_the_engine_alone_stands_in_and_says_so():
+    found = recommend(known(GRID), Asked(100, 1.0))
+    assert isinstance(found, Recommendation)
+    assert (found.jobs_per_s, found.p99_ms) == (200.0, 90.0)  # batch 8 in 40 ms; two of its p99
+    assert "the engine alone" in found.measured[0]
+
+
+def test_the_precision_is_in_the_target_s_name_or_what_the_command_was_told():
+    told = Stored([Source("gpu", Results(GPU, {"precision": "fp16"}, tuple(GRID)))])
+    found = recommend(told, Asked(100, 1.0))
+    assert isinstance(found, Recommendation)
+    assert found.precision == "fp16"
+
+
+def test_workers_for_a_rate_are_whole_and_their_idle_time_is_paid():
+    found = recommend(known(OURS), Asked(100, 0.4, rate=300))
+    assert isinstance(found, Recommendation)
+    assert found.workers == 3
+    assert found.cost_per_million_at_rate == pytest.approx(cost_per_million(3 * 0.4, 300))
+
+
+def test_when_nothing_meets_the_target_the_nearest_is_named():
+    assert recommend(known(OURS), Asked(1, 0.4)) == (
+        "Nothing meets p99 <= 1 ms; the nearest is fp32 with p99 40 ms (all-cpu, load, ours, rate 0.5)."
+    )
+    assert "there is no measurement of" in str(recommend(known(LOSSES), Asked(1, 0.4)))
+
+
+def test_the_command_prints_lines_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write(tmp_path / "a.json", Results(CPU, {}, (*OURS, *GRID)))
+    asked = ["recommend", str(tmp_path / "a.json"), "--p99-ms", "100", "--price-per-hour", "0.4", "--rate", "300"]
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    for part in ("precision       fp32", "--batches 1,8", "MAX_CONCURRENCY=12", "3 workers", "a, load, ours, rate 0.8"):
+        assert part in said
+    assert main([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ladder"] == [1, 8]
+
+
+def test_the_command_fails_with_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write(tmp_path / "a.json", Results(CPU, {}, tuple(OURS)))
+    write(tmp_path / "b.json", Results(GPU, {}, tuple(OURS)))
+    options = ["--p99-ms", "1", "--price-per-hour", "0.4"]
+    assert main(["recommend", str(tmp_path / "a.json"), *options]) == 1
+    assert main(["recommend", str(tmp_path / "a.json"), str(tmp_path / "b.json"), *options]) == 2
+    assert main(["recommend", str(tmp_path / "none.json"), *options]) == 2
+    said = capsys.readouterr().err
+    assert "a price is of one machine" in said
+    assert "none.json cannot be read" in said
