@@ -36,7 +36,7 @@ $(VENV)/gpu.stamp: $(VENV)/dev.stamp $(GPU_PINS)
 	@$(BIN)/uv pip install --python $(BIN)/python -r $(GPU_PINS)
 	@touch $@
 
-.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers coldstart load soak bench-quick lock clean
+.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers report coldstart load soak bench-quick lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -96,8 +96,11 @@ image: ## the image around bundle/, or around an export of MODEL=...; IMAGE=... 
 test-image: setup ## build the image and run it (root, buildah and debootstrap; no docker)
 	@$(BIN)/python -m pytest -m image -rs tests/image tests/unit/test_dockerfile.py
 
-peers: setup ## our worker beside a stock-SDK worker and RunPod's infinity worker (made in build/peers), in one run
-	@$(BIN)/python -m benchmarks peers --with int8,stock,infinity
+peers: setup ## our worker beside what users would run instead (docs/peers.md; made in build/peers), in one run
+	@$(BIN)/python -m benchmarks peers --with all
+
+report: setup ## one page of all results files, build/report/index.html
+	@$(BIN)/python -m benchmarks report
 
 coldstart: setup ## what a start costs, stage by stage, beside the floor
 	@$(BIN)/python -m benchmarks coldstart
@@ -126,8 +129,12 @@ lock: $(VENV)/uv.stamp ## resolve the pins in requirements/ anew
 	@$(PINS) --extra cpu --extra export --extra bench --extra dev pyproject.toml -o requirements/dev.txt
 	@printf '%s\n' 'infinity-emb[torch]==0.0.78' 'optimum<2' 'transformers<4.49' 'torch==2.13.0' 'runpod==1.12.0' 'numpy<2' \
 		| $(PINS) - -o requirements/peers-infinity.txt
+	@printf '%s\n' 'infinity-emb[server,torch]==0.0.78' 'optimum<2' 'transformers<4.49' 'torch==2.13.0' 'numpy<2' \
+		| $(PINS) - -o requirements/peers-infinity-server.txt
+	@printf '%s\n' 'litserve==0.2.19' 'sentence-transformers==5.7.0' 'torch==2.13.0' 'transformers>=4.57,<4.58' 'numpy<2' \
+		| $(PINS) - -o requirements/peers-litserve.txt
 	@# A local build of torch names itself 2.13.0+cpu; the pin must fit every build of that version.
-	@sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements/export.txt requirements/dev.txt requirements/peers-infinity.txt
+	@sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements/export.txt requirements/dev.txt requirements/peers-*.txt
 
 clean: ## remove what was built, not the environments
 	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
