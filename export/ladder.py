@@ -1,0 +1,136 @@
+"""Stage 6, the precision ladder: for every target the fastest graph that passes the parity gate.
+
+The portable fp32 graph goes through the gate first: it is what everything else is compared with, and what is left at
+the end of every ladder. What was tried for each target, how far off it was, how long it took and why it was left
+stands in parity.json under "ladder".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.bundle import open_bundle, write_manifest
+from export.errors import ParityFailed
+from export.ladder_cpu import climb_cpu
+from export.ladder_gpu import HalfGraphs, climb_gpu
+from export.parity import Gate, Limits, worst
+from export.parity_data import read_payloads
+from export.precision_options import AUTO, wanted
+from export.progress import stage
+from export.trials import Record
+from export.write import add_parity
+
+if TYPE_CHECKING:
+    from export.optimize import Places
+    from export.plan_recipe import PlanRecipe
+    from export.recipe import Recipe
+    from export.source import Source
+
+LADDER_HEADER = ("target", "tried", "outcome", "figures", "seconds")
+_GPU = ("cuda", "tensorrt")
+
+
+def choose_precisions(
+    recipe: Recipe, source: Source, folder: Path, files: Mapping[str, tuple[Path, Path, Places]]
+) -> dict[str, Any]:
+    """Put every target of the bundle in `folder` through its ladder, and return the figures of parity.json.
+
+    `files` are what `optimize` returned for every graph. Raises ParityFailed when nothing passes that was asked for,
+    and Refused for parity data or limits that do not fit the task.
+    """
+    asked = wanted(recipe)
+    limits = Limits(recipe.parity_thresholds)
+    limits.of(source.task, "fp32")  # an unknown name is found out before the work
+    only_fp32 = set(asked.values()) <= {"fp32", AUTO}
+    failures: list[str] = []
+
+    def allowed(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `check` returns; where failing is allowed, the figures of a failure as well."""
+        try:
+            return check()
+        except ParityFailed as failure:
+            if not recipe.allow_parity_failure:
+                raise
+            failures.append(str(failure))
+            return dict(failure.figures)
+
+    with stage("parity") as note:
+        payloads = read_payloads(recipe.parity_data, open_bundle(folder))
+        gate = Gate(source, folder, payloads)
+        figures = allowed(lambda: gate.check(limits if only_fp32 else None))
+        note(f"{figures[source.task.unit]} {source.task.unit}, {worst(source, figures)}")
+        gate.add_payloads()
+    records: dict[str, list[Record]] = {}
+    chosen: dict[str, str] = {}
+    halves = HalfGraphs(gate, source, folder, limits, recipe.allow_parity_failure)
+    for target in (name for name in _GPU if name in asked):
+        with stage(target) as note:
+            found = climb_gpu(halves, target, asked[target])
+            records[target], chosen[target] = found.records, found.precision
+            figures["graphs"].update(found.graphs)
+            failures += found.failures
+            note(found.said)
+    if asked.get("cpu", "fp32") != "fp32":
+        with stage("cpu") as note:
+            found = climb_cpu(gate, source, folder, files, asked["cpu"], limits, recipe.allow_parity_failure)
+            records["cpu"], chosen["cpu"] = found.records, found.precision
+            fp32 = figures["graphs"]
+            figures = {**figures, **found.figures}
+            figures["graphs"] = {**found.graphs, **fp32}
+            failures += found.failures
+            note(found.said)
+    figures["precisions"] = {"cpu": "fp32", **chosen}
+    if records:
+        figures["ladder"] = {target: [one.told() for one in steps] for target, steps in records.items()}
+    if limits.given:
+        figures["overridden"] = sorted(limits.named(source.task))
+    if failures:
+        figures["failed"] = failures
+    _note_choice(folder, figures["precisions"], "; ".join(failures))
+    said = worst(source, figures)
+    figures = _without_nan(figures)
+    add_parity(folder, figures)
+    return {**figures, "worst": said}
+
+
+def plan_of(recipe: Recipe, figures: Mapping[str, Any]) -> PlanRecipe:
+    """The plans to build: in the precision that the ladder came to, where it was asked."""
+    assert recipe.plan is not None
+    return replace(recipe.plan, precision=figures["precisions"].get("tensorrt", recipe.plan.precision))
+
+
+def ladder_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What was tried, for the table at the end: target, step, outcome, figures, seconds."""
+    return [
+        (
+            target,
+            step["step"],
+            "passed" if step["passed"] else "left",
+            ", ".join(f"{name} {_shown(value)}" for name, value in step["figures"].items()) or step["reason"],
+            f"{step['seconds']:.1f}",
+        )
+        for target, steps in figures.get("ladder", {}).items()
+        for step in steps
+    ]
+
+
+def _shown(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:g}"
+
+
+def _without_nan(figures: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(figures, Mapping):
+        return {name: _without_nan(value) for name, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [_without_nan(value) for value in figures]
+    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
+
+
+def _note_choice(folder: Path, precisions: Mapping[str, str], failed: str) -> None:
+    manifest = open_bundle(folder).manifest
+    write_manifest(folder, replace(manifest, precisions=dict(precisions), parity_failed=failed))
