@@ -16,10 +16,9 @@ import json
 import mmap
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -70,6 +69,10 @@ class Manifest:
     """Why the bundle failed its parity gate, where it was written all the same."""
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     """Relative path -> (size in bytes, SHA-256)."""
+    exporter: str = ""
+    """What traced the graphs: optimum, dynamo (torch.export) or torchscript."""
+    adapters: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    """Adapters merged into the weights, in that order: name -> revision and SHA-256 of its weights."""
 
     def max_length(self, graph: str) -> int:
         """The longest row that `graph` takes; 1 where none of its inputs grows with a length."""
@@ -244,20 +247,64 @@ _HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of lin
 
 @contextmanager
 def _partial_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`, gone at the end unless it was renamed; those of killed runs are removed."""
+    """A temporary folder beside `out`, gone at the end unless it was renamed; those of killed runs are removed.
+
+    Its owner holds a lock on it, which the kernel lets go of however the process ends. The process id in its name says
+    less: in containers every run has the same one.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{out.name}.partial-"
-    for left_over in out.parent.glob(f"{prefix}*"):
-        owner = left_over.name.removeprefix(prefix).partition("-")[0]
-        if not owner.isdecimal() or not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(left_over, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=out.parent))
-    folder.chmod(0o755)  # mkdtemp makes it private; the image runs as another user
+    for other in out.parent.iterdir():
+        if other.name.startswith(prefix):
+            _remove_left_over(other, other.name.removeprefix(prefix).partition("-")[0])
+    # Named before it is made: an interrupt that comes in between still knows what to remove.
+    folder = out.parent / f"{prefix}{os.getpid()}-{os.urandom(4).hex()}"
+    lock = None
     try:
+        lock = _locked_folder(folder)
         yield folder
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked_folder(folder: Path) -> int:
+    """Make `folder`, and return the descriptor that holds the lock on it."""
+    while True:
+        folder.mkdir(mode=0o755)  # the image runs as another user
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        with suppress(OSError):  # without locks the process id in its name protects it
+            _lock(descriptor)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # another run took it for a left-over before it was locked
+
+
+def _remove_left_over(folder: Path, owner: str) -> None:
+    """Remove `folder` unless the process that made it lives; `owner` is its id, for file systems without locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # gone meanwhile, or not ours to open
+        return
+    try:
+        _lock(descriptor)
+        is_dead = True
+    except BlockingIOError:
+        is_dead = False
+    except OSError:
+        is_dead = not owner.isdecimal() or not Path(f"/proc/{owner}").exists()
+    if is_dead:
+        shutil.rmtree(folder, ignore_errors=True)
+    os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    import fcntl
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
