@@ -123,64 +123,17 @@ def export(recipe: Recipe) -> dict[str, Any]:
             shutil.rmtree(work)
             note(megabytes(_size(folder)))
         with stage("write"):
-            from export.write import add_parity, write
+            from export.write import write
 
             write(source, folder, {name: found[:2] for name, found in files.items()})
-        with stage("parity") as note:
-            from export.parity import Gate, worst
+        from export.ladder import choose_precisions, plan_of
 
-            gate = Gate(source, folder)
-            figures = gate.check(recipe.parity_threshold if recipe.precision == "fp32" else None)
-            add_parity(folder, figures)
-            note(f"{figures[source.task.unit]} {source.task.unit}, {worst(source, figures)}")
-        if recipe.precision == "int8":
-            with stage("int8") as note:
-                fp32 = figures["graphs"]
-                portable, _, places = files["model"]
-                figures = _quantize(gate, folder, portable, places, recipe.parity_threshold)
-                figures["graphs"].update(fp32)
-                add_parity(folder, figures)
-                note(f"{figures['kept']}, {worst(source, figures)}")
+        figures = choose_precisions(recipe, source, folder, files)
         if recipe.plan is not None:
             from export.plan_from_onnx import write_plans
 
-            write_plans(folder, recipe.plan, builder)
-    figures["worst"] = worst(source, figures)
+            write_plans(folder, plan_of(recipe, figures), builder)
     return figures
-
-
-def _quantize(gate: Any, folder: Path, portable: Path, places: Any, threshold: float | None) -> dict[str, Any]:
-    """The figures of the fastest int8 graph that passes the gate, with what it keeps and what was refused.
-
-    Raises ParityFailed when none passes.
-    """
-    from export.precision import ROWS_TRIED, SHORTLIST, Int8, Step, search
-    from export.smooth import ALPHAS
-    from export.write import choose
-
-    gate.add_samples()
-    int8 = Int8(portable, folder / "work", places, gate.rows)  # odd rows first: their activations are the largest
-
-    def attempt(step: Step) -> dict[str, Any]:
-        choose(folder, "int8", int8.write(step))
-        figures: dict[str, Any] = gate.check(threshold)
-        return figures
-
-    def badness(step: Step) -> float:
-        choose(folder, "int8", int8.write(step))
-        figure: float = gate.mean_badness(ROWS_TRIED)
-        return figure
-
-    def best_alpha() -> float:
-        return min(ALPHAS, key=lambda alpha: badness(Step(alpha)))
-
-    def ranked(alpha: float) -> Sequence[str]:
-        names = int8.suffering()
-        found = {name: badness(Step(alpha, (name,))) for name in names[:SHORTLIST]}
-        return sorted(found, key=lambda name: found[name]) + names[SHORTLIST:]
-
-    figures, step, refused = search(attempt, best_alpha, ranked)
-    return {**figures, "kept": f"int8: {step}", "kept_in_fp32": list(step.kept), "refused": refused}
 
 
 def _size(folder: Path) -> int:
@@ -192,6 +145,10 @@ def _print_result(out: Path, figures: dict[str, Any]) -> None:
     if files:
         print(f"\n{table(('file', 'size'), [(name, megabytes(size)) for name, (size, _) in files.items()])}")
     print(f"\nbundle    {out}  {megabytes(_size(out))}")
+    if figures.get("ladder"):
+        from export.ladder import LADDER_HEADER, ladder_rows
+
+        print(f"\n{table(LADDER_HEADER, ladder_rows(figures))}\n")
     print(f"parity    {figures['worst']}")
     print(f"next      BUNDLE={out} python -m handler")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from export.errors import Refused
 from export.infer import infer_task
 from export.json_files import read_json
+from export.precision_options import wanted
 from export.recipe import TASK_OPTIONS, Recipe
 from export.source import Source, first_line, quiet
 from export.tasks import export_task
@@ -67,7 +68,7 @@ def _check_options(recipe: Recipe, task: ExportTask) -> None:
             raise Refused(f"--{option.replace('_', '-')} means nothing to {task.tag}; leave it out")
     if recipe.pooling is not None and recipe.pooling not in task.poolings:
         raise Refused(f"--pooling {recipe.pooling} is not for {task.tag}; choose one of {', '.join(task.poolings)}")
-    if recipe.precision == "int8" and len(task.graphs) > 1:
+    if "int8" in wanted(recipe).values() and len(task.graphs) > 1:
         raise Refused(f"--precision int8 is for bundles of one graph, {task.tag} has {len(task.graphs)}; leave it out")
 
 

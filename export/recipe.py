@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 from export.errors import Refused
 from export.list_tasks import ListTasks
 from export.plan_recipe import PlanRecipe, add_plan_arguments, plan_recipe
+from export.precision_options import add_precision_arguments, check_precision, targets_of, thresholds
 from export.tasks import TAGS
 
-PRECISIONS = ("fp32", "int8")
 POOLINGS = ("mean", "cls", "lasttoken", "max", "pooler", "none")
 """Ways to make one vector of those of all tokens (sentence-transformers' names) or patches; a task lists its own."""
 TASK_OPTIONS = ("pooling", "max_length", "image_size")
@@ -34,14 +34,19 @@ class Recipe:
     max_length: int | None = None
     """In tokens, special tokens included; of sound in seconds."""
     precision: str = "fp32"
-    """For the CPU; what a GPU runs stays fp32."""
+    """Of every target, or TARGET=PRECISION with commas between (export/precision_options.py)."""
     trust_remote_code: bool = False
-    parity_threshold: float | None = None
-    """Replaces the limit of the first of the task's measures."""
+    parity_thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Limits of the task's measures, by name; the empty name stands for the first."""
     image_size: tuple[int, int] | None = None
     """Height and width in pixels, for a model whose image processor leaves them open."""
     plan: PlanRecipe | None = None
     """TensorRT plans to build at the end."""
+    targets: tuple[str, ...] = ("cpu",)
+    """What the bundle is for, of precision_options.TARGETS."""
+    parity_data: Path | None = None
+    """Payloads for the gate, a line each."""
+    allow_parity_failure: bool = False
 
 
 def recipe_from_argv(argv: Sequence[str]) -> Recipe:
@@ -56,8 +61,8 @@ def recipe_from_argv(argv: Sequence[str]) -> Recipe:
         raise Refused(f"unknown task {asked.task!r}; known are: {', '.join(TAGS)}")
     if asked.max_length is not None and asked.max_length < 1:
         raise Refused(f"--max-length must be at least 1, got {asked.max_length}")
-    if asked.parity_threshold is not None and not 0 < asked.parity_threshold <= 1:
-        raise Refused(f"--parity-threshold is a number above 0 and up to 1, got {asked.parity_threshold}")
+    targets = targets_of(asked.targets, asked.precision, asked.plan)
+    check_precision(asked.precision, targets)
     out: Path = asked.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refused(f"{out} exists and is not empty; name another folder with --out, or remove it first")
@@ -71,8 +76,11 @@ def recipe_from_argv(argv: Sequence[str]) -> Recipe:
         image_size=asked.image_size,
         precision=asked.precision,
         trust_remote_code=asked.trust_remote_code,
-        parity_threshold=asked.parity_threshold,
+        parity_thresholds=thresholds(asked.parity_threshold),
         plan=plan_recipe(asked) if asked.plan else None,
+        targets=targets,
+        parity_data=asked.parity_data,
+        allow_parity_failure=asked.allow_parity_failure,
     )
 
 
@@ -123,17 +131,9 @@ def _parser() -> argparse.ArgumentParser:
         help="pixels, where the model's image processor keeps the aspect ratio of every image",
     )
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="of the graph for the CPU (default: %(default)s)"
-    )
-    parser.add_argument(
         "--trust-remote-code", action="store_true", help="run Python code that comes with the model, while exporting"
     )
-    parser.add_argument(
-        "--parity-threshold",
-        type=float,
-        metavar="X",
-        help="the first limit of the task's parity gate: lowest cosine of embeddings, largest difference of scores",
-    )
+    add_precision_arguments(parser)
     plans = parser.add_argument_group("TensorRT plans", "For --plan; `python -m export plan BUNDLE` adds them later.")
     plans.add_argument("--plan", action="store_true", help="also build TensorRT plans for this machine's GPU")
     add_plan_arguments(plans, "--plan-precision")

@@ -18,7 +18,7 @@ def test_every_option(tmp_path: Path):
     argv = [*ARGV, str(out), "--revision", "v1", "--pooling", "cls", "--max-length", "64"]
     argv += ["--precision", "int8", "--trust-remote-code", "--parity-threshold", "0.999"]
     assert recipe_from_argv(argv) == Recipe(
-        "owner/name", "feature-extraction", out, "v1", "cls", 64, "int8", True, 0.999
+        "owner/name", "feature-extraction", out, "v1", "cls", 64, "int8", True, {"": 0.999}
     )
 
 
@@ -35,7 +35,10 @@ def test_only_what_is_required(tmp_path: Path):
         ([*ARGV, "b", "--pooling", "sum"], "invalid choice: 'sum'"),
         ([*ARGV, "b", "--max-length", "0"], "--max-length must be at least 1, got 0"),
         ([*ARGV, "b", "--max-length", "many"], "invalid int value: 'many'"),
-        ([*ARGV, "b", "--parity-threshold", "1.5"], "--parity-threshold is a number above 0 and up to 1, got 1.5"),
+        (
+            [*ARGV, "b", "--parity-threshold", "1.5"],
+            "--parity-threshold is NAME=X with a number X from 0 to 1, got '1.5'",
+        ),
         ([*ARGV, "b", "--image-size", "480by640"], "--image-size is HEIGHTxWIDTH in pixels, such as 480x640"),
         ([*ARGV, "b", "--no-such-option"], "unrecognized arguments: --no-such-option"),
         ([*ARGV, __file__], "exists and is not empty; name another folder with --out, or remove it first"),
