@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine import plan_cache, probe
 from engine.backends import load_engine
-from engine.errors import EngineError, EngineLost, OutOfMemory
+from engine.errors import BundleError, EngineError, EngineLost, OutOfMemory
 from engine.plan import plans_of, stale
 from engine.select import Choice, Facts, select
 
@@ -30,8 +30,14 @@ def open_engine(
     """The best engine that works here for one graph of a verified bundle, not yet warmed up, and why that one.
 
     `say` gets a line for the log about everything that takes long or fails on the way. Raises ConfigError when nothing
-    works that the settings allow, EngineError when the engine asked for does not load.
+    works that the settings allow, EngineError when the engine asked for does not load, BundleError when the bundle
+    failed its parity gate and the settings do not allow that.
     """
+    if bundle.manifest.parity_failed and not settings.allow_parity_failure:
+        raise BundleError(
+            f"{bundle.path} failed its parity gate ({bundle.manifest.parity_failed}); export the model again, or set "
+            "ALLOW_PARITY_FAILURE=1 to serve it all the same"
+        )
     facts = gather(bundle, settings, graph)
     while True:
         choice = select(settings, facts)

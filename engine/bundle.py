@@ -27,7 +27,7 @@ from typing import Any
 from engine.errors import BundleError
 from engine.tensors import TensorSpec
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 MANIFEST = "manifest.json"
 CHECKSUM = "manifest.sha256"
 SIGNATURE = "manifest.sig"
@@ -64,6 +64,10 @@ class Manifest:
     graphs: Mapping[str, Graph]
     versions: Mapping[str, str]
     """Packages that made the bundle."""
+    precisions: Mapping[str, str] = field(default_factory=dict)
+    """Target (cpu, cuda, tensorrt) -> the precision that was found for it; cpu's is `precision`."""
+    parity_failed: str = ""
+    """Why the bundle failed its parity gate, where it was written all the same."""
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     """Relative path -> (size in bytes, SHA-256)."""
 

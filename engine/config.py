@@ -150,6 +150,9 @@ class Settings(Limits):
     allow_cpu: bool = _setting(
         "ALLOW_CPU", False, (_switch, "1 or 0"), "Serve on the CPU where a GPU was asked for and cannot be used."
     )
+    allow_parity_failure: bool = _setting(
+        "ALLOW_PARITY_FAILURE", False, (_switch, "1 or 0"), "Serve a bundle that is marked as having failed its gate."
+    )
     precision: str = _setting(
         "PRECISION", "auto", _one_of(PLAN_PRECISIONS), "Of TensorRT plans; `auto` takes the fastest that there is."
     )

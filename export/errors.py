@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
@@ -20,6 +21,8 @@ class ParityFailed(Exception):
         super().__init__(message)
         self.rows = tuple(rows)
         self.header = tuple(header)
+        self.figures: Mapping[str, Any] = {}
+        """What parity.json would say."""
 
 
 def refusal_of(error: BaseException) -> Refused | None:

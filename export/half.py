@@ -1,15 +1,17 @@
 """Stage 6, for GPUs: the portable graph with its heavy work in half precision, decided in the graph, node by node.
 
 Matrix products, convolutions and embedding tables, and the light work between them, are fp16 (or bf16). Whatever sums,
-squares or exponentiates (LayerNorm, Softmax, pooling ...) stays fp32, and so does what is computed from positions and
-masks alone: rotary angles and "minus infinity" do not fit into fp16. Inputs and outputs keep their types.
+squares or exponentiates (LayerNorm, Softmax, pooling ...) stays fp32 unless it is asked for, and so does what is
+computed from positions and masks alone: rotary angles and "minus infinity" do not fit into fp16. Inputs and outputs
+keep their types.
 
-Every runtime runs the types that it finds here, so that ONNX Runtime on a CPU can check them (fp16 only).
+Every runtime runs the types that it finds here; export/rounded.py computes on a CPU what they come to.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection, Set
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +29,26 @@ _LIGHT = frozenset(
     "HardSwish Identity LeakyRelu Max MaxPool Min Mul Neg Pad PRelu Relu Reshape Sigmoid Slice Split Squeeze Sub Tanh "
     "Tile Transpose Unsqueeze Where".split()
 )
+_SUMS = frozenset(
+    "AveragePool Exp Gelu GlobalAveragePool GroupNormalization InstanceNormalization LayerNormalization Log LogSoftmax "
+    "Pow Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Softmax Softplus Sqrt TopK".split()
+)
+"""What stays fp32 unless it is asked for."""
 _ANY_TYPE = frozenset(("Shape", "Size"))
 """Read a tensor without looking at its values."""
 _SMALL_TABLE = 1024
 """Elements. A matrix that positions are multiplied with (the frequencies of rotary embeddings) is no weight."""
-_LARGEST = 65504.0  # of fp16; a mask's fp32 minimum becomes its negative instead of infinity
+LARGEST = 65504.0  # of fp16; a mask's fp32 minimum becomes its negative instead of infinity
 
 
-def half(portable: Path, precision: str) -> Path:
-    """Write the graph in `precision`, a key of TYPES, beside `portable`, with its weights, and return its path."""
-    types = _float_tensors(portable)
+def half(portable: Path, precision: str, *, sums: bool = False, kept: Collection[str] = ()) -> Path:
+    """Write the graph in `precision`, a key of TYPES, beside `portable`, with its weights, and return its path.
+
+    `sums`: also what sums, squares and exponentiates is in it. `kept` are outputs of nodes that stay fp32.
+    """
+    types = float_tensors(portable)
     model = load_whole(portable)
-    _convert(model.graph, types, TYPES[precision])
+    _convert(model.graph, types, TYPES[precision], _HEAVY | _LIGHT | (_SUMS if sums else set()), kept)
     del model.graph.value_info[:]
     path = portable.with_name(f"{precision}.onnx")
     add_graph(model, path, {})
@@ -46,7 +56,7 @@ def half(portable: Path, precision: str) -> Path:
     return path
 
 
-def _float_tensors(portable: Path) -> set[str]:
+def float_tensors(portable: Path) -> set[str]:
     """Names of the fp32 tensors; inferred without the weights, which may be larger than a protobuf may be."""
     graph = onnx.shape_inference.infer_shapes(onnx.load(portable, load_external_data=False), strict_mode=True).graph
     tensors = [*graph.input, *graph.value_info, *graph.output]
@@ -54,9 +64,9 @@ def _float_tensors(portable: Path) -> set[str]:
     return found | {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
 
 
-def _convert(graph: Any, floats: set[str], dtype: int) -> None:
+def _convert(graph: Any, floats: set[str], dtype: int, kinds: Set[str], kept: Collection[str]) -> None:
     _constants_to_initializers(graph)
-    chosen = _Choice(graph, floats).half_nodes()
+    chosen = _Choice(graph, floats, kinds, set(kept)).half_nodes()
     weights = {tensor.name: tensor for tensor in graph.initializer}
     is_half = {name for index in chosen for name in graph.node[index].output if name in floats}
     converted: dict[tuple[str, int], str] = {}
@@ -86,9 +96,11 @@ def _convert(graph: Any, floats: set[str], dtype: int) -> None:
 
 
 class _Choice:
-    """Which nodes run in half precision."""
+    """Which nodes run in half precision: of `kinds`, and with no output in `kept`."""
 
-    def __init__(self, graph: Any, floats: set[str]) -> None:
+    def __init__(self, graph: Any, floats: set[str], kinds: Set[str], kept: set[str]) -> None:
+        self._kinds = kinds
+        self._kept = kept
         self._nodes = list(graph.node)
         self._floats = floats
         self._sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
@@ -104,7 +116,7 @@ class _Choice:
         single = set(self._from_indices)  # names of fp32 tensors, beside the graph's own inputs
         for index, node in enumerate(self._nodes):
             outputs = {name for name in node.output if name in self._floats}
-            if not outputs or outputs & self._from_indices or not self._is_half(node, single):
+            if not outputs or outputs & (self._from_indices | self._kept) or not self._is_half(node, single):
                 single |= outputs
             else:
                 half.add(index)
@@ -113,14 +125,16 @@ class _Choice:
     def _is_half(self, node: Any, single: set[str]) -> bool:
         if node.op_type in _HEAVY or self._is_table(node):
             return True
-        if node.op_type not in _LIGHT:
+        if node.op_type not in self._kinds:
             return False
+        if node.op_type in _SUMS:  # asked for
+            return True
         inputs = self._activations(node)
         in_single = [name for name in inputs if name in single]
         if len(in_single) == len(inputs):  # goes on what a sum or a softmax began, until something heavy comes
             return False
         readers = [reader for name in node.output for reader in self._readers[name]]
-        if readers and all(reader.op_type == "Softmax" for reader in readers):
+        if readers and all(reader.op_type == "Softmax" and self._is_fixed(reader) for reader in readers):
             return False
         if not in_single:
             return True
@@ -130,7 +144,7 @@ class _Choice:
 
     def _is_fixed(self, node: Any) -> bool:
         """Whether `node` runs in fp32 whatever its neighbours do."""
-        return node.op_type not in _HEAVY | _LIGHT | _ANY_TYPE
+        return node.op_type not in self._kinds | _ANY_TYPE or not self._kept.isdisjoint(node.output)
 
     def _is_table(self, node: Any) -> bool:
         return node.op_type == "Gather" and self._sizes.get(node.input[0], 0) > _SMALL_TABLE
@@ -167,7 +181,7 @@ def _constants_to_initializers(graph: Any) -> None:
 def _converted(tensor: Any, name: str, dtype: int) -> Any:
     values = numpy_helper.to_array(tensor)
     if dtype == TensorProto.FLOAT16:
-        return numpy_helper.from_array(np.clip(values, -_LARGEST, _LARGEST).astype(np.float16), name)
+        return numpy_helper.from_array(np.clip(values, -LARGEST, LARGEST).astype(np.float16), name)
     # Round to the nearest, to even at a tie, then keep the upper half of the bits.
     bits = np.ascontiguousarray(values).view(np.uint32)
     upper = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)

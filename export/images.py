@@ -27,7 +27,7 @@ from export.torch_onnx import Traced, trace
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
-    from engine.tensors import Array, Arrays
+    from engine.tensors import Array, Arrays, Row
     from export.recipe import Recipe
     from export.source import Source
 
@@ -81,6 +81,14 @@ class ImageExport(ExportTask):
         """One probe an image."""
         for label, value, image in images():
             yield Probe(label, {"image": value}, [source.processor.inputs(image)])
+
+    def inputs_of(self, source: Source, payload: Json, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]] | None:
+        """The images through transformers' own processor."""
+        values = payload["images"] if "images" in payload else [payload.get("image")]
+        if len(values) != len(rows) or not all(isinstance(value, str) for value in values):
+            return None
+        taken = (bytes_of(value, "image", DEFAULT_LIMITS) for value in values)
+        return [source.processor.inputs(decode(one, "image", DEFAULT_LIMITS.max_pixels)) for one in taken]
 
     def samples(self, source: Source) -> Iterator[Json]:
         """Soft images, which are more like photographs than noise is."""

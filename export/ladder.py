@@ -7,14 +7,20 @@ stands in parity.json under "ladder".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.parity import Gate, worst
-from export.precision_options import wanted
+from engine.bundle import open_bundle, write_manifest
+from export.errors import ParityFailed
+from export.ladder_cpu import climb_cpu
+from export.ladder_gpu import HalfGraphs, climb_gpu
+from export.parity import Gate, Limits, worst
+from export.parity_data import read_payloads
+from export.precision_options import AUTO, wanted
 from export.progress import stage
+from export.trials import Record
 from export.write import add_parity
 
 if TYPE_CHECKING:
@@ -23,29 +29,66 @@ if TYPE_CHECKING:
     from export.recipe import Recipe
     from export.source import Source
 
+LADDER_HEADER = ("target", "tried", "outcome", "figures", "seconds")
+_GPU = ("cuda", "tensorrt")
+
 
 def choose_precisions(
     recipe: Recipe, source: Source, folder: Path, files: Mapping[str, tuple[Path, Path, Places]]
 ) -> dict[str, Any]:
     """Put every target of the bundle in `folder` through its ladder, and return the figures of parity.json.
 
-    `files` are what `optimize` returned for every graph. Raises ParityFailed when nothing passes.
+    `files` are what `optimize` returned for every graph. Raises ParityFailed when nothing passes that was asked for,
+    and Refused for parity data or limits that do not fit the task.
     """
     asked = wanted(recipe)
-    threshold = recipe.parity_thresholds.get("")
+    limits = Limits(recipe.parity_thresholds)
+    limits.of(source.task, "fp32")  # an unknown name is found out before the work
+    only_fp32 = set(asked.values()) <= {"fp32", AUTO}
+    failures: list[str] = []
+
+    def allowed(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `check` returns; where failing is allowed, the figures of a failure as well."""
+        try:
+            return check()
+        except ParityFailed as failure:
+            if not recipe.allow_parity_failure:
+                raise
+            failures.append(str(failure))
+            return dict(failure.figures)
+
     with stage("parity") as note:
-        gate = Gate(source, folder)
-        figures = gate.check(threshold if set(asked.values()) == {"fp32"} else None)
-        add_parity(folder, figures)
+        payloads = read_payloads(recipe.parity_data, open_bundle(folder))
+        gate = Gate(source, folder, payloads)
+        figures = allowed(lambda: gate.check(limits if only_fp32 else None))
         note(f"{figures[source.task.unit]} {source.task.unit}, {worst(source, figures)}")
-    if asked.get("cpu") == "int8":
-        with stage("int8") as note:
+        gate.add_payloads()
+    records: dict[str, list[Record]] = {}
+    chosen: dict[str, str] = {}
+    halves = HalfGraphs(gate, source, folder, limits, recipe.allow_parity_failure)
+    for target in (name for name in _GPU if name in asked):
+        with stage(target) as note:
+            found = climb_gpu(halves, target, asked[target])
+            records[target], chosen[target] = found.records, found.precision
+            figures["graphs"].update(found.graphs)
+            failures += found.failures
+            note(found.said)
+    if asked.get("cpu", "fp32") != "fp32":
+        with stage("cpu") as note:
+            found = climb_cpu(gate, source, folder, files, asked["cpu"], limits, recipe.allow_parity_failure)
+            records["cpu"], chosen["cpu"] = found.records, found.precision
             fp32 = figures["graphs"]
-            portable, _, places = files["model"]
-            figures = _quantize(gate, folder, portable, places, threshold)
-            figures["graphs"].update(fp32)
-            add_parity(folder, figures)
-            note(f"{figures['kept']}, {worst(source, figures)}")
+            figures = {**figures, **found.figures}
+            figures["graphs"] = {**found.graphs, **fp32}
+            failures += found.failures
+            note(found.said)
+    figures["precisions"] = {"cpu": "fp32", **chosen}
+    if records:
+        figures["ladder"] = {target: [one.told() for one in steps] for target, steps in records.items()}
+    if failures:
+        figures["failed"] = failures
+    _note_choice(folder, figures["precisions"], "; ".join(failures))
+    add_parity(folder, figures)
     figures["worst"] = worst(source, figures)
     return figures
 
@@ -53,47 +96,24 @@ def choose_precisions(
 def plan_of(recipe: Recipe, figures: Mapping[str, Any]) -> PlanRecipe:
     """The plans to build: in the precision that the ladder came to, where it was asked."""
     assert recipe.plan is not None
-    chosen = figures.get("precisions", {}).get("tensorrt", recipe.plan.precision)
-    return replace(recipe.plan, precision=chosen)
+    return replace(recipe.plan, precision=figures["precisions"].get("tensorrt", recipe.plan.precision))
 
 
 def ladder_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """What was tried, for the table at the end: target, step, outcome, figures, seconds. Empty where nothing was."""
-    return []
+    """What was tried, for the table at the end: target, step, outcome, figures, seconds."""
+    return [
+        (
+            target,
+            step["step"],
+            "passed" if step["passed"] else "left",
+            ", ".join(f"{name} {value:g}" for name, value in step["figures"].items()) or step["reason"],
+            f"{step['seconds']:.1f}",
+        )
+        for target, steps in figures.get("ladder", {}).items()
+        for step in steps
+    ]
 
 
-LADDER_HEADER = ("target", "tried", "outcome", "figures", "seconds")
-
-
-def _quantize(gate: Gate, folder: Path, portable: Path, places: Any, threshold: float | None) -> dict[str, Any]:
-    """The figures of the fastest int8 graph that passes the gate, with what it keeps and what was refused.
-
-    Raises ParityFailed when none passes.
-    """
-    from export.precision import ROWS_TRIED, SHORTLIST, Int8, Step, search
-    from export.smooth import ALPHAS
-    from export.write import choose
-
-    gate.add_samples()
-    int8 = Int8(portable, folder / "work", places, gate.rows)  # odd rows first: their activations are the largest
-
-    def attempt(step: Step) -> dict[str, Any]:
-        choose(folder, "int8", int8.write(step))
-        figures: dict[str, Any] = gate.check(threshold)
-        return figures
-
-    def badness(step: Step) -> float:
-        choose(folder, "int8", int8.write(step))
-        figure: float = gate.mean_badness(ROWS_TRIED)
-        return figure
-
-    def best_alpha() -> float:
-        return min(ALPHAS, key=lambda alpha: badness(Step(alpha)))
-
-    def ranked(alpha: float) -> Sequence[str]:
-        names = int8.suffering()
-        found = {name: badness(Step(alpha, (name,))) for name in names[:SHORTLIST]}
-        return sorted(found, key=lambda name: found[name]) + names[SHORTLIST:]
-
-    figures, step, refused = search(attempt, best_alpha, ranked)
-    return {**figures, "kept": f"int8: {step}", "kept_in_fp32": list(step.kept), "refused": refused}
+def _note_choice(folder: Path, precisions: Mapping[str, str], failed: str) -> None:
+    manifest = open_bundle(folder).manifest
+    write_manifest(folder, replace(manifest, precisions=dict(precisions), parity_failed=failed))

@@ -8,6 +8,8 @@ import numpy as np
 
 from engine.tensors import Array
 
+HALF = ("fp16", "bf16")
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -22,6 +24,10 @@ class Measure:
     """For a graph whose weights are bytes: it answers a little differently by design."""
     at_least: bool = False
     column: str = ""
+    half_limit: float | None = None
+    """For fp16 and bf16; None: ten times as far from perfect as fp32 may be."""
+    of_all: bool = False
+    """A figure of all answers together, not of each: it has no worst row."""
 
     @property
     def key(self) -> str:
@@ -33,9 +39,19 @@ class Measure:
         """The name in a sentence."""
         return self.name.replace("_", " ")
 
-    def at(self, precision: str, limit: float | None = None) -> Measure:
-        """This measure with the limit of `precision`, or with one that was asked for."""
-        return replace(self, limit=(self.int8_limit if precision == "int8" else self.limit) if limit is None else limit)
+    def at(self, precision: str, limit: float | None = None, reserve: float = 0.0) -> Measure:
+        """This measure with the limit of `precision`, or with one that was asked for.
+
+        `reserve` is a share of what the limit allows that must be left.
+        """
+        half = 1 - 10 * (1 - self.limit) if self.at_least else 10 * self.limit
+        by_precision = {
+            "int8": self.int8_limit,
+            **dict.fromkeys(HALF, half if self.half_limit is None else self.half_limit),
+        }
+        found = by_precision.get(precision, self.limit) if limit is None else limit
+        allowed = (1 - found if self.at_least else found) * (1 - reserve)
+        return replace(self, limit=1 - allowed if self.at_least else allowed)
 
     def passes(self, value: float) -> bool:
         """Whether `value` keeps the limit; NaN does not."""
@@ -62,7 +78,7 @@ class Measure:
     def required(self) -> str:
         """For the sentence of a gate that failed."""
         article = "an" if self.words[0] in "aeiou" else "a"
-        return f"{article} {self.words} of {'at least' if self.at_least else 'at most'} {self.limit:g}"
+        return f"{article} {self.words} of {'at least' if self.at_least else 'at most'} {self.limit:.6g}"
 
 
 def cosine(expected: Array, found: Array) -> float:
@@ -97,3 +113,40 @@ def agreement(expected: Array, found: Array, margin: float) -> float:
     top = np.partition(a, -2, axis=-1)[:, -2:]
     tied = top[:, 1] - top[:, 0] <= margin
     return float(np.mean(tied | (a.argmax(-1) == b.argmax(-1))))
+
+
+def neighbours(expected: Array, found: Array, count: int = 10) -> float:
+    """How many of each vector's nearest `count` others (by cosine) are the same in both sets, on average.
+
+    Rows are vectors; those that are zero are nobody's neighbours.
+    """
+    a, b = (values.astype(np.float64) for values in (expected, found))
+    both = (np.linalg.norm(a, axis=1) > 0) & (np.linalg.norm(b, axis=1) > 0)
+    a, b = a[both], b[both]
+    count = min(count, len(a) - 1)
+    if count < 1:
+        return 1.0
+    nearest = []
+    for values in (a, b):
+        unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+        cosines = unit @ unit.T
+        np.fill_diagonal(cosines, -np.inf)
+        nearest.append((cosines, np.argsort(-cosines, axis=1)[:, :count]))
+    (exact, _), (_, ours) = nearest
+    # Ours are right as far as they are no farther than the last of the right ones: equal texts have equal places.
+    last = np.sort(exact, axis=1)[:, -count][:, None] - 1e-6
+    return float(np.mean(np.take_along_axis(exact, ours, axis=1) >= last))
+
+
+def kendall(expected: Array, found: Array, margin: float = 1e-6) -> float:
+    """Kendall's tau of two lists of scores: pairs in the same order less pairs in the other, of all pairs.
+
+    Pairs that are within `margin` of each other in `expected` have no order and are left out.
+    """
+    a, b = expected.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+    one, other = np.triu_indices(len(a), 1)
+    apart = a[one] - a[other]
+    ordered = np.abs(apart) > margin
+    if not ordered.any():
+        return 1.0
+    return float(np.mean(np.sign(apart[ordered]) * np.sign((b[one] - b[other])[ordered])))

@@ -5,12 +5,13 @@ s_j = max|X_j|**alpha / max|W_j|**(1 - alpha), and row j of the weights is multi
 was, and the one scale that int8 has for all activations fits them better. The division is a node of its own: a layer
 norm whose weights could take it up also feeds the residual, which must not see it.
 
-Measured on all-MiniLM-L6-v2, 150 texts, every weight matrix in int8: the least cosine rises from 0.982 to 0.993.
+Measured on all-MiniLM-L6-v2, 500 texts, every weight matrix in int8, alpha 0.8: the least cosine rises from 0.972 to
+0.981 with 4 of 24 inputs smoothed, to 0.985 with 8, to 0.990 with all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from onnx import helper, numpy_helper
 from engine.tensors import Array
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""Which is best depends on the model: at 0.5 all-MiniLM-L6-v2 falls to 0.957, at 0.85 it is as good as at 0.7."""
+"""Which is best depends on the input: with 0.5 for all, all-MiniLM-L6-v2 falls to 0.964, with 0.8 it is 0.990."""
 
 _FLOOR = 1e-5  # of a channel's maximum: one that is always zero must not become infinite
 _SUFFIX = "/smooth"  # the quantizer appends _scale and _quantized to names: ours end otherwise
@@ -41,8 +42,8 @@ def maxima(observed: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
     return found
 
 
-def smooth(model: Any, largest: Mapping[str, Array], alpha: float) -> None:
-    """Smooth the inputs of every product with a weight matrix, in place; `largest` is what `maxima` found of them.
+def smooth(model: Any, largest: Mapping[str, Array], alphas: Mapping[str, float]) -> None:
+    """Smooth inputs of products with weight matrices, those in `alphas`, in place; `largest` is what `maxima` found.
 
     The weights of `model` must be in memory. Products that share an input share the division.
     """
@@ -50,11 +51,12 @@ def smooth(model: Any, largest: Mapping[str, Array], alpha: float) -> None:
     weights = {tensor.name: tensor for tensor in graph.initializer}
     sharing: dict[str, list[Any]] = {}
     for node in products(model):
+        if node.input[0] not in alphas:
+            continue
         sharing.setdefault(node.input[0], []).append(node)
     divisions = {}
     for name, nodes in sharing.items():
-        rows = np.max([np.abs(numpy_helper.to_array(weights[node.input[1]])).max(axis=1) for node in nodes], axis=0)
-        scale = _scale(largest[name], rows, alpha)
+        scale = scale_of(largest[name], [numpy_helper.to_array(weights[one.input[1]]) for one in nodes], alphas[name])
         graph.initializer.append(numpy_helper.from_array((1 / scale).astype(np.float32), f"{name}{_SUFFIX}_factor"))
         divisions[name] = helper.make_node("Mul", [name, f"{name}{_SUFFIX}_factor"], [name + _SUFFIX], name + _SUFFIX)
         for node in nodes:
@@ -64,8 +66,9 @@ def smooth(model: Any, largest: Mapping[str, Array], alpha: float) -> None:
     _place(graph, divisions)
 
 
-def _scale(activations: Array, rows: Array, alpha: float) -> Array:
+def scale_of(activations: Array, matrices: Sequence[Array], alpha: float) -> Array:
     """A factor a channel, with a geometric mean of 1 so that neither side drifts."""
+    rows = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
     logs = alpha * np.log(np.maximum(activations, _FLOOR)) - (1 - alpha) * np.log(np.maximum(rows, _FLOOR))
     scale: Array = np.exp(logs - logs.mean())
     return scale

@@ -8,7 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine.tensors import Arrays
+from engine.tensors import Arrays, Row
 from export.errors import Refused
 from export.nodes import Axes
 from export.recipe import Recipe
@@ -75,6 +75,16 @@ class TextExport(ExportTask):
         """One probe a text: the online side's examples, and texts that break things."""
         for label, text in texts(source, self.online.examples):
             yield self.probe(source, label, text)
+
+    def inputs_of(self, source: Source, payload: Any, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]] | None:
+        """Rows of tokens are what the model reads; the probes show that they are transformers' own."""
+        import torch
+
+        if any(not set(row.feeds) <= set(self.input_axes()) for row in rows):
+            return None
+        return [
+            {name: torch.from_numpy(values[None].astype("int64")) for name, values in row.feeds.items()} for row in rows
+        ]
 
     def probe(self, source: Source, label: str, text: str) -> Probe:
         """`text` as a payload, and as transformers tokenizes it; one row each."""

@@ -102,6 +102,8 @@ def _within(bucket: Bucket, largest: Bucket) -> tuple[int, int]:
 
 def _open_session(bundle: Bundle, graph: Graph, provider: str, threads: int) -> Any:
     precision = bundle.manifest.precision
+    if provider != "cpu":  # the CPU's int8 is for the CPU alone
+        precision = bundle.manifest.precisions.get(provider) or ("fp32" if precision == "int8" else precision)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -116,7 +118,7 @@ def _open_session(bundle: Bundle, graph: Graph, provider: str, threads: int) -> 
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         path = bundle.file(graph.fused[precision])
     else:
-        path = bundle.file(graph.onnx.get(precision) or graph.onnx["fp32"])  # int8 is for the CPU alone
+        path = bundle.file(graph.onnx.get(precision) or graph.onnx["fp32"])
     if provider == "cuda":
         providers.insert(0, "CUDAExecutionProvider")
     try:

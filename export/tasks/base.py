@@ -18,7 +18,7 @@ from export.source import quiet
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json, Task
-    from engine.tensors import Arrays
+    from engine.tensors import Arrays, Row
     from export.measures import Measure
     from export.recipe import Recipe
     from export.source import Source
@@ -70,7 +70,9 @@ class ExportTask:
     length_unit: ClassVar[str] = ""
     """What the "length" axis counts; empty without one."""
     measures: ClassVar[Sequence[Measure]] = ()
-    """What the gate compares by; --parity-threshold replaces the first one's limit."""
+    """What the gate compares by; --parity-threshold NAME=X replaces a limit."""
+    measures_of_all: ClassVar[Sequence[Measure]] = ()
+    """Of all rows of a graph together: the order of neighbours, of documents ..."""
 
     @property
     def online(self) -> type[Task]:
@@ -179,6 +181,13 @@ class ExportTask:
         """Many ordinary payloads: what a precision that answers a little differently is measured on. None here."""
         return iter(())
 
+    def inputs_of(self, source: Source, payload: Json, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]] | None:
+        """The model's own inputs for a payload of the user's, one mapping a row of `rows`, which the worker made of it.
+
+        None where only the worker can tell: the portable fp32 graph is the reference then.
+        """
+        return None
+
     def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
         """What the graph should answer to one row, from the model in PyTorch; None for a row that it cannot take."""
         raise NotImplementedError
@@ -186,6 +195,10 @@ class ExportTask:
     def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
         """One figure for each of `measures`. Neither side has a batch axis or padding."""
         raise NotImplementedError
+
+    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
+        """One figure for each of `measures_of_all`; row for row, every row once."""
+        return ()
 
 
 def labels(model: str, config: Any) -> list[str]:

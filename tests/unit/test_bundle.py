@@ -56,7 +56,7 @@ def rewrite_manifest(bundle: Path, **changes: object) -> None:
 
 def test_a_newer_schema_is_refused_with_the_fix(small_bundle: Path):
     rewrite_manifest(small_bundle, schema_version="2.0")
-    with pytest.raises(BundleError, match=r"schema 2\.0, this worker reads 1\.0; update the worker"):
+    with pytest.raises(BundleError, match=r"schema 2\.0, this worker reads 1\.1; update the worker"):
         open_bundle(small_bundle)
 
 

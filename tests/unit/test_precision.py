@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -46,7 +49,7 @@ def test_smoothing_changes_no_answer_and_makes_int8_lose_less():
     z, y = run(model, x)
     assert [node.name for node in products(model)] == ["first", "second"]
     before = _loss(y, numpy_helper.to_array(model.graph.initializer[0]))  # type: ignore[attr-defined]
-    smooth(model, maxima([{"y": y[:25]}, {"y": y[25:]}]), 0.7)
+    smooth(model, maxima([{"y": y[:25]}, {"y": y[25:]}]), {"y": 0.7})
     smoothed_z, unsmoothed_y = run(model, x)
     np.testing.assert_allclose(smoothed_z, z, rtol=1e-4, atol=1e-3)
     assert np.array_equal(unsmoothed_y, y)  # whatever else reads it must not notice
@@ -60,12 +63,15 @@ def test_smoothing_changes_no_answer_and_makes_int8_lose_less():
 
 
 NAMES = [f"m{number}" for number in range(20)]
+INPUTS = [(f"x{number}", 0.7) for number in range(24)]
 
 
-def attempts(needed: int, tried: list[Step]) -> object:
-    def attempt(step: Step) -> dict[str, int]:
+def attempts(smoothed: int, kept: int, tried: list[Step]) -> Callable[[Step], dict[str, Any]]:
+    """A gate that takes steps with so many inputs smoothed and matrices kept at least."""
+
+    def attempt(step: Step) -> dict[str, Any]:
         tried.append(step)
-        if step.alpha is None or len(step.kept) < needed:
+        if len(step.smoothed) < smoothed or len(step.kept) < kept:
             raise ParityFailed("too far off", [("a text", "a graph", "0.5")])
         return {"kept": len(step.kept)}
 
@@ -75,21 +81,35 @@ def attempts(needed: int, tried: list[Step]) -> object:
 @pytest.mark.parametrize("needed", range(9))
 def test_the_fewest_matrices_are_kept_and_their_graph_is_the_last_one_written(needed: int):
     tried: list[Step] = []
-    figures, step, refused = search(attempts(needed, tried), lambda: 0.6, lambda alpha: NAMES)  # type: ignore[arg-type]
-    assert step == Step(0.6, tuple(NAMES[:needed]))
+    refused: list[str] = []
+    figures, step = search(
+        attempts(24, needed, tried),
+        lambda: INPUTS,
+        lambda smoothed: NAMES,
+        lambda step, failure: refused.append(f"{step}: {failure}"),
+    )
+    assert step == Step(tuple(INPUTS), tuple(NAMES[:needed]))
     assert figures == {"kept": needed}
     assert tried[-1] == step
-    assert len(refused) == len(tried) - sum(len(one.kept) >= needed and one.alpha is not None for one in tried)
-    assert refused["every weight matrix"] == "too far off; worst: a text, a graph, 0.5"
+    assert len(refused) == len([one for one in tried if len(one.smoothed) < 24 or len(one.kept) < needed])
+    assert refused[0] == "every weight matrix: too far off"
+
+
+@pytest.mark.parametrize(("needed", "found"), [(1, 4), (4, 4), (5, 8), (9, 16), (17, 24)])
+def test_no_more_inputs_are_smoothed_than_needed(needed: int, found: int):
+    tried: list[Step] = []
+    _, step = search(attempts(needed, 0, tried), lambda: INPUTS, lambda smoothed: NAMES)
+    assert step == Step(tuple(INPUTS[:found]))
+    assert tried[0] == Step()
 
 
 def test_more_than_half_kept_is_no_int8_any_more():
     with pytest.raises(ParityFailed):
-        search(attempts(11, []), lambda: 0.6, lambda alpha: NAMES)  # type: ignore[arg-type]
+        search(attempts(0, 11, []), lambda: INPUTS, lambda smoothed: NAMES)
 
 
 def test_nothing_is_measured_for_a_model_that_passes_whole():
-    def never(*arguments: object) -> object:
+    def never(*arguments: object) -> Any:
         raise AssertionError("not needed")
 
-    assert search(lambda step: {"ok": True}, never, never) == ({"ok": True}, Step(), {})  # type: ignore[arg-type]
+    assert search(lambda step: {"ok": True}, never, never) == ({"ok": True}, Step())

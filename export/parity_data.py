@@ -1,0 +1,59 @@
+"""Inputs of the user's own for the gate: a file with the `input` of a job on every line, in JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import InvalidInput
+from engine.tasks import load_task
+from export.errors import Refused
+
+if TYPE_CHECKING:
+    from engine.bundle import Bundle
+
+_SHOWN = 60
+
+
+def read_payloads(file: Path | None, bundle: Bundle) -> list[tuple[str, Any]]:
+    """A label and a payload for every line that is not empty; none without a file.
+
+    Raises Refused, with the number of the line and the fix, for a line that the task of `bundle` does not take.
+    """
+    if file is None:
+        return []
+    task = load_task(bundle)
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise Refused(f"--parity-data {file} cannot be read ({error.strerror}); name a file of JSON lines") from None
+    except UnicodeDecodeError:
+        raise Refused(f"--parity-data {file} is not UTF-8; save it as UTF-8") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            payload = json.loads(line)
+        except ValueError as error:
+            raise Refused(
+                f"{file}, line {number}: not JSON ({error}); write a job's input, such as {_example(bundle)}"
+            ) from None
+        try:
+            if not isinstance(payload, dict):
+                raise InvalidInput(f"an object is needed, got {type(payload).__name__}")
+            task.preprocess(task.parse(payload))
+        except InvalidInput as error:
+            raise Refused(f"{file}, line {number}: {error}; write a job's input, such as {_example(bundle)}") from None
+        found.append((f"{file.name}:{number}", payload))
+    if not found:
+        raise Refused(f"--parity-data {file} holds no line; write a job's input on each, such as {_example(bundle)}")
+    return found
+
+
+def _example(bundle: Bundle) -> str:
+    from engine.tasks import task_class
+
+    text = json.dumps(task_class(bundle.manifest.task).examples[0], ensure_ascii=False)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
