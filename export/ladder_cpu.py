@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from export.optimize import Places
     from export.source import Source
 
-RESERVE = 0.2
+RESERVE = 0.1
 """Of what a limit of int8 allows, this share must be left: texts that nobody tried are worse than those that were."""
 
 _WORTH = 1.05

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from engine.tensors import Array
+from engine.tensors import Array, Arrays
 
 HALF = ("fp16", "bf16")
 
@@ -150,3 +151,13 @@ def kendall(expected: Array, found: Array, margin: float = 1e-6) -> float:
     if not ordered.any():
         return 1.0
     return float(np.mean(np.sign(apart[ordered]) * np.sign((b[one] - b[other])[ordered])))
+
+
+def of_both(expected: Sequence[Arrays], found: Sequence[Arrays], name: str) -> tuple[Array, Array]:
+    """Tensor `name` of every row, flat, on top of each other."""
+    a, b = ([one[name].reshape(-1) for one in rows] for rows in (expected, found))
+    return np.stack(a), np.stack(b)
+
+
+NEIGHBOURS = Measure("neighbours", 0.99, 0.7, at_least=True, column="same neighbours", half_limit=0.9, of_all=True)
+"""Of tasks that answer with vectors: of the ten nearest of every row, how many are. What a search would notice."""

@@ -37,7 +37,7 @@ suffer most; trying each costs a quantization and ROWS_TRIED rows."""
 
 ROWS_TRIED = 100
 _ROWS_OBSERVED = 60
-_ROWS_COMPARED = 10
+_ROWS_COMPARED, _TOKENS_COMPARED = 24, 128
 
 _FIRST_SMOOTHED = 6
 """The first step that smooths takes one of so many inputs. On all-MiniLM-L6-v2 those 4 of 24 do half of what all do
@@ -110,17 +110,18 @@ class Int8:
         sharing: dict[str, list[Array]] = {}
         for node in products(model):
             sharing.setdefault(node.input[0], []).append(numpy_helper.to_array(weights[node.input[1]]))
-        seen = list(self._observed(_ROWS_COMPARED))
+        short = [row for row in self._rows if row.length <= _TOKENS_COMPARED] or self._rows[:1]
+        seen = list(self._observed(short[:: max(1, len(short) // _ROWS_COMPARED)]))
         gains = {}
         for name, matrices in sharing.items():
-            before = _mean_loss([one[name] for one in seen], matrices)
-            after = {}
-            for alpha in ALPHAS:
-                scale = scale_of(largest[name], matrices, alpha)
-                scaled = [matrix * scale[:, None] for matrix in matrices]
-                after[alpha] = _mean_loss([one[name] / scale for one in seen], scaled)
-            best = min(ALPHAS, key=lambda alpha: after[alpha])
-            gains[name] = (before - after[best], best)
+            rows = [one[name].reshape(-1, one[name].shape[-1]) for one in seen]
+            exact = [[row @ matrix for matrix in matrices] for row in rows]
+            before = _losses(rows, matrices, exact)
+            after = {
+                alpha: _losses(rows, matrices, exact, scale_of(largest[name], matrices, alpha)) for alpha in ALPHAS
+            }
+            best = min(ALPHAS, key=lambda alpha: max(after[alpha]))  # the odd row decides, as it does at the gate
+            gains[name] = (sum(before) - sum(after[best]), best)
         ordered = sorted(gains, key=lambda name: -gains[name][0])
         return [(name, gains[name][1]) for name in ordered if gains[name][0] > 0]
 
@@ -152,7 +153,7 @@ class Int8:
                 lost[node.name] += _loss(seen[node.input[0]], matrices[node.name])
         return sorted(lost, key=lambda name: -lost[name])
 
-    def _observed(self, rows: int = _ROWS_OBSERVED) -> Iterator[Mapping[str, Array]]:
+    def _observed(self, rows: Sequence[Row] | None = None) -> Iterator[Mapping[str, Array]]:
         """What goes into the products with weight matrices, tensor by tensor, for each row."""
         model = onnx.load(self._portable, load_external_data=False)
         names = sorted({node.input[0] for node in products(model)})
@@ -167,7 +168,7 @@ class Int8:
         finally:
             observed.unlink(missing_ok=True)
         inputs = [tensor.name for tensor in session.get_inputs()]
-        for row in self._rows[-rows:]:
+        for row in self._rows if rows is None else rows:
             yield dict(zip(names, session.run(names, {name: row.feeds[name][None] for name in inputs}), strict=True))
 
 
@@ -229,13 +230,20 @@ def _portions(inputs: Sequence[tuple[str, float]]) -> Iterator[tuple[tuple[str, 
         yield tuple(inputs)
 
 
-def _mean_loss(values: Sequence[Array], matrices: Sequence[Array]) -> float:
-    losses = [_loss(one, matrix) for one in values for matrix in matrices]
-    return sum(losses) / len(losses)
+def _losses(
+    rows: Sequence[Array], matrices: Sequence[Array], exact: Sequence[Sequence[Array]], scale: Array | None = None
+) -> list[float]:
+    """How much all products of each row lose together."""
+    if scale is not None:
+        rows, matrices = [row / scale for row in rows], [matrix * scale[:, None] for matrix in matrices]
+    return [
+        sum(_loss(row, matrix, product) for matrix, product in zip(matrices, of_row, strict=True))
+        for row, of_row in zip(rows, exact, strict=True)
+    ]
 
 
-def _loss(values: Array, matrix: Array) -> float:
-    """How much of `values` @ `matrix` int8 loses: the squared error relative to the squared product."""
+def _loss(values: Array, matrix: Array, exact: Array | None = None) -> float:
+    """How much of `values` @ `matrix` int8 loses: the squared error relative to the squared product (`exact`)."""
     rows = values.reshape(-1, len(matrix))
     low, high = min(float(rows.min()), 0.0), max(float(rows.max()), 0.0)
     scale = (high - low) / 255 or 1.0
@@ -243,7 +251,7 @@ def _loss(values: Array, matrix: Array) -> float:
     bytes_ = (np.clip(np.round(rows / scale) + zero, 0, 255) - zero) * scale
     columns = np.abs(matrix).max(axis=0) / 127
     columns[columns == 0] = 1.0
-    exact = rows @ matrix
+    exact = rows @ matrix if exact is None else exact
     return float(
         np.square(bytes_ @ (np.round(matrix / columns) * columns) - exact).sum() / (np.square(exact).sum() or 1)
     )

@@ -16,7 +16,7 @@ from export.nodes import Nodes, require_output, set_outputs
 from export.source import first_line
 
 if TYPE_CHECKING:
-    from engine.tensors import Arrays
+    from engine.tensors import Array, Arrays
     from export.recipe import Recipe
     from export.source import Source
     from export.tasks.base import Layout
@@ -33,7 +33,11 @@ class AutomaticSpeechRecognitionExport(AudioExport):
     measures: ClassVar[Sequence[Measure]] = (
         # The share of frames with the same token, those aside where two tokens are tied: text and timestamps are then
         # the same. In int8 a few frames at the edges of tokens move.
-        Measure("agreement", 1.0, 0.9, at_least=True, column="same token"),
+        Measure("agreement", 1.0, 0.9, at_least=True, column="same token", half_limit=0.98),
+    )
+    measures_of_all: ClassVar[Sequence[Measure]] = (
+        # Of the text: characters that have to be changed, of those that are right.
+        Measure("character_errors", 0.01, 0.1, column="characters", half_limit=0.02, of_all=True),
     )
 
     def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
@@ -80,6 +84,38 @@ class AutomaticSpeechRecognitionExport(AudioExport):
             return [0.0]
         chosen = np.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
         return [float(np.mean(chosen >= logits.max(axis=1) - _TIED))]
+
+    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
+        """Over all recordings together."""
+        wrong = right = 0
+        for one, other in zip(expected, found, strict=True):
+            tokens = other["tokens"]
+            if "logits" in one:
+                best, logits = one["logits"].argmax(axis=1), one["logits"]
+                chosen = np.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
+                exact = np.where(chosen >= logits.max(axis=1) - _TIED, tokens, best)
+            else:  # the portable graph answered
+                exact = one["tokens"]
+            a, b = (_characters(values, source.config.pad_token_id) for values in (exact, tokens))
+            wrong, right = wrong + _edits(a, b), right + len(a)
+        return [wrong / max(1, right)]
+
+
+def _characters(tokens: Array, blank: int) -> list[int]:
+    """Repeats made one, blanks left out: CTC's reading of the frames."""
+    firsts = np.flatnonzero(np.diff(tokens, prepend=-1))
+    return [int(token) for token in tokens[firsts] if token != blank]
+
+
+def _edits(expected: Sequence[int], found: Sequence[int]) -> int:
+    """Levenshtein's distance."""
+    before = list(range(len(found) + 1))
+    for row, one in enumerate(expected, 1):
+        now = [row]
+        for column, other in enumerate(found, 1):
+            now.append(min(before[column] + 1, now[-1] + 1, before[column - 1] + (one != other)))
+        before = now
+    return before[-1]
 
 
 TASK = AutomaticSpeechRecognitionExport()

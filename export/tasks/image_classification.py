@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.text.scores import FUNCTIONS
 from export.images import ImageExport
+from export.measures import of_both
 from export.tasks.base import labels
-from export.tasks.text_classification import SCORES, compare_scores
+from export.tasks.text_classification import SAME_BEST, SCORES, compare_scores, same_best
 
 if TYPE_CHECKING:
     from engine.tensors import Arrays
@@ -22,6 +23,7 @@ class ImageClassificationExport(ImageExport):
     tag: ClassVar[str] = "image-classification"
     heads: ClassVar[tuple[str, ...]] = ("ForImageClassification", "ForImageClassificationWithTeacher")
     measures: ClassVar[Sequence[Measure]] = SCORES
+    measures_of_all: ClassVar[Sequence[Measure]] = (SAME_BEST,)
 
     def answer(self, source: Source, model: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """The logits."""
@@ -41,6 +43,10 @@ class ImageClassificationExport(ImageExport):
 def _function(config: Any) -> str:
     """As the pipeline reads it, which differs from that on texts: it knows no regression."""
     return "sigmoid" if config.problem_type == "multi_label_classification" or config.num_labels == 1 else "softmax"
+
+    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
+        """How often the best label is the same."""
+        return [same_best(*of_both(expected, found, "logits"))]
 
 
 TASK = ImageClassificationExport()

@@ -31,9 +31,9 @@ class ImageSegmentationExport(ImageExport):
     heads: ClassVar[tuple[str, ...]] = ("ForSemanticSegmentation",)
     measures: ClassVar[Sequence[Measure]] = (
         # Of the logits, relative to the largest.
-        Measure("difference", 1e-4, 0.1, column="difference"),
+        Measure("difference", 1e-4, 0.1, column="difference", half_limit=0.02),
         # Places of the graph's own map with the same best class; where the two best are nearly equal, either may be.
-        Measure("agreement", 1.0, 0.95, at_least=True, column="same class"),
+        Measure("agreement", 1.0, 0.95, at_least=True, column="same class", half_limit=0.98),
     )
 
     def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:

@@ -26,10 +26,10 @@ class ObjectDetectionExport(ImageExport):
     tag: ClassVar[str] = "object-detection"
     heads: ClassVar[tuple[str, ...]] = ("ForObjectDetection",)
     measures: ClassVar[Sequence[Measure]] = (
-        Measure("difference", 1e-4, 0.1, column="score"),
+        Measure("difference", 1e-4, 0.1, column="score", half_limit=0.02),
         # Corners relative to the image; of the nearest object of the same class.
-        Measure("box_difference", 1e-3, 0.05, column="box"),
-        Measure("overlap", 0.99, 0.8, at_least=True, column="overlap"),
+        Measure("box_difference", 1e-3, 0.05, column="box", half_limit=0.02),
+        Measure("overlap", 0.99, 0.8, at_least=True, column="overlap", half_limit=0.9),
     )
 
     def answer(self, source: Source, model: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:

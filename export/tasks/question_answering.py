@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.tasks.question_answering import WINDOW
 from engine.text.scores import softmax
 from export.errors import Refused
-from export.measures import Measure
+from export.measures import Measure, agreement
 from export.nodes import require_output, set_outputs
 from export.tasks.base import Layout, Probe
 from export.tasks.text_classification import SCORES, compare_scores
@@ -32,6 +32,10 @@ class QuestionAnsweringExport(TextExport):
     tag: ClassVar[str] = "question-answering"
     heads: ClassVar[tuple[str, ...]] = ("ForQuestionAnswering",)
     measures: ClassVar[Sequence[Measure]] = SCORES
+    measures_of_all: ClassVar[Sequence[Measure]] = (
+        # The share of rows whose best place for a beginning and for an end is the same.
+        Measure("spans", 0.99, 0.8, at_least=True, column="same span", half_limit=0.97, of_all=True),
+    )
 
     def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
         """The tokenizer, which must put the question first."""
@@ -69,6 +73,14 @@ class QuestionAnsweringExport(TextExport):
         """The worse figures of start and end, as probabilities over the row."""
         both = [compare_scores(softmax(expected[name]), softmax(found[name])) for name in _OUTPUTS]
         return max(one[0] for one in both), min(one[1] for one in both)
+
+    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
+        """How often both ends of the best span are the same."""
+        ends = [
+            min(agreement(one[name][None], other[name][None], 1e-4) for name in _OUTPUTS)
+            for one, other in zip(expected, found, strict=True)
+        ]
+        return [sum(ends) / len(ends)]
 
 
 def _windows(source: Source, context: str) -> list[Mapping[str, Any]]:

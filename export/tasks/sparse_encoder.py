@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from export.errors import Refused
 from export.json_files import read_json
-from export.measures import Measure, cosine, relative_difference
+from export.measures import Measure, cosine, neighbours, of_both, relative_difference
 from export.nodes import Nodes, require_output, set_outputs
 from export.sentence_files import read_prompts, read_transformer_options
 from export.tasks.base import Layout, Probe
@@ -37,6 +37,7 @@ class SparseEncoderExport(TextExport):
     tag: ClassVar[str] = "sparse-encoder"
     exporter: ClassVar[str] = "fill-mask"
     measures: ClassVar[Sequence[Measure]] = FeatureExtractionExport.measures  # vectors, judged as vectors are
+    measures_of_all: ClassVar[Sequence[Measure]] = FeatureExtractionExport.measures_of_all
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A SparseEncoder's files."""
@@ -107,6 +108,10 @@ class SparseEncoderExport(TextExport):
         if not a.any() and not b.any():  # a text about nothing
             return 1.0, 0.0
         return cosine(a, b), relative_difference(a, b)
+
+    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
+        """Whether the neighbours of every text are the same."""
+        return [neighbours(*of_both(expected, found, "weights"))]
 
 
 def _modules(root: Path) -> list[tuple[str, str]]:

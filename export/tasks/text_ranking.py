@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.text.scores import FUNCTIONS
 from export.errors import Refused
 from export.json_files import read_json
+from export.measures import Measure, kendall, of_both
 from export.sentence_files import read_transformer_options
 from export.tasks.base import Layout, Probe
 from export.tasks.text_classification import TextClassificationExport, compare_scores
@@ -30,6 +31,11 @@ class TextRankingExport(TextClassificationExport):
 
     tag: ClassVar[str] = "text-ranking"
     exporter: ClassVar[str] = "text-classification"
+    measures_of_all: ClassVar[Sequence[Measure]] = (
+        # The order of documents: one moves past another where their scores are nearly equal. A tau of 0.9 is one pair
+        # of twenty.
+        Measure("kendall", 0.99, 0.8, at_least=True, column="order", half_limit=0.95, of_all=True),
+    )
     heads: ClassVar[tuple[str, ...]] = ()  # text-classification's; a CrossEncoder's own files claim it
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
@@ -79,6 +85,10 @@ class TextRankingExport(TextClassificationExport):
         """Of the scores, with the model's function."""
         function = FUNCTIONS[source.settings["function"]]
         return compare_scores(function(expected["logits"]), function(found["logits"]))
+
+    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
+        """Whether the documents are in the same order."""
+        return [kendall(*of_both(expected, found, "logits"))]
 
 
 TASK = TextRankingExport()

@@ -25,6 +25,8 @@ from engine.bundle import open_bundle
 from engine.feed import run_rows
 from engine.tasks import load_task
 from export.__main__ import main
+from export.precision import Int8, Step
+from export.smooth import products
 from export.tasks.feature_extraction import FeatureExtractionExport
 from export.text import longest_text
 from tests import models
@@ -463,25 +465,29 @@ def test_int8_keeps_the_fewest_matrices_that_the_gate_allows_and_records_what_it
     open_bundle(out).verify()
     everything = float_products(out)
 
-    # Limits that the steps before do not keep: inputs are smoothed, then matrices are taken back, those first that matter.
-    for name, smallest in (("smoothed", 0), ("fewer", 1)):
-        limit = str(figures["graphs"]["graphs/model/int8.cpu.onnx"]["min_cosine"] + 2e-7)
-        while True:
-            out = tmp_path / f"{name}-{limit}"
-            arguments = ["--task", "feature-extraction", "--precision", "int8", "--parity-threshold", limit]
-            assert main([str(bert), *arguments, "--out", str(out)]) == 0
-            figures = json.loads((out / "parity.json").read_text())
-            kept = figures["kept_in_fp32"]
-            assert figures["overridden"] == [""]
-            assert "smoothed" in figures["kept"]
-            assert "every weight matrix" in figures["refused"]
-            assert float_products(out) == everything + len(kept)
-            assert figures["graphs"]["graphs/model/int8.cpu.onnx"]["min_cosine"] >= float(limit)
-            assert not list((out / "graphs/model").glob("observed*"))
-            open_bundle(out).verify()
-            if len(kept) >= smallest:
-                break
-            limit = str(figures["graphs"]["graphs/model/int8.cpu.onnx"]["min_cosine"] + 2e-7)
+    # A limit that the first step does not keep: inputs are smoothed.
+    limit = str(figures["graphs"]["graphs/model/int8.cpu.onnx"]["min_cosine"] + 2e-7)
+    out = tmp_path / "smoothed"
+    arguments = ["--task", "feature-extraction", "--precision", "int8", "--parity-threshold", limit]
+    assert main([str(bert), *arguments, "--out", str(out)]) == 0
+    figures = json.loads((out / "parity.json").read_text())
+    assert figures["overridden"] == ["min_cosine"]
+    assert "smoothed" in figures["kept"]
+    assert "every weight matrix" in figures["refused"]
+    first, *_, last = figures["ladder"]["cpu"]
+    assert (first["step"], first["passed"]) == ("int8: every weight matrix", False)
+    assert first["figures"]["min_cosine"] < float(limit) <= last["figures"]["min_cosine"]
+    assert "a cosine of at least" in first["reason"]
+    assert last["rows_per_s"] > 0
+    assert float_products(out) == everything
+    assert not list((out / "graphs/model").glob("observed*"))
+    open_bundle(out).verify()
+
+    # A matrix that is kept is computed in fp32.
+    portable = out / "graphs/model/fp32.onnx"
+    (name, *_) = (node.name for node in products(onnx.load(portable)))
+    Int8(portable, out / "work", {}, []).write(Step(kept=(name,)))
+    assert float_products(out) == everything + 1
 
 
 def float_products(bundle: Path) -> int:
