@@ -85,6 +85,8 @@ def choose_precisions(
     figures["precisions"] = {"cpu": "fp32", **chosen}
     if records:
         figures["ladder"] = {target: [one.told() for one in steps] for target, steps in records.items()}
+    if limits.given:
+        figures["overridden"] = sorted(limits.named(source.task))
     if failures:
         figures["failed"] = failures
     _note_choice(folder, figures["precisions"], "; ".join(failures))

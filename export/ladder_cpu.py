@@ -126,7 +126,7 @@ def _fp32(outcome: Outcome) -> Outcome:
 def _failed(outcome: Outcome, folder: Path, path: Path, failure: ParityFailed) -> Outcome:
     choose(folder, "int8", path)
     outcome.precision = "int8"
-    outcome.graphs = dict(failure.figures.get("graphs", {}))
+    outcome.figures, outcome.graphs = dict(failure.figures), dict(failure.figures["graphs"])
     outcome.failures.append(str(failure))
     return outcome
 

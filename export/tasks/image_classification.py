@@ -39,14 +39,14 @@ class ImageClassificationExport(ImageExport):
         function = FUNCTIONS[_function(source.config)]
         return compare_scores(function(expected["logits"]), function(found["logits"]))
 
+    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
+        """How often the best label is the same."""
+        return [same_best(*of_both(expected, found, "logits"))]
+
 
 def _function(config: Any) -> str:
     """As the pipeline reads it, which differs from that on texts: it knows no regression."""
     return "sigmoid" if config.problem_type == "multi_label_classification" or config.num_labels == 1 else "softmax"
-
-    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
-        """How often the best label is the same."""
-        return [same_best(*of_both(expected, found, "logits"))]
 
 
 TASK = ImageClassificationExport()

@@ -1,0 +1,193 @@
+"""The precision ladder and its gate, from the command line to the worker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from engine.boot import open_engine
+from engine.bundle import open_bundle
+from engine.config import Settings
+from engine.errors import BundleError
+from export.__main__ import main
+from tests import models
+
+TASK = ("--task", "feature-extraction")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.tiny_bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that fp32 computes well and fp16 has no numbers for: attention scores and what LayerNorm reads."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = models.tiny_bert(tmp_path_factory.mktemp("models") / "loud")
+    weights = load_file(folder / "model.safetensors")
+    for name in ("query", "key"):  # a component of every head that all tokens share: 264 * 264 is added to every score
+        prefix = f"encoder.layer.0.attention.self.{name}"
+        weights[f"{prefix}.weight"][7::8] = 0
+        weights[f"{prefix}.bias"][7::8] = 264
+    weights["encoder.layer.1.output.dense.weight"] *= 5e4
+    assert weights["encoder.layer.1.output.dense.weight"].abs().max() < torch.finfo(torch.float16).max
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def exported(model: Path, out: Path, *options: str) -> dict[str, Any]:
+    assert main([str(model), *TASK, "--out", str(out), *options]) == 0
+    open_bundle(out).verify()
+    assert {path.name for path in (out / "graphs/model").iterdir()} >= {"fp32.onnx", "fp32.cpu.onnx"}
+    assert not [path for path in (out / "graphs/model").iterdir() if "observed" in path.name or "rounded" in path.name]
+    figures: dict[str, Any] = json.loads((out / "parity.json").read_text())
+    return figures
+
+
+def half_tensors(path: Path) -> set[str]:
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False)).graph
+    types = {one.name: one.type.tensor_type.elem_type for one in graph.value_info}
+    return {name for name, kind in types.items() if kind == TensorProto.FLOAT16}
+
+
+def test_fp16_that_overflows_is_caught_and_ends_in_a_mixed_graph_that_names_its_layers(loud: Path, tmp_path: Path):
+    out = tmp_path / "bundle"
+    figures = exported(loud, out, "--precision", "auto", "--targets", "cuda,tensorrt")
+    first, *_, last = figures["ladder"]["tensorrt"]
+    assert (first["step"], first["passed"]) == ("fp16", False)
+    assert "differ from the reference" in first["reason"]
+    assert last["passed"]
+    kept = last["kept_in_fp32"]
+    for layer in ("encoder/layer.0/attention/self/MatMul", "encoder/layer.1/output/dense/MatMul"):
+        assert any(name.startswith(layer) for name in kept), kept
+    assert "encoder/layer.1/output/LayerNorm/LayerNormalization" in kept
+    assert not any(name.startswith("encoder/layer.0/intermediate") for name in kept)
+    assert "where fp16 ends at 65504" in last["because"]
+    assert last["figures"]["min_cosine"] >= 0.999
+    assert figures["precisions"] == {"cpu": "fp32", "cuda": "fp16", "tensorrt": "fp16"}
+    manifest = open_bundle(out).manifest
+    assert manifest.precisions == figures["precisions"]
+    assert manifest.graphs["model"].onnx["fp16"] == "graphs/model/fp16.onnx"
+    half = half_tensors(out / "graphs/model/fp16.onnx")
+    assert half
+    assert not any(f"/{name}_output_0" in half for name in kept)
+
+
+def test_an_ordinary_model_is_fp16_throughout(bert: Path, tmp_path: Path):
+    figures = exported(bert, tmp_path / "bundle", "--precision", "auto", "--targets", "cuda")
+    (step,) = figures["ladder"]["cuda"]
+    assert (step["step"], step["passed"]) == ("fp16", True)
+    assert any("LayerNorm" in name for name in half_tensors(tmp_path / "bundle/graphs/model/fp16.onnx"))
+    assert set(step["figures"]) == {"min_cosine", "max_relative_difference", "min_neighbours"}
+
+
+def test_bf16_is_a_step_of_its_own(bert: Path, tmp_path: Path):
+    options = ("--precision", "tensorrt=bf16", "--parity-threshold", "max_relative_difference=0.2")
+    figures = exported(bert, tmp_path / "bundle", *options)
+    assert figures["precisions"] == {"cpu": "fp32", "tensorrt": "bf16"}
+    assert "bf16" in open_bundle(tmp_path / "bundle").manifest.graphs["model"].onnx
+    assert 0 < figures["ladder"]["tensorrt"][-1]["figures"]["max_relative_difference"] <= 0.2
+
+
+def test_what_fails_is_written_only_when_allowed_and_served_only_when_told(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    impossible = ("--parity-threshold", "min_cosine=1", "--precision", "int8")
+    out = tmp_path / "bundle"
+    assert main([str(bert), *TASK, "--out", str(out), *impossible]) == 1
+    assert not out.exists()
+    figures = exported(bert, out, *impossible, "--allow-parity-failure")
+    assert figures["overridden"] == ["min_cosine"]
+    assert "a cosine of at least 1" in figures["failed"][0]
+    bundle = open_bundle(out)
+    assert bundle.manifest.parity_failed == figures["failed"][0]
+    with pytest.raises(BundleError) as refused:
+        open_engine(bundle, Settings(bundle=out))
+    said = str(refused.value)
+    assert "failed its parity gate" in said
+    assert said.endswith("export the model again, or set ALLOW_PARITY_FAILURE=1 to serve it all the same")
+    assert "\n" not in said
+    engine, _ = open_engine(bundle, Settings.from_environ({"BUNDLE": str(out), "ALLOW_PARITY_FAILURE": "1"}))
+    engine.warm_up()
+    engine.close()
+
+
+def test_parity_data_is_compared_row_by_row(bert: Path, tmp_path: Path):
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"text": "my own text"}\n\n{"texts": ["two", "rows"]}\n', encoding="utf-8")
+    plain = exported(bert, tmp_path / "plain")
+    figures = exported(bert, tmp_path / "bundle", "--parity-data", str(data))
+    assert figures["texts"] == plain["texts"] + 3
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"text": "fine"}\n{"text": 1}\n', "mine.jsonl, line 2: "),
+        ('{"text": "fine"\n', "mine.jsonl, line 1: not JSON"),
+        ("[]\n", "mine.jsonl, line 1: an object is needed, got list"),
+        ("\n", "holds no line"),
+    ],
+)
+def test_a_bad_line_is_named(bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, said: str):
+    data = tmp_path / "mine.jsonl"
+    data.write_text(content, encoding="utf-8")
+    assert main([str(bert), *TASK, "--out", str(tmp_path / "bundle"), "--parity-data", str(data)]) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "write a job's input" in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_limit_that_the_task_does_not_have_is_refused_with_those_that_it_has(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([str(bert), *TASK, "--out", str(tmp_path / "b"), "--parity-threshold", "min_cosines=0.9"]) == 2
+    assert "has min_cosine, max_relative_difference, min_neighbours" in capsys.readouterr().err
+
+
+def test_equal_recipes_give_equal_graphs(bert: Path, tmp_path: Path):
+    found = []
+    for name in ("a", "b"):
+        exported(bert, tmp_path / name, "--precision", "auto", "--targets", "cpu,cuda")
+        folder = tmp_path / name / "graphs/model"
+        found.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert found[0] == found[1]
+
+
+def test_rounding_shows_what_onnx_runtime_hides(tmp_path: Path):
+    """A square that fp16 has no number for, with a root behind it."""
+    import onnxruntime as ort
+    from onnx import helper
+
+    from export.rounded import rounded
+
+    half, single = TensorProto.FLOAT16, TensorProto.FLOAT
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["x"], ["h"], to=half),
+            helper.make_node("Mul", ["h", "h"], ["p"]),
+            helper.make_node("Sqrt", ["p"], ["s"]),
+            helper.make_node("Cast", ["s"], ["y"], to=single),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", single, ["n"])],
+        [helper.make_tensor_value_info("y", single, ["n"])],
+    )
+    path = tmp_path / "fp16.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    session = ort.InferenceSession(str(rounded(path, tmp_path / "rounded.onnx")))
+    (y,) = session.run(None, {"x": np.array([3.14159, 400], np.float32)})
+    assert y[0] == pytest.approx(3.14, abs=2e-3)
+    assert np.float32(np.float16(y[0])) == y[0]
+    assert not np.isfinite(y[1])
