@@ -7,6 +7,7 @@ stands in parity.json under "ladder".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -90,9 +91,10 @@ def choose_precisions(
     if failures:
         figures["failed"] = failures
     _note_choice(folder, figures["precisions"], "; ".join(failures))
+    said = worst(source, figures)
+    figures = _without_nan(figures)
     add_parity(folder, figures)
-    figures["worst"] = worst(source, figures)
-    return figures
+    return {**figures, "worst": said}
 
 
 def plan_of(recipe: Recipe, figures: Mapping[str, Any]) -> PlanRecipe:
@@ -108,12 +110,25 @@ def ladder_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
             target,
             step["step"],
             "passed" if step["passed"] else "left",
-            ", ".join(f"{name} {value:g}" for name, value in step["figures"].items()) or step["reason"],
+            ", ".join(f"{name} {_shown(value)}" for name, value in step["figures"].items()) or step["reason"],
             f"{step['seconds']:.1f}",
         )
         for target, steps in figures.get("ladder", {}).items()
         for step in steps
     ]
+
+
+def _shown(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:g}"
+
+
+def _without_nan(figures: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(figures, Mapping):
+        return {name: _without_nan(value) for name, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [_without_nan(value) for value in figures]
+    return None if isinstance(figures, float) and not math.isfinite(figures) else figures
 
 
 def _note_choice(folder: Path, precisions: Mapping[str, str], failed: str) -> None:

@@ -105,8 +105,8 @@ class HalfGraphs:
         _remove(*seen.values())
         if isinstance(checked, ParityFailed):
             _remove(*made.values())
-        kept = {name: value for nodes in rung.kept.values() for name, value in nodes.items()}
-        more: dict[str, Any] = {"kept_in_fp32": layers(kept)[:_LAYERS_TOLD]} if kept else {}
+        kept = [layer for name, nodes in rung.kept.items() for layer in layers(self._graphs[name], nodes)]
+        more: dict[str, Any] = {"kept_in_fp32": kept[:_LAYERS_TOLD]} if kept else {}
         if rung.why:
             more["because"] = rung.why
         self._done[rung.key] = record_of(rung.name, began, checked, **more), checked

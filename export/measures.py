@@ -122,9 +122,11 @@ def neighbours(expected: Array, found: Array, count: int = 10) -> float:
     Rows are vectors; those that are zero are nobody's neighbours.
     """
     a, b = (values.astype(np.float64) for values in (expected, found))
-    both = (np.linalg.norm(a, axis=1) > 0) & (np.linalg.norm(b, axis=1) > 0)
+    both = (np.linalg.norm(a, axis=1) > 0) & (np.linalg.norm(b, axis=1) != 0)
     a, b = a[both], b[both]
     count = min(count, len(a) - 1)
+    if not np.isfinite(b).all():
+        return float("nan")
     if count < 1:
         return 1.0
     nearest = []

@@ -7,7 +7,7 @@ node whose inputs are right and whose output is not lost it itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,12 @@ def losing(portable: Path, rounded: Path, rows: Sequence[Row]) -> list[tuple[str
     return sorted(((name, value) for name, value in added.items() if value > 0), key=lambda pair: -pair[1])
 
 
-def layers(names: Iterable[str]) -> list[str]:
-    """Names of tensors as people know them: without what the exporter appends."""
-    return sorted({name.removesuffix("_output_0").strip("/") for name in names})
+def layers(portable: Path, names: Collection[str]) -> list[str]:
+    """The nodes that make the tensors `names`, as people know them: without the slash in front."""
+    graph = onnx.load(portable, load_external_data=False).graph
+    return sorted(
+        {(node.name or node.output[0]).strip("/") for node in graph.node if any(one in names for one in node.output)}
+    )
 
 
 def _made(portable: Path) -> list[str]:

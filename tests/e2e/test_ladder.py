@@ -80,6 +80,7 @@ def test_fp16_that_overflows_is_caught_and_ends_in_a_mixed_graph_that_names_its_
     half = half_tensors(out / "graphs/model/fp16.onnx")
     assert half
     assert not any(f"/{name}_output_0" in half for name in kept)
+    assert first["figures"]["min_cosine"] is None  # what is not a number is null
 
 
 def test_an_ordinary_model_is_fp16_throughout(bert: Path, tmp_path: Path):
