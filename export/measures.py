@@ -51,8 +51,10 @@ class Measure:
             **dict.fromkeys(HALF, half if self.half_limit is None else self.half_limit),
         }
         found = by_precision.get(precision, self.limit) if limit is None else limit
-        allowed = (1 - found if self.at_least else found) * (1 - reserve)
-        return replace(self, limit=1 - allowed if self.at_least else allowed)
+        allowed = 1 - found if self.at_least else found
+        if reserve and allowed < 1:  # 1 is no limit
+            found = 1 - allowed * (1 - reserve) if self.at_least else allowed * (1 - reserve)
+        return replace(self, limit=found)
 
     def passes(self, value: float) -> bool:
         """Whether `value` keeps the limit; NaN does not."""

@@ -151,6 +151,7 @@ class Gate:
         limits = limits or Limits()
         precision = candidates[0].view.manifest.precision
         measures, of_all = limits.of(source.task, precision)
+        told = replace(limits, reserve=0.0).of(source.task, precision)
         answers: dict[str, list[_Answer]] = {}
         together: dict[str, dict[str, float]] = {}
         for one in candidates:
@@ -161,7 +162,8 @@ class Gate:
         samples = sum(case.by_graph for case in self._cases)
         figures = {
             "reference": f"transformers in PyTorch, float32, plain attention, one {unit} at a time, without padding",
-            "limits": {measure.key: measure.limit for measure in (*measures, *of_all)},
+            "limits": {measure.key: measure.limit for held in told for measure in held},
+            **({"reserve": limits.reserve} if limits.reserve else {}),
             **({"overridden": sorted(limits.named(task))} if limits.given else {}),
             task.unit: len(self._cases),
             **({"of_these_compared_with_fp32.onnx": samples} if samples else {}),

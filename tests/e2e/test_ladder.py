@@ -160,7 +160,7 @@ def test_a_limit_that_the_task_does_not_have_is_refused_with_those_that_it_has(
 def test_equal_recipes_give_equal_graphs(bert: Path, tmp_path: Path):
     found = []
     for name in ("a", "b"):
-        exported(bert, tmp_path / name, "--precision", "auto", "--targets", "cpu,cuda")
+        exported(bert, tmp_path / name, "--precision", "cpu=int8,cuda=auto")
         folder = tmp_path / name / "graphs/model"
         found.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert found[0] == found[1]
