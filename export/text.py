@@ -23,6 +23,7 @@ LONGEST_CHECKED = 2048
 
 _SHORTEST_WORD = 3  # shorter tokens are mostly pieces of words
 _MOST_WORDS = 90
+_FREQUENT = 200
 
 TOKENS: Axes = ("batch", "length")
 
@@ -175,14 +176,21 @@ def texts(source: Source, examples: Sequence[Any]) -> Iterator[tuple[str, str]]:
 
 
 def sample_texts(source: Source, count: int = 500) -> Iterator[str]:
-    """`count` texts of 1 to 90 words out of the tokenizer's own vocabulary; the same ones at every call."""
+    """`count` texts of 1 to 90 words out of the tokenizer's own vocabulary; the same ones at every call.
+
+    Every other text is made of frequent words, which vocabularies begin with: int8 answers differently on them, on
+    all-MiniLM-L6-v2 with a least cosine of 0.976 where that of texts out of all words is 0.990.
+    """
     draw = random.Random(0)  # noqa: S311 - the same model has to meet the same texts again
     # Words begin a token with "▁" or "Ġ", or, in WordPiece, go on with "##".
     whole = (token.lstrip("▁Ġ") for token in sorted(source.tokenizer.get_vocab()) if not token.startswith("##"))
     words = [word for word in whole if word.isalpha() and len(word) >= _SHORTEST_WORD]
-    words = words or ["word"]
-    for _ in range(count):
-        yield " ".join(draw.choices(words, k=draw.randint(1, _MOST_WORDS)))
+    by_number = sorted(source.tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+    starts = [token.lstrip("▁Ġ") for token, _ in by_number if not token.startswith("##")]
+    frequent = [word for word in starts if word.isascii() and word.isalpha() and len(word) > 1][:_FREQUENT]
+    for number in range(count):
+        out_of = (frequent if number % 2 else words) or words or ["word"]
+        yield " ".join(draw.choices(out_of, k=draw.randint(1, _MOST_WORDS)))
 
 
 def longest_text(source: Source, length: int) -> str:

@@ -223,7 +223,7 @@ def test_two_exports_are_equal_to_the_last_byte(run: Export, bert: Path, bert_bu
 
 def test_the_gates_figures_are_in_the_bundle(bert_bundle: Path):
     figures = json.loads((bert_bundle / "parity.json").read_text())
-    assert figures["limits"] == {"min_cosine": 0.99999, "max_relative_difference": 1e-3}
+    assert figures["limits"] == {"min_cosine": 0.99999, "max_relative_difference": 1e-3, "min_neighbours": 0.99}
     assert figures["longest_text_tokens"] == 32
     assert set(figures["graphs"]) == {"graphs/model/fp32.cpu.onnx", "graphs/model/fp32.onnx"}
     for graph in figures["graphs"].values():
