@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -70,6 +70,10 @@ class Manifest:
     """Why the bundle failed its parity gate, where it was written all the same."""
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     """Relative path -> (size in bytes, SHA-256)."""
+    exporter: str = ""
+    """What traced the graphs: optimum, dynamo (torch.export) or torchscript."""
+    adapters: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    """Adapters merged into the weights, in that order: name -> revision and SHA-256 of its weights."""
 
     def max_length(self, graph: str) -> int:
         """The longest row that `graph` takes; 1 where none of its inputs grows with a length."""
@@ -244,20 +248,61 @@ _HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of lin
 
 @contextmanager
 def _partial_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`, gone at the end unless it was renamed; those of killed runs are removed."""
+    """A temporary folder beside `out`, gone at the end unless it was renamed; those of killed runs are removed.
+
+    Its owner holds a lock on it, which the kernel lets go of however the process ends. The process id in its name says
+    less: in containers every run has the same one.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{out.name}.partial-"
-    for left_over in out.parent.glob(f"{prefix}*"):
-        owner = left_over.name.removeprefix(prefix).partition("-")[0]
-        if not owner.isdecimal() or not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(left_over, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=out.parent))
-    folder.chmod(0o755)  # mkdtemp makes it private; the image runs as another user
+    for other in out.parent.iterdir():
+        if other.name.startswith(prefix):
+            _remove_left_over(other, other.name.removeprefix(prefix).partition("-")[0])
+    folder, lock = _locked_folder(f"{prefix}{os.getpid()}-", out.parent)
     try:
+        folder.chmod(0o755)  # mkdtemp makes it private; the image runs as another user
         yield folder
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    finally:
+        os.close(lock)
+
+
+def _locked_folder(prefix: str, parent: Path) -> tuple[Path, int]:
+    """A new folder, and the descriptor that holds the lock on it."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        with suppress(OSError):  # without locks the process id in its name protects it
+            _lock(descriptor)
+        if os.fstat(descriptor).st_nlink:
+            return folder, descriptor
+        os.close(descriptor)  # taken for a left-over before it was locked
+
+
+def _remove_left_over(folder: Path, owner: str) -> None:
+    """Remove `folder` unless the process that made it lives; `owner` is its id, for file systems without locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # gone meanwhile, or not ours to open
+        return
+    try:
+        _lock(descriptor)
+        is_dead = True
+    except BlockingIOError:
+        is_dead = False
+    except OSError:
+        is_dead = not owner.isdecimal() or not Path(f"/proc/{owner}").exists()
+    if is_dead:
+        shutil.rmtree(folder, ignore_errors=True)
+    os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    import fcntl
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

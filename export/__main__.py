@@ -6,8 +6,8 @@ Other commands (`_COMMANDS`) are modules of their own.
 from __future__ import annotations
 
 import shutil
-import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -15,13 +15,15 @@ from typing import Any
 
 from engine.bundle import new_bundle_folder, open_bundle
 from engine.errors import BundleError
+from export import interrupts
 from export.errors import ParityFailed, Refused, refusal_of
-from export.progress import megabytes, stage, table
-from export.recipe import Recipe, recipe_from_argv
+from export.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED
+from export.outcome import Outcome
+from export.progress import megabytes, recorded, stage, table
+from export.recipe import Command, Recipe, command_from_argv
 from export.tasks import export_task
+from export.terminal import only_json
 from export.without_model import without_model
-
-OK, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 _COMMANDS = {
     "keygen": ("export.signing", "keygen"),
@@ -34,33 +36,62 @@ _ON_RUNPOD = "--on-runpod"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the arguments say and return the exit code. Whatever else than 0 it is, no bundle is there or changed."""
+    """Do what the arguments say and return the exit code. Whatever else than 0 it is, no bundle is there or changed.
+
+    With --json a defect of ours is an answer like the others; without, it comes out as the exception that it is.
+    """
     argv = sys.argv[1:] if argv is None else argv
+    with recorded() as done:
+        if "--json" not in argv:
+            outcome = _outcome(argv)
+            outcome.tell()
+            return outcome.code
+        with only_json() as say:
+            try:
+                outcome = _outcome(argv)
+            except Exception as defect:
+                traceback.print_exc()
+                outcome = Outcome(DEFECT, f"{type(defect).__name__}: {defect}")
+            outcome.tell(sys.stderr)
+            say(outcome.as_json(done))
+    return outcome.code
+
+
+def _outcome(argv: Sequence[str]) -> Outcome:
     try:
         if argv and (command := _command(argv)):
-            return command(argv[1:])
+            return Outcome(command(argv[1:]))
         if argv[:1] == ["plan"]:
-            return _plan(argv[1:])
-        recipe = recipe_from_argv(argv)
-        figures = export(recipe)
+            return Outcome(_plan([argument for argument in argv[1:] if argument != "--json"]))
+        return _export(command_from_argv(argv))
     except ParityFailed as failure:
-        print(f"error: {failure}\n", file=sys.stderr)
-        print(table(failure.header, failure.rows), file=sys.stderr)
-        return FAILED
-    except (Refused, BundleError) as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
-        return REFUSED
+        return Outcome(failure.exit_code, str(failure), failure.header, failure.rows)
+    except Refused as refusal:
+        return Outcome(refusal.exit_code, str(refusal))
+    except BundleError as refusal:
+        return Outcome(REFUSED, str(refusal))
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
+        return Outcome(INTERRUPTED, "interrupted; nothing was written")
     except Exception as error:
+        if interrupts.came():  # inside a library that made something else of it
+            return Outcome(INTERRUPTED, "interrupted; nothing was written")
         refused = refusal_of(error)
         if refused is None:
             raise
-        print(f"error: {refused}", file=sys.stderr)
-        return REFUSED
-    _print_result(recipe.out, figures)
-    return OK
+        return Outcome(refused.exit_code, str(refused))
+
+
+def _export(command: Command) -> Outcome:
+    recipe = command.recipe
+    if command.write_recipe is not None:
+        from export.recipe_file import write_recipe
+
+        write_recipe(command.write_recipe, recipe)
+        return Outcome(OK, next=f"python -m export --recipe {command.write_recipe}")
+    figures = export(recipe)
+    from export.closing_table import result_of
+
+    return Outcome(OK, result=result_of(recipe, figures))
 
 
 def _command(argv: Sequence[str]) -> Callable[[Sequence[str]], int] | None:
@@ -123,9 +154,11 @@ def export(recipe: Recipe) -> dict[str, Any]:
             shutil.rmtree(work)
             note(megabytes(_size(folder)))
         with stage("write"):
+            from export.recipe_file import HEAD, RECIPE, resolved, text_of
             from export.write import write
 
             write(source, folder, {name: found[:2] for name, found in files.items()})
+            (folder / RECIPE).write_text(text_of(resolved(recipe, source), HEAD), encoding="utf-8")
         from export.ladder import choose_precisions, plan_of
 
         figures = choose_precisions(recipe, source, folder, files)
@@ -140,24 +173,11 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _print_result(out: Path, figures: dict[str, Any]) -> None:
-    files = open_bundle(out).manifest.files
-    if files:
-        print(f"\n{table(('file', 'size'), [(name, megabytes(size)) for name, (size, _) in files.items()])}")
-    print(f"\nbundle    {out}  {megabytes(_size(out))}")
-    if figures.get("ladder"):
-        from export.ladder import LADDER_HEADER, ladder_rows
-
-        print(f"\n{table(LADDER_HEADER, ladder_rows(figures))}\n")
-    print(f"parity    {figures['worst']}")
-    print(f"next      BUNDLE={out} python -m handler")
-
-
-def _terminate(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    # A cancelled CI job gets SIGTERM; it should leave as little behind as Ctrl-C does.
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(main())
+    interrupts.install()
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = DEFECT
+    sys.exit(code)

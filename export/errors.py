@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+from export.exit_codes import GATE_FAILED, REFUSED, UNAVAILABLE
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
+_SAYS_FULL = ("no space left on device", "disk quota exceeded", "file too large", "os error 28", "os error 27")
+_SAYS_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "failed to allocate memory", "bad_alloc")
+_PACKAGES = frozenset(
+    "huggingface_hub onnx onnxruntime onnxscript optimum peft psutil rich safetensors torch transformers".split()
+)
+"""What requirements/export.txt installs and the export imports."""
 
 
 class Refused(Exception):
     """What was asked for cannot be exported. The message is one sentence that names the fix."""
 
+    exit_code: ClassVar[int] = REFUSED
+
+
+class Unavailable(Refused):
+    """The machine or the network lacks something, so that the same command may pass elsewhere or later."""
+
+    exit_code: ClassVar[int] = UNAVAILABLE
+
 
 class ParityFailed(Exception):
     """The bundle disagrees with the reference. `rows` are the worst answers; `header` names their columns."""
+
+    exit_code: ClassVar[int] = GATE_FAILED
 
     def __init__(self, message: str, rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -26,12 +44,26 @@ class ParityFailed(Exception):
 
 
 def refusal_of(error: BaseException) -> Refused | None:
-    """The refusal that `error` amounts to when the disk or its permissions are to blame, else None."""
+    """The refusal that `error` amounts to when disk, permissions, memory or packages are to blame, else None."""
     if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
         return Refused(f"{error.filename}: {error.strerror}; change its permissions or name another folder")
-    seen: BaseException | None = error
-    while seen is not None:  # libraries wrap what the system said
-        if isinstance(seen, OSError) and seen.errno in _FULL:
-            return Refused("the disk is full; free some space or name a folder on another disk with --out")
-        seen = seen.__cause__ or seen.__context__
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _PACKAGES:
+        package = (error.name or "").partition(".")[0]
+        return Unavailable(f"the package {package} is not installed; pip install -r requirements/export.txt")
+    for one in _chain(error):  # libraries wrap what the system said, some in words alone
+        said = str(one).lower()
+        if (isinstance(one, OSError) and one.errno in _FULL) or any(words in said for words in _SAYS_FULL):
+            return Unavailable("the disk is full; free some space or name a folder on another disk with --out")
+        if isinstance(one, MemoryError) or any(words in said for words in _SAYS_NO_MEMORY):
+            return Unavailable(
+                "not enough memory; export on a machine with more, or end what else runs here (docs/export.md says how "
+                "much a model takes)"
+            )
     return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__

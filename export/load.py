@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.errors import Refused
+from export.adapters import find_adapters, is_adapter
+from export.errors import Refused, Unavailable
+from export.exporters import choose_exporter
+from export.hub import download, locate
 from export.infer import infer_task
 from export.json_files import read_json
 from export.precision_options import wanted
@@ -27,29 +30,32 @@ DISK_FACTOR = 3
 _SMALL_FILES = ["*.json", "*.txt", "*.model"]
 _WEIGHTS = ["*.safetensors"]
 _CODE = ["*.py"]
-_OTHER_FORMATS = ["onnx/*", "openvino/*"]
 
 
 def load(recipe: Recipe) -> Source:
     """Find the model of `recipe` and check that it fits the task. Raises Refused."""
-    root, model, revision = _locate(recipe)
-    task = export_task(recipe.task or infer_task(root, model))
+    base = locate(recipe.model, recipe.revision, _SMALL_FILES + (_CODE if recipe.trust_remote_code else []))
+    root, model = base.folder, base.name
+    _check_is_model(root, model)
+    adapters = find_adapters(recipe.adapters, base)
+    of_adapters = [adapter.task for adapter in adapters if adapter.task]
+    task = export_task(recipe.task or (of_adapters[0] if of_adapters else infer_task(root, model)))
     _check_options(recipe, task)
     layout = task.layout(root, recipe)
     folder = root / layout.transformer
     _check_files(folder, model, recipe.trust_remote_code)
     with quiet():
-        config, auto_class, architecture, positions = _check_architecture(folder, model, task, recipe)
+        config, auto_class, architecture, positions, exporter = _check_architecture(folder, model, task, recipe)
         task.check(model, config)
         processors = task.processors(folder, model, layout, recipe)
-    if revision is not None:
-        _download(recipe.model, revision, [*_SMALL_FILES, *_WEIGHTS])
+    if not base.is_complete:
+        download(model, base.revision, [*_SMALL_FILES, *_WEIGHTS])
     weights_bytes = _weights_bytes(folder, model)
     _check_disk(recipe.out, weights_bytes)
     return Source(
         folder=folder,
         model=model,
-        revision=revision,
+        revision=base.revision,
         task=task,
         auto_class=auto_class,
         architecture=architecture,
@@ -58,8 +64,21 @@ def load(recipe: Recipe) -> Source:
         weights_bytes=weights_bytes,
         trust_remote_code=recipe.trust_remote_code,
         settings=layout.settings,
+        exporter=exporter,
+        adapters=adapters,
         **processors,
     )
+
+
+def _check_is_model(root: Path, model: str) -> None:
+    """Raises Refused for a folder of something else: better said before the task is guessed."""
+    if (root / "config.json").is_file() or (root / "modules.json").is_file():
+        return
+    base = is_adapter(root)
+    if base is not None:
+        raise Refused(f"{model} is an adapter; export its model with it: {base or 'MODEL'} --adapter {model}")
+    what = "is empty" if not any(root.iterdir()) else "has no config.json"
+    raise Refused(f"{model} {what}; a model folder as `save_pretrained` writes it is needed")
 
 
 def _check_options(recipe: Recipe, task: ExportTask) -> None:
@@ -70,49 +89,6 @@ def _check_options(recipe: Recipe, task: ExportTask) -> None:
         raise Refused(f"--pooling {recipe.pooling} is not for {task.tag}; choose one of {', '.join(task.poolings)}")
     if "int8" in wanted(recipe).values() and len(task.graphs) > 1:
         raise Refused(f"--precision int8 is for bundles of one graph, {task.tag} has {len(task.graphs)}; leave it out")
-
-
-def _locate(recipe: Recipe) -> tuple[Path, str, str | None]:
-    """Folder, name and commit of the model; its weights may not be there yet."""
-    folder = Path(recipe.model).expanduser()
-    if folder.is_dir():
-        if recipe.revision is not None:
-            raise Refused(f"--revision is for ids on the Hub, {recipe.model} is a folder; leave it out")
-        return folder, folder.resolve().name, None
-    if folder.is_absolute() or recipe.model.startswith((".", "~")) or recipe.model.count("/") > 1:
-        raise Refused(f"no model: the folder {recipe.model} does not exist; check the path, or give a Hub id")
-    small_files = _SMALL_FILES + (_CODE if recipe.trust_remote_code else [])
-    snapshot = _download(recipe.model, recipe.revision, small_files)
-    return snapshot, recipe.model, snapshot.name
-
-
-def _download(model: str, revision: str | None, patterns: list[str]) -> Path:
-    """The snapshot of a Hub repository; its folder is named after the commit."""
-    from huggingface_hub import errors, snapshot_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-    from requests import RequestException
-
-    disable_progress_bars()
-    at = f" at revision {revision}" if revision else ""
-    try:
-        return Path(
-            snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=_OTHER_FORMATS)
-        )
-    except errors.HFValidationError:
-        raise Refused(f"no model: {model!r} is neither a folder nor a valid Hub id (owner/name)") from None
-    except errors.GatedRepoError:
-        raise Refused(f"{model} is gated; accept its terms on the Hub and set HF_TOKEN") from None
-    except errors.RevisionNotFoundError:
-        raise Refused(f"{model} has no revision {revision}; leave --revision out for main") from None
-    except errors.RepositoryNotFoundError:
-        raise Refused(
-            f"no model: {model} is neither a folder here nor on the Hub; check the spelling, or set HF_TOKEN if private"
-        ) from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, RequestException):
-        raise Refused(
-            f"no model: there is no folder {model}, it is not in the local Hub cache{at}, and the Hub cannot be "
-            "reached (or HF_HUB_OFFLINE is set); go online, or give the path of a folder"
-        ) from None
 
 
 def _check_files(folder: Path, model: str, trust_remote_code: bool) -> None:
@@ -141,8 +117,10 @@ def _pickled(model: str) -> str:
     )
 
 
-def _check_architecture(folder: Path, model: str, task: ExportTask, recipe: Recipe) -> tuple[Any, str, str, int | None]:
-    """Config, auto class, model class and positions of a model that task and exporter both take."""
+def _check_architecture(
+    folder: Path, model: str, task: ExportTask, recipe: Recipe
+) -> tuple[Any, str, str, int | None, str]:
+    """Config, auto class, model class, positions and exporter of a model that task and exporter both take."""
     import torch
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -158,10 +136,14 @@ def _check_architecture(folder: Path, model: str, task: ExportTask, recipe: Reci
     if auto_class is None:
         names = " nor ".join(task.auto_classes())
         raise Refused(f"{model} ({kind}) does not fit {task.tag}: {names} cannot load it{_hint(raw)}")
-    _check_exporter(kind, model, task, config)
+    exporter = choose_exporter(kind, model, task, config, recipe.exporter)
     with torch.device("meta"):  # shapes only
         empty = getattr(transformers, auto_class).from_config(config, trust_remote_code=recipe.trust_remote_code)
-    return config, auto_class, type(empty).__name__, _positions(config, empty)
+    if exporter == "dynamo" and empty.main_input_name != "input_ids":
+        raise Refused(
+            f"{model} ({kind}) does not fit {task.tag}: it reads {empty.main_input_name}, not just {task.reads}"
+        )
+    return config, auto_class, type(empty).__name__, _positions(config, empty), exporter
 
 
 def _auto_class(kind: str, task: ExportTask, custom: bool) -> str | None:
@@ -176,28 +158,6 @@ def _auto_class(kind: str, task: ExportTask, custom: bool) -> str | None:
 def _hint(config: Mapping[str, Any]) -> str:
     classes = config.get("architectures") or []
     return f"; it holds a {classes[0]}, so --task may be another" if classes else ""
-
-
-def _check_exporter(kind: str, model: str, task: ExportTask, config: Any) -> None:
-    """Whether optimum can trace the architecture, and whether the worker can feed what it reads."""
-    if not task.by_optimum:
-        return
-    from optimum.exporters.onnx import model_configs  # noqa: F401  (registers what the exporter supports)
-    from optimum.exporters.tasks import TasksManager
-
-    name = task.exporter_task
-    try:
-        supported = TasksManager.get_supported_tasks_for_model_type(kind, "onnx", library_name="transformers")
-    except KeyError:
-        supported = {}
-    if name not in supported:
-        raise Refused(f"{model} ({kind}) has no ONNX exporter for {name} in optimum; no bundle can be made of it")
-    if config.is_encoder_decoder:
-        raise Refused(f"{model} ({kind}) does not fit {task.tag}: it is an encoder with a decoder")
-    taken = {*task.input_axes(), "position_ids"}
-    foreign = [one for one in supported[name](config).inputs if one not in taken]
-    if foreign:
-        raise Refused(f"{model} ({kind}) does not fit {task.tag}: it reads {', '.join(foreign)}, not just {task.reads}")
 
 
 def _positions(config: Any, model: Any) -> int | None:
@@ -239,7 +199,7 @@ def _check_disk(out: Path, weights_bytes: int) -> None:
     existing = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     free, needed = shutil.disk_usage(existing).free, DISK_FACTOR * weights_bytes
     if free < needed:
-        raise Refused(
+        raise Unavailable(
             f"the export needs about {needed / 1e9:.1f} GB at {existing}, {free / 1e9:.1f} GB are free; "
             "free some space or name a folder on another disk with --out"
         )

@@ -12,12 +12,15 @@ from export.errors import Refused
 from export.list_tasks import ListTasks
 from export.plan_recipe import PlanRecipe, add_plan_arguments, plan_recipe
 from export.precision_options import add_precision_arguments, check_precision, targets_of, thresholds
+from export.recipe_file import MODEL, arguments_of
 from export.tasks import TAGS
 
 POOLINGS = ("mean", "cls", "lasttoken", "max", "pooler", "none")
 """Ways to make one vector of those of all tokens (sentence-transformers' names) or patches; a task lists its own."""
 TASK_OPTIONS = ("pooling", "max_length", "image_size")
 """Options that mean something to some tasks only; a task lists its own."""
+EXPORTERS = ("auto", "optimum", "dynamo")
+"""What traces a model: auto is optimum where it knows the architecture, else torch.export."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +50,40 @@ class Recipe:
     parity_data: Path | None = None
     """Payloads for the gate, a line each."""
     allow_parity_failure: bool = False
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters, folders or ids on the Hub, merged into the weights one after the other."""
+    exporter: str = "auto"
+    """One of EXPORTERS."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line."""
+
+    recipe: Recipe
+    write_recipe: Path | None = None
+    """Where to write the recipe, in place of an export."""
 
 
 def recipe_from_argv(argv: Sequence[str]) -> Recipe:
-    """The recipe of a command line.
+    """The recipe of a command line. Raises Refused as `command_from_argv` does."""
+    return command_from_argv(argv).recipe
 
-    Raises Refused when an argument is wrong, the task is unknown, or the output folder holds something.
+
+def command_from_argv(argv: Sequence[str]) -> Command:
+    """What a command line asks for, with the recipe file that it names.
+
+    Raises Refused when an argument or the file is wrong, the task is unknown, or the output folder holds something.
     """
-    asked = _parser().parse_args(argv)
-    if not asked.model and asked.task is None:
+    parser = _parser()
+    asked = parser.parse_args(argv)
+    if asked.recipe is not None:
+        of_file = arguments_of(asked.recipe, parser, argv)
+        if asked.model:  # another model has other revisions
+            of_file = [argument for argument in of_file if not argument.startswith("--revision=")]
+        asked = parser.parse_args([*of_file, *argv])
+    model: str = asked.model or asked.model_of_recipe
+    if not model and asked.task is None:
         raise Refused("name a MODEL, a folder or an id on the Hugging Face Hub; see python -m export --help")
     if asked.task is not None and asked.task not in TAGS:
         raise Refused(f"unknown task {asked.task!r}; known are: {', '.join(TAGS)}")
@@ -63,13 +91,10 @@ def recipe_from_argv(argv: Sequence[str]) -> Recipe:
         raise Refused(f"--max-length must be at least 1, got {asked.max_length}")
     targets = targets_of(asked.targets, asked.precision, asked.plan)
     check_precision(asked.precision, targets)
-    out: Path = asked.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Refused(f"{out} exists and is not empty; name another folder with --out, or remove it first")
-    return Recipe(
-        model=asked.model,
+    recipe = Recipe(
+        model=model,
         task=asked.task,
-        out=out,
+        out=_out(asked),
         revision=asked.revision,
         pooling=asked.pooling,
         max_length=asked.max_length,
@@ -81,7 +106,24 @@ def recipe_from_argv(argv: Sequence[str]) -> Recipe:
         targets=targets,
         parity_data=asked.parity_data,
         allow_parity_failure=asked.allow_parity_failure,
+        adapters=tuple(asked.adapter),
+        exporter=asked.exporter,
     )
+    return Command(recipe, asked.write_recipe)
+
+
+def _out(asked: argparse.Namespace) -> Path:
+    """The folder for the bundle; an empty path where a recipe is to be written that leaves it open. Raises Refused."""
+    out: Path | None = asked.out
+    if asked.write_recipe is not None:
+        if asked.write_recipe.exists() and asked.write_recipe != asked.recipe:
+            raise Refused(f"{asked.write_recipe} exists; remove it first or name another file with --write-recipe")
+        return out or Path()
+    if out is None:
+        raise Refused("the following arguments are required: --out; see python -m export --help")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Refused(f"{out} exists and is not empty; name another folder with --out, or remove it first")
+    return out
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -105,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m export",
         description="Turn a Hugging Face model into a bundle that `python -m handler` serves.",
         epilog="Exit codes: 0 the bundle is written, 1 the parity gate failed, 2 refused (one sentence says why), "
-        "130 interrupted. Without code 0 there is no bundle.",
+        "3 disk, memory, a package or the Hub is missing, 4 a defect of the export, 130 interrupted. Without code 0 "
+        "there is no bundle.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -115,7 +158,13 @@ def _parser() -> argparse.ArgumentParser:
         "--task", metavar="TAG", help=f"one of: {', '.join(TAGS)} (default: what the model's files say)"
     )
     parser.add_argument("--list-tasks", action=ListTasks, help="print every task with a sentence, and exit")
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="new or empty folder for the bundle")
+    parser.add_argument(MODEL, dest="model_of_recipe", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="new or empty folder for the bundle")
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe.toml; options given here replace its own")
+    parser.add_argument(
+        "--write-recipe", type=Path, metavar="FILE", help="write these options as a recipe.toml, and do nothing else"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub id (default: main)")
     parser.add_argument("--pooling", choices=POOLINGS, help="instead of what the model's files say, or else mean")
     parser.add_argument(
@@ -131,10 +180,32 @@ def _parser() -> argparse.ArgumentParser:
         help="pixels, where the model's image processor keeps the aspect ratio of every image",
     )
     parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run Python code that comes with the model, while exporting"
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="A",
+        help="a LoRA adapter (PEFT) to merge into the model, a folder or an id, as ID@REVISION where pinned; may be "
+        "given several times",
+    )
+    parser.add_argument(
+        "--exporter",
+        choices=EXPORTERS,
+        default="auto",
+        help="what traces the model; auto: optimum, or torch.export (dynamo) for what it does not know",
+    )
+    parser.add_argument(
+        "--trust-remote-code",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="run Python code that comes with the model, while exporting",
     )
     add_precision_arguments(parser)
     plans = parser.add_argument_group("TensorRT plans", "For --plan; `python -m export plan BUNDLE` adds them later.")
-    plans.add_argument("--plan", action="store_true", help="also build TensorRT plans for this machine's GPU")
+    plans.add_argument(
+        "--plan",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="also build TensorRT plans for this machine's GPU",
+    )
     add_plan_arguments(plans, "--plan-precision")
     return parser

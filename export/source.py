@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.errors import Refused
+from export.errors import Refused, refusal_of
 
 if TYPE_CHECKING:
+    from export.adapters import Adapter
     from export.tasks.base import ExportTask
 
 
@@ -38,9 +39,13 @@ class Source:
     """transformers' image processor or feature extractor."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the task read from files of its own."""
+    exporter: str = "optimum"
+    """What traces it (export/exporters.py)."""
+    adapters: tuple[Adapter, ...] = ()
+    """To be merged into the weights."""
 
     def load_model(self) -> Any:
-        """The model in float32 with plain attention, ready to run.
+        """The model in float32 with plain attention and its adapters merged, ready to run.
 
         Plain attention is what the reference is defined by, and traces into the smaller graph of the two that ONNX
         Runtime fuses further. Raises Refused when weights are missing or unreadable.
@@ -60,15 +65,22 @@ class Source:
                     output_loading_info=True,
                 )
             except (OSError, ValueError, RuntimeError) as error:
+                if refusal_of(error) is not None:  # of memory
+                    raise
                 raise Refused(f"{self.model} cannot be loaded: {first_line(error)}") from error
         # transformers fills missing weights with random numbers. Some are not part of the graph.
-        unused = self.task.may_miss
+        unused = (*self.task.may_miss, *(name for adapter in self.adapters for name in adapter.whole))
         missing = sorted(name for name in found["missing_keys"] if not any(part in name for part in unused))
         if missing:
             raise Refused(
                 f"{self.model} lacks {len(missing)} weights of {self.architecture}, {missing[0]} for one; "
                 "the checkpoint does not belong to its config.json"
             )
+        if self.adapters:
+            from export.adapters import merge
+
+            with quiet():
+                model = merge(model, self.adapters)
         return model.eval()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.errors import Refused
+from export.errors import Refused, refusal_of
 from export.nodes import Axes
 from export.source import first_line, quiet
 
@@ -61,6 +61,8 @@ def trace(source: Source, traced: Traced, path: Path) -> Path:
                     dynamo=False,
                 )
         except Exception as error:  # whatever the tracer comes across, it is this model that it cannot do
+            if refusal_of(error) is not None:  # of the disk or memory
+                raise
             raise Refused(f"{source.model} ({source.architecture}) cannot be traced: {first_line(error)}") from error
     model = onnx.load(path)
     graph = model.graph

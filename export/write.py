@@ -19,6 +19,7 @@ from export.source import Source
 
 PARITY = "parity.json"
 _MADE_BY = ("onnx", "onnxruntime", "onnxruntime-gpu", "optimum", "optimum-onnx", "tokenizers", "torch", "transformers")
+_MADE_BY_DYNAMO = ("onnxscript", "onnx-ir")
 
 
 def write(source: Source, folder: Path, files: Mapping[str, tuple[Path, Path]]) -> None:
@@ -42,7 +43,9 @@ def write(source: Source, folder: Path, files: Mapping[str, tuple[Path, Path]]) 
             task_config=source.task.task_config(source, outputs),
             precision=precision,
             graphs=graphs,
-            versions=versions(_MADE_BY),
+            versions=versions((*_MADE_BY, *_MADE_BY_DYNAMO) if source.exporter == "dynamo" else _MADE_BY),
+            exporter=source.exporter,
+            adapters={one.name: {"revision": one.revision, "sha256": one.sha256} for one in source.adapters},
         ),
     )
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.tasks import task_class
-from export.errors import Refused
+from export.errors import Refused, refusal_of
 from export.nodes import Axes, Nodes
-from export.source import quiet
+from export.source import first_line, quiet
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json, Task
@@ -52,7 +52,9 @@ class ExportTask:
     exporter: ClassVar[str] = ""
     """optimum's name of the task; empty: the tag."""
     by_optimum: ClassVar[bool] = True
-    """Whether optimum traces the model; else `trace_graph` gives a graph with the task's own inputs and outputs."""
+    """Whether an exporter traces the model; else `trace_graph` gives a graph with the task's own inputs and outputs."""
+    by_dynamo: ClassVar[bool] = False
+    """Whether that exporter may be torch.export, where optimum does not know the architecture."""
     graphs: ClassVar[tuple[str, ...]] = ("model",)
     """The graphs of a bundle; a row names the one that it is for."""
     heads: ClassVar[tuple[str, ...]] = ()
@@ -129,7 +131,11 @@ class ExportTask:
         return self.trace(source, folder)
 
     def trace(self, source: Source, folder: Path) -> Path:
-        """Run optimum's exporter into `folder`; the traced graph's file."""
+        """Run the exporter of `source` into `folder`; the traced graph's file. Raises Refused where it fails."""
+        if source.exporter == "dynamo":
+            from export.dynamo import trace
+
+            return trace(source, folder)
         from optimum.exporters.onnx import onnx_export_from_model
 
         from export.onnx_from_model import OPSET
@@ -140,7 +146,15 @@ class ExportTask:
         if getattr(model.config, "use_cache", False):
             model.config.use_cache = False  # a decoder would return its cache, one output a layer
         with quiet():
-            onnx_export_from_model(model, folder, opset=OPSET, task=self.exporter_task, do_validation=False)
+            try:
+                onnx_export_from_model(model, folder, opset=OPSET, task=self.exporter_task, do_validation=False)
+            except Exception as error:  # whatever the tracer comes across, it is this model that it cannot do
+                if refusal_of(error) is not None:
+                    raise
+                fix = "; try --exporter dynamo" if self.by_dynamo else ""
+                raise Refused(
+                    f"{source.model} ({source.architecture}) cannot be traced by optimum: {first_line(error)}{fix}"
+                ) from error
         return folder / "model.onnx"
 
     def adapt(self, nodes: Nodes, name: str, traced_dtype: int, source: Source) -> None:

@@ -102,15 +102,50 @@ def test_an_occupied_destination_is_refused(tmp_path: Path):
 
 
 def test_what_a_killed_run_left_is_removed_and_what_runs_is_kept(tmp_path: Path):
+    # As in containers, where every run has the same process id.
+    dead, alive = (tmp_path / f".out.partial-{os.getpid()}-{name}" for name in ("dead", "alive"))
+    dead.mkdir()
+    alive.mkdir()
+    hold = (
+        "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); print('held', flush=True); input()"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", hold, str(alive)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "held\n"
+        write_small_bundle(tmp_path / "out")
+        assert not dead.exists()
+        assert alive.exists()
+        owner.kill()
+    shutil.rmtree(tmp_path / "out")
+    write_small_bundle(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_is_being_filled_is_held(tmp_path: Path):
+    with pytest.raises(RuntimeError), new_bundle_folder(tmp_path / "out") as folder:
+        write_small_bundle(tmp_path / "other")
+        with pytest.raises(RuntimeError), new_bundle_folder(tmp_path / "out"):
+            assert folder.exists()
+            raise RuntimeError
+        assert folder.exists()
+        raise RuntimeError
+
+
+def test_without_locks_the_process_id_protects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     ended = subprocess.Popen(["true"])
     ended.wait()
-    dead = tmp_path / f".out.partial-{ended.pid}-abc"
-    alive = tmp_path / f".out.partial-{os.getpid()}-abc"
+    dead, alive = (tmp_path / f".out.partial-{owner}-abc" for owner in (ended.pid, os.getpid()))
     dead.mkdir()
     alive.mkdir()
     write_small_bundle(tmp_path / "out")
-    assert not dead.exists()
-    assert alive.exists()
+    assert (dead.exists(), alive.exists()) == (False, True)
 
 
 def test_equal_content_gives_equal_bytes(tmp_path: Path):

@@ -1,0 +1,138 @@
+"""LoRA and its relatives (PEFT): merged into the weights, so that the bundle is one plain model.
+
+The parity gate then compares with the merged model in PyTorch. Cheap checks on JSON files come first. Rule: nothing is
+unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.errors import Refused
+from export.hub import Located, locate
+from export.json_files import read_json
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_TASKS = {
+    "FEATURE_EXTRACTION": "feature-extraction",
+    "QUESTION_ANS": "question-answering",
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that has been found and fits by what its files say."""
+
+    name: str
+    folder: Path
+    revision: str | None
+    sha256: str
+    """Of its weights."""
+    task: str | None
+    """The tag that it was trained for, where it says one."""
+    whole: tuple[str, ...]
+    """Modules that it brings whole, such as a classifier, so that the base may lack them."""
+
+    @property
+    def pinned(self) -> str:
+        """As --adapter takes it."""
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+def find_adapters(asked: Sequence[str], base: Located) -> tuple[Adapter, ...]:
+    """The adapters `asked` for, each a folder, ID or ID@REVISION, for the model `base`. Raises Refused."""
+    return tuple(_find(one, base) for one in asked)
+
+
+def _find(asked: str, base: Located) -> Adapter:
+    name, _, revision = (asked, "", "") if Path(asked).expanduser().is_dir() else asked.partition("@")
+    found = locate(name, revision or None, [CONFIG, WEIGHTS], "@REVISION")
+    config = read_json(found.folder / CONFIG)
+    if not config:
+        raise Refused(
+            f"the adapter {found.name} has no {CONFIG}; a folder as PEFT's save_pretrained writes it is needed"
+        )
+    if not (found.folder / WEIGHTS).is_file():
+        raise Refused(
+            f"the adapter {found.name} has no {WEIGHTS}, and pickled weights are never loaded; save it again with "
+            "PEFT's save_pretrained"
+        )
+    kind = config.get("peft_type")
+    if kind in ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT"):
+        raise Refused(
+            f"the adapter {found.name} is {kind}, which weights cannot take in; LoRA and its relatives can be"
+        )
+    trained_on = str(config.get("base_model_name_or_path") or "")
+    if base.revision is not None and _is_id(trained_on) and trained_on.lower() != base.name.lower():
+        raise Refused(
+            f"the adapter {found.name} was trained on {trained_on}, not on {base.name}; export {trained_on} with it, "
+            f"or change base_model_name_or_path in its {CONFIG} if they are the same model"
+        )
+    return Adapter(
+        name=found.name,
+        folder=found.folder,
+        revision=found.revision,
+        sha256=hashlib.sha256((found.folder / WEIGHTS).read_bytes()).hexdigest(),
+        task=_TASKS.get(str(config.get("task_type"))),
+        whole=tuple(config.get("modules_to_save") or ()) + _heads(config),
+    )
+
+
+def _is_id(name: str) -> bool:
+    return name.count("/") <= 1 and not name.startswith((".", "/", "~")) and bool(name) and not Path(name).is_dir()
+
+
+def _heads(config: Any) -> tuple[str, ...]:
+    """What PEFT saves whole for a task, said or not."""
+    heads = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+    return heads.get(str(config.get("task_type")), ())
+
+
+def is_adapter(folder: Path) -> str | None:
+    """The base model that the adapter in `folder` names, "" where it names none; None where there is no adapter."""
+    config = read_json(folder / CONFIG)
+    return str(config.get("base_model_name_or_path") or "") if config else None
+
+
+def merge(model: Any, adapters: Sequence[Adapter]) -> Any:
+    """`model`, a PreTrainedModel in float32, with every adapter merged into its weights. Raises Refused."""
+    for adapter in adapters:
+        model = _merge(model, adapter)
+    return model
+
+
+def _merge(model: Any, adapter: Adapter) -> Any:
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(adapter.folder / WEIGHTS, framework="np") as tensors:
+            brought = set(tensors.keys())
+        adapted = PeftModel.from_pretrained(model, str(adapter.folder), local_files_only=True)
+        expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        foreign = sorted(brought - expected - set(adapted.state_dict()))
+        lacking = sorted(expected - brought)
+        if foreign or lacking:
+            what = f"it brings {foreign[0]}" if foreign else f"it lacks {lacking[0]}"
+            raise Refused(_other_base(adapter, f"{what}, which does not fit"))
+        return adapted.merge_and_unload(safe_merge=True)
+    except SafetensorError as error:
+        raise Refused(f"{adapter.folder / WEIGHTS} cannot be read ({_line(error)}); download it again") from error
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise Refused(_other_base(adapter, _line(error))) from error
+
+
+def _other_base(adapter: Adapter, why: str) -> str:
+    return f"the adapter {adapter.name} does not belong to this model ({why}); export the model that it was trained on"
+
+
+def _line(error: Exception) -> str:
+    """Of what torch says about sizes, the first that do not fit; else the first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if line.startswith("size mismatch")), lines[0])[:300]

@@ -1,0 +1,120 @@
+"""What a run ends with: files and sizes, the precision and why, the gate's figures, the next command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO, TypeAlias
+
+from engine.bundle import Bundle, open_bundle
+from export.progress import megabytes, table
+from export.recipe import Recipe
+from export.terminal import is_rich
+
+_Table: TypeAlias = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Header and rows."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A bundle that was written, and what its gate measured."""
+
+    bundle: Bundle
+    asked: str
+    """The precision of the recipe."""
+    figures: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        """Bytes of everything in it."""
+        return sum(file.stat().st_size for file in self.bundle.path.rglob("*") if file.is_file())
+
+    @property
+    def next(self) -> str:
+        """The command to go on with."""
+        return f"BUNDLE={self.bundle.path} python -m handler"
+
+    def facts(self) -> list[tuple[str, str]]:
+        """A word and what there is to say to it."""
+        manifest = self.bundle.manifest
+        found = [("bundle", f"{self.bundle.path}  {megabytes(self.size)}")]
+        if manifest.graphs:
+            by = f", traced by {manifest.exporter}" if manifest.exporter else ""
+            found.append(("model", f"{_pinned(manifest.model, manifest.revision)}, {manifest.task}{by}"))
+            for name, of in manifest.adapters.items():
+                found.append(("adapter", f"{_pinned(name, of['revision'])}, merged into the weights"))
+            found.append(("precision", self._precision()))
+        return [*found, ("parity", str(self.figures["worst"])), ("next", self.next)]
+
+    def _precision(self) -> str:
+        """What was chosen and why."""
+        chosen = self.figures.get("kept") or self.bundle.manifest.precision
+        why = "the fastest that passed" if "auto" in self.asked else f"--precision {self.asked}"
+        refused = self.figures.get("refused") or {}
+        return f"{chosen} ({why}{f', after {len(refused)} that did not' if refused else ''})"
+
+    def as_json(self) -> dict[str, Any]:
+        """For --json."""
+        manifest = self.bundle.manifest
+        return {
+            "bundle": str(self.bundle.path),
+            "sha256": self.bundle.sha256,
+            "bytes": self.size,
+            "files": {name: size for name, (size, _) in manifest.files.items()},
+            "model": manifest.model,
+            "revision": manifest.revision,
+            "task": manifest.task,
+            "architecture": manifest.architecture,
+            "exporter": manifest.exporter,
+            "adapters": manifest.adapters,
+            "precision": {"asked": self.asked, "chosen": manifest.precision},
+            "parity": self.figures,
+            "versions": manifest.versions,
+            "next": self.next,
+        }
+
+
+def _pinned(name: str, revision: str | None) -> str:
+    return f"{name} at {revision[:12]}" if revision else name
+
+
+def result_of(recipe: Recipe, figures: dict[str, Any]) -> Result:
+    """What to say about the bundle of `recipe`, which has been written."""
+    return Result(open_bundle(recipe.out), recipe.precision, figures)
+
+
+def print_result(result: Result, to: TextIO) -> None:
+    """As tables on a terminal, else as plain lines."""
+    files = [(name, megabytes(size)) for name, (size, _) in result.bundle.manifest.files.items()]
+    tables: list[_Table] = [(("file", "size"), files)] if files else []
+    if result.figures.get("ladder"):
+        from export.ladder import LADDER_HEADER, ladder_rows
+
+        tables.append((LADDER_HEADER, ladder_rows(result.figures)))
+    if is_rich(to):
+        _print_rich(tables, result.facts(), to)
+        return
+    for header, rows in tables:
+        print(f"\n{table(header, rows)}", file=to)
+    print(file=to)
+    for word, said in result.facts():
+        print(f"{word:<9} {said}", file=to)
+
+
+def _print_rich(tables: Sequence[_Table], facts: Sequence[tuple[str, str]], to: TextIO) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=to, highlight=False, soft_wrap=True)
+    for header, rows in tables:
+        drawn = Table(box=None, pad_edge=False, header_style="bold")
+        for name in header:
+            drawn.add_column(name, justify="right" if name in ("size", "seconds") else "left", overflow="fold")
+        for row in rows:
+            drawn.add_row(*(Text(cell) for cell in row))
+        console.print()
+        console.print(drawn)
+    console.print()
+    for word, said in facts:
+        console.print(Text.assemble((f"{word:<9} ", "dim"), (said, "bold" if word == "next" else "")))

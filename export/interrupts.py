@@ -1,0 +1,35 @@
+"""Ctrl-C, and what a CI sends instead: the export ends at once, and takes its folder with it.
+
+A KeyboardInterrupt may come up inside a library that catches everything, so that it is also noted here and looked for
+between the stages.
+"""
+
+from __future__ import annotations
+
+import signal
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_came = False
+
+
+def install() -> None:
+    """Make the signals that end a program a KeyboardInterrupt; for the main thread of a process of our own."""
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    global _came
+    _came = True
+    raise KeyboardInterrupt
+
+
+def came() -> bool:
+    """Whether one of the signals has come."""
+    return _came
+
+
+def check() -> None:
+    """Raise KeyboardInterrupt if one of the signals has come."""
+    if _came:
+        raise KeyboardInterrupt

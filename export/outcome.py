@@ -1,0 +1,54 @@
+"""How a run ended: for the shell an exit code, for a person lines, for CI one JSON object."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+from export.exit_codes import INTERRUPTED, STATUS
+from export.progress import Done, stages, table
+
+if TYPE_CHECKING:
+    from export.closing_table import Result
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The exit code, and why: a sentence and the worst rows of a gate, or a bundle."""
+
+    code: int
+    sentence: str = ""
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    result: Result | None = None
+    next: str = ""
+    """A command, where there is no bundle that names one."""
+
+    def tell(self, to: TextIO | None = None) -> None:
+        """Print it: what went wrong to stderr, what came out to `to`, or else to stdout."""
+        if self.result is not None:
+            from export.closing_table import print_result
+
+            print_result(self.result, to or sys.stdout)
+        elif self.next:
+            print(f"next      {self.next}", file=to or sys.stdout)
+        if self.sentence:
+            said = self.sentence if self.code == INTERRUPTED else f"error: {self.sentence}"
+            print(said, file=sys.stderr)
+        if self.rows:
+            print(f"\n{table(self.header, self.rows)}", file=sys.stderr)
+
+    def as_json(self, done: Sequence[Done]) -> dict[str, Any]:
+        """For --json; docs/export.md has the keys."""
+        answer: dict[str, Any] = {"status": STATUS.get(self.code, "refused"), "exit_code": self.code}
+        if self.sentence:
+            answer["error"] = self.sentence
+        if self.rows:
+            answer["worst"] = [dict(zip(self.header, row, strict=True)) for row in self.rows]
+        if self.result is not None:
+            answer |= self.result.as_json()
+        if self.next:
+            answer["next"] = self.next
+        return {**answer, "stages": stages(done)}
