@@ -16,7 +16,6 @@ import json
 import mmap
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -258,27 +257,30 @@ def _partial_folder(out: Path) -> Iterator[Path]:
     for other in out.parent.iterdir():
         if other.name.startswith(prefix):
             _remove_left_over(other, other.name.removeprefix(prefix).partition("-")[0])
-    folder, lock = _locked_folder(f"{prefix}{os.getpid()}-", out.parent)
+    # Named before it is made: an interrupt that comes in between still knows what to remove.
+    folder = out.parent / f"{prefix}{os.getpid()}-{os.urandom(4).hex()}"
+    lock = None
     try:
-        folder.chmod(0o755)  # mkdtemp makes it private; the image runs as another user
+        lock = _locked_folder(folder)
         yield folder
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
-def _locked_folder(prefix: str, parent: Path) -> tuple[Path, int]:
-    """A new folder, and the descriptor that holds the lock on it."""
+def _locked_folder(folder: Path) -> int:
+    """Make `folder`, and return the descriptor that holds the lock on it."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        folder.mkdir(mode=0o755)  # the image runs as another user
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         with suppress(OSError):  # without locks the process id in its name protects it
             _lock(descriptor)
         if os.fstat(descriptor).st_nlink:
-            return folder, descriptor
-        os.close(descriptor)  # taken for a left-over before it was locked
+            return descriptor
+        os.close(descriptor)  # another run took it for a left-over before it was locked
 
 
 def _remove_left_over(folder: Path, owner: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from engine.bundle import new_bundle_folder, open_bundle
 from engine.errors import BundleError
 from export import interrupts
-from export.errors import ParityFailed, Refused, refusal_of
+from export.errors import ParityFailed, Refused, blaming_the_disk, refusal_of
 from export.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED
 from export.outcome import Outcome
 from export.progress import megabytes, recorded, stage, table
@@ -139,7 +139,7 @@ def export(recipe: Recipe) -> dict[str, Any]:
             note(source.task.tag)
         note(source.task.describe(source))
         note(megabytes(source.weights_bytes))
-    with new_bundle_folder(recipe.out) as folder:
+    with new_bundle_folder(recipe.out) as folder, blaming_the_disk(folder):
         work = folder / "work"
         with stage("onnx"):
             from export.onnx_from_model import onnx_from_model

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 from export.exit_codes import GATE_FAILED, REFUSED, UNAVAILABLE
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
+_NO_ROOM = 1 << 20  # bytes
 _SAYS_FULL = ("no space left on device", "disk quota exceeded", "file too large", "os error 28", "os error 27")
 _SAYS_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "failed to allocate memory", "bad_alloc")
 _PACKAGES = frozenset(
@@ -60,6 +65,22 @@ def refusal_of(error: BaseException) -> Refused | None:
                 "much a model takes)"
             )
     return None
+
+
+@contextmanager
+def blaming_the_disk(folder: Path) -> Iterator[None]:
+    """Make an error of the disk of what goes wrong inside while there is no room left in `folder`.
+
+    ONNX Runtime, for one, says "Protobuf serialization failed" and no more.
+    """
+    try:
+        yield
+    except Refused:
+        raise
+    except Exception as error:
+        if shutil.disk_usage(folder).free < _NO_ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.adapters import find_adapters, is_adapter
-from export.errors import Refused, Unavailable
+from export.errors import Refused, Unavailable, refusal_of
 from export.exporters import choose_exporter
 from export.hub import download, locate
 from export.infer import infer_task
@@ -190,7 +190,9 @@ def _weights_bytes(folder: Path, model: str) -> int:
         try:
             with safe_open(file, framework="np") as tensors:
                 total += sum(4 * prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
+            if refusal_of(error) is not None:  # of memory
+                raise
             raise Refused(f"{file} cannot be read ({first_line(error)}); download the model again") from error
     return total
 

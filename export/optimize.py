@@ -129,6 +129,7 @@ def _save(model: Any, path: Path, weights: _Weights) -> None:
         content = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
         if len(content) >= OUTSIDE_FROM:
             _move_out(tensor, *weights.add(content), len(content))
+    model.graph.value_info.sort(key=lambda tensor: tensor.name)  # ONNX Runtime's order is that of addresses in memory
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 

@@ -83,6 +83,8 @@ def command_from_argv(argv: Sequence[str]) -> Command:
             of_file = [argument for argument in of_file if not argument.startswith("--revision=")]
         asked = parser.parse_args([*of_file, *argv])
     model: str = asked.model or asked.model_of_recipe
+    if asked.out is None and asked.write_recipe is None:
+        raise Refused("the following arguments are required: --out; see python -m export --help")
     if not model and asked.task is None:
         raise Refused("name a MODEL, a folder or an id on the Hugging Face Hub; see python -m export --help")
     if asked.task is not None and asked.task not in TAGS:
@@ -119,8 +121,7 @@ def _out(asked: argparse.Namespace) -> Path:
         if asked.write_recipe.exists() and asked.write_recipe != asked.recipe:
             raise Refused(f"{asked.write_recipe} exists; remove it first or name another file with --write-recipe")
         return out or Path()
-    if out is None:
-        raise Refused("the following arguments are required: --out; see python -m export --help")
+    assert out is not None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refused(f"{out} exists and is not empty; name another folder with --out, or remove it first")
     return out

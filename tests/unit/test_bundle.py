@@ -1,8 +1,11 @@
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest

@@ -55,7 +55,7 @@ def test_weights_are_not_downloaded_before_the_small_files_pass(tmp_path: Path, 
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(Refused, match="owner/name has no config.json"):
+    with pytest.raises(Refused, match="owner/name is empty; a model folder as `save_pretrained` writes it"):
         load.load(recipe("owner/name"))
     assert asked == [["*.json", "*.txt", "*.model"]]
 

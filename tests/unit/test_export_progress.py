@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 
 import pytest
 
-from export.progress import megabytes, stage, table
+from export import interrupts
+from export.progress import megabytes, recorded, stage, stages, table
 
 
 def test_a_line_a_stage(capsys: pytest.CaptureFixture[str]):
@@ -17,11 +19,52 @@ def test_a_line_a_stage(capsys: pytest.CaptureFixture[str]):
     assert re.fullmatch(r"onnx        \d\.\d s  90\.3 MB, opset 17\n", capsys.readouterr().out)
 
 
-def test_a_mark_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with stage("load"):
-        pass
-    assert re.search(r"✓ load        \d\.\d s\n", capsys.readouterr().out)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_terminal_shows_what_a_stage_is_at_and_then_a_mark(capsys: pytest.CaptureFixture[str]):
+    with stage("int8") as note:
+        note.now("every weight [matrix]")
+        time.sleep(0.15)  # ten times a second it is drawn
+        note("0.1 MB")
+    said = capsys.readouterr().out
+    assert "every weight [matrix]" in said
+    assert re.search(r"✓ int8        \d\.\d s  0\.1 MB\n$", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said))
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_plain_lines_for_who_wants_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, value: str
+):
+    monkeypatch.setenv(name, value)
+    with stage("load") as note:
+        note.now("the weights")
+    assert re.fullmatch(r"load        \d\.\d s\n", capsys.readouterr().out)
+
+
+def test_stages_are_recorded_for_json():
+    with recorded() as done:
+        with stage("load") as note:
+            note("90 MB")
+        with pytest.raises(ValueError, match="x"), stage("onnx"):
+            raise ValueError("x")
+    (one,) = stages(done)
+    assert (one["name"], one["notes"]) == ("load", ["90 MB"])
+
+
+def test_an_interrupt_that_a_library_swallowed_ends_the_stage(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(interrupts, "_came", False)
+    with pytest.raises(KeyboardInterrupt), stage("load"):
+        try:
+            interrupts._interrupt(2, None)
+        except BaseException:
+            pass
 
 
 def test_a_stage_that_fails_prints_nothing(capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,298 @@
+"""Adapters merged at export, models out of caches, and the second exporter: each answers like transformers and PEFT."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import export.hub
+from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.bundle import open_bundle
+from engine.feed import run_rows
+from engine.tasks import load_task
+from export.__main__ import main
+from tests import models
+from tests.models import edit_json
+
+TEXTS = ["A quick test.", "the lazy dog sleeps on the mat " * 3, "x"]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+def lora(base: Path, folder: Path, seed: int = 1, auto_class: str = "AutoModel", **options: Any) -> Path:
+    """An adapter for the model in `base`, whose weights are drawn, both matrices, so that it changes every answer."""
+    import peft
+    import torch
+    import transformers
+
+    model = getattr(transformers, auto_class).from_pretrained(base)
+    config = peft.LoraConfig(**{"r": 4, "target_modules": ["query", "value"], **options})
+    adapted = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lora(bert, tmp_path_factory.mktemp("adapters") / "lora")
+
+
+def embed(path: Path) -> Any:
+    """The worker's answers, not normalised."""
+    bundle = open_bundle(path)
+    task, engine = load_task(bundle), OnnxRuntimeEngine(bundle, threads=2)
+    request = task.parse({"texts": TEXTS, "normalize": False})
+    reply = task.postprocess(request, run_rows(engine, task.preprocess(request)))
+    engine.close()
+    return np.array(reply["embeddings"])
+
+
+def of_peft(base: Path, *adapters: Path) -> Any:
+    """What PEFT answers with the adapter beside the weights, or merged where there are several; mean pooling."""
+    import peft
+    import torch
+    import transformers
+
+    model: Any = transformers.AutoModel.from_pretrained(base)
+    for number, folder in enumerate(adapters):
+        model = peft.PeftModel.from_pretrained(model, str(folder))
+        if number + 1 < len(adapters):
+            model = model.merge_and_unload()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    with torch.inference_mode():
+        rows = [tokenizer(text, return_tensors="pt", truncation=True, max_length=32) for text in TEXTS]
+        return np.stack([model.eval()(**row).last_hidden_state[0].mean(0).numpy() for row in rows])
+
+
+def test_a_merged_adapter_answers_like_peft(bert: Path, adapter: Path, tmp_path: Path):
+    out = tmp_path / "bundle"
+    assert main([str(bert), "--adapter", str(adapter), "--out", str(out)]) == 0
+    expected, without = of_peft(bert, adapter), of_peft(bert)
+    np.testing.assert_allclose(embed(out), expected, atol=1e-5 * np.abs(expected).max())
+    assert np.abs(expected - without).max() > 0.05 * np.abs(expected).max()
+    digest = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+    assert open_bundle(out).manifest.adapters == {"lora": {"revision": None, "sha256": digest}}
+    assert 'adapter = ["lora"]' in (out / "recipe.toml").read_text()
+
+
+def test_adapters_are_merged_one_after_the_other(bert: Path, adapter: Path, tmp_path: Path):
+    other, out = lora(bert, tmp_path / "other", seed=2), tmp_path / "bundle"
+    assert main([str(bert), "--adapter", str(adapter), "--adapter", str(other), "--out", str(out)]) == 0
+    expected = of_peft(bert, adapter, other)
+    np.testing.assert_allclose(embed(out), expected, atol=1e-5 * np.abs(expected).max())
+    assert list(open_bundle(out).manifest.adapters) == ["lora", "other"]
+
+
+def test_an_adapter_brings_the_classifier_and_says_the_task(bert: Path, tmp_path: Path):
+    folder = lora(bert, tmp_path / "sentiment", auto_class="AutoModelForSequenceClassification", task_type="SEQ_CLS")
+    assert main([str(bert), "--adapter", str(folder), "--out", str(tmp_path / "bundle")]) == 0
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    assert (manifest.task, manifest.architecture) == ("text-classification", "BertForSequenceClassification")
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+
+
+def cut_weights(folder: Path) -> None:
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def drop_one(folder: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    del tensors[sorted(tensors)[0]]
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def change(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "adapter_config.json", **changes)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda folder: (folder / "adapter_config.json").unlink(), "the adapter bad has no adapter_config.json"),
+        (no_weights, "the adapter bad has no adapter_model.safetensors, and pickled weights are never loaded"),
+        (cut_weights, "adapter_model.safetensors cannot be read ("),
+        (drop_one, "the adapter bad does not belong to this model (it lacks base_model.model."),
+        (change(peft_type="PREFIX_TUNING"), "the adapter bad is PREFIX_TUNING, which weights cannot take in"),
+        (change(peft_type="NO_SUCH"), "the adapter bad does not belong to this model ("),
+        (change(target_modules=["no_such_layer"]), "the adapter bad does not belong to this model (Target modules"),
+        (
+            change(target_modules=["query"]),
+            "the adapter bad does not belong to this model (it brings base_model.model.",
+        ),
+        (change(r=8), "does not belong to this model (size mismatch for base_model.model."),
+    ],
+)
+def test_adapters_that_are_refused(
+    bert: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, sentence: str
+):
+    bad = Path(shutil.copytree(adapter, tmp_path / "bad"))
+    spoil(bad)
+    assert main([str(bert), "--adapter", str(bad), "--out", str(tmp_path / "out" / "bundle")]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def cached(bert: Path, root: Path, name: str = "owner--tiny") -> Path:
+    """A repository in the layout of the Hub's cache, as RunPod fills it: snapshots of links to blobs."""
+    repository = root / f"models--{name}"
+    snapshot, blobs = repository / "snapshots" / COMMIT, repository / "blobs"
+    for file in (path for path in bert.rglob("*") if path.is_file()):
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        blobs.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, blobs / digest)
+        link = snapshot / file.relative_to(bert)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blobs / digest)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(COMMIT)
+    return repository
+
+
+def test_an_id_is_found_in_runpods_cache(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(export.hub, "RUNPOD_CACHE", tmp_path / "hub")
+    repository = cached(bert, tmp_path / "hub")
+    for number, argv in enumerate(
+        (
+            ["owner/tiny"],
+            ["owner/tiny", "--revision", COMMIT],
+            [str(repository)],
+            [str(repository / "snapshots" / COMMIT)],
+        )
+    ):
+        out = tmp_path / f"bundle{number}"
+        assert main([*argv, "--out", str(out)]) == 0
+        manifest = open_bundle(out).manifest
+        assert (manifest.model, manifest.revision) == ("owner/tiny", COMMIT)
+        assert not any(path.is_symlink() for path in out.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "sentence"),
+    [
+        (["owner/tiny", "--revision", "v9"], 3, "owner/tiny, it is not in the local Hub cache at revision v9"),
+        (["CACHE", "--revision", "v9"], 2, "has no snapshot of v9; name one of the folders in its snapshots"),
+        (["CACHE/snapshots/" + COMMIT, "--revision", "v9"], 2, f"is the snapshot of commit {COMMIT}, not v9"),
+        (["owner/tiny", "--adapter", "LORA"], 2, "was trained on org/base, not on owner/tiny; export org/base with it"),
+        (["LORA"], 2, "lora is an adapter; export its model with it: org/base --adapter lora"),
+    ],
+)
+def test_what_a_cache_does_not_have(
+    bert: Path,
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    code: int,
+    sentence: str,
+):
+    monkeypatch.setattr(export.hub, "RUNPOD_CACHE", tmp_path / "hub")
+    repository = cached(bert, tmp_path / "hub")
+    other = Path(shutil.copytree(adapter, tmp_path / "lora"))
+    edit_json(other / "adapter_config.json", base_model_name_or_path="org/base")
+    places = [one.replace("CACHE", str(repository)).replace("LORA", str(other)) for one in argv]
+    assert main([*places, "--out", str(tmp_path / "bundle")]) == code
+    assert sentence in capsys.readouterr().err
+
+
+def unknown_to_optimum(folder: Path, bert: Path) -> Path:
+    """ERNIE is BERT with embeddings of tasks; optimum has no exporter for it."""
+    import torch
+    import transformers
+
+    config = json.loads((bert / "config.json").read_text())
+    torch.manual_seed(0)
+    model = transformers.ErnieModel(transformers.ErnieConfig(**{**config, "use_task_id": True}))
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(bert / name, folder / name)
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="BertTokenizerFast")
+    return folder
+
+
+def test_an_architecture_that_optimum_does_not_know(bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model, out = unknown_to_optimum(tmp_path / "ernie", bert), tmp_path / "bundle"
+    assert main([str(model), "--task", "feature-extraction", "--exporter", "optimum", "--out", str(out)]) == 2
+    assert "(ernie) has no ONNX exporter for feature-extraction in optimum; try --exporter dynamo" in (
+        capsys.readouterr().err
+    )
+    assert main([str(model), "--task", "feature-extraction", "--out", str(out)]) == 0
+    assert "traced by dynamo" in capsys.readouterr().out
+    manifest = open_bundle(out).manifest
+    assert manifest.exporter == "dynamo"
+    assert "onnxscript" in manifest.versions
+    assert 'exporter = "dynamo"' in (out / "recipe.toml").read_text()
+    portable = onnx.load(out / "graphs/model/fp32.onnx", load_external_data=False)
+    assert [(opset.domain, opset.version) for opset in portable.opset_import] == [("", 17)]
+    assert portable.ir_version == 8
+    for file in out.rglob("*.onnx"):
+        content = file.read_bytes()
+        assert b"site-packages" not in content
+        assert b".py" not in content
+
+
+def test_both_exporters_answer_alike(bert: Path, tmp_path: Path):
+    for exporter in ("optimum", "dynamo"):
+        assert main([str(bert), "--exporter", exporter, "--out", str(tmp_path / exporter)]) == 0
+        assert open_bundle(tmp_path / exporter).manifest.exporter == exporter
+    np.testing.assert_allclose(embed(tmp_path / "optimum"), embed(tmp_path / "dynamo"), atol=1e-4)
+
+
+def test_a_graph_that_holds_at_one_shape_only_is_refused(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    import torch
+    import transformers
+
+    model = tmp_path / "funnel"
+    torch.manual_seed(0)
+    config = transformers.FunnelConfig(
+        vocab_size=300, block_sizes=[1, 1], d_model=32, n_head=4, d_head=8, d_inner=64, use_cache=False
+    )
+    transformers.FunnelModel(config).save_pretrained(model)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(bert / name, model / name)
+    edit_json(model / "tokenizer_config.json", tokenizer_class="BertTokenizerFast")
+    assert main([str(model), "--task", "feature-extraction", "--out", str(tmp_path / "out" / "bundle")]) == 2
+    said = capsys.readouterr().err
+    assert "funnel (FunnelModel) has no graph for every shape: what torch.export traced" in said
+    assert said.count("\n") == 1
+
+
+def test_tasks_that_trace_themselves_have_no_exporter_to_choose(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    import transformers
+
+    model = tmp_path / "vit"
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(model)
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(model)
+    argv = [str(model), "--task", "image-classification", "--exporter", "dynamo", "--out", str(tmp_path / "bundle")]
+    assert main(argv) == 2
+    assert "--exporter means nothing to image-classification" in capsys.readouterr().err
