@@ -216,7 +216,7 @@ def text_of(recipe: Recipe, head: str = "", beside: Path | None = None) -> str:
     lines = [f"# {line}".rstrip() for line in head.splitlines()]
     entries = dict(_named(recipe))
     plan = entries.pop(PLAN, None)
-    if beside is None:
+    if beside is None or recipe.out == Path():
         del entries["out"]
     lines += [f"{key} = {_toml(_seen_from(key, value, beside))}" for key, value in entries.items()]
     if plan is not None:

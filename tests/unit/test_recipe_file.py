@@ -16,8 +16,8 @@ from export.recipe import Recipe, _parser, command_from_argv, recipe_from_argv
 from export.recipe_file import _KEYS, PLAN, _options, resolved, text_of
 
 EVERYTHING = """
---task feature-extraction --revision v1 --pooling cls --max-length 64 --image-size 4x5 --precision cpu=int8,tensorrt=fp16
---targets cpu,tensorrt --trust-remote-code --parity-threshold min_cosine=0.9 --parity-data rows.jsonl
+--task feature-extraction --revision v1 --pooling cls --max-length 64 --image-size 4x5 
+--precision cpu=int8,tensorrt=fp16 --targets cpu,tensorrt --trust-remote-code --parity-threshold min_cosine=0.9 --parity-data rows.jsonl
 --allow-parity-failure --adapter org/lora@v2 --adapter other/lora --exporter dynamo --plan --plan-precision bf16
 --batches 1,4 --lengths 16,max --profiles length --builder tensorrt-rtx --compute-capability 8.6,8.9
 --optimization-level 5 --workspace-mib 512 --no-library-tactics --pin-types
@@ -137,8 +137,8 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         ('trust-remote-code = "yes"', ', line 1: trust-remote-code is true or false, got "yes"'),
         ("[plan]\nbatches = [0, 1]", ", line 2: batches: '0,1' is not a list of whole numbers from 1 up"),
         ('exporter = "dyn"', ", line 1: exporter: invalid choice: 'dyn' (choose from 'auto', 'optimum', 'dynamo')"),
-        ("model = ", "is not valid TOML: Invalid value (at line 1, column 9)"),
-        ('model = "a"\nmodel = "b"', "is not valid TOML: Cannot overwrite a value (at line 2"),
+        ('model = \ntask = "x"', "is not valid TOML: Invalid value (at line 1, column 9)"),
+        ('model = "a"\nmodel = "b"', "is not valid TOML: Cannot overwrite a value"),
         ('model = "m"\ntask = "no-task"', "unknown task 'no-task'; known are: "),
         ("", "name a MODEL, a folder or an id on the Hugging Face Hub"),
     ],

@@ -1,0 +1,108 @@
+"""The second exporter: what it makes of a module, and that it sees a graph which holds at one shape only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import pytest
+
+from export.dynamo import trace
+from export.errors import Refused
+from export.exporters import choose_exporter
+
+
+def source(module: Any) -> Any:
+    """A source whose model is `module`, with rows of 4 and 7 tokens."""
+    import torch
+
+    rows = [{"input_ids": torch.arange(1, 1 + length)[None], "foreign": torch.ones(1)} for length in (2, 4, 4, 7)]
+    task = SimpleNamespace(
+        input_axes=lambda: {"input_ids": ("int32", ("batch", "length"))},
+        probes=lambda source: [SimpleNamespace(inputs=[row]) for row in rows],
+    )
+    return SimpleNamespace(task=task, load_model=lambda: module.eval(), model="m", architecture="Module")
+
+
+def module(answer: Any) -> Any:
+    import torch
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = SimpleNamespace(use_cache=True)
+            self.table = torch.nn.Embedding(20, 8)
+            self.calls = 0
+
+        def forward(self, input_ids: Any) -> dict[str, Any]:
+            self.calls += 1
+            return {"embedding": answer(self, self.table(input_ids)), "unused": None}
+
+    torch.manual_seed(0)
+    return Model()
+
+
+def test_tensors_cannot_meet_ours_and_nothing_of_this_machine_is_in_it(tmp_path: Path):
+    traced = onnx.load(trace(source(module(lambda model, values: values.mean(1))), tmp_path / "deep"))
+    assert [tensor.name for tensor in (*traced.graph.input, *traced.graph.output)] == ["input_ids", "embedding"]
+    inside = {name for node in traced.graph.node for name in node.output} - {"embedding"}
+    assert all(name.startswith("traced/") for name in inside)
+    assert not any(node.metadata_props or node.doc_string for node in traced.graph.node)
+    assert traced.opset_import[0].version == 17
+
+
+def test_a_graph_for_one_length_is_refused(tmp_path: Path):
+    with pytest.raises(
+        Refused, match="m .Module. has no graph for every shape: what torch.export traced does not run at 3 x 7"
+    ):
+        trace(source(module(lambda model, values: values * float(int(values.shape[1])))), tmp_path)
+
+
+def test_a_graph_that_answers_otherwise_is_refused(tmp_path: Path):
+    with pytest.raises(Refused, match="answers otherwise at 3 x 7 than where it was traced"):
+        trace(source(module(lambda model, values: values.mean(1) + model.calls)), tmp_path)
+
+
+def test_what_cannot_be_traced_is_one_sentence(tmp_path: Path):
+    def by_value(model: Any, values: Any) -> Any:
+        return values.mean(1) if values.sum().item() > 0 else values.sum(1)
+
+    with pytest.raises(Refused, match="m .Module. cannot be traced by torch.export: ") as refused:
+        trace(source(module(by_value)), tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tag", "asked", "expected"),
+    [
+        ("bert", "feature-extraction", "auto", "optimum"),
+        ("bert", "feature-extraction", "dynamo", "dynamo"),
+        ("ernie", "feature-extraction", "auto", "dynamo"),
+        ("vit", "image-classification", "auto", "torchscript"),
+        (
+            "ernie",
+            "feature-extraction",
+            "optimum",
+            "has no ONNX exporter for feature-extraction in optimum; try --exporter",
+        ),
+        ("vit", "image-classification", "dynamo", "--exporter means nothing to image-classification"),
+        ("wav2vec2", "automatic-speech-recognition", "dynamo", "--exporter dynamo is for tasks on texts, not for auto"),
+        ("t5", "feature-extraction", "dynamo", "it is an encoder with a decoder"),
+    ],
+)
+def test_the_exporter_of_an_architecture(kind: str, tag: str, asked: str, expected: str):
+    from transformers import AutoConfig
+
+    from export.tasks import export_task
+
+    def choose() -> str:
+        return choose_exporter(kind, "m", export_task(tag), AutoConfig.for_model(kind), asked)
+
+    if " " not in expected:
+        assert choose() == expected
+        return
+    with pytest.raises(Refused) as refused:
+        choose()
+    assert expected in str(refused.value)
