@@ -44,14 +44,22 @@ class Result:
             for name, of in manifest.adapters.items():
                 found.append(("adapter", f"{_pinned(name, of['revision'])}, merged into the weights"))
             found.append(("precision", self._precision()))
+        found += [("FAILED", f"{one}; workers refuse it unless ALLOW_PARITY_FAILURE=1") for one in self.failures]
         return [*found, ("parity", str(self.figures["worst"])), ("next", self.next)]
 
+    @property
+    def failures(self) -> list[str]:
+        """What did not pass the gate, where that was allowed."""
+        return list(self.figures.get("failed", ()))
+
     def _precision(self) -> str:
-        """What was chosen and why."""
-        chosen = self.figures.get("kept") or self.bundle.manifest.precision
+        """What was chosen for what, and why."""
+        chosen = self.figures.get("precisions") or {"cpu": self.bundle.manifest.precision}
+        told = ", ".join(f"{precision} on {target}" for target, precision in chosen.items())
         why = "the fastest that passed" if "auto" in self.asked else f"--precision {self.asked}"
-        refused = self.figures.get("refused") or {}
-        return f"{chosen} ({why}{f', after {len(refused)} that did not' if refused else ''})"
+        steps = [step for tried in self.figures.get("ladder", {}).values() for step in tried]
+        left = sum(not step["passed"] for step in steps)
+        return f"{told} ({why}{f'; {left} faster ones did not pass' if left else ''})"
 
     def as_json(self) -> dict[str, Any]:
         """For --json."""
@@ -67,7 +75,8 @@ class Result:
             "architecture": manifest.architecture,
             "exporter": manifest.exporter,
             "adapters": manifest.adapters,
-            "precision": {"asked": self.asked, "chosen": manifest.precision},
+            "precision": {"asked": self.asked, **self.figures.get("precisions", {"cpu": manifest.precision})},
+            "failed": self.failures,
             "parity": self.figures,
             "versions": manifest.versions,
             "next": self.next,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,10 +121,17 @@ def _out(asked: argparse.Namespace) -> Path:
     if asked.write_recipe is not None:
         if asked.write_recipe.exists() and asked.write_recipe != asked.recipe:
             raise Refused(f"{asked.write_recipe} exists; remove it first or name another file with --write-recipe")
+        if not asked.write_recipe.absolute().parent.is_dir():
+            raise Refused(f"{asked.write_recipe.parent} is not a folder; make it first, or name another --write-recipe")
         return out or Path()
     assert out is not None
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refused(f"{out} exists and is not empty; name another folder with --out, or remove it first")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise Refused(f"{above} is a file, so that {out} cannot be made; name another folder with --out")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise Refused(f"{above} cannot be written; change its permissions or name another folder with --out")
     return out
 
 

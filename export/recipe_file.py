@@ -289,7 +289,6 @@ def resolved(recipe: Recipe, source: Source) -> Recipe:
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
     """Write `recipe` to `path`, with paths as seen from there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = text_of(recipe, f"python -m export --recipe {path.name}", path.absolute().parent)
     new = path.with_name(f".{path.name}.new")
     new.write_text(text, encoding="utf-8")

@@ -17,7 +17,7 @@ from tests import models
 from tests.export_process import Ended, Exports, exports
 from tests.hub_server import COMMIT, TOKEN, Hub, hub
 
-STAGES = ["", "load", "onnx", "optimize", "write", "parity", "int8"]
+STAGES = ["", "load", "onnx", "optimize", "write", "parity", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_with_json_stdout_is_one_object(export: Exports, bert: Path, tmp_path: P
     [
         (["./none", "--out", "b"], 2, "refused"),
         (["no/model", "--out", "b"], 3, "unavailable"),
-        (["MODEL", "--parity-threshold", "1", "--precision", "int8", "--out", "b"], 1, "gate failed"),
+        (["MODEL", "--parity-threshold", "max_relative_difference=0", "--out", "b"], 1, "gate failed"),
     ],
 )
 def test_with_json_a_failure_is_one_object(

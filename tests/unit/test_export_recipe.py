@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from export.errors import Refused, refusal_of
+from export.errors import Refused, Unavailable, blaming_the_disk, refusal_of
 from export.recipe import Recipe, recipe_from_argv
 
 ARGV = ["owner/name", "--task", "feature-extraction", "--out"]
@@ -71,3 +74,48 @@ def test_a_folder_that_cannot_be_written_is_named():
 def test_other_errors_stay_what_they_are():
     assert refusal_of(FileNotFoundError(errno.ENOENT, "No such file", "x")) is None
     assert refusal_of(ValueError("x")) is None
+
+
+def test_a_missing_package_is_named_and_a_module_of_ours_is_a_defect():
+    refused = refusal_of(ModuleNotFoundError("No module named 'optimum.exporters'", name="optimum.exporters"))
+    assert str(refused) == "the package optimum is not installed; pip install -r requirements/export.txt"
+    assert refused is not None
+    assert refused.exit_code == 3
+    assert refusal_of(ModuleNotFoundError("No module named 'export.none'", name="export.none")) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), "not enough"),
+        (RuntimeError("std::bad_alloc"), "not enough memory"),
+        (RuntimeError("PytorchStreamWriter failed: No space left on device"), "the disk is full"),
+        (OSError(errno.EFBIG, "File too large"), "the disk is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
+    ],
+)
+def test_what_the_machine_lacks(error: Exception, sentence: str):
+    refused = refusal_of(error)
+    assert isinstance(refused, Unavailable)
+    assert str(refused).startswith(sentence)
+
+
+def test_what_fails_on_a_full_disk_is_the_disks_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=4096))
+    with pytest.raises(OSError, match="No space left"), blaming_the_disk(tmp_path):
+        raise RuntimeError("Protobuf serialization failed.")
+    with pytest.raises(Refused, match="a sentence"), blaming_the_disk(tmp_path):
+        raise Refused("a sentence")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1 << 30))
+    with pytest.raises(RuntimeError, match="Protobuf"), blaming_the_disk(tmp_path):
+        raise RuntimeError("Protobuf serialization failed.")
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(Refused, match="file is a file, so that .*bundle cannot be made; name another folder"):
+        recipe_from_argv([*ARGV, str(tmp_path / "file" / "deep" / "bundle")])
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)  # root may write everywhere
+    with pytest.raises(Refused, match=f"{tmp_path} cannot be written; change its permissions or name another folder"):
+        recipe_from_argv([*ARGV, str(tmp_path / "deep" / "bundle")])

@@ -16,8 +16,9 @@ from export.recipe import Recipe, _parser, command_from_argv, recipe_from_argv
 from export.recipe_file import _KEYS, PLAN, _options, resolved, text_of
 
 EVERYTHING = """
---task feature-extraction --revision v1 --pooling cls --max-length 64 --image-size 4x5 
---precision cpu=int8,tensorrt=fp16 --targets cpu,tensorrt --trust-remote-code --parity-threshold min_cosine=0.9 --parity-data rows.jsonl
+--task feature-extraction --revision v1 --pooling cls --max-length 64 --image-size 4x5
+--precision cpu=int8,tensorrt=fp16 --targets cpu,tensorrt --trust-remote-code
+--parity-threshold min_cosine=0.9 --parity-data rows.jsonl
 --allow-parity-failure --adapter org/lora@v2 --adapter other/lora --exporter dynamo --plan --plan-precision bf16
 --batches 1,4 --lengths 16,max --profiles length --builder tensorrt-rtx --compute-capability 8.6,8.9
 --optimization-level 5 --workspace-mib 512 --no-library-tactics --pin-types
@@ -39,6 +40,7 @@ def refusal(folder: Path, text: str, *argv: str) -> str:
 
 def test_every_option_survives_the_way_into_a_file_and_back(tmp_path: Path):
     out, file = tmp_path / "bundle", tmp_path / "deep" / "recipe.toml"
+    file.parent.mkdir()
     asked = command_from_argv(["owner/name", *EVERYTHING, "--out", str(out), "--write-recipe", str(file)])
     assert asked.write_recipe == file
     from export.recipe_file import write_recipe
@@ -166,6 +168,8 @@ def test_a_recipe_is_not_written_over_another_one(tmp_path: Path):
     with pytest.raises(Refused, match="exists; remove it first or name another file with --write-recipe"):
         command_from_argv(argv)
     assert command_from_argv([*argv, "--recipe", str(file)]).write_recipe == file  # the one that is changed
+    with pytest.raises(Refused, match="none is not a folder; make it first, or name another --write-recipe"):
+        command_from_argv(["owner/name", "--write-recipe", str(tmp_path / "none" / "recipe.toml")])
 
 
 def test_writing_a_recipe_needs_no_output_folder(tmp_path: Path):

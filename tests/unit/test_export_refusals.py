@@ -1,0 +1,121 @@
+"""Refusals of single tasks and stages, each by the smallest thing that causes it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from export import exit_codes, image_processor
+from export.__main__ import main
+from export.errors import Refused
+from export.nodes import require_output
+from export.recipe import Recipe
+from export.tasks import export_task
+from export.tasks.base import labels
+from tests.models import write_json
+
+
+def graph(*outputs: str) -> Any:
+    found = onnx.GraphProto()
+    found.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch"]) for name in outputs)
+    return found
+
+
+def test_a_graph_without_what_the_task_is_made_of():
+    with pytest.raises(
+        Refused, match="the model's graph has no logits, which fill-mask needs, only a, b; choose another"
+    ):
+        require_output(graph("a", "b"), "logits", "fill-mask")
+    source: Any = SimpleNamespace()
+    with pytest.raises(Refused, match="has no last_hidden_state, the token vectors that feature-extraction pools"):
+        export_task("feature-extraction").head(graph("logits"), source)
+
+
+@pytest.mark.parametrize("names", [{}, {0: "a", 2: "c"}, {1: "b"}])
+def test_labels_with_gaps(names: dict[int, str]):
+    with pytest.raises(Refused, match="m's config.json has gaps in id2label; name every label from 0 on"):
+        labels("m", SimpleNamespace(id2label=names))
+
+
+def test_a_reranker_with_a_prompt(tmp_path: Path):
+    settings = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    write_json(tmp_path / "config_sentence_transformers.json", settings)
+    with pytest.raises(Refused, match="the model puts a prompt before every text, which text-ranking cannot"):
+        export_task("text-ranking").layout(tmp_path, Recipe("m", "text-ranking", tmp_path))
+
+
+def test_a_model_on_images_and_texts_without_a_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import export.tasks.zero_shot_image_classification as task
+
+    monkeypatch.setattr(task, "weight", lambda source, name: None)
+    with pytest.raises(Refused, match="m has no logit_scale, which makes scores of its cosines"):
+        export_task("zero-shot-image-classification").task_config(SimpleNamespace(model="m"), {})  # type: ignore[arg-type]
+
+
+def test_an_image_processor_that_makes_patches():
+    import torch
+
+    found: Any = SimpleNamespace(
+        geometry=SimpleNamespace(width=4, height=4),
+        inputs=lambda image: {"pixel_values": torch.zeros(1, 16, 27), "patch_attention": torch.zeros(1, 16)},
+    )
+    with pytest.raises(Refused, match="m's image processor makes more of an image than three channels of pixels"):
+        image_processor._plain(found, (0, 0, 0), "m")
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
+    code = main(argv)
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+    return code, printed
+
+
+def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "model").mkdir()
+    code, sentence = said(capsys, str(tmp_path / "model"), "--out", str(tmp_path / "bundle"))
+    assert (code, "model is empty; a model folder as `save_pretrained` writes it is needed" in sentence) == (2, True)
+
+
+def test_without_the_packages_of_the_export(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
+    write_json(tmp_path / "model" / "config.json", {"model_type": "bert", "architectures": ["BertModel"]})
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as Python notes that there is none
+    monkeypatch.setitem(sys.modules, "optimum", None)
+    monkeypatch.setitem(sys.modules, "optimum.utils", None)
+    code, sentence = said(capsys, str(tmp_path / "model"), "--task", "fill-mask", "--out", str(tmp_path / "bundle"))
+    assert code == 3
+    assert "is not installed; pip install -r requirements/export.txt" in sentence
+
+
+def test_a_task_without_its_model_and_a_model_without_its_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = str(tmp_path / "bundle")
+    assert said(capsys, "--task", "fill-mask", "--out", out) == (
+        2,
+        "error: fill-mask needs a MODEL, a folder or an id on the Hugging Face Hub\n",
+    )
+    assert said(capsys, "m", "--task", "api-proxy", "--out", out) == (2, "error: api-proxy has no model; leave m out\n")
+
+
+def test_the_page_tells_every_exit_code():
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    for code, word in exit_codes.STATUS.items():
+        assert f"| {code} | `{word}` |" in page
+
+
+def test_the_page_tells_every_option_and_every_key():
+    from export.recipe import _parser
+    from export.recipe_file import _options
+
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    for action in _parser()._actions:
+        if action.help != "==SUPPRESS==" and action.option_strings:
+            assert any(f"`{name}" in page for name in action.option_strings), action.option_strings
+    for table, keys in _options(_parser()).items():
+        for key in keys:
+            assert f"`{key}`" in page or f"\n{key} = " in page or f"`--{key}" in page, (table, key)
