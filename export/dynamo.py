@@ -8,7 +8,7 @@ at two other shapes and compared with the model before anything is made of it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from inspect import signature
 from io import StringIO
@@ -24,6 +24,7 @@ from export.source import Source, first_line, quiet
 _SHORTEST = 3
 """Tokens. torch.export takes sizes of 0 and 1 for constants."""
 _BATCHES = (3, 1)
+_OURS = "ours/"
 _TOLERANCE = 1e-3
 """Relative to the largest value. Equal graphs differ by about 1e-6; the parity gate measures it later."""
 
@@ -99,8 +100,9 @@ def _export(model: Any, inputs: Mapping[str, Any], outputs: Sequence[str], path:
     program = torch.onnx.export(
         Flat().eval(),
         tuple(inputs.values()),
-        input_names=list(inputs),
-        output_names=list(outputs),
+        # Not as they are called: the tracer names tensors after operators, and so perhaps one like an output.
+        input_names=[_OURS + name for name in inputs],
+        output_names=[_OURS + name for name in outputs],
         dynamic_shapes=(tuple(free for _ in inputs),),
         opset_version=OPSET,
         dynamo=True,
@@ -112,38 +114,36 @@ def _export(model: Any, inputs: Mapping[str, Any], outputs: Sequence[str], path:
 def _strip(path: Path) -> None:
     """Drop what the tracer notes beside the graph: lines of source and paths of this machine.
 
-    Its tensors get a prefix, for it names them after operators, and so an embedding like an output of ours.
+    Its tensors get a prefix, so that none is called like one that the task adds.
     """
     import onnx
 
     model = onnx.load(path, load_external_data=False)
     graph = model.graph
-    kept = {tensor.name for tensor in (*graph.input, *graph.output)} | {""}
     for part in (model, graph, *graph.initializer, *graph.input, *graph.output):
         del part.metadata_props[:]
         part.doc_string = ""
-    for tensor in graph.initializer:
-        tensor.name = _prefixed(tensor.name, kept)
-    _strip_nodes(graph, kept)
+    for tensor in (*graph.initializer, *graph.input, *graph.output):
+        tensor.name = _renamed(tensor.name)
+    _strip_nodes(graph)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _strip_nodes(graph: Any, kept: Container[str]) -> None:
+def _strip_nodes(graph: Any) -> None:
     del graph.value_info[:]
     for node in graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
-        node.input[:] = [_prefixed(name, kept) for name in node.input]
-        node.output[:] = [_prefixed(name, kept) for name in node.output]
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                _strip_nodes(inner, kept)
-                for tensor in (*inner.initializer, *inner.input, *inner.output):
-                    tensor.name = _prefixed(tensor.name, kept)
+        node.input[:] = [_renamed(name) for name in node.input]
+        node.output[:] = [_renamed(name) for name in node.output]
+        for inner in (attribute.g for attribute in node.attribute if attribute.HasField("g")):
+            _strip_nodes(inner)
+            for tensor in (*inner.initializer, *inner.input, *inner.output):
+                tensor.name = _renamed(tensor.name)
 
 
-def _prefixed(name: str, kept: Container[str]) -> str:
-    return name if name in kept else f"traced/{name}"
+def _renamed(name: str) -> str:
+    return name.removeprefix(_OURS) if name.startswith(_OURS) or not name else f"traced/{name}"
 
 
 def _check(source: Source, model: Any, inputs: Mapping[str, Any], outputs: Sequence[str], path: Path) -> None:

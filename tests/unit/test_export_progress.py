@@ -19,15 +19,16 @@ def test_a_line_a_stage(capsys: pytest.CaptureFixture[str]):
     assert re.fullmatch(r"onnx        \d\.\d s  90\.3 MB, opset 17\n", capsys.readouterr().out)
 
 
-@pytest.fixture
-def terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
-@pytest.mark.usefixtures("terminal")
-def test_a_terminal_shows_what_a_stage_is_at_and_then_a_mark(capsys: pytest.CaptureFixture[str]):
+def test_a_terminal_shows_what_a_stage_is_at_and_then_a_mark(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    terminal(monkeypatch)
     with stage("int8") as note:
         note.now("every weight [matrix]")
         time.sleep(0.15)  # ten times a second it is drawn
@@ -37,11 +38,11 @@ def test_a_terminal_shows_what_a_stage_is_at_and_then_a_mark(capsys: pytest.Capt
     assert re.search(r"✓ int8        \d\.\d s  0\.1 MB\n$", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said))
 
 
-@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
 def test_plain_lines_for_who_wants_them(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ):
+    terminal(monkeypatch)
     monkeypatch.setenv(name, value)
     with stage("load") as note:
         note.now("the weights")
