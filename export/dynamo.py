@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from export.errors import Refused, refusal_of
+from export.opset import to_opset_17
 from export.source import Source, first_line, quiet
 
 _SHORTEST = 3
@@ -49,7 +50,7 @@ def trace(source: Source, folder: Path) -> Path:
             raise Refused(
                 f"{source.model} ({source.architecture}) cannot be traced by torch.export: {first_line(error)}"
             ) from error
-        _strip(path)
+        _finish(source, path)
         for row, batch in zip((other, first), _BATCHES, strict=True):
             _check(source, model, _batch(row, batch), names, path)
     return path
@@ -111,8 +112,8 @@ def _export(model: Any, inputs: Mapping[str, Any], outputs: Sequence[str], path:
     program.save(str(path), external_data=True)
 
 
-def _strip(path: Path) -> None:
-    """Drop what the tracer notes beside the graph: lines of source and paths of this machine.
+def _finish(source: Source, path: Path) -> None:
+    """Lower the opset, and drop what the tracer notes beside the graph: lines of source and paths of this machine.
 
     Its tensors get a prefix, so that none is called like one that the task adds.
     """
@@ -120,6 +121,12 @@ def _strip(path: Path) -> None:
 
     model = onnx.load(path, load_external_data=False)
     graph = model.graph
+    against = to_opset_17(model)
+    if against is not None:
+        raise Refused(
+            f"{source.model} ({source.architecture}) needs {against} of ONNX's opset 18 when torch.export traces it, and "
+            "bundles are of opset 17; no bundle can be made of it"
+        )
     for part in (model, graph, *graph.initializer, *graph.input, *graph.output):
         del part.metadata_props[:]
         part.doc_string = ""

@@ -45,7 +45,7 @@ def lora(base: Path, folder: Path, seed: int = 1, auto_class: str = "AutoModel",
         for name, parameter in adapted.named_parameters():
             if "lora_" in name or "modules_to_save" in name:
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    adapted.save_pretrained(folder)
+    adapted.save_pretrained(str(folder))
     return folder
 
 

@@ -91,7 +91,7 @@ def test_an_interrupt_is_an_answer_in_json(export: Exports, bert: Path, tmp_path
 
 @pytest.mark.parametrize("size", [5_000, 60_000, 130_000])
 def test_a_file_that_cannot_grow_is_a_full_disk(export: Exports, bert: Path, tmp_path: Path, size: int):
-    argv = [bert, "--precision", "int8", "--out", tmp_path / "bundle"]
+    argv: list[str | Path] = [bert, "--precision", "int8", "--out", tmp_path / "bundle"]
     ended = export.run(*argv, limits={"RLIMIT_FSIZE": size}, set={"export.load:DISK_FACTOR": 0})
     refused(ended, 3, "the disk is full; free some space")
     assert entries(tmp_path) == []
@@ -104,7 +104,7 @@ def test_a_disk_that_is_full_at_any_stage_leaves_nothing(export: Exports, bert: 
         if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", tmp_path], check=False).returncode:
             pytest.skip("this root may not mount")
         try:
-            argv = [bert, "--precision", "int8", "--out", tmp_path / "bundle"]
+            argv: list[str | Path] = [bert, "--precision", "int8", "--out", tmp_path / "bundle"]
             ended = export.run(*argv, set={"export.load:DISK_FACTOR": 0})
             if ended.code == 0:
                 break

@@ -54,15 +54,34 @@ def test_tensors_cannot_meet_ours_and_nothing_of_this_machine_is_in_it(tmp_path:
 
 
 def test_a_graph_for_one_length_is_refused(tmp_path: Path):
+    import torch
+
+    weights = torch.ones(7 * 8, 3)
     with pytest.raises(
-        Refused, match="m .Module. has no graph for every shape: what torch.export traced does not run at 3 x 7"
+        Refused, match="m .Module. has no graph for every shape: what torch.export traced does not run at"
     ):
-        trace(source(module(lambda model, values: values * float(int(values.shape[1])))), tmp_path)
+        trace(source(module(lambda model, values: values.flatten(1) @ weights)), tmp_path)
 
 
-def test_a_graph_that_answers_otherwise_is_refused(tmp_path: Path):
-    with pytest.raises(Refused, match="answers otherwise at 3 x 7 than where it was traced"):
-        trace(source(module(lambda model, values: values.mean(1) + model.calls)), tmp_path)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda model, values: values.mean(1) * float(int(values.shape[1])),  # the length as a constant
+        lambda model, values: values.sum(1) + 10 * model.calls,
+    ],
+)
+def test_a_graph_that_answers_otherwise_is_refused(tmp_path: Path, answer: Any):
+    with pytest.raises(
+        Refused, match=r"traced (answers otherwise at \d x \d than where it was traced|does not run at)"
+    ):
+        trace(source(module(answer)), tmp_path)
+
+
+def test_an_operator_of_a_later_opset_is_refused(tmp_path: Path):
+    import torch
+
+    with pytest.raises(Refused, match="m .Module. needs Mish of ONNX's opset 18 when torch.export traces it"):
+        trace(source(module(lambda model, values: torch.nn.functional.mish(values).mean(1))), tmp_path)
 
 
 def test_what_cannot_be_traced_is_one_sentence(tmp_path: Path):
