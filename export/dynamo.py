@@ -124,8 +124,8 @@ def _finish(source: Source, path: Path) -> None:
     against = to_opset_17(model)
     if against is not None:
         raise Refused(
-            f"{source.model} ({source.architecture}) needs {against} of ONNX's opset 18 when torch.export traces it, and "
-            "bundles are of opset 17; no bundle can be made of it"
+            f"{source.model} ({source.architecture}) needs {against} of ONNX's opset 18 when torch.export traces it, "
+            "and bundles are of opset 17; no bundle can be made of it"
         )
     for part in (model, graph, *graph.initializer, *graph.input, *graph.output):
         del part.metadata_props[:]
