@@ -9,11 +9,12 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from engine.bundle import new_bundle_folder, open_bundle
+from engine.bundle import new_bundle_folder, open_bundle, write_manifest
 from engine.errors import BundleError
 from export import interrupts
 from export.errors import ParityFailed, Refused, blaming_the_disk, refusal_of
@@ -162,11 +163,20 @@ def export(recipe: Recipe) -> dict[str, Any]:
         from export.ladder import choose_precisions, plan_of
 
         figures = choose_precisions(recipe, source, folder, files)
+        if "auto" in recipe.precision:
+            pinned = replace(resolved(recipe, source), precision=_chosen(recipe, figures))
+            (folder / RECIPE).write_text(text_of(pinned, HEAD), encoding="utf-8")
+            write_manifest(folder, open_bundle(folder).manifest)
         if recipe.plan is not None:
             from export.plan_from_onnx import write_plans
 
             write_plans(folder, plan_of(recipe, figures), builder)
     return figures
+
+
+def _chosen(recipe: Recipe, figures: dict[str, Any]) -> str:
+    """What the ladders came to, as --precision takes it: on another machine they may come to something else."""
+    return ",".join(f"{target}={figures['precisions'][target]}" for target in recipe.targets)
 
 
 def _size(folder: Path) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from export.errors import Refused
 from export.hub import Located, locate
 from export.json_files import read_json
+from export.source import first_line
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TASKS = {
@@ -123,16 +124,10 @@ def _merge(model: Any, adapter: Adapter) -> Any:
             raise Refused(_other_base(adapter, f"{what}, which does not fit"))
         return adapted.merge_and_unload(safe_merge=True)
     except SafetensorError as error:
-        raise Refused(f"{adapter.folder / WEIGHTS} cannot be read ({_line(error)}); download it again") from error
+        raise Refused(f"{adapter.folder / WEIGHTS} cannot be read ({first_line(error)}); download it again") from error
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise Refused(_other_base(adapter, _line(error))) from error
+        raise Refused(_other_base(adapter, first_line(error))) from error
 
 
 def _other_base(adapter: Adapter, why: str) -> str:
     return f"the adapter {adapter.name} does not belong to this model ({why}); export the model that it was trained on"
-
-
-def _line(error: Exception) -> str:
-    """Of what torch says about sizes, the first that do not fit; else the first line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return next((line for line in lines if line.startswith("size mismatch")), lines[0])[:300]

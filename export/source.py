@@ -108,5 +108,6 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception of a library says, cut to one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """What an exception of a library says, cut to one line: of weights that do not fit, the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if line.startswith("size mismatch")), lines[0])[:300]
