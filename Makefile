@@ -36,7 +36,7 @@ $(VENV)/gpu.stamp: $(VENV)/dev.stamp $(GPU_PINS)
 	@$(BIN)/uv pip install --python $(BIN)/python -r $(GPU_PINS)
 	@touch $@
 
-.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers coldstart load soak lock clean
+.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image test-zoo test-large peers coldstart load soak lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -95,6 +95,12 @@ image: ## the image around bundle/, or around an export of MODEL=...; IMAGE=... 
 
 test-image: setup ## build the image and run it (root, buildah and debootstrap; no docker)
 	@$(BIN)/python -m pytest -m image -rs tests/image tests/unit/test_dockerfile.py
+
+test-zoo: setup ## every architecture of docs/models.md exported and compared, every task's plan built; half an hour at most
+	@$(BIN)/python -m pytest -m zoo -rs --durations=10 tests/e2e
+
+test-large: setup ## a model of 1.3 GB exported within four times its weights, and booted; minutes
+	@$(BIN)/python -m pytest -m large -rs tests/e2e
 
 peers: setup ## our worker beside a stock-SDK worker and RunPod's infinity worker (made in build/peers), in one run
 	@$(BIN)/python -m benchmarks peers --with int8,stock,infinity

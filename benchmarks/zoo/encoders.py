@@ -1,0 +1,184 @@
+"""More encoders of texts, an architecture at a task or two: what `make test-zoo` adds to those of text.py.
+
+Sizes are small, structures are the published ones: factorised embeddings, convolutions among the heads, grouped
+projections, bottlenecks, rotary and disentangled positions, windows of attention.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.zoo.case import Case
+from benchmarks.zoo.text import HEADS, POSITIONS, Spec, model_of
+from benchmarks.zoo.vocabulary import (
+    ALBERT_TOKENS,
+    BERT_TOKENS,
+    ROBERTA_TOKENS,
+    byte_pairs,
+    roberta_tokenizer,
+    sentence_pieces,
+    word_piece_tokenizer,
+)
+
+_POSITIONS: dict[str, Any] = {"max_position_embeddings": POSITIONS}
+_BEHIND_PADDING: dict[str, Any] = {"max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1}
+_BERT = word_piece_tokenizer("BertTokenizerFast")
+_ALBERT_PAIR = ("[CLS]", "[SEP]", "$B:1 [SEP]:1")
+_ROBERTA_PAIR = ("<s>", "</s>", "</s> $B:0 </s>:0")
+
+
+def _deberta(folder: Path) -> Any:
+    import transformers
+
+    vocabulary, merges = byte_pairs(BERT_TOKENS).save_model(str(folder))
+    return transformers.DebertaTokenizerFast(vocabulary, merges)
+
+
+def _longformer(folder: Path) -> Any:
+    import transformers
+
+    vocabulary, merges = byte_pairs(ROBERTA_TOKENS).save_model(str(folder))
+    return transformers.LongformerTokenizerFast(vocabulary, merges)
+
+
+SPECS: dict[str, Spec] = {
+    "camembert": (
+        "CamembertConfig",
+        sentence_pieces("CamembertTokenizerFast", ROBERTA_TOKENS, *_ROBERTA_PAIR),
+        _BEHIND_PADDING,
+    ),
+    "megatron-bert": ("MegatronBertConfig", _BERT, _POSITIONS),
+    "big_bird": (
+        "BigBirdConfig",
+        sentence_pieces(
+            "BigBirdTokenizerFast", ["<pad>", "<unk>", "<s>", "</s>", "[CLS]", "[SEP]", "[MASK]"], *_ALBERT_PAIR
+        ),
+        {**_POSITIONS, "attention_type": "original_full"},
+    ),
+    "convbert": (
+        "ConvBertConfig",
+        word_piece_tokenizer("ConvBertTokenizerFast"),
+        {**_POSITIONS, "embedding_size": 16, "head_ratio": 2, "conv_kernel_size": 9},
+    ),
+    "squeezebert": (
+        "SqueezeBertConfig",
+        word_piece_tokenizer("SqueezeBertTokenizerFast"),
+        {**_POSITIONS, "embedding_size": 32, "q_groups": 4, "k_groups": 4, "v_groups": 4, "post_attention_groups": 1},
+    ),
+    "mobilebert": (
+        "MobileBertConfig",
+        word_piece_tokenizer("MobileBertTokenizerFast"),
+        {**_POSITIONS, "embedding_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 2},
+    ),
+    "ibert": ("IBertConfig", roberta_tokenizer, {**_BEHIND_PADDING, "quant_mode": False}),
+    "rembert": (
+        "RemBertConfig",
+        sentence_pieces("RemBertTokenizerFast", ALBERT_TOKENS, *_ALBERT_PAIR),
+        {**_POSITIONS, "input_embedding_size": 16, "output_embedding_size": 24},
+    ),
+    "roformer": ("RoFormerConfig", _BERT, {**_POSITIONS, "embedding_size": 16, "rotary_value": False}),
+    "splinter": (
+        "SplinterConfig",
+        word_piece_tokenizer("SplinterTokenizerFast", [*BERT_TOKENS, "[QUESTION]"]),
+        {**_POSITIONS, "question_token_id": 5},
+    ),
+    "deberta": (
+        "DebertaConfig",
+        _deberta,
+        {
+            **_POSITIONS,
+            "relative_attention": True,
+            "max_relative_positions": 16,
+            "pos_att_type": ["c2p", "p2c"],
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        },
+    ),
+    "data2vec-text": ("Data2VecTextConfig", roberta_tokenizer, _BEHIND_PADDING),
+    "longformer": ("LongformerConfig", _longformer, {**_BEHIND_PADDING, "attention_window": [16, 16]}),
+    "nystromformer": (
+        "NystromformerConfig",
+        sentence_pieces("AlbertTokenizerFast", ALBERT_TOKENS, *_ALBERT_PAIR),
+        {**_POSITIONS, "num_landmarks": 8, "segment_means_seq_len": 64, "conv_kernel_size": 5},
+    ),
+    "big_bird-sparse": (
+        "BigBirdConfig",
+        sentence_pieces(
+            "BigBirdTokenizerFast", ["<pad>", "<unk>", "<s>", "</s>", "[CLS]", "[SEP]", "[MASK]"], *_ALBERT_PAIR
+        ),
+        {**_POSITIONS, "attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 2},
+    ),
+    "ernie": ("ErnieConfig", _BERT, _POSITIONS),
+    "xlm-roberta-xl": (
+        "XLMRobertaXLConfig",
+        sentence_pieces("XLMRobertaTokenizerFast", ROBERTA_TOKENS, *_ROBERTA_PAIR),
+        _BEHIND_PADDING,
+    ),
+    "roberta-prelayernorm": ("RobertaPreLayerNormConfig", roberta_tokenizer, _BEHIND_PADDING),
+    "funnel": (
+        "FunnelConfig",
+        word_piece_tokenizer("FunnelTokenizerFast", ["<pad>", "<unk>", "<cls>", "<sep>", "<mask>", "<s>", "</s>"]),
+        {"d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64, "block_sizes": [1, 1]},
+    ),
+    "fnet": ("FNetConfig", sentence_pieces("AlbertTokenizerFast", ALBERT_TOKENS, *_ALBERT_PAIR), _POSITIONS),
+    "layoutlm": ("LayoutLMConfig", word_piece_tokenizer("LayoutLMTokenizerFast"), _POSITIONS),
+    "t5": (
+        "T5Config",
+        _BERT,
+        {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
+    ),
+    "bart": (
+        "BartConfig",
+        roberta_tokenizer,
+        {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4},
+    ),
+}
+
+# Architecture -> task, and what the row says.
+_TASKS: dict[str, tuple[str, str]] = {
+    "camembert": ("fill-mask", ""),
+    "megatron-bert": ("text-classification", "normalises in front of each part"),
+    "big_bird": ("question-answering", "attention_type original_full"),
+    "convbert": ("token-classification", "convolutions among the heads of attention"),
+    "squeezebert": ("text-ranking", "grouped convolutions for projections"),
+    "mobilebert": ("text-classification", "bottlenecks, three tokens an embedding"),
+    "ibert": ("feature-extraction", "quant_mode off"),
+    "rembert": ("feature-extraction", "embeddings in and out of different sizes"),
+    "roformer": ("sparse-encoder", "rotary positions"),
+    "splinter": ("feature-extraction", ""),
+    "deberta": ("zero-shot-classification", "disentangled relative positions"),
+    "data2vec-text": ("sentence-similarity", ""),
+    "ernie": ("text-classification", ""),
+    "xlm-roberta-xl": ("feature-extraction", ""),
+    "roberta-prelayernorm": ("text-ranking", ""),
+    "funnel": ("feature-extraction", "pools tokens between blocks"),
+    "fnet": ("fill-mask", ""),
+    "longformer": ("feature-extraction", "windows of 16 tokens"),
+}
+_REFUSED: dict[str, tuple[str, str]] = {
+    "big_bird-sparse": ("feature-extraction", "?"),
+    "nystromformer": ("feature-extraction", "?"),
+    "layoutlm": ("feature-extraction", "it reads bbox, not just text"),
+    "t5": ("feature-extraction", "it is an encoder with a decoder"),
+    "bart": ("text-classification", "it is an encoder with a decoder"),
+}
+
+
+def model(folder: Path, task: str, architecture: str) -> Path:
+    """Write a small model of `architecture` for `task` to `folder`."""
+    auto_class, settings = HEADS[task]
+    return model_of(folder, SPECS[architecture], auto_class, **settings)
+
+
+MORE = [
+    *(
+        Case(task, name, partial(model, task=task, architecture=name), note=note)
+        for name, (task, note) in _TASKS.items()
+    ),
+    *(
+        Case(task, name, partial(model, task=task, architecture=name), refused=words)
+        for name, (task, words) in _REFUSED.items()
+    ),
+]
