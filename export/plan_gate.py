@@ -150,7 +150,10 @@ def _first(values: Array, axis: int, length: int) -> Array:
 def _distance(expected: Array, found: Array) -> tuple[float, float]:
     with np.errstate(all="ignore"):  # zeros and NaN fail the limits, which is what they should do
         cosine = expected @ found / (np.linalg.norm(expected) * np.linalg.norm(found))
-        return float(cosine), float(np.abs(expected - found).max() / np.abs(expected).max())
+        scale = np.abs(expected).max()
+        if expected.size == 1:  # a score alone may happen to be next to nothing
+            cosine, scale = 1.0 + 0 * expected[0] * found[0], max(scale, 1.0)
+        return float(cosine), float(np.abs(expected - found).max() / scale)
 
 
 def _example(bundle: Bundle, graph: str) -> Row | None:
