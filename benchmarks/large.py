@@ -122,7 +122,8 @@ def watch(command: Sequence[str]) -> Watched:
         assert process.stdout is not None
         for line in process.stdout:
             found.output.append(line.rstrip())
-            found.stages[line.split(" ")[0].strip()] = sampler.since_last()
+            name = line.split(" ")[0].strip()
+            found.stages[name] = max(found.stages.get(name, 0), sampler.since_last())
         code = process.wait()
         sampler.stop()
         if code:

@@ -184,5 +184,5 @@ def _models_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _refused_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    cells = [(one["architecture"], f"`{one['task']}`", one["refused"].replace("|", "\\|")) for one in rows]
-    return markdown(("architecture", "task", "what the export says"), cells, aligned=False)
+    cells = [(one["architecture"], f"`{one['task']}`", one["refused"], one["note"]) for one in rows]
+    return markdown(("architecture", "task", "what the export says", "why"), cells, aligned=False)

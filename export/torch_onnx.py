@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.errors import Refused, refusal_of
+from export.lean_trace import weights_outside
 from export.nodes import Axes
 from export.source import first_line, quiet
 from export.traceable import traceable
@@ -50,7 +51,7 @@ def trace(source: Source, traced: Traced, path: Path) -> Path:
         flat = _flat(traced.module)
         axes = {name: _dynamic(of) for name, _, of, _ in traced.inputs}
         try:
-            with _silent():
+            with _silent(), weights_outside():
                 torch.onnx.export(
                     flat,
                     examples,
@@ -65,7 +66,7 @@ def trace(source: Source, traced: Traced, path: Path) -> Path:
             if refusal_of(error) is not None:  # of the disk or memory
                 raise
             raise Refused(f"{source.model} ({source.architecture}) cannot be traced: {first_line(error)}") from error
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     graph = model.graph
     given = {tensor.name for tensor in graph.input}
     del graph.input[:]

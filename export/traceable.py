@@ -13,8 +13,29 @@ from typing import Any
 @contextmanager
 def traceable() -> Iterator[None]:
     """Inside the block, run a module once as it is and trace it afterwards."""
-    with _pools_as_matrices(), _pools_over_everything_as_means(), _antialiased_as_matrices():
+    with _pools_as_matrices(), _pools_over_everything_as_means(), _antialiased_as_matrices(), _standardised():
         yield
+
+
+@contextmanager
+def _standardised() -> Iterator[None]:
+    """BiT standardises weights by a batch normalisation of what is there; the exporter takes it for a trained one."""
+    import torch
+
+    before = torch.nn.functional.batch_norm
+
+    def batch_norm(values: Any, mean: Any, variance: Any, *rest: Any, **options: Any) -> Any:
+        if mean is not None or rest or set(options) - {"training", "momentum", "eps"}:
+            return before(values, mean, variance, *rest, **options)
+        places = [axis for axis in range(values.ndim) if axis != 1]
+        spread, centre = torch.var_mean(values, places, correction=0, keepdim=True)
+        return (values - centre) * torch.rsqrt(spread + options.get("eps", 1e-5))
+
+    torch.nn.functional.batch_norm = batch_norm
+    try:
+        yield
+    finally:
+        torch.nn.functional.batch_norm = before
 
 
 @contextmanager
@@ -89,10 +110,10 @@ def _antialiased_as_matrices() -> Iterator[None]:
             matrices[key] = before(torch.eye(size)[None, None], size=(out, size), antialias=True, **options)[0, 0]
         return matrices[key]
 
-    def interpolate(values: Any, size: Any = None, scale_factor: Any = None, **options: Any) -> Any:
+    def interpolate(values: Any, size: Any = None, scale_factor: Any = None, *rest: Any, **options: Any) -> Any:
         antialias = options.pop("antialias", False)
-        if not antialias or scale_factor is not None or values.ndim != 4:
-            return before(values, size, scale_factor, antialias=antialias, **options)
+        if rest or not antialias or scale_factor is not None or values.ndim != 4:
+            return before(values, size, scale_factor, *rest, antialias=antialias, **options)
         outs = size if isinstance(size, tuple | list) else (size, size)
         down, across = (
             side(int(length), int(out), options) for length, out in zip(values.shape[-2:], outs, strict=True)

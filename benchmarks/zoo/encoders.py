@@ -43,6 +43,14 @@ def _longformer(folder: Path) -> Any:
     return transformers.LongformerTokenizerFast(vocabulary, merges)
 
 
+def _esm(folder: Path) -> Any:
+    import transformers
+
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCX", "<mask>"]))
+    return transformers.EsmTokenizer(str(vocabulary))
+
+
 SPECS: dict[str, Spec] = {
     "camembert": (
         "CamembertConfig",
@@ -110,6 +118,7 @@ SPECS: dict[str, Spec] = {
         ),
         {**_POSITIONS, "attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 2},
     ),
+    "esm": ("EsmConfig", _esm, {**_POSITIONS, "position_embedding_type": "rotary", "token_dropout": False}),
     "layoutlm": ("LayoutLMConfig", word_piece_tokenizer("LayoutLMTokenizerFast"), _POSITIONS),
     "t5": (
         "T5Config",
@@ -136,15 +145,29 @@ _TASKS: dict[str, tuple[str, str]] = {
     "deberta": ("zero-shot-classification", "disentangled relative positions"),
     "data2vec-text": ("sentence-similarity", ""),
 }
-_REFUSED: dict[str, tuple[str, str]] = {
-    "big_bird-sparse": ("feature-extraction", "set attention_type to original_full"),
-    "convbert": ("token-classification", "answers differ from the reference"),
-    "mobilebert": ("text-classification", "answers differ from the reference"),
-    "nystromformer": ("feature-extraction", "cannot be traced"),
-    "longformer": ("feature-extraction", "it reads global_attention_mask, not just text"),
-    "layoutlm": ("feature-extraction", "it reads bbox, not just text"),
-    "t5": ("feature-extraction", "it is an encoder with a decoder"),
-    "bart": ("text-classification", "it is an encoder with a decoder"),
+_BATCH = "so that an answer depends on the other rows of its batch, in PyTorch as well"
+_REFUSED: dict[str, tuple[str, str, str]] = {
+    "big_bird-sparse": (
+        "feature-extraction",
+        "set attention_type to original_full",
+        "from (5 + 2 x num_random_blocks) x block_size tokens on",
+    ),
+    "convbert": (
+        "token-classification",
+        "answers differ from the reference",
+        f"its convolutions run over padding, {_BATCH}",
+    ),
+    "mobilebert": (
+        "text-classification",
+        "answers differ from the reference",
+        f"it embeds three tokens at a time, padding among them, {_BATCH}",
+    ),
+    "nystromformer": ("feature-extraction", "cannot be traced", "it takes rows of segment_means_seq_len tokens only"),
+    "esm": ("feature-extraction", "its EsmTokenizer cannot be converted", "the worker runs tokenizer.json"),
+    "longformer": ("feature-extraction", "it reads global_attention_mask, not just text", ""),
+    "layoutlm": ("feature-extraction", "it reads bbox, not just text", "places on a page"),
+    "t5": ("feature-extraction", "it is an encoder with a decoder", ""),
+    "bart": ("text-classification", "it is an encoder with a decoder", ""),
 }
 
 
@@ -160,7 +183,7 @@ MORE = [
         for name, (task, note) in _TASKS.items()
     ),
     *(
-        Case(task, name, partial(model, task=task, architecture=name), refused=words)
-        for name, (task, words) in _REFUSED.items()
+        Case(task, name, partial(model, task=task, architecture=name), refused=words, note=why)
+        for name, (task, words, why) in _REFUSED.items()
     ),
 ]

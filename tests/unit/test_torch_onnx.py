@@ -46,7 +46,7 @@ def test_adaptive_pools_and_integers(tmp_path: Path):
 
 
 class Resized(torch.nn.Module):
-    """A pool with a kernel larger than the map, another that is not, and positions resized with antialiasing."""
+    """Pools with kernels larger and smaller than the map, antialiasing, a normalisation by what is there."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,6 +60,7 @@ class Resized(torch.nn.Module):
             )
 
         return {
+            "standardised": torch.nn.functional.batch_norm(values[:, :2], None, None, training=True, eps=1e-6),
             "all": self.over_all(values),
             "some": self.over_some(values),
             "smaller": sized(3, 2, "bicubic"),
@@ -68,10 +69,11 @@ class Resized(torch.nn.Module):
 
 
 def test_pools_over_everything_and_antialiased_resizing(tmp_path: Path):
-    before = torch.nn.AvgPool2d.forward, torch.nn.functional.interpolate
+    functions = torch.nn.functional
+    before = torch.nn.AvgPool2d.forward, functions.interpolate, functions.batch_norm
     expected = Resized()(VALUES)
     path = trace(SOURCE, Traced(Resized(), [("values", "float32", ("batch", 3, 7, 5), VALUES)]), tmp_path / "m.onnx")
-    assert (torch.nn.AvgPool2d.forward, torch.nn.functional.interpolate) == before
+    assert (torch.nn.AvgPool2d.forward, functions.interpolate, functions.batch_norm) == before
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     for name, found in zip(expected, session.run(None, {"values": VALUES.numpy()}), strict=True):
         np.testing.assert_allclose(found, expected[name].numpy(), atol=1e-5, err_msg=name)
