@@ -62,14 +62,17 @@ def row(case: Case, root: Path) -> dict[str, Any]:
     """Make the model below `root`, export it, ask it; a row of the table."""
     from export.__main__ import export
     from export.errors import ParityFailed, Refused
+    from export.load import load
     from export.recipe import Recipe
 
     model, bundle = case.make(root / "model"), root / "bundle"
     begin = time.monotonic()
     about = {"task": case.task, "architecture": case.architecture, "note": case.note}
+    recipe = Recipe(str(model), case.task, bundle, **case.options)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            figures = export(Recipe(str(model), case.task, bundle, **case.options))
+            exporter = _exporter(load(recipe))
+            figures = export(recipe)
     except (Refused, ParityFailed) as error:
         return {**about, "refused": str(error).replace(str(root), "")}
     seconds = round(time.monotonic() - begin, 1)
@@ -77,7 +80,7 @@ def row(case: Case, root: Path) -> dict[str, Any]:
     return {
         **about,
         "refused": None,
-        "exporter": exporter_of(case),
+        "exporter": exporter,
         **_graphs(bundle),
         "parity": figures["worst"],
         "difference": float(f"{gap(case, model, payload, ask(bundle, payload)):.0e}"),
@@ -85,12 +88,11 @@ def row(case: Case, root: Path) -> dict[str, Any]:
     }
 
 
-def exporter_of(case: Case) -> str:
-    """Who traces the models of a task: optimum, or torch through the task's own module."""
-    from export.tasks import export_task
-
-    is_waveform = case.task in ("audio-classification", "automatic-speech-recognition") and case.architecture != "ast"
-    return "optimum" if export_task(case.task).by_optimum and not is_waveform else "torch"
+def _exporter(source: Any) -> str:
+    """Speech is traced by torch itself, whatever exporter its task has; see export/speech.py."""
+    if getattr(source.config, "conv_stride", None) and source.task.length_unit == "frames":
+        return "torchscript"
+    return str(source.exporter)
 
 
 def ask(bundle: Path, payload: Mapping[str, Any]) -> Any:

@@ -118,6 +118,14 @@ SPECS: dict[str, Spec] = {
         ),
         {**_POSITIONS, "attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 2},
     ),
+    "ernie": ("ErnieConfig", _BERT, _POSITIONS),
+    "xlm-roberta-xl": (
+        "XLMRobertaXLConfig",
+        sentence_pieces("XLMRobertaTokenizerFast", ROBERTA_TOKENS, *_ROBERTA_PAIR),
+        _BEHIND_PADDING,
+    ),
+    "roberta-prelayernorm": ("RobertaPreLayerNormConfig", roberta_tokenizer, _BEHIND_PADDING),
+    "fnet": ("FNetConfig", sentence_pieces("AlbertTokenizerFast", ALBERT_TOKENS, *_ALBERT_PAIR), _POSITIONS),
     "esm": ("EsmConfig", _esm, {**_POSITIONS, "position_embedding_type": "rotary", "token_dropout": False}),
     "layoutlm": ("LayoutLMConfig", word_piece_tokenizer("LayoutLMTokenizerFast"), _POSITIONS),
     "t5": (
@@ -144,6 +152,9 @@ _TASKS: dict[str, tuple[str, str]] = {
     "splinter": ("feature-extraction", ""),
     "deberta": ("zero-shot-classification", "disentangled relative positions"),
     "data2vec-text": ("sentence-similarity", ""),
+    "ernie": ("text-classification", ""),
+    "xlm-roberta-xl": ("feature-extraction", "normalises in front of each part"),
+    "roberta-prelayernorm": ("text-ranking", "normalises in front of each part"),
 }
 _BATCH = "so that an answer depends on the other rows of its batch, in PyTorch as well"
 _REFUSED: dict[str, tuple[str, str, str]] = {
@@ -162,7 +173,12 @@ _REFUSED: dict[str, tuple[str, str, str]] = {
         "answers differ from the reference",
         f"it embeds three tokens at a time, padding among them, {_BATCH}",
     ),
-    "nystromformer": ("feature-extraction", "cannot be traced", "it takes rows of segment_means_seq_len tokens only"),
+    "nystromformer": (
+        "feature-extraction",
+        "cannot be traced by optimum",
+        "it takes rows of segment_means_seq_len tokens only",
+    ),
+    "fnet": ("fill-mask", "?", "Fourier transforms over the whole row, padding included"),
     "esm": ("feature-extraction", "its EsmTokenizer cannot be converted", "the worker runs tokenizer.json"),
     "longformer": ("feature-extraction", "it reads global_attention_mask, not just text", ""),
     "layoutlm": ("feature-extraction", "it reads bbox, not just text", "places on a page"),
