@@ -18,7 +18,7 @@ from benchmarks.results_file import read
 from benchmarks.zoo.answers import difference
 from benchmarks.zoo.case import Case
 
-QUICKEST = ("convbert", "mistral", "regnet", "segformer", "unispeech-sat", "t5")
+QUICKEST = ("rembert", "phi", "convnextv2", "segformer", "unispeech-sat", "t5")
 CASES = [
     pytest.param(case, id=case.architecture, marks=() if case.architecture in QUICKEST else (pytest.mark.zoo,))
     for case in zoo.models()
