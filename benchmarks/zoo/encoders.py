@@ -178,7 +178,11 @@ _REFUSED: dict[str, tuple[str, str, str]] = {
         "cannot be traced by optimum",
         "it takes rows of segment_means_seq_len tokens only",
     ),
-    "fnet": ("fill-mask", "?", "Fourier transforms over the whole row, padding included"),
+    "fnet": (
+        "fill-mask",
+        "answers differ from the reference",
+        "Fourier transforms over the whole row, padding included",
+    ),
     "esm": ("feature-extraction", "its EsmTokenizer cannot be converted", "the worker runs tokenizer.json"),
     "longformer": ("feature-extraction", "it reads global_attention_mask, not just text", ""),
     "layoutlm": ("feature-extraction", "it reads bbox, not just text", "places on a page"),
