@@ -38,7 +38,7 @@ _SCENARIO, _POINT = "large", "BERT-large"
 _EVERY_S = 0.05
 _MB = 1e6
 _WRITE = "import sys; from benchmarks.large import write_model; write_model(sys.argv[1])"
-_BOOT = "import sys; from benchmarks.large import boot; boot(sys.argv[1])"
+_BOOT = "import sys; from benchmarks.large import boot; boot(*sys.argv[1:])"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +92,7 @@ def measured(folder: Path, precision: str) -> Run:
     targets = ["--targets", "tensorrt"] if precision in ("fp16", "bf16") else []
     options = ["--task", "feature-extraction", "--precision", precision, *targets]
     export = watch([sys.executable, "-m", "export", str(model), "--out", str(bundle), *options])
-    boot = watch([sys.executable, "-c", _BOOT, str(bundle)])
+    boot = watch([sys.executable, "-c", _BOOT, str(bundle), precision])
     size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
     return Run(precision, (model / "model.safetensors").stat().st_size, size, export, boot)
 
@@ -104,11 +104,11 @@ def write_model(folder: str) -> None:
     task_model(Path(folder), "feature-extraction", "bert", **SHAPE, max_position_embeddings=512, initializer_range=0.02)
 
 
-def boot(bundle: str) -> None:
-    """Open the bundle as a worker does and answer one job; prints the largest component of the embedding."""
+def boot(bundle: str, precision: str) -> None:
+    """Open the bundle's graph of `precision` and answer one job; prints the largest component of the embedding."""
     from benchmarks.models import ask
 
-    reply = ask(Path(bundle), {"text": "a text of some words that is embedded"})
+    reply = ask(Path(bundle), {"text": "a text of some words that is embedded"}, precision)
     print(max(map(abs, reply["embedding"])))
 
 

@@ -95,12 +95,13 @@ def _exporter(source: Any) -> str:
     return str(source.exporter)
 
 
-def ask(bundle: Path, payload: Mapping[str, Any]) -> Any:
-    """The reply to one job, from the engine that a worker without a GPU opens."""
+def ask(bundle: Path, payload: Mapping[str, Any], precision: str | None = None) -> Any:
+    """The reply to one job, from the engine that a worker without a GPU opens; of `precision`, where it is named."""
     from engine.backends.onnxruntime import OnnxRuntimeEngine
     from engine.bundle import open_bundle
     from engine.feed import run_rows
     from engine.tasks import load_task
+    from export.plan_gate import in_precision
 
     opened = open_bundle(bundle)
     opened.verify()
@@ -108,7 +109,8 @@ def ask(bundle: Path, payload: Mapping[str, Any]) -> Any:
     request = task.parse(dict(payload))
     outputs = []
     for graph, rows in groupby(task.preprocess(request), lambda one: one.graph):
-        engine = OnnxRuntimeEngine(opened, graph, threads=1)
+        viewed = in_precision(opened, graph, precision) if precision else opened
+        engine = OnnxRuntimeEngine(viewed, graph, threads=1)
         try:
             engine.warm_up()
             outputs += run_rows(engine, list(rows))
