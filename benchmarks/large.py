@@ -124,7 +124,7 @@ def watch(command: Sequence[str]) -> Watched:
         assert process.stdout is not None
         for line in process.stdout:
             found.output.append(line.rstrip())
-            name = line.split(" ")[0].strip()
+            name = line.split(" ")[0].strip() or "end"
             found.stages[name] = max(found.stages.get(name, 0), sampler.since_last())
         code = process.wait()
         sampler.stop()

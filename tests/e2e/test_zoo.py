@@ -25,7 +25,7 @@ CASES = [
 ]
 BUILT = Path("build/zoo.json")
 
-# WavLM's own attention mixes kinds of masks.
+# What transformers and the tracers warn of is theirs, and differs from architecture to architecture.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
