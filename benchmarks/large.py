@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def record(run: Run, path: Path = RESULTS) -> None:
         "seconds": {"export": round(run.export.seconds, 1), "boot": round(run.boot.seconds, 1)},
         "bundle_mb": _megabytes(run.bundle),
         "stages_peak_mb": {name: _megabytes(peak) for name, peak in run.export.stages.items() if peak},
-        "output": run.export.output,
+        "output": [*takewhile(bool, run.export.output)],  # the stages; what comes behind names folders
     }
     runs = {**(before.details["runs"] if before else {}), run.precision: details}
     write(path, Results(environment(), {"limit": LIMIT, **SHAPE}, (*kept, *new), {"runs": runs}))
