@@ -117,18 +117,17 @@ def watch(command: Sequence[str]) -> Watched:
     """Run `command` to its end and watch the memory of its process tree. Raises RuntimeError when it fails."""
     begin = time.monotonic()
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-        )
-        sampler = _Sampler(process.pid)
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         found = Watched(0.0, 0)
-        assert process.stdout is not None
-        for line in process.stdout:
-            found.output.append(line.rstrip())
-            name = line.split(" ")[0].strip() or "end"
-            found.stages[name] = max(found.stages.get(name, 0), sampler.since_last())
-        code = process.wait()
-        sampler.stop()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process:
+            sampler = _Sampler(process.pid)
+            assert process.stdout is not None
+            for line in process.stdout:
+                found.output.append(line.rstrip())
+                name = line.split(" ")[0].strip() or "end"
+                found.stages[name] = max(found.stages.get(name, 0), sampler.since_last())
+            code = process.wait()
+            sampler.stop()
         if code:
             errors.seek(0)
             raise RuntimeError(f"{' '.join(command[1:4])} ended with {code}: {errors.read()[-2000:]}")

@@ -235,11 +235,12 @@ _REFUSED: Mapping[str, tuple[str, str, str]] = {
 }
 
 
-def _case(name: str, task: str, **about: str) -> Case:
-    return Case(task, name, partial(write_model, task=task, architecture=ARCHITECTURES[name]), **about)
+def _case(name: str, task: str, note: str, refused: str = "") -> Case:
+    make = partial(write_model, task=task, architecture=ARCHITECTURES[name])
+    return Case(task, name, make, note=note, refused=refused)
 
 
 MORE = [
-    *(_case(name, task, note=note) for name, (task, note) in _TASKS.items()),
-    *(_case(name, task, refused=words, note=why) for name, (task, words, why) in _REFUSED.items()),
+    *(_case(name, task, note) for name, (task, note) in _TASKS.items()),
+    *(_case(name, task, why, words) for name, (task, words, why) in _REFUSED.items()),
 ]

@@ -67,7 +67,8 @@ def test_the_results_cover_the_zoo_and_forty_architectures():
 
 def test_a_reply_that_differs_in_anything_but_numbers_is_no_near_miss():
     assert difference({"label": "a", "scores": [0.5, 1]}, {"label": "a", "scores": np.array([0.5, 0.75])}) == 0.25
-    for ours in ({"label": "b", "scores": [0.5]}, {"label": "a", "scores": []}, {"label": "a"}, [], None):
+    wrong: list[Any] = [{"label": "b", "scores": [0.5]}, {"label": "a", "scores": []}, {"label": "a"}, [], None]
+    for ours in wrong:
         with pytest.raises(ValueError, match="instead of"):
             difference(ours, {"label": "a", "scores": [0.5]})
 
