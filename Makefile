@@ -36,7 +36,7 @@ $(VENV)/gpu.stamp: $(VENV)/dev.stamp $(GPU_PINS)
 	@$(BIN)/uv pip install --python $(BIN)/python -r $(GPU_PINS)
 	@touch $@
 
-.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image test-zoo test-large peers coldstart load soak lock clean
+.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers coldstart load soak lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -96,6 +96,7 @@ image: ## the image around bundle/, or around an export of MODEL=...; IMAGE=... 
 test-image: setup ## build the image and run it (root, buildah and debootstrap; no docker)
 	@$(BIN)/python -m pytest -m image -rs tests/image tests/unit/test_dockerfile.py
 
+.PHONY: test-zoo test-large
 test-zoo: setup ## every architecture of docs/models.md exported and compared, every task's plan built; half an hour at most
 	@$(BIN)/python -m pytest -m zoo -rs --durations=10 tests/e2e
 
