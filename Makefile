@@ -96,6 +96,13 @@ image: ## the image around bundle/, or around an export of MODEL=...; IMAGE=... 
 test-image: setup ## build the image and run it (root, buildah and debootstrap; no docker)
 	@$(BIN)/python -m pytest -m image -rs tests/image tests/unit/test_dockerfile.py
 
+.PHONY: test-zoo test-large
+test-zoo: setup ## every architecture of docs/models.md exported and compared, every task's plan built; half an hour at most
+	@$(BIN)/python -m pytest -m zoo -rs --durations=10 tests/e2e
+
+test-large: setup ## a model of 1.3 GB exported within four times its weights, and booted; minutes
+	@$(BIN)/python -m pytest -m large -rs tests/e2e
+
 peers: setup ## our worker beside what users would run instead (docs/peers.md; made in build/peers), in one run
 	@$(BIN)/python -m benchmarks peers --with all
 

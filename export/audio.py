@@ -87,9 +87,10 @@ class AudioExport(ExportTask):
         """Speech models are traced with their true length as an input; see export/speech.py."""
         if _kind(source.processor) == "fbank":
             return super().trace(source, folder)
+        from export.lean_trace import weights_outside
         from export.speech import trace
 
-        with quiet():
+        with quiet(), weights_outside():
             return trace(source.load_model(), frame(source.config), folder)
 
     def adapt(self, nodes: Any, name: str, traced_dtype: int, source: Source) -> None:

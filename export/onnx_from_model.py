@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from export.errors import Refused
+from export.lean_trace import release
 from export.nodes import Nodes, drop_unused, rename_inputs
 from export.source import Source
 
@@ -30,7 +31,9 @@ def onnx_from_model(source: Source, folder: Path, name: str = "model") -> Any:
 
     `folder` holds the exporter's files meanwhile. Raises Refused when the traced graph is not what the task is made of.
     """
-    traced = onnx.load(source.task.trace_graph(source, folder, name))
+    path = source.task.trace_graph(source, folder, name)
+    release(source.weights_bytes)  # the model in torch is as large as what comes now
+    traced = onnx.load(path)
     shutil.rmtree(folder)  # as large as the weights
     graph = traced.graph
     if source.task.by_optimum:

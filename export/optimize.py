@@ -23,6 +23,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, numpy_helper
 
+from export.lean_trace import release
+
 WEIGHTS = "weights.bin"
 
 OUTSIDE_FROM = 1024
@@ -49,8 +51,13 @@ def optimize(model: Any, graph_folder: Path, work: Path) -> tuple[Path, Path, Pl
     with _Weights(graph_folder / WEIGHTS) as weights:
         _save(model, portable, weights)
         weights.flush()
+        size = (graph_folder / WEIGHTS).stat().st_size
+        del model
+        release(size)
         onnx.checker.check_model(portable, full_check=True)
-        _save(onnx.load(fuse(portable, work)), fused, weights)
+        path = fuse(portable, work)
+        release(size)
+        _save(onnx.load(path, load_external_data=False), fused, weights, path.parent)
     return portable, fused, weights.places
 
 
@@ -68,10 +75,7 @@ def load_whole(path: Path) -> Any:
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            with open(path.with_name(place["location"]), "rb") as file:
-                file.seek(int(place.get("offset", 0)))
-                tensor.raw_data = file.read(int(place["length"]))
+            tensor.raw_data = _outside(tensor, path.parent)
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
     return model
@@ -88,6 +92,8 @@ def fuse(portable: Path, work: Path) -> Path:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(fused)
     options.log_severity_level = _LOG_ERRORS_ONLY
+    options.enable_cpu_mem_arena = False  # it would keep what it had
+    options.add_session_config_entry("session.disable_prepacking", "1")  # nothing is run: a copy of the weights less
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "fused.bin")
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
     ort.InferenceSession(str(portable), options, providers=["CPUExecutionProvider"])
@@ -124,13 +130,24 @@ class _Weights:
         return self.places[digest]
 
 
-def _save(model: Any, path: Path, weights: _Weights) -> None:
+def _save(model: Any, path: Path, weights: _Weights, beside: Path | None = None) -> None:
+    """Write `model` to `path` and its weights to `weights`; those that it has outside are in files of `beside`."""
     for tensor in model.graph.initializer:
-        content = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
+        content = _outside(tensor, beside) or tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
         if len(content) >= OUTSIDE_FROM:
             _move_out(tensor, *weights.add(content), len(content))
     model.graph.value_info.sort(key=lambda tensor: tensor.name)  # ONNX Runtime's order is that of addresses in memory
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _outside(tensor: Any, folder: Path | None) -> bytes | None:
+    """The content of a tensor that is in a file; from there it goes to the next without a copy of the whole model."""
+    if folder is None or tensor.data_location != TensorProto.EXTERNAL:
+        return None
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    with open(folder / place["location"], "rb") as file:
+        file.seek(int(place.get("offset", 0)))
+        return file.read(int(place["length"]))
 
 
 def _move_out(tensor: Any, location: str, offset: int, size: int) -> None:

@@ -1,6 +1,6 @@
 """The gate of plans and of graphs in half precision: what they answer, bucket by bucket, beside fp32 on the CPU.
 
-The rows are drawn from a seed and from what the graph itself says of its inputs, so that any task's can be compared.
+The rows are drawn from a seed, from what the graph itself says of its inputs, and from a row of the task's own.
 Every bucket is run full, with rows of different lengths, through the engine that serves it.
 """
 
@@ -17,6 +17,7 @@ from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.bucket import Bucket
 from engine.bundle import Bundle, Graph
 from engine.feed import run_rows
+from engine.tasks import load_task
 from engine.tensors import Array, Arrays, Row, TensorSpec
 from export.errors import ParityFailed
 
@@ -30,7 +31,8 @@ MAX_DIFFERENCE = {"fp32": 1e-3, "tf32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
 """Largest difference of a component relative to the largest component of the reference. bf16 has 8 bits of mantissa."""
 
 MIN_EQUAL = 0.9
-"""Share of equal elements in an output of whole numbers: two nearly equal scores may change places."""
+"""Share of equal elements in an output of whole numbers: two nearly equal scores may change places. Of a list, such as
+the best tokens, the share that is in both: their order is what the scores beside them say, and those are compared."""
 
 _REFERENCE_TOKENS = 4096
 """Of a bucket, at most so many are computed again on the CPU, in rows spread over the batch; the plan runs them all."""
@@ -62,7 +64,8 @@ def gate(bundle: Bundle, graph: str, engine: Engine, buckets: Iterable[Bucket], 
     Raises ParityFailed.
     """
     buckets = list(buckets)
-    rows = _Rows(bundle.manifest.graphs[graph], bundle.file(bundle.manifest.graphs[graph].onnx["fp32"]))
+    described = bundle.manifest.graphs[graph]
+    rows = _Rows(described, bundle.file(described.onnx["fp32"]), _example(bundle, graph))
     reference = OnnxRuntimeEngine(in_precision(bundle, graph, "fp32"), graph, max_batch=max(b.batch for b in buckets))
     try:
         figures = [figure for bucket in buckets for figure in _compare(reference, engine, bucket, rows.at(bucket))]
@@ -123,11 +126,21 @@ def _figure(
             for (a, b), length in zip(pairs, lengths, strict=True)
         ]
     if not output.dtype.startswith("float"):
-        return _Figure(bucket, output.name, equal=min(float(np.mean(a == b)) for a, b in pairs))
+        is_list = axis is None and len(output.shape) == 2
+        same = _in_both if is_list else _at_the_same_place
+        return _Figure(bucket, output.name, equal=min(same(a, b) for a, b in pairs))
     found = [_distance(a.astype(np.float64).ravel(), b.astype(np.float64).ravel()) for a, b in pairs]
     with np.errstate(invalid="ignore"):
         cosine, difference = np.min([one[0] for one in found]), np.max([one[1] for one in found])  # NaN stays NaN
     return _Figure(bucket, output.name, float(cosine), float(difference))
+
+
+def _at_the_same_place(expected: Array, found: Array) -> float:
+    return float(np.mean(expected == found))
+
+
+def _in_both(expected: Array, found: Array) -> float:
+    return float(np.mean(np.isin(expected, found)))
 
 
 def _first(values: Array, axis: int, length: int) -> Array:
@@ -137,19 +150,31 @@ def _first(values: Array, axis: int, length: int) -> Array:
 def _distance(expected: Array, found: Array) -> tuple[float, float]:
     with np.errstate(all="ignore"):  # zeros and NaN fail the limits, which is what they should do
         cosine = expected @ found / (np.linalg.norm(expected) * np.linalg.norm(found))
-        return float(cosine), float(np.abs(expected - found).max() / np.abs(expected).max())
+        scale = np.abs(expected).max()
+        if expected.size == 1:  # a score alone may happen to be next to nothing
+            cosine, scale = 1.0 + 0 * expected[0] * found[0], max(scale, 1.0)
+        return float(cosine), float(np.abs(expected - found).max() / scale)
+
+
+def _example(bundle: Bundle, graph: str) -> Row | None:
+    """A row of the task's own examples for this graph."""
+    task = load_task(bundle)
+    rows = (row for example in task.examples for row in task.preprocess(task.parse(dict(example))))
+    return next((row for row in rows if row.graph == graph), None)
 
 
 class _Rows:
     """Full batches of rows for any graph, drawn from a seed.
 
-    Whole numbers that index a table are drawn from its size; others are a mask: 1 up to the end of the row. Real
-    numbers are normal, bytes are any.
+    Real numbers are normal, bytes are any. Whole numbers that index a table are drawn from its size, between the first
+    and the last of the example: a model may look for its end token. Of the others, those that grow with the row are a
+    mask, 1 up to its end; those that do not say how much of the row there is.
     """
 
-    def __init__(self, graph: Graph, onnx: Path) -> None:
+    def __init__(self, graph: Graph, onnx: Path, example: Row | None = None) -> None:
         self._inputs = graph.inputs
         self._tables = _tables(onnx)
+        self._example = {} if example is None else example.feeds
 
     def at(self, bucket: Bucket) -> list[Row]:
         """As many rows as `bucket` holds, the first as long as it, the others of any length."""
@@ -160,14 +185,35 @@ class _Rows:
         ]
 
     def _values(self, spec: TensorSpec, length: int, rng: np.random.Generator) -> Array:
-        shape = spec.shape_at(Bucket(1, length))[1:]
+        shape = _shape(spec, length)
         dtype = np.dtype(spec.dtype)
         if dtype.kind == "f":
             return rng.standard_normal(shape).astype(dtype)
         if dtype == np.uint8:
             return rng.integers(0, 256, shape).astype(dtype)
         size = self._tables.get(spec.name)
-        return np.ones(shape, dtype) if size is None else rng.integers(0, size, shape).astype(dtype)
+        if size is not None:
+            return self._between_ends(spec, rng.integers(0, size, shape).astype(dtype))
+        return np.ones(shape, dtype) if spec.length_axis is not None else self._extent(shape, dtype, length)
+
+    def _between_ends(self, spec: TensorSpec, values: Array) -> Array:
+        example = self._example.get(spec.name)
+        if spec.length_axis is not None and example is not None and len(example):
+            values[0], values[-1] = example[0], example[-1]
+        return values
+
+    def _extent(self, shape: tuple[int, ...], dtype: np.dtype[Any], length: int) -> Array:
+        """Samples of a recording, the part of a canvas that an image fills; else a place in a text, the second."""
+        growing = [spec for spec in self._inputs if spec.length_axis is not None]
+        samples = [max(_shape(spec, length)) for spec in growing if spec.dtype.startswith("float")]
+        if samples:
+            return np.full(shape, samples[0], dtype)
+        whole = [_shape(spec, length)[: shape[0]] for spec in self._inputs if spec.dtype == "uint8" and shape]
+        return np.array(whole[0], dtype) if whole else np.ones(shape, dtype)
+
+
+def _shape(spec: TensorSpec, length: int) -> tuple[int, ...]:
+    return spec.shape_at(Bucket(1, length))[1:]
 
 
 def _tables(onnx: Path) -> Mapping[str, int]:

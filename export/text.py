@@ -37,6 +37,14 @@ class TextExport(ExportTask):
     unit: ClassVar[str] = "texts"
     length_unit: ClassVar[str] = "tokens"
 
+    def check(self, model: str, config: Any) -> None:
+        """Refuse attention that no graph repeats."""
+        if getattr(config, "attention_type", None) == "block_sparse":
+            raise Refused(
+                f"{model} attends to blocks drawn at random where a text is long, and to everything once it has met a "
+                "short one; set attention_type to original_full in its config.json"
+            )
+
     def input_axes(self) -> Mapping[str, tuple[str, Axes]]:
         """Tokens, their mask, and segments where the model tells them apart."""
         return dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ("int32", TOKENS))

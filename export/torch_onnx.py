@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.errors import Refused, refusal_of
+from export.lean_trace import weights_outside
 from export.nodes import Axes
 from export.source import first_line, quiet
+from export.traceable import traceable
 
 if TYPE_CHECKING:
     from export.source import Source
@@ -44,12 +46,12 @@ def trace(source: Source, traced: Traced, path: Path) -> Path:
 
     names = [name for name, *_ in traced.inputs]
     examples = tuple(example for *_, example in traced.inputs)
-    with quiet(), torch.inference_mode():
+    with quiet(), torch.inference_mode(), traceable():
         outputs = {name: _narrow(values) for name, values in traced.module(*examples).items()}
         flat = _flat(traced.module)
         axes = {name: _dynamic(of) for name, _, of, _ in traced.inputs}
         try:
-            with _silent(), _pools_as_matrices():
+            with _silent(), weights_outside():
                 torch.onnx.export(
                     flat,
                     examples,
@@ -64,7 +66,7 @@ def trace(source: Source, traced: Traced, path: Path) -> Path:
             if refusal_of(error) is not None:  # of the disk or memory
                 raise
             raise Refused(f"{source.model} ({source.architecture}) cannot be traced: {first_line(error)}") from error
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     graph = model.graph
     given = {tensor.name for tensor in graph.input}
     del graph.input[:]
@@ -115,35 +117,3 @@ def _silent() -> Iterator[None]:
     finally:
         os.dup2(saved, 1)
         os.close(saved)
-
-
-@contextmanager
-def _pools_as_matrices() -> Iterator[None]:
-    """Trace adaptive pools, which the exporter takes only where it knows every size, as products with two matrices."""
-    import torch
-
-    pool = torch.nn.AdaptiveAvgPool2d
-    before = pool.forward
-
-    def forward(self: Any, values: Any) -> Any:
-        sizes = self.output_size if isinstance(self.output_size, tuple) else (self.output_size,) * 2
-        rows, columns = (int(size) for size in values.shape[-2:])
-        down, across = _means(rows, sizes[0] or rows), _means(columns, sizes[1] or columns)
-        return down @ values @ across.T
-
-    pool.forward = forward
-    try:
-        yield
-    finally:
-        pool.forward = before
-
-
-def _means(size: int, out: int) -> Any:
-    """(out, size): every row takes the mean of its share of the places, which may overlap, as torch cuts them."""
-    import torch
-
-    matrix = torch.zeros(out, size)
-    for place in range(out):
-        begin, end = place * size // out, -(-(place + 1) * size // out)
-        matrix[place, begin:end] = 1 / (end - begin)
-    return matrix

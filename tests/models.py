@@ -12,7 +12,7 @@ from typing import Any
 
 import tokenizers
 
-from benchmarks.zoo.text import word_pieces
+from benchmarks.zoo.vocabulary import word_pieces
 
 HIDDEN = 32
 POSITIONS = 128

@@ -113,6 +113,36 @@ CASES = [
     ),
 ]
 
+
+def whisper(folder: Path) -> Path:
+    """Write an encoder with a decoder to `folder`."""
+    import transformers
+
+    sizes = {"d_model": 32, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_mel_bins": 16}
+    ends = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 0, "vocab_size": 40}
+    config = transformers.WhisperConfig(encoder_layers=1, decoder_layers=1, **sizes, **ends, suppress_tokens=None)
+    _model(transformers.WhisperForConditionalGeneration, config, 0).save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(feature_size=16).save_pretrained(folder)
+    return folder
+
+
+MORE = [
+    Case(
+        "automatic-speech-recognition",
+        "sew",
+        partial(tiny_speech, architecture="sew", head="ForCTC"),
+        refused="is a sew; the worker takes",
+        note="it averages neighbouring frames, padding among them",
+    ),
+    Case(
+        "automatic-speech-recognition",
+        "whisper",
+        whisper,
+        refused="does not fit automatic-speech-recognition",
+        note="it writes its text token by token",
+    ),
+]
+
 _AST_TINY: dict[str, Any] = {
     "hidden_size": 192,
     "num_hidden_layers": 12,

@@ -17,6 +17,10 @@ class Case:
     make: Callable[[Path], Path]
     options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the export's recipe that the model needs."""
+    note: str = ""
+    """What the small model keeps of the architecture's structure, or what its row should say."""
+    refused: str = ""
+    """Words of the sentence that a user gets, where no bundle can be made of it."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import tokenizers
 
@@ -24,7 +25,7 @@ TEXTS = [
     "London at night with its lights and cars; boats on the river, trees and a mat. Ein Foto bei Tag. 机器学习 café",
     "0 1 2 3 4 5 6 7 8 9 a b c d e f g h i j k l m n o p q r s t u v w x y z",
 ]
-_VIT: dict[str, Any] = {
+VIT: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -33,15 +34,15 @@ _VIT: dict[str, Any] = {
     "image_size": SIDE,
     "patch_size": 8,
 }
-_EXACT = {"height": SIDE, "width": SIDE}
-_BACKBONE: dict[str, Any] = {
+EXACT = {"height": SIDE, "width": SIDE}
+BACKBONE: dict[str, Any] = {
     "embedding_size": 16,
     "hidden_sizes": [16, 32, 32, 32],
     "depths": [1, 1, 1, 1],
     "layer_type": "basic",
     "out_features": ["stage4"],
 }
-_DETR: dict[str, Any] = {
+DETR: dict[str, Any] = {
     "d_model": 32,
     "encoder_layers": 1,
     "decoder_layers": 1,
@@ -52,9 +53,9 @@ _DETR: dict[str, Any] = {
     "num_queries": 12,
     "init_std": 0.2,
 }
-_DETR_SIZE = {"shortest_edge": 48, "longest_edge": 64}
+DETR_SIZE = {"shortest_edge": 48, "longest_edge": 64}
 _DPT: dict[str, Any] = {
-    **_VIT,
+    **VIT,
     "num_hidden_layers": 4,
     "backbone_out_indices": [0, 1, 2, 3],
     "neck_hidden_sizes": [8, 16, 16, 16],
@@ -69,18 +70,19 @@ _DPT: dict[str, Any] = {
 def _convolutions(out_features: list[str] | None = None) -> Any:
     import transformers
 
-    return transformers.ResNetConfig(**{**_BACKBONE, "out_features": out_features or ["stage4"]})
+    return transformers.ResNetConfig(**{**BACKBONE, "out_features": out_features or ["stage4"]})
 
 
 def _with_backbone(**more: Any) -> dict[str, Any]:
     own = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
-    return {**_DETR, **own, "backbone_config": _convolutions(), **more}
+    return {**DETR, **own, "backbone_config": _convolutions(), **more}
 
 
-def _rt_detr() -> dict[str, Any]:
+def rt_detr() -> dict[str, Any]:
+    """Settings of RT-DETR and its relatives."""
     import transformers
 
-    backbone = transformers.RTDetrResNetConfig(**{**_BACKBONE, "out_features": ["stage2", "stage3", "stage4"]})
+    backbone = transformers.RTDetrResNetConfig(**{**BACKBONE, "out_features": ["stage2", "stage3", "stage4"]})
     return {
         "backbone_config": backbone,
         "encoder_hidden_dim": 32,
@@ -121,7 +123,7 @@ def _depth_anything() -> dict[str, Any]:
     import transformers
 
     backbone = transformers.Dinov2Config(
-        **{**_VIT, "num_hidden_layers": 4, "image_size": 56, "patch_size": 14},
+        **{**VIT, "num_hidden_layers": 4, "image_size": 56, "patch_size": 14},
         out_features=["stage1", "stage2", "stage3", "stage4"],
         apply_layernorm=True,
         reshape_hidden_states=False,
@@ -137,9 +139,9 @@ def _depth_anything() -> dict[str, Any]:
 
 
 def _two_towers(siglip: bool) -> dict[str, Any]:
-    text = {name: value for name, value in _VIT.items() if name not in ("image_size", "patch_size")}
+    text = {name: value for name, value in VIT.items() if name not in ("image_size", "patch_size")}
     positions = 64 if siglip else 40
-    vision = dict(_VIT)
+    vision = dict(VIT)
     if siglip:
         text["projection_size"] = 32
     tokens = {"max_position_embeddings": positions, "vocab_size": 400}
@@ -150,14 +152,15 @@ def _two_towers(siglip: bool) -> dict[str, Any]:
 
 # Architecture -> config class, settings, processor class, settings.
 Settings = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
-_ARCHITECTURES: dict[str, tuple[str, Settings, str, Mapping[str, Any]]] = {
-    "vit": ("ViTConfig", _VIT, "ViTImageProcessor", {"size": _EXACT}),
-    "deit": ("DeiTConfig", _VIT, "DeiTImageProcessor", {"size": {"height": 36, "width": 36}, "crop_size": _EXACT}),
+Architecture: TypeAlias = tuple[str, Settings, str, Mapping[str, Any]]
+_ARCHITECTURES: dict[str, Architecture] = {
+    "vit": ("ViTConfig", VIT, "ViTImageProcessor", {"size": EXACT}),
+    "deit": ("DeiTConfig", VIT, "DeiTImageProcessor", {"size": {"height": 36, "width": 36}, "crop_size": EXACT}),
     "beit": (
         "BeitConfig",
-        {**_VIT, "num_hidden_layers": 4, "out_indices": [0, 1, 2, 3], "use_auxiliary_head": False},
+        {**VIT, "num_hidden_layers": 4, "out_indices": [0, 1, 2, 3], "use_auxiliary_head": False},
         "BeitImageProcessor",
-        {"size": {"height": 36, "width": 36}, "crop_size": _EXACT},
+        {"size": {"height": 36, "width": 36}, "crop_size": EXACT},
     ),
     "swin": (
         "SwinConfig",
@@ -171,7 +174,7 @@ _ARCHITECTURES: dict[str, tuple[str, Settings, str, Mapping[str, Any]]] = {
             "initializer_range": 0.2,
         },
         "ViTImageProcessor",
-        {"size": _EXACT},
+        {"size": EXACT},
     ),
     "convnext": (
         "ConvNextConfig",
@@ -188,9 +191,9 @@ _ARCHITECTURES: dict[str, tuple[str, Settings, str, Mapping[str, Any]]] = {
     "dinov2": (
         "Dinov2Config",
         # Trained at one size and used at another, as on the Hub: positions are interpolated.
-        {**_VIT, "image_size": 56, "patch_size": 8, "layerscale_value": 1.0},
+        {**VIT, "image_size": 56, "patch_size": 8, "layerscale_value": 1.0},
         "BitImageProcessor",
-        {"size": {"shortest_edge": 40}, "crop_size": _EXACT},
+        {"size": {"shortest_edge": 40}, "crop_size": EXACT},
     ),
     "segformer": (
         "SegformerConfig",
@@ -205,7 +208,7 @@ _ARCHITECTURES: dict[str, tuple[str, Settings, str, Mapping[str, Any]]] = {
         {"size": {"height": 64, "width": 64}},
     ),
     "upernet": ("UperNetConfig", _upernet, "SegformerImageProcessor", {"size": {"height": 64, "width": 64}}),
-    "dpt": ("DPTConfig", _DPT, "DPTImageProcessor", {"size": _EXACT}),
+    "dpt": ("DPTConfig", _DPT, "DPTImageProcessor", {"size": EXACT}),
     "depth-anything": (
         "DepthAnythingConfig",
         _depth_anything,
@@ -224,27 +227,27 @@ _ARCHITECTURES: dict[str, tuple[str, Settings, str, Mapping[str, Any]]] = {
         "GLPNImageProcessor",
         {},
     ),
-    "detr": ("DetrConfig", _with_backbone, "DetrImageProcessor", {"size": _DETR_SIZE}),
+    "detr": ("DetrConfig", _with_backbone, "DetrImageProcessor", {"size": DETR_SIZE}),
     "conditional-detr": (
         "ConditionalDetrConfig",
         _with_backbone,
         "ConditionalDetrImageProcessor",
-        {"size": _DETR_SIZE},
+        {"size": DETR_SIZE},
     ),
-    "rt-detr": ("RTDetrConfig", _rt_detr, "RTDetrImageProcessor", {"size": {"height": 64, "width": 64}}),
+    "rt-detr": ("RTDetrConfig", rt_detr, "RTDetrImageProcessor", {"size": {"height": 64, "width": 64}}),
     "yolos": (
         "YolosConfig",
-        {**_VIT, "image_size": [48, 64], "num_detection_tokens": 12},
+        {**VIT, "image_size": [48, 64], "num_detection_tokens": 12},
         "YolosImageProcessor",
-        {"size": _DETR_SIZE},
+        {"size": DETR_SIZE},
     ),
     "clip": (
         "CLIPConfig",
         partial(_two_towers, False),
         "CLIPImageProcessor",
-        {"size": {"shortest_edge": SIDE}, "crop_size": _EXACT},
+        {"size": {"shortest_edge": SIDE}, "crop_size": EXACT},
     ),
-    "siglip": ("SiglipConfig", partial(_two_towers, True), "SiglipImageProcessor", {"size": _EXACT}),
+    "siglip": ("SiglipConfig", partial(_two_towers, True), "SiglipImageProcessor", {"size": EXACT}),
 }
 
 HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -275,18 +278,32 @@ def task_model(
 
     `processor` replaces settings of its image processor, `config` of its config.
     """
+    write_model(folder, task, _ARCHITECTURES[architecture], processor or {}, config)
+    if architecture in ("clip", "siglip"):
+        _tokenizer(folder, architecture == "siglip").save_pretrained(folder)
+    return folder
+
+
+def write_model(
+    folder: Path,
+    task: str,
+    architecture: Architecture,
+    processor: Mapping[str, Any] = MappingProxyType({}),
+    config: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
+    """Write a model for `task` and its image processor to `folder`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the libraries, at the import of some architectures
-        return _task_model(folder, task, architecture, processor or {}, config)
+        return _write_model(folder, task, architecture, processor, config)
 
 
-def _task_model(
-    folder: Path, task: str, architecture: str, processor: Mapping[str, Any], config: Mapping[str, Any]
+def _write_model(
+    folder: Path, task: str, architecture: Architecture, processor: Mapping[str, Any], config: Mapping[str, Any]
 ) -> Path:
     import torch
     import transformers
 
-    kind, settings, processor_class, processor_settings = _ARCHITECTURES[architecture]
+    kind, settings, processor_class, processor_settings = architecture
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: at for at, name in enumerate(LABELS)}}
     made = getattr(transformers, kind)(
         **{**(settings() if callable(settings) else settings), **names, **config}, architectures=[]
@@ -297,8 +314,6 @@ def _task_model(
     _spread(model)
     model.save_pretrained(folder)
     getattr(transformers, processor_class)(**{**processor_settings, **processor}).save_pretrained(folder)
-    if architecture in ("clip", "siglip"):
-        _tokenizer(folder, architecture == "siglip").save_pretrained(folder)
     return folder
 
 
@@ -380,14 +395,16 @@ def _clip_tiny() -> dict[str, Any]:
     }
 
 
-def _photograph() -> str:
-    """A JPEG of 640 x 480 in base64: soft shapes with some noise."""
+def photograph(width: int = 640, height: int = 480) -> str:
+    """A JPEG in base64: soft shapes with some noise."""
     import numpy as np
     from PIL import Image
 
     draw = np.random.default_rng(0)
-    coarse = Image.fromarray(draw.integers(0, 256, (6, 8, 3), np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
-    fine = draw.normal(0, 8, (480, 640, 3))
+    coarse = Image.fromarray(draw.integers(0, 256, (6, 8, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    fine = draw.normal(0, 8, (height, width, 3))
     content = io.BytesIO()
     Image.fromarray(np.clip(np.asarray(coarse) + fine, 0, 255).astype(np.uint8)).save(content, "JPEG", quality=85)
     return base64.b64encode(content.getvalue()).decode()
@@ -398,7 +415,7 @@ _ENLARGING = "The map is enlarged to the size of the image, class by class where
 
 
 def _stages() -> Iterator[Stages]:
-    square, image = {"size": {"height": 224, "width": 224}}, {"image": _photograph()}
+    square, image = {"size": {"height": 224, "width": 224}}, {"image": photograph()}
     crop = {"size": {"shortest_edge": 224}, "crop_size": square["size"]}
     labels = {**image, "candidate_labels": ["a cat on a mat"]}
     vit, clip = {"processor": square, **_VIT_TINY}, {"processor": crop, **_clip_tiny()}

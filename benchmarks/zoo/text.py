@@ -5,30 +5,24 @@ Weights are drawn wide, so that scores of labels and tokens differ clearly and a
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import tokenizers
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import Unigram
+from typing import Any, TypeAlias
 
 from benchmarks.zoo.case import Case, Stages
+from benchmarks.zoo.vocabulary import (
+    ALBERT_TOKENS,
+    ROBERTA_TOKENS,
+    modernbert_tokenizer,
+    roberta_tokenizer,
+    sentence_pieces,
+    word_piece_tokenizer,
+)
 
 HIDDEN = 32
 POSITIONS = 128
-CORPUS = [
-    "The quick brown fox jumps over the lazy dog while a small cat sleeps on the mat in the old house.",
-    "My name is Sarah and I live in London, but my brother Wolfgang works for Acme Corporation in Berlin.",
-    "What is the answer to a question of medium length that says little, again and again? Nobody knows it.",
-    "The film was great, and the music even better; the end, however, disappointed most of us who came late.",
-    "In 2019, 3.5 million people lived in Berlin. Paris is the capital of France, Madrid the capital of Spain.",
-    "Ein Satz auf Deutsch, etwas länger als der erste; ὀδυσσεύς ΟΔΥΣΣΕΥΣ 机器学习 שלום مرحبا naïve café",
-    "numbers 0 1 2 3 4 5 6 7 8 9 and letters a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D",
-]
 _SIZES: dict[str, Any] = {
     "hidden_size": HIDDEN,
     "num_hidden_layers": 2,
@@ -36,26 +30,30 @@ _SIZES: dict[str, Any] = {
     "intermediate_size": 64,
     "initializer_range": 0.2,
 }
-_VOCABULARIES: dict[str, Any] = json.loads(Path(__file__).with_name("vocabularies.json").read_text(encoding="utf-8"))
-"""Trained once on CORPUS and kept: training WordPiece and Unigram breaks ties by chance, and every process would get
-other tokens, another model and other answers."""
-_BERT_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-_ROBERTA_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+Spec: TypeAlias = tuple[str, Callable[[Path], Any], dict[str, Any]]
+"""Name of the config class, what makes the tokenizer in a folder, and what the config says beside _SIZES."""
 
 
 def tiny_model(folder: Path, architecture: str, auto_class: str, *, seed: int = 0, **config: Any) -> Path:
     """Write a model of `architecture` with the head of `auto_class` to `folder`; `config` goes into its config."""
+    return model_of(folder, _ARCHITECTURES[architecture], auto_class, seed=seed, **config)
+
+
+def model_of(folder: Path, spec: Spec, auto_class: str, *, seed: int = 0, **config: Any) -> Path:
+    """Write a model of `spec`, as `tiny_model` does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the libraries, at the import of some architectures
-        return _tiny_model(folder, architecture, auto_class, seed, config)
+        return _model_of(folder, spec, auto_class, seed, config)
 
 
-def _tiny_model(folder: Path, architecture: str, auto_class: str, seed: int, config: dict[str, Any]) -> Path:
+def _model_of(folder: Path, spec: Spec, auto_class: str, seed: int, config: dict[str, Any]) -> Path:
     import torch
     import transformers
 
     folder.mkdir(parents=True, exist_ok=True)
-    kind, make_tokenizer, settings = _ARCHITECTURES[architecture]
+    kind, make_tokenizer, settings = spec
     tokenizer = make_tokenizer(folder)
     tokenizer.model_max_length = POSITIONS
     settings = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **_SIZES, **settings, **config}
@@ -72,106 +70,32 @@ def _tiny_model(folder: Path, architecture: str, auto_class: str, seed: int, con
     return folder
 
 
-def word_pieces(special: Sequence[str], *, lowercase: bool = True) -> list[str]:
-    """A WordPiece vocabulary: `special` tokens, and 255 pieces of CORPUS."""
-    return [*special, *_VOCABULARIES["lowercase" if lowercase else "cased"]]
-
-
-def _word_piece_tokenizer(name: str, special: list[str] = _BERT_TOKENS, **options: Any) -> Callable[[Path], Any]:
-    def make(folder: Path) -> Any:
-        import transformers
-
-        vocabulary = folder / "vocab.txt"
-        pieces = word_pieces(special, lowercase=options.get("do_lower_case", True))
-        vocabulary.write_text("\n".join(pieces) + "\n", encoding="utf-8")
-        return getattr(transformers, name)(str(vocabulary), **options)
-
-    return make
-
-
-def _byte_pairs(special: list[str]) -> Any:
-    trained = tokenizers.ByteLevelBPETokenizer()
-    trained.train_from_iterator(CORPUS, 420, special_tokens=special, show_progress=False)
-    return trained
-
-
-def _roberta(folder: Path) -> Any:
-    import transformers
-
-    vocabulary, merges = _byte_pairs(_ROBERTA_TOKENS).save_model(str(folder))
-    return transformers.RobertaTokenizerFast(vocabulary, merges)
-
-
-def _modernbert(folder: Path) -> Any:
-    import transformers
-
-    trained = _byte_pairs(_BERT_TOKENS)._tokenizer
-    trained.post_processor = _template("[CLS]", "[SEP]", trained, "$B:0 [SEP]:0")
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=trained,
-        model_input_names=["input_ids", "attention_mask"],
-        **dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), _BERT_TOKENS, strict=True)),
-    )
-
-
-def _sentence_pieces(name: str, special: list[str], begin: str, end: str, pair: str) -> Callable[[Path], Any]:
-    """Unigram pieces as SentencePiece makes them, in the class of the architecture."""
-
-    def make(folder: Path) -> Any:
-        import transformers
-
-        normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")])
-        pieces = [(token, 0.0) for token in special] + [(piece, score) for piece, score in _VOCABULARIES["unigram"]]
-        unknown = next(number for number, token in enumerate(special) if "unk" in token.lower())
-        tokenizer = Tokenizer(Unigram(pieces, unk_id=unknown))
-        tokenizer.normalizer = normalizer
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-        tokenizer.decoder = decoders.Metaspace()
-        tokenizer.add_special_tokens(special)
-        tokenizer.post_processor = _template(begin, end, tokenizer, pair)
-        file = folder / "trained.json"
-        tokenizer.save(str(file))
-        made = getattr(transformers, name)(tokenizer_file=str(file))
-        file.unlink()
-        return made
-
-    return make
-
-
-def _template(begin: str, end: str, tokenizer: Tokenizer, pair: str) -> Any:
-    ids = [(token, tokenizer.token_to_id(token)) for token in (begin, end)]
-    return processors.TemplateProcessing(
-        single=f"{begin} $A {end}", pair=f"{begin} $A {end} {pair}", special_tokens=ids
-    )
-
-
-_ALBERT_TOKENS = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
-_ARCHITECTURES: dict[str, tuple[str, Callable[[Path], Any], dict[str, Any]]] = {
-    "bert": ("BertConfig", _word_piece_tokenizer("BertTokenizerFast"), {"max_position_embeddings": POSITIONS}),
-    "roberta": ("RobertaConfig", _roberta, {"max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1}),
+_ARCHITECTURES: dict[str, Spec] = {
+    "bert": ("BertConfig", word_piece_tokenizer("BertTokenizerFast"), {"max_position_embeddings": POSITIONS}),
+    "roberta": ("RobertaConfig", roberta_tokenizer, {"max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1}),
     "distilbert": (
         "DistilBertConfig",
-        _word_piece_tokenizer("DistilBertTokenizerFast", do_lower_case=False),
+        word_piece_tokenizer("DistilBertTokenizerFast", do_lower_case=False),
         {"max_position_embeddings": POSITIONS, "dim": HIDDEN, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
     ),
     "xlm-roberta": (
         "XLMRobertaConfig",
-        _sentence_pieces("XLMRobertaTokenizerFast", _ROBERTA_TOKENS, "<s>", "</s>", "</s> $B:0 </s>:0"),
+        sentence_pieces("XLMRobertaTokenizerFast", ROBERTA_TOKENS, "<s>", "</s>", "</s> $B:0 </s>:0"),
         {"max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1},
     ),
     "albert": (
         "AlbertConfig",
-        _sentence_pieces("AlbertTokenizerFast", _ALBERT_TOKENS, "[CLS]", "[SEP]", "$B:1 [SEP]:1"),
+        sentence_pieces("AlbertTokenizerFast", ALBERT_TOKENS, "[CLS]", "[SEP]", "$B:1 [SEP]:1"),
         {"max_position_embeddings": POSITIONS, "embedding_size": 16},
     ),
     "electra": (
         "ElectraConfig",
-        _word_piece_tokenizer("ElectraTokenizerFast"),
+        word_piece_tokenizer("ElectraTokenizerFast"),
         {"max_position_embeddings": POSITIONS, "embedding_size": 16},
     ),
     "deberta-v2": (
         "DebertaV2Config",
-        _sentence_pieces(
+        sentence_pieces(
             "DebertaV2TokenizerFast", ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"], "[CLS]", "[SEP]", "$B:1 [SEP]:1"
         ),
         # As in the published models: relative positions in log buckets, shared with the content's projections.
@@ -188,12 +112,12 @@ _ARCHITECTURES: dict[str, tuple[str, Callable[[Path], Any], dict[str, Any]]] = {
     ),
     "mpnet": (
         "MPNetConfig",
-        _word_piece_tokenizer("MPNetTokenizerFast", ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]),
+        word_piece_tokenizer("MPNetTokenizerFast", ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]),
         {"max_position_embeddings": POSITIONS + 2},
     ),
     "modernbert": (
         "ModernBertConfig",
-        _modernbert,
+        modernbert_tokenizer,
         {
             "max_position_embeddings": POSITIONS,
             "local_attention": 16,

@@ -138,6 +138,7 @@ class ExportTask:
             return trace(source, folder)
         from optimum.exporters.onnx import onnx_export_from_model
 
+        from export.lean_trace import weights_outside
         from export.onnx_from_model import OPSET
 
         model = (
@@ -145,7 +146,7 @@ class ExportTask:
         )  # main_export would do the same, but load weights that are missing as random numbers
         if getattr(model.config, "use_cache", False):
             model.config.use_cache = False  # a decoder would return its cache, one output a layer
-        with quiet():
+        with quiet(), weights_outside():
             try:
                 onnx_export_from_model(model, folder, opset=OPSET, task=self.exporter_task, do_validation=False)
             except Exception as error:  # whatever the tracer comes across, it is this model that it cannot do

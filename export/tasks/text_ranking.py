@@ -63,6 +63,7 @@ class TextRankingExport(TextClassificationExport):
 
     def check(self, model: str, config: Any) -> None:
         """One output."""
+        super().check(model, config)
         if config.num_labels != 1:
             raise Refused(
                 f"{model} has {config.num_labels} outputs, a reranker has one; try --task text-classification"

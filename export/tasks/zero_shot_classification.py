@@ -26,6 +26,7 @@ class ZeroShotClassificationExport(TextClassificationExport):
 
     def check(self, model: str, config: Any) -> None:
         """Look for the label."""
+        super().check(model, config)
         if _entailment(config) is None:
             names = ", ".join(config.label2id)
             raise Refused(

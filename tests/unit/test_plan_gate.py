@@ -16,11 +16,11 @@ from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.bucket import Bucket, Ladder
 from engine.bundle import Graph, open_bundle
 from engine.plan import PlanFile, plans_of
-from engine.tensors import Arrays, TensorSpec
+from engine.tensors import Arrays, Row, TensorSpec
 from export.errors import ParityFailed
 from export.optimize import add_graph
 from export.plan_from_onnx import add_plans
-from export.plan_gate import _Rows, gate
+from export.plan_gate import _figure, _Rows, gate
 from export.plan_recipe import PlanRecipe
 from export.trt_builder import Builder, Target
 
@@ -110,6 +110,49 @@ def test_rows_suit_the_graph(tmp_path: Path):
     assert joined["pixels"].max() > 250
     assert abs(joined["sound"].mean()) < 0.2 < joined["sound"].std()
     assert rows[1].feeds["pixels"].shape == (3, rows[1].length)
+
+
+def test_rows_end_as_the_tasks_own_and_say_how_much_there_is(tmp_path: Path):
+    """Models that look for their end token find it; a recording and a canvas are as full as they can be."""
+    shape = Shape(1, 32, 4, 64, vocab_size=40, max_position_embeddings=64)
+    add_graph(bert_graph(shape, weights_of(shape)), tmp_path / "fp32.onnx", {})
+    ids = TensorSpec("input_ids", "int32", ("batch", "length"))
+    example = Row({"input_ids": np.array([7, 1, 2, 9], np.int32)}, 4)
+    (*rows, _) = _Rows(Graph((ids,), (), {}), tmp_path / "fp32.onnx", example).at(Bucket(32, 64))
+    for row in rows:
+        assert row.feeds["input_ids"][-1] == 9
+        assert row.length == 1 or row.feeds["input_ids"][0] == 7
+    sound = TensorSpec("input_values", "float32", ("batch", "320*length+79"))
+    samples = TensorSpec("input_length", "int32", ("batch",))
+    for row in _Rows(Graph((sound, samples), (), {}), tmp_path / "fp32.onnx").at(Bucket(4, 16)):
+        assert row.feeds["input_length"] == len(row.feeds["input_values"]) == 320 * row.length + 79
+    pixels, extent = TensorSpec("pixels", "uint8", ("batch", 48, 64, 3)), TensorSpec("extent", "int32", ("batch", 2))
+    (row,) = _Rows(Graph((pixels, extent), (), {}), tmp_path / "fp32.onnx").at(Bucket(1, 1))
+    assert row.feeds["extent"].tolist() == [48, 64]
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "expected", "found", "equal"),
+    [
+        (("batch", 4), "a list", [5, 3, 8, 1], [3, 5, 8, 2], 0.75),
+        (("batch", 2, 2), "a map", [[5, 3], [8, 1]], [[3, 5], [8, 1]], 0.5),
+    ],
+)
+def test_whole_numbers_of_a_list_may_change_places(shape: Any, axis: str, expected: Any, found: Any, equal: float):
+    pair = (np.array(expected), np.array(found))
+    assert _figure(Bucket(1, 1), TensorSpec("tokens", "int32", shape), [pair], [1]).equal == equal
+
+
+def test_a_score_alone_is_relative_where_it_is_large():
+    spec = TensorSpec("logits", "float32", ("batch", 1))
+
+    def difference(expected: float, found: float) -> float:
+        pair = (np.array([expected], np.float32), np.array([found], np.float32))
+        return _figure(Bucket(1, 1), spec, [pair], [1]).difference
+
+    assert difference(0.001, 0.002) == pytest.approx(0.001)
+    assert difference(100, 101) == pytest.approx(0.01)
+    assert np.isnan(difference(0.5, np.nan))
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def steps(workflow: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_the_workflows_are_there_and_parse():
-    assert set(WORKFLOWS) == {"test", "image", "release"}
+    assert set(WORKFLOWS) == {"test", "image", "release", "nightly"}
     for workflow in WORKFLOWS.values():
         assert workflow["name"]
         assert workflow[True], "yaml reads the key `on` as true"

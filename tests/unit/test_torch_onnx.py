@@ -45,6 +45,40 @@ def test_adaptive_pools_and_integers(tmp_path: Path):
     assert [axis.dim_param or axis.dim_value for axis in info.type.tensor_type.shape.dim] == ["batch", 3, 2, 5]
 
 
+class Resized(torch.nn.Module):
+    """Pools with kernels larger and smaller than the map, antialiasing, a normalisation by what is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over_all = torch.nn.AvgPool2d(16, ceil_mode=True)
+        self.over_some = torch.nn.AvgPool2d(2)
+
+    def forward(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+        def sized(height: int, width: int, mode: str) -> torch.Tensor:
+            return torch.nn.functional.interpolate(
+                values, size=(height, width), mode=mode, align_corners=False, antialias=True
+            )
+
+        return {
+            "standardised": torch.nn.functional.batch_norm(values[:, :2], None, None, training=True, eps=1e-6),
+            "all": self.over_all(values),
+            "some": self.over_some(values),
+            "smaller": sized(3, 2, "bicubic"),
+            "larger": sized(9, 11, "bilinear"),
+        }
+
+
+def test_pools_over_everything_and_antialiased_resizing(tmp_path: Path):
+    functions = torch.nn.functional
+    before = torch.nn.AvgPool2d.forward, functions.interpolate, functions.batch_norm
+    expected = Resized()(VALUES)
+    path = trace(SOURCE, Traced(Resized(), [("values", "float32", ("batch", 3, 7, 5), VALUES)]), tmp_path / "m.onnx")
+    assert (torch.nn.AvgPool2d.forward, functions.interpolate, functions.batch_norm) == before
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for name, found in zip(expected, session.run(None, {"values": VALUES.numpy()}), strict=True):
+        np.testing.assert_allclose(found, expected[name].numpy(), atol=1e-5, err_msg=name)
+
+
 def test_what_cannot_be_traced_is_refused_in_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     class Eigenvalues(torch.nn.Module):
         def forward(self, values: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,0 +1,209 @@
+"""More encoders of texts, an architecture at a task or two: what `make test-zoo` adds to those of text.py.
+
+Sizes are small, structures are the published ones: factorised embeddings, convolutions among the heads, grouped
+projections, bottlenecks, rotary and disentangled positions, windows of attention.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.zoo.case import Case
+from benchmarks.zoo.text import HEADS, POSITIONS, Spec, model_of
+from benchmarks.zoo.vocabulary import (
+    ALBERT_TOKENS,
+    BERT_TOKENS,
+    ROBERTA_TOKENS,
+    byte_pairs,
+    roberta_tokenizer,
+    sentence_pieces,
+    word_piece_tokenizer,
+)
+
+_POSITIONS: dict[str, Any] = {"max_position_embeddings": POSITIONS}
+_BEHIND_PADDING: dict[str, Any] = {"max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1}
+_BERT = word_piece_tokenizer("BertTokenizerFast")
+_ALBERT_PAIR = ("[CLS]", "[SEP]", "$B:1 [SEP]:1")
+_ROBERTA_PAIR = ("<s>", "</s>", "</s> $B:0 </s>:0")
+
+
+def _deberta(folder: Path) -> Any:
+    import transformers
+
+    vocabulary, merges = byte_pairs(BERT_TOKENS).save_model(str(folder))
+    return transformers.DebertaTokenizerFast(vocabulary, merges)
+
+
+def _longformer(folder: Path) -> Any:
+    import transformers
+
+    vocabulary, merges = byte_pairs(ROBERTA_TOKENS).save_model(str(folder))
+    return transformers.LongformerTokenizerFast(vocabulary, merges)
+
+
+def _esm(folder: Path) -> Any:
+    import transformers
+
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCX", "<mask>"]))
+    return transformers.EsmTokenizer(str(vocabulary))
+
+
+SPECS: dict[str, Spec] = {
+    "camembert": (
+        "CamembertConfig",
+        sentence_pieces("CamembertTokenizerFast", ROBERTA_TOKENS, *_ROBERTA_PAIR),
+        _BEHIND_PADDING,
+    ),
+    "megatron-bert": ("MegatronBertConfig", _BERT, _POSITIONS),
+    "big_bird": (
+        "BigBirdConfig",
+        sentence_pieces(
+            "BigBirdTokenizerFast", ["<pad>", "<unk>", "<s>", "</s>", "[CLS]", "[SEP]", "[MASK]"], *_ALBERT_PAIR
+        ),
+        {**_POSITIONS, "attention_type": "original_full"},
+    ),
+    "convbert": (
+        "ConvBertConfig",
+        word_piece_tokenizer("ConvBertTokenizerFast"),
+        {**_POSITIONS, "embedding_size": 16, "head_ratio": 2, "conv_kernel_size": 9},
+    ),
+    "squeezebert": (
+        "SqueezeBertConfig",
+        word_piece_tokenizer("SqueezeBertTokenizerFast"),
+        {**_POSITIONS, "embedding_size": 32, "q_groups": 4, "k_groups": 4, "v_groups": 4, "post_attention_groups": 1},
+    ),
+    "mobilebert": (
+        "MobileBertConfig",
+        word_piece_tokenizer("MobileBertTokenizerFast"),
+        {**_POSITIONS, "embedding_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 2},
+    ),
+    "ibert": ("IBertConfig", roberta_tokenizer, {**_BEHIND_PADDING, "quant_mode": False}),
+    "rembert": (
+        "RemBertConfig",
+        sentence_pieces("RemBertTokenizerFast", ALBERT_TOKENS, *_ALBERT_PAIR),
+        {**_POSITIONS, "input_embedding_size": 16, "output_embedding_size": 24},
+    ),
+    "roformer": ("RoFormerConfig", _BERT, {**_POSITIONS, "embedding_size": 16, "rotary_value": False}),
+    "splinter": (
+        "SplinterConfig",
+        word_piece_tokenizer("BertTokenizerFast", [*BERT_TOKENS, "[QUESTION]"]),
+        {**_POSITIONS, "question_token_id": 5},
+    ),
+    "deberta": (
+        "DebertaConfig",
+        _deberta,
+        {
+            **_POSITIONS,
+            "relative_attention": True,
+            "max_relative_positions": 16,
+            "pos_att_type": ["c2p", "p2c"],
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        },
+    ),
+    "data2vec-text": ("Data2VecTextConfig", roberta_tokenizer, _BEHIND_PADDING),
+    "longformer": ("LongformerConfig", _longformer, {**_BEHIND_PADDING, "attention_window": [16, 16]}),
+    "nystromformer": (
+        "NystromformerConfig",
+        sentence_pieces("AlbertTokenizerFast", ALBERT_TOKENS, *_ALBERT_PAIR),
+        {**_POSITIONS, "num_landmarks": 8, "segment_means_seq_len": 64, "conv_kernel_size": 5},
+    ),
+    "big_bird-sparse": (
+        "BigBirdConfig",
+        sentence_pieces(
+            "BigBirdTokenizerFast", ["<pad>", "<unk>", "<s>", "</s>", "[CLS]", "[SEP]", "[MASK]"], *_ALBERT_PAIR
+        ),
+        {**_POSITIONS, "attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 2},
+    ),
+    "ernie": ("ErnieConfig", _BERT, _POSITIONS),
+    "xlm-roberta-xl": (
+        "XLMRobertaXLConfig",
+        sentence_pieces("XLMRobertaTokenizerFast", ROBERTA_TOKENS, *_ROBERTA_PAIR),
+        _BEHIND_PADDING,
+    ),
+    "roberta-prelayernorm": ("RobertaPreLayerNormConfig", roberta_tokenizer, _BEHIND_PADDING),
+    "fnet": ("FNetConfig", sentence_pieces("AlbertTokenizerFast", ALBERT_TOKENS, *_ALBERT_PAIR), _POSITIONS),
+    "esm": ("EsmConfig", _esm, {**_POSITIONS, "position_embedding_type": "rotary", "token_dropout": False}),
+    "layoutlm": ("LayoutLMConfig", word_piece_tokenizer("LayoutLMTokenizerFast"), _POSITIONS),
+    "t5": (
+        "T5Config",
+        _BERT,
+        {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
+    ),
+    "bart": (
+        "BartConfig",
+        roberta_tokenizer,
+        {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4},
+    ),
+}
+
+# Architecture -> task, and what the row says.
+_TASKS: dict[str, tuple[str, str]] = {
+    "camembert": ("fill-mask", ""),
+    "megatron-bert": ("text-classification", "normalises in front of each part"),
+    "big_bird": ("question-answering", "attention_type original_full"),
+    "squeezebert": ("text-ranking", "grouped convolutions for projections"),
+    "ibert": ("feature-extraction", "quant_mode off"),
+    "rembert": ("feature-extraction", "embeddings in and out of different sizes"),
+    "roformer": ("sparse-encoder", "rotary positions"),
+    "splinter": ("feature-extraction", ""),
+    "deberta": ("zero-shot-classification", "disentangled relative positions"),
+    "data2vec-text": ("sentence-similarity", ""),
+    "ernie": ("text-classification", ""),
+    "xlm-roberta-xl": ("feature-extraction", "normalises in front of each part"),
+    "roberta-prelayernorm": ("text-ranking", "normalises in front of each part"),
+}
+_BATCH = "so that an answer depends on the other rows of its batch, in PyTorch as well"
+_REFUSED: dict[str, tuple[str, str, str]] = {
+    "big_bird-sparse": (
+        "feature-extraction",
+        "set attention_type to original_full",
+        "from (5 + 2 x num_random_blocks) x block_size tokens on",
+    ),
+    "convbert": (
+        "token-classification",
+        "answers differ from the reference",
+        f"its convolutions run over padding, {_BATCH}",
+    ),
+    "mobilebert": (
+        "text-classification",
+        "answers differ from the reference",
+        f"it embeds three tokens at a time, padding among them, {_BATCH}",
+    ),
+    "nystromformer": (
+        "feature-extraction",
+        "cannot be traced by optimum",
+        "it takes rows of segment_means_seq_len tokens only",
+    ),
+    "fnet": (
+        "fill-mask",
+        "answers differ from the reference",
+        "Fourier transforms over the whole row, padding included",
+    ),
+    "esm": ("feature-extraction", "its EsmTokenizer cannot be converted", "the worker runs tokenizer.json"),
+    "longformer": ("feature-extraction", "it reads global_attention_mask, not just text", ""),
+    "layoutlm": ("feature-extraction", "it reads bbox, not just text", "places on a page"),
+    "t5": ("feature-extraction", "it is an encoder with a decoder", ""),
+    "bart": ("text-classification", "it is an encoder with a decoder", ""),
+}
+
+
+def model(folder: Path, task: str, architecture: str) -> Path:
+    """Write a small model of `architecture` for `task` to `folder`."""
+    auto_class, settings = HEADS[task]
+    return model_of(folder, SPECS[architecture], auto_class, **settings)
+
+
+MORE = [
+    *(
+        Case(task, name, partial(model, task=task, architecture=name), note=note)
+        for name, (task, note) in _TASKS.items()
+    ),
+    *(
+        Case(task, name, partial(model, task=task, architecture=name), refused=words, note=why)
+        for name, (task, words, why) in _REFUSED.items()
+    ),
+]

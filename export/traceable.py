@@ -1,0 +1,127 @@
+"""Layers that the exporter cannot trace, or traces into what ONNX Runtime computes otherwise, put differently.
+
+Images have one size in a graph, so that resizing and pooling are products with matrices, or means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def traceable() -> Iterator[None]:
+    """Inside the block, run a module once as it is and trace it afterwards."""
+    with _pools_as_matrices(), _pools_over_everything_as_means(), _antialiased_as_matrices(), _standardised():
+        yield
+
+
+@contextmanager
+def _standardised() -> Iterator[None]:
+    """BiT standardises weights by a batch normalisation of what is there; the exporter takes it for a trained one."""
+    import torch
+
+    before = torch.nn.functional.batch_norm
+
+    def batch_norm(values: Any, mean: Any, variance: Any, *rest: Any, **options: Any) -> Any:
+        if mean is not None or rest or set(options) - {"training", "momentum", "eps"}:
+            return before(values, mean, variance, *rest, **options)
+        places = [axis for axis in range(values.ndim) if axis != 1]
+        spread, centre = torch.var_mean(values, places, correction=0, keepdim=True)
+        return (values - centre) * torch.rsqrt(spread + options.get("eps", 1e-5))
+
+    torch.nn.functional.batch_norm = batch_norm
+    try:
+        yield
+    finally:
+        torch.nn.functional.batch_norm = before
+
+
+@contextmanager
+def _pools_as_matrices() -> Iterator[None]:
+    """Trace adaptive pools, which the exporter takes only where it knows every size, as products with two matrices."""
+    import torch
+
+    pool = torch.nn.AdaptiveAvgPool2d
+    before = pool.forward
+
+    def forward(self: Any, values: Any) -> Any:
+        sizes = self.output_size if isinstance(self.output_size, tuple) else (self.output_size,) * 2
+        rows, columns = (int(size) for size in values.shape[-2:])
+        down, across = _means(rows, sizes[0] or rows), _means(columns, sizes[1] or columns)
+        return down @ values @ across.T
+
+    pool.forward = forward
+    try:
+        yield
+    finally:
+        pool.forward = before
+
+
+def _means(size: int, out: int) -> Any:
+    """(out, size): every row takes the mean of its share of the places, which may overlap, as torch cuts them."""
+    import torch
+
+    matrix = torch.zeros(out, size)
+    for place in range(out):
+        begin, end = place * size // out, -(-(place + 1) * size // out)
+        matrix[place, begin:end] = 1 / (end - begin)
+    return matrix
+
+
+@contextmanager
+def _pools_over_everything_as_means() -> Iterator[None]:
+    """EfficientNet pools with a kernel larger than the map: torch divides by the map, ONNX Runtime by the kernel."""
+    import torch
+
+    pool = torch.nn.AvgPool2d
+    before = pool.forward
+
+    def forward(self: Any, values: Any) -> Any:
+        sizes = self.kernel_size if isinstance(self.kernel_size, tuple) else (self.kernel_size,) * 2
+        covers = all(kernel > int(size) for kernel, size in zip(sizes, values.shape[-2:], strict=True))
+        if not (covers and self.ceil_mode and self.padding in (0, (0, 0)) and self.divisor_override is None):
+            return before(self, values)
+        return values.mean((2, 3), keepdim=True)
+
+    pool.forward = forward
+    try:
+        yield
+    finally:
+        pool.forward = before
+
+
+@contextmanager
+def _antialiased_as_matrices() -> Iterator[None]:
+    """Resizing with antialiasing, as of position embeddings, is a product with a matrix a side.
+
+    The matrices are found in the run before the trace, for whatever runs meanwhile is traced itself.
+    """
+    import torch
+
+    before = torch.nn.functional.interpolate
+    matrices: dict[tuple[Any, ...], Any] = {}
+
+    def side(size: int, out: int, options: Any) -> Any:
+        """(out, size): what a column of `size` places becomes."""
+        key = (size, out, *sorted(options.items()))
+        if key not in matrices:
+            matrices[key] = before(torch.eye(size)[None, None], size=(out, size), antialias=True, **options)[0, 0]
+        return matrices[key]
+
+    def interpolate(values: Any, size: Any = None, scale_factor: Any = None, *rest: Any, **options: Any) -> Any:
+        antialias = options.pop("antialias", False)
+        if rest or not antialias or scale_factor is not None or values.ndim != 4:
+            return before(values, size, scale_factor, *rest, antialias=antialias, **options)
+        outs = size if isinstance(size, tuple | list) else (size, size)
+        down, across = (
+            side(int(length), int(out), options) for length, out in zip(values.shape[-2:], outs, strict=True)
+        )
+        return (down @ values.to(torch.float32) @ across.T).to(values.dtype)
+
+    torch.nn.functional.interpolate = interpolate
+    try:
+        yield
+    finally:
+        torch.nn.functional.interpolate = before

@@ -1,0 +1,90 @@
+"""Every architecture of the zoo: exported, opened, asked, compared with PyTorch; or refused in the words that it names.
+
+`make test` takes the quickest, one or two a modality; `make test-zoo` all, and leaves the rows of docs/models.md in
+build/zoo.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import models, zoo
+from benchmarks.results_file import read
+from benchmarks.zoo.answers import difference
+from benchmarks.zoo.case import Case
+
+QUICKEST = ("rembert", "phi", "convnextv2", "segformer", "unispeech-sat", "t5")
+CASES = [
+    pytest.param(case, id=case.architecture, marks=() if case.architecture in QUICKEST else (pytest.mark.zoo,))
+    for case in zoo.models()
+]
+BUILT = Path("build/zoo.json")
+
+# What transformers and the tracers warn of is theirs, and differs from architecture to architecture.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def rows() -> Iterator[list[dict[str, Any]]]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a model only loses with more
+    found: list[dict[str, Any]] = []
+    yield found
+    torch.set_num_threads(threads)
+    if len(found) == len(CASES):
+        BUILT.unlink(missing_ok=True)
+        models.record(found, BUILT)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_architecture(case: Case, rows: list[dict[str, Any]], tmp_path: Path):
+    row = models.row(case, tmp_path)
+    rows.append(row)
+    assert models.as_expected(case, row), row
+    assert (tmp_path / "bundle").exists() is not bool(case.refused)
+
+
+def test_the_page_is_made_from_the_committed_results():
+    page = models.PAGE.read_text()
+    assert models.rendered(page, read(models.RESULTS)) == page, "run `python -m benchmarks models --tables`"
+
+
+def test_the_results_cover_the_zoo_and_forty_architectures():
+    found = {row["architecture"]: row for row in read(models.RESULTS).details["models"]}
+    cases = {case.architecture: case for case in zoo.models()}
+    assert set(found) == set(cases), "run `python -m benchmarks models`"
+    assert all(models.as_expected(case, found[name]) for name, case in cases.items())
+    assert sum(not row["refused"] for row in found.values()) >= 40
+    assert {row["task"] for row in found.values() if not row["refused"]} == {case.task for case in zoo.cases()}
+
+
+def test_a_reply_that_differs_in_anything_but_numbers_is_no_near_miss():
+    assert difference({"label": "a", "scores": [0.5, 1]}, {"label": "a", "scores": np.array([0.5, 0.75])}) == 0.25
+    wrong: list[Any] = [{"label": "b", "scores": [0.5]}, {"label": "a", "scores": []}, {"label": "a"}, [], None]
+    for ours in wrong:
+        with pytest.raises(ValueError, match="instead of"):
+            difference(ours, {"label": "a", "scores": [0.5]})
+
+
+def test_a_wrong_answer_is_not_as_expected():
+    exported = {"refused": None, "difference": 2 * models.LIMIT}
+    case = Case("fill-mask", "any", lambda folder: folder)
+    assert not models.as_expected(case, exported)
+    assert not models.as_expected(case, {"refused": "no"})
+    assert models.as_expected(case, {"refused": None, "difference": 0.0})
+    refused = Case("fill-mask", "any", lambda folder: folder, refused="an encoder with a decoder")
+    assert not models.as_expected(refused, {"refused": None, "difference": 0.0})
+    assert not models.as_expected(refused, {"refused": "something else"})
+    assert models.as_expected(refused, {"refused": "model (t5) is an encoder with a decoder"})
+
+
+def test_a_page_without_markers_is_an_error():
+    with pytest.raises(ValueError, match="lacks the markers"):
+        models.rendered("nothing", read(models.RESULTS))
