@@ -84,7 +84,8 @@ def _tensor(name: str, values: Any, path: Path) -> Any:
     if content.nbytes < INSIDE_BELOW:
         made.raw_data = content.tobytes()
         return made
-    content.tofile(path)
+    with open(path, "wb") as file:
+        file.write(content.data)  # `tofile` would hide why it could not write
     made.data_location = TensorProto.EXTERNAL
     made.external_data.add(key="location", value=path.name)
     return made

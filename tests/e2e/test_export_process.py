@@ -90,7 +90,7 @@ def test_an_interrupt_is_an_answer_in_json(export: Exports, bert: Path, tmp_path
     assert entries(tmp_path) == []
 
 
-@pytest.mark.parametrize("size", [5_000, 60_000, 130_000])
+@pytest.mark.parametrize("size", [5_000, 60_000, 100_000])
 def test_a_file_that_cannot_grow_is_a_full_disk(export: Exports, bert: Path, tmp_path: Path, size: int):
     argv: list[str | Path] = [bert, "--precision", "int8", "--out", tmp_path / "bundle"]
     ended = export.run(*argv, limits={"RLIMIT_FSIZE": size}, set={"export.load:DISK_FACTOR": 0})

@@ -35,8 +35,6 @@ ALLOWED = {
     },
     "docs/export.md": {"above 2 GB": "ONNX's limit for a graph with its weights"},
     "docs/large-models.md": {
-        "A model of 1.3 GB needs 5.4 GB": "an example of four times the weights",
-        "one of 7 GB fits a machine with 32 GB": "likewise",
         "every 50 ms": "how often memory is looked at",
         "graphs of 2 GB": "ONNX's limit for a graph with its weights",
     },

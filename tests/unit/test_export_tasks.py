@@ -86,6 +86,7 @@ def test_a_model_that_does_not_say(tmp_path: Path, config: Any, sentence: str):
 
 
 def test_an_option_of_another_task_is_refused(tmp_path: Path):
+    write_json(tmp_path / "config.json", {"architectures": ["BertForMaskedLM"], "model_type": "bert"})
     with pytest.raises(Refused, match="--pooling means nothing to fill-mask; leave it out"):
         load(Recipe(str(tmp_path), "fill-mask", tmp_path / "out", pooling="cls"))
 
