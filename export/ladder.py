@@ -17,8 +17,9 @@ from engine.bundle import open_bundle, write_manifest
 from export.errors import ParityFailed
 from export.ladder_cpu import climb_cpu
 from export.ladder_gpu import HalfGraphs, climb_gpu
-from export.parity import Gate, Limits, worst
+from export.parity import Gate, worst
 from export.parity_data import read_payloads
+from export.parity_limits import Limits
 from export.precision_options import AUTO, wanted
 from export.progress import stage
 from export.trials import Record

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.bundle import open_bundle, write_manifest
+from export.candidates import candidate_of
 from export.errors import ParityFailed
 from export.half import half
 from export.overflow import layers, losing, magnitudes, touching
-from export.parity import Gate, Limits, candidate_of
+from export.parity import Gate
+from export.parity_limits import Limits
 from export.precision_options import AUTO, TARGETS
 from export.rounded import rounded
 from export.source import Source

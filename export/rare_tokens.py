@@ -1,4 +1,4 @@
-"""Texts of tokens that ordinary texts hardly hold, for the gate: their embeddings were trained least and stand out most.
+"""Texts of rare tokens, for the gate: their embeddings were trained least and stand out most.
 
 Only what a text can come to is drawn: pieces that the tokenizer makes of nothing, such as BERT's [unused1], no caller
 can send.
