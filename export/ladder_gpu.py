@@ -138,7 +138,7 @@ class HalfGraphs:
 def climb_gpu(graphs: HalfGraphs, target: str, asked: str) -> Outcome:
     """The fastest precision of `target` that passes. Raises ParityFailed where none does that was asked for."""
     outcome = Outcome("fp32", [])
-    wanted = TARGETS[target] if asked == AUTO else (asked,)
+    wanted = [one for one in TARGETS[target] if one != "int8"] if asked == AUTO else (asked,)
     last: ParityFailed | None = None
     rung: _Rung | None = None
     for rung in _rungs(graphs, wanted):

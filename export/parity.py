@@ -46,6 +46,8 @@ class Gate:
 
         For precisions that answer differently by design, where a handful of rows does not show the worst.
         """
+        if any(case.by_graph and case.label.startswith(_SAMPLE) for case in self._cases):
+            return
         samples = self._source.task.samples(self._source)
         self._add((f"{_SAMPLE}{number}", payload) for number, payload in enumerate(samples))
 
@@ -58,6 +60,11 @@ class Gate:
         bundle, payloads = open_bundle(self._folder), list(payloads)
         for name in bundle.manifest.graphs if payloads else ():
             self._cases += sample_cases(self._source, portable(bundle, name), name, payloads)
+
+    @property
+    def measures(self) -> Sequence[Measure]:
+        """Of rows; the first is what candidates are ranked by."""
+        return self._source.task.measures
 
     @property
     def rows(self) -> Sequence[Row]:
