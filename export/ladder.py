@@ -17,8 +17,10 @@ from engine.bundle import open_bundle, write_manifest
 from export.errors import ParityFailed
 from export.ladder_cpu import climb_cpu
 from export.ladder_gpu import HalfGraphs, climb_gpu
-from export.parity import Gate, Limits, worst
+from export.ladder_static import climb_static
+from export.parity import Gate, worst
 from export.parity_data import read_payloads
+from export.parity_limits import Limits
 from export.precision_options import AUTO, wanted
 from export.progress import stage
 from export.trials import Record
@@ -69,7 +71,11 @@ def choose_precisions(
     halves = HalfGraphs(gate, source, folder, limits, recipe.allow_parity_failure)
     for target in (name for name in _GPU if name in asked):
         with stage(target) as note:
-            found = climb_gpu(halves, target, asked[target])
+            found = (
+                climb_static(gate, folder, files, limits, recipe.allow_parity_failure)
+                if asked[target] == "int8"
+                else climb_gpu(halves, target, asked[target])
+            )
             records[target], chosen[target] = found.records, found.precision
             figures["graphs"].update(found.graphs)
             failures += found.failures
@@ -100,7 +106,7 @@ def choose_precisions(
 def plan_of(recipe: Recipe, figures: Mapping[str, Any]) -> PlanRecipe:
     """The plans to build: in the precision that the ladder came to, where it was asked."""
     assert recipe.plan is not None
-    return replace(recipe.plan, precision=figures["precisions"].get("tensorrt", recipe.plan.precision))
+    return replace(recipe.plan, precision=figures["precisions"].get("tensorrt", recipe.plan.precision)).of({})
 
 
 def ladder_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:

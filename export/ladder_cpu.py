@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.candidates import Candidate, candidate_of, of_bundle
 from export.errors import ParityFailed
-from export.parity import Candidate, Gate, Limits, candidate_of, of_bundle
-from export.precision import ROWS_TRIED, SHORTLIST, Int8, Step, search
+from export.int8_search import Step, search
+from export.parity import Gate
+from export.parity_limits import Limits
+from export.precision import ROWS_TRIED, SHORTLIST, Int8
 from export.precision_options import AUTO
 from export.rates import rates
 from export.trials import Outcome, Record, record_of

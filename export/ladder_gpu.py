@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.bundle import open_bundle, write_manifest
+from export.candidates import candidate_of
 from export.errors import ParityFailed
 from export.half import half
 from export.overflow import layers, losing, magnitudes, touching
-from export.parity import Gate, Limits, candidate_of
+from export.parity import Gate
+from export.parity_limits import Limits
 from export.precision_options import AUTO, TARGETS
 from export.rounded import rounded
 from export.source import Source
@@ -136,7 +138,7 @@ class HalfGraphs:
 def climb_gpu(graphs: HalfGraphs, target: str, asked: str) -> Outcome:
     """The fastest precision of `target` that passes. Raises ParityFailed where none does that was asked for."""
     outcome = Outcome("fp32", [])
-    wanted = TARGETS[target] if asked == AUTO else (asked,)
+    wanted = [one for one in TARGETS[target] if one != "int8"] if asked == AUTO else (asked,)
     last: ParityFailed | None = None
     rung: _Rung | None = None
     for rung in _rungs(graphs, wanted):

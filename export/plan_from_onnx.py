@@ -20,6 +20,7 @@ from typing import Any
 from engine.bucket import Bucket, Ladder
 from engine.bundle import Bundle, Graph, changed_bundle_folder, open_bundle, write_manifest
 from engine.plan import Plan, PlanFile, Profile, source_digest, write_sidecar
+from export.errors import Refused
 from export.half import TYPES, half
 from export.plan_gate import gate, in_precision
 from export.plan_recipe import PlanRecipe
@@ -39,6 +40,7 @@ def add_plans(path: Path, recipe: PlanRecipe) -> list[str]:
     Raises Refused, ParityFailed or BundleError.
     """
     bundle = open_bundle(path)
+    recipe = recipe.of(bundle.manifest.precisions)
     builder = open_builder(recipe)
     with stage("verify"):
         bundle.verify()
@@ -48,6 +50,7 @@ def add_plans(path: Path, recipe: PlanRecipe) -> list[str]:
 
 def write_plans(folder: Path, recipe: PlanRecipe, builder: Builder | None = None) -> list[str]:
     """Add plans to the bundle in `folder`, in place, and return their file names. Raises Refused or ParityFailed."""
+    recipe = recipe.of(open_bundle(folder).manifest.precisions)
     builder = builder or open_builder(recipe)
     written: list[str] = []
     for name in open_bundle(folder).manifest.graphs:
@@ -60,6 +63,8 @@ def add_precision(folder: Path, name: str, precision: str) -> None:
     """Make the graph of `precision` part of the bundle in `folder`, after a check on the CPU where that can run it."""
     manifest = open_bundle(folder).manifest
     graph = manifest.graphs[name]
+    if precision == "int8" and precision not in graph.onnx:
+        raise Refused("the bundle has no int8 graph for TensorRT; export the model with --precision tensorrt=int8")
     if precision not in TYPES or precision in graph.onnx:
         return
     with stage(precision) as note:
@@ -89,7 +94,7 @@ def _check_on_cpu(bundle: Bundle, name: str, precision: str) -> dict[str, Any]:
 def _add_plan(folder: Path, name: str, recipe: PlanRecipe, builder: Builder, target: Target) -> str:
     bundle = open_bundle(folder)
     graph = bundle.manifest.graphs[name]
-    onnx = graph.onnx[recipe.precision if recipe.precision in TYPES else "fp32"]
+    onnx = graph.onnx[recipe.precision if recipe.precision in (*TYPES, "int8") else "fp32"]
     ladder = recipe.ladder(bundle.manifest, name)
     profiles = recipe.shapes(ladder)
     plans = folder / "graphs" / name / "plans"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,7 +16,9 @@ from export.errors import Refused
 if TYPE_CHECKING:
     from engine.bundle import Manifest
 
-PLAN_PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+PLAN_PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
+AS_BUNDLE = ""
+"""Stands for the precision that the bundle's ladder found for TensorRT; fp16 where it has looked for none."""
 BUILDERS = ("tensorrt", "tensorrt-rtx")
 PROFILES = ("bucket", "length")
 NO_LIBRARY_TACTICS = "TENSORRT_NO_LIBRARY_TACTICS"
@@ -32,7 +34,7 @@ _MAX = 0
 class PlanRecipe:
     """The plans of one bundle."""
 
-    precision: str = "fp16"
+    precision: str = AS_BUNDLE
     batches: tuple[int, ...] = _BATCHES
     lengths: tuple[int, ...] | None = None
     """None: powers of two from 16 up and the model's maximum."""
@@ -46,6 +48,10 @@ class PlanRecipe:
     workspace_mib: int | None = None
     library_tactics: bool = True
     pin_types: bool = False
+
+    def of(self, precisions: Mapping[str, str]) -> PlanRecipe:
+        """With a precision; `precisions` are the bundle's by target."""
+        return self if self.precision else replace(self, precision=precisions.get("tensorrt", "fp16"))
 
     def ladder(self, manifest: Manifest, graph: str) -> Ladder:
         """The buckets of one graph. Raises Refused when a length is over what the model takes."""
@@ -71,7 +77,12 @@ class PlanRecipe:
 def add_plan_arguments(parser: argparse._ActionsContainer, precision: str) -> None:
     """Declare the options that a plan is built with; `precision` is the name of the option for its precision."""
     parser.add_argument(
-        precision, dest="plan_precision", choices=PLAN_PRECISIONS, default="fp16", help="of plans (default: fp16)"
+        precision,
+        dest="plan_precision",
+        choices=PLAN_PRECISIONS,
+        default=AS_BUNDLE,
+        help="of plans (default: what the bundle's ladder found for TensorRT, else fp16); int8 needs a bundle that was "
+        "exported with tensorrt=int8",
     )
     parser.add_argument(
         "--batches",

@@ -14,11 +14,10 @@ from __future__ import annotations
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,10 +25,11 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from engine.tensors import Array, Row
-from export.errors import ParityFailed
 from export.int8_graph import finish
+from export.int8_search import Step
 from export.optimize import Places, add_graph, fuse
 from export.smooth import ALPHAS, maxima, products, scale_of, smooth
+from export.static_int8 import quantize, ranges
 
 SHORTLIST = 12
 """Matrices that are tried one by one. On all-MiniLM-L6-v2 the four that matter most are among the ten whose products
@@ -38,26 +38,6 @@ suffer most; trying each costs a quantization and ROWS_TRIED rows."""
 ROWS_TRIED = 100
 _ROWS_OBSERVED = 60
 _ROWS_COMPARED, _TOKENS_COMPARED = 24, 128
-
-_FIRST_SMOOTHED = 6
-"""The first step that smooths takes one of so many inputs. On all-MiniLM-L6-v2 those 4 of 24 do half of what all do
-for the worst cosine (0.972 without, 0.982, all 0.990), and every one that is left out is 0.5 % of the speed."""
-
-Figures: TypeAlias = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One rung of the ladder: inputs that are smoothed, by how much, and which nodes' matrices stay fp32."""
-
-    smoothed: tuple[tuple[str, float], ...] = ()
-    kept: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        matrices = "matrix" if len(self.kept) == 1 else "matrices"
-        which = f"all but {len(self.kept)} weight {matrices}" if self.kept else "every weight matrix"
-        inputs = "input" if len(self.smoothed) == 1 else "inputs"
-        return f"{which}, {len(self.smoothed)} {inputs} smoothed" if self.smoothed else which
 
 
 class Int8:
@@ -77,13 +57,7 @@ class Int8:
         """Write the graph of `step`; it replaces the one before."""
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        shutil.rmtree(self._work, ignore_errors=True)
-        self._work.mkdir(parents=True)
-        whole, quantized = self._work / "whole.onnx", self._work / "quantized.onnx"
-        model = onnx.load(self._portable)
-        if step.smoothed:
-            smooth(model, self._maxima(), dict(step.smoothed))
-        onnx.save(model, whole, save_as_external_data=True, location="whole.bin")
+        whole, quantized = self._whole(step), self._work / "quantized.onnx"
         with _quiet():
             quantize_dynamic(
                 whole,
@@ -95,7 +69,45 @@ class Int8:
                 use_external_data_format=True,
                 extra_options={"MatMulConstBOnly": True},  # products of two activations have nothing to gain
             )
-        path = self._portable.with_name("int8.cpu.onnx")
+        return self._fused(quantized, "int8.cpu.onnx")
+
+    def write_static(self, step: Step, method: str) -> Path:
+        """Write the graph of `step` for the CPU with ranges calibrated by `method`, beside the other."""
+        model = self._quantized(step, method, symmetric=False)
+        path = self._work / "static.onnx"
+        onnx.save(model, path, save_as_external_data=True, location="static.bin")
+        return self._fused(path, f"int8-{method}.cpu.onnx")
+
+    def write_qdq(self, step: Step, method: str) -> Path:
+        """Write the graph of `step` for TensorRT, with ranges calibrated by `method`; it replaces the one before."""
+        path = self._portable.with_name("int8.onnx")
+        add_graph(self._quantized(step, method, symmetric=True), path, self._places)
+        onnx.checker.check_model(path, full_check=True)
+        if not path.with_suffix(".bin").stat().st_size:  # all weights are those of the fp32 graph
+            path.with_suffix(".bin").unlink()
+        shutil.rmtree(self._work)
+        return path
+
+    def _whole(self, step: Step) -> Path:
+        """The fp32 graph with the inputs of `step` smoothed, in the folder that comes and goes."""
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir(parents=True)
+        whole = self._work / "whole.onnx"
+        model = onnx.load(self._portable)
+        if step.smoothed:
+            smooth(model, self._maxima(), dict(step.smoothed))
+        onnx.save(model, whole, save_as_external_data=True, location="whole.bin")
+        return whole
+
+    def _quantized(self, step: Step, method: str, *, symmetric: bool) -> Any:
+        whole = self._whole(step)
+        found = ranges(self._observed(path=whole), method, symmetric=symmetric)
+        model = onnx.load(whole)
+        quantize(model, found, step.kept, symmetric=symmetric)
+        return model
+
+    def _fused(self, quantized: Path, name: str) -> Path:
+        path = self._portable.with_name(name)
         fused = onnx.load(fuse(quantized, self._work / "fused"))
         finish(fused, self._known_ranks())
         add_graph(fused, path, self._places)
@@ -153,13 +165,13 @@ class Int8:
                 lost[node.name] += _loss(seen[node.input[0]], matrices[node.name])
         return sorted(lost, key=lambda name: -lost[name])
 
-    def _observed(self, rows: Sequence[Row] | None = None) -> Iterator[Mapping[str, Array]]:
-        """What goes into the products with weight matrices, tensor by tensor, for each row."""
-        model = onnx.load(self._portable, load_external_data=False)
+    def _observed(self, rows: Sequence[Row] | None = None, path: Path | None = None) -> Iterator[Mapping[str, Array]]:
+        """What goes into the products with weight matrices, tensor by tensor, for each row; of the graph at `path`."""
+        path = path or self._portable
+        model = onnx.load(path, load_external_data=False)
         names = sorted({node.input[0] for node in products(model)})
         model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-        # Beside the portable graph, where the weights are.
-        observed = self._portable.with_name("observed.onnx")
+        observed = path.with_name("observed.onnx")  # where the weights are
         try:
             onnx.save(model, observed)
             options = ort.SessionOptions()
@@ -170,64 +182,6 @@ class Int8:
         inputs = [tensor.name for tensor in session.get_inputs()]
         for row in self._rows if rows is None else rows:
             yield dict(zip(names, session.run(names, {name: row.feeds[name][None] for name in inputs}), strict=True))
-
-
-def search(
-    attempt: Callable[[Step], Figures],
-    gaining: Callable[[], Sequence[tuple[str, float]]],
-    ranked: Callable[[Step], Sequence[str]],
-    refuse: Callable[[Step, ParityFailed], None] = lambda step, failure: None,
-) -> tuple[Figures, Step]:
-    """The fastest step that passes the gate, and its figures.
-
-    `attempt` writes a step's graph and returns the gate's figures; `refuse` is told of those that fail. Asked only when
-    needed: `gaining` for the inputs to smooth, `ranked` for the names of all weight matrices' nodes, those to keep in
-    fp32 first. Raises ParityFailed when half of all kept are not enough: too little would be gained.
-    """
-    last: list[ParityFailed] = []
-    written = Step()
-
-    def passes(step: Step) -> Figures | None:
-        nonlocal written
-        written = step
-        try:
-            return attempt(step)
-        except ParityFailed as failure:
-            refuse(step, failure)
-            last.append(failure)
-            return None
-
-    if (figures := passes(Step())) is not None:
-        return figures, Step()
-    smoothed = Step()
-    for some in _portions(gaining()):
-        smoothed = Step(some)
-        if (figures := passes(smoothed)) is not None:
-            return figures, smoothed
-    names = tuple(ranked(smoothed))
-    too_few, count = 0, 1
-    while (figures := passes(replace(smoothed, kept=names[:count]))) is None:
-        if 2 * count > len(names) // 2:
-            raise last[-1]
-        too_few, count = count, 2 * count
-    while count - too_few > 1:  # fewer may do
-        middle = (too_few + count) // 2
-        if (found := passes(replace(smoothed, kept=names[:middle]))) is None:
-            too_few = middle
-        else:
-            count, figures = middle, found
-    step = replace(smoothed, kept=names[:count])
-    return figures if written == step else attempt(step), step
-
-
-def _portions(inputs: Sequence[tuple[str, float]]) -> Iterator[tuple[tuple[str, float], ...]]:
-    """The first few, twice as many, and so on up to all."""
-    count = max(1, len(inputs) // _FIRST_SMOOTHED)
-    while count < len(inputs):
-        yield tuple(inputs[:count])
-        count *= 2
-    if inputs:
-        yield tuple(inputs)
 
 
 def _losses(

@@ -21,7 +21,7 @@ PRECISIONS = (AUTO, "fp32", "fp16", "bf16", "int8")
 TARGETS: Mapping[str, Sequence[str]] = {
     "cpu": (AUTO, "fp32", "int8"),  # ONNX Runtime on a CPU computes fp16 by casting to fp32 and back: slower, no better
     "cuda": (AUTO, "fp32", "fp16"),  # ONNX Runtime's CUDA provider: no bf16 for most operators, int8 as slow as fp32
-    "tensorrt": PRECISIONS,
+    "tensorrt": PRECISIONS,  # int8 only by name
 }
 """What runs a graph, and the precisions that make sense there."""
 

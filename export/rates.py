@@ -11,7 +11,7 @@ from engine.feed import run_rows
 from engine.tensors import Row
 
 if TYPE_CHECKING:
-    from export.parity import Candidate
+    from export.candidates import Candidate
 
 _BATCH = 16
 _TURNS = 4

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from engine.tensors import Arrays, Row
 from export.errors import Refused
 from export.nodes import Axes
+from export.rare_tokens import rare_texts
 from export.recipe import Recipe
 from export.source import Source, first_line
 from export.tasks.base import ExportTask, Layout, Probe
@@ -180,6 +181,8 @@ def texts(source: Source, examples: Sequence[Any]) -> Iterator[tuple[str, str]]:
     yield "emoji", "\U0001f469\U0001f3fd\u200d\U0001f4bb ships \U0001f680\U0001f680 to \U0001f1eb\U0001f1f7"
     yield "CJK", "機械学習は楽しい。机器学习很有趣。기계 학습은 재미있다."
     yield "right to left", "שלום עולם, مرحبا بالعالم 123"
+    for number, text in enumerate(rare_texts(source.tokenizer, sample_texts(source))):
+        yield f"rare tokens {number}", text
     yield "special tokens", " ".join(source.tokenizer.all_special_tokens)
     yield "longest", longest_text(source, length)
 

@@ -16,7 +16,7 @@ from engine.tensors import TensorSpec
 from export.errors import Refused
 from export.trt_messages import deferred_interrupt, errors_of, logger_of, monitor_of
 
-_FLAGS = {"fp16": "FP16", "bf16": "BF16"}
+_FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
 """Builder flags of a network whose types are only hints, which is every network before TensorRT 10."""
 _DEFAULT_LEVEL = 3  # TensorRT's own
 
@@ -26,7 +26,8 @@ class BuildOptions:
     """What the builder is asked for, beside the network and its shapes."""
 
     precision: str = "fp32"
-    """fp32, tf32, fp16 or bf16. The ONNX has these types already; tf32 is fp32 with shorter mantissas in products."""
+    """fp32, tf32, fp16, bf16 or int8. The ONNX has these types already, and the scales of int8, so that nothing is
+    calibrated; tf32 is fp32 with shorter mantissas in products."""
     hardware_compatibility: str = "none"
     version_compatible: bool = False
     optimization_level: int = _DEFAULT_LEVEL
@@ -148,7 +149,7 @@ def _set_hints(trt: Any, config: Any, network: Any, options: BuildOptions) -> No
     if flag is None:
         raise Refused(f"TensorRT {trt.__version__} has no {options.precision}; use fp16, or TensorRT 10")
     config.set_flag(flag)
-    if not options.pin_types:
+    if not options.pin_types or options.precision == "int8":  # there Q and DQ say what is fp32
         return
     config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
     loose = (trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.CAST)  # have no precision to hold

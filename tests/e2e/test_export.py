@@ -25,7 +25,8 @@ from engine.bundle import open_bundle
 from engine.feed import run_rows
 from engine.tasks import load_task
 from export.__main__ import main
-from export.precision import Int8, Step
+from export.int8_search import Step
+from export.precision import Int8
 from export.smooth import products
 from export.tasks.feature_extraction import FeatureExtractionExport
 from export.text import longest_text

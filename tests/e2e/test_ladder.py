@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import pytest
 from onnx import TensorProto
 
@@ -97,6 +98,38 @@ def test_bf16_is_a_step_of_its_own(bert: Path, tmp_path: Path):
     assert figures["precisions"] == {"cpu": "fp32", "tensorrt": "bf16"}
     assert "bf16" in open_bundle(tmp_path / "bundle").manifest.graphs["model"].onnx
     assert 0 < figures["ladder"]["tensorrt"][-1]["figures"]["max_relative_difference"] <= 0.2
+
+
+def test_int8_for_tensorrt_has_its_scales_in_the_graph_and_only_when_asked_for_by_name(bert: Path, tmp_path: Path):
+    out = tmp_path / "bundle"
+    figures = exported(bert, out, "--precision", "cpu=int8,tensorrt=int8")
+    assert figures["precisions"] == {"cpu": "int8", "tensorrt": "int8"}
+    last = figures["ladder"]["tensorrt"][-1]
+    assert last["passed"]
+    assert set(last["calibration"]) == {"entropy", "percentile"}
+    assert last["figures"] in last["calibration"].values()
+    assert max(one["min_cosine"] for one in last["calibration"].values()) == last["figures"]["min_cosine"] >= 0.98
+    manifest = open_bundle(out).manifest
+    assert manifest.graphs["model"].onnx["int8"] == "graphs/model/int8.onnx"
+    assert manifest.graphs["model"].fused["int8"] == "graphs/model/int8.cpu.onnx"
+    graph = onnx.load(out / "graphs/model/int8.onnx").graph
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    pairs = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert pairs
+    for node in pairs:  # as TensorRT demands: https://docs.nvidia.com/deeplearning/tensorrt, explicit quantization
+        zero = weights[node.input[2]]
+        assert zero.dtype == np.int8
+        assert not zero.any()
+    makers = {name: node for node in graph.node for name in node.output}
+    products = [node for node in graph.node if node.op_type == "MatMul" and "weight" in node.input[1]]
+    assert products
+    for node in products:
+        quantized = makers[makers[node.input[1]].input[0]]
+        assert weights[quantized.input[0]].dtype == np.float32
+        assert weights[quantized.input[1]].shape == (weights[quantized.input[0]].shape[1],)  # a scale a column
+        assert weights[makers[node.input[0]].input[1]].shape == ()
+    auto = exported(bert, tmp_path / "auto", "--precision", "tensorrt=auto")
+    assert not any(step["step"].startswith("int8") for step in auto["ladder"]["tensorrt"])
 
 
 def test_what_fails_is_written_only_when_allowed_and_served_only_when_told(

@@ -161,6 +161,23 @@ def test_the_other_precisions_build(tmp_path: Path, precision: str):
     )
 
 
+def test_the_bundles_own_precision_is_taken_and_int8_builds_from_the_scales_in_its_graph(tmp_path: Path):
+    path = _export(models.tiny_bert, "--task", "feature-extraction", "--precision", "tensorrt=int8")(tmp_path)
+    assert plan(path, *TINY) == 0
+    (found,) = plans_of(opened(path))
+    assert (found.plan.precision, found.plan.onnx) == ("int8", "graphs/model/int8.onnx")
+    assert stale(found.plan, opened(path)) is None
+
+
+def test_int8_without_a_graph_that_has_it_is_refused(bundle: Path, capsys: pytest.CaptureFixture[str]):
+    before = snapshot(bundle)
+    assert plan(bundle, *TINY, "--precision", "int8") == 2
+    assert capsys.readouterr().err == (
+        "error: the bundle has no int8 graph for TensorRT; export the model with --precision tensorrt=int8\n"
+    )
+    assert snapshot(bundle) == before
+
+
 def test_its_plans_are_never_offered_to_plain_tensorrt(bundle: Path):
     assert plan(bundle, *TINY) == 0
     (found,) = plans_of(opened(bundle))

@@ -47,6 +47,7 @@ ALLOWED = {
         "1 s a cell": "a default of --duration",
         "2 s in `latency`": "likewise",
     },
+    "docs/precision.md": {"at least 1.05 times as fast": "the limit that a step on the CPU must keep"},
     "docs/regressions.md": {
         "At 95 %": "a confidence, not a measurement",
         "effect is 5 %": "a default",

@@ -42,6 +42,7 @@ def test_only_what_is_required(tmp_path: Path):
             [*ARGV, "b", "--parity-threshold", "1.5"],
             "--parity-threshold is NAME=X with a number X from 0 to 1, got '1.5'",
         ),
+        ([*ARGV, "b", "--precision", "cuda=int8"], "--precision cuda=int8: cuda takes one of auto, fp32, fp16"),
         ([*ARGV, "b", "--image-size", "480by640"], "--image-size is HEIGHTxWIDTH in pixels, such as 480x640"),
         ([*ARGV, "b", "--no-such-option"], "unrecognized arguments: --no-such-option"),
         ([*ARGV, __file__], "exists and is not empty; name another folder with --out, or remove it first"),
@@ -53,6 +54,7 @@ def test_refusals(argv: list[str], sentence: str):
         recipe_from_argv(argv)
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
+    assert refused.value.exit_code == 2
 
 
 def test_a_full_disk_is_found_below_what_libraries_raise():

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from export.errors import Refused
+from export.rare_tokens import rare_texts
 from export.tasks import export_task
+from export.text import sample_texts, texts
+from tests import models
 
 
 @pytest.mark.parametrize(
@@ -20,3 +26,27 @@ def test_attention_to_blocks_drawn_at_random_is_refused(task: str):
         export_task(task).check("m", config)
     config.attention_type = "original_full"
     export_task(task).check("m", config)
+
+
+@pytest.mark.parametrize("make", [models.tiny_bert, models.tiny_roberta])
+def test_rare_texts_are_made_of_tokens_that_no_sample_holds(make: Callable[[Path], Path], tmp_path: Path):
+    from transformers import AutoTokenizer
+
+    source: Any = SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(make(tmp_path / "model")), max_length=64)
+
+    def tokens(text: str) -> list[int]:
+        found: list[int] = source.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    samples = {token for text in sample_texts(source) for token in tokens(text)}
+    rare = [text for label, text in texts(source, []) if label.startswith("rare tokens")]
+    assert rare
+    assert samples.isdisjoint({token for text in rare for token in tokens(f"o {text}")[1:]})
+    assert rare == [text for label, text in texts(source, []) if label.startswith("rare tokens")]
+
+
+def test_a_vocabulary_that_ordinary_texts_exhaust_has_no_rare_text(tmp_path: Path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models.tiny_bert(tmp_path / "model"))
+    assert list(rare_texts(tokenizer, [" ".join(tokenizer.get_vocab())])) == []

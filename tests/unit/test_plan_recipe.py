@@ -68,3 +68,9 @@ def test_library_tactics_are_left_out_by_option_or_environment(monkeypatch: pyte
 def test_the_ladder_of_a_real_bundle(small_bundle: Path):
     found = open_bundle(small_bundle).manifest
     assert PlanRecipe().ladder(found, "model").lengths == (16, 32)
+
+
+def test_without_a_precision_plans_have_the_bundles():
+    assert plan_command(["B"])[1].of({"cpu": "int8", "tensorrt": "bf16"}).precision == "bf16"
+    assert plan_command(["B"])[1].of({"cpu": "int8"}).precision == "fp16"
+    assert plan_command(["B", "--precision", "fp32"])[1].of({"tensorrt": "bf16"}).precision == "fp32"

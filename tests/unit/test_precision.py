@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engine.tensors import Array
 from export.errors import ParityFailed
-from export.precision import Step, _loss, search
+from export.int8_search import Step, search
+from export.precision import _loss
 from export.smooth import maxima, products, smooth
 
 RNG = np.random.default_rng(0)

@@ -1,0 +1,77 @@
+"""What the gate compares on: rows as the worker makes them, each with the reference's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.bundle import Bundle
+from engine.feed import run_rows
+from engine.tasks import load_task
+from engine.tensors import Arrays, Row, TensorSpec
+from export.source import Source, quiet
+
+if TYPE_CHECKING:
+    from engine.tasks.base import Json
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row, and what should be answered to it."""
+
+    label: str
+    row: Row
+    expected: Arrays
+    by_graph: bool = False
+    """Whether the bundle's own fp32 graph answered, instead of the model in PyTorch."""
+
+
+def cases_of(source: Source, bundle: Bundle, payloads: Sequence[tuple[str, Json]]) -> list[Case]:
+    """Rows as the worker makes them, each with the reference's answer."""
+    import torch
+
+    task = load_task(bundle)
+    model = source.load_model()
+    cases = []
+    with quiet(), torch.inference_mode():
+        for probe in source.task.probes(source):
+            rows = task.preprocess(task.parse(probe.payload))
+            for row, inputs in zip(rows, probe.inputs, strict=True):
+                expected = source.task.reference(source, model, inputs)
+                if expected is not None:
+                    cases.append(Case(probe.label, row, expected))
+        for label, payload in payloads:
+            rows = task.preprocess(task.parse(payload))
+            for row, inputs in zip(rows, source.task.inputs_of(source, payload, rows) or (), strict=False):
+                expected = source.task.reference(source, model, inputs)
+                if expected is not None:
+                    cases.append(Case(label, row, expected))
+    return cases
+
+
+def sample_cases(source: Source, exact: Bundle, name: str, payloads: Iterable[tuple[str, Json]]) -> list[Case]:
+    """Rows of `payloads` for graph `name`, with the answers of the bundle as `exact` runs it."""
+    task, engine = load_task(exact), OnnxRuntimeEngine(exact, name, provider="cpu")
+    cases = []
+    try:
+        for label, payload in payloads:
+            for row in task.preprocess(task.parse(payload)):
+                if row.graph != name:
+                    continue
+                (output,) = run_rows(engine, [row])
+                # Copies: what an engine returns is valid until its next run.
+                found = {spec.name: np.array(without_padding(output[spec.name], spec, row)) for spec in engine.outputs}
+                cases.append(Case(label, row, found, by_graph=True))
+    finally:
+        engine.close()
+    return cases
+
+
+def without_padding(values: Any, spec: TensorSpec, row: Row) -> Any:
+    """`values` of an output, without what stands behind the end of `row`."""
+    axis = spec.length_axis
+    return values if axis is None else values[(*(slice(None),) * (axis - 1), slice(row.length))]
