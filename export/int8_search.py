@@ -58,9 +58,13 @@ def search(
         return figures, Step()
     smoothed = Step()
     for some in _portions(gaining()):
-        smoothed = Step(some)
-        if (figures := passes(smoothed)) is not None:
-            return figures, smoothed
+        too_few, smoothed = len(smoothed.smoothed), Step(some)
+        if (figures := passes(smoothed)) is None:
+            continue
+        fewer = Step(some[: (too_few + len(some)) // 2])
+        if too_few and (found := passes(fewer)) is not None:  # half of the last portion may do
+            return found, fewer
+        return figures if written == smoothed else attempt(smoothed), smoothed
     names = tuple(ranked(smoothed))
     too_few, count = 0, 1
     while (figures := passes(replace(smoothed, kept=names[:count]))) is None:

@@ -96,12 +96,15 @@ def test_the_fewest_matrices_are_kept_and_their_graph_is_the_last_one_written(ne
     assert refused[0] == "every weight matrix: too far off"
 
 
-@pytest.mark.parametrize(("needed", "found"), [(1, 4), (4, 4), (5, 8), (9, 16), (17, 24)])
+@pytest.mark.parametrize(
+    ("needed", "found"), [(1, 4), (4, 4), (5, 6), (6, 6), (7, 8), (9, 12), (13, 16), (17, 20), (21, 24)]
+)
 def test_no_more_inputs_are_smoothed_than_needed(needed: int, found: int):
     tried: list[Step] = []
     _, step = search(attempts(needed, 0, tried), lambda: INPUTS, lambda smoothed: NAMES)
     assert step == Step(tuple(INPUTS[:found]))
     assert tried[0] == Step()
+    assert tried[-1] == step  # whose graph is the one on the disk
 
 
 def test_more_than_half_kept_is_no_int8_any_more():
