@@ -94,7 +94,7 @@ class Int8:
 
     def _with_scales(self, step: Step, method: str) -> Any:
         whole = self._whole(step)
-        found = ranges(self._observed(path=whole), method)
+        found = ranges(lambda: self._observed(path=whole), method)
         model = onnx.load(whole)
         quantize(model, found, step.kept)
         return model

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from onnx import helper, numpy_helper
 
 from engine.tensors import Array
-from export.smooth import products
+from export.smooth import maxima, products
 
 METHODS = ("entropy", "percentile")
 """How a range is found in what was observed: that which loses least information, or that of all but a few values."""
 
 _PERCENTILE = 99.999
-_BINS = {"entropy": 128, "percentile": 2048}
+_BINS = {"entropy": 512, "percentile": 2048}
 _LEVELS = 128  # of a byte with a sign, on one side
 _LARGEST = 127
 
@@ -31,13 +31,20 @@ Ranges = Mapping[str, float]
 """Tensor -> the largest magnitude that its bytes stand for."""
 
 
-def ranges(observed: Iterable[Mapping[str, Array]], method: str) -> Ranges:
-    """Calibrate every tensor in `observed` by `method`, one of METHODS; onnxruntime.quantization does it."""
+def ranges(observe: Callable[[], Iterable[Mapping[str, Array]]], method: str) -> Ranges:
+    """Calibrate every tensor that `observe` gives, by `method`, one of METHODS; onnxruntime.quantization does it.
+
+    `observe` is called twice. The collector's bins are as wide as what comes first makes them, and it adds bins for all
+    that is larger; entropy's search takes the square of their number. So the largest values come first.
+    """
     from onnxruntime.quantization.calibrate import HistogramCollector
 
     collector = HistogramCollector(method, True, _BINS[method], _LEVELS, _PERCENTILE, "same")
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
-        for tensors in observed:
+        for name, channels in maxima(observe()).items():
+            largest = np.float32(channels.max())
+            collector.collect({name: np.array([-largest, largest])})
+        for tensors in observe():
             collector.collect(tensors)
         found = collector.compute_collection_result()
     return {name: max(-float(low), float(high)) for name, (low, high, *_) in found.items()}
