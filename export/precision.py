@@ -71,17 +71,10 @@ class Int8:
             )
         return self._fused(quantized, "int8.cpu.onnx")
 
-    def write_static(self, step: Step, method: str) -> Path:
-        """Write the graph of `step` for the CPU with ranges calibrated by `method`, beside the other."""
-        model = self._quantized(step, method, symmetric=False)
-        path = self._work / "static.onnx"
-        onnx.save(model, path, save_as_external_data=True, location="static.bin")
-        return self._fused(path, f"int8-{method}.cpu.onnx")
-
     def write_qdq(self, step: Step, method: str) -> Path:
         """Write the graph of `step` for TensorRT, with ranges calibrated by `method`; it replaces the one before."""
         path = self._portable.with_name("int8.onnx")
-        add_graph(self._quantized(step, method, symmetric=True), path, self._places)
+        add_graph(self._with_scales(step, method), path, self._places)
         onnx.checker.check_model(path, full_check=True)
         if not path.with_suffix(".bin").stat().st_size:  # all weights are those of the fp32 graph
             path.with_suffix(".bin").unlink()
@@ -99,11 +92,11 @@ class Int8:
         onnx.save(model, whole, save_as_external_data=True, location="whole.bin")
         return whole
 
-    def _quantized(self, step: Step, method: str, *, symmetric: bool) -> Any:
+    def _with_scales(self, step: Step, method: str) -> Any:
         whole = self._whole(step)
-        found = ranges(self._observed(path=whole), method, symmetric=symmetric)
+        found = ranges(lambda: self._observed(path=whole), method)
         model = onnx.load(whole)
-        quantize(model, found, step.kept, symmetric=symmetric)
+        quantize(model, found, step.kept)
         return model
 
     def _fused(self, quantized: Path, name: str) -> Path:

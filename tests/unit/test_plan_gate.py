@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 import engine.backends
 from benchmarks.bert_graph import Shape, bert_graph, weights_of
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.bucket import Bucket, Ladder
-from engine.bundle import Graph, open_bundle
+from engine.bundle import Graph, open_bundle, write_manifest
 from engine.plan import PlanFile, plans_of
 from engine.tensors import Arrays, Row, TensorSpec
 from export.errors import ParityFailed
 from export.optimize import add_graph
 from export.plan_from_onnx import add_plans
-from export.plan_gate import _figure, _Rows, gate
+from export.plan_gate import _figure, _Rows, gate, in_precision
 from export.plan_recipe import PlanRecipe
 from export.trt_builder import Builder, Target
 
@@ -48,6 +52,24 @@ def changed(bundle: Path, change: Change) -> Changed:
 def add_noise(outputs: dict[str, Any], size: float) -> None:
     values = outputs["embedding"]
     values += size * np.abs(values).max(axis=1, keepdims=True) * np.linspace(-1, 1, values.shape[1], dtype=np.float32)
+
+
+def test_int8_is_compared_with_the_int8_graph(small_bundle: Path, tmp_path: Path):
+    """An int8 graph that is far from fp32 on rows drawn from a seed; how far is the business of the export."""
+    path = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+    manifest = open_bundle(path).manifest
+    graph = manifest.graphs["model"]
+    model = onnx.load(path / graph.onnx["fp32"], load_external_data=False)
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(helper.make_node("Neg", ["before"], ["embedding"]))
+    onnx.save(model, path / "graphs/model/int8.onnx")
+    graph = replace(graph, onnx={**graph.onnx, "int8": "graphs/model/int8.onnx"})
+    write_manifest(path, replace(manifest, graphs={"model": graph}))
+    bundle = open_bundle(path)
+    right = Changed(in_precision(bundle, "model", "int8"))
+    assert gate(bundle, "model", right, BUCKETS, "int8")["min_cosine"] == 1.0
+    with pytest.raises(ParityFailed, match="outputs in int8 differ from int8 on the CPU"):
+        gate(bundle, "model", Changed(in_precision(bundle, "model", "fp32")), BUCKETS, "int8")
 
 
 def test_equal_answers_pass_and_the_figures_say_so(small_bundle: Path):
