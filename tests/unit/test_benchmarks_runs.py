@@ -35,7 +35,7 @@ def test_one_cold_start(small_bundle: Path, tmp_path: Path, capsys: pytest.Captu
     results = read(out)
     stages = results.details["stages"]
     figures = {one.key[1:]: one.median for one in results.of("coldstart")}
-    assert 0 < figures["ours-fake", "warm", "ready_s"] < figures["ours-fake", "warm", "first_answer_s"] < 60
+    assert 0 < figures["ours-fake", "warm", "ready_s"] < 60  # as the worker says; the first answer may be out by then
     assert figures["ours-fake", "warm", "first_take_s"] < figures["ours-fake", "warm", "first_answer_s"]
     assert {"interpreter", "imports", "verify"} <= set(stages["ours-fake"]["warm"])
     floor = stages["floor"]["warm"]
