@@ -97,7 +97,7 @@ test-image: setup ## build the image and run it (root, buildah and debootstrap; 
 	@$(BIN)/python -m pytest -m image -rs tests/image tests/unit/test_dockerfile.py
 
 .PHONY: test-zoo test-large
-test-zoo: setup ## every architecture of docs/models.md exported and compared, every task's plan built; half an hour at most
+test-zoo: setup ## every architecture of docs/models.md exported and compared, every task's plan built; minutes
 	@$(BIN)/python -m pytest -m zoo -rs --durations=10 tests/e2e
 
 test-large: setup ## a model of 1.3 GB exported within four times its weights, and booted; minutes

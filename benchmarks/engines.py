@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.backends.base import Engine
-from engine.bundle import Bundle, changed_bundle_folder, open_bundle
+from engine.bundle import Bundle, open_bundle
+from engine.bundle_folder import changed_bundle_folder
 from engine.plan import Machine, mismatch, plans_of, stale
 from engine.probe import gpu, tensorrt_version
 

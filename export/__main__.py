@@ -14,7 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from engine.bundle import new_bundle_folder, open_bundle, write_manifest
+from engine.bundle import open_bundle, write_manifest
+from engine.bundle_folder import new_bundle_folder
 from engine.errors import BundleError
 from export import interrupts
 from export.errors import ParityFailed, Refused, blaming_the_disk, refusal_of

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, changed_bundle_folder, open_bundle
+from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, open_bundle
+from engine.bundle_folder import changed_bundle_folder
 from engine.errors import BundleError
 from export.errors import Refused
 from export.plan_recipe import plan_command

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.bucket import Bucket, Ladder
-from engine.bundle import Bundle, Graph, changed_bundle_folder, open_bundle, write_manifest
+from engine.bundle import Bundle, Graph, open_bundle, write_manifest
+from engine.bundle_folder import changed_bundle_folder
 from engine.plan import Plan, PlanFile, Profile, source_digest, write_sidecar
 from export.errors import Refused
 from export.half import TYPES, half

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.bundle import Manifest, new_bundle_folder, write_manifest
+from engine.bundle import Manifest, write_manifest
+from engine.bundle_folder import new_bundle_folder
 from export.errors import Refused
 from export.progress import stage
 from export.recipe import Recipe

@@ -8,7 +8,8 @@ import onnx
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from engine.bundle import Graph, Manifest, new_bundle_folder, write_manifest
+from engine.bundle import Graph, Manifest, write_manifest
+from engine.bundle_folder import new_bundle_folder
 from engine.tensors import TensorSpec
 
 DIMENSION = 8

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.bundle import CHECKSUM, MANIFEST, new_bundle_folder, open_bundle
+from engine.bundle import CHECKSUM, MANIFEST, open_bundle
+from engine.bundle_folder import new_bundle_folder
 from engine.errors import BundleError
 from tests.bundles import write_small_bundle
 

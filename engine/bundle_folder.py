@@ -1,0 +1,141 @@
+"""The folder that a bundle is written to: temporary, beside its destination, renamed at the end.
+
+So a bundle is whole or absent, whatever ends the writer. A worker only reads, and does not import this.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from engine.bundle import CHECKSUM, MANIFEST
+from engine.errors import BundleError
+
+
+@contextmanager
+def new_bundle_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` when the block ends without an error, else disappears.
+
+    Fill it, then call `write_manifest`. Folders that killed runs left behind are removed. Raises BundleError when
+    `out` is there and not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BundleError(f"{out} exists and is not empty; name another folder or remove it first")
+    with _partial_folder(out) as folder:
+        yield folder
+        if not (folder / CHECKSUM).is_file():
+            raise BundleError("the bundle has no manifest")  # a programming error of the export
+        os.rename(folder, out)
+
+
+@contextmanager
+def changed_bundle_folder(path: Path) -> Iterator[Path]:
+    """A copy of the bundle at `path` that takes its place when the block ends without an error, else disappears.
+
+    Files are linked, not copied: replace them, never write into them. Call `write_manifest` at the end; the manifest
+    alone is a copy.
+    """
+    with _partial_folder(path) as folder:
+        shutil.copytree(path, folder, copy_function=_link, dirs_exist_ok=True)
+        for name in (MANIFEST, CHECKSUM):
+            content = (folder / name).read_bytes()
+            (folder / name).unlink()
+            (folder / name).write_bytes(content)
+        yield folder
+        _exchange(folder, path)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        if os.path.islink(source):
+            os.symlink(os.path.realpath(source), target)
+        else:
+            os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders, in one step where the kernel can: a reader finds one or the other. Remove what was `old`."""
+    from ctypes import CDLL
+
+    exchange = getattr(CDLL(None), "renameat2", None)  # glibc 2.28
+    if exchange and exchange(_HERE, os.fsencode(new), _HERE, os.fsencode(old), _RENAME_EXCHANGE) == 0:
+        shutil.rmtree(new, ignore_errors=True)
+        return
+    aside = new.with_name(f"{new.name}-old")
+    os.rename(old, aside)
+    try:
+        os.rename(new, old)
+    except BaseException:
+        os.rename(aside, old)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
+
+
+@contextmanager
+def _partial_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out`, gone at the end unless it was renamed; those of killed runs are removed.
+
+    Its owner holds a lock on it, which the kernel lets go of however the process ends. The process id in its name says
+    less: in containers every run has the same one.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{out.name}.partial-"
+    for other in out.parent.iterdir():
+        if other.name.startswith(prefix):
+            _remove_left_over(other, other.name.removeprefix(prefix).partition("-")[0])
+    # Named before it is made: an interrupt that comes in between still knows what to remove.
+    folder = out.parent / f"{prefix}{os.getpid()}-{os.urandom(4).hex()}"
+    lock = None
+    try:
+        lock = _locked_folder(folder)
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked_folder(folder: Path) -> int:
+    """Make `folder`, and return the descriptor that holds the lock on it."""
+    while True:
+        folder.mkdir(mode=0o755)  # the image runs as another user
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        with suppress(OSError):  # without locks the process id in its name protects it
+            _lock(descriptor)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # another run took it for a left-over before it was locked
+
+
+def _remove_left_over(folder: Path, owner: str) -> None:
+    """Remove `folder` unless the process that made it lives; `owner` is its id, for file systems without locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # gone meanwhile, or not ours to open
+        return
+    try:
+        _lock(descriptor)
+        is_dead = True
+    except BlockingIOError:
+        is_dead = False
+    except OSError:
+        is_dead = not owner.isdecimal() or not Path(f"/proc/{owner}").exists()
+    if is_dead:
+        shutil.rmtree(folder, ignore_errors=True)
+    os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    import fcntl
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
