@@ -3,6 +3,9 @@
 A batch runs as soon as the engine is free; batches form while it is busy. Nothing waits for company unless asked to.
 With an engine of two slots the host works while the device does: it fills the next batch during a run when a whole one
 waits, and hands out the answers of a run during the next.
+
+A row that finds the engine idle and comes alone is run on the event loop itself, if runs of its size are short: to
+wake the engine's thread and to be woken by it costs more than the loop loses, which has nothing else to do.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from engine.batch_queue import BatchQueue
 from engine.errors import EngineError, EngineLost
 from engine.feed import load, unload
 from engine.finite import rows_not_finite
+from engine.gather import Group
 from engine.stats import Stats
 
 if TYPE_CHECKING:
@@ -26,20 +30,9 @@ if TYPE_CHECKING:
     from engine.tensors import Arrays, Row
 
 
-@dataclass(eq=False, slots=True)
-class _Group:
-    """The rows of one job, gathered until the last is answered."""
+_Waiting: TypeAlias = "tuple[Group, tuple[int, Row]]"
 
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[list[Arrays]]
-    results: list[Arrays | None]
-    missing: int
-    pushed: float
-    on_rows_done: Callable[[int], None] | None = None
-    first_run: float = 0.0
-
-
-_Waiting: TypeAlias = "tuple[_Group, tuple[int, Row]]"
+_SHORT_RUN_S = 0.02  # for which an event loop may stand still
 
 
 @dataclass(eq=False, slots=True)
@@ -75,7 +68,7 @@ class Batcher:
     ) -> None:
         self.stats = stats or Stats()
         self._engine = engine
-        self._queue: BatchQueue[_Group, tuple[int, Row]] = BatchQueue(
+        self._queue: BatchQueue[Group, tuple[int, Row]] = BatchQueue(
             max_rows=min(max_rows, engine.buckets.largest.batch),
             max_tokens=max_tokens or engine.best_tokens,
             max_queued=max_queued,
@@ -88,6 +81,10 @@ class Batcher:
         """Called once, in the engine's thread, when the engine is lost: this process can answer nothing any more."""
         self._lost: EngineLost | None = None
         self._busy_since: float | None = None
+        self._arriving = 0
+        self._idle = False  # the engine's thread waits for work
+        self._taken_here = False  # an event loop runs the engine in its stead
+        self._short: set[Bucket] = set()  # those whose last run was short
         # A daemon, so that an engine that hangs cannot keep a process alive that wants to exit.
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
@@ -109,14 +106,26 @@ class Batcher:
         `on_rows_done` is called on the event loop after each batch with how many of them are done.
         Raises Overloaded when they do not fit into the queue, EngineError when the engine failed on one of them.
         """
-        loop = asyncio.get_running_loop()
+        with self._wake:
+            self._arriving += 1
+        try:
+            await asyncio.sleep(0)  # whoever came with this one arrives as well
+        finally:
+            with self._wake:
+                self._arriving -= 1
         now = time.monotonic()
-        group = _Group(loop, loop.create_future(), [None] * len(rows), len(rows), now, on_rows_done)
+        group = Group(len(rows), now, on_rows_done)
         with self._wake:
             if self._closed:
                 raise self._lost or EngineError("the engine is closed")
-            self._queue.push(group, [((index, row), row.length) for index, row in enumerate(rows)], now)
-            self._wake.notify()
+            here = self._may_run_here(rows)
+            if here:
+                self._taken_here = True
+            else:
+                self._queue.push(group, [((index, row), row.length) for index, row in enumerate(rows)], now)
+                self._wake.notify()
+        if here:
+            self._run_here([(group, (0, rows[0]))])
         try:
             return await group.future
         finally:
@@ -131,6 +140,23 @@ class Batcher:
             self._wake.notify()
         self._thread.join(timeout_s)
 
+    def _may_run_here(self, rows: Sequence[Row]) -> bool:
+        """Whether to run `rows` on the event loop; asked with the lock held."""
+        if self._queue.max_delay_s or not self._idle or self._arriving or self._taken_here or len(self._queue):
+            return False
+        buckets = self._engine.buckets
+        fits = len(rows) == 1 and rows[0].length <= buckets.largest.length
+        return fits and buckets.fit(1, rows[0].length) in self._short
+
+    def _run_here(self, batch: list[_Waiting]) -> None:
+        try:
+            flight = self._start(self._load(batch, 0))
+            self._hand_out(flight, self._finish(flight))
+        finally:
+            with self._wake:
+                self._taken_here = False
+                self._wake.notify()
+
     def _serve(self) -> None:
         flight: _Flight | None = None
         while flight is not None or (batch := self._next()):
@@ -138,7 +164,7 @@ class Batcher:
         with self._wake:
             waiting = self._queue.drain()
         for group in waiting:
-            _settle_from_thread(group, self._lost or EngineError("the worker is shutting down"))
+            group.settle(self._lost or EngineError("the worker is shutting down"))
         if self._lost:
             self.on_lost(str(self._lost))
         self._engine.close()
@@ -146,11 +172,14 @@ class Batcher:
     def _next(self) -> list[_Waiting]:
         """Wait for a batch; empty when closed."""
         with self._wake:
-            while not self._closed:
+            self._idle = True
+            while not self._closed or self._taken_here:
                 now = time.monotonic()
-                if batch := self._queue.pop(now):
+                if not self._taken_here and (batch := self._queue.pop(now)):
+                    self._idle = False
                     return batch
-                self._wake.wait(self._queue.due_in(now))
+                self._wake.wait(None if self._taken_here else self._queue.due_in(now))
+            self._idle = False
         return []
 
     def _now(self, at_least: int) -> list[_Waiting]:
@@ -203,8 +232,11 @@ class Batcher:
                 flight.error = error
         if flight.error is not None:
             self._find_culprits(flight.batch, flight)
-        self.stats.stage("run", time.monotonic() - flight.begin)
+        took = time.monotonic() - flight.begin
+        self.stats.stage("run", took)
         self._busy_since = None
+        if flight.bucket is not None:
+            (self._short.add if took < _SHORT_RUN_S else self._short.discard)(flight.bucket)
         return outputs
 
     def _hand_out(self, flight: _Flight, outputs: Arrays) -> None:
@@ -223,7 +255,7 @@ class Batcher:
         if len(batch) == 1 or self._lost:
             assert flight.error is not None
             for group, _ in batch:
-                _settle_from_thread(group, flight.error)
+                group.settle(flight.error)
             return
         half = len(batch) // 2
         for part in (batch[:half], batch[half:]):
@@ -246,41 +278,9 @@ class Batcher:
         for place, ((group, (index, _)), output) in enumerate(zip(batch, unload(outputs, len(batch)), strict=True)):
             if place in broken:
                 what = f"the engine's {broken[place]!r} holds NaN or infinity for item {index}"
-                _settle_from_thread(group, EngineError(what))
-            group.first_run = group.first_run or begin
-            group.results[index] = output
-            group.missing -= 1
-            if not group.missing:
+                group.settle(EngineError(what))
+            if group.add(index, output, begin):
                 self.stats.stage("queue", group.first_run - group.pushed)
-                _settle_from_thread(group, None)
-        for group in {group for group, _ in batch if group.on_rows_done is not None and group.missing}:
-            _call_from_thread(group, _report, group, len(group.results) - group.missing)
-
-
-def _settle_from_thread(group: _Group, error: Exception | None) -> None:
-    _call_from_thread(group, _settle, group, error)
-
-
-def _call_from_thread(group: _Group, function: Callable[..., None], *arguments: Any) -> None:
-    try:
-        group.loop.call_soon_threadsafe(function, *arguments)
-    except RuntimeError:
-        pass  # the loop is closed, and with it whoever waited
-
-
-def _report(group: _Group, done: int) -> None:
-    if group.on_rows_done is not None and not group.future.done():
-        group.on_rows_done(done)
-
-
-def _settle(group: _Group, error: Exception | None) -> None:
-    if group.future.done():  # cancelled, or failed with an earlier row
-        return
-    if error is None:
-        group.future.set_result([result for result in group.results if result is not None])
-    elif isinstance(error, EngineError):
-        group.future.set_exception(error)
-    else:
-        wrapped = EngineError(f"{type(error).__name__}: {error}")
-        wrapped.__cause__ = error
-        group.future.set_exception(wrapped)
+                group.settle()
+        for group in {group for group, _ in batch}:
+            group.report()

@@ -95,6 +95,12 @@ def test_more_rows_than_any_bucket_holds_are_refused(engine: Engine):
 # The batcher
 
 
+async def arrived() -> None:
+    """Let the jobs that were just started reach the queue: they look around first for others that came with them."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
 def batcher_on(engine: Engine, max_queued: int = 1000) -> Batcher:
     return Batcher(engine, max_rows=8, max_tokens=1000, max_queued=max_queued)
 
@@ -132,7 +138,7 @@ async def test_jobs_share_batches_while_the_engine_is_busy(small_bundle: Path):
     first = asyncio.ensure_future(batcher.run([row(4)]))
     await asyncio.to_thread(started.wait, 10)
     others = [asyncio.ensure_future(batcher.run([row(4, seed)])) for seed in range(8)]
-    await asyncio.sleep(0)
+    await arrived()
     gate.set()
     await asyncio.gather(first, *others)
     batcher.close()
@@ -158,7 +164,7 @@ async def test_a_poisoned_row_fails_its_own_job_only(small_bundle: Path):
     jobs = [[row(4, 1)], [bad], [row(4, 2), bad], [row(4, 3)], [row(4, 4), row(4, 5)]]
     assert not any((one.feeds["input_ids"] == poison).any() for job in (0, 3, 4) for one in jobs[job])
     running = [asyncio.ensure_future(batcher.run(job)) for job in jobs]
-    await asyncio.sleep(0)
+    await arrived()
     gate.set()
     results = await asyncio.gather(first, *running, return_exceptions=True)
     batcher.close()
@@ -258,10 +264,10 @@ async def test_a_cancelled_job_settles_nothing_and_the_rest_goes_on(small_bundle
     running = asyncio.ensure_future(batcher.run([row(4)]))
     await asyncio.to_thread(started.wait, 10)
     waiting, kept = asyncio.ensure_future(batcher.run([row(5)])), asyncio.ensure_future(batcher.run([row(6)]))
-    await asyncio.sleep(0)
+    await arrived()
     running.cancel()
     waiting.cancel()
-    await asyncio.sleep(0)
+    await arrived()
     gate.set()
     assert len(await kept) == 1
     batcher.close()
@@ -299,7 +305,7 @@ async def test_closing_fails_what_waits(small_bundle: Path):
     running = asyncio.ensure_future(batcher.run([row(4)]))
     await asyncio.to_thread(started.wait, 10)
     waiting = asyncio.ensure_future(batcher.run([row(4)]))
-    await asyncio.sleep(0)
+    await arrived()
     closing = asyncio.ensure_future(asyncio.to_thread(batcher.close))
     await asyncio.sleep(0.05)
     gate.set()
@@ -359,7 +365,7 @@ async def test_a_lost_engine_fails_what_it_holds_and_runs_nothing_again(small_bu
     first = asyncio.ensure_future(batcher.run([row(4), row(5)]))
     await asyncio.to_thread(started.wait, 10)
     waiting = [asyncio.ensure_future(batcher.run([row(4, seed)])) for seed in range(20)]
-    await asyncio.sleep(0)
+    await arrived()
     gate.set()
     results = await asyncio.gather(first, *waiting, return_exceptions=True)
     assert {type(result) for result in results} == {EngineLost}

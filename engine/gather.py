@@ -1,0 +1,74 @@
+"""The rows of one job, gathered until the last is answered. Rule: what happens to the job happens on its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from engine.tensors import Arrays
+
+
+class Group:
+    """A job of `count` rows, pushed at `now` in seconds of time.monotonic; made on the event loop that awaits it.
+
+    Whoever runs the rows may do so in any thread. `on_rows_done` is told on the event loop how many rows are done.
+    """
+
+    __slots__ = ("_loop", "_on_rows_done", "_results", "_thread", "first_run", "future", "missing", "pushed")
+
+    def __init__(self, count: int, now: float, on_rows_done: Callable[[int], None] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._on_rows_done = on_rows_done
+        self._results: list[Arrays | None] = [None] * count
+        self.future: asyncio.Future[list[Arrays]] = self._loop.create_future()
+        self.missing = count
+        self.pushed = now
+        self.first_run = 0.0
+        """When the first of its rows was run."""
+
+    def add(self, index: int, output: Arrays, begin: float) -> bool:
+        """Keep the output of row `index`, run at `begin`; whether it was the last that was missing."""
+        self.first_run = self.first_run or begin
+        self._results[index] = output
+        self.missing -= 1
+        return not self.missing
+
+    def settle(self, error: Exception | None = None) -> None:
+        """End the job with its outputs, or with `error`, unless it has ended already."""
+        self._call(self._settle, error)
+
+    def report(self) -> None:
+        """Tell how many rows are done, where anybody asked and some are still missing."""
+        if self._on_rows_done is not None and self.missing:
+            self._call(self._report, len(self._results) - self.missing)
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        if threading.get_ident() == self._thread:
+            function(*arguments)
+            return
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            pass  # the loop is closed, and with it whoever waited
+
+    def _report(self, done: int) -> None:
+        if self._on_rows_done is not None and not self.future.done():
+            self._on_rows_done(done)
+
+    def _settle(self, error: Exception | None) -> None:
+        if self.future.done():  # cancelled, or failed with an earlier row
+            return
+        if error is None:
+            self.future.set_result([result for result in self._results if result is not None])
+        elif isinstance(error, EngineError):
+            self.future.set_exception(error)
+        else:
+            wrapped = EngineError(f"{type(error).__name__}: {error}")
+            wrapped.__cause__ = error
+            self.future.set_exception(wrapped)

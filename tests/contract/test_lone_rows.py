@@ -1,0 +1,166 @@
+"""A row that finds the engine idle and comes alone is run on the event loop, when runs of its size are short."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.backends.fake import FakeEngine
+from engine.batcher import Batcher
+from engine.bucket import Bucket
+from engine.bundle import open_bundle
+from engine.errors import EngineError, EngineLost
+from tests.contract.test_engine import row
+
+
+class Watched:
+    """A batcher on a fake engine that notes which thread runs what; `on_run` is called in each run."""
+
+    def __init__(self, bundle: Path, *, slots: int = 1, max_delay_s: float = 0.0) -> None:
+        self.runs: list[tuple[int, bool]] = []
+        """Rows of each run, and whether it ran in the thread that made this object."""
+        self.on_run: Callable[[], None] = lambda: None
+        self._loop_thread = threading.get_ident()
+        engine = FakeEngine.from_bundle(open_bundle(bundle), slots=slots)
+        engine.on_run = self._note
+        self.batcher = Batcher(engine, max_rows=8, max_tokens=1000, max_queued=100, max_delay_s=max_delay_s)
+
+    def _note(self, bucket: Bucket) -> None:
+        self.runs.append((bucket.batch, threading.get_ident() == self._loop_thread))
+        self.on_run()
+
+
+@pytest.fixture(params=[1, 2], ids=["one slot", "two slots"])
+async def watched(request: pytest.FixtureRequest, small_bundle: Path) -> Watched:
+    made = Watched(small_bundle, slots=request.param)
+    await made.batcher.run([row(4)])  # the first of its size: how long that takes is not known yet
+    assert made.runs == [(1, False)]
+    await _idle(made.batcher)
+    return made
+
+
+async def _idle(batcher: Batcher) -> None:
+    while not batcher._idle:
+        await asyncio.sleep(0.001)
+
+
+async def test_it_runs_on_the_loop_and_says_the_same(watched: Watched):
+    (in_thread,) = await watched.batcher.run([row(9, seed=1)])
+    await _idle(watched.batcher)
+    (here,) = await watched.batcher.run([row(9, seed=1)])
+    watched.batcher.close()
+    assert watched.runs[1:] == [(1, False), (1, True)]
+    assert (in_thread["embedding"] == here["embedding"]).all()
+    assert watched.batcher.stats.rows == 3
+
+
+async def test_rows_that_come_together_share_a_batch(watched: Watched):
+    answers = await asyncio.gather(*(watched.batcher.run([row(4, seed)]) for seed in range(8)))
+    watched.batcher.close()
+    assert len(answers) == 8
+    assert not any(here for _, here in watched.runs)
+    assert max(rows for rows, _ in watched.runs) > 1
+
+
+async def test_several_rows_go_to_the_thread(watched: Watched):
+    await watched.batcher.run([row(4), row(4)])
+    watched.batcher.close()
+    assert watched.runs[1:] == [(2, False)]
+
+
+async def test_a_run_that_was_long_is_not_repeated_on_the_loop(watched: Watched):
+    watched.on_run = lambda: time.sleep(0.05)
+    for _ in range(3):
+        await watched.batcher.run([row(4)])
+        await _idle(watched.batcher)
+    watched.batcher.close()
+    assert watched.runs[1:] == [(1, True), (1, False), (1, False)]
+
+
+async def test_no_row_runs_alone_where_it_is_to_wait_for_company(small_bundle: Path):
+    watched = Watched(small_bundle, max_delay_s=0.001)
+    for _ in range(3):
+        await watched.batcher.run([row(4)])
+        await _idle(watched.batcher)
+    watched.batcher.close()
+    assert not any(here for _, here in watched.runs)
+
+
+async def test_an_error_there_fails_its_job_alone(watched: Watched):
+    def fail() -> None:
+        raise ValueError("not this one")
+
+    watched.on_run = fail
+    with pytest.raises(EngineError, match="ValueError: not this one"):
+        await watched.batcher.run([row(4)])
+    watched.on_run = lambda: None
+    await watched.batcher.run([row(4)])
+    watched.batcher.close()
+    assert [here for _, here in watched.runs[1:]] == [True, True]
+
+
+async def test_a_row_longer_than_any_bucket_fails_its_job(watched: Watched):
+    with pytest.raises(EngineError, match="ValueError"):
+        await watched.batcher.run([row(1000)])
+    watched.batcher.close()
+
+
+async def test_an_engine_lost_there_runs_nothing_again(watched: Watched):
+    said: list[str] = []
+    watched.batcher.on_lost = said.append
+
+    def lose() -> None:
+        raise EngineLost("the device has fallen off the bus")
+
+    watched.on_run = lose
+    for _ in range(2):
+        with pytest.raises(EngineLost, match="off the bus"):
+            await watched.batcher.run([row(4)])
+    watched.batcher.close()
+    assert watched.runs[1:] == [(1, True)]
+    assert said == ["the device has fallen off the bus"]
+
+
+async def test_what_another_loop_brings_meanwhile_waits_and_is_answered(watched: Watched):
+    others: list[int] = []
+
+    async def three() -> None:
+        others.extend(map(len, await asyncio.gather(*(watched.batcher.run([row(5, seed)]) for seed in range(3)))))
+
+    other = threading.Thread(target=lambda: asyncio.run(three()), daemon=True)
+
+    def bring() -> None:
+        watched.on_run = lambda: None
+        other.start()
+        deadline = time.monotonic() + 10
+        while watched.batcher.queued < 3 and time.monotonic() < deadline:  # they wait, although the thread is idle
+            time.sleep(0.001)
+
+    watched.on_run = bring
+    await watched.batcher.run([row(4)])
+    await asyncio.to_thread(other.join, 10)
+    watched.batcher.close()
+    assert others == [1, 1, 1]
+    assert watched.runs[1][1] and not any(here for _, here in watched.runs[2:])
+
+
+async def test_closing_meanwhile_waits_for_the_run(watched: Watched):
+    closed = threading.Event()
+
+    def close() -> None:
+        watched.batcher.close()
+        closed.set()
+
+    closing = threading.Thread(target=close)
+
+    def begin_closing() -> None:
+        closing.start()
+        assert not closed.wait(0.05)
+
+    watched.on_run = begin_closing
+    assert len(await watched.batcher.run([row(4)])) == 1
+    await asyncio.to_thread(closing.join, 10)
+    assert closed.is_set()
