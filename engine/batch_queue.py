@@ -86,7 +86,7 @@ class BatchQueue(Generic[J, R]):
         self.max_tokens = max_tokens
         self.max_queued = max_queued
         self.overhead_tokens = overhead_tokens
-        self.max_delay_s = max_delay_s
+        self._max_delay_s = max_delay_s
         self._jobs: dict[J, _Job[R]] = {}  # in the order of their turns
         self._size = 0
 
@@ -116,9 +116,9 @@ class BatchQueue(Generic[J, R]):
         """Seconds until `pop` has a batch; 0 when it has one, None when nothing waits."""
         if not self._size:
             return None
-        if not self.max_delay_s or self._size >= self.max_rows:
+        if not self._max_delay_s or self._size >= self.max_rows:
             return 0.0
-        return max(0.0, min(job.arrived for job in self._jobs.values()) + self.max_delay_s - now)
+        return max(0.0, min(job.arrived for job in self._jobs.values()) + self._max_delay_s - now)
 
     def pop(self, now: float) -> list[tuple[J, R]]:
         """The next batch as (job, row) pairs; empty while nothing is due."""

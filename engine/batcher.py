@@ -5,7 +5,9 @@ With an engine of two slots the host works while the device does: it fills the n
 waits, and hands out the answers of a run during the next.
 
 A row that finds the engine idle and comes alone is run on the event loop itself, if runs of its size are short: to
-wake the engine's thread and to be woken by it costs more than the loop loses, which has nothing else to do.
+wake the engine's thread and to be woken by it costs more than the loop loses, which has nothing else to do. Not on an
+engine that computes in the calling thread: ONNX Runtime's CPU provider, measured on two cores, answered one client 3 to
+6 % more jobs a second in this way, but took 0.5 to 1.5 ms longer where the worker had been idle.
 """
 
 from __future__ import annotations
@@ -81,6 +83,7 @@ class Batcher:
         """Called once, in the engine's thread, when the engine is lost: this process can answer nothing any more."""
         self._lost: EngineLost | None = None
         self._busy_since: float | None = None
+        self._may_run_on_loops = not (max_delay_s or engine.computes_in_caller)
         self._arriving = 0
         self._idle = False  # the engine's thread waits for work
         self._taken_here = False  # an event loop runs the engine in its stead
@@ -106,13 +109,8 @@ class Batcher:
         `on_rows_done` is called on the event loop after each batch with how many of them are done.
         Raises Overloaded when they do not fit into the queue, EngineError when the engine failed on one of them.
         """
-        with self._wake:
-            self._arriving += 1
-        try:
-            await asyncio.sleep(0)  # whoever came with this one arrives as well
-        finally:
-            with self._wake:
-                self._arriving -= 1
+        if self._may_run_on_loops:
+            await self._arrive()
         now = time.monotonic()
         group = Group(len(rows), now, on_rows_done)
         with self._wake:
@@ -140,9 +138,18 @@ class Batcher:
             self._wake.notify()
         self._thread.join(timeout_s)
 
+    async def _arrive(self) -> None:
+        with self._wake:
+            self._arriving += 1
+        try:
+            await asyncio.sleep(0)  # whoever came with this one arrives as well
+        finally:
+            with self._wake:
+                self._arriving -= 1
+
     def _may_run_here(self, rows: Sequence[Row]) -> bool:
         """Whether to run `rows` on the event loop; asked with the lock held."""
-        if self._queue.max_delay_s or not self._idle or self._arriving or self._taken_here or len(self._queue):
+        if not self._may_run_on_loops or not self._idle or self._arriving or self._taken_here or len(self._queue):
             return False
         buckets = self._engine.buckets
         fits = len(rows) == 1 and rows[0].length <= buckets.largest.length

@@ -43,6 +43,11 @@ class Engine(Protocol):
         """Buffer sets that every bucket has. With two, one may be filled while the run of the other goes on."""
         ...
 
+    @property
+    def computes_in_caller(self) -> bool:
+        """Whether the thread that calls `start` computes; else it waits, and Python threads run meanwhile."""
+        ...
+
     def feeds(self, bucket: Bucket, slot: int = 0) -> Arrays:
         """The input buffers of `bucket`: write into them in place, then `start` or `run`. Allocated at load."""
         ...

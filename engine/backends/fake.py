@@ -22,6 +22,7 @@ class FakeEngine:
 
     overhead_tokens = 8
     best_tokens = 4096
+    computes_in_caller = False
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class OnnxRuntimeEngine:
         found = bundle.manifest.graphs[graph]
         self.overhead_tokens = _OVERHEAD_TOKENS[provider]
         self.best_tokens = _BEST_TOKENS[provider]
+        self.computes_in_caller = provider == "cpu"
         self.inputs = found.inputs
         self.outputs = found.outputs
         self.buckets = Ladder(range(1, max_batch + 1), rungs(bundle.manifest.max_length(graph), LENGTH_STEP))

@@ -53,6 +53,7 @@ class TensorRtEngine:
     """
 
     overhead_tokens = _OVERHEAD_TOKENS
+    computes_in_caller = False
     best_tokens = _BEST_TOKENS
     slots = 2
 

@@ -19,13 +19,16 @@ from tests.contract.test_engine import row
 class Watched:
     """A batcher on a fake engine that notes which thread runs what; `on_run` is called in each run."""
 
-    def __init__(self, bundle: Path, *, slots: int = 1, max_delay_s: float = 0.0) -> None:
+    def __init__(
+        self, bundle: Path, *, slots: int = 1, max_delay_s: float = 0.0, computes_in_caller: bool = False
+    ) -> None:
         self.runs: list[tuple[int, bool]] = []
         """Rows of each run, and whether it ran in the thread that made this object."""
         self.on_run: Callable[[], None] = lambda: None
         self._loop_thread = threading.get_ident()
         engine = FakeEngine.from_bundle(open_bundle(bundle), slots=slots)
         engine.on_run = self._note
+        engine.computes_in_caller = computes_in_caller
         self.batcher = Batcher(engine, max_rows=8, max_tokens=1000, max_queued=100, max_delay_s=max_delay_s)
 
     def _note(self, bucket: Bucket) -> None:
@@ -164,3 +167,12 @@ async def test_closing_meanwhile_waits_for_the_run(watched: Watched):
     assert len(await watched.batcher.run([row(4)])) == 1
     await asyncio.to_thread(closing.join, 10)
     assert closed.is_set()
+
+
+async def test_an_engine_that_computes_in_the_calling_thread_keeps_its_own(small_bundle: Path):
+    watched = Watched(small_bundle, computes_in_caller=True)
+    for _ in range(3):
+        await watched.batcher.run([row(4)])
+        await _idle(watched.batcher)
+    watched.batcher.close()
+    assert not any(here for _, here in watched.runs)
