@@ -88,8 +88,12 @@ class _Front:
         gc.freeze()  # as in the engine's process
         mark_ready()
         self._sdk.progress.set_mirror(self._heartbeat)
-        asyncio.get_running_loop().call_later(_HEARTBEAT_DELAY_S, self._heartbeat.start)
+        asyncio.get_running_loop().call_later(_HEARTBEAT_DELAY_S, self._start_heartbeat)
         log("INFO", "ready", **self.engine.ready, boot_ms=self._timeline.stages)
+
+    def _start_heartbeat(self) -> None:
+        if not self.failed:  # a ping would say that all is well
+            self._heartbeat.start()
 
     def _on_failure(self, sentence: str) -> None:
         self.failed = sentence

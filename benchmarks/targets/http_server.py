@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self
@@ -50,19 +51,20 @@ class HttpServer:
     label: str
     dialect: Dialect
     made: Callable[[], Command]
-    """Meets the server's needs. Raises RuntimeError."""
+    """Meets the server's needs, once. Raises RuntimeError."""
     way: Way = "http"
-    _command: Command | None = None
+
+    def __post_init__(self) -> None:
+        self.made = cache(self.made)
 
     def prepare(self) -> Mapping[str, str]:
         """See Target."""
-        self._command = self.made()
-        return self._command.versions
+        return self.made().versions
 
     @contextmanager
     def start(self) -> Iterator[Running]:
         """See Target."""
-        found, port = self._command or self.made(), str(_free_port())
+        found, port = self.made(), str(_free_port())
         command = [part.replace(PORT, port) for part in found.command]
         started, quiet = time.perf_counter(), subprocess.DEVNULL
         env = {**os.environ, **found.env}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 
 from benchmarks.clients import Answers
@@ -25,19 +26,20 @@ class Library:
     name: str
     label: str
     made: Callable[[], Command]
-    """Meets the library's needs. Raises RuntimeError."""
+    """Meets the library's needs, once. Raises RuntimeError."""
     way: Way = "pipe"
-    _command: Command | None = None
+
+    def __post_init__(self) -> None:
+        self.made = cache(self.made)
 
     def prepare(self) -> Mapping[str, str]:
         """See Target."""
-        self._command = self.made()
-        return self._command.versions
+        return self.made().versions
 
     @contextmanager
     def start(self) -> Iterator[Running]:
         """See Target."""
-        found = self._command or self.made()
+        found = self.made()
         with PipeProcess(found.command, found.env) as process:
             yield _Running(process)
 

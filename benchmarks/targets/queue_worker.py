@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -40,19 +41,20 @@ class QueueWorker:
     label: str
     concurrency: int
     made: Callable[[], Command]
-    """Meets the worker's needs. Raises RuntimeError."""
+    """Meets the worker's needs, once. Raises RuntimeError."""
     way: Way = "queue"
-    _command: Command | None = None
+
+    def __post_init__(self) -> None:
+        self.made = cache(self.made)
 
     def prepare(self) -> Mapping[str, str]:
         """See Target."""
-        self._command = self.made()
-        return self._command.versions
+        return self.made().versions
 
     @contextmanager
     def start(self) -> Iterator[Running]:
         """See Target."""
-        found = self._command or self.made()
+        found = self.made()
         env = {**QUIET, "MAX_CONCURRENCY": str(self.concurrency), "CONCURRENCY": str(self.concurrency), **found.env}
         with Clients() as clients, WorkerProcess(clients.emulator, list(found.command), env) as worker:
             yield _Running(clients, worker)
