@@ -6,7 +6,7 @@ Every bucket is run full, with rows of different lengths, through the engine tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,11 +59,19 @@ class _Figure:
         return worst if np.isfinite([self.cosine, self.difference]).all() else float("inf")
 
 
-def gate(bundle: Bundle, graph: str, engine: Engine, buckets: Iterable[Bucket], precision: str) -> dict[str, Any]:
+def gate(
+    bundle: Bundle,
+    graph: str,
+    engine: Engine,
+    buckets: Iterable[Bucket],
+    precision: str,
+    ran: Callable[[Bucket], None] = lambda bucket: None,
+) -> dict[str, Any]:
     """Compare `engine` at every bucket with the bundle's fp32 graph in ONNX Runtime on the CPU; figures for a sidecar.
 
     int8 is compared with the int8 graph: how far that is from fp32 the export has found out on the task's own rows, and
-    on rows drawn from a seed it says little. Raises ParityFailed.
+    on rows drawn from a seed it says little. `ran` is called with every bucket that was run, while the rows still stand
+    in its buffers. Raises ParityFailed.
     """
     exact = "int8" if precision == "int8" else "fp32"
     buckets = list(buckets)
@@ -71,7 +79,12 @@ def gate(bundle: Bundle, graph: str, engine: Engine, buckets: Iterable[Bucket], 
     rows = _Rows(described, bundle.file(described.onnx["fp32"]), _example(bundle, graph))
     reference = OnnxRuntimeEngine(in_precision(bundle, graph, exact), graph, max_batch=max(b.batch for b in buckets))
     try:
-        figures = [figure for bucket in buckets for figure in _compare(reference, engine, bucket, rows.at(bucket))]
+        figures: list[_Figure] = []
+        for bucket in buckets:
+            of_bucket = rows.at(bucket)
+            found = run_rows(engine, of_bucket)
+            ran(bucket)
+            figures += _compare(reference, engine, bucket, of_bucket, found)
     finally:
         reference.close()
     figures.sort(key=lambda figure: -figure.badness)
@@ -106,8 +119,9 @@ def _cells(figure: _Figure) -> tuple[str, ...]:
     return shape, figure.output, f"{figure.cosine:.7f}", f"{figure.difference:.1e}", f"{figure.equal:.3f}"
 
 
-def _compare(reference: Engine, engine: Engine, bucket: Bucket, rows: Sequence[Row]) -> Iterator[_Figure]:
-    found = run_rows(engine, rows)
+def _compare(
+    reference: Engine, engine: Engine, bucket: Bucket, rows: Sequence[Row], found: Sequence[Arrays]
+) -> Iterator[_Figure]:
     checked = max(1, min(len(rows), _REFERENCE_TOKENS // bucket.length))
     indices = sorted({round(index) for index in np.linspace(0, len(rows) - 1, checked)})
     for output in engine.outputs:

@@ -151,11 +151,13 @@ def plan_command(argv: Sequence[str]) -> tuple[Path, PlanRecipe]:
     parser = _Parser(
         prog="python -m export plan",
         description="Add TensorRT plans for this machine's GPU to a bundle, one for each of its graphs.",
-        epilog="Exit codes: 0 added, 1 a plan failed the parity gate, 2 refused (one sentence says why), "
-        "130 interrupted. Without code 0 the bundle is as it was.",
+        epilog="Exit codes: 0 added, 1 a plan failed the parity gate, 2 refused (one sentence says why), 3 disk, "
+        "memory, a package or a GPU is missing, 4 a defect of the export, 130 interrupted. Without code 0 the bundle "
+        "is as it was.",
         allow_abbrev=False,
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
     add_plan_arguments(parser, "--precision")
     asked = parser.parse_args(argv)
     return asked.bundle, plan_recipe(asked)

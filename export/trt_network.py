@@ -85,7 +85,7 @@ def build_plan(
     if plan is None:
         raise Refused(
             f"TensorRT {trt.__version__} cannot build {onnx.name} in {options.precision}: "
-            f"{errors_of(logger) or 'the builder gave no reason'}"
+            f"{errors_of(logger) or 'the builder gave no reason'}; try another --precision, or other --batches"
         )
     if cache is not None:
         cache = bytes(memoryview(config.get_timing_cache().serialize()))
@@ -177,7 +177,10 @@ def _add_profile(
     for spec in inputs:
         profile.set_shape(spec.name, *(spec.shape_at(bucket) for bucket in shapes))
     if config.add_optimization_profile(profile) < 0:
-        raise Refused(f"the builder takes no optimization profile from {shapes[0]} to {shapes[-1]}")
+        raise Refused(
+            f"the builder takes no optimization profile from {shapes[0]} to {shapes[-1]}; "
+            "give other --batches or --lengths"
+        )
 
 
 def _has_timing_cache(options: BuildOptions) -> bool:
@@ -205,4 +208,5 @@ def _parser_sentence(trt: Any, parser: Any, onnx: Path) -> str:
         at = parser_error.node()
         where = f"{nodes[at].op_type} {nodes[at].name}: " if 0 <= at < len(nodes) else ""
         found.append(f"{where}{' '.join(parser_error.desc().split())}")
-    return f"TensorRT {trt.__version__} cannot read {onnx.name}: {'; '.join(found) or errors_of(logger_of(trt))}"
+    said = "; ".join(found) or errors_of(logger_of(trt)) or "the parser gave no reason"
+    return f"TensorRT {trt.__version__} cannot read {onnx.name}: {said}; ONNX Runtime serves it without a plan"
