@@ -1,6 +1,8 @@
 """`python -m export plan BUNDLE --on-runpod GPU[,GPU]`: plans from rented GPUs, one pod a type, one after the other.
 
-    bundle ── price and limits ── pod ── send ── build ── fetch what is new ── end the pod ── compare ── bundle
+    bundle ── price and limits ── check ── pod ── send ── build ── fetch what is new ── end the pod ── compare ── bundle
+
+The check is of what shows without a GPU: that the graph in half precision answers as in fp32, that lengths fit.
 
 What the pod may change is what plans add: every file that was there keeps its hash, except for parity.json.
 """
@@ -11,6 +13,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,7 +57,7 @@ class Order:
 
 
 def main(argv: Sequence[str]) -> Outcome:
-    """Add a plan for every GPU type to the bundle. Raises Refused or BundleError.
+    """Add a plan for every GPU type to the bundle. Raises Refused, ParityFailed or BundleError.
 
     GPU types that were done before one fails keep their plans.
     """
@@ -64,6 +67,7 @@ def main(argv: Sequence[str]) -> Outcome:
     api = load_api()
     prices = {gpu_type: hourly_price(api, gpu_type, order.cloud) for gpu_type in order.gpu_types}
     _print_prices(order, prices)
+    _check_here(order)
     if order.dry_run:
         print("dry run: no pod was created")
         return Outcome(OK)
@@ -130,6 +134,17 @@ def _print_prices(order: Order, prices: dict[str, float]) -> None:
         rows.append((gpu_type, f"${price:.2f}", f"${most:.2f}"))
     print(table(("GPU", "an hour", "at most"), rows))
     print(f"limits: {order.time_limit_s:.0f} s a GPU, ${order.cost_limit:.2f} in all; image {order.image}")
+
+
+def _check_here(order: Order) -> None:
+    """What a pod would find out for money. Raises Refused or ParityFailed."""
+    if lacking := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
+        print(f"not checked before: {' and '.join(lacking)} not installed here (requirements/export.txt)")
+        return
+    from export.plan_precision import check_without_gpu
+
+    _, recipe = plan_command([str(order.bundle), *order.plan_arguments])
+    check_without_gpu(order.bundle, recipe)
 
 
 def _add_plans(api: Any, order: Order, gpu_type: str, seconds: float) -> None:

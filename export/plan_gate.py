@@ -36,7 +36,8 @@ MIN_EQUAL = 0.9
 the best tokens, the share that is in both: their order is what the scores beside them say, and those are compared."""
 
 _REFERENCE_TOKENS = 4096
-"""Of a bucket, at most so many are computed again on the CPU, in rows spread over the batch; the plan runs them all."""
+"""Of a bucket, at most so many are computed again on the CPU, in rows spread over the batch. The plan runs them all,
+and none may hold NaN or infinity."""
 
 _PASSES_THROUGH = frozenset("Cast Identity Reshape Flatten Unsqueeze Squeeze".split())
 
@@ -126,7 +127,17 @@ def _compare(
     indices = sorted({round(index) for index in np.linspace(0, len(rows) - 1, checked)})
     for output in engine.outputs:
         pairs = [(_alone(reference, rows[index])[output.name], found[index][output.name]) for index in indices]
-        yield _figure(bucket, output, pairs, [rows[index].length for index in indices])
+        figure = _figure(bucket, output, pairs, [rows[index].length for index in indices])
+        yield figure if _all_finite(output, found, rows) else replace(figure, cosine=float("nan"))
+
+
+def _all_finite(output: TensorSpec, found: Sequence[Arrays], rows: Sequence[Row]) -> bool:
+    """Whether no row holds NaN or infinity, of those as well that are not compared."""
+    axis = output.length_axis
+    values = (one[output.name] for one in found)
+    if axis is not None:  # what stands behind a row's end is nobody's
+        values = (_first(one, axis - 1, row.length) for one, row in zip(values, rows, strict=True))
+    return not output.dtype.startswith("float") or all(np.isfinite(one).all() for one in values)
 
 
 def _alone(reference: Engine, row: Row) -> Arrays:

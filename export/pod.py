@@ -122,7 +122,7 @@ def _end(api: Any, name: str) -> None:
             except Exception as error:  # the network, the API: none may leave a pod running
                 failure = f"{type(error).__name__}: {error}"
             if attempt:  # the first time it is looked again at once
-                time.sleep(min(2**attempt, 10))
+                time.sleep(min(2 ** (attempt - 1), 10))
         raise Refused(f"the pod {name} may still run and cost money ({failure}); terminate it in RunPod's console")
     finally:
         for number, handler in previous.items():
