@@ -49,10 +49,13 @@ def add_plans(path: Path, recipe: PlanRecipe) -> list[str]:
 
 def write_plans(folder: Path, recipe: PlanRecipe, builder: Builder | None = None) -> list[str]:
     """Add plans to the bundle in `folder`, in place, and return their file names. Raises Refused or ParityFailed."""
-    recipe = recipe.of(open_bundle(folder).manifest.precisions)
+    manifest = open_bundle(folder).manifest
+    recipe = recipe.of(manifest.precisions)
+    for name in manifest.graphs:
+        recipe.ladder(manifest, name)  # a length that the model does not take is told before the work
     builder = builder or open_builder(recipe)
     written: list[str] = []
-    for name in open_bundle(folder).manifest.graphs:
+    for name in manifest.graphs:
         add_precision(folder, name, recipe.precision, rounding=builder.runtime != "tensorrt")
         written += [_add_plan(folder, name, recipe, builder, target) for target in builder.targets]
     return written

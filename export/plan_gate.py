@@ -39,6 +39,8 @@ _REFERENCE_TOKENS = 4096
 """Of a bucket, at most so many are computed again on the CPU, in rows spread over the batch. The plan runs them all,
 and none may hold NaN or infinity."""
 
+_FIX = "build with another --precision, or export the model anew with --targets tensorrt --precision auto"
+
 _PASSES_THROUGH = frozenset("Cast Identity Reshape Flatten Unsqueeze Squeeze".split())
 
 
@@ -94,7 +96,7 @@ def gate(
     if failed:
         raise ParityFailed(
             f"{len(failed)} of {len(figures)} outputs in {precision} differ from {exact} on the CPU: a cosine of at "
-            f"least {MIN_COSINE} and a relative difference of at most {limit:g} are required",
+            f"least {MIN_COSINE} and a relative difference of at most {limit:g} are required; {_FIX}",
             [_cells(figure) for figure in failed[:10]],
             ("bucket", "output", "cosine", "difference", "equal"),
         )

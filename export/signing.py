@@ -35,7 +35,7 @@ def keygen(argv: Sequence[str]) -> Outcome:
     except FileExistsError:
         raise Refused(f"{path} exists; name another file with --key, or remove it first") from None
     except FileNotFoundError:
-        raise Refused(f"{path.parent} is not a folder; make it first") from None
+        raise Refused(f"{path.parent} is not a folder; make it first, or name another file with --key") from None
     with open(descriptor, "wb") as file:
         file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     print(f"{_VARIABLE}={_public_key(key)}")

@@ -300,10 +300,10 @@ def test_only_who_knows_the_token_is_answered(api: EmulatedApi, small_bundle: Pa
 @pytest.mark.parametrize(
     ("options", "gpus", "sentence"),
     [
-        ([], "NVIDIA GeForce RTX 5090", "Blackwell needs CUDA 12"),
+        ([], "NVIDIA GeForce RTX 5090", "RTX 5090: Blackwell needs CUDA 12, this worker is built on 11.8; choose"),
         ([], "NVIDIA B200,NVIDIA L4", "NVIDIA B200: Blackwell"),
         ([], "NVIDIA K80", "RunPod knows no GPU 'NVIDIA K80'"),
-        ([], " , ", "names no GPU"),
+        ([], " , ", "--on-runpod names no GPU; give RunPod's ids"),
         (["--cloud", "community"], "NVIDIA A40", "offers no NVIDIA A40 in its community cloud"),
         (["--cost-limit", "0"], "NVIDIA L4", "--cost-limit takes dollars"),
         (["--time-limit", "5"], "NVIDIA L4", "--time-limit seconds from 60"),
@@ -337,7 +337,7 @@ def test_a_gpu_that_is_not_free(api: EmulatedApi, small_bundle: Path):
     api.nothing_free = True
     code, _, err = run(api, small_bundle, "good")
     assert code == 3
-    assert "has no NVIDIA L4 free now" in err
+    assert err == "error: RunPod has no NVIDIA L4 free now; try again, or choose another GPU or cloud\n"
 
 
 def test_a_wrong_key_is_a_sentence(api: EmulatedApi, small_bundle: Path):
@@ -368,4 +368,4 @@ def test_without_a_key_nothing_is_asked(api: EmulatedApi, small_bundle: Path, mo
     monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
     monkeypatch.setattr("runpod.api_key", None)
     assert main(["plan", str(small_bundle), f"--on-runpod={GPUS}", "--image", "x"]) == 2
-    assert "set RUNPOD_API_KEY" in capsys.readouterr().err
+    assert "no RunPod API key; set RUNPOD_API_KEY to one that may create pods" in capsys.readouterr().err
