@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
+from engine.tasks.media import Spent
 from engine.tensors import Row
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Request:
     options: Mapping[str, Any]
     first: int = 0
     parts: list[Part] = field(default_factory=list)
+    spent: Spent = field(default_factory=Spent, compare=False)
+    """What its URLs have cost; the parts of a job that is split share it."""
 
 
 class ItemsTask:

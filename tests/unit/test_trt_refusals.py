@@ -56,7 +56,7 @@ def test_a_level_of_compatibility_that_the_version_does_not_have(
 ):
     levels = SimpleNamespace(__members__={"NONE": 0, "AMPERE_PLUS": 1})
     trt = SimpleNamespace(__version__="8.6.1", HardwareCompatibilityLevel=levels)
-    monkeypatch.setitem(sys.modules, "tensorrt", trt)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
     assert said(capsys, small_bundle, "--hardware-compatibility", "same-compute-capability") == (
         2,
         "TensorRT 8.6.1 has no hardware compatibility same-compute-capability; it has none, ampere-plus",
