@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from engine.backends.buffers import DeviceBuffers
 from engine.backends.cuda import Cuda
-from engine.backends.tensorrt_api import can_share_profiles, dtype_of, import_tensorrt, messages, scratch_size
+from engine.backends.tensorrt_api import (
+    can_share_profiles,
+    dtype_of,
+    import_tensorrt,
+    make_execution_context,
+    messages,
+    scratch_size,
+    set_profile,
+    set_scratch,
+)
 from engine.bucket import Bucket, Ladder
 from engine.errors import EngineError, EngineLost, OutOfMemory
 
@@ -186,7 +195,8 @@ class TensorRtEngine:
         with self._cuda.active(f"allocating the buffers of {self._name}"):
             self._buffers = DeviceBuffers(self._cuda, self.inputs, self.outputs, self.buckets, self.slots)
             profiles = {bucket: self._plan.profile_of(bucket) for bucket in self.buckets}
-            self._scratch = self._cuda.device(scratch_size(self._cuda_engine, profiles.values()))
+            size = scratch_size(self._cuda_engine, profiles.values())
+            self._scratch = self._cuda.device(size), size
             self._done = [self._cuda.event() for _ in range(self.slots)]
             contexts: dict[int, _Context] = {}
             for bucket in reversed(self.buckets):  # largest first: what does not fit is noticed at once
@@ -200,12 +210,12 @@ class TensorRtEngine:
             self._cuda.wait_all()  # setting a profile may have queued copies
 
     def _new_context(self, profile: int) -> _Context:
-        handle = self._cuda_engine.create_execution_context_without_device_memory()
+        handle = make_execution_context(self._trt, self._cuda_engine)
         if handle is None:
             raise self._error(f"TensorRT makes no execution context for {self._name}")
-        handle.device_memory = self._scratch
-        if not handle.set_optimization_profile_async(profile, self._cuda.stream):
+        if not set_profile(handle, profile, self._cuda.stream):
             raise self._error(f"TensorRT does not take optimization profile {profile} of {self._name}")
+        set_scratch(handle, *self._scratch)
         return _Context(handle)
 
     def _set(self, context: _Context, bucket: Bucket) -> None:

@@ -31,6 +31,34 @@ def scratch_size(cuda_engine: Any, profiles: Iterable[int]) -> int:
     return max(int(of_profile(profile)) for profile in set(profiles))
 
 
+def make_execution_context(trt: Any, cuda_engine: Any) -> Any:
+    """An execution context without scratch memory of its own; None when TensorRT makes none.
+
+    The call of 8.6 exists in 10 and issues a DeprecationWarning, which where warnings are errors ends in a SystemError.
+    """
+    strategies = getattr(trt, "ExecutionContextAllocationStrategy", None)
+    if strategies is None:
+        return cuda_engine.create_execution_context_without_device_memory()
+    return cuda_engine.create_execution_context(strategies.USER_MANAGED)
+
+
+def set_profile(handle: Any, profile: int, stream: int) -> bool:
+    """Select an optimization profile; whether it was taken. The bindings raise where other setters return False."""
+    try:
+        return bool(handle.set_optimization_profile_async(profile, stream))
+    except RuntimeError:
+        return False
+
+
+def set_scratch(handle: Any, address: int, size: int) -> None:
+    """Give an execution context its scratch memory, once its profile is selected."""
+    set_memory = getattr(handle, "set_device_memory", None)
+    if set_memory is None:  # before TensorRT 10.1
+        handle.device_memory = address
+    else:
+        set_memory(address, size)
+
+
 def can_share_profiles(trt: Any, plan: Plan) -> bool:
     """Whether several execution contexts may use one optimization profile of `plan`."""
     return plan.profile_sharing or int(trt.__version__.split(".")[0]) >= 10

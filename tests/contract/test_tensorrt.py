@@ -18,7 +18,7 @@ from engine.feed import load, run_rows, unload
 from engine.tensors import Array, Row
 from tests.bundles import write_small_bundle
 from tests.cuda_double import CUresult, Device
-from tests.plans import BATCHES, LENGTHS, profile_a_length
+from tests.plans import BATCHES, LENGTHS, profile_a_length, profiles
 from tests.tensorrt_double import POISON, TensorRtDouble, engine_on_double, plan_bytes
 
 PINNED_AND_DEVICE = ("cuMemAlloc", "cuMemHostAlloc")
@@ -297,3 +297,14 @@ def test_closed_twice(small_bundle: Path):
     engine = warm(small_bundle)
     engine.close()
     engine.close()
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.13.0.35"])
+def test_a_plan_with_fewer_profiles_than_its_sidecar_says_is_one_sentence(small_bundle: Path, version: str):
+    """The bindings raise a RuntimeError there, where other setters return False."""
+    device = Device()
+    trt = TensorRtDouble(device, version)
+    with pytest.raises(
+        EngineError, match=r"TensorRT does not take optimization profile \d of .*: profile \d is out of"
+    ):
+        engine_on_double(small_bundle, device=device, trt=trt, content=plan_bytes(profiles()[:1]))
