@@ -24,6 +24,7 @@ from engine.backends.tensorrt_api import (
     set_scratch,
 )
 from engine.bucket import Bucket, Ladder
+from engine.costs import best_tokens, overhead_tokens
 from engine.errors import EngineError, EngineLost, OutOfMemory
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from engine.plan import PlanFile
     from engine.tensors import Arrays, TensorSpec
 
-_OVERHEAD_TOKENS = 512  # not measured yet
-_BEST_TOKENS = 16_384  # not measured yet
+_OVERHEAD_TOKENS = 512  # where the sidecar has no latencies; not measured yet
+_BEST_TOKENS = 16_384  # likewise
 
 
 @dataclass(eq=False)
@@ -61,9 +62,7 @@ class TensorRtEngine:
     batch are left out, once. Raises EngineError.
     """
 
-    overhead_tokens = _OVERHEAD_TOKENS
     computes_in_caller = False
-    best_tokens = _BEST_TOKENS
     slots = 2
 
     def __init__(self, bundle: Bundle, graph: str, plan: PlanFile, *, max_batch: int | None = None) -> None:
@@ -73,6 +72,10 @@ class TensorRtEngine:
         self.buckets = _up_to(plan.plan.ladder, max_batch)
         self.notes: list[str] = []
         """What is not as it should be and yet runs, in sentences for the health reply."""
+        self.overhead_tokens, self.best_tokens = _OVERHEAD_TOKENS, _BEST_TOKENS
+        if plan.plan.latencies_us:
+            measured = dict(zip(plan.plan.ladder, plan.plan.latencies_us, strict=True))
+            self.overhead_tokens, self.best_tokens = overhead_tokens(measured), best_tokens(measured)
         self._plan = plan.plan
         self._name = plan.name
         self._whole = self.buckets

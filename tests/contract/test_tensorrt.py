@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import TensorRtEngine
-from engine.bucket import Bucket
+from engine.bucket import Bucket, Ladder
 from engine.bundle import open_bundle
 from engine.errors import EngineError, EngineLost, OutOfMemory
 from engine.feed import load, run_rows, unload
@@ -308,3 +308,10 @@ def test_a_plan_with_fewer_profiles_than_its_sidecar_says_is_one_sentence(small_
         EngineError, match=r"TensorRT does not take optimization profile \d of .*: profile \d is out of"
     ):
         engine_on_double(small_bundle, device=device, trt=trt, content=plan_bytes(profiles()[:1]))
+
+
+def test_what_a_run_costs_is_what_was_measured(small_bundle: Path):
+    assert engine_on_double(small_bundle).overhead_tokens == 512
+    latencies = tuple(100 + bucket.tokens for bucket in Ladder(BATCHES, LENGTHS))
+    engine = engine_on_double(small_bundle, latencies_us=latencies)
+    assert (engine.overhead_tokens, engine.best_tokens) == (100, BATCHES[-1] * LENGTHS[-1])
