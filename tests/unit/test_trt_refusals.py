@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +17,10 @@ from onnx import TensorProto, helper
 from engine.bucket import Bucket
 from engine.probe import Gpu
 from engine.tensors import TensorSpec
-from export import trt_builder
+from export import trt_builder, trt_messages, trt_network
 from export.__main__ import main
 from export.errors import Refused
+from export.trt_messages import monitor_of
 from export.trt_network import BuildOptions, _set_hints, build_plan
 
 
@@ -127,3 +131,25 @@ def test_shapes_that_do_not_go_together_are_the_builders_words(tmp_path: Path):
     assert "sum" in said
     assert "the builder gave no reason" not in said
     assert said.endswith("; try another --precision, or other --batches")
+
+
+def test_an_interrupt_ends_a_build_and_leaves_the_bundle_as_it_was(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """It comes while TensorRT's own code calls ours, where an exception would abort the process."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
+    before = {path: path.read_bytes() for path in small_bundle.rglob("*") if path.is_file()}
+    shown: list[str] = []
+
+    def show(line: str) -> None:
+        shown.append(line)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trt_messages, "_PERIOD_S", 0)
+    monkeypatch.setattr(trt_network, "monitor_of", lambda trt, stop: monitor_of(trt, stop, show))
+    options = ("--builder", "tensorrt-rtx", "--compute-capability", "8.9", "--precision", "fp32")
+    assert main(["plan", str(small_bundle), *options]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    assert re.fullmatch(r"    [A-Z].*: 1 of \d+", shown[0])
+    assert {path: path.read_bytes() for path in small_bundle.rglob("*") if path.is_file()} == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
