@@ -44,8 +44,7 @@ def check_without_gpu(path: Path, recipe: PlanRecipe) -> None:
     """
     manifest = open_bundle(path).manifest
     recipe = recipe.of(manifest.precisions)
-    for name in manifest.graphs:
-        recipe.ladder(manifest, name)
+    recipe.check(manifest)
     with suppress(_Undo), changed_bundle_folder(path) as copy:
         for name in manifest.graphs:
             add_precision(copy, name, recipe.precision, rounding=True)

@@ -53,6 +53,13 @@ class PlanRecipe:
         """With a precision; `precisions` are the bundle's by target."""
         return self if self.precision else replace(self, precision=precisions.get("tensorrt", "fp16"))
 
+    def check(self, manifest: Manifest) -> None:
+        """Raise Refused where a bundle has nothing to build, or its model does not take a length."""
+        if not manifest.graphs:
+            raise Refused(f"{manifest.task} has no model, so that there is nothing to build a plan from")
+        for name in manifest.graphs:
+            self.ladder(manifest, name)
+
     def ladder(self, manifest: Manifest, graph: str) -> Ladder:
         """The buckets of one graph. Raises Refused when a length is over what the model takes."""
         if not any(spec.length_axis is not None for spec in manifest.graphs[graph].inputs):
