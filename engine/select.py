@@ -157,7 +157,9 @@ def _best(plans: Sequence[PlanFile], settings: Settings, facts: Facts) -> _Taken
         more = [f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else []
         return "; ".join(told[:_TOLD] + more)
     here = facts.gpu.name
-    best, how = _fastest([plan for plan in fitting if plan.plan.gpu_name == here] or fitting, settings.max_batch_rows)
+    of_this_gpu = [plan for plan in fitting if plan.plan.gpu_name == here] or fitting
+    longest = max(plan.plan.lengths[-1] for plan in of_this_gpu)  # what is longer than a plan's lengths fails
+    best, how = _fastest([p for p in of_this_gpu if p.plan.lengths[-1] == longest], settings.max_batch_rows)
     elsewhere = "" if best.plan.gpu_name == here else f", though built on {best.plan.gpu_name or 'another GPU'}"
     return _Taken("tensorrt", f"{best.name} fits {facts.gpu} and TensorRT {facts.tensorrt}{elsewhere}{how}", best)
 

@@ -22,6 +22,7 @@ from engine.backends.tensorrt_api import (
     scratch_size,
     set_profile,
     set_scratch,
+    up_to,
 )
 from engine.bucket import Bucket, Ladder
 from engine.costs import best_tokens, overhead_tokens
@@ -69,9 +70,15 @@ class TensorRtEngine:
         found = bundle.manifest.graphs[graph]
         self.inputs: tuple[TensorSpec, ...] = found.inputs
         self.outputs: tuple[TensorSpec, ...] = found.outputs
-        self.buckets = _up_to(plan.plan.ladder, max_batch)
+        self.buckets = up_to(plan.plan.ladder, max_batch)
         self.notes: list[str] = []
         """What is not as it should be and yet runs, in sentences for the health reply."""
+        longest, takes = self.buckets.largest.length, bundle.manifest.max_length(graph)
+        if longest < takes:
+            self.notes.append(
+                f"rows of more than {longest} tokens fail, though the model takes {takes}: {plan.name} was built with "
+                "--lengths that end there"
+            )
         self.overhead_tokens, self.best_tokens = _OVERHEAD_TOKENS, _BEST_TOKENS
         if plan.plan.latencies_us:
             measured = dict(zip(plan.plan.ladder, plan.plan.latencies_us, strict=True))
@@ -292,10 +299,3 @@ class TensorRtEngine:
         said = self._messages.take()
         error = OutOfMemory if "out of memory" in said.lower() else EngineError
         return error(f"{what}: {said}" if said else what)
-
-
-def _up_to(ladder: Ladder, max_batch: int | None) -> Ladder:
-    """`ladder` without the batch sizes above the first that holds `max_batch` rows."""
-    if max_batch is None or max_batch >= ladder.largest.batch:
-        return ladder
-    return Ladder([b for b in ladder.batches if b <= ladder.fit(max_batch, 1).batch], ladder.lengths)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from engine.bucket import Ladder
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
@@ -71,6 +72,13 @@ def dtype_of(trt: Any, cuda_engine: Any, name: str) -> str:
         return str(trt.nptype(dtype).__name__).rstrip("_")  # numpy.bool_ is "bool" in a manifest
     except TypeError:
         return str(dtype)
+
+
+def up_to(ladder: Ladder, max_batch: int | None) -> Ladder:
+    """`ladder` without the batch sizes above the first that holds `max_batch` rows."""
+    if max_batch is None or max_batch >= ladder.largest.batch:
+        return ladder
+    return Ladder([b for b in ladder.batches if b <= ladder.fit(max_batch, 1).batch], ladder.lengths)
 
 
 @cache

@@ -315,3 +315,12 @@ def test_what_a_run_costs_is_what_was_measured(small_bundle: Path):
     latencies = tuple(100 + bucket.tokens for bucket in Ladder(BATCHES, LENGTHS))
     engine = engine_on_double(small_bundle, latencies_us=latencies)
     assert (engine.overhead_tokens, engine.best_tokens) == (100, BATCHES[-1] * LENGTHS[-1])
+
+
+def test_lengths_that_end_before_the_models_are_noted(small_bundle: Path):
+    made = profiles(lengths=(8, 16))
+    engine = engine_on_double(small_bundle, profiles=made, lengths=(8, 16))
+    assert engine.notes == [
+        "rows of more than 16 tokens fail, though the model takes 32: sm_89-trt10.13.0-fp16.plan was built with "
+        "--lengths that end there"
+    ]

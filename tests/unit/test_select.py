@@ -134,8 +134,15 @@ def test_only_batches_that_the_worker_runs_are_compared():
     single, many = timed("fp16", 10, 10, 10, 100), timed("int8", 20, 20, 20, 50)
     assert select(settings(max_batch_rows=1), gpu_facts(plans=[single, many])).plan == single
     assert select(settings(max_batch_rows=32), gpu_facts(plans=[single, many])).plan == many
-    shared = timed("int8", 5, batches=(1,), lengths=(8,), profiles=profiles((1,), (8,)))
+    shared = timed("int8", 5, batches=(1,), profiles=profiles((1,)))
     assert select(settings(), gpu_facts(plans=[single, shared])).plan == shared
+
+
+def test_a_plan_that_ends_early_is_not_taken_for_its_speed():
+    """Rows that are longer than its lengths would fail."""
+    whole, short = timed("fp16", 100), timed("int8", 5, lengths=(8, 16), profiles=profiles((1, 4, 8), (8, 16)))
+    assert select(settings(), gpu_facts(plans=[short, whole])).plan == whole
+    assert select(settings(), gpu_facts(plans=[short])).plan == short
 
 
 LATENCIES = st.lists(st.integers(1, 10**7), min_size=9, max_size=9)
