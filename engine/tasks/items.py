@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.config import Limits
 from engine.errors import InvalidInput
+from engine.spent import Spent
 from engine.tasks import payload as check
-from engine.tasks.media import Spent
 from engine.tensors import Row
 
 if TYPE_CHECKING:

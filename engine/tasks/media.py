@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from engine.errors import InvalidInput, Unreachable
+from engine.spent import Spent
 from engine.tasks.payload import kind
 
 if TYPE_CHECKING:
@@ -25,35 +25,6 @@ _FETCHED_AHEAD = 8
 
 FORMS = "base64, a data URI (`data:...;base64,...`) or an https URL"
 """What may stand in a field for media, in words for a caller."""
-
-
-class Spent:
-    """What the URLs of one job have cost so far, whichever of its parts and threads fetched them."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self.seconds = 0.0
-        self._lock = threading.Lock()
-
-    def add(self, count: int, seconds: float) -> None:
-        """A URL brought `count` bytes in `seconds`."""
-        with self._lock:
-            self.bytes += count
-            self.seconds += seconds
-
-    def check(self, field: str, limits: Limits) -> None:
-        """Raise InvalidInput where a job may fetch no more; the few URLs that are under way may still exceed that."""
-        fix = "send fewer URLs in a job"
-        if self.bytes >= limits.max_fetch_bytes:
-            raise InvalidInput(
-                f"`{field}`: the URLs before it brought {self.bytes} bytes, allowed in one job are "
-                f"{limits.max_fetch_bytes} (MAX_FETCH_BYTES); {fix}"
-            )
-        if self.seconds >= limits.max_fetch_s:
-            raise InvalidInput(
-                f"`{field}`: the URLs before it took {self.seconds:.1f} s, allowed in one job are "
-                f"{limits.max_fetch_s:g} s (MAX_FETCH_S); {fix}"
-            )
 
 
 def bytes_of(value: Json, field: str, limits: Limits, spent: Spent | None = None) -> bytes:

@@ -21,9 +21,10 @@ from engine.fetch import INTERNET, Network, check_url, fetch
 from engine.images.examples import LANDSCAPE
 from engine.images.task import ImageTask
 from engine.passage import Passage
+from engine.spent import Spent
 from engine.stats import Stats
 from engine.tasks.image_transform import ImageTransform
-from engine.tasks.media import Spent, bytes_of, each_bytes_of
+from engine.tasks.media import bytes_of, each_bytes_of
 from handler.handler import Handler
 from tests.tls_server import HOST, LOOPBACK, TlsServer, certificate, content, endless, raw, silent_server
 
