@@ -27,14 +27,14 @@ class Spent:
 
     def check(self, field: str, limits: Limits) -> None:
         """Raise InvalidInput where a job may fetch no more; the few URLs that are under way may still exceed that."""
-        fix = "send fewer URLs in a job"
+        fix = "split the job"
         if self.bytes >= limits.max_fetch_bytes:
             raise InvalidInput(
-                f"`{field}`: the URLs before it brought {self.bytes} bytes, allowed in one job are "
+                f"`{field}`: the fetches before it brought {self.bytes} bytes, allowed in one job are "
                 f"{limits.max_fetch_bytes} (MAX_FETCH_BYTES); {fix}"
             )
         if self.seconds >= limits.max_fetch_s:
             raise InvalidInput(
-                f"`{field}`: the URLs before it took {self.seconds:.1f} s, allowed in one job are "
+                f"`{field}`: the fetches before it took {self.seconds:.1f} s, allowed in one job are "
                 f"{limits.max_fetch_s:g} s (MAX_FETCH_S); {fix}"
             )

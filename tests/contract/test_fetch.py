@@ -278,8 +278,8 @@ def test_the_urls_of_a_job_are_bounded_together(server: TlsServer, monkeypatch: 
     sizes = [sum(map(len, each_bytes_of(part.items, limits, part.spent))) for part in parts[:3]]
     assert sizes == [len(BODY)] * 3
     sentence = (
-        rf"`images\[3\]`: the URLs before it brought {3 * len(BODY)} bytes, allowed in one job are {3 * len(BODY)} "
-        r"\(MAX_FETCH_BYTES\); send fewer URLs in a job"
+        rf"`images\[3\]`: the fetches before it brought {3 * len(BODY)} bytes, allowed in one job are {3 * len(BODY)} "
+        r"\(MAX_FETCH_BYTES\); split the job"
     )
     with pytest.raises(InvalidInput, match=sentence):
         list(each_bytes_of(parts[3].items, limits, parts[3].spent))
@@ -287,7 +287,9 @@ def test_the_urls_of_a_job_are_bounded_together(server: TlsServer, monkeypatch: 
     assert len(list(each_bytes_of(parts[9].items, limits, parts[9].spent))) == 1
     spent = Spent()
     spent.add(1, 600.0)
-    with pytest.raises(InvalidInput, match=r"took 600.0 s, allowed in one job are 600 s \(MAX_FETCH_S\); send fewer"):
+    with pytest.raises(
+        InvalidInput, match=r"took 600.0 s, allowed in one job are 600 s \(MAX_FETCH_S\); split the job"
+    ):
         spent.check("audio", Limits())
 
 
