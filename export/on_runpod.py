@@ -67,10 +67,10 @@ def main(argv: Sequence[str]) -> Outcome:
     api = load_api()
     prices = {gpu_type: hourly_price(api, gpu_type, order.cloud) for gpu_type in order.gpu_types}
     _print_prices(order, prices)
-    _check_here(order)
     if order.dry_run:
         print("dry run: no pod was created")
         return Outcome(OK)
+    _check_here(order)
     spent = 0.0
     for gpu_type in order.gpu_types:
         seconds = min(order.time_limit_s, (order.cost_limit - spent) / prices[gpu_type] * 3600)

@@ -225,7 +225,8 @@ def test_what_no_gpu_is_needed_to_find_out_costs_nothing(api: EmulatedApi, small
 def test_without_onnx_nothing_is_checked_before(api: EmulatedApi, small_bundle: Path, monkeypatch, capsys):
     overflowing(small_bundle)
     monkeypatch.setattr("export.on_runpod.find_spec", lambda name: None)
-    assert order(api, monkeypatch, small_bundle, "--dry-run") == 0
+    api.nothing_free = True
+    assert order(api, monkeypatch, small_bundle) == 3
     assert "not checked before: onnx and onnxruntime not installed here" in capsys.readouterr().out
 
 
