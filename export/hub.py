@@ -88,7 +88,9 @@ def download(model: str, revision: str | None, patterns: Sequence[str]) -> Path:
             snapshot_download(model, revision=revision, allow_patterns=list(patterns), ignore_patterns=_OTHER_FORMATS)
         )
     except errors.HFValidationError:
-        raise Refused(f"no model: {model!r} is neither a folder nor a valid Hub id (owner/name)") from None
+        raise Refused(
+            f"no model: {model!r} is neither a folder nor a valid Hub id (owner/name); check the spelling"
+        ) from None
     except errors.GatedRepoError:
         raise Refused(f"{model} is gated; accept its terms on the Hub and set HF_TOKEN") from None
     except errors.RevisionNotFoundError:
