@@ -30,17 +30,12 @@ def choose_exporter(kind: str, model: str, task: ExportTask, config: Any, asked:
         fix = "try --exporter dynamo" if task.by_dynamo else "no bundle can be made of it"
         raise Refused(f"{model} ({kind}) has no ONNX exporter for {task.exporter_task} in optimum; {fix}")
     if config.is_encoder_decoder:
-        raise Refused(
-            f"{model} ({kind}) does not fit {task.tag}: it is an encoder with a decoder; choose another model"
-        )
+        raise Refused(f"{model} ({kind}) does not fit {task.tag}: it is an encoder with a decoder")
     taken = {*task.input_axes(), "position_ids"}
     inputs = supported[task.exporter_task](config).inputs if is_known else ()
     foreign = [one for one in inputs if one not in taken]
     if foreign:
-        raise Refused(
-            f"{model} ({kind}) does not fit {task.tag}: it reads {', '.join(foreign)}, not just {task.reads}; try another "
-            "--task"
-        )
+        raise Refused(f"{model} ({kind}) does not fit {task.tag}: it reads {', '.join(foreign)}, not just {task.reads}")
     return exporter
 
 

@@ -129,7 +129,8 @@ def _check_architecture(
     kind, custom = raw.get("model_type"), "auto_map" in raw
     if kind is None or (kind not in CONFIG_MAPPING_NAMES and not custom):
         raise Refused(
-            f"{model} is of type {kind}, which transformers {transformers.__version__} does not know; choose another model"
+            f"{model} is of type {kind}, which transformers {transformers.__version__} does not know; choose another "
+            "model"
         )
     config = transformers.AutoConfig.from_pretrained(
         folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True

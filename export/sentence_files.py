@@ -76,9 +76,7 @@ def read_sentence_files(folder: Path, pooling: str | None = None) -> SentenceFil
         if name not in ("Transformer", "Pooling", "Normalize", "Dropout"):
             raise Refused(f"modules.json lists a {name} module, which a bundle cannot hold; export a model without it")
     if names.count("Transformer") != 1 or names[0] != "Transformer":
-        raise Refused(
-            f"modules.json must begin with one Transformer module, it lists {', '.join(names)}; choose another model"
-        )
+        raise Refused(f"modules.json must begin with one Transformer module, it lists {', '.join(names)}")
     options = read_transformer_options(folder / modules[0][1])
     prompts, default_prompt = read_prompts(folder)
     return SentenceFiles(
@@ -120,10 +118,7 @@ def read_prompts(folder: Path, kind: str = "SentenceTransformer") -> tuple[dict[
     prompts = {name: text or "" for name, text in (settings.get("prompts") or {}).items()}
     default = settings.get("default_prompt_name")
     if default is not None and default not in prompts:
-        raise Refused(
-            f"the model's default prompt {default!r} is not among its prompts ({', '.join(prompts)}); name one of them as "
-            "default_prompt_name in config_sentence_transformers.json"
-        )
+        raise Refused(f"the model's default prompt {default!r} is not among its prompts ({', '.join(prompts)})")
     return prompts, default
 
 

@@ -155,20 +155,14 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
             folder, use_fast=True, trust_remote_code=recipe.trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, ImportError, TypeError) as error:
-        raise Refused(
-            f"{model} has no tokenizer that can be loaded: {first_line(error)}; its folder needs what save_pretrained "
-            "writes"
-        ) from error
+        raise Refused(f"{model} has no tokenizer that can be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise Refused(
             f"{model} has no tokenizer.json, and its {type(tokenizer).__name__} cannot be converted into one; "
             "the worker needs that file"
         )
     if tokenizer.truncation_side != "right":
-        raise Refused(
-            f"{model} cuts long texts at the front (truncation_side), the worker only at the end; change that in its "
-            "tokenizer_config.json if it may be"
-        )
+        raise Refused(f"{model} cuts long texts at the front (truncation_side), the worker only at the end")
     return tokenizer
 
 
