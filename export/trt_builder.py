@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from engine.probe import gpu
+from engine.probe import gpu, missing_packages
 from export.errors import Refused, Unavailable
 from export.plan_recipe import PlanRecipe
 from export.trt_messages import logger_of
@@ -59,6 +59,10 @@ def open_builder(recipe: PlanRecipe) -> Builder:
         raise Refused(
             f"TensorRT {trt.__version__} has no hardware compatibility {recipe.hardware_compatibility}; "
             f"it has {', '.join(levels)}"
+        )
+    if lacking := missing_packages("pycuda", "cuda"):  # found out before the build, not after it
+        raise Unavailable(
+            f"no plan is kept that was not run, and {' and '.join(lacking)} not installed; install requirements/all.txt"
         )
     trt.init_libnvinfer_plugins(logger_of(trt), "")  # the parser makes InstanceNormalization a plugin
     capability = ".".join(map(str, found.compute_capability))

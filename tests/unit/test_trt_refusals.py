@@ -67,6 +67,30 @@ def test_a_level_of_compatibility_that_the_version_does_not_have(
     )
 
 
+@pytest.mark.usefixtures("l4")
+def test_tensorrt_without_what_runs_a_plan_is_refused_before_the_build(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    trt = SimpleNamespace(__version__="8.6.1", HardwareCompatibilityLevel=SimpleNamespace(__members__={"NONE": 0}))
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setattr(trt_builder, "missing_packages", lambda *names: names)
+    assert said(capsys, small_bundle) == (
+        3,
+        "no plan is kept that was not run, and pycuda and cuda not installed; install requirements/all.txt",
+    )
+
+
+def test_without_the_builder_that_needs_no_gpu(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert said(capsys, small_bundle, "--builder", "tensorrt-rtx", "--compute-capability", "8.9") == (
+        3,
+        "tensorrt_rtx_bindings is not installed; install tensorrt-rtx-cu12-bindings tensorrt-rtx-cu12-libs",
+    )
+
+
 def test_an_old_gpu_and_a_new_type(
     small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
