@@ -62,7 +62,8 @@ def open_builder(recipe: PlanRecipe) -> Builder:
         )
     if lacking := missing_packages("pycuda", "cuda"):  # found out before the build, not after it
         raise Unavailable(
-            f"no plan is kept that was not run, and {' and '.join(lacking)} not installed; install requirements/all.txt"
+            f"{' and '.join(lacking)} not installed, by which a plan is run before it is kept; install "
+            "requirements/all.txt"
         )
     trt.init_libnvinfer_plugins(logger_of(trt), "")  # the parser makes InstanceNormalization a plugin
     capability = ".".join(map(str, found.compute_capability))

@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.bucket import Bucket
 from engine.tensors import TensorSpec
-from export.errors import Refused
+from export.errors import Refused, Unavailable
 from export.trt_messages import deferred_interrupt, errors_of, logger_of, monitor_of
 
 _FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
@@ -67,7 +67,7 @@ def build_plan(
     """
     logger = logger_of(trt)
     logger.messages.clear()
-    builder = trt.Builder(logger)
+    builder = _start(trt, logger)
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx)):
@@ -90,6 +90,14 @@ def build_plan(
     if cache is not None:
         cache = bytes(memoryview(config.get_timing_cache().serialize()))
     return Plan(bytes(memoryview(plan)), cache, [text for is_error, text in logger.messages if not is_error])
+
+
+def _start(trt: Any, logger: Any) -> Any:
+    try:
+        return trt.Builder(logger)
+    except TypeError as error:  # what the bindings make of a builder that is none
+        said = errors_of(logger) or str(error)
+        raise Unavailable(f"TensorRT {trt.__version__} does not start ({said}); update the NVIDIA driver") from error
 
 
 def is_strongly_typed(trt: Any) -> bool:

@@ -77,6 +77,7 @@ class TensorRtDouble(ModuleType):
         self.ILogger, self.TensorIOMode = ILogger, TensorIOMode
         self.refuse_to_capture = False
         self.refuse_to_run = ""
+        self.refuse_to_start = ""
 
         def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
             return True
@@ -94,6 +95,9 @@ class TensorRtDouble(ModuleType):
 
             def __init__(self, logger: ILogger) -> None:
                 self.logger = logger
+                if double.refuse_to_start:
+                    logger.log(Severity.ERROR, double.refuse_to_start)
+                    raise TypeError("pybind11::init(): factory function returned nullptr")
 
             def deserialize_cuda_engine(self, content: bytes) -> Any:
                 assert device.stack, "TensorRT takes the context that is current"

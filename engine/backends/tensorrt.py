@@ -19,6 +19,7 @@ from engine.backends.tensorrt_api import (
     import_tensorrt,
     make_execution_context,
     messages,
+    notes_on_length,
     scratch_size,
     set_profile,
     set_scratch,
@@ -71,14 +72,8 @@ class TensorRtEngine:
         self.inputs: tuple[TensorSpec, ...] = found.inputs
         self.outputs: tuple[TensorSpec, ...] = found.outputs
         self.buckets = up_to(plan.plan.ladder, max_batch)
-        self.notes: list[str] = []
+        self.notes = notes_on_length(plan, bundle.manifest.max_length(graph))
         """What is not as it should be and yet runs, in sentences for the health reply."""
-        longest, takes = self.buckets.largest.length, bundle.manifest.max_length(graph)
-        if longest < takes:
-            self.notes.append(
-                f"rows of more than {longest} tokens fail, though the model takes {takes}: {plan.name} was built with "
-                "--lengths that end there"
-            )
         self.overhead_tokens, self.best_tokens = _OVERHEAD_TOKENS, _BEST_TOKENS
         if plan.plan.latencies_us:
             measured = dict(zip(plan.plan.ladder, plan.plan.latencies_us, strict=True))
@@ -157,7 +152,10 @@ class TensorRtEngine:
 
     def _deserialize(self, plan: PlanFile) -> tuple[Any, Any]:
         self._trt.init_libnvinfer_plugins(self._messages, "")  # a plan may hold some that the ONNX parser put there
-        runtime = self._trt.Runtime(self._messages)
+        try:
+            runtime = self._trt.Runtime(self._messages)
+        except TypeError as error:  # what the bindings make of a runtime that is none
+            raise self._error(f"TensorRT {self._trt.__version__} does not start on this driver") from error
         if plan.plan.version_compatible:  # it brings the runtime of its own version along, as code
             runtime.engine_host_code_allowed = True
         try:

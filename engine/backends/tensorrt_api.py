@@ -10,7 +10,7 @@ from engine.bucket import Ladder
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
-    from engine.plan import Plan
+    from engine.plan import Plan, PlanFile
 
 _KEPT_MESSAGES = 3
 
@@ -79,6 +79,17 @@ def up_to(ladder: Ladder, max_batch: int | None) -> Ladder:
     if max_batch is None or max_batch >= ladder.largest.batch:
         return ladder
     return Ladder([b for b in ladder.batches if b <= ladder.fit(max_batch, 1).batch], ladder.lengths)
+
+
+def notes_on_length(plan: PlanFile, takes: int) -> list[str]:
+    """A sentence where `plan` ends before the longest row that the model takes."""
+    longest = plan.plan.lengths[-1]
+    if longest >= takes:
+        return []
+    return [
+        f"rows of more than {longest} tokens fail, though the model takes {takes}: {plan.name} was built with --lengths "
+        "that end there"
+    ]
 
 
 @cache

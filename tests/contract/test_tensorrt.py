@@ -324,3 +324,12 @@ def test_lengths_that_end_before_the_models_are_noted(small_bundle: Path):
         "rows of more than 16 tokens fail, though the model takes 32: sm_89-trt10.13.0-fp16.plan was built with "
         "--lengths that end there"
     ]
+
+
+def test_a_driver_that_tensorrt_does_not_start_on(small_bundle: Path):
+    device = Device()
+    trt = TensorRtDouble(device)
+    trt.refuse_to_start = "CUDA initialization failure with error: 35"
+    with pytest.raises(EngineError, match=r"TensorRT 10.13.0.35 does not start on this driver: CUDA init.*error: 35"):
+        engine_on_double(small_bundle, device=device, trt=trt)
+    assert not device.memory

@@ -19,7 +19,7 @@ from engine.probe import Gpu
 from engine.tensors import TensorSpec
 from export import trt_builder, trt_messages, trt_network
 from export.__main__ import main
-from export.errors import Refused
+from export.errors import Refused, Unavailable
 from export.trt_messages import monitor_of
 from export.trt_network import BuildOptions, _set_hints, build_plan
 
@@ -76,7 +76,7 @@ def test_tensorrt_without_what_runs_a_plan_is_refused_before_the_build(
     monkeypatch.setattr(trt_builder, "missing_packages", lambda *names: names)
     assert said(capsys, small_bundle) == (
         3,
-        "no plan is kept that was not run, and pycuda and cuda not installed; install requirements/all.txt",
+        "pycuda and cuda not installed, by which a plan is run before it is kept; install requirements/all.txt",
     )
 
 
@@ -105,6 +105,25 @@ def test_what_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert code == 2
     assert sentence.startswith(f"{tmp_path} is not a bundle (no manifest.json); make one with")
     assert said(capsys)[1].startswith("the following arguments are required: BUNDLE; see python -m export plan --help")
+
+
+def test_a_driver_that_is_too_old_for_the_builder(tmp_path: Path):
+    class Trt(SimpleNamespace):
+        __version__ = "10.13.0.35"
+
+        class ILogger:
+            Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
+
+        @staticmethod
+        def Builder(logger: Any) -> None:
+            logger.log(1, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    with pytest.raises(Unavailable) as refused:
+        build_plan(Trt, tmp_path / "fp32.onnx", [], [], BuildOptions())
+    assert str(refused.value) == (
+        "TensorRT 10.13.0.35 does not start (CUDA initialization failure with error: 35); update the NVIDIA driver"
+    )
 
 
 def test_bf16_before_tensorrt_10():
