@@ -87,8 +87,8 @@ def notes_on_length(plan: PlanFile, takes: int) -> list[str]:
     if longest >= takes:
         return []
     return [
-        f"rows of more than {longest} tokens fail, though the model takes {takes}: {plan.name} was built with --lengths "
-        "that end there"
+        f"rows of more than {longest} tokens fail, though the model takes {takes}: {plan.name} was built with "
+        "--lengths that end there"
     ]
 
 
