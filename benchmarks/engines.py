@@ -43,7 +43,7 @@ def prepare(path: Path, engine: str, precision: str, batches: Sequence[int], len
             if subprocess.run([*command, *more.split()]).returncode:
                 raise RuntimeError(f"no plan for {path}")
     elif _onnx_precision(precision) not in _has(open_bundle(path)):
-        from export.plan_from_onnx import add_precision
+        from export.plan_precision import add_precision
 
         if precision == "int8":
             raise RuntimeError(f"{path} has no int8; export it with --precision int8")

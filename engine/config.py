@@ -96,6 +96,12 @@ class Limits:
     fetch_timeout_s: float = _setting(
         "FETCH_TIMEOUT_S", 10.0, _seconds(0.1, 600), "Seconds that fetching one URL may take, redirects included."
     )
+    max_fetch_bytes: int = _setting(
+        "MAX_FETCH_BYTES", 1_000_000_000, _whole(1, 1 << 40), "Bytes that the URLs of one job may bring in all."
+    )
+    max_fetch_s: float = _setting(
+        "MAX_FETCH_S", 600.0, _seconds(0.1, 86_400), "Seconds that fetching the URLs of one job may take, added up."
+    )
     upstream_url: str = _setting(
         "UPSTREAM_URL", "", (str, "an https URL"), "api-proxy: the service, whose host must be in FETCH_HOSTS."
     )

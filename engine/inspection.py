@@ -72,6 +72,7 @@ def _plan(bundle: Bundle, graph: str, found: PlanFile, parity: Mapping[str, Any]
         "lengths": list(plan.lengths),
         "profiles": len(plan.profiles),
         "bytes": plan.size,
+        "latencies_us": [[b.batch, b.length, us] for b, us in zip(plan.ladder, plan.latencies_us, strict=False)],
         "usable_here": obstacle is None,
         "obstacle": obstacle,
         "parity": parity.get("plans", {}).get(file),
@@ -116,6 +117,7 @@ def text(found: Mapping[str, Any]) -> str:
             f"{'RTX ' if plan['runtime'] == 'tensorrt_rtx' else ''}{plan['tensorrt_version']}",
             plan["precision"],
             f"{_range(plan['batches'])} x {_range(plan['lengths'])}",
+            _latencies([us for *_, us in plan["latencies_us"]]),
             _size(plan["bytes"]),
             _figures(plan["parity"]),
         )
@@ -123,7 +125,7 @@ def text(found: Mapping[str, Any]) -> str:
     ]
     if not plans:
         return "\n\n".join([*parts, "no plans; `python -m export plan BUNDLE` on a GPU adds one"])
-    header = ("PLAN", "GRAPH", "FOR", "TENSORRT", "PRECISION", "BATCHES x LENGTHS", "SIZE", "PARITY")
+    header = ("PLAN", "GRAPH", "FOR", "TENSORRT", "PRECISION", "BATCHES x LENGTHS", "US A RUN", "SIZE", "PARITY")
     here = [(Path(plan["file"]).name, plan["obstacle"] or "usable") for plan in found["plans"]]
     return "\n\n".join([*parts, table([header, *plans]), table([("PLAN", "HERE"), *here])])
 
@@ -141,6 +143,10 @@ def _figures(parity: Mapping[str, Any] | None) -> str:
         return "-"
     shown = {name: value for name, value in parity.items() if name.startswith(("min_", "max_"))}
     return ", ".join(f"{name.replace('_', ' ')} {value:.7g}" for name, value in shown.items())
+
+
+def _latencies(found: Sequence[int]) -> str:
+    return f"{min(found)} to {max(found)}" if found else "-"
 
 
 def _range(sizes: Sequence[int]) -> str:

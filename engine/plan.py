@@ -28,6 +28,8 @@ HARDWARE_COMPATIBILITY = ("none", "same-compute-capability", "ampere-plus")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 SUFFIX = ".plan"
 SHARED_WEIGHTS = "weights.bin"
+TIMING_CACHE = "timing.cache"
+"""Beside plans: what the builder measured on one GPU with one version of TensorRT."""
 REBUILD = "python -m export plan BUNDLE"
 
 _AMPERE = (8, 0)
@@ -82,6 +84,9 @@ class Plan:
     profile_sharing: bool = False
     """Built with the preview feature PROFILE_SHARING_0806, without which the execution contexts of TensorRT 8.6 cannot
     share a profile. From TensorRT 10 on they always can."""
+    latencies_us: tuple[int, ...] = ()
+    """Microseconds of a run with its copies on `gpu_name`, the median, for every bucket in the ladder's order; empty
+    where that was not measured."""
 
     def __post_init__(self) -> None:
         """Raises ValueError that names the field and what is allowed."""
@@ -93,6 +98,8 @@ class Plan:
         for bucket in Ladder(self.batches, self.lengths):
             if not any(bucket in profile.buckets for profile in self.profiles):
                 raise ValueError(f"no profile serves {bucket}")
+        if len(self.latencies_us) not in (0, len(self.ladder)) or not all(us > 0 for us in self.latencies_us):
+            raise ValueError(f"latencies_us has {len(self.latencies_us)} entries, not one above 0 for each bucket")
         for profile in self.profiles:
             for name, (low, best, high) in profile.shapes.items():
                 if not _ordered(low, best, high):
@@ -232,7 +239,7 @@ def read_sidecar(path: Path) -> Plan:
         data = json.loads(path.read_bytes())
         known = {name: data[name] for name in _KINDS if name in data}
         known["profiles"] = tuple(_profile(profile) for profile in known["profiles"])
-        known |= {name: tuple(known[name]) for name in ("batches", "lengths")}
+        known |= {name: tuple(known[name]) for name in ("batches", "lengths", "latencies_us") if name in known}
         for name, kind in _KINDS.items():
             if name in known and not isinstance(known[name], kind):
                 raise ValueError(f"{name} is {known[name]!r}")

@@ -1,10 +1,12 @@
 """Plans that a boot built on the GPU that it woke up on, kept on the volume for the boots after it.
 
     PLAN_CACHE/<graph>-<digest>/sm_89-trt10.13.0-fp16.plan + .json     digest: `source_digest` of the graph's fp32 file
+    PLAN_CACHE/model-NVIDIA_L4-trt10.13.0.35.timing.cache              what the builder measured, for one kind of GPU
     PLAN_CACHE/.lock                                                   held while a worker builds
 
 The folder's name says what the plans were built from; the sidecar, written last, that the plan beside it is whole. The
-build itself is the export's, started as a process of its own: nothing here imports it.
+build itself is the export's, started as a process of its own: nothing here imports it. A timing cache serves every
+model whose graph has that name: layers of the same kind and size take the same time whatever their weights are.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,9 +27,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import copyfile, copytree
 
+from engine import probe
 from engine.bundle import CHECKSUM, MANIFEST, Bundle, open_bundle
 from engine.errors import BundleError, EngineError
-from engine.plan import SUFFIX, PlanFile, plans_of, read_sidecar, sidecar_of, source_digest
+from engine.plan import SUFFIX, TIMING_CACHE, PlanFile, plans_of, read_sidecar, sidecar_of, source_digest
 
 BUILD_COMMAND = (sys.executable, "-m", "export", "plan")
 """Followed by a folder with a bundle, to which it adds plans for this machine's GPU."""
@@ -73,8 +77,10 @@ def build(bundle: Bundle, cache: Path, timeout_s: float, say: Say, is_there: Cal
                 return say("another worker has built it meanwhile")
             with tempfile.TemporaryDirectory(prefix="build-plan-") as work:
                 copy = _copy(bundle, Path(work) / "bundle")
+                _bring_timings(bundle, cache, copy)
                 _run([*BUILD_COMMAND, str(copy)], deadline, timeout_s, say)
                 _keep(open_bundle(copy), bundle, cache)
+                _keep_timings(bundle, cache, copy)
     except OSError as error:
         raise EngineError(
             f"a plan cannot be kept in PLAN_CACHE={cache} ({error.strerror}); attach a volume, or name a folder there "
@@ -188,6 +194,39 @@ def _keep(built: Bundle, before: Bundle, cache: Path) -> None:
     for plan, folder in new:
         folder.mkdir(exist_ok=True)
         for source in (plan.path, plan.path.with_name(sidecar_of(plan.name))):  # the sidecar last: it says "whole"
-            part = folder / f".{source.name}.{os.getpid()}"
-            copyfile(source, part)
-            os.replace(part, folder / source.name)
+            _put(source, folder / source.name)
+
+
+def _put(source: Path, target: Path) -> None:
+    """Copy a file to the volume, where it is whole or absent."""
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    copyfile(source, part)
+    os.replace(part, target)
+
+
+def _bring_timings(bundle: Bundle, cache: Path, copy: Path) -> None:
+    for kept, used in _timing_caches(bundle, cache, copy):
+        if kept.exists():
+            used.parent.mkdir(parents=True, exist_ok=True)
+            used.unlink(missing_ok=True)  # it may be a link to the bundle's own
+            copyfile(kept, used)
+
+
+def _keep_timings(bundle: Bundle, cache: Path, copy: Path) -> None:
+    for kept, used in _timing_caches(bundle, cache, copy):
+        if used.exists():
+            _put(used, kept)
+
+
+def _timing_caches(bundle: Bundle, cache: Path, copy: Path) -> Iterator[tuple[Path, Path]]:
+    """For every graph its timing cache on the volume, and the one that the build in `copy` reads and writes.
+
+    TensorRT takes a timing cache on the GPU and by the version only that it comes from.
+    """
+    found, version = probe.gpu(), probe.tensorrt_version()
+    if found is None or version is None:
+        return
+    name = re.sub(r"[^A-Za-z0-9]+", "_", found.name)
+    for graph in bundle.manifest.graphs:
+        kept = cache / f"{graph}-{name}-trt{version}.{TIMING_CACHE}"
+        yield kept, copy / "graphs" / graph / "plans" / TIMING_CACHE

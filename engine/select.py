@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import log
 from typing import Any, TypeAlias
 
 from engine.config import Settings
@@ -23,7 +24,13 @@ from engine.plan import Machine, PlanFile, mismatch
 from engine.probe import Gpu
 
 FASTEST_FIRST = ("fp16", "bf16", "int8", "tf32", "fp32")
-"""Precisions of plans. All that are in a bundle have passed the parity gate, so the fastest is taken."""
+"""Precisions of plans. All that are in a bundle have passed the parity gate, so the fastest is taken: by what was
+measured when the plans were built, where that can be compared (`_fastest`), else in this order. int8 comes after the
+halves because it need not be faster (what stands between its products stays in half or fp32) and answers less exactly.
+"""
+
+_NOISE = 1.03
+"""Two measurements of one plan may differ so much; plans that are closer keep the order of FASTEST_FIRST."""
 
 _BLACKWELL = (10, 0)
 _TOLD = 2  # plans of a step whose reasons are told
@@ -150,9 +157,31 @@ def _best(plans: Sequence[PlanFile], settings: Settings, facts: Facts) -> _Taken
         more = [f"and {len(told) - _TOLD} more"] if len(told) > _TOLD else []
         return "; ".join(told[:_TOLD] + more)
     here = facts.gpu.name
-    best = min(fitting, key=lambda plan: (plan.plan.gpu_name != here, FASTEST_FIRST.index(plan.plan.precision)))
+    of_this_gpu = [plan for plan in fitting if plan.plan.gpu_name == here] or fitting
+    longest = max(plan.plan.lengths[-1] for plan in of_this_gpu)  # what is longer than a plan's lengths fails
+    best, how = _fastest([p for p in of_this_gpu if p.plan.lengths[-1] == longest], settings.max_batch_rows)
     elsewhere = "" if best.plan.gpu_name == here else f", though built on {best.plan.gpu_name or 'another GPU'}"
-    return _Taken("tensorrt", f"{best.name} fits {facts.gpu} and TensorRT {facts.tensorrt}{elsewhere}", best)
+    return _Taken("tensorrt", f"{best.name} fits {facts.gpu} and TensorRT {facts.tensorrt}{elsewhere}{how}", best)
+
+
+def _fastest(plans: Sequence[PlanFile], max_rows: int) -> tuple[PlanFile, str]:
+    """The plan to take among those that fit, and what that rests on beside FASTEST_FIRST.
+
+    Latencies are compared where every plan has them, from one kind of GPU, and only at buckets that all of them have
+    and of at most `max_rows` rows: by the mean of their logarithms, so that every bucket counts the same.
+    """
+
+    def rank(plan: PlanFile) -> int:
+        return FASTEST_FIRST.index(plan.plan.precision)
+
+    measured = [dict(zip(plan.plan.ladder, plan.plan.latencies_us, strict=False)) for plan in plans]
+    shared = set.intersection(*(set(latencies) for latencies in measured))
+    shared = {bucket for bucket in shared if bucket.batch <= max_rows} or shared
+    if len(plans) == 1 or not shared or len({plan.plan.gpu_name for plan in plans}) > 1:
+        return min(plans, key=rank), ""
+    cost = [sum(log(latencies[bucket]) for bucket in shared) / len(shared) for latencies in measured]
+    near = [plan for plan, one in zip(plans, cost, strict=True) if one <= min(cost) + log(_NOISE)]
+    return min(near, key=rank), f", the fastest of {len(plans)} as measured there"
 
 
 def _build(settings: Settings, facts: Facts) -> _Taken | str:

@@ -20,7 +20,7 @@ from engine.errors import BundleError
 from export import interrupts
 from export.errors import ParityFailed, Refused, blaming_the_disk, refusal_of
 from export.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED
-from export.outcome import Outcome
+from export.outcome import Outcome, plans_added
 from export.progress import megabytes, recorded, stage, table
 from export.recipe import Command, Recipe, command_from_argv
 from export.tasks import export_task
@@ -33,7 +33,7 @@ _COMMANDS = {
     "verify": ("export.signing", "verify"),
     "plan --on-runpod": ("export.on_runpod", "main"),
 }
-"""First argument -> module and function; the function takes the other arguments and returns the exit code."""
+"""First argument -> module and function; the function takes the other arguments and returns the Outcome."""
 _ON_RUNPOD = "--on-runpod"
 
 
@@ -62,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _outcome(argv: Sequence[str]) -> Outcome:
     try:
         if argv and (command := _command(argv)):
-            return Outcome(command(argv[1:]))
+            return command(argv[1:])
         if argv[:1] == ["plan"]:
-            return Outcome(_plan([argument for argument in argv[1:] if argument != "--json"]))
+            return _plan(argv[1:])
         return _export(command_from_argv(argv))
     except ParityFailed as failure:
         return Outcome(failure.exit_code, str(failure), failure.header, failure.rows)
@@ -96,29 +96,28 @@ def _export(command: Command) -> Outcome:
     return Outcome(OK, result=result_of(recipe, figures))
 
 
-def _command(argv: Sequence[str]) -> Callable[[Sequence[str]], int] | None:
+def _command(argv: Sequence[str]) -> Callable[[Sequence[str]], Outcome] | None:
     name = argv[0]
     if any(argument.partition("=")[0] == _ON_RUNPOD for argument in argv):
         name = f"{name} {_ON_RUNPOD}"
     if name not in _COMMANDS:
         return None
     module, function = _COMMANDS[name]
-    command: Callable[[Sequence[str]], int] = getattr(import_module(module), function)
+    command: Callable[[Sequence[str]], Outcome] = getattr(import_module(module), function)
     return command
 
 
-def _plan(argv: Sequence[str]) -> int:
+def _plan(argv: Sequence[str]) -> Outcome:
     from export.plan_recipe import plan_command
 
     path, recipe = plan_command(argv)
     from export.plan_from_onnx import add_plans
 
     names = add_plans(path, recipe)
-    files = open_bundle(path).manifest.files
-    print(f"\n{table(('plan', 'size'), [(name, megabytes(files[name][0])) for name in names])}")
+    bundle = open_bundle(path)
+    print(f"\n{table(('plan', 'size'), [(name, megabytes(bundle.manifest.files[name][0])) for name in names])}")
     print(f"\nbundle    {path}  {megabytes(_size(path))}")
-    print(f"next      python -m engine inspect {path}")
-    return OK
+    return Outcome(OK, next=f"python -m engine inspect {path}", more=plans_added(bundle, names))
 
 
 def export(recipe: Recipe) -> dict[str, Any]:

@@ -50,7 +50,9 @@ class AudioExport(ExportTask):
             raise Refused(f"{model} is a {config.model_type}; the worker takes {', '.join(_ARCHITECTURES)}")
         for name in ("add_adapter", "conv_pos_batch_norm"):
             if getattr(config, name, False):
-                raise Refused(f"{model} has {name} in its config.json, which the worker does not support")
+                raise Refused(
+                    f"{model} has {name} in its config.json, which the worker does not support; choose another model"
+                )
 
     def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
         """The feature extractor."""
@@ -59,7 +61,10 @@ class AudioExport(ExportTask):
         try:
             found = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, ImportError, TypeError) as error:
-            raise Refused(f"{model} has no feature extractor that can be loaded: {first_line(error)}") from error
+            raise Refused(
+                f"{model} has no feature extractor that can be loaded: {first_line(error)}; its folder needs what "
+                "save_pretrained writes"
+            ) from error
         if type(found).__name__ not in _KINDS:
             raise Refused(f"{model} has a {type(found).__name__}; the worker has {' and '.join(_KINDS)}")
         return {"processor": found}

@@ -42,7 +42,9 @@ class DualExport(ImageExport):
         """Refuse models that do not compare a vector of the image with one of the text."""
         # SigLIP's config leaves the initial scale out.
         if not hasattr(config, "text_config") or not (hasattr(config, "logit_scale_init_value") or is_siglip(config)):
-            raise Refused(f"{model} ({config.model_type}) does not compare vectors as CLIP and SigLIP do")
+            raise Refused(
+                f"{model} ({config.model_type}) does not compare vectors; choose a model such as CLIP or SigLIP"
+            )
 
     def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
         """The image processor, and the tokenizer."""

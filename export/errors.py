@@ -18,7 +18,8 @@ _NO_ROOM = 1 << 20  # bytes
 _SAYS_FULL = ("no space left on device", "disk quota exceeded", "file too large", "os error 28", "os error 27")
 _SAYS_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "failed to allocate memory", "bad_alloc")
 _PACKAGES = frozenset(
-    "huggingface_hub onnx onnxruntime onnxscript optimum peft psutil rich safetensors torch transformers".split()
+    "cryptography huggingface_hub onnx onnxruntime onnxscript optimum peft psutil rich runpod safetensors tokenizers "
+    "torch transformers".split()
 )
 """What requirements/export.txt installs and the export imports."""
 

@@ -8,7 +8,7 @@ GATE_FAILED = 1
 REFUSED = 2
 """What was asked for cannot be done: change the command, the recipe or the model."""
 UNAVAILABLE = 3
-"""Disk, memory, a package or the Hub is missing: the same command may pass elsewhere, or later."""
+"""Disk, memory, a GPU, a package, the Hub or RunPod is missing: the same command may pass elsewhere, or later."""
 DEFECT = 4
 """A mistake of ours; the traceback is on stderr."""
 INTERRUPTED = 130

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 from export.errors import Refused, Unavailable
@@ -87,7 +88,9 @@ def download(model: str, revision: str | None, patterns: Sequence[str]) -> Path:
             snapshot_download(model, revision=revision, allow_patterns=list(patterns), ignore_patterns=_OTHER_FORMATS)
         )
     except errors.HFValidationError:
-        raise Refused(f"no model: {model!r} is neither a folder nor a valid Hub id (owner/name)") from None
+        raise Refused(
+            f"no model: {model!r} is neither a folder nor a valid Hub id (owner/name); check the spelling"
+        ) from None
     except errors.GatedRepoError:
         raise Refused(f"{model} is gated; accept its terms on the Hub and set HF_TOKEN") from None
     except errors.RevisionNotFoundError:
@@ -96,7 +99,14 @@ def download(model: str, revision: str | None, patterns: Sequence[str]) -> Path:
         raise Refused(
             f"no model: {model} is neither a folder here nor on the Hub; check the spelling, or set HF_TOKEN if private"
         ) from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, RequestException):
+    except (
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        errors.HfHubHTTPError,
+        RequestException,
+    ) as error:
+        if getattr(getattr(error, "response", None), "status_code", None) == HTTPStatus.UNAUTHORIZED:
+            raise Refused("the Hub does not take the token in HF_TOKEN; make a new one, or unset it") from None
         raise Unavailable(
             f"no model: there is no folder {model}, it is not in the local Hub cache{at}, and the Hub cannot be "
             "reached (or HF_HUB_OFFLINE is set); go online, or give the path of a folder"

@@ -89,7 +89,10 @@ def image_processor(
                 folder, use_fast=False, trust_remote_code=trust_remote_code, local_files_only=True
             )
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise Refused(f"{model} has no image processor that can be loaded: {first_line(error)}") from error
+        raise Refused(
+            f"{model} has no image processor that can be loaded: {first_line(error)}; its folder needs what "
+            "save_pretrained writes"
+        ) from error
     return take_apart(processor, model, asked)
 
 
@@ -184,7 +187,9 @@ def _plain(found: ImageProcessor, shade: tuple[int, int, int], model: str) -> Ar
     try:
         values = found.inputs(Image.new("RGB", (found.geometry.width, found.geometry.height), shade))
     except (ValueError, TypeError, KeyError) as error:
-        raise Refused(f"{model}'s image processor fails on a plain image: {first_line(error)}") from error
+        raise Refused(
+            f"{model}'s image processor fails on a plain image: {first_line(error)}; check its preprocessor_config.json"
+        ) from error
     unknown = sorted(set(values) - {"pixel_values", "pixel_mask"})
     if unknown or values["pixel_values"].ndim != 4 or values["pixel_values"].shape[1] != 3:
         raise Refused(f"{model}'s image processor makes more of an image than three channels of pixels; no bundle can")

@@ -128,7 +128,10 @@ def _check_architecture(
     raw = read_json(folder / "config.json")
     kind, custom = raw.get("model_type"), "auto_map" in raw
     if kind is None or (kind not in CONFIG_MAPPING_NAMES and not custom):
-        raise Refused(f"{model} is of type {kind}, which transformers {transformers.__version__} does not know")
+        raise Refused(
+            f"{model} is of type {kind}, which transformers {transformers.__version__} does not know; choose another "
+            "model"
+        )
     config = transformers.AutoConfig.from_pretrained(
         folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True
     )
@@ -141,7 +144,8 @@ def _check_architecture(
         empty = getattr(transformers, auto_class).from_config(config, trust_remote_code=recipe.trust_remote_code)
     if exporter == "dynamo" and empty.main_input_name != "input_ids":
         raise Refused(
-            f"{model} ({kind}) does not fit {task.tag}: it reads {empty.main_input_name}, not just {task.reads}"
+            f"{model} ({kind}) does not fit {task.tag}: it reads {empty.main_input_name}, not just {task.reads}; try "
+            "another --task"
         )
     return config, auto_class, type(empty).__name__, _positions(config, empty), exporter
 

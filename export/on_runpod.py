@@ -1,6 +1,8 @@
 """`python -m export plan BUNDLE --on-runpod GPU[,GPU]`: plans from rented GPUs, one pod a type, one after the other.
 
-    bundle ── price and limits ── pod ── send ── build ── fetch what is new ── end the pod ── compare ── bundle
+    bundle ── price and limits ── check ── pod ── send ── build ── fetch what is new ── end the pod ── compare ── bundle
+
+The check is of what shows without a GPU: that the graph in half precision answers as in fp32, that lengths fit.
 
 What the pod may change is what plans add: every file that was there keeps its hash, except for parity.json.
 """
@@ -11,13 +13,17 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, open_bundle
 from engine.bundle_folder import changed_bundle_folder
 from engine.errors import BundleError
-from export.errors import Refused
+from engine.plan import SUFFIX
+from export.errors import Refused, Unavailable
+from export.exit_codes import OK
+from export.outcome import Outcome, plans_added
 from export.plan_recipe import plan_command
 from export.pod import Pod, hourly_price, load_api, rented
 from export.pod_client import PodClient
@@ -50,19 +56,21 @@ class Order:
     """For `python -m export plan` on the pod."""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Add a plan for every GPU type to the bundle; the exit code. Raises Refused or BundleError.
+def main(argv: Sequence[str]) -> Outcome:
+    """Add a plan for every GPU type to the bundle. Raises Refused, ParityFailed or BundleError.
 
     GPU types that were done before one fails keep their plans.
     """
     order = order_from_argv(argv)
-    open_bundle(order.bundle).verify()
+    before = open_bundle(order.bundle)
+    before.verify()
     api = load_api()
     prices = {gpu_type: hourly_price(api, gpu_type, order.cloud) for gpu_type in order.gpu_types}
     _print_prices(order, prices)
     if order.dry_run:
         print("dry run: no pod was created")
-        return 0
+        return Outcome(OK)
+    _check_here(order)
     spent = 0.0
     for gpu_type in order.gpu_types:
         seconds = min(order.time_limit_s, (order.cost_limit - spent) / prices[gpu_type] * 3600)
@@ -72,10 +80,18 @@ def main(argv: Sequence[str]) -> int:
         finally:
             spent += (time.monotonic() - begin) / 3600 * prices[gpu_type]
             print(f"{gpu_type}: {time.monotonic() - begin:.0f} s; about ${spent:.2f} of ${order.cost_limit:.2f} spent")
-    print(
-        f"\nbundle    {order.bundle}\nnext      build the image again with this bundle; sign it again if it is signed"
+    bundle = open_bundle(order.bundle)
+    names = [
+        name
+        for name, of in bundle.manifest.files.items()
+        if name.endswith(SUFFIX) and of != before.manifest.files.get(name)
+    ]
+    print(f"\nbundle    {order.bundle}")
+    return Outcome(
+        OK,
+        next="build the image again with this bundle; sign it again if it is signed",
+        more=plans_added(bundle, names),
     )
-    return 0
 
 
 def order_from_argv(argv: Sequence[str]) -> Order:
@@ -96,7 +112,7 @@ def order_from_argv(argv: Sequence[str]) -> Order:
         raise Refused("--cost-limit takes dollars from 0 up to 1000, --time-limit seconds from 60 to 21600")
     plan_command([str(asked.bundle), *others])  # refuses here what the pod would refuse
     if any(not word.isprintable() or '"' in word for word in (asked.image, *gpu_types)):
-        raise Refused("--image and --on-runpod take plain names")
+        raise Refused("--image and --on-runpod take plain names; leave out quotes and line breaks")
     return Order(
         bundle=asked.bundle,
         gpu_types=gpu_types,
@@ -120,6 +136,17 @@ def _print_prices(order: Order, prices: dict[str, float]) -> None:
     print(f"limits: {order.time_limit_s:.0f} s a GPU, ${order.cost_limit:.2f} in all; image {order.image}")
 
 
+def _check_here(order: Order) -> None:
+    """What a pod would find out for money. Raises Refused or ParityFailed."""
+    if lacking := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
+        print(f"not checked before: {' and '.join(lacking)} not installed here (requirements/export.txt)")
+        return
+    from export.plan_precision import check_without_gpu
+
+    _, recipe = plan_command([str(order.bundle), *order.plan_arguments])
+    check_without_gpu(order.bundle, recipe)
+
+
 def _add_plans(api: Any, order: Order, gpu_type: str, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     bundle = open_bundle(order.bundle)
@@ -140,8 +167,8 @@ def _add_plans(api: Any, order: Order, gpu_type: str, seconds: float) -> None:
             _build(pod, order, bundle, copy, deadline)
     except TimeoutError:
         raise Refused(f"the pod had {seconds:.0f} s and was ended; raise --time-limit or --cost-limit") from None
-    except OSError as error:
-        raise Refused(f"the pod cannot be reached ({error}); it was ended") from error
+    except ConnectionError as error:  # of pod_client.py; what the disk here says is another matter
+        raise Unavailable(f"the pod cannot be reached ({error}) and was ended; try again") from error
 
 
 def _build(pod: Pod, order: Order, bundle: Bundle, copy: Path, deadline: float) -> None:
@@ -171,7 +198,7 @@ def _new_files(old: Bundle, new: Bundle) -> list[str]:
     if wrong or (old.manifest.model, old.manifest.task) != (new.manifest.model, new.manifest.task):
         raise BundleError(f"the pod changed {', '.join(wrong) or 'the manifest'}; the bundle here stays as it was")
     new_files = [name for name in after if after[name] != before.get(name)]
-    if not any(name.endswith(".plan") for name in new_files):
+    if not any(name.endswith(SUFFIX) for name in new_files):
         raise BundleError("the pod sent no plan; the bundle here stays as it was")
     return new_files
 
@@ -195,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cloud", choices=("secure", "community"), default="secure", help="(default: %(default)s)")
     parser.add_argument("--cost-limit", type=float, default=2.0, metavar="USD", help="for all pods (default: 2.00)")
     parser.add_argument("--time-limit", type=float, default=1800.0, metavar="S", help="for each pod (default: 1800)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
     parser.add_argument("--dry-run", action="store_true", help="show prices and limits, create nothing")
     # For tests:
     parser.add_argument("--proxy", default=PROXY, help=argparse.SUPPRESS)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
 from export.exit_codes import INTERRUPTED, STATUS
 from export.progress import Done, stages, table
 
 if TYPE_CHECKING:
+    from engine.bundle import Bundle
     from export.closing_table import Result
 
 
@@ -25,6 +26,8 @@ class Outcome:
     result: Result | None = None
     next: str = ""
     """A command, where there is no bundle that names one."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys for --json."""
 
     def tell(self, to: TextIO | None = None) -> None:
         """Print it: what went wrong to stderr, what came out to `to`, or else to stdout."""
@@ -51,4 +54,10 @@ class Outcome:
             answer |= self.result.as_json()
         if self.next:
             answer["next"] = self.next
-        return {**answer, "stages": stages(done)}
+        return {**answer, **self.more, "stages": stages(done)}
+
+
+def plans_added(bundle: Bundle, names: Sequence[str]) -> dict[str, Any]:
+    """For --json: what the commands say that add the plans `names` to `bundle`."""
+    plans = {name: bundle.manifest.files[name][0] for name in names}
+    return {"bundle": str(bundle.path), "sha256": bundle.sha256, "plans": plans}

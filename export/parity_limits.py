@@ -36,7 +36,8 @@ class Limits:
         given = self.named(task)
         if unknown := set(given) - {measure.key for measure in known}:
             raise Refused(
-                f"--parity-threshold {min(unknown)}: {task.tag} has {', '.join(measure.key for measure in known)}"
+                f"--parity-threshold {min(unknown)}: {task.tag} has {', '.join(measure.key for measure in known)}; "
+                "name one of them"
             )
         held = [measure.at(precision, given.get(measure.key), self.reserve) for measure in known]
         return held[: len(task.measures)], held[len(task.measures) :]

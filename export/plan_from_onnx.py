@@ -11,28 +11,26 @@ without a GPU, so that it has been parsed, optimised and serialised, but has not
 from __future__ import annotations
 
 import hashlib
-import json
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine.bucket import Bucket, Ladder
+from engine.bucket import Bucket
 from engine.bundle import Bundle, Graph, open_bundle, write_manifest
 from engine.bundle_folder import changed_bundle_folder
-from engine.plan import Plan, PlanFile, Profile, source_digest, write_sidecar
+from engine.errors import EngineError
+from engine.plan import TIMING_CACHE, Plan, PlanFile, Profile, source_digest, write_sidecar
 from export.errors import Refused
-from export.half import TYPES, half
-from export.plan_gate import gate, in_precision
+from export.half import TYPES
+from export.plan_gate import gate
+from export.plan_precision import add_precision, note_parity, replaced, told
 from export.plan_recipe import PlanRecipe
+from export.plan_times import latency_us
 from export.progress import megabytes, stage
 from export.trt_builder import Builder, Target, open_builder
 from export.trt_network import BuildOptions, build_plan, is_strongly_typed
-from export.write import PARITY
-
-TIMING_CACHE = "timing.cache"
-_CPU_CHECKS = (Bucket(1, 16), Bucket(4, 64))
-"""Buckets at which a graph in fp16 is checked on the CPU, which computes it slowly; the plan is checked at all."""
 
 
 def add_plans(path: Path, recipe: PlanRecipe) -> list[str]:
@@ -51,45 +49,15 @@ def add_plans(path: Path, recipe: PlanRecipe) -> list[str]:
 
 def write_plans(folder: Path, recipe: PlanRecipe, builder: Builder | None = None) -> list[str]:
     """Add plans to the bundle in `folder`, in place, and return their file names. Raises Refused or ParityFailed."""
-    recipe = recipe.of(open_bundle(folder).manifest.precisions)
+    manifest = open_bundle(folder).manifest
+    recipe = recipe.of(manifest.precisions)
+    recipe.check(manifest)
     builder = builder or open_builder(recipe)
     written: list[str] = []
-    for name in open_bundle(folder).manifest.graphs:
-        add_precision(folder, name, recipe.precision)
+    for name in manifest.graphs:
+        add_precision(folder, name, recipe.precision, rounding=builder.runtime != "tensorrt")
         written += [_add_plan(folder, name, recipe, builder, target) for target in builder.targets]
     return written
-
-
-def add_precision(folder: Path, name: str, precision: str) -> None:
-    """Make the graph of `precision` part of the bundle in `folder`, after a check on the CPU where that can run it."""
-    manifest = open_bundle(folder).manifest
-    graph = manifest.graphs[name]
-    if precision == "int8" and precision not in graph.onnx:
-        raise Refused("the bundle has no int8 graph for TensorRT; export the model with --precision tensorrt=int8")
-    if precision not in TYPES or precision in graph.onnx:
-        return
-    with stage(precision) as note:
-        path = half(folder / graph.onnx["fp32"], precision)
-        onnx = path.relative_to(folder).as_posix()
-        graph = replace(graph, onnx={**graph.onnx, precision: onnx})
-        write_manifest(folder, replace(manifest, graphs={**manifest.graphs, name: graph}))
-        note(megabytes(path.with_suffix(".bin").stat().st_size))
-        if precision == "fp16":  # ONNX Runtime's CPU build has no bf16
-            figures = _check_on_cpu(open_bundle(folder), name, precision)
-            _note_parity(folder, "graphs", onnx, figures)
-            note(_told(figures))
-
-
-def _check_on_cpu(bundle: Bundle, name: str, precision: str) -> dict[str, Any]:
-    from engine.backends.onnxruntime import OnnxRuntimeEngine
-
-    engine = OnnxRuntimeEngine(in_precision(bundle, name, precision), name, max_batch=4)
-    try:
-        largest = engine.buckets.largest
-        fitting = {Bucket(b.batch, min(b.length, largest.length)) for b in _CPU_CHECKS}
-        return gate(bundle, name, engine, sorted(fitting), precision)
-    finally:
-        engine.close()
 
 
 def _add_plan(folder: Path, name: str, recipe: PlanRecipe, builder: Builder, target: Target) -> str:
@@ -131,18 +99,20 @@ def _add_plan(folder: Path, name: str, recipe: PlanRecipe, builder: Builder, tar
             profile_sharing=recipe.profiles == "length" and not is_strongly_typed(builder.trt),
         )
         plans.mkdir(exist_ok=True)
-        path = _replaced(plans / f"{plan.stem}.plan", built.content)
+        path = replaced(plans / f"{plan.stem}.plan", built.content)
         (plans / f"{plan.stem}.json").unlink(missing_ok=True)  # it may be a link to another bundle's
         write_sidecar(plan, plans)
         if built.timing_cache:
-            _replaced(cache, built.timing_cache)
+            replaced(cache, built.timing_cache)
         write_manifest(folder, bundle.manifest)
         note(f"{plan.stem}, {len(profiles)} profiles, {megabytes(plan.size)}")
     if builder.runtime == "tensorrt":
         with stage("parity") as note:
-            figures = _check_on_gpu(open_bundle(folder), name, PlanFile(plan, path), ladder)
-            _note_parity(folder, "plans", path.relative_to(folder).as_posix(), figures)
-            note(f"{len(ladder)} buckets, {_told(figures)}")
+            figures, latencies = _check_on_gpu(open_bundle(folder), name, PlanFile(plan, path))
+            if len(latencies) == len(ladder):
+                write_sidecar(replace(plan, latencies_us=tuple(latencies)), plans)
+            note_parity(folder, "plans", path.relative_to(folder).as_posix(), figures)
+            note(f"{len(latencies)} buckets, {told(figures)}")
     return path.relative_to(folder).as_posix()
 
 
@@ -165,34 +135,34 @@ def _shapes(graph: Graph, three: tuple[Bucket, Bucket, Bucket]) -> Mapping[str, 
     return {spec.name: tuple(spec.shape_at(bucket) for bucket in three) for spec in graph.inputs}
 
 
-def _check_on_gpu(bundle: Bundle, name: str, plan: PlanFile, ladder: Ladder) -> dict[str, Any]:
-    """Run the plan as the worker will. Imported here: without a driver the backend cannot even be imported."""
+def _check_on_gpu(bundle: Bundle, name: str, plan: PlanFile) -> tuple[dict[str, Any], list[int]]:
+    """Run the plan as the worker will: the gate's figures, and the microseconds of every bucket.
+
+    A bucket that this GPU has no room for is left out, as it will be in the worker. Imported here: without a driver the
+    backend cannot even be imported. Raises Refused when the plan does not run.
+    """
     from engine.backends.tensorrt import TensorRtEngine
 
-    engine = TensorRtEngine(bundle, name, plan)
+    latencies: list[int] = []
     try:
-        engine.warm_up()
-        return gate(bundle, name, engine, ladder, plan.plan.precision)
-    finally:
-        engine.close()
-
-
-def _note_parity(folder: Path, kind: str, name: str, figures: dict[str, Any]) -> None:
-    """Put the gate's figures into parity.json and bring the manifest up to date."""
-    parity = json.loads((folder / PARITY).read_bytes()) if (folder / PARITY).exists() else {}
-    parity.setdefault(kind, {})[name] = figures
-    _replaced(folder / PARITY, json.dumps(parity, indent=1, ensure_ascii=False).encode() + b"\n")
-    write_manifest(folder, open_bundle(folder).manifest)
-
-
-def _replaced(path: Path, content: bytes) -> Path:
-    """Write a new file at `path`: what stands there may be a link to another bundle's file."""
-    path.unlink(missing_ok=True)
-    path.write_bytes(content)
-    return path
-
-
-def _told(figures: Mapping[str, Any]) -> str:
-    return (
-        f"cosine at least {figures['min_cosine']}, relative difference at most {figures['max_relative_difference']:.0e}"
-    )
+        engine = TensorRtEngine(bundle, name, plan)
+        try:
+            engine.warm_up()
+            for sentence in engine.notes:
+                print(f"    {sentence}", file=sys.stderr, flush=True)
+            buckets = [bucket for bucket in plan.plan.ladder if bucket in engine.buckets]
+            figures = gate(
+                bundle,
+                name,
+                engine,
+                buckets,
+                plan.plan.precision,
+                ran=lambda bucket: latencies.append(latency_us(engine, bucket)),
+            )
+            return figures, latencies
+        finally:
+            engine.close()
+    except EngineError as error:
+        raise Refused(
+            f"{plan.name} was built and does not run here: {error}; try another --precision, or fewer --batches"
+        ) from error

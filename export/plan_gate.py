@@ -6,7 +6,7 @@ Every bucket is run full, with rows of different lengths, through the engine tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,10 @@ MIN_EQUAL = 0.9
 the best tokens, the share that is in both: their order is what the scores beside them say, and those are compared."""
 
 _REFERENCE_TOKENS = 4096
-"""Of a bucket, at most so many are computed again on the CPU, in rows spread over the batch; the plan runs them all."""
+"""Of a bucket, at most so many are computed again on the CPU, in rows spread over the batch. The plan runs them all,
+and none may hold NaN or infinity."""
+
+_FIX = "build with another --precision, or export the model anew with --targets tensorrt --precision auto"
 
 _PASSES_THROUGH = frozenset("Cast Identity Reshape Flatten Unsqueeze Squeeze".split())
 
@@ -59,11 +62,19 @@ class _Figure:
         return worst if np.isfinite([self.cosine, self.difference]).all() else float("inf")
 
 
-def gate(bundle: Bundle, graph: str, engine: Engine, buckets: Iterable[Bucket], precision: str) -> dict[str, Any]:
+def gate(
+    bundle: Bundle,
+    graph: str,
+    engine: Engine,
+    buckets: Iterable[Bucket],
+    precision: str,
+    ran: Callable[[Bucket], None] = lambda bucket: None,
+) -> dict[str, Any]:
     """Compare `engine` at every bucket with the bundle's fp32 graph in ONNX Runtime on the CPU; figures for a sidecar.
 
     int8 is compared with the int8 graph: how far that is from fp32 the export has found out on the task's own rows, and
-    on rows drawn from a seed it says little. Raises ParityFailed.
+    on rows drawn from a seed it says little. `ran` is called with every bucket that was run, while the rows still stand
+    in its buffers. Raises ParityFailed.
     """
     exact = "int8" if precision == "int8" else "fp32"
     buckets = list(buckets)
@@ -71,7 +82,12 @@ def gate(bundle: Bundle, graph: str, engine: Engine, buckets: Iterable[Bucket], 
     rows = _Rows(described, bundle.file(described.onnx["fp32"]), _example(bundle, graph))
     reference = OnnxRuntimeEngine(in_precision(bundle, graph, exact), graph, max_batch=max(b.batch for b in buckets))
     try:
-        figures = [figure for bucket in buckets for figure in _compare(reference, engine, bucket, rows.at(bucket))]
+        figures: list[_Figure] = []
+        for bucket in buckets:
+            of_bucket = rows.at(bucket)
+            found = run_rows(engine, of_bucket)
+            ran(bucket)
+            figures += _compare(reference, engine, bucket, of_bucket, found)
     finally:
         reference.close()
     figures.sort(key=lambda figure: -figure.badness)
@@ -80,7 +96,7 @@ def gate(bundle: Bundle, graph: str, engine: Engine, buckets: Iterable[Bucket], 
     if failed:
         raise ParityFailed(
             f"{len(failed)} of {len(figures)} outputs in {precision} differ from {exact} on the CPU: a cosine of at "
-            f"least {MIN_COSINE} and a relative difference of at most {limit:g} are required",
+            f"least {MIN_COSINE} and a relative difference of at most {limit:g} are required; {_FIX}",
             [_cells(figure) for figure in failed[:10]],
             ("bucket", "output", "cosine", "difference", "equal"),
         )
@@ -106,13 +122,24 @@ def _cells(figure: _Figure) -> tuple[str, ...]:
     return shape, figure.output, f"{figure.cosine:.7f}", f"{figure.difference:.1e}", f"{figure.equal:.3f}"
 
 
-def _compare(reference: Engine, engine: Engine, bucket: Bucket, rows: Sequence[Row]) -> Iterator[_Figure]:
-    found = run_rows(engine, rows)
+def _compare(
+    reference: Engine, engine: Engine, bucket: Bucket, rows: Sequence[Row], found: Sequence[Arrays]
+) -> Iterator[_Figure]:
     checked = max(1, min(len(rows), _REFERENCE_TOKENS // bucket.length))
     indices = sorted({round(index) for index in np.linspace(0, len(rows) - 1, checked)})
     for output in engine.outputs:
         pairs = [(_alone(reference, rows[index])[output.name], found[index][output.name]) for index in indices]
-        yield _figure(bucket, output, pairs, [rows[index].length for index in indices])
+        figure = _figure(bucket, output, pairs, [rows[index].length for index in indices])
+        yield figure if _all_finite(output, found, rows) else replace(figure, cosine=float("nan"))
+
+
+def _all_finite(output: TensorSpec, found: Sequence[Arrays], rows: Sequence[Row]) -> bool:
+    """Whether no row holds NaN or infinity, of those as well that are not compared."""
+    axis = output.length_axis
+    values = (one[output.name] for one in found)
+    if axis is not None:  # what stands behind a row's end is nobody's
+        values = (_first(one, axis - 1, row.length) for one, row in zip(values, rows, strict=True))
+    return not output.dtype.startswith("float") or all(np.isfinite(one).all() for one in values)
 
 
 def _alone(reference: Engine, row: Row) -> Arrays:

@@ -53,6 +53,13 @@ class PlanRecipe:
         """With a precision; `precisions` are the bundle's by target."""
         return self if self.precision else replace(self, precision=precisions.get("tensorrt", "fp16"))
 
+    def check(self, manifest: Manifest) -> None:
+        """Raise Refused where a bundle has nothing to build, or its model does not take a length."""
+        if not manifest.graphs:
+            raise Refused(f"{manifest.task} has no model, so that there is nothing to build a plan from")
+        for name in manifest.graphs:
+            self.ladder(manifest, name)
+
     def ladder(self, manifest: Manifest, graph: str) -> Ladder:
         """The buckets of one graph. Raises Refused when a length is over what the model takes."""
         if not any(spec.length_axis is not None for spec in manifest.graphs[graph].inputs):
@@ -151,11 +158,13 @@ def plan_command(argv: Sequence[str]) -> tuple[Path, PlanRecipe]:
     parser = _Parser(
         prog="python -m export plan",
         description="Add TensorRT plans for this machine's GPU to a bundle, one for each of its graphs.",
-        epilog="Exit codes: 0 added, 1 a plan failed the parity gate, 2 refused (one sentence says why), "
-        "130 interrupted. Without code 0 the bundle is as it was.",
+        epilog="Exit codes: 0 added, 1 a plan failed the parity gate, 2 refused (one sentence says why), 3 disk, "
+        "memory, a package or a GPU is missing, 4 a defect of the export, 130 interrupted. Without code 0 the bundle "
+        "is as it was.",
         allow_abbrev=False,
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
     add_plan_arguments(parser, "--precision")
     asked = parser.parse_args(argv)
     return asked.bundle, plan_recipe(asked)

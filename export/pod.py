@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from export.errors import Refused
+from export.errors import Refused, Unavailable
 from export.pod_server import PORT, TIME_LIMIT, TOKEN
 
 _ENDING_ATTEMPTS = 6
@@ -66,7 +65,10 @@ def hourly_price(api: Any, gpu_type: str, cloud: str) -> float:
 
 @contextmanager
 def rented(api: Any, gpu_type: str, image: str, *, cloud: str, disk_gb: int, time_limit_s: float) -> Iterator[Pod]:
-    """A pod with one GPU while the block runs. Raises Refused when it cannot be created, or cannot be ended."""
+    """A pod with one GPU while the block runs. Raises Refused when it cannot be created, or cannot be ended.
+
+    Unavailable when the same may pass later.
+    """
     name = f"plan-{secrets.token_hex(6)}"
     token = secrets.token_hex(32)
     limit = f"{time_limit_s + _GRACE_S:.0f}"
@@ -85,7 +87,7 @@ def rented(api: Any, gpu_type: str, image: str, *, cloud: str, disk_gb: int, tim
                 env={TOKEN: token, TIME_LIMIT: limit},
             )
         if not created:
-            raise Refused(f"RunPod has no {gpu_type} free now; try again, or choose another GPU or cloud")
+            raise Unavailable(f"RunPod has no {gpu_type} free now; try again, or choose another GPU or cloud")
         yield Pod(created["id"], token, api)
     finally:
         _end(api, name)
@@ -101,7 +103,7 @@ def _refusals() -> Iterator[None]:
     except RunPodError as error:
         raise Refused(f"RunPod refused: {error}") from error
     except OSError as error:
-        raise Refused(f"RunPod's API cannot be reached ({type(error).__name__}); try again") from error
+        raise Unavailable(f"RunPod's API cannot be reached ({type(error).__name__}); try again") from error
 
 
 def _end(api: Any, name: str) -> None:
@@ -116,16 +118,12 @@ def _end(api: Any, name: str) -> None:
                     return
                 for pod_id in left:
                     api.terminate_pod(pod_id)
-                continue  # and look again
+                failure = "it does not go"
             except Exception as error:  # the network, the API: none may leave a pod running
                 failure = f"{type(error).__name__}: {error}"
-            time.sleep(min(2**attempt, 10))
-        print(
-            f"error: the pod {name} may still run and cost money ({failure or 'it does not go'}); "
-            "terminate it in RunPod's console",
-            file=sys.stderr,
-        )
-        raise Refused(f"the pod {name} could not be terminated")
+            if attempt:  # the first time it is looked again at once
+                time.sleep(min(2 ** (attempt - 1), 10))
+        raise Refused(f"the pod {name} may still run and cost money ({failure}); terminate it in RunPod's console")
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

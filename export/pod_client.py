@@ -23,7 +23,8 @@ _ATTEMPTS = 5
 class PodClient:
     """Talks to the server on one pod, at `url`, until `deadline` (of time.monotonic).
 
-    Every method raises TimeoutError once the deadline is over. `is_alive` is asked while the pod does not answer.
+    Every method raises TimeoutError once the deadline is over, and ConnectionError when the pod does not answer any
+    more. `is_alive` is asked while it does not answer yet.
     """
 
     def __init__(self, url: str, token: str, deadline: float, is_alive: Callable[[], bool], pause_s: float) -> None:
@@ -35,7 +36,7 @@ class PodClient:
         while True:
             try:
                 return self._state(attempts=1)
-            except (OSError, HTTPException, ValueError):  # the proxy answers with pages of its own meanwhile
+            except ConnectionError:
                 if not self._is_alive():
                     raise Refused("the pod ended before it answered; see its log in RunPod's console") from None
             self._pause()
@@ -82,7 +83,11 @@ class PodClient:
                     return file.tell()
 
     def _state(self, attempts: int = _ATTEMPTS) -> dict[str, Any]:
-        state: dict[str, Any] = json.loads(self._ask("GET", "/state", attempts=attempts)[0])
+        content, _ = self._ask("GET", "/state", attempts=attempts)
+        try:
+            state: dict[str, Any] = json.loads(content)
+        except ValueError:
+            raise ConnectionError("a page came instead of an answer") from None  # the proxy's
         return state
 
     def _ask(self, method: str, path: str, body: bytes | None = None, attempts: int = _ATTEMPTS) -> tuple[bytes, int]:

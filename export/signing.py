@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NoReturn
 from engine.bundle import MANIFEST, SIGNATURE, open_bundle
 from engine.errors import ConfigError
 from export.errors import Refused
+from export.exit_codes import OK
+from export.outcome import Outcome
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 _VARIABLE = "BUNDLE_PUBLIC_KEY"
 
 
-def keygen(argv: Sequence[str]) -> int:
+def keygen(argv: Sequence[str]) -> Outcome:
     """Write a new private key and print the public one. Raises Refused when the file is there already."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -33,14 +35,14 @@ def keygen(argv: Sequence[str]) -> int:
     except FileExistsError:
         raise Refused(f"{path} exists; name another file with --key, or remove it first") from None
     except FileNotFoundError:
-        raise Refused(f"{path.parent} is not a folder; make it first") from None
+        raise Refused(f"{path.parent} is not a folder; make it first, or name another file with --key") from None
     with open(descriptor, "wb") as file:
         file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     print(f"{_VARIABLE}={_public_key(key)}")
-    return 0
+    return Outcome(OK)
 
 
-def sign(argv: Sequence[str]) -> int:
+def sign(argv: Sequence[str]) -> Outcome:
     """Check every file of a bundle, then sign its manifest. Raises Refused or BundleError."""
     parser = _Parser("sign", "Sign a bundle, after every file in it was compared with its SHA-256.")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
@@ -50,7 +52,7 @@ def sign(argv: Sequence[str]) -> int:
     open_bundle(asked.bundle).verify()
     sign_manifest(asked.bundle, key)
     print(f"signed    {asked.bundle / SIGNATURE}\nserve     {_VARIABLE}={_public_key(key)} BUNDLE={asked.bundle}")
-    return 0
+    return Outcome(OK)
 
 
 def sign_manifest(folder: Path, key: Ed25519PrivateKey) -> None:
@@ -61,7 +63,7 @@ def sign_manifest(folder: Path, key: Ed25519PrivateKey) -> None:
     partial.replace(folder / SIGNATURE)
 
 
-def verify(argv: Sequence[str]) -> int:
+def verify(argv: Sequence[str]) -> Outcome:
     """Check every file of a bundle, and its signature where a key is given. Raises Refused or BundleError."""
     parser = _Parser("verify", "Compare every file of a bundle with its SHA-256, and check who signed it.")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
@@ -76,7 +78,7 @@ def verify(argv: Sequence[str]) -> int:
     bundle.verify()
     signed = f"signed by {asked.public_key}" if asked.public_key else "signature not checked: no public key was given"
     print(f"{len(bundle.manifest.files)} files match the manifest\nsha256    {bundle.sha256}\n{signed}")
-    return 0
+    return Outcome(OK)
 
 
 def _read_private_key(path: Path) -> Ed25519PrivateKey:

@@ -58,7 +58,9 @@ class _Padded(nn.Module):
         for layer in convolutions:
             if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
                 if layer is not convolutions[0] or layer.layer_norm.num_groups != layer.layer_norm.num_channels:
-                    raise Refused("the model normalises over time in a place that the worker does not know")
+                    raise Refused(
+                        "the model normalises over time in a place that the worker does not know; choose another model"
+                    )
                 field, stride = config.conv_kernel[0], config.conv_stride[0]
                 layer.layer_norm = _NormOverRealFrames(layer.layer_norm, self._lengths, field, stride)
         for module in model.modules():

@@ -142,7 +142,7 @@ def longest_row(asked: int | None, of_files: int, positions: int | None) -> int:
     if asked is None:
         return min(of_files, positions or LONGEST_DEFAULT, LONGEST_DEFAULT)
     if positions is not None and asked > positions:
-        raise Refused(f"--max-length {asked} is more than the {positions} positions that the model has")
+        raise Refused(f"--max-length {asked} is more than the {positions} positions that the model has; give fewer")
     return asked
 
 

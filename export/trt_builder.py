@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from engine.probe import gpu
-from export.errors import Refused
+from engine.probe import gpu, missing_packages
+from export.errors import Refused, Unavailable
 from export.plan_recipe import PlanRecipe
 from export.trt_messages import logger_of
 from export.trt_network import hardware_levels, targets_of
@@ -36,7 +36,7 @@ class Builder:
 
 
 def open_builder(recipe: PlanRecipe) -> Builder:
-    """The builder that `recipe` asks for. Raises Refused with what is missing."""
+    """The builder that `recipe` asks for. Raises Refused, or Unavailable with what is missing."""
     if recipe.builder == "tensorrt-rtx":
         trt = _import(("tensorrt_rtx", "tensorrt_rtx_bindings"), "tensorrt-rtx-cu12-bindings tensorrt-rtx-cu12-libs")
         _check_precision(recipe.precision, recipe.compute_capabilities)
@@ -48,7 +48,7 @@ def open_builder(recipe: PlanRecipe) -> Builder:
         return Builder(trt, "tensorrt_rtx", [Target(f"{a}.{b}") for a, b in recipe.compute_capabilities])
     found = gpu()
     if found is None:
-        raise Refused(
+        raise Unavailable(
             "no NVIDIA driver or no GPU was found, and a plan is built on the GPU that it is for; run this on such a "
             "machine, or add --builder tensorrt-rtx --compute-capability 8.9 for a plan of TensorRT-RTX"
         )
@@ -59,6 +59,11 @@ def open_builder(recipe: PlanRecipe) -> Builder:
         raise Refused(
             f"TensorRT {trt.__version__} has no hardware compatibility {recipe.hardware_compatibility}; "
             f"it has {', '.join(levels)}"
+        )
+    if lacking := missing_packages("pycuda", "cuda"):  # found out before the build, not after it
+        raise Unavailable(
+            f"{' and '.join(lacking)} not installed, by which a plan is run before it is kept; install "
+            "requirements/all.txt"
         )
     trt.init_libnvinfer_plugins(logger_of(trt), "")  # the parser makes InstanceNormalization a plugin
     capability = ".".join(map(str, found.compute_capability))
@@ -82,4 +87,6 @@ def _import(names: Sequence[str], packages: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name != name:
                 raise
-    raise Refused(f"{names[-1]} is not installed; install {packages}")
+        except (ImportError, OSError) as error:  # one of the libraries that it loads
+            raise Unavailable(f"{name} does not load ({error}); install {packages} again") from error
+    raise Unavailable(f"{names[-1]} is not installed; install {packages}")

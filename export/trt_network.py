@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.bucket import Bucket
 from engine.tensors import TensorSpec
-from export.errors import Refused
+from export.errors import Refused, Unavailable
 from export.trt_messages import deferred_interrupt, errors_of, logger_of, monitor_of
 
 _FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
@@ -67,7 +67,7 @@ def build_plan(
     """
     logger = logger_of(trt)
     logger.messages.clear()
-    builder = trt.Builder(logger)
+    builder = _start(trt, logger)
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx)):
@@ -85,11 +85,19 @@ def build_plan(
     if plan is None:
         raise Refused(
             f"TensorRT {trt.__version__} cannot build {onnx.name} in {options.precision}: "
-            f"{errors_of(logger) or 'the builder gave no reason'}"
+            f"{errors_of(logger) or 'the builder gave no reason'}; try another --precision, or other --batches"
         )
     if cache is not None:
         cache = bytes(memoryview(config.get_timing_cache().serialize()))
     return Plan(bytes(memoryview(plan)), cache, [text for is_error, text in logger.messages if not is_error])
+
+
+def _start(trt: Any, logger: Any) -> Any:
+    try:
+        return trt.Builder(logger)
+    except TypeError as error:  # what the bindings make of a builder that is none
+        said = errors_of(logger) or str(error)
+        raise Unavailable(f"TensorRT {trt.__version__} does not start ({said}); update the NVIDIA driver") from error
 
 
 def is_strongly_typed(trt: Any) -> bool:
@@ -177,7 +185,10 @@ def _add_profile(
     for spec in inputs:
         profile.set_shape(spec.name, *(spec.shape_at(bucket) for bucket in shapes))
     if config.add_optimization_profile(profile) < 0:
-        raise Refused(f"the builder takes no optimization profile from {shapes[0]} to {shapes[-1]}")
+        raise Refused(
+            f"the builder takes no optimization profile from {shapes[0]} to {shapes[-1]}; "
+            "give other --batches or --lengths"
+        )
 
 
 def _has_timing_cache(options: BuildOptions) -> bool:
@@ -205,4 +216,5 @@ def _parser_sentence(trt: Any, parser: Any, onnx: Path) -> str:
         at = parser_error.node()
         where = f"{nodes[at].op_type} {nodes[at].name}: " if 0 <= at < len(nodes) else ""
         found.append(f"{where}{' '.join(parser_error.desc().split())}")
-    return f"TensorRT {trt.__version__} cannot read {onnx.name}: {'; '.join(found) or errors_of(logger_of(trt))}"
+    said = "; ".join(found) or errors_of(logger_of(trt)) or "the parser gave no reason"
+    return f"TensorRT {trt.__version__} cannot read {onnx.name}: {said}; ONNX Runtime serves it without a plan"

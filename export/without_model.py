@@ -16,6 +16,8 @@ def without_model(recipe: Recipe) -> dict[str, Any]:
     assert recipe.task is not None
     if recipe.model:
         raise Refused(f"{recipe.task} has no model; leave {recipe.model} out")
+    if recipe.plan is not None:
+        raise Refused(f"{recipe.task} has no model, so that there is nothing to build a plan from; leave --plan out")
     with stage("write"), new_bundle_folder(recipe.out) as folder:
         from export.write import versions
 

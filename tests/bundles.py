@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from engine.bundle import Graph, Manifest, write_manifest
+from engine.bundle import Graph, Manifest, open_bundle, write_manifest
 from engine.bundle_folder import new_bundle_folder
 from engine.tensors import TensorSpec
 
@@ -49,6 +49,34 @@ def write_small_bundle(out: Path, **changes: object) -> Path:
         toy_tokenizer().save(str(folder / "tokenizer.json"))
         write_manifest(folder, Manifest(**fields))  # type: ignore[arg-type]
     return out
+
+
+def overflowing(bundle: Path) -> None:
+    """Make the answers of the bundle's graph a million times larger on the way, for which fp16 has no number.
+
+    ONNX Runtime on a CPU computes fp16 in fp32, so that there they pass.
+    """
+    file = bundle / "graphs/model/fp32.onnx"
+    model = onnx.load(file)
+    model.graph.node[-1].output[0] = "small"
+    wide = 2048 // DIMENSION  # a matrix of more than 1024 elements is a weight, which half precision takes
+    copies = [[float(column % DIMENSION == row) for column in range(wide)] for row in range(DIMENSION)]
+    model.graph.initializer.extend(
+        helper.make_tensor(name, TensorProto.FLOAT, dims, values)
+        for name, dims, values in (
+            ("wider", [DIMENSION, wide], [one for row in copies for one in row]),
+            ("mean", [wide, DIMENSION], [one * DIMENSION / wide for row in zip(*copies, strict=True) for one in row]),
+            ("thousand", [1], [1e3]),
+            ("thousandth", [1], [1e-3]),
+        )
+    )
+    steps = (("MatMul", "wider"), *[("Mul", "thousand")] * 2, *[("Mul", "thousandth")] * 2, ("MatMul", "mean"))
+    names = ["small", *(f"step{number}" for number in range(len(steps) - 1)), "embedding"]
+    for (kind, by), before, after in zip(steps, names[:-1], names[1:], strict=True):
+        model.graph.node.append(helper.make_node(kind, [before, by], [after], name=after))
+    file.unlink()  # it may be a link to another bundle's
+    onnx.save(model, file)
+    write_manifest(bundle, open_bundle(bundle).manifest)
 
 
 def toy_tokenizer() -> Tokenizer:

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -77,6 +77,7 @@ class TensorRtDouble(ModuleType):
         self.ILogger, self.TensorIOMode = ILogger, TensorIOMode
         self.refuse_to_capture = False
         self.refuse_to_run = ""
+        self.refuse_to_start = ""
 
         def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
             return True
@@ -94,6 +95,9 @@ class TensorRtDouble(ModuleType):
 
             def __init__(self, logger: ILogger) -> None:
                 self.logger = logger
+                if double.refuse_to_start:
+                    logger.log(Severity.ERROR, double.refuse_to_start)
+                    raise TypeError("pybind11::init(): factory function returned nullptr")
 
             def deserialize_cuda_engine(self, content: bytes) -> Any:
                 assert device.stack, "TensorRT takes the context that is current"
@@ -125,6 +129,8 @@ class TensorRtDouble(ModuleType):
                 return str(found)
 
             def scratch_of(self, index: int) -> int:
+                if index >= len(self.plan["profiles"]):
+                    return 0
                 largest = self.plan["profiles"][index]["input_ids"][2]
                 return int(np.prod(largest)) * int(self.plan["scratch"])
 
@@ -133,11 +139,24 @@ class TensorRtDouble(ModuleType):
                 return max(map(self.scratch_of, range(len(self.plan["profiles"]))))
 
             def create_execution_context_without_device_memory(self) -> Any:
-                context = ExecutionContext(self)
+                return self.new_context(ExecutionContext)
+
+            def new_context(self, kind: Any) -> Any:
+                context = kind(self)
                 self.contexts.add(context)
                 return context
 
         class Engine10(Engine):
+            def create_execution_context_without_device_memory(self) -> Any:
+                # What the binding does where warnings are errors: it warns, and goes on as if it had not.
+                raise SystemError(
+                    "create_execution_context_without_device_memory returned a result with an exception set"
+                )
+
+            def create_execution_context(self, strategy: str) -> Any:
+                assert strategy == "user managed", "the static strategy allocates for every execution context"
+                return self.new_context(ExecutionContext10)
+
             def get_device_memory_size_for_profile_v2(self, index: int) -> int:
                 return self.scratch_of(index)
 
@@ -165,10 +184,13 @@ class TensorRtDouble(ModuleType):
 
             def set_optimization_profile_async(self, index: int, stream: int) -> bool:
                 assert stream == 0x5EA
+                if index >= len(self.engine.plan["profiles"]):
+                    self.engine.logger.log(Severity.ERROR, f"profile {index} is out of range")
+                    raise RuntimeError("Error in set optimization profile async.")  # as the bindings do
                 others = [other for other in self.engine.contexts if other is not self]
                 if any(other.profile == index for other in others) and not self._may_share():
                     self.engine.logger.log(Severity.ERROR, f"profile {index} is in use by another context")
-                    return False
+                    raise RuntimeError("Error in set optimization profile async.")  # as the bindings do
                 self.changes += 1
                 self.profile = index
                 return True
@@ -222,7 +244,15 @@ class TensorRtDouble(ModuleType):
                 device.submit(run)
                 return True
 
+        class ExecutionContext10(ExecutionContext):
+            def set_device_memory(self, memory: int, size: int) -> None:
+                assert self.profile is not None
+                assert size >= self.engine.scratch_of(self.profile)
+                self._scratch = memory
+
         self.Runtime = Runtime
+        if int(version.split(".")[0]) >= 10:
+            self.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
 
 
 def _read(device: Device, dtype: str, address: int, shape: tuple[int, ...]) -> Array:

@@ -29,6 +29,7 @@ OBJECTS = {
     "handle": "IExecutionContext",
     "modes": "TensorIOMode",
     "severities": "ILogger.Severity",
+    "strategies": "ExecutionContextAllocationStrategy",
 }
 
 

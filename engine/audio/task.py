@@ -48,7 +48,7 @@ class AudioTask(ItemsTask):
 
     def parts(self, request: Request) -> list[Part]:
         """Every recording's samples, at the model's rate, in rows. Raises InvalidInput, Unreachable."""
-        contents = media.each_bytes_of(request.items, self.limits)
+        contents = media.each_bytes_of(request.items, self.limits, request.spent)
         parts = []
         for (name, _), content in zip(request.items, contents, strict=True):
             samples = decode(content, self.features.rate, self.limits.max_audio_s, name)

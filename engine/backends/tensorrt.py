@@ -13,8 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from engine.backends.buffers import DeviceBuffers
 from engine.backends.cuda import Cuda
-from engine.backends.tensorrt_api import can_share_profiles, dtype_of, import_tensorrt, messages, scratch_size
+from engine.backends.tensorrt_api import (
+    can_share_profiles,
+    dtype_of,
+    import_tensorrt,
+    make_execution_context,
+    messages,
+    notes_on_length,
+    scratch_size,
+    set_profile,
+    set_scratch,
+    up_to,
+)
 from engine.bucket import Bucket, Ladder
+from engine.costs import best_tokens, overhead_tokens
 from engine.errors import EngineError, EngineLost, OutOfMemory
 
 if TYPE_CHECKING:
@@ -22,8 +34,8 @@ if TYPE_CHECKING:
     from engine.plan import PlanFile
     from engine.tensors import Arrays, TensorSpec
 
-_OVERHEAD_TOKENS = 512  # not measured yet
-_BEST_TOKENS = 16_384  # not measured yet
+_OVERHEAD_TOKENS = 512  # where the sidecar has no latencies; not measured yet
+_BEST_TOKENS = 16_384  # likewise
 
 
 @dataclass(eq=False)
@@ -52,18 +64,20 @@ class TensorRtEngine:
     batch are left out, once. Raises EngineError.
     """
 
-    overhead_tokens = _OVERHEAD_TOKENS
     computes_in_caller = False
-    best_tokens = _BEST_TOKENS
     slots = 2
 
     def __init__(self, bundle: Bundle, graph: str, plan: PlanFile, *, max_batch: int | None = None) -> None:
         found = bundle.manifest.graphs[graph]
         self.inputs: tuple[TensorSpec, ...] = found.inputs
         self.outputs: tuple[TensorSpec, ...] = found.outputs
-        self.buckets = _up_to(plan.plan.ladder, max_batch)
-        self.notes: list[str] = []
+        self.buckets = up_to(plan.plan.ladder, max_batch)
+        self.notes = notes_on_length(plan, bundle.manifest.max_length(graph))
         """What is not as it should be and yet runs, in sentences for the health reply."""
+        self.overhead_tokens, self.best_tokens = _OVERHEAD_TOKENS, _BEST_TOKENS
+        if plan.plan.latencies_us:
+            measured = dict(zip(plan.plan.ladder, plan.plan.latencies_us, strict=True))
+            self.overhead_tokens, self.best_tokens = overhead_tokens(measured), best_tokens(measured)
         self._plan = plan.plan
         self._name = plan.name
         self._whole = self.buckets
@@ -138,7 +152,10 @@ class TensorRtEngine:
 
     def _deserialize(self, plan: PlanFile) -> tuple[Any, Any]:
         self._trt.init_libnvinfer_plugins(self._messages, "")  # a plan may hold some that the ONNX parser put there
-        runtime = self._trt.Runtime(self._messages)
+        try:
+            runtime = self._trt.Runtime(self._messages)
+        except TypeError as error:  # what the bindings make of a runtime that is none
+            raise self._error(f"TensorRT {self._trt.__version__} does not start on this driver") from error
         if plan.plan.version_compatible:  # it brings the runtime of its own version along, as code
             runtime.engine_host_code_allowed = True
         try:
@@ -186,7 +203,8 @@ class TensorRtEngine:
         with self._cuda.active(f"allocating the buffers of {self._name}"):
             self._buffers = DeviceBuffers(self._cuda, self.inputs, self.outputs, self.buckets, self.slots)
             profiles = {bucket: self._plan.profile_of(bucket) for bucket in self.buckets}
-            self._scratch = self._cuda.device(scratch_size(self._cuda_engine, profiles.values()))
+            size = scratch_size(self._cuda_engine, profiles.values())
+            self._scratch = self._cuda.device(size), size
             self._done = [self._cuda.event() for _ in range(self.slots)]
             contexts: dict[int, _Context] = {}
             for bucket in reversed(self.buckets):  # largest first: what does not fit is noticed at once
@@ -200,12 +218,12 @@ class TensorRtEngine:
             self._cuda.wait_all()  # setting a profile may have queued copies
 
     def _new_context(self, profile: int) -> _Context:
-        handle = self._cuda_engine.create_execution_context_without_device_memory()
+        handle = make_execution_context(self._trt, self._cuda_engine)
         if handle is None:
             raise self._error(f"TensorRT makes no execution context for {self._name}")
-        handle.device_memory = self._scratch
-        if not handle.set_optimization_profile_async(profile, self._cuda.stream):
+        if not set_profile(handle, profile, self._cuda.stream):
             raise self._error(f"TensorRT does not take optimization profile {profile} of {self._name}")
+        set_scratch(handle, *self._scratch)
         return _Context(handle)
 
     def _set(self, context: _Context, bucket: Bucket) -> None:
@@ -279,10 +297,3 @@ class TensorRtEngine:
         said = self._messages.take()
         error = OutOfMemory if "out of memory" in said.lower() else EngineError
         return error(f"{what}: {said}" if said else what)
-
-
-def _up_to(ladder: Ladder, max_batch: int | None) -> Ladder:
-    """`ladder` without the batch sizes above the first that holds `max_batch` rows."""
-    if max_batch is None or max_batch >= ladder.largest.batch:
-        return ladder
-    return Ladder([b for b in ladder.batches if b <= ladder.fit(max_batch, 1).batch], ladder.lengths)

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from engine.bucket import Ladder
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
-    from engine.plan import Plan
+    from engine.plan import Plan, PlanFile
 
 _KEPT_MESSAGES = 3
 
@@ -31,6 +32,34 @@ def scratch_size(cuda_engine: Any, profiles: Iterable[int]) -> int:
     return max(int(of_profile(profile)) for profile in set(profiles))
 
 
+def make_execution_context(trt: Any, cuda_engine: Any) -> Any:
+    """An execution context without scratch memory of its own; None when TensorRT makes none.
+
+    The call of 8.6 exists in 10 and issues a DeprecationWarning, which where warnings are errors ends in a SystemError.
+    """
+    strategies = getattr(trt, "ExecutionContextAllocationStrategy", None)
+    if strategies is None:
+        return cuda_engine.create_execution_context_without_device_memory()
+    return cuda_engine.create_execution_context(strategies.USER_MANAGED)
+
+
+def set_profile(handle: Any, profile: int, stream: int) -> bool:
+    """Select an optimization profile; whether it was taken. The bindings raise where other setters return False."""
+    try:
+        return bool(handle.set_optimization_profile_async(profile, stream))
+    except RuntimeError:
+        return False
+
+
+def set_scratch(handle: Any, address: int, size: int) -> None:
+    """Give an execution context its scratch memory, once its profile is selected."""
+    set_memory = getattr(handle, "set_device_memory", None)
+    if set_memory is None:  # before TensorRT 10.1
+        handle.device_memory = address
+    else:
+        set_memory(address, size)
+
+
 def can_share_profiles(trt: Any, plan: Plan) -> bool:
     """Whether several execution contexts may use one optimization profile of `plan`."""
     return plan.profile_sharing or int(trt.__version__.split(".")[0]) >= 10
@@ -43,6 +72,24 @@ def dtype_of(trt: Any, cuda_engine: Any, name: str) -> str:
         return str(trt.nptype(dtype).__name__).rstrip("_")  # numpy.bool_ is "bool" in a manifest
     except TypeError:
         return str(dtype)
+
+
+def up_to(ladder: Ladder, max_batch: int | None) -> Ladder:
+    """`ladder` without the batch sizes above the first that holds `max_batch` rows."""
+    if max_batch is None or max_batch >= ladder.largest.batch:
+        return ladder
+    return Ladder([b for b in ladder.batches if b <= ladder.fit(max_batch, 1).batch], ladder.lengths)
+
+
+def notes_on_length(plan: PlanFile, takes: int) -> list[str]:
+    """A sentence where `plan` ends before the longest row that the model takes."""
+    longest = plan.plan.lengths[-1]
+    if longest >= takes:
+        return []
+    return [
+        f"rows of more than {longest} tokens fail, though the model takes {takes}: {plan.name} was built with "
+        "--lengths that end there"
+    ]
 
 
 @cache

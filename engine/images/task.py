@@ -43,11 +43,11 @@ class ImageTask(ItemsTask):
         return name, media.require(value, name)
 
     def parts(self, request: Request) -> list[Part]:
-        """A row an image; `data` is the image's own size as (height, width)."""
-        return [self.image_part(*item) for item in request.items]
+        """A row an image; `data` is the image's own size as (height, width). Raises InvalidInput or Unreachable."""
+        contents = media.each_bytes_of(request.items, self.limits, request.spent)
+        return [self._part(field, content) for (field, _), content in zip(request.items, contents, strict=True)]
 
-    def image_part(self, field: str, value: str) -> Part:
-        """The row of one image. Raises InvalidInput or Unreachable."""
-        image: Image = decode(media.bytes_of(value, field, self.limits), field, self.limits.max_pixels)
+    def _part(self, field: str, content: bytes) -> Part:
+        image: Image = decode(content, field, self.limits.max_pixels)
         feeds = self.geometry.feeds(image, field, self.limits.max_pixels)
         return Part([Row(feeds, 1, self.graph)], (image.height, image.width))

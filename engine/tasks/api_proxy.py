@@ -95,10 +95,14 @@ class ApiProxy(ItemsTask):
 
     def parts(self, request: Request) -> list[Part]:
         """A row with the bytes of the service's answer; `data` is the answer."""
-        return [self._part(self._call(*item)) for item in request.items]
-
-    def _part(self, reply: Reply) -> Part:
-        return Part([Row({"body": np.frombuffer(reply.body, np.uint8)}, 1)], reply)
+        parts = []
+        for index, item in enumerate(request.items, request.first):
+            request.spent.check("request" if request.single else f"requests[{index}]", self.limits)
+            begin = time.monotonic()
+            reply = self._call(*item)
+            request.spent.add(len(reply.body), time.monotonic() - begin)
+            parts.append(Part([Row({"body": np.frombuffer(reply.body, np.uint8)}, 1)], reply))
+        return parts
 
     def _call(self, method: str, url: str, body: bytes | None) -> Reply:
         """Send until it is answered, at most UPSTREAM_ATTEMPTS times. Raises InvalidInput, Unreachable."""

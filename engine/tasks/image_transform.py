@@ -73,7 +73,7 @@ class ImageTransform(ItemsTask):
 
     def parts(self, request: Request) -> list[Part]:
         """A row with the bytes of the new file; `data` is its width and height."""
-        contents = media.each_bytes_of(request.items, self.limits)
+        contents = media.each_bytes_of(request.items, self.limits, request.spent)
         named = zip(request.items, contents, strict=True)
         return [self._part(name, content, request.options) for (name, _), content in named]
 

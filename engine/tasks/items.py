@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.config import Limits
 from engine.errors import InvalidInput
+from engine.spent import Spent
 from engine.tasks import payload as check
 from engine.tensors import Row
 
@@ -37,6 +38,8 @@ class Request:
     options: Mapping[str, Any]
     first: int = 0
     parts: list[Part] = field(default_factory=list)
+    spent: Spent = field(default_factory=Spent, compare=False)
+    """What its URLs have cost; the parts of a job that is split share it."""
 
 
 class ItemsTask:

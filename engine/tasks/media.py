@@ -1,17 +1,20 @@
 """Images and audio in a payload: base64, a data URI or an https URL becomes bytes. Decoding them is the tasks' affair.
 
-Call `bytes_of` in `preprocess`, never in `parse`: a fetch blocks. A task that calls it sets `blocking = True`.
+Call `each_bytes_of`, or `bytes_of`, in `preprocess`, never in `parse`: a fetch blocks. A task that calls it sets
+`blocking = True`.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from engine.errors import InvalidInput, Unreachable
+from engine.spent import Spent
 from engine.tasks.payload import kind
 
 if TYPE_CHECKING:
@@ -24,13 +27,13 @@ FORMS = "base64, a data URI (`data:...;base64,...`) or an https URL"
 """What may stand in a field for media, in words for a caller."""
 
 
-def bytes_of(value: Json, field: str, limits: Limits) -> bytes:
+def bytes_of(value: Json, field: str, limits: Limits, spent: Spent | None = None) -> bytes:
     """The bytes that `value` stands for, at least one and at most `limits.max_media_bytes`.
 
-    `field` names the value in errors. Raises InvalidInput, or Unreachable where a URL may work later. Blocks while it
-    fetches.
+    `field` names the value in errors; `spent` is the job's, in which several values may be URLs. Raises InvalidInput,
+    or Unreachable where a URL may work later. Blocks while it fetches.
     """
-    content = _content(require(value, field), field, limits)
+    content = _content(require(value, field), field, limits, spent or Spent())
     if not content:
         raise InvalidInput(f"`{field}` is empty; it must be {FORMS}")
     if len(content) > limits.max_media_bytes:
@@ -38,10 +41,10 @@ def bytes_of(value: Json, field: str, limits: Limits) -> bytes:
     return content
 
 
-def each_bytes_of(items: Sequence[tuple[str, Json]], limits: Limits) -> Iterator[bytes]:
+def each_bytes_of(items: Sequence[tuple[str, Json]], limits: Limits, spent: Spent) -> Iterator[bytes]:
     """What `bytes_of` gives for every (field, value), in order; where several are URLs, a few are fetched ahead."""
     if sum(isinstance(value, str) and value[:6].lower() == "https:" for _, value in items) < 2:
-        yield from (bytes_of(value, field, limits) for field, value in items)
+        yield from (bytes_of(value, field, limits, spent) for field, value in items)
         return
     from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -49,7 +52,7 @@ def each_bytes_of(items: Sequence[tuple[str, Json]], limits: Limits) -> Iterator
     with ThreadPoolExecutor(_FETCHED_AHEAD, thread_name_prefix="fetch") as threads:
         try:
             for field, value in items:
-                ahead.append(threads.submit(bytes_of, value, field, limits))
+                ahead.append(threads.submit(bytes_of, value, field, limits, spent))
                 if len(ahead) == _FETCHED_AHEAD:
                     yield ahead.popleft().result()
             while ahead:
@@ -66,23 +69,27 @@ def require(value: Json, field: str) -> str:
     return value
 
 
-def _content(value: str, field: str, limits: Limits) -> bytes:
+def _content(value: str, field: str, limits: Limits, spent: Spent) -> bytes:
     scheme, colon, rest = value[:16].lower().partition(":")
     if not colon:
         return _from_base64(value, field, limits)
     if scheme == "data":
         return _from_data_uri(value, field, limits)
     if scheme == "https":
-        return _fetched(value, field, limits)
+        return _fetched(value, field, limits, spent)
     what = f"a URL that begins with {scheme}:" if rest.startswith("//") else "something else"
     raise InvalidInput(f"`{field}` must be {FORMS}, got {what}")
 
 
-def _fetched(url: str, field: str, limits: Limits) -> bytes:
+def _fetched(url: str, field: str, limits: Limits, spent: Spent) -> bytes:
     from engine.fetch import fetch
 
+    spent.check(field, limits)
+    begin = time.monotonic()
     try:
-        return fetch(url, limits)
+        content = fetch(url, limits)
+        spent.add(len(content), time.monotonic() - begin)
+        return content
     except (InvalidInput, Unreachable) as error:
         raise type(error)(f"`{field}`: {error}") from error
 

@@ -47,9 +47,15 @@ class AutomaticSpeechRecognitionExport(AudioExport):
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, ImportError, TypeError) as error:
-            raise Refused(f"{model} has no tokenizer that can be loaded: {first_line(error)}") from error
+            raise Refused(
+                f"{model} has no tokenizer that can be loaded: {first_line(error)}; its folder needs what "
+                "save_pretrained writes"
+            ) from error
         if type(tokenizer).__name__ != "Wav2Vec2CTCTokenizer":
-            raise Refused(f"{model} has a {type(tokenizer).__name__}; the worker decodes as Wav2Vec2CTCTokenizer does")
+            raise Refused(
+                f"{model} has a {type(tokenizer).__name__}; the worker decodes as Wav2Vec2CTCTokenizer does, so choose "
+                "a model with that"
+            )
         return {**super().processors(folder, model, layout, recipe), "tokenizer": tokenizer}
 
     def head(self, graph: Any, source: Source) -> None:

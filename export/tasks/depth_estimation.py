@@ -35,7 +35,7 @@ class DepthEstimationExport(ImageExport):
         found = super().processors(folder, model, layout, recipe)
         name = type(found["processor"].processor).__name__
         if not name.startswith(("DPT", "GLPN")):
-            raise Refused(f"{model}'s {name} treats depths in its own way, which the worker does not know")
+            raise Refused(f"{model}'s {name} treats depths in its own way; choose a DPT or GLPN model")
         return found
 
     def answer(self, source: Source, model: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:

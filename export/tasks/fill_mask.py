@@ -44,7 +44,9 @@ class FillMaskExport(TextExport):
         """The tokenizer, which must have a mask token."""
         found = super().processors(folder, model, layout, recipe)
         if found["tokenizer"].mask_token_id is None:
-            raise Refused(f"{model}'s tokenizer has no mask token, so that nothing can be filled in")
+            raise Refused(
+                f"{model}'s tokenizer has no mask token, so that nothing can be filled in; try another --task"
+            )
         return found
 
     def head(self, graph: Any, source: Source) -> None:

@@ -41,7 +41,10 @@ class QuestionAnsweringExport(TextExport):
         """The tokenizer, which must put the question first."""
         found = super().processors(folder, model, layout, recipe)
         if found["tokenizer"].padding_side != "right":
-            raise Refused(f"{model} pads on the left, so that its context comes before the question; that is not built")
+            raise Refused(
+                f"{model} pads on the left, so that its context comes before the question; choose a model that pads on "
+                "the right"
+            )
         return found
 
     def head(self, graph: Any, source: Source) -> None:

@@ -57,7 +57,10 @@ class TextRankingExport(TextClassificationExport):
         )
         name = activation.rpartition(".")[2]
         if name not in _FUNCTIONS:
-            raise Refused(f"the model's activation is {activation}, a bundle takes one of {', '.join(_FUNCTIONS)}")
+            raise Refused(
+                f"the model's activation is {activation}, a bundle takes one of {', '.join(_FUNCTIONS)}; choose "
+                "another model"
+            )
         options = read_transformer_options(root, _TRANSFORMER)
         return Layout(settings={"function": _FUNCTIONS[name], "max_length": options.get("max_seq_length")})
 

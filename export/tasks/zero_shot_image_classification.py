@@ -29,7 +29,9 @@ class ZeroShotImageClassificationExport(DualExport):
         """Scale, bias and function."""
         scale = weight(source, "logit_scale")
         if scale is None:
-            raise Refused(f"{source.model} has no logit_scale, which makes scores of its cosines")
+            raise Refused(
+                f"{source.model} has no logit_scale, which makes scores of its cosines; choose a model such as CLIP"
+            )
         return {
             **super().task_config(source, outputs),
             "scale": exp(scale),

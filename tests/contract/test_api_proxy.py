@@ -170,3 +170,14 @@ def test_nothing_private_is_reached(server: TlsServer, tmp_path: Path):
     task = ApiProxy(Limits(fetch_hosts=("localhost",), upstream_url="https://localhost/", upstream_attempts=1))
     reply = asyncio.run(Handler(task, Passage(Stats()), dict).handle({"id": "1", "input": {"request": {"path": "/"}}}))
     assert reply["error"] == "invalid input: localhost is not at a public address"
+
+
+def test_the_answers_of_a_job_are_bounded_together(server: TlsServer):
+    proxy = Proxy(server, max_fetch_bytes=20)
+    proxy.on("/v1/items", as_json({"made": 1}))
+    said = proxy.ask({"requests": [{"path": "/items"}] * 9})
+    assert said == {
+        "error": "invalid input: `requests[2]`: the fetches before it brought 22 bytes, allowed in one job are 20 "
+        "(MAX_FETCH_BYTES); split the job"
+    }
+    assert len(server.seen) == 2

@@ -1,6 +1,7 @@
 """What a URL in a job can and cannot reach, against a real TLS server."""
 
 import asyncio
+import base64
 import socket
 import ssl
 import threading
@@ -17,8 +18,12 @@ import engine.fetch
 from engine.config import Limits
 from engine.errors import InvalidInput, Unreachable
 from engine.fetch import INTERNET, Network, check_url, fetch
+from engine.images.examples import LANDSCAPE
+from engine.images.task import ImageTask
 from engine.passage import Passage
+from engine.spent import Spent
 from engine.stats import Stats
+from engine.tasks.image_transform import ImageTransform
 from engine.tasks.media import bytes_of, each_bytes_of
 from handler.handler import Handler
 from tests.tls_server import HOST, LOOPBACK, TlsServer, certificate, content, endless, raw, silent_server
@@ -254,10 +259,53 @@ def test_several_are_fetched_at_the_same_time_and_come_in_order(server: TlsServe
     monkeypatch.setattr(engine.fetch, "INTERNET", server.network())
     limits = Limits(fetch_hosts=(server.host,), fetch_timeout_s=20)
     items = [(f"images[{index}]", server.url(f"/together?{index}")) for index in range(16)]
-    assert list(each_bytes_of(items, limits)) == [f"/together?{index}".encode() for index in range(16)]
+    assert list(each_bytes_of(items, limits, Spent())) == [f"/together?{index}".encode() for index in range(16)]
     items = [("images[0]", server.url("/")), ("images[1]", server.url("/gone")), ("images[2]", server.url("/"))]
     with pytest.raises(InvalidInput, match=r"`images\[1\]`: media.test answered with status 410"):
-        list(each_bytes_of(items, limits))
+        list(each_bytes_of(items, limits, Spent()))
+
+
+def test_the_urls_of_a_job_are_bounded_together(server: TlsServer, monkeypatch: pytest.MonkeyPatch):
+    """Bytes and seconds, over all parts of a job that is split; what is no URL costs nothing."""
+    monkeypatch.setattr(engine.fetch, "INTERNET", server.network())
+    limits = Limits(fetch_hosts=(server.host,), max_fetch_bytes=3 * len(BODY), max_media_bytes=20_000)
+    task = ImageTransform(limits)
+    before = len(server.seen)
+    job = {"images": [*[server.url("/")] * 9, LANDSCAPE]}
+    request = task.parse(job)
+    assert request.spent is not task.parse(job).spent, "another job's"
+    parts = task.split(request, 1)
+    sizes = [sum(map(len, each_bytes_of(part.items, limits, part.spent))) for part in parts[:3]]
+    assert sizes == [len(BODY)] * 3
+    sentence = (
+        rf"`images\[3\]`: the fetches before it brought {3 * len(BODY)} bytes, allowed in one job are {3 * len(BODY)} "
+        r"\(MAX_FETCH_BYTES\); split the job"
+    )
+    with pytest.raises(InvalidInput, match=sentence):
+        list(each_bytes_of(parts[3].items, limits, parts[3].spent))
+    assert len(server.seen) == before + 3
+    assert len(list(each_bytes_of(parts[9].items, limits, parts[9].spent))) == 1
+    spent = Spent()
+    spent.add(1, 600.0)
+    with pytest.raises(
+        InvalidInput, match=r"took 600.0 s, allowed in one job are 600 s \(MAX_FETCH_S\); split the job"
+    ):
+        spent.check("audio", Limits())
+
+
+def test_the_images_of_a_job_are_fetched_side_by_side(server: TlsServer, monkeypatch: pytest.MonkeyPatch):
+    together = threading.Barrier(4, timeout=10)
+
+    def wait(request: Any) -> None:
+        together.wait()
+        content(base64.b64decode(LANDSCAPE))(request)
+
+    server.answers["/image"] = wait
+    monkeypatch.setattr(engine.fetch, "INTERNET", server.network())
+    config = {"image": {"height": 8, "width": 8, "resize": "exact", "size": [8, 8]}}
+    task = ImageTask(config, Limits(fetch_hosts=(server.host,)))
+    rows = task.preprocess(task.parse({"images": [server.url("/image")] * 4}))
+    assert [row.feeds["pixels"].shape for row in rows] == [(8, 8, 3)] * 4
 
 
 def test_a_fetch_does_not_hold_up_other_jobs(server: TlsServer, monkeypatch: pytest.MonkeyPatch):

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import TensorRtEngine
-from engine.bucket import Bucket
+from engine.bucket import Bucket, Ladder
 from engine.bundle import open_bundle
 from engine.errors import EngineError, EngineLost, OutOfMemory
 from engine.feed import load, run_rows, unload
 from engine.tensors import Array, Row
 from tests.bundles import write_small_bundle
 from tests.cuda_double import CUresult, Device
-from tests.plans import BATCHES, LENGTHS, profile_a_length
+from tests.plans import BATCHES, LENGTHS, profile_a_length, profiles
 from tests.tensorrt_double import POISON, TensorRtDouble, engine_on_double, plan_bytes
 
 PINNED_AND_DEVICE = ("cuMemAlloc", "cuMemHostAlloc")
@@ -297,3 +297,39 @@ def test_closed_twice(small_bundle: Path):
     engine = warm(small_bundle)
     engine.close()
     engine.close()
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.13.0.35"])
+def test_a_plan_with_fewer_profiles_than_its_sidecar_says_is_one_sentence(small_bundle: Path, version: str):
+    """The bindings raise a RuntimeError there, where other setters return False."""
+    device = Device()
+    trt = TensorRtDouble(device, version)
+    with pytest.raises(
+        EngineError, match=r"TensorRT does not take optimization profile \d of .*: profile \d is out of"
+    ):
+        engine_on_double(small_bundle, device=device, trt=trt, content=plan_bytes(profiles()[:1]))
+
+
+def test_what_a_run_costs_is_what_was_measured(small_bundle: Path):
+    assert engine_on_double(small_bundle).overhead_tokens == 512
+    latencies = tuple(100 + bucket.tokens for bucket in Ladder(BATCHES, LENGTHS))
+    engine = engine_on_double(small_bundle, latencies_us=latencies)
+    assert (engine.overhead_tokens, engine.best_tokens) == (100, BATCHES[-1] * LENGTHS[-1])
+
+
+def test_lengths_that_end_before_the_models_are_noted(small_bundle: Path):
+    made = profiles(lengths=(8, 16))
+    engine = engine_on_double(small_bundle, profiles=made, lengths=(8, 16))
+    assert engine.notes == [
+        "rows of more than 16 tokens fail, though the model takes 32: sm_89-trt10.13.0-fp16.plan was built with "
+        "--lengths that end there"
+    ]
+
+
+def test_a_driver_that_tensorrt_does_not_start_on(small_bundle: Path):
+    device = Device()
+    trt = TensorRtDouble(device)
+    trt.refuse_to_start = "CUDA initialization failure with error: 35"
+    with pytest.raises(EngineError, match=r"TensorRT 10.13.0.35 does not start on this driver: CUDA init.*error: 35"):
+        engine_on_double(small_bundle, device=device, trt=trt)
+    assert not device.memory

@@ -391,7 +391,10 @@ def changed(file: str, **changes: Any) -> Callable[[Path], None]:
         ),
         (changed("config.json", auto_map={"AutoModel": "code.Model"}), "config.json has auto_map); read it"),
         (changed("tokenizer_config.json", auto_map={}), "allow it with --trust-remote-code"),
-        (changed("config.json", quantization_config={"bits": 4}), "tiny-bert is quantized already"),
+        (
+            changed("config.json", quantization_config={"bits": 4}),
+            "tiny-bert is quantized already; export the model that",
+        ),
         (changed("tokenizer_config.json", truncation_side="left"), "cuts long texts at the front (truncation_side)"),
         (only_config(model_type="vit"), "(vit) does not fit feature-extraction: it reads pixel_values, not just text"),
         (only_config(model_type="t5"), "(t5) does not fit feature-extraction: it is an encoder with a decoder"),

@@ -153,6 +153,7 @@ def test_adapters_that_are_refused(
     assert main([str(bert), "--adapter", str(bad), "--out", str(tmp_path / "out" / "bundle")]) == 2
     said = capsys.readouterr().err
     assert sentence in said
+    assert ("(it " in said) == (", which does not fit); export the model that it was trained on" in said)
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 

@@ -3,29 +3,37 @@
 What a pod would need a GPU for, the building itself, is a script here that adds a file and writes the manifest.
 """
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import urllib3
 
 from engine.bundle import open_bundle
+from engine.errors import BundleError
+from tests.bundles import overflowing
 from tests.runpod_api import KEY, EmulatedApi
 
 GPUS = "NVIDIA L4,NVIDIA A40"
-KINDS = ("good", "fail", "hang", "evil", "lie")
+KINDS = ("good", "fail", "hang", "evil", "lie", "die")
 """What the script does, handed over as an option that the real command has."""
 BUILDER = """
-import sys, time
+import os, signal, sys, time
 from pathlib import Path
 from engine.bundle import open_bundle, write_manifest
-folder, kind = Path(sys.argv[1]), ("good", "fail", "hang", "evil", "lie")[int(sys.argv[3])]
+folder, kind = Path(sys.argv[1]), ("good", "fail", "hang", "evil", "lie", "die")[int(sys.argv[3])]
 print("building", kind, *sys.argv[4:], flush=True)
+if kind == "die":
+    os.kill(os.getppid(), signal.SIGKILL)
+    sys.exit()
 plans = folder / "graphs/model/plans"
 plans.mkdir(exist_ok=True)
 (plans / f"sm_{len(list(plans.iterdir()))}.plan").write_bytes(b"plan" * 6_000_000)
@@ -71,6 +79,16 @@ def start(api: EmulatedApi, bundle: Path, *arguments: str, gpus: str = GPUS, key
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def order(api: EmulatedApi, monkeypatch: Any, bundle: Path, *arguments: str, gpus: str = "NVIDIA L4") -> int:
+    """The command in this process; the exit code."""
+    from export.__main__ import main
+
+    monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
+    monkeypatch.setenv("RUNPOD_API_KEY", KEY)
+    fixed = ["--on-runpod", gpus, "--image", "x", "--proxy", api.proxy, "--pause", "0.2"]
+    return main(["plan", str(bundle), *fixed, *arguments])
 
 
 def run(api: EmulatedApi, bundle: Path, *arguments: str, **options: str) -> tuple[int, str, str]:
@@ -165,8 +183,71 @@ def test_the_cost_limit_ends_a_pod(api: EmulatedApi, small_bundle: Path):
 def test_a_pod_whose_creation_was_never_answered_is_ended(api: EmulatedApi, small_bundle: Path):
     api.drop_creation_reply = True
     code, _, err = run(api, small_bundle, "good")
-    assert code == 2, err
+    assert (code, err) == (3, "error: RunPod's API cannot be reached (ConnectionError); try again\n")
     assert len(api.created) == 1
+
+
+def test_a_pod_that_cannot_be_ended_is_named(api: EmulatedApi, small_bundle: Path, monkeypatch, capsys):
+    api.drop_creation_reply, api.fail_terminations = True, 99
+    monkeypatch.setattr("export.pod._ENDING_ATTEMPTS", 1)
+    assert order(api, monkeypatch, small_bundle) == 2
+    (name,) = (pod["name"] for pod in api.created)
+    assert capsys.readouterr().err == (
+        f"error: the pod {name} may still run and cost money (QueryError: please try again); terminate it in RunPod's "
+        "console\n"
+    )
+
+
+def test_a_pod_that_dies_while_it_builds(api: EmulatedApi, small_bundle: Path):
+    before = content(small_bundle)
+    code, _, err = run(api, small_bundle, "die")
+    assert code == 3
+    assert err.startswith("error: the pod cannot be reached (HTTP Error 502: ")
+    assert err.endswith(") and was ended; try again\n")
+    assert len(api.created) == 1
+    assert content(small_bundle) == before
+
+
+def test_what_no_gpu_is_needed_to_find_out_costs_nothing(api: EmulatedApi, small_bundle: Path, monkeypatch, capsys):
+    assert order(api, monkeypatch, small_bundle, "--lengths", "64") == 2
+    assert "--lengths holds 64, and toy takes at most 32" in capsys.readouterr().err
+    assert order(api, monkeypatch, small_bundle, "--precision", "int8") == 2
+    assert "the bundle has no int8 graph for TensorRT" in capsys.readouterr().err
+    overflowing(small_bundle)
+    before = content(small_bundle)
+    assert order(api, monkeypatch, small_bundle) == 1
+    assert "outputs in fp16 differ from fp32 on the CPU" in capsys.readouterr().err
+    assert order(api, monkeypatch, small_bundle, "--precision", "fp32", "--dry-run") == 0
+    assert api.created == []
+    assert content(small_bundle) == before
+
+
+def test_without_onnx_nothing_is_checked_before(api: EmulatedApi, small_bundle: Path, monkeypatch, capsys):
+    overflowing(small_bundle)
+    monkeypatch.setattr("export.on_runpod.find_spec", lambda name: None)
+    api.nothing_free = True
+    assert order(api, monkeypatch, small_bundle) == 3
+    assert "not checked before: onnx and onnxruntime not installed here" in capsys.readouterr().out
+
+
+def test_with_json_stdout_is_one_object(api: EmulatedApi, small_bundle: Path, monkeypatch, capfd):
+    assert order(api, monkeypatch, small_bundle, "--json", "--dry-run") == 0
+    found = capfd.readouterr()
+    answer = json.loads(found.out)
+    assert (answer["status"], answer["exit_code"]) == ("written", 0)
+    assert "no pod was created" in found.err
+    assert order(api, monkeypatch, small_bundle, "--json", gpus="NVIDIA K80") == 2
+    assert json.loads(capfd.readouterr().out)["error"].startswith("RunPod knows no GPU 'NVIDIA K80'")
+
+
+def test_what_a_pod_sends_is_judged(small_bundle: Path):
+    from export.on_runpod import _new_files
+
+    old = open_bundle(small_bundle)
+    with pytest.raises(BundleError, match="the pod sent no plan; the bundle here stays as it was"):
+        _new_files(old, old)
+    with pytest.raises(BundleError, match="the pod changed the manifest; the bundle here stays as it was"):
+        _new_files(old, replace(old, manifest=replace(old.manifest, model="other")))
 
 
 def test_a_termination_that_fails_is_tried_again(api: EmulatedApi, small_bundle: Path):
@@ -220,24 +301,21 @@ def test_only_who_knows_the_token_is_answered(api: EmulatedApi, small_bundle: Pa
 @pytest.mark.parametrize(
     ("options", "gpus", "sentence"),
     [
-        ([], "NVIDIA GeForce RTX 5090", "Blackwell needs CUDA 12"),
+        ([], "NVIDIA GeForce RTX 5090", "RTX 5090: Blackwell needs CUDA 12, this worker is built on 11.8; choose"),
         ([], "NVIDIA B200,NVIDIA L4", "NVIDIA B200: Blackwell"),
         ([], "NVIDIA K80", "RunPod knows no GPU 'NVIDIA K80'"),
-        ([], " , ", "names no GPU"),
+        ([], " , ", "--on-runpod names no GPU; give RunPod's ids"),
         (["--cloud", "community"], "NVIDIA A40", "offers no NVIDIA A40 in its community cloud"),
         (["--cost-limit", "0"], "NVIDIA L4", "--cost-limit takes dollars"),
         (["--time-limit", "5"], "NVIDIA L4", "--time-limit seconds from 60"),
+        (["--image", 'a"b'], "NVIDIA L4", "--image and --on-runpod take plain names; leave out quotes"),
+        (["--cloud", "moon"], "NVIDIA L4", "invalid choice: 'moon' (choose from"),
     ],
 )
 def test_orders_that_cannot_be_filled(
     api: EmulatedApi, small_bundle: Path, options: list[str], gpus: str, sentence: str, monkeypatch, capsys
 ):
-    from export.__main__ import main
-
-    monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
-    monkeypatch.setenv("RUNPOD_API_KEY", KEY)
-    code = main(["plan", str(small_bundle), "--on-runpod", gpus, "--image", "x", *options])
-    assert code == 2
+    assert order(api, monkeypatch, small_bundle, *options, gpus=gpus) == 2
     assert sentence in capsys.readouterr().err
     assert api.created == []
 
@@ -259,8 +337,8 @@ def test_options_for_the_pod_are_told_from_ours(small_bundle: Path):
 def test_a_gpu_that_is_not_free(api: EmulatedApi, small_bundle: Path):
     api.nothing_free = True
     code, _, err = run(api, small_bundle, "good")
-    assert code == 2
-    assert "has no NVIDIA L4 free now" in err
+    assert code == 3
+    assert err == "error: RunPod has no NVIDIA L4 free now; try again, or choose another GPU or cloud\n"
 
 
 def test_a_wrong_key_is_a_sentence(api: EmulatedApi, small_bundle: Path):
@@ -269,10 +347,26 @@ def test_a_wrong_key_is_a_sentence(api: EmulatedApi, small_bundle: Path):
     assert err == "error: RunPod refused: Unauthorized request, please check your API key.\n"
 
 
+def test_an_image_has_to_be_named(small_bundle: Path, capsys):
+    from export.__main__ import main
+
+    assert main(["plan", str(small_bundle), f"--on-runpod={GPUS}"]) == 2
+    assert "the following arguments are required: --image; see python -m export plan --on-runpod" in (
+        capsys.readouterr().err
+    )
+
+
+def test_an_api_that_does_not_answer(small_bundle: Path, monkeypatch, capsys):
+    with EmulatedApi() as gone:
+        pass
+    assert order(gone, monkeypatch, small_bundle) == 3
+    assert capsys.readouterr().err == "error: RunPod's API cannot be reached (ConnectionError); try again\n"
+
+
 def test_without_a_key_nothing_is_asked(api: EmulatedApi, small_bundle: Path, monkeypatch, capsys):
     from export.__main__ import main
 
     monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
     monkeypatch.setattr("runpod.api_key", None)
     assert main(["plan", str(small_bundle), f"--on-runpod={GPUS}", "--image", "x"]) == 2
-    assert "set RUNPOD_API_KEY" in capsys.readouterr().err
+    assert "no RunPod API key; set RUNPOD_API_KEY to one that may create pods" in capsys.readouterr().err

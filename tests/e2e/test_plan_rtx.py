@@ -24,7 +24,7 @@ from export.__main__ import export, main
 from export.recipe import Recipe
 from export.tasks import TAGS, export_task
 from tests import models
-from tests.bundles import toy_model, write_small_bundle
+from tests.bundles import overflowing, toy_model, write_small_bundle
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
 
@@ -232,6 +232,43 @@ def test_an_operator_that_the_parser_does_not_know_is_named(bundle: Path, capsys
     assert [p.name for p in bundle.parent.iterdir()] == [bundle.name]
 
 
+def test_with_json_stdout_is_one_object(bundle: Path, capfd: pytest.CaptureFixture[str]):
+    assert plan(bundle, *TINY, "--json", targets="8.6,8.9") == 0
+    found = capfd.readouterr()
+    answer = json.loads(found.out)
+    names = ["graphs/model/plans/sm_86-rtx1.7.1-fp16.plan", "graphs/model/plans/sm_89-rtx1.7.1-fp16.plan"]
+    assert (answer["status"], answer["exit_code"]) == ("written", 0)
+    assert answer["plans"] == {name: (bundle / name).stat().st_size for name in names}
+    assert (answer["bundle"], answer["sha256"]) == (str(bundle), opened(bundle).sha256)
+    assert [stage["name"] for stage in answer["stages"]] == ["verify", "fp16", "plan", "plan"]
+    assert answer["next"] == f"python -m engine inspect {bundle}"
+    assert "sm_86-rtx1.7.1-fp16, 4 profiles" in found.err  # the lines are there as well
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "status", "sentence"),
+    [
+        (("--lengths", "64"), 2, "refused", "--lengths holds 64"),
+        (("--no-such",), 2, "refused", "unrecognized arguments: --no-such"),
+        ((), 1, "gate failed", "outputs in fp16 differ from fp32 on the CPU"),
+    ],
+)
+def test_with_json_a_failure_is_one_object(
+    bundle: Path, capfd: pytest.CaptureFixture[str], options: tuple[str, ...], code: int, status: str, sentence: str
+):
+    """What overflows in half precision passes ONNX Runtime's fp16; rounding finds it, before anything is built."""
+    overflowing(bundle)
+    assert plan(bundle, *TINY, *options, "--json") == code
+    found = capfd.readouterr()
+    answer = json.loads(found.out)
+    assert (answer["status"], answer["exit_code"]) == (status, code)
+    assert sentence in answer["error"]
+    assert answer["error"] in found.err
+    assert ("worst" in answer) == (code == 1)
+    assert "plans" not in answer
+    assert not list(bundle.rglob("*.plan"))
+
+
 def test_a_graph_that_half_precision_cannot_hold_fails_the_gate(bundle: Path, capsys: pytest.CaptureFixture[str]):
     """Sums of products that fp16 has no number for, made small again."""
     model = toy_model()
@@ -281,7 +318,10 @@ def test_a_boot_can_build_from_a_bundle_that_it_may_not_write(bundle: Path, tmp_
             "compute capability 7.5 has no bf16; use fp16 or fp32",
         ),
         (("--compute-capability", "nine"), "'nine' is not a list of compute capabilities"),
-        (("--hardware-compatibility", "ampere-plus"), "are for plain TensorRT"),
+        (
+            ("--hardware-compatibility", "ampere-plus"),
+            "--hardware-compatibility and --version-compatible are for plain TensorRT, not for",
+        ),
         (("--optimization-level", "6"), "--optimization-level"),
     ],
 )
@@ -303,7 +343,7 @@ def test_plain_tensorrt_without_a_driver_is_refused_and_does_not_crash(
 
     if gpu() is not None:
         pytest.skip("there is a GPU")
-    assert main(["plan", str(bundle)]) == 2
+    assert main(["plan", str(bundle)]) == 3
     assert "no NVIDIA driver or no GPU" in capsys.readouterr().err
     assert main(["plan", str(bundle), "--builder", "tensorrt-rtx"]) == 2
     assert "--compute-capability names" in capsys.readouterr().err

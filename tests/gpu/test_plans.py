@@ -20,6 +20,7 @@ import pytest
 from benchmarks.bert_bundle import text_of
 from engine.bundle import open_bundle, write_manifest
 from engine.plan import Plan, PlanFile, plans_of, write_sidecar
+from engine.probe import Gpu
 
 pytestmark = pytest.mark.gpu
 
@@ -146,3 +147,10 @@ def test_a_plan_is_built_at_boot(encoder: Path, plan_in: Callable[[str], PlanFil
         done = serve(path, "x", BUILD_ON_BOOT="1", PLAN_CACHE=str(tmp_path / "volume"), BUILD_TIMEOUT_S="600")
         assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "volume").rglob("*.plan"))) == 1
+    assert len(list((tmp_path / "volume").glob("*.timing.cache"))) == 1
+
+
+def test_every_bucket_is_timed_on_this_gpu(plan_in: Callable[[str], PlanFile], this_gpu: Gpu):
+    plan = plan_in("fp16").plan
+    assert plan.gpu_name == this_gpu.name
+    assert len(plan.latencies_us) == len(plan.ladder)

@@ -99,7 +99,6 @@ def memory_left(engine: Any) -> int:
     return int(free)
 
 
-@pytest.fixture
 def test_closing_gives_the_memory_back(engine: Any, encoder: Any, plan_in: Any):
     """Engines that come and go leave the device as it was, but for what the first one made the driver load."""
     from tests.gpu.conftest import opened

@@ -47,6 +47,22 @@ def test_the_hubs_answers(monkeypatch: pytest.MonkeyPatch, error: type[Exception
     assert sentence in str(refused.value)
 
 
+def test_a_token_that_is_wrong_is_not_a_hub_that_is_away(monkeypatch: pytest.MonkeyPatch):
+    """Of other answers of 401 the Hub's library makes a repository that is not there, or is gated."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        response = requests.Response()
+        response.status_code = 401
+        raise errors.HfHubHTTPError("Invalid credentials in Authorization header", response=response)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(
+        Refused, match="the Hub does not take the token in HF_TOKEN; make a new one, or unset it"
+    ) as said:
+        load.load(recipe("owner/name"))
+    assert said.value.exit_code == 2
+
+
 def test_weights_are_not_downloaded_before_the_small_files_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
 

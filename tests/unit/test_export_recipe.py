@@ -43,6 +43,22 @@ def test_only_what_is_required(tmp_path: Path):
             "--parity-threshold is NAME=X with a number X from 0 to 1, got '1.5'",
         ),
         ([*ARGV, "b", "--precision", "cuda=int8"], "--precision cuda=int8: cuda takes one of auto, fp32, fp16"),
+        (
+            [*ARGV, "b", "--precision", "tpu=fp16"],
+            "--precision 'tpu=fp16' is not TARGET=PRECISION with a target of cpu, cuda, tensorrt",
+        ),
+        ([*ARGV, "b", "--precision", "bf16"], "--precision bf16 is for tensorrt; add --targets tensorrt"),
+        ([*ARGV, "b", "--precision", "fp8"], "unknown precision 'fp8'; known are: auto, fp32"),
+        ([*ARGV, "b", "--targets", "tpu"], "unknown target 'tpu'; known are: cpu, cuda, tensorrt"),
+        (
+            [*ARGV, "b", "--plan", "--compute-capability", "8.9"],
+            "--compute-capability is for --builder tensorrt-rtx; plain TensorRT builds for the GPU that it runs on",
+        ),
+        (
+            [*ARGV, "b", "--plan", "--builder", "tensorrt-rtx"],
+            "--builder tensorrt-rtx builds for the GPUs that --compute-capability names, such as 8.6,8.9,12.0",
+        ),
+        ([*ARGV, "b", "--plan", "--workspace-mib", "0"], "0 is not a whole number from 1 up"),
         ([*ARGV, "b", "--image-size", "480by640"], "--image-size is HEIGHTxWIDTH in pixels, such as 480x640"),
         ([*ARGV, "b", "--no-such-option"], "unrecognized arguments: --no-such-option"),
         ([*ARGV, __file__], "exists and is not empty; name another folder with --out, or remove it first"),

@@ -68,7 +68,11 @@ def test_the_transformer_may_have_a_folder_of_its_own(tmp_path: Path):
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, 'have transformer_task = "fill-mask"'),
         ("sentence_bert_config.json", {"processing_kwargs": {"text": {"truncation": False}}}, "processing_kwargs"),
         ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "the model is a SparseEncoder"),
-        ("config_sentence_transformers.json", {"default_prompt_name": "none"}, "default prompt 'none' is not among"),
+        (
+            "config_sentence_transformers.json",
+            {"default_prompt_name": "none"},
+            "the model's default prompt 'none' is not among its prompts",
+        ),
     ],
 )
 def test_refusals(tmp_path: Path, file: str, changes: dict[str, Any], sentence: str):

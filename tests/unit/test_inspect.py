@@ -152,3 +152,15 @@ def test_it_loads_no_runtime(small_bundle: Path):
     )
     command = [sys.executable, "-c", code, "inspect", str(small_bundle)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("GPU here\n\n")
+
+
+def test_latencies_are_told_where_they_were_measured(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
+    add_plan(small_bundle, latencies_us=(110,))
+    add_plan(small_bundle, precision="fp32")
+    assert main(["inspect", str(small_bundle)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("fp16" in line and "  110 to 110  " in line for line in lines)
+    assert main(["inspect", str(small_bundle), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["plans"]
+    assert first["latencies_us"] == [[1, 16, 110]]
+    assert second["latencies_us"] == []

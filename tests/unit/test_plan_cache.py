@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import plan_cache
-from engine.bundle import open_bundle
+from engine import plan_cache, probe
+from engine.bundle import open_bundle, write_manifest
 from engine.errors import EngineError
 from engine.plan_cache import build, cached_plans, verify
+from engine.probe import Gpu
 from tests.bundles import write_small_bundle
 from tests.plans import add_plan
 
@@ -164,6 +165,45 @@ def test_a_long_build_says_that_it_is_at_it(small_bundle: Path, tmp_path: Path, 
     command(monkeypatch, tmp_path, "import time; time.sleep(0.5)" + ADDS_A_PLAN.replace("\n    ", "\n"))
     lines = built(small_bundle, tmp_path / "cache")
     assert any(re.fullmatch(r"building a plan: \d s", line) for line in lines)
+
+
+TIMES = """
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, {repository!r})
+    from tests.plans import add_plan
+    plans = Path(sys.argv[1]) / "graphs/model/plans"
+    add_plan(Path(sys.argv[1]), b"built here")
+    file = plans / "timing.cache"
+    before = file.read_bytes() if file.exists() else b""
+    print("timings:", before.decode() or "none")
+    file.unlink(missing_ok=True)
+    file.write_bytes(before + b"more ")
+"""
+
+
+def test_the_builders_timings_are_kept_on_the_volume_for_every_model_on_that_gpu(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    command(monkeypatch, tmp_path, TIMES)
+    monkeypatch.setattr(probe, "tensorrt_version", lambda: "10.13.0.35")
+    cache = tmp_path / "cache"
+
+    def timings(bundle: Path, gpu: str = "NVIDIA L4") -> str:
+        monkeypatch.setattr(probe, "gpu", lambda: Gpu(gpu, (8, 9)))
+        (line,) = (line for line in built(bundle, cache) if "timings: " in line)
+        return line.rpartition("timings: ")[2].strip()
+
+    other = write_small_bundle(tmp_path / "other")
+    (other / "graphs/model/weights.bin").write_bytes(b"other weights")
+    write_manifest(other, open_bundle(other).manifest)
+    assert [timings(small_bundle), timings(small_bundle), timings(other)] == ["none", "more", "more more"]
+    assert timings(other, "NVIDIA L40S") == "none"
+    assert sorted(path.name for path in cache.glob("*.timing.cache")) == [
+        "model-NVIDIA_L4-trt10.13.0.35.timing.cache",
+        "model-NVIDIA_L40S-trt10.13.0.35.timing.cache",
+    ]
+    assert not list(cache.glob(".model-*"))
 
 
 def test_one_builds_and_the_other_waits_for_it(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -36,6 +36,7 @@ class Changed(OnnxRuntimeEngine):
     """ONNX Runtime, with outputs that `change` spoils."""
 
     change: Change = staticmethod(lambda outputs: None)
+    notes: ClassVar[list[str]] = []
 
     def finish(self, slot: int = 0) -> Arrays:
         outputs = {name: values.copy() for name, values in super().finish(slot).items()}

@@ -132,7 +132,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         ("json = true", ", line 1: there is no key 'json'"),
         ('\nmax-length = "many"', ", line 2: max-length: invalid int value: 'many'"),
         ("max-length = 1.5", ", line 1: max-length: invalid int value: '1.5'"),
-        ("max-length = true", ", line 1: max-length cannot be true"),
+        ("max-length = true", ", line 1: max-length cannot be true; see docs/export.md"),
         ("max-length = [{a = 1}]", ', line 1: max-length cannot be {"a": 1}'),
         ("revision = 12", ", line 1: revision is a text, got 12; put it in quotes"),
         ("revision = 2024-01-01", ', line 1: revision cannot be "2024-01-01"'),

@@ -10,7 +10,7 @@ from engine.errors import ConfigError
 from engine.plan import HARDWARE_COMPATIBILITY, Machine, PlanFile, mismatch
 from engine.probe import Gpu
 from engine.select import FASTEST_FIRST, Facts, select
-from tests.plans import plan
+from tests.plans import plan, profiles
 
 L4, H100, B200 = Gpu("NVIDIA L4", (8, 9)), Gpu("NVIDIA H100", (9, 0)), Gpu("NVIDIA B200", (10, 0))
 CPU_BUILD, GPU_BUILD = ("CPUExecutionProvider",), ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -95,6 +95,75 @@ def test_the_fastest_precision_of_this_very_gpu_is_taken():
     choice = select(settings(), gpu_facts(plans=[elsewhere]))
     assert choice.plan == elsewhere
     assert "though built on NVIDIA L40S" in choice.reason
+
+
+def timed(precision: str, *us: int, **changes: Any) -> PlanFile:
+    """A plan with one latency for each of the buckets 1 x 8, 1 x 16, 1 x 32, 4 x 8, ..., the last one repeated."""
+    ladder = plan(**{key: value for key, value in changes.items() if key in ("batches", "lengths", "profiles")}).ladder
+    latencies = (*us, *[us[-1]] * (len(ladder) - len(us))) if us else ()
+    return plan_file(f"{precision}.plan", precision=precision, latencies_us=latencies, **changes)
+
+
+@pytest.mark.parametrize(
+    ("plans", "taken"),
+    [
+        ([timed("fp16", 100), timed("int8", 80)], "int8"),
+        ([timed("fp16", 80), timed("int8", 100)], "fp16"),
+        ([timed("fp16", 100), timed("int8", 98)], "fp16"),  # which is noise
+        ([timed("fp32", 50), timed("tf32", 70), timed("fp16", 90)], "fp32"),
+        ([timed("fp16", 100), timed("int8")], "fp16"),  # nothing to compare
+        ([timed("fp16", 1000, 10), timed("int8", 500, 20)], "fp16"),  # slower at one bucket of nine
+    ],
+)
+def test_what_was_measured_on_this_gpu_decides(plans: list[PlanFile], taken: str):
+    choice = select(settings(), gpu_facts(plans=plans))
+    assert choice.plan is not None
+    assert choice.plan.plan.precision == taken
+    told = f", the fastest of {len(plans)} as measured there"
+    assert choice.reason.endswith(told) == all(one.plan.latencies_us for one in plans)
+
+
+def test_latencies_of_different_gpus_are_not_compared():
+    slow, quick = timed("fp16", 900, gpu_name="NVIDIA L40S"), timed("int8", 10, gpu_name="NVIDIA L40")
+    assert select(settings(), gpu_facts(plans=[slow, quick])).plan == slow
+    assert select(settings(), gpu_facts(plans=[slow, quick, timed("fp32", 5000)])).plan == timed("fp32", 5000)
+
+
+def test_only_batches_that_the_worker_runs_are_compared():
+    """fp16 is faster for one row, int8 for more."""
+    single, many = timed("fp16", 10, 10, 10, 100), timed("int8", 20, 20, 20, 50)
+    assert select(settings(max_batch_rows=1), gpu_facts(plans=[single, many])).plan == single
+    assert select(settings(max_batch_rows=32), gpu_facts(plans=[single, many])).plan == many
+    shared = timed("int8", 5, batches=(1,), profiles=profiles((1,)))
+    assert select(settings(), gpu_facts(plans=[single, shared])).plan == shared
+
+
+def test_a_plan_that_ends_early_is_not_taken_for_its_speed():
+    """Rows that are longer than its lengths would fail."""
+    whole, short = timed("fp16", 100), timed("int8", 5, lengths=(8, 16), profiles=profiles((1, 4, 8), (8, 16)))
+    assert select(settings(), gpu_facts(plans=[short, whole])).plan == whole
+    assert select(settings(), gpu_facts(plans=[short])).plan == short
+
+
+LATENCIES = st.lists(st.integers(1, 10**7), min_size=9, max_size=9)
+
+
+@given(st.lists(st.tuples(st.sampled_from(FASTEST_FIRST), LATENCIES | st.just([])), min_size=1, max_size=5))
+def test_no_plan_is_passed_over_for_one_that_is_slower_everywhere(found: list[tuple[str, list[int]]]):
+    plans = [
+        plan_file(f"{index}.plan", precision=precision, latencies_us=tuple(us))
+        for index, (precision, us) in enumerate(found)
+    ]
+    choice = select(settings(), gpu_facts(plans=plans))
+    assert choice == select(settings(), gpu_facts(plans=plans)), "equal facts, equal choices"
+    assert choice.plan is not None
+    taken = choice.plan.plan
+    if all(us for _, us in found):
+        for one in plans:
+            ratios = [a / b for a, b in zip(taken.latencies_us, one.plan.latencies_us, strict=True)]
+            assert min(ratios) <= 1.03, "slower at every bucket than another"
+    else:
+        assert taken.precision == min((precision for precision, _ in found), key=FASTEST_FIRST.index)
 
 
 def test_a_precision_that_is_asked_for():

@@ -117,7 +117,33 @@ def test_what_is_no_private_key_is_refused_in_one_sentence(small_bundle: Path, t
     path = tmp_path / "bad.pem"
     path.write_bytes(content)
     assert main(["sign", str(small_bundle), "--key", str(path)]) == 2
-    assert str(path) in capsys.readouterr().err
+    assert f"{path} is not a private key without a password (" in capsys.readouterr().err
+
+
+def test_keys_and_bundles_that_are_not_there_or_of_another_kind(small_bundle: Path, tmp_path: Path, capsys):
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    other, none = tmp_path / "other.pem", tmp_path / "none" / "key.pem"
+    other.write_bytes(X25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    for argv, sentence in (
+        (["keygen", "--key", str(none)], "none is not a folder; make it first, or name another file with --key"),
+        (["keygen"], "the following arguments are required: --key; see python -m export keygen --help"),
+        (
+            ["sign", str(small_bundle), "--key", str(none)],
+            "cannot be read (No such file or directory); make a key with",
+        ),
+        (["sign", str(small_bundle), "--key", str(other)], "other.pem is not an Ed25519 key; make one with `python -m"),
+        (["sign", str(tmp_path), "--key", str(other)], "is not an Ed25519 key"),
+        (["verify", str(tmp_path)], "is not a bundle (no manifest.json); make one with `python -m export MODEL"),
+        (["verify", str(small_bundle), "--public-key", "short"], "BUNDLE_PUBLIC_KEY"),
+        (["verify", str(small_bundle), "--json"], "unrecognized arguments: --json; see python -m export verify --help"),
+    ):
+        assert main(argv) == 2
+        said = capsys.readouterr()
+        assert sentence in said.err
+        assert said.err.startswith("error: ")
+        assert "--json" in argv or said.err.count("\n") == 1
     assert not (small_bundle / SIGNATURE).exists()
 
 

@@ -42,5 +42,11 @@ def test_a_proxy_without_its_settings_does_not_start(tmp_path: Path):
 def test_a_model_and_a_task_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["some/model", "--task", "image-transform", "--out", str(tmp_path / "bundle")]) == 2
     assert "image-transform has no model; leave some/model out" in capsys.readouterr().err
+    assert main(["--task", "image-transform", "--plan", "--out", str(tmp_path / "bundle")]) == 2
+    assert "nothing to build a plan from; leave --plan out" in capsys.readouterr().err
+    assert main(["--task", "image-transform", "--out", str(tmp_path / "none")]) == 0
+    plan = ["plan", str(tmp_path / "none"), "--builder", "tensorrt-rtx", "--compute-capability", "8.9"]
+    assert main(plan) == 2
+    assert "image-transform has no model, so that there is nothing to build a plan from" in capsys.readouterr().err
     assert main(["--task", "feature-extraction", "--out", str(tmp_path / "bundle")]) == 2
     assert "feature-extraction needs a MODEL" in capsys.readouterr().err

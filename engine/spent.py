@@ -1,0 +1,40 @@
+"""What the URLs of one job have cost. A file of its own, for every job has one, and few have media."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from engine.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from engine.config import Limits
+
+
+class Spent:
+    """What the URLs of one job have cost so far, whichever of its parts and threads fetched them."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+
+    def add(self, count: int, seconds: float) -> None:
+        """A URL brought `count` bytes in `seconds`."""
+        with self._lock:
+            self.bytes += count
+            self.seconds += seconds
+
+    def check(self, field: str, limits: Limits) -> None:
+        """Raise InvalidInput where a job may fetch no more; the few URLs that are under way may still exceed that."""
+        fix = "split the job"
+        if self.bytes >= limits.max_fetch_bytes:
+            raise InvalidInput(
+                f"`{field}`: the fetches before it brought {self.bytes} bytes, allowed in one job are "
+                f"{limits.max_fetch_bytes} (MAX_FETCH_BYTES); {fix}"
+            )
+        if self.seconds >= limits.max_fetch_s:
+            raise InvalidInput(
+                f"`{field}`: the fetches before it took {self.seconds:.1f} s, allowed in one job are "
+                f"{limits.max_fetch_s:g} s (MAX_FETCH_S); {fix}"
+            )

@@ -1,0 +1,123 @@
+"""The graph in the precision of a plan: made where the bundle lacks it, and checked before anything is built from it.
+
+    graphs/<name>/fp16.onnx, fp16.bin             made from fp32.onnx
+    parity.json                                   what the check came to, under "graphs"
+
+Where no GPU will show what halves come to, every half tensor is rounded (export/rounded.py); ONNX Runtime's own fp16 on
+a CPU computes in fp32 and lets an overflow pass. With a GPU the plan's own answers decide (export/plan_from_onnx.py),
+and this check finds only what the conversion did wrong: a kernel that fuses may keep sums that rounding would lose.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engine.bucket import Bucket
+from engine.bundle import Bundle, open_bundle, write_manifest
+from engine.bundle_folder import changed_bundle_folder
+from export.candidates import candidate_of
+from export.errors import Refused
+from export.half import TYPES, half
+from export.plan_gate import gate, in_precision
+from export.plan_recipe import PlanRecipe
+from export.progress import megabytes, stage
+from export.rounded import rounded
+from export.write import PARITY
+
+_CPU_CHECKS = (Bucket(1, 16), Bucket(4, 64))
+"""Buckets at which a graph is checked on the CPU, which computes it slowly; the plan is checked at all."""
+
+
+class _Undo(Exception):
+    """Leaves the bundle as it was."""
+
+
+def check_without_gpu(path: Path, recipe: PlanRecipe) -> None:
+    """Find out what stands against the plans of `recipe` before a GPU is paid for; the bundle stays as it is.
+
+    Raises Refused or ParityFailed.
+    """
+    manifest = open_bundle(path).manifest
+    recipe = recipe.of(manifest.precisions)
+    recipe.check(manifest)
+    with suppress(_Undo), changed_bundle_folder(path) as copy:
+        for name in manifest.graphs:
+            add_precision(copy, name, recipe.precision, rounding=True)
+        raise _Undo
+
+
+def add_precision(folder: Path, name: str, precision: str, *, rounding: bool = False) -> None:
+    """Make the graph of `precision` part of the bundle in `folder`, after a check on the CPU.
+
+    `rounding`: no GPU will run it here, so that the check has to find what overflows. Without it bf16 is not checked,
+    which ONNX Runtime's CPU build cannot run. Raises Refused or ParityFailed.
+    """
+    manifest = open_bundle(folder).manifest
+    graph = manifest.graphs[name]
+    if precision == "int8" and precision not in graph.onnx:
+        raise Refused("the bundle has no int8 graph for TensorRT; export the model with --precision tensorrt=int8")
+    if precision not in TYPES or precision in graph.onnx:
+        return
+    with stage(precision) as note:
+        path = half(folder / graph.onnx["fp32"], precision)
+        onnx = path.relative_to(folder).as_posix()
+        graph = replace(graph, onnx={**graph.onnx, precision: onnx})
+        write_manifest(folder, replace(manifest, graphs={**manifest.graphs, name: graph}))
+        note(megabytes(path.with_suffix(".bin").stat().st_size))
+        if rounding:
+            figures = _check_rounded(folder, name, precision, path)
+        elif precision == "fp16":
+            figures = _check(open_bundle(folder), in_precision(open_bundle(folder), name, precision), name, precision)
+        else:
+            return
+        note_parity(folder, "graphs", onnx, figures)
+        note(told(figures))
+
+
+def _check_rounded(folder: Path, name: str, precision: str, path: Path) -> dict[str, Any]:
+    seen = rounded(path, path.with_name("rounded.onnx"))
+    try:
+        return _check(open_bundle(folder), candidate_of(folder, precision, seen, name=name).view, name, precision)
+    finally:
+        for file in (seen, seen.with_suffix(".bin")):
+            file.unlink(missing_ok=True)
+
+
+def _check(bundle: Bundle, view: Bundle, name: str, precision: str) -> dict[str, Any]:
+    """Compare the graph that `view` has in `precision` with fp32, both on the CPU."""
+    from engine.backends.onnxruntime import OnnxRuntimeEngine
+
+    engine = OnnxRuntimeEngine(view, name, max_batch=4)
+    try:
+        largest = engine.buckets.largest
+        fitting = {Bucket(b.batch, min(b.length, largest.length)) for b in _CPU_CHECKS}
+        return gate(bundle, name, engine, sorted(fitting), precision)
+    finally:
+        engine.close()
+
+
+def note_parity(folder: Path, kind: str, name: str, figures: dict[str, Any]) -> None:
+    """Put the gate's figures into parity.json and bring the manifest up to date."""
+    parity = json.loads((folder / PARITY).read_bytes()) if (folder / PARITY).exists() else {}
+    parity.setdefault(kind, {})[name] = figures
+    replaced(folder / PARITY, json.dumps(parity, indent=1, ensure_ascii=False).encode() + b"\n")
+    write_manifest(folder, open_bundle(folder).manifest)
+
+
+def replaced(path: Path, content: bytes) -> Path:
+    """Write a new file at `path`: what stands there may be a link to another bundle's file."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def told(figures: Mapping[str, Any]) -> str:
+    """The gate's figures, for the stage's line."""
+    return (
+        f"cosine at least {figures['min_cosine']}, relative difference at most {figures['max_relative_difference']:.0e}"
+    )

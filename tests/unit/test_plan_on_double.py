@@ -1,0 +1,140 @@
+"""`python -m export plan` where the plan runs through the worker's own TensorRT engine, on doubles of both.
+
+The plan's bytes are the double's; parsing and building for real is TensorRT-RTX's affair (tests/e2e/test_plan_rtx.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.bucket import Bucket
+from engine.bundle import open_bundle
+from engine.plan import plans_of
+from engine.tensors import Array
+from export.__main__ import main
+from export.trt_builder import Builder, Target
+from export.trt_network import Plan
+from tests.bundles import overflowing
+from tests.cuda_double import Device, installed
+from tests.plans import SPECS, profiles
+from tests.tensorrt_double import Function, TensorRtDouble, plan_bytes, toy
+
+BATCHES, LENGTHS = (1, 4, 8), (8, 32)
+OPTIONS = ("--batches", "1,4,8", "--lengths", "8,32")
+Run = Callable[..., int]
+
+
+def spoiled(value: float, batch: int) -> Function:
+    """The toy model, whose last row is `value` in batches of that size."""
+
+    def function(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        found = {name: values.copy() for name, values in toy(inputs).items()}
+        if len(found["embedding"]) == batch:
+            found["embedding"][-1, 3] = value
+        return found
+
+    return function
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch, small_bundle: Path) -> Iterator[Run]:
+    """Runs the command on a GPU whose plans compute `function`."""
+
+    def run(*options: str, function: Function = toy, device: Device | None = None, content: bytes | None = None) -> int:
+        device = device or Device()
+        trt = TensorRtDouble(device, function=function)
+        target = Target("8.9", "NVIDIA L4", "550.54.15", "12.4")
+        made = plan_bytes(profiles(BATCHES, LENGTHS, SPECS)) if content is None else content
+        monkeypatch.setattr("export.plan_from_onnx.open_builder", lambda _: Builder(trt, "tensorrt", [target]))
+        monkeypatch.setattr("export.plan_from_onnx.build_plan", lambda *_: Plan(made, b"timings"))
+        monkeypatch.setattr("export.plan_from_onnx.is_strongly_typed", lambda _: True)
+        with installed(device, tensorrt=trt):
+            return main(["plan", str(small_bundle), *OPTIONS, *options])
+
+    yield run
+    open_bundle(small_bundle).verify()  # whatever became of the plan
+
+
+def content(bundle: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(bundle)): path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+
+
+def test_a_plan_is_kept_with_what_it_measured(plan: Run, small_bundle: Path, capfd: pytest.CaptureFixture[str]):
+    assert plan("--json") == 0
+    bundle = open_bundle(small_bundle)
+    (found,) = plans_of(bundle)
+    assert list(found.plan.ladder) == [Bucket(batch, length) for batch in BATCHES for length in LENGTHS]
+    assert len(found.plan.latencies_us) == 6
+    assert all(us > 0 for us in found.plan.latencies_us)
+    name = "graphs/model/plans/sm_89-trt10.13.0-fp16.plan"
+    assert json.loads((small_bundle / "parity.json").read_text())["plans"][name]["buckets"] == 6
+    printed = capfd.readouterr()
+    answer = json.loads(printed.out)
+    assert answer["plans"] == {name: found.plan.size}
+    assert (answer["bundle"], answer["sha256"]) == (str(small_bundle), bundle.sha256)
+    assert answer["next"] == f"python -m engine inspect {small_bundle}"
+    assert [one["name"] for one in answer["stages"]] == ["verify", "fp16", "plan", "parity"]
+    assert "6 buckets, cosine at least" in printed.err
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
+def test_what_overflows_on_the_gpu_fails_the_gate(
+    plan: Run, small_bundle: Path, capsys: pytest.CaptureFixture[str], value: float
+):
+    """In one component of one row of the largest batch. No rounding is computed for it: the engine's answers decide."""
+    before = content(small_bundle)
+    assert plan(function=spoiled(value, 8)) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: 2 of 6 outputs in fp16 differ from fp32 on the CPU")
+    assert content(small_bundle) == before
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_rows_that_are_not_compared_must_be_finite_all_the_same(
+    plan: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: float
+):
+    monkeypatch.setattr("export.plan_gate._REFERENCE_TOKENS", 8)  # one row of each bucket
+    assert plan(function=spoiled(1e-3, 8)) == 0
+    assert plan(function=spoiled(value, 8)) == 1
+    assert capsys.readouterr().err.startswith("error: 2 of 6 outputs in fp16 differ")
+
+
+def test_with_a_gpu_its_answers_decide_about_halves(plan: Run, small_bundle: Path):
+    """Rounded on the CPU this graph overflows; a kernel that keeps its sums in fp32 does not."""
+    overflowing(small_bundle)
+    assert plan() == 0
+
+
+def test_a_batch_that_the_gpu_has_no_room_for_is_left_out_and_said(
+    plan: Run, small_bundle: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert plan(device=Device(200_000)) == 0
+    assert "no room for batches of 8, at most 4 rows run at once" in capsys.readouterr().err
+    (found,) = plans_of(open_bundle(small_bundle))
+    assert found.plan.latencies_us == ()
+    figures = json.loads((small_bundle / "parity.json").read_text())["plans"]
+    assert [one["buckets"] for one in figures.values()] == [4]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"device": Device(1000)}, "sm_89-trt10.13.0-fp16.plan was built and does not run here: "),
+        ({"content": b"broken"}, "does not load sm_89-trt10.13.0-fp16.plan: [engine.cpp] Serialization assertion"),
+    ],
+)
+def test_a_plan_that_does_not_run_is_one_sentence(
+    plan: Run, small_bundle: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any], sentence: str
+):
+    before = content(small_bundle)
+    assert plan(**options) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.endswith("; try another --precision, or fewer --batches\n")
+    assert content(small_bundle) == before

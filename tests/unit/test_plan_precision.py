@@ -1,0 +1,53 @@
+"""The check of half precision before anything is built: with a GPU to come, and without one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engine.bundle import open_bundle
+from engine.bundle_folder import changed_bundle_folder
+from export.errors import ParityFailed
+from export.plan_precision import add_precision, check_without_gpu
+from export.plan_recipe import PlanRecipe
+from tests.bundles import overflowing
+
+
+def content(bundle: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(bundle.parent)): path.read_bytes() for path in bundle.parent.rglob("*.*")}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_rounding_finds_what_overflows_and_bf16_does_not(small_bundle: Path, precision: str):
+    overflowing(small_bundle)
+    with changed_bundle_folder(small_bundle) as folder:
+        if precision == "bf16":
+            add_precision(folder, "model", precision, rounding=True)
+        else:
+            with pytest.raises(ParityFailed, match="outputs in fp16 differ from fp32 on the CPU"):
+                add_precision(folder, "model", precision, rounding=True)
+            shutil.rmtree(folder)
+            shutil.copytree(small_bundle, folder)
+            add_precision(folder, "model", precision)  # what ONNX Runtime makes of it, until a GPU has the word
+    bundle = open_bundle(small_bundle)
+    bundle.verify()
+    assert sorted(bundle.manifest.graphs["model"].onnx) == sorted(["fp32", precision])
+    assert not [name for name in bundle.manifest.files if "rounded" in name]
+    figures = json.loads((small_bundle / "parity.json").read_text())["graphs"][f"graphs/model/{precision}.onnx"]
+    assert figures["min_cosine"] >= 0.999
+
+
+def test_a_check_without_a_gpu_changes_nothing(small_bundle: Path):
+    before = content(small_bundle)
+    check_without_gpu(small_bundle, PlanRecipe())
+    check_without_gpu(small_bundle, PlanRecipe("fp32"))
+    assert content(small_bundle) == before
+    overflowing(small_bundle)
+    before = content(small_bundle)
+    with pytest.raises(ParityFailed):
+        check_without_gpu(small_bundle, PlanRecipe())
+    check_without_gpu(small_bundle, PlanRecipe("bf16"))
+    assert content(small_bundle) == before

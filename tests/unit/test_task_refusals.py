@@ -1,0 +1,143 @@
+"""What single tasks refuse of a model, each by the smallest thing that causes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from onnx import TensorProto, helper
+
+from export import parity
+from export.errors import ParityFailed, Refused
+from export.images import ImageExport
+from export.ladder_static import climb_static
+from export.measures import NEIGHBOURS
+from export.onnx_from_model import _own_inputs
+from export.parity_limits import Limits
+from export.recipe import Recipe
+from export.tasks import export_task
+from export.tasks.base import Layout
+from export.text import TextExport
+from tests.models import tiny_bert, write_json
+
+
+def processors(task: str, folder: Path) -> Any:
+    return export_task(task).processors(folder, "m", Layout(), Recipe("m", task, folder))
+
+
+def sentence_of(task: str, folder: Path) -> str:
+    with pytest.raises(Refused) as refused:
+        processors(task, folder)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def image_processor_called(name: str, **methods: Any) -> dict[str, Any]:
+    return {"processor": SimpleNamespace(processor=type(name, (), methods)())}
+
+
+def test_depths_and_masks_of_other_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    both = {"post_process_semantic_segmentation": None, "post_process_panoptic_segmentation": None}
+    for task, name, methods, sentence in (
+        ("depth-estimation", "ZoeDepth", {}, "m's ZoeDepth treats depths in its own way; choose a DPT or GLPN model"),
+        ("image-segmentation", "MaskFormer", both, "m's MaskFormer is not for semantic segmentation alone, which is"),
+        ("image-segmentation", "ViT", {}, "m's ViT is not for semantic segmentation alone, which is what a bundle"),
+    ):
+        found = image_processor_called(name, **methods)
+        monkeypatch.setattr(ImageExport, "processors", lambda *_, found=found: found)
+        assert sentence_of(task, tmp_path).startswith(sentence)
+
+
+def test_tokenizers_that_a_task_cannot_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found = {"tokenizer": SimpleNamespace(mask_token_id=None, padding_side="left")}
+    monkeypatch.setattr(TextExport, "processors", lambda *_: found)
+    assert "m's tokenizer has no mask token, so that nothing can be filled in" in sentence_of("fill-mask", tmp_path)
+    said = sentence_of("question-answering", tmp_path)
+    assert said.startswith("m pads on the left, so that its context comes before the question; choose")
+
+
+def test_what_hears_otherwise_than_the_worker(tmp_path: Path):
+    speech = "automatic-speech-recognition"
+    assert "m has no tokenizer that can be loaded: " in sentence_of(speech, tmp_path)
+    tiny_bert(tmp_path / "bert")
+    said = sentence_of(speech, tmp_path / "bert")
+    assert said.startswith("m has a BertTokenizerFast; the worker decodes as Wav2Vec2CTCTokenizer does, so choose")
+    said = sentence_of("audio-classification", tmp_path / "bert")
+    assert said.startswith("m has no feature extractor that can be loaded: ")
+    write_json(tmp_path / "bert/preprocessor_config.json", {"feature_extractor_type": "WhisperFeatureExtractor"})
+    said = sentence_of("audio-classification", tmp_path / "bert")
+    assert said.startswith("m has a WhisperFeatureExtractor; the worker has Wav2Vec2FeatureExtractor and ASTFeature")
+
+
+def test_speech_that_is_normalised_over_time_in_an_unknown_place():
+    from torch import nn
+
+    from export.speech import _Padded
+
+    layers = [SimpleNamespace(layer_norm=None), SimpleNamespace(layer_norm=nn.GroupNorm(4, 4))]
+    base = SimpleNamespace(feature_extractor=SimpleNamespace(conv_layers=layers))
+    model = SimpleNamespace(config=SimpleNamespace(conv_kernel=[10], conv_stride=[5]), base_model=base)
+    with pytest.raises(Refused, match="the model normalises over time in a place that the worker does not know"):
+        _Padded(model, (10, 5))
+
+
+def test_images_and_texts_that_are_not_compared_as_vectors():
+    config = SimpleNamespace(model_type="blip")
+    with pytest.raises(Refused, match=r"m \(blip\) does not compare vectors; choose a model such as CLIP or SigLIP"):
+        export_task("zero-shot-image-classification").check("m", config)
+
+
+def test_modules_and_activations_of_sentence_transformers(tmp_path: Path):
+    kinds = ["MLMTransformer", "Dense"]
+    write_json(
+        tmp_path / "modules.json", [{"type": f"sentence_transformers.models.{kind}", "path": ""} for kind in kinds]
+    )
+    with pytest.raises(Refused, match="lists MLMTransformer, Dense; a bundle holds a Transformer and SpladePooling"):
+        export_task("sparse-encoder").layout(tmp_path, Recipe("m", "sparse-encoder", tmp_path))
+    activation = {"activation_fn": "torch.nn.modules.activation.Tanh"}
+    write_json(tmp_path / "config_sentence_transformers.json", activation)
+    with pytest.raises(
+        Refused, match="the model's activation is torch.nn.modules.activation.Tanh, a bundle takes one of"
+    ):
+        export_task("text-ranking").layout(tmp_path, Recipe("m", "text-ranking", tmp_path))
+
+
+def test_a_graph_that_reads_what_the_worker_does_not_feed():
+    graph = helper.make_graph(
+        [], "g", [helper.make_tensor_value_info("bbox", TensorProto.INT64, ["batch", "length", 4])], []
+    )
+    source: Any = SimpleNamespace(task=export_task("text-classification"))
+    with pytest.raises(Refused, match="the model's graph reads bbox; the worker feeds input_ids, "):
+        _own_inputs(graph, source)
+
+
+def test_what_optimum_cannot_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such operator\nand more")
+
+    monkeypatch.setattr("optimum.exporters.onnx.onnx_export_from_model", fail)
+    model = SimpleNamespace(config=SimpleNamespace())
+    source: Any = SimpleNamespace(model="m", architecture="A", exporter="optimum", load_model=lambda: model)
+    with pytest.raises(Refused) as refused:
+        export_task("fill-mask").trace(source, tmp_path)
+    assert str(refused.value) == "m (A) cannot be traced by optimum: no such operator; try --exporter dynamo"
+
+
+def test_int8_for_tensorrt_of_two_graphs(tmp_path: Path):
+    files: Any = {"image": None, "text": None}
+    nothing: Any = None
+    with pytest.raises(Refused, match="--precision tensorrt=int8 is for models of one graph; use fp16"):
+        climb_static(nothing, tmp_path, files, Limits(), False)
+
+
+def test_answers_that_are_right_alone_and_wrong_together():
+    source: Any = SimpleNamespace(task=SimpleNamespace(unit="texts"))
+    with pytest.raises(ParityFailed) as failed:
+        parity._judge_together({"graphs/model/fp16.onnx": {NEIGHBOURS.key: 0.5}}, source, [NEIGHBOURS.at("fp16")])
+    assert str(failed.value) == (
+        "the texts together differ from the reference: a neighbours of at least 0.9 are required"
+    )
+    assert failed.value.exit_code == 1
+    assert failed.value.rows == (("all", "fp16.onnx", "0.5000000"),)

@@ -1,0 +1,198 @@
+"""What stands between a user and a plan, with the exit code: packages, GPUs, versions, and the builder's own words."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from engine.bucket import Bucket
+from engine.probe import Gpu
+from engine.tensors import TensorSpec
+from export import trt_builder, trt_messages, trt_network
+from export.__main__ import main
+from export.errors import Refused, Unavailable
+from export.trt_messages import monitor_of
+from export.trt_network import BuildOptions, _set_hints, build_plan
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, str]:
+    code = main(["plan", *map(str, argv)])
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+    return code, printed.removeprefix("error: ").rstrip()
+
+
+@pytest.fixture
+def l4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trt_builder, "gpu", lambda: Gpu("NVIDIA L4", (8, 9)))
+
+
+@pytest.mark.usefixtures("l4")
+def test_a_gpu_without_tensorrt(
+    small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as Python notes that there is none
+    assert said(capsys, small_bundle) == (3, "tensorrt is not installed; install requirements/all.txt")
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    (tmp_path / "packages/tensorrt").mkdir(parents=True)
+    source = "raise OSError('libnvinfer.so.10: cannot open shared object file')"
+    (tmp_path / "packages/tensorrt/__init__.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    assert said(capsys, small_bundle) == (
+        3,
+        "tensorrt does not load (libnvinfer.so.10: cannot open shared object file); install requirements/all.txt again",
+    )
+
+
+@pytest.mark.usefixtures("l4")
+def test_a_level_of_compatibility_that_the_version_does_not_have(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    levels = SimpleNamespace(__members__={"NONE": 0, "AMPERE_PLUS": 1})
+    trt = SimpleNamespace(__version__="8.6.1", HardwareCompatibilityLevel=levels)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    assert said(capsys, small_bundle, "--hardware-compatibility", "same-compute-capability") == (
+        2,
+        "TensorRT 8.6.1 has no hardware compatibility same-compute-capability; it has none, ampere-plus",
+    )
+
+
+@pytest.mark.usefixtures("l4")
+def test_tensorrt_without_what_runs_a_plan_is_refused_before_the_build(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    trt = SimpleNamespace(__version__="8.6.1", HardwareCompatibilityLevel=SimpleNamespace(__members__={"NONE": 0}))
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setattr(trt_builder, "missing_packages", lambda *names: names)
+    assert said(capsys, small_bundle) == (
+        3,
+        "pycuda and cuda not installed, by which a plan is run before it is kept; install requirements/all.txt",
+    )
+
+
+def test_without_the_builder_that_needs_no_gpu(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert said(capsys, small_bundle, "--builder", "tensorrt-rtx", "--compute-capability", "8.9") == (
+        3,
+        "tensorrt_rtx_bindings is not installed; install tensorrt-rtx-cu12-bindings tensorrt-rtx-cu12-libs",
+    )
+
+
+def test_an_old_gpu_and_a_new_type(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(trt_builder, "gpu", lambda: Gpu("Tesla T4", (7, 5)))
+    for precision in ("tf32", "bf16"):
+        code, sentence = said(capsys, small_bundle, "--precision", precision)
+        assert (code, sentence) == (2, f"a GPU of compute capability 7.5 has no {precision}; use fp16 or fp32")
+
+
+def test_what_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    code, sentence = said(capsys, tmp_path)
+    assert code == 2
+    assert sentence.startswith(f"{tmp_path} is not a bundle (no manifest.json); make one with")
+    assert said(capsys)[1].startswith("the following arguments are required: BUNDLE; see python -m export plan --help")
+
+
+def test_a_driver_that_is_too_old_for_the_builder(tmp_path: Path):
+    class Trt(SimpleNamespace):
+        __version__ = "10.13.0.35"
+
+        class ILogger:
+            Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
+
+        @staticmethod
+        def Builder(logger: Any) -> None:
+            logger.log(1, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    with pytest.raises(Unavailable) as refused:
+        build_plan(Trt, tmp_path / "fp32.onnx", [], [], BuildOptions())
+    assert str(refused.value) == (
+        "TensorRT 10.13.0.35 does not start (CUDA initialization failure with error: 35); update the NVIDIA driver"
+    )
+
+
+def test_bf16_before_tensorrt_10():
+    config = SimpleNamespace()
+    trt = SimpleNamespace(__version__="8.6.1", BuilderFlag=SimpleNamespace(FP16=0))
+    with pytest.raises(Refused, match=r"TensorRT 8.6.1 has no bf16; use fp16, or TensorRT 10"):
+        _set_hints(trt, config, None, BuildOptions("bf16"))
+
+
+# By a real builder
+
+
+SPEC = TensorSpec("x", "float32", ("batch", "length"))
+
+
+def graph(folder: Path, table: int) -> Path:
+    """x + a table of so many columns: the parser cannot know that they differ from x's, the builder does."""
+    made = helper.make_graph(
+        [helper.make_node("Add", ["x", "table"], ["y"], name="sum")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "length"])],
+        [helper.make_tensor("table", TensorProto.FLOAT, [1, table], [0.5] * table)],
+    )
+    path = folder / "fp32.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def refusal(path: Path, *buckets: Bucket) -> str:
+    trt: Any = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
+    options = BuildOptions(compute_capabilities=((8, 9),), optimization_level=0)
+    low, best, high = buckets
+    with pytest.raises(Refused) as refused:
+        build_plan(trt, path, [SPEC], [(low, best, high)], options)
+    return str(refused.value)
+
+
+def test_a_profile_that_does_not_rise(tmp_path: Path):
+    said = refusal(graph(tmp_path, 1), Bucket(4, 16), Bucket(4, 16), Bucket(1, 16))
+    assert said.startswith("the builder takes no optimization profile from Bucket(batch=4, length=16) to")
+    assert said.endswith("; give other --batches or --lengths")
+
+
+def test_shapes_that_do_not_go_together_are_the_builders_words(tmp_path: Path):
+    said = refusal(graph(tmp_path, 7), *[Bucket(1, 16)] * 3)
+    assert said.startswith("TensorRT 1.7.1.116 cannot build fp32.onnx in fp32: ")
+    assert "sum" in said
+    assert "the builder gave no reason" not in said
+    assert said.endswith("; try another --precision, or other --batches")
+
+
+def test_an_interrupt_ends_a_build_and_leaves_the_bundle_as_it_was(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """It comes while TensorRT's own code calls ours, where an exception would abort the process."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
+    before = {path: path.read_bytes() for path in small_bundle.rglob("*") if path.is_file()}
+    shown: list[str] = []
+
+    def show(line: str) -> None:
+        shown.append(line)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trt_messages, "_PERIOD_S", 0)
+    monkeypatch.setattr(trt_network, "monitor_of", lambda trt, stop: monitor_of(trt, stop, show))
+    options = ("--builder", "tensorrt-rtx", "--compute-capability", "8.9", "--precision", "fp32")
+    assert main(["plan", str(small_bundle), *options]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    assert re.fullmatch(r"    [A-Z].*: 1 of \d+", shown[0])
+    assert {path: path.read_bytes() for path in small_bundle.rglob("*") if path.is_file()} == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
