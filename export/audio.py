@@ -12,6 +12,7 @@ import numpy as np
 from engine.audio.example import wav
 from engine.tensors import Array
 from export.errors import Refused
+from export.exporters import DYNAMO, OPTIMUM, TORCHSCRIPT, trace_module
 from export.nodes import Axes, value_info
 from export.source import first_line, quiet
 from export.tasks.base import ExportTask, Layout, Probe
@@ -43,6 +44,10 @@ class AudioExport(ExportTask):
     def input_axes(self) -> Mapping[str, tuple[str, Axes]]:
         """What the model hears, and of how many samples it is; `head` names the axes that depend on the model."""
         return {"input_values": ("float32", ("batch", "length")), "input_length": ("int32", ("batch",))}
+
+    def exporters(self, config: Any) -> Sequence[str]:
+        """Torch's two for speech models; optimum knows those that read spectrograms."""
+        return (TORCHSCRIPT if hasattr(config, "conv_kernel") else OPTIMUM, DYNAMO)
 
     def check(self, model: str, config: Any) -> None:
         """Refuse what makes frames otherwise than the worker counts them, or lets padding through."""
@@ -92,11 +97,12 @@ class AudioExport(ExportTask):
         """Speech models are traced with their true length as an input; see export/speech.py."""
         if _kind(source.processor) == "fbank":
             return super().trace(source, folder)
-        from export.lean_trace import weights_outside
-        from export.speech import trace
+        from export.speech import with_lengths
 
-        with quiet(), weights_outside():
-            return trace(source.load_model(), frame(source.config), folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with quiet():
+            traced = with_lengths(source.load_model(), frame(source.config))
+        return trace_module(source, traced, folder / "model.onnx")
 
     def adapt(self, nodes: Any, name: str, traced_dtype: int, source: Source) -> None:
         """As they are, with the axes of this model."""

@@ -1,4 +1,4 @@
-"""Stage 2: trace the model through optimum's exporter, and make the graph what our engines expect.
+"""Stage 2: trace the model, and make the graph what our engines expect.
 
 Inputs as the task declares them, axes named batch and length, what the task puts behind the model inside. Integers are
 int32: TensorRT 8.6 has no int64, and int32 halves the copy; inside the graph the values are cast back, because the
@@ -36,7 +36,7 @@ def onnx_from_model(source: Source, folder: Path, name: str = "model") -> Any:
     traced = onnx.load(path)
     shutil.rmtree(folder)  # as large as the weights
     graph = traced.graph
-    if source.task.by_optimum:
+    if not source.task.traces_itself:
         _own_inputs(graph, source)
         source.task.head(graph, source)
     drop_unused(graph)

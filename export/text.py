@@ -33,7 +33,6 @@ class TextExport(ExportTask):
     """A task whose rows are tokens."""
 
     options: ClassVar[tuple[str, ...]] = ("max_length",)
-    by_dynamo: ClassVar[bool] = True
     reads: ClassVar[str] = "text"
     unit: ClassVar[str] = "texts"
     length_unit: ClassVar[str] = "tokens"

@@ -15,7 +15,9 @@ import torch
 from export.errors import Refused
 from export.torch_onnx import Traced, trace
 
-SOURCE: Any = SimpleNamespace(model="m", architecture="A")
+SOURCE: Any = SimpleNamespace(
+    model="m", architecture="A", exporter="torchscript", task=SimpleNamespace(traces_itself=True)
+)
 VALUES = torch.rand(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))
 
 
@@ -85,6 +87,8 @@ def test_what_cannot_be_traced_is_refused_in_one_sentence(tmp_path: Path, capfd:
             return {"found": torch.linalg.eigvalsh(values @ values.transpose(-1, -2))}
 
     traced = Traced(Eigenvalues(), [("values", "float32", ("batch", 3, 7, 5), VALUES)])
-    with pytest.raises(Refused, match="m \\(A\\) cannot be traced: Exporting the operator 'aten::linalg_eigvalsh'"):
+    with pytest.raises(
+        Refused, match="m \\(A\\) cannot be traced by torchscript: Exporting the operator 'aten::linalg_eigvalsh'"
+    ):
         trace(SOURCE, traced, tmp_path / "m.onnx")
     assert capfd.readouterr() == ("", "")
