@@ -39,9 +39,9 @@ def trace(source: Source, traced: Traced, path: Path) -> Path:
     import torch
 
     with quiet(), _silent(), torch.no_grad(), traceable():
-        outputs = outputs_of(traced)
-        flat = flat_module(traced, list(outputs))
         try:
+            outputs = outputs_of(traced)
+            flat = flat_module(traced, list(outputs))
             _export(flat, traced, list(outputs), path)
         except Exception as error:  # whatever the tracer comes across, it is this model that it cannot do
             raise untraceable(source, error) from error

@@ -51,10 +51,10 @@ def trace(source: Source, traced: Traced, path: Path) -> Path:
 
     names = [name for name, *_ in traced.inputs]
     with quiet(), torch.inference_mode(), traceable():
-        outputs = outputs_of(traced)
-        flat = flat_module(traced, list(outputs))
         axes = {name: _dynamic(of) for name, _, of, _ in traced.inputs}
         try:
+            outputs = outputs_of(traced)
+            flat = flat_module(traced, list(outputs))
             with _silent(), weights_outside():
                 torch.onnx.export(
                     flat,
