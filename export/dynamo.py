@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.errors import refusal_of
+from export.nodes import keep_padding
 from export.opset import to_opset_17
 from export.source import Source, first_line, quiet, untraceable
 from export.torch_onnx import declare, flat_module, outputs_of
@@ -99,6 +100,7 @@ def _finish(source: Source, traced: Traced, outputs: Mapping[str, Any], path: Pa
         tensor.name = _renamed(tensor.name)
     _strip_nodes(graph)
     declare(source, graph, traced, outputs)
+    keep_padding(graph)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 

@@ -175,7 +175,7 @@ _REFUSED: dict[str, tuple[str, str, str]] = {
     ),
     "nystromformer": (
         "feature-extraction",
-        "cannot be traced by optimum",
+        "cannot be traced, by optimum: shape",
         "it takes rows of segment_means_seq_len tokens only",
     ),
     "fnet": (
