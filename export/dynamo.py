@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,9 @@ def trace(source: Source, traced: Traced, path: Path) -> Path:
             flat = flat_module(traced, list(outputs))
             _export(flat, traced, list(outputs), path)
         except Exception as error:  # whatever the tracer comes across, it is this model that it cannot do
-            raise untraceable(source, error) from error
+            if (refused := refusal_of(error)) is not None:
+                raise refused from error
+            raise untraceable(source, _root(error)) from error
         _finish(source, traced, outputs, path)
         for values in traced.others or _others(traced):
             _check(source, flat, traced, values, list(outputs), path)
@@ -148,16 +150,21 @@ def _check(
 _FIXED = "it has no graph for every shape: what was traced"
 
 
+def _root(error: BaseException) -> Exception:
+    """What was raised first: what comes out says which step failed, and what to do next with torch's own tools."""
+    found = error
+    while found.__cause__ is not None:
+        found = found.__cause__
+    return found if isinstance(found, Exception) else ValueError(str(found))
+
+
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keep back the tracer's notes on its steps, which quiet() does not know."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    """Keep back the tracer's notes on its steps, and the program that it prints where it fails."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with redirect_stdout(StringIO()):
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

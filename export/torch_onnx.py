@@ -55,7 +55,7 @@ def trace(source: Source, traced: Traced, path: Path) -> Path:
         try:
             outputs = outputs_of(traced)
             flat = flat_module(traced, list(outputs))
-            with _silent(), weights_outside():
+            with silent(), weights_outside():
                 torch.onnx.export(
                     flat,
                     traced.examples,
@@ -127,7 +127,7 @@ def flat_module(traced: Traced, outputs: Sequence[str]) -> Any:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Keep back the graph that the exporter prints where it fails, from C++ and to the file descriptor."""
     sys.stdout.flush()
     saved = os.dup(1)
