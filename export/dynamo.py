@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.errors import refusal_of
-from export.nodes import keep_padding
+from export.nodes import complete_norms, keep_padding
 from export.opset import to_opset_17
 from export.source import Source, first_line, quiet, untraceable
 from export.torch_onnx import declare, flat_module, outputs_of
@@ -103,6 +103,7 @@ def _finish(source: Source, traced: Traced, outputs: Mapping[str, Any], path: Pa
     _strip_nodes(graph)
     declare(source, graph, traced, outputs)
     keep_padding(graph)
+    complete_norms(graph)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 

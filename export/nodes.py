@@ -106,6 +106,18 @@ def keep_padding(graph: Any) -> None:
             _replace(node.attribute, [one for one in node.attribute if one.name != "pads" or any(one.ints)])
 
 
+def complete_norms(graph: Any) -> None:
+    """Give layer normalisations without a bias one of zeros: ONNX Runtime 1.18 looks for one, and ends the process."""
+    sizes = {tensor.name: tensor.dims for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "LayerNormalization" and len(node.input) == 2 and node.input[1] in sizes:
+            scale, bias = node.input[1], f"{node.input[1]}/bias"
+            if bias not in sizes:
+                sizes[bias] = sizes[scale]
+                graph.initializer.append(numpy_helper.from_array(np.zeros(tuple(sizes[scale]), np.float32), bias))
+            node.input.append(bias)
+
+
 def sort_nodes(graph: Any) -> None:
     """Put every node behind those that it reads from, otherwise in the order in which they stand."""
     made_here = {name for node in graph.node for name in node.output}

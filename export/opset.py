@@ -26,6 +26,9 @@ def to_opset_17(model: Any) -> str | None:
     """Make `model` one of opset 17, or return what stands against it: an operator as opset 18 has it."""
     versions = [opset for opset in model.opset_import if opset.domain in ("", "ai.onnx")]
     if all(opset.version <= 17 for opset in versions):
+        for node in model.graph.node:  # torch's own way down leaves them where they were
+            if node.op_type in _NEW_ATTRIBUTES and not _without_attributes(node, _NEW_ATTRIBUTES[node.op_type]):
+                return str(node.op_type)
         return None
     if any(opset.version > 18 for opset in versions):
         return "a later opset"

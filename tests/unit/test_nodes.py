@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from export.nodes import keep_padding
+from export.nodes import complete_norms, keep_padding
 
 
 def test_zeros_that_are_padded_in_front_of_a_pool_stay_zeros():
@@ -29,3 +29,17 @@ def test_zeros_that_are_padded_in_front_of_a_pool_stay_zeros():
 def pooled(model: Any) -> Any:
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": -np.ones((1, 1, 4, 4), np.float32)})[0].ravel().tolist()
+
+
+def test_a_normalisation_without_bias_gets_one_of_zeros():
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("x", "y"))
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale"], ["z"]),
+        helper.make_node("LayerNormalization", ["z", "scale"], ["y"]),
+    ]
+    scale = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "scale")
+    graph = helper.make_graph(nodes, "g", [x], [y], [scale])
+    complete_norms(graph)
+    assert [list(node.input) for node in graph.node] == [["x", "scale", "scale/bias"], ["z", "scale", "scale/bias"]]
+    (_, bias) = graph.initializer
+    assert numpy_helper.to_array(bias).tolist() == [0, 0, 0]

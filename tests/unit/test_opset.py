@@ -66,6 +66,12 @@ def test_even_parts_and_resizing_answer_the_same():
     np.testing.assert_array_equal(run(found, x), before)
 
 
+def test_a_graph_of_17_that_says_what_only_18_can():
+    found = model(helper.make_node("Split", ["x"], ["y", "rest"], num_outputs=2), version=17)
+    assert to_opset_17(found) is None
+    assert run(found, np.zeros((2, 3), np.float32)).shape == (1, 3)
+
+
 @pytest.mark.parametrize(
     ("node", "version", "against"),
     [
