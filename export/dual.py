@@ -18,7 +18,8 @@ from export.text import fast_tokenizer, longest_row, texts, tokenizer_file
 from export.torch_onnx import Traced
 
 if TYPE_CHECKING:
-    from engine.tensors import Arrays
+    from engine.tasks.base import Json
+    from engine.tensors import Arrays, Row
     from export.measures import Measure
     from export.nodes import Axes
     from export.recipe import Recipe
@@ -92,6 +93,22 @@ class DualExport(ImageExport):
         """Label and text."""
         for label, text in texts(source, self.online.examples):
             yield f"text: {label}", text
+
+    def inputs_of(self, source: Source, payload: Json, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]] | None:
+        """Images through transformers' own processor; of texts the tokens that the worker makes, as for texts alone."""
+        import torch
+
+        of_images = [row for row in rows if row.graph == IMAGE]
+        images = super().inputs_of(source, payload, of_images) if of_images else ()
+        if images is None:
+            return None
+        pictures = iter(images)
+        return [
+            next(pictures)
+            if row.graph == IMAGE
+            else {name: torch.from_numpy(values[None].astype("int64")) for name, values in row.feeds.items()}
+            for row in rows
+        ]
 
     def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
         """Of the vectors."""

@@ -89,7 +89,9 @@ class ImageExport(ExportTask):
 
     def inputs_of(self, source: Source, payload: Json, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]] | None:
         """The images through transformers' own processor."""
-        values = payload["images"] if "images" in payload else [payload.get("image")]
+        names = [name for name in ("image", "images", "inputs") if name in payload]
+        values = payload[names[0]] if names else []
+        values = values if isinstance(values, list) else [values]
         if len(values) != len(rows) or not all(isinstance(value, str) for value in values):
             return None
         taken = (bytes_of(value, "image", DEFAULT_LIMITS) for value in values)
