@@ -13,6 +13,7 @@ from engine.images.dual import IMAGE, TEXT
 from engine.images.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, from_pixels, image_inputs, is_image_model, task_of
+from export.measures import NEIGHBOURS, Measure, neighbours, of_both
 from export.tasks.image_feature_extraction import VECTORS, compare_vectors
 from export.text import fast_tokenizer, longest_row, texts, tokenizer_file
 from export.torch_onnx import Traced
@@ -20,7 +21,6 @@ from export.torch_onnx import Traced
 if TYPE_CHECKING:
     from engine.tasks.base import Json
     from engine.tensors import Arrays, Row
-    from export.measures import Measure
     from export.nodes import Axes
     from export.recipe import Recipe
     from export.source import Source
@@ -38,6 +38,7 @@ class DualExport(ImageExport):
     reads: ClassVar[str] = "images and texts"
     unit: ClassVar[str] = "inputs"
     measures: ClassVar[Sequence[Measure]] = VECTORS
+    measures_of_all: ClassVar[Sequence[Measure]] = (NEIGHBOURS,)
 
     def check(self, model: str, config: Any) -> None:
         """Refuse models that do not compare a vector of the image with one of the text."""
@@ -113,6 +114,10 @@ class DualExport(ImageExport):
     def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
         """Of the vectors."""
         return compare_vectors(expected[OUTPUT], found[OUTPUT])
+
+    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
+        """Whether the neighbours of every image among the images are the same, and those of every text among texts."""
+        return [neighbours(*of_both(expected, found, OUTPUT))]
 
 
 def is_siglip(config: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.images.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, is_image_model
-from export.measures import Measure, cosine, relative_difference
+from export.measures import NEIGHBOURS, Measure, cosine, neighbours, of_both, relative_difference
 from export.source import quiet
 from export.tasks.base import Layout
 
@@ -36,6 +36,7 @@ class ImageFeatureExtractionExport(ImageExport):
     poolings: ClassVar[tuple[str, ...]] = ("pooler", "cls", "mean", "none")
     may_miss: ClassVar[tuple[str, ...]] = ("pooler",)
     measures: ClassVar[Sequence[Measure]] = VECTORS
+    measures_of_all: ClassVar[Sequence[Measure]] = (NEIGHBOURS,)
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A model class that ends in Model, on images alone."""
@@ -79,6 +80,10 @@ class ImageFeatureExtractionExport(ImageExport):
     def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
         """Cosine, and the largest difference relative to the norm of what was expected."""
         return compare_vectors(expected[OUTPUT], found[OUTPUT])
+
+    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
+        """Whether the neighbours of every image are the same."""
+        return [neighbours(*of_both(expected, found, OUTPUT))]
 
 
 def compare_vectors(expected: Any, found: Any) -> Sequence[float]:
