@@ -35,6 +35,10 @@ SPECS: dict[str, Spec] = {
     "gemma": _spec("Gemma", {**_ROTARY, "num_key_value_heads": 1, "head_dim": 8}),
     "gemma2": _spec("Gemma2", {**_GROUPED, "sliding_window": 24, "query_pre_attn_scalar": 8}),
     "gemma3_text": _spec("Gemma3Text", {**_GROUPED, "sliding_window": 24, "query_pre_attn_scalar": 8}),
+    "embedding_gemma": _spec(
+        "Gemma3Text",
+        {**_GROUPED, "sliding_window": 24, "query_pre_attn_scalar": 8, "use_bidirectional_attention": True},
+    ),
     "phi": _spec("Phi", {**_ROTARY, "partial_rotary_factor": 0.5}),
     "phi3": _spec("Phi3", {**_GROUPED, "original_max_position_embeddings": POSITIONS}),
     "falcon": _spec("Falcon", {**_END, "multi_query": True, "parallel_attn": True, "bias": False}),
@@ -69,6 +73,7 @@ _TASKS: dict[str, tuple[str, str]] = {
     "gemma": ("feature-extraction", "one head of keys"),
     "gemma2": ("feature-extraction", "capped scores; every second layer sees 24 tokens back"),
     "gemma3_text": ("feature-extraction", "most layers see 24 tokens back, with angles of their own"),
+    "embedding_gemma": ("feature-extraction", "gemma3_text that looks both ways"),
     "phi": ("feature-extraction", "half of a head rotates"),
     "phi3": ("feature-extraction", ""),
     "falcon": ("feature-extraction", "attention beside the feed-forward part"),
