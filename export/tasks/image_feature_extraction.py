@@ -111,20 +111,28 @@ def _pooling(source: Source) -> str:
 
 def _has_pooler(source: Source) -> bool:
     """Whether the class gives a pooled vector, and the checkpoint has its weights (many were saved without)."""
-    import torch
-    import transformers
-
-    geometry = source.processor.geometry
-    with quiet(), torch.device("meta"):  # shapes only
-        empty = getattr(transformers, source.auto_class).from_config(
-            source.config, trust_remote_code=source.trust_remote_code
-        )
-        found = empty.eval()(pixel_values=torch.zeros(1, 3, geometry.height, geometry.width))
+    try:
+        empty, found = _answer_of_noise(source, "meta")  # shapes only
+    except RuntimeError:  # DINOv3 asks what autocast does on its device, which has no answer there
+        empty, found = _answer_of_noise(source, "cpu")
     if found.get("pooler_output") is None:
         return False
     wanted = [name for name, _ in empty.named_parameters() if "pooler" in name]
     present = _weight_names(source.folder)
     return all(any(name.endswith(one) for name in present) for one in wanted)
+
+
+def _answer_of_noise(source: Source, device: str) -> tuple[Any, Any]:
+    """The class with random weights, and its outputs."""
+    import torch
+    import transformers
+
+    geometry = source.processor.geometry
+    with quiet(), torch.device(device), torch.inference_mode():
+        empty = getattr(transformers, source.auto_class).from_config(
+            source.config, trust_remote_code=source.trust_remote_code
+        )
+        return empty, empty.eval()(pixel_values=torch.zeros(1, 3, geometry.height, geometry.width))
 
 
 def _weight_names(folder: Path) -> list[str]:
