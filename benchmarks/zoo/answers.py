@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks.zoo.case import Case
-from benchmarks.zoo.images import photograph
+from benchmarks.zoo.pictures import photograph
 from engine.audio.example import recording
 
 TEXT = "My brother Wolfgang works for Acme Corporation in Berlin; Paris is the capital of France. "

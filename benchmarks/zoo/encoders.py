@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.zoo.case import Case
-from benchmarks.zoo.text import HEADS, POSITIONS, Spec, model_of
+from benchmarks.zoo.text import HEADS, POSITIONS, Spec, model_of, task_model
 from benchmarks.zoo.vocabulary import (
     ALBERT_TOKENS,
     BERT_TOKENS,
@@ -124,6 +124,19 @@ SPECS: dict[str, Spec] = {
         sentence_pieces("XLMRobertaTokenizerFast", ROBERTA_TOKENS, *_ROBERTA_PAIR),
         _BEHIND_PADDING,
     ),
+    "xlm": (
+        "XLMConfig",
+        _BERT,
+        {"emb_dim": 32, "n_layers": 2, "n_heads": 4, **_POSITIONS},
+    ),
+    "flaubert": (
+        "FlaubertConfig",
+        _BERT,
+        {"emb_dim": 32, "n_layers": 2, "n_heads": 4, **_POSITIONS},
+    ),
+    "luke": ("LukeConfig", roberta_tokenizer, {**_BEHIND_PADDING, "entity_vocab_size": 10, "entity_emb_size": 16}),
+    "roc_bert": ("RoCBertConfig", _BERT, {**_POSITIONS, "enable_pronunciation": False, "enable_shape": False}),
+    "xlnet": ("XLNetConfig", _BERT, {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}),
     "roberta-prelayernorm": ("RobertaPreLayerNormConfig", roberta_tokenizer, _BEHIND_PADDING),
     "fnet": ("FNetConfig", sentence_pieces("AlbertTokenizerFast", ALBERT_TOKENS, *_ALBERT_PAIR), _POSITIONS),
     "esm": ("EsmConfig", _esm, {**_POSITIONS, "position_embedding_type": "rotary", "token_dropout": False}),
@@ -155,6 +168,10 @@ _TASKS: dict[str, tuple[str, str]] = {
     "ernie": ("text-classification", ""),
     "xlm-roberta-xl": ("feature-extraction", "normalises in front of each part"),
     "roberta-prelayernorm": ("text-ranking", "normalises in front of each part"),
+    "xlm": ("text-classification", ""),
+    "flaubert": ("fill-mask", ""),
+    "luke": ("feature-extraction", "texts alone, without entities"),
+    "roc_bert": ("feature-extraction", "without pronunciation and shape"),
 }
 _BATCH = "so that an answer depends on the other rows of its batch, in PyTorch as well"
 _REFUSED: dict[str, tuple[str, str, str]] = {
@@ -183,6 +200,7 @@ _REFUSED: dict[str, tuple[str, str, str]] = {
         "answers differ from the reference",
         "Fourier transforms over the whole row, padding included",
     ),
+    "xlnet": ("text-classification", "cannot be traced by torch.export", "positions of its own kind"),
     "esm": ("feature-extraction", "its EsmTokenizer cannot be converted", "the worker runs tokenizer.json"),
     "longformer": ("feature-extraction", "it reads global_attention_mask, not just text", ""),
     "layoutlm": ("feature-extraction", "it reads bbox, not just text", "places on a page"),
@@ -198,6 +216,12 @@ def model(folder: Path, task: str, architecture: str) -> Path:
 
 
 MORE = [
+    Case(
+        "question-answering",
+        "modernbert-span",
+        partial(task_model, task="question-answering", architecture="modernbert"),
+        note="modernbert's head for spans, which optimum does not know; normalisation without a bias",
+    ),
     *(
         Case(task, name, partial(model, task=task, architecture=name), note=note)
         for name, (task, note) in _TASKS.items()

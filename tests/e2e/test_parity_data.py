@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import zoo
-from benchmarks.zoo.images import photograph
+from benchmarks.zoo.pictures import photograph
 from engine.audio.example import recording
 from engine.bundle import open_bundle
 from engine.tasks import load_task
@@ -23,7 +23,7 @@ from export.tasks import TAGS, export_task
 
 _LABELS = ["an animal", "a house"]
 _IMAGE = photograph(64, 48)
-_IMAGES = [{"image": _IMAGE}, {"images": [_IMAGE, photograph(40, 60)]}, {"inputs": _IMAGE}]
+_IMAGES: list[Mapping[str, Any]] = [{"image": _IMAGE}, {"images": [_IMAGE, photograph(40, 60)]}, {"inputs": _IMAGE}]
 _TEXTS: list[Mapping[str, Any]] = [{"text": "my own text"}, {"texts": ["two", "rows"]}, {"inputs": "one more"}]
 _SOUNDS: list[Mapping[str, Any]] = [{"audio": recording(0.7)}, {"audios": [recording(0.2), recording(0.4)]}]
 PAYLOADS: dict[str, list[Mapping[str, Any]]] = {
