@@ -7,6 +7,7 @@ from inspect import signature
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from export.padding import hide_padding
 from export.torch_onnx import Traced
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def whole_model(source: Source) -> Traced:
     """The model of `source`, with two of the gate's rows, of different lengths where there are such."""
     import torch
 
-    model = source.load_model()
+    model = hide_padding(source.load_model())
     if getattr(model.config, "use_cache", False):
         model.config.use_cache = False  # a decoder would return its cache
     first, other = _rows(source, model)

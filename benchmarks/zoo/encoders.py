@@ -168,27 +168,18 @@ _TASKS: dict[str, tuple[str, str]] = {
     "ernie": ("text-classification", ""),
     "xlm-roberta-xl": ("feature-extraction", "normalises in front of each part"),
     "roberta-prelayernorm": ("text-ranking", "normalises in front of each part"),
+    "convbert": ("token-classification", "heads of convolutions, which see no padding in a bundle"),
+    "mobilebert": ("text-classification", "three tokens embedded at a time, which sees no padding in a bundle"),
     "xlm": ("text-classification", ""),
     "flaubert": ("fill-mask", ""),
     "luke": ("feature-extraction", "texts alone, without entities"),
     "roc_bert": ("feature-extraction", "without pronunciation and shape"),
 }
-_BATCH = "so that an answer depends on the other rows of its batch, in PyTorch as well"
 _REFUSED: dict[str, tuple[str, str, str]] = {
     "big_bird-sparse": (
         "feature-extraction",
         "set attention_type to original_full",
         "from (5 + 2 x num_random_blocks) x block_size tokens on",
-    ),
-    "convbert": (
-        "token-classification",
-        "answers differ from the reference",
-        f"its convolutions run over padding, {_BATCH}",
-    ),
-    "mobilebert": (
-        "text-classification",
-        "answers differ from the reference",
-        f"it embeds three tokens at a time, padding among them, {_BATCH}",
     ),
     "nystromformer": (
         "feature-extraction",

@@ -59,7 +59,8 @@ class Folded(torch.nn.Module):
 @pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
 def test_patches_side_by_side(tmp_path: Path, exporter: str):
     traced = Traced(Folded(), [("values", "float32", ("batch", 3, 7, 5), VALUES)])
-    path = trace_module(SimpleNamespace(**{**vars(SOURCE), "exporter": exporter}), traced, tmp_path / "m.onnx")
+    source: Any = SimpleNamespace(**{**vars(SOURCE), "exporter": exporter})
+    path = trace_module(source, traced, tmp_path / "m.onnx")
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"values": VALUES.numpy()})
     np.testing.assert_allclose(found, Folded()(VALUES)["image"].numpy(), atol=1e-6)
