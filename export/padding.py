@@ -22,7 +22,7 @@ class _Mask:
 
 def hide_padding(model: Any) -> Any:
     """`model`, in place, without padding in sight; one that does not look at it comes back as it is."""
-    hook = {"convbert": _convolutions, "mobilebert": _trigrams}.get(model.config.model_type)
+    hook = {"convbert": _convolutions, "esm": _shares_of_masks, "mobilebert": _trigrams}.get(model.config.model_type)
     if hook is None:
         return model
     mask, parameters = _Mask(), signature(model.forward)
@@ -46,3 +46,12 @@ def _convolutions(model: Any, mask: _Mask) -> None:
         heads = layer.attention.self
         heads.register_forward_pre_hook(lambda _, args: (mask.on(args[0]), *args[1:]))
         heads.conv_out_layer.register_forward_hook(lambda _, __, found: mask.on(found))
+
+
+def _shares_of_masks(model: Any, mask: _Mask) -> None:
+    """ESM scales embeddings by the share of masked tokens, and transformers 4.57 counts padding among all tokens."""
+
+    def add_mask(_: Any, args: Any, options: Any) -> Any:
+        return args, {**options, "attention_mask": mask.values}
+
+    model.base_model.embeddings.register_forward_pre_hook(add_mask, with_kwargs=True)

@@ -89,10 +89,13 @@ def declare(source: Source, graph: Any, traced: Traced, outputs: Mapping[str, An
 
 
 def outputs_of(traced: Traced) -> dict[str, Any]:
-    """What the module answers to its examples."""
+    """What the module answers to other examples than those that it is traced with, where there are such.
+
+    Some models keep tables of angles for the length that came last, and would be traced without making them.
+    """
     import torch
 
-    found = traced.module(*traced.examples).items()
+    found = traced.module(*(traced.others[0] if traced.others else traced.examples)).items()
     return {name: _narrow(values) for name, values in found if isinstance(values, torch.Tensor)}
 
 

@@ -139,7 +139,11 @@ SPECS: dict[str, Spec] = {
     "xlnet": ("XLNetConfig", _BERT, {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}),
     "roberta-prelayernorm": ("RobertaPreLayerNormConfig", roberta_tokenizer, _BEHIND_PADDING),
     "fnet": ("FNetConfig", sentence_pieces("AlbertTokenizerFast", ALBERT_TOKENS, *_ALBERT_PAIR), _POSITIONS),
-    "esm": ("EsmConfig", _esm, {**_POSITIONS, "position_embedding_type": "rotary", "token_dropout": False}),
+    "esm": (
+        "EsmConfig",
+        _esm,
+        {**_POSITIONS, "position_embedding_type": "rotary", "token_dropout": True, "mask_token_id": 25},
+    ),
     "layoutlm": ("LayoutLMConfig", word_piece_tokenizer("LayoutLMTokenizerFast"), _POSITIONS),
     "t5": (
         "T5Config",
@@ -170,6 +174,7 @@ _TASKS: dict[str, tuple[str, str]] = {
     "roberta-prelayernorm": ("text-ranking", "normalises in front of each part"),
     "convbert": ("token-classification", "heads of convolutions, which see no padding in a bundle"),
     "mobilebert": ("text-classification", "three tokens embedded at a time, which sees no padding in a bundle"),
+    "esm": ("fill-mask", "proteins; rotary positions, token_dropout"),
     "xlm": ("text-classification", ""),
     "flaubert": ("fill-mask", ""),
     "luke": ("feature-extraction", "texts alone, without entities"),
@@ -192,7 +197,6 @@ _REFUSED: dict[str, tuple[str, str, str]] = {
         "Fourier transforms over the whole row, padding included",
     ),
     "xlnet": ("text-classification", "cannot be traced by torch.export", "positions of its own kind"),
-    "esm": ("feature-extraction", "its EsmTokenizer cannot be converted", "the worker runs tokenizer.json"),
     "longformer": ("feature-extraction", "it reads global_attention_mask, not just text", ""),
     "layoutlm": ("feature-extraction", "it reads bbox, not just text", "places on a page"),
     "t5": ("feature-extraction", "it is an encoder with a decoder", ""),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.zoo.encoders import model as write_model
+from export.esm_tokenizer import esm_tokenizer
 from export.padding import hide_padding
 
 
@@ -34,3 +35,35 @@ def test_the_other_rows_of_a_batch_change_nothing(architecture: str, tmp_path: P
     again, hidden = answers()
     torch.testing.assert_close(again, alone)
     torch.testing.assert_close(hidden, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_masked_residue_weighs_the_same_beside_padding(tmp_path: Path):
+    import transformers
+
+    write_model(tmp_path, "fill-mask", "esm")
+    model = hide_padding(transformers.AutoModelForMaskedLM.from_pretrained(tmp_path).eval())
+    ids = torch.tensor([[0, 5, 25, 7, 2]])
+    padded = torch.tensor([[0, 5, 25, 7, 2, 1, 1]])
+    with torch.inference_mode():
+        alone = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        beside_others = model(input_ids=padded, attention_mask=(padded != 1).to(torch.int64)).logits[:, :5]
+    torch.testing.assert_close(beside_others, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_the_residues_tokenizer_is_that_of_transformers(tmp_path: Path):
+    from benchmarks.zoo.encoders import SPECS
+
+    slow = SPECS["esm"][1](tmp_path)
+    fast = esm_tokenizer(slow)
+    assert fast is not None
+    assert fast.is_fast
+    for text in ("MKTAYIAKQR", "M <mask>K\nB1b <eos>", "x"):
+        assert fast(text)["input_ids"] == slow(text)["input_ids"]
+    assert esm_tokenizer(transformers_ctc(tmp_path)) is None
+
+
+def transformers_ctc(folder: Path) -> Any:
+    import transformers
+
+    (folder / "vocab.json").write_text('{"<pad>": 0, "<unk>": 1, "|": 2, "A": 3}')
+    return transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json"))
