@@ -66,7 +66,10 @@ def modernbert_embed(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("make", [qwen3_embedding, embedding_gemma, labse, modernbert_embed])
+@pytest.mark.parametrize(
+    "make",
+    [qwen3_embedding, embedding_gemma, labse, pytest.param(modernbert_embed, marks=pytest.mark.zoo)],
+)
 def test_it_answers_like_sentence_transformers(make: Callable[[Path], Path], tmp_path: Path):
     from sentence_transformers import SentenceTransformer
 
