@@ -56,6 +56,8 @@ def choose_exporter(kind: str, model: str, task: ExportTask, config: Any, asked:
 
 def _check_inputs(kind: str, model: str, task: ExportTask, config: Any) -> bool:
     """Refuse a model that reads what no row has; whether optimum knows it."""
+    if kind in task.encoders:
+        return False  # optimum knows it with its decoder
     supported = _supported(kind)
     is_known = task.exporter_task in supported
     if config.is_encoder_decoder:

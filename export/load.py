@@ -156,6 +156,9 @@ def _auto_class(kind: str, task: ExportTask, custom: bool) -> str | None:
     """The first of the task's auto classes that knows the architecture."""
     import transformers
 
+    if kind in task.encoders:
+        return "AutoModelForTextEncoding"
+
     names = task.auto_classes()
     known = (name for name in names if kind in getattr(transformers, name)._model_mapping._model_mapping)
     return next(known, names[0] if custom else None)

@@ -28,6 +28,9 @@ _BERT = word_piece_tokenizer("BertTokenizerFast")
 _ALBERT_PAIR = ("[CLS]", "[SEP]", "$B:1 [SEP]:1")
 _ROBERTA_PAIR = ("<s>", "</s>", "</s> $B:0 </s>:0")
 
+_T5: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+_T5_TOKENIZER = sentence_pieces("T5TokenizerFast", ["<pad>", "</s>", "<unk>"], "", "</s>", "$B:0 </s>:0")
+
 
 def _deberta(folder: Path) -> Any:
     import transformers
@@ -145,11 +148,8 @@ SPECS: dict[str, Spec] = {
         {**_POSITIONS, "position_embedding_type": "rotary", "token_dropout": True, "mask_token_id": 25},
     ),
     "layoutlm": ("LayoutLMConfig", word_piece_tokenizer("LayoutLMTokenizerFast"), _POSITIONS),
-    "t5": (
-        "T5Config",
-        _BERT,
-        {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
-    ),
+    "t5": ("T5Config", _BERT, _T5),
+    "t5-encoder": ("T5Config", _T5_TOKENIZER, _T5),
     "bart": (
         "BartConfig",
         roberta_tokenizer,
@@ -175,6 +175,7 @@ _TASKS: dict[str, tuple[str, str]] = {
     "convbert": ("token-classification", "heads of convolutions, which see no padding in a bundle"),
     "mobilebert": ("text-classification", "three tokens embedded at a time, which sees no padding in a bundle"),
     "esm": ("fill-mask", "proteins; rotary positions, token_dropout"),
+    "t5-encoder": ("feature-extraction", "the encoder alone, as in sentence-t5; positions in buckets"),
     "xlm": ("text-classification", ""),
     "flaubert": ("fill-mask", ""),
     "luke": ("feature-extraction", "texts alone, without entities"),
@@ -199,7 +200,7 @@ _REFUSED: dict[str, tuple[str, str, str]] = {
     "xlnet": ("text-classification", "cannot be traced by torch.export", "positions of its own kind"),
     "longformer": ("feature-extraction", "it reads global_attention_mask, not just text", ""),
     "layoutlm": ("feature-extraction", "it reads bbox, not just text", "places on a page"),
-    "t5": ("feature-extraction", "it is an encoder with a decoder", ""),
+    "t5": ("text-classification", "it is an encoder with a decoder", ""),
     "bart": ("text-classification", "it is an encoder with a decoder", ""),
 }
 

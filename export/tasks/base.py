@@ -62,6 +62,8 @@ class ExportTask:
     """Options of the command line that mean something to this task, as attributes of a recipe."""
     poolings: ClassVar[tuple[str, ...]] = ("mean", "cls", "lasttoken", "max")
     """Values of --pooling, for tasks that it means something to."""
+    encoders: ClassVar[tuple[str, ...]] = ()
+    """Architectures of an encoder with a decoder of which the encoder alone does the task."""
     may_miss: ClassVar[tuple[str, ...]] = ()
     """Parts of names of weights that the graph does not use, so that a checkpoint may lack them."""
     reads: ClassVar[str] = ""

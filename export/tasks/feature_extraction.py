@@ -33,6 +33,7 @@ class FeatureExtractionExport(TextExport):
     tag: ClassVar[str] = "feature-extraction"
     heads: ClassVar[tuple[str, ...]] = ("Model",)
     options: ClassVar[tuple[str, ...]] = ("max_length", "pooling")
+    encoders: ClassVar[tuple[str, ...]] = ("t5", "mt5", "umt5")  # as sentence-transformers loads them
     may_miss: ClassVar[tuple[str, ...]] = ("pooler",)
     measures: ClassVar[Sequence[Measure]] = (
         # Measured on all-MiniLM-L6-v2: runs that differ only in padding agree to 1 - 4e-13; a lost token, a wrong

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.models import ask
-from benchmarks.zoo import decoders, text
+from benchmarks.zoo import decoders, encoders, text
 from export.__main__ import main
 from tests.models import HIDDEN, edit_json, write_json, write_sentence_files
 
@@ -59,6 +59,14 @@ def labse(folder: Path) -> Path:
     return dense(folder, (24, "Tanh", True))
 
 
+def sentence_t5(folder: Path) -> Path:
+    """The encoder of an encoder with a decoder."""
+    auto_class, settings = text.HEADS["feature-extraction"]
+    text.model_of(folder, encoders.SPECS["t5-encoder"], auto_class, **settings)
+    write_sentence_files(folder)
+    return dense(folder, (24, "Identity", False))
+
+
 def modernbert_embed(folder: Path) -> Path:
     text.task_model(folder, "feature-extraction", "modernbert")
     prompts = {"query": "search_query: ", "document": "search_document: "}
@@ -68,7 +76,7 @@ def modernbert_embed(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     "make",
-    [qwen3_embedding, embedding_gemma, labse, pytest.param(modernbert_embed, marks=pytest.mark.zoo)],
+    [qwen3_embedding, embedding_gemma, labse, sentence_t5, pytest.param(modernbert_embed, marks=pytest.mark.zoo)],
 )
 def test_it_answers_like_sentence_transformers(make: Callable[[Path], Path], tmp_path: Path):
     from sentence_transformers import SentenceTransformer

@@ -44,7 +44,7 @@ def module(answer: Any) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self.config = SimpleNamespace(use_cache=True)
+            self.config = SimpleNamespace(use_cache=True, model_type="own")
             self.table = torch.nn.Embedding(20, 8)
             self.calls = 0
 
@@ -120,6 +120,7 @@ def test_what_cannot_be_traced_is_one_sentence(tmp_path: Path):
             "auto",
             Exporter("dynamo", "optimum does not know ernie for feature-extraction"),
         ),
+        ("t5", "feature-extraction", "auto", Exporter("dynamo", "optimum does not know t5 for feature-extraction")),
         ("vit", "image-classification", "auto", Exporter("torchscript", other="dynamo")),
         ("vit", "image-classification", "dynamo", Exporter("dynamo", "--exporter dynamo")),
         ("wav2vec2", "automatic-speech-recognition", "auto", Exporter("torchscript", other="dynamo")),
@@ -141,7 +142,7 @@ def test_the_exporter_of_an_architecture(kind: str, tag: str, asked: str, expect
         ),
         ("bert", "feature-extraction", "torchscript", "cannot trace a bert for feature-extraction; leave it out, or"),
         ("vit", "image-classification", "optimum", "leave it out, or choose torchscript or dynamo"),
-        ("t5", "feature-extraction", "dynamo", "it is an encoder with a decoder"),
+        ("t5", "text-classification", "dynamo", "it is an encoder with a decoder"),
     ],
 )
 def test_an_exporter_that_does_not_fit_is_refused(kind: str, tag: str, asked: str, sentence: str):
