@@ -42,6 +42,11 @@ class DualExport(ImageExport):
 
     def check(self, model: str, config: Any) -> None:
         """Refuse models that do not compare a vector of the image with one of the text."""
+        if config.model_type == "siglip2":
+            raise Refused(
+                f"{model} cuts every image into another number of patches (NaFlex); export a SigLIP 2 of one size, as "
+                "google/siglip2-base-patch16-224 is"
+            )
         # SigLIP's config leaves the initial scale out.
         if not hasattr(config, "text_config") or not (hasattr(config, "logit_scale_init_value") or is_siglip(config)):
             raise Refused(

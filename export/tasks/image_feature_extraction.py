@@ -51,6 +51,11 @@ class ImageFeatureExtractionExport(ImageExport):
         """Refuse models that read texts as well."""
         if hasattr(config, "text_config"):
             raise Refused(f"{model} reads images and texts; export it with --task image-text-embedding")
+        if config.model_type == "vit_mae":
+            raise Refused(
+                f"{model} hides patches that it draws at random; save its encoder with "
+                "ViTModel.from_pretrained(...).save_pretrained(folder), then export that folder"
+            )
 
     def answer(self, source: Source, model: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """One vector, or the last hidden state as it is."""
