@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 OPTIMUM, DYNAMO, TORCHSCRIPT = "optimum", "dynamo", "torchscript"
 CALLED = {OPTIMUM: "optimum", DYNAMO: "torch.export", TORCHSCRIPT: "torchscript"}
 """In sentences."""
+_ASKED = "--exporter"
 _FIX = "change that in the model, or export another architecture (docs/models.md)"
 
 
@@ -47,10 +48,10 @@ def choose_exporter(kind: str, model: str, task: ExportTask, config: Any, asked:
             raise Refused(
                 f"{model} ({kind}) has no ONNX exporter for {task.exporter_task} in optimum; try --exporter {DYNAMO}"
             )
-        if not is_known and asked == "auto":
+        if not is_known:
             return Exporter(DYNAMO, f"optimum does not know {kind} for {task.exporter_task}")
     if asked != "auto":
-        return Exporter(asked, f"--exporter {asked}")
+        return Exporter(asked, "" if asked == first else f"{_ASKED} {asked}")
     return Exporter(first, other=others[0] if others else "")
 
 
@@ -100,8 +101,8 @@ def graphs_of(source: Source, folder: Path) -> tuple[Source, dict[str, Any]]:
         return source, _graphs(source, folder)
     except Untraceable as failure:
         if not other:
-            asked = source.exporter_why.startswith("--exporter")
-            raise Refused(f"{failure}; {'leave --exporter out' if asked else _FIX}") from failure
+            asked = not source.exporter_why or source.exporter_why.startswith(_ASKED)
+            raise Refused(f"{failure}; {f'leave {_ASKED} out' if asked else _FIX}") from failure
         first = failure.reason
     interrupts.check()  # the tracer may have taken an interrupt for a failure of the model
     shutil.rmtree(folder, ignore_errors=True)

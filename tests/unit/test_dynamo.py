@@ -111,7 +111,7 @@ def test_what_cannot_be_traced_is_one_sentence(tmp_path: Path):
     ("kind", "tag", "asked", "expected"),
     [
         ("bert", "feature-extraction", "auto", Exporter("optimum", other="dynamo")),
-        ("bert", "feature-extraction", "optimum", Exporter("optimum", "--exporter optimum")),
+        ("bert", "feature-extraction", "optimum", Exporter("optimum")),
         ("bert", "feature-extraction", "dynamo", Exporter("dynamo", "--exporter dynamo")),
         (
             "ernie",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from export.dense import read_dense
 from export.errors import Refused
@@ -131,6 +133,9 @@ def test_a_layer_without_safe_weights_is_refused(tmp_path: Path):
     layer = read_dense(tmp_path / "2_Dense")
     assert layer.activation == "Tanh"
     with pytest.raises(Refused, match=r"2_Dense has no model.safetensors, and pickled weights are never loaded"):
+        layer.weights()
+    save_file({"weight": np.zeros((2, 2), np.float32)}, tmp_path / "2_Dense/model.safetensors")
+    with pytest.raises(Refused, match=r"holds weight instead of linear.weight; download the model again"):
         layer.weights()
 
 
