@@ -58,9 +58,9 @@ def as_expected(case: Case, found: Mapping[str, Any]) -> bool:
 
 def row(case: Case, root: Path) -> dict[str, Any]:
     """Make the model below `root`, export it, ask it; a row of the table."""
+    from engine.bundle import open_bundle
     from export.__main__ import export
     from export.errors import ParityFailed, Refused
-    from export.load import load
     from export.recipe import Recipe
 
     model, bundle = case.make(root / "model"), root / "bundle"
@@ -69,7 +69,6 @@ def row(case: Case, root: Path) -> dict[str, Any]:
     recipe = Recipe(str(model), case.task, bundle, **case.options)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            exporter = _exporter(load(recipe))
             figures = export(recipe)
     except (Refused, ParityFailed) as error:
         return {**about, "refused": str(error).replace(str(root), "")}
@@ -78,19 +77,12 @@ def row(case: Case, root: Path) -> dict[str, Any]:
     return {
         **about,
         "refused": None,
-        "exporter": exporter,
+        "exporter": open_bundle(bundle).manifest.exporter,
         **_graphs(bundle),
         "parity": figures["worst"],
         "difference": float(f"{gap(case, model, payload, ask(bundle, payload)):.0e}"),
         "seconds": seconds,
     }
-
-
-def _exporter(source: Any) -> str:
-    """Speech is traced by torch itself, whatever exporter its task has; see export/speech.py."""
-    if getattr(source.config, "conv_stride", None) and source.task.length_unit == "frames":
-        return "torchscript"
-    return str(source.exporter)
 
 
 def ask(bundle: Path, payload: Mapping[str, Any], precision: str | None = None) -> Any:

@@ -69,6 +69,8 @@ class Manifest:
     """Relative path -> (size in bytes, SHA-256)."""
     exporter: str = ""
     """What traced the graphs: optimum, dynamo (torch.export) or torchscript."""
+    exporter_why: str = ""
+    """Why it, where another comes first for such models."""
     adapters: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     """Adapters merged into the weights, in that order: name -> revision and SHA-256 of its weights."""
 

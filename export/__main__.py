@@ -142,10 +142,12 @@ def export(recipe: Recipe) -> dict[str, Any]:
         note(megabytes(source.weights_bytes))
     with new_bundle_folder(recipe.out) as folder, blaming_the_disk(folder):
         work = folder / "work"
-        with stage("onnx"):
-            from export.onnx_from_model import onnx_from_model
+        with stage("onnx") as note:
+            from export.exporters import graphs_of
 
-            graphs = {name: onnx_from_model(source, work / "traced", name) for name in source.task.graphs}
+            source, graphs = graphs_of(source, work / "traced")
+            if source.exporter_why:
+                note(f"by {source.exporter} ({source.exporter_why})")
         with stage("optimize") as note:
             from export.optimize import optimize
 

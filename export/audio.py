@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from engine.audio.example import wav
-from engine.tensors import Array
+from engine.tasks import DEFAULT_LIMITS
+from engine.tensors import Array, Row
 from export.errors import Refused
+from export.exporters import DYNAMO, OPTIMUM, TORCHSCRIPT, trace_module
 from export.nodes import Axes, value_info
 from export.source import first_line, quiet
 from export.tasks.base import ExportTask, Layout, Probe
 
 if TYPE_CHECKING:
+    from engine.tasks.base import Json
     from export.recipe import Recipe
     from export.source import Source
 
@@ -43,6 +46,10 @@ class AudioExport(ExportTask):
     def input_axes(self) -> Mapping[str, tuple[str, Axes]]:
         """What the model hears, and of how many samples it is; `head` names the axes that depend on the model."""
         return {"input_values": ("float32", ("batch", "length")), "input_length": ("int32", ("batch",))}
+
+    def exporters(self, config: Any) -> Sequence[str]:
+        """Torch's two for speech models; optimum knows those that read spectrograms."""
+        return (TORCHSCRIPT if hasattr(config, "conv_kernel") else OPTIMUM, DYNAMO)
 
     def check(self, model: str, config: Any) -> None:
         """Refuse what makes frames otherwise than the worker counts them, or lets padding through."""
@@ -92,11 +99,12 @@ class AudioExport(ExportTask):
         """Speech models are traced with their true length as an input; see export/speech.py."""
         if _kind(source.processor) == "fbank":
             return super().trace(source, folder)
-        from export.lean_trace import weights_outside
-        from export.speech import trace
+        from export.speech import with_lengths
 
-        with quiet(), weights_outside():
-            return trace(source.load_model(), frame(source.config), folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with quiet():
+            traced = with_lengths(source.load_model(), frame(source.config))
+        return trace_module(source, traced, folder / "model.onnx")
 
     def adapt(self, nodes: Any, name: str, traced_dtype: int, source: Source) -> None:
         """As they are, with the axes of this model."""
@@ -128,6 +136,14 @@ class AudioExport(ExportTask):
             inputs = source.processor(heard, sampling_rate=rate, return_tensors="pt")
             yield Probe(label, {"audio": wav(samples, rate)}, [inputs])
 
+    def inputs_of(self, source: Source, payload: Json, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]] | None:
+        """What transformers' feature extractor makes of the samples that the worker decodes, and cuts into windows."""
+        task: Any = self.online(self.task_config(source, {}), DEFAULT_LIMITS)  # type: ignore[call-arg]
+        task.features = heard = _Heard(task.features)
+        task.preprocess(task.parse(payload))
+        rate = source.processor.sampling_rate
+        return [source.processor(samples, sampling_rate=rate, return_tensors="pt") for samples in heard.samples]
+
     def _longest_s(self, source: Source) -> float:
         if _kind(source.processor) == "fbank":
             return LONGEST_CHECKED_S
@@ -136,6 +152,23 @@ class AudioExport(ExportTask):
     def _shortest_s(self, source: Source) -> float:
         samples = 400 if _kind(source.processor) == "fbank" else frame(source.config)[0]
         return float(samples / source.processor.sampling_rate)
+
+
+class _Heard:
+    """The worker's features, and the samples that they were made of, row by row."""
+
+    def __init__(self, features: Any) -> None:
+        self._features = features
+        self.samples: list[Array] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._features, name)
+
+    def row(self, samples: Array, field: str) -> Row:
+        """As the worker makes it."""
+        self.samples.append(samples)
+        row: Row = self._features.row(samples, field)
+        return row
 
 
 def frame(config: Any) -> tuple[int, int]:

@@ -40,6 +40,7 @@ class Result:
         found = [("bundle", f"{self.bundle.path}  {megabytes(self.size)}")]
         if manifest.graphs:
             by = f", traced by {manifest.exporter}" if manifest.exporter else ""
+            by += f" ({manifest.exporter_why})" if manifest.exporter_why else ""
             found.append(("model", f"{_pinned(manifest.model, manifest.revision)}, {manifest.task}{by}"))
             for name, of in manifest.adapters.items():
                 found.append(("adapter", f"{_pinned(name, of['revision'])}, merged into the weights"))
@@ -74,6 +75,7 @@ class Result:
             "task": manifest.task,
             "architecture": manifest.architecture,
             "exporter": manifest.exporter,
+            "exporter_why": manifest.exporter_why,
             "adapters": manifest.adapters,
             "precision": {"asked": self.asked, **self.figures.get("precisions", {"cpu": manifest.precision})},
             "failed": self.failures,

@@ -13,13 +13,14 @@ from engine.images.dual import IMAGE, TEXT
 from engine.images.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, from_pixels, image_inputs, is_image_model, task_of
+from export.measures import NEIGHBOURS, Measure, neighbours, of_both
 from export.tasks.image_feature_extraction import VECTORS, compare_vectors
 from export.text import fast_tokenizer, longest_row, texts, tokenizer_file
 from export.torch_onnx import Traced
 
 if TYPE_CHECKING:
-    from engine.tensors import Arrays
-    from export.measures import Measure
+    from engine.tasks.base import Json
+    from engine.tensors import Arrays, Row
     from export.nodes import Axes
     from export.recipe import Recipe
     from export.source import Source
@@ -37,9 +38,15 @@ class DualExport(ImageExport):
     reads: ClassVar[str] = "images and texts"
     unit: ClassVar[str] = "inputs"
     measures: ClassVar[Sequence[Measure]] = VECTORS
+    measures_of_all: ClassVar[Sequence[Measure]] = (NEIGHBOURS,)
 
     def check(self, model: str, config: Any) -> None:
         """Refuse models that do not compare a vector of the image with one of the text."""
+        if config.model_type == "siglip2":
+            raise Refused(
+                f"{model} cuts every image into another number of patches (NaFlex); export a SigLIP 2 of one size, as "
+                "google/siglip2-base-patch16-224 is"
+            )
         # SigLIP's config leaves the initial scale out.
         if not hasattr(config, "text_config") or not (hasattr(config, "logit_scale_init_value") or is_siglip(config)):
             raise Refused(
@@ -93,9 +100,29 @@ class DualExport(ImageExport):
         for label, text in texts(source, self.online.examples):
             yield f"text: {label}", text
 
+    def inputs_of(self, source: Source, payload: Json, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]] | None:
+        """Images through transformers' own processor; of texts the tokens that the worker makes, as for texts alone."""
+        import torch
+
+        of_images = [row for row in rows if row.graph == IMAGE]
+        images = super().inputs_of(source, payload, of_images) if of_images else ()
+        if images is None:
+            return None
+        pictures = iter(images)
+        return [
+            next(pictures)
+            if row.graph == IMAGE
+            else {name: torch.from_numpy(values[None].astype("int64")) for name, values in row.feeds.items()}
+            for row in rows
+        ]
+
     def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
         """Of the vectors."""
         return compare_vectors(expected[OUTPUT], found[OUTPUT])
+
+    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
+        """Whether the neighbours of every image among the images are the same, and those of every text among texts."""
+        return [neighbours(*of_both(expected, found, OUTPUT))]
 
 
 def is_siglip(config: Any) -> bool:

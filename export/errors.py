@@ -36,6 +36,15 @@ class Unavailable(Refused):
     exit_code: ClassVar[int] = UNAVAILABLE
 
 
+class Untraceable(Refused):
+    """An exporter cannot make a graph of the model; another one may."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        """What the exporter said, in one line."""
+
+
 class ParityFailed(Exception):
     """The bundle disagrees with the reference. `rows` are the worst answers; `header` names their columns."""
 

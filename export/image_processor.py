@@ -17,12 +17,16 @@ import numpy as np
 from engine.images.geometry import EXTENT, PIXELS, Geometry
 from engine.tensors import Array
 from export.errors import Refused
+from export.json_files import read_json
 from export.source import first_line, quiet
 
 _NOISE = ((97, 131), (140, 60), (33, 33))  # (height, width): landscape, portrait, square; all odd sizes
 _TOLERANCE = 1e-5
 _COLOUR = (10, 100, 200)
 _WARPS_FROM = 384  # ConvNeXt's processor crops below this edge and squeezes from it on
+
+_STAND_INS: Mapping[Any, str] = {"DINOv3ViTImageProcessorFast": "ViTImageProcessor"}
+"""Processors that run on torchvision alone, and one of the same settings on Pillow, which rounds resized pixels."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,14 @@ def image_processor(
 
     Raises Refused for what the worker cannot do as it does.
     """
-    from transformers import AutoImageProcessor
+    import transformers
 
+    asked_for = read_json(folder / "preprocessor_config.json").get("image_processor_type")
+    kind = getattr(transformers, _STAND_INS.get(asked_for, "AutoImageProcessor"))
+    options = {} if asked_for in _STAND_INS else {"use_fast": False, "trust_remote_code": trust_remote_code}
     try:
         with quiet():
-            processor = AutoImageProcessor.from_pretrained(
-                folder, use_fast=False, trust_remote_code=trust_remote_code, local_files_only=True
-            )
+            processor = kind.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         raise Refused(
             f"{model} has no image processor that can be loaded: {first_line(error)}; its folder needs what "

@@ -19,11 +19,12 @@ from engine.images.geometry import EXTENT, PIXELS
 from engine.images.maps import png
 from engine.tasks import DEFAULT_LIMITS
 from engine.tasks.media import bytes_of
+from export.exporters import DYNAMO, TORCHSCRIPT, trace_module
 from export.image_processor import image_processor
 from export.json_files import read_json
 from export.nodes import Axes
 from export.tasks.base import ExportTask, Layout, Probe
-from export.torch_onnx import Traced, trace
+from export.torch_onnx import Traced
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -39,7 +40,7 @@ class ImageExport(ExportTask):
     """A task whose rows are images. A subclass says what leaves the graph (`answer`)."""
 
     options: ClassVar[tuple[str, ...]] = ("image_size",)
-    by_optimum: ClassVar[bool] = False
+    traces_itself: ClassVar[bool] = True
     reads: ClassVar[str] = "images"
     unit: ClassVar[str] = "images"
     graph: ClassVar[str] = "model"
@@ -55,6 +56,10 @@ class ImageExport(ExportTask):
         how = ", aspect ratio not kept" if source.processor.fixed else ", on a canvas" if geometry.canvas else ""
         return f"{source.architecture}, {geometry.height} x {geometry.width} pixels{how}"
 
+    def exporters(self, config: Any) -> Sequence[str]:
+        """Torch's two."""
+        return (TORCHSCRIPT, DYNAMO)
+
     def answer(self, source: Source, model: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """What leaves the graph, in torch: outputs by name, from the model's own inputs (`pixel_values` ...)."""
         raise NotImplementedError
@@ -65,9 +70,9 @@ class ImageExport(ExportTask):
         return Traced(module, image_inputs(source))
 
     def trace_graph(self, source: Source, folder: Path, name: str) -> Path:
-        """Trace with torch's own exporter; the traced graph has the task's inputs and outputs."""
+        """Trace a module of the task's own; the traced graph has the task's inputs and outputs."""
         folder.mkdir(parents=True, exist_ok=True)
-        return trace(source, self.traced(source, name, folder), folder / "model.onnx")
+        return trace_module(source, self.traced(source, name, folder), folder / "model.onnx")
 
     def files(self, source: Source) -> Mapping[str, str]:
         """What the model's image processor was; the worker reads task_config."""
@@ -84,7 +89,9 @@ class ImageExport(ExportTask):
 
     def inputs_of(self, source: Source, payload: Json, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]] | None:
         """The images through transformers' own processor."""
-        values = payload["images"] if "images" in payload else [payload.get("image")]
+        names = [name for name in ("image", "images", "inputs") if name in payload]
+        values = payload[names[0]] if names else []
+        values = values if isinstance(values, list) else [values]
         if len(values) != len(rows) or not all(isinstance(value, str) for value in values):
             return None
         taken = (bytes_of(value, "image", DEFAULT_LIMITS) for value in values)

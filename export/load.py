@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.adapters import find_adapters, is_adapter
 from export.errors import Refused, Unavailable, refusal_of
-from export.exporters import choose_exporter
+from export.exporters import Exporter, choose_exporter
 from export.hub import download, locate
 from export.infer import infer_task
 from export.json_files import read_json
@@ -64,7 +64,9 @@ def load(recipe: Recipe) -> Source:
         weights_bytes=weights_bytes,
         trust_remote_code=recipe.trust_remote_code,
         settings=layout.settings,
-        exporter=exporter,
+        exporter=exporter.name,
+        exporter_why=exporter.why,
+        other_exporter=exporter.other,
         adapters=adapters,
         **processors,
     )
@@ -119,7 +121,7 @@ def _pickled(model: str) -> str:
 
 def _check_architecture(
     folder: Path, model: str, task: ExportTask, recipe: Recipe
-) -> tuple[Any, str, str, int | None, str]:
+) -> tuple[Any, str, str, int | None, Exporter]:
     """Config, auto class, model class, positions and exporter of a model that task and exporter both take."""
     import torch
     import transformers
@@ -142,7 +144,7 @@ def _check_architecture(
     exporter = choose_exporter(kind, model, task, config, recipe.exporter)
     with torch.device("meta"):  # shapes only
         empty = getattr(transformers, auto_class).from_config(config, trust_remote_code=recipe.trust_remote_code)
-    if exporter == "dynamo" and empty.main_input_name != "input_ids":
+    if not task.traces_itself and empty.main_input_name not in task.input_axes():
         raise Refused(
             f"{model} ({kind}) does not fit {task.tag}: it reads {empty.main_input_name}, not just {task.reads}; try "
             "another --task"
@@ -153,6 +155,9 @@ def _check_architecture(
 def _auto_class(kind: str, task: ExportTask, custom: bool) -> str | None:
     """The first of the task's auto classes that knows the architecture."""
     import transformers
+
+    if kind in task.encoders:
+        return "AutoModelForTextEncoding"
 
     names = task.auto_classes()
     known = (name for name in names if kind in getattr(transformers, name)._model_mapping._model_mapping)

@@ -121,12 +121,13 @@ def agreement(expected: Array, found: Array, margin: float) -> float:
 def neighbours(expected: Array, found: Array, count: int = 10) -> float:
     """How many of each vector's nearest `count` others (by cosine) are the same in both sets, on average.
 
-    Rows are vectors; those that are zero are nobody's neighbours.
+    Rows are vectors; those that are zero are nobody's neighbours. Of few rows the nearer half is looked at: that all of
+    the others are the same says nothing.
     """
     a, b = (values.astype(np.float64) for values in (expected, found))
     both = (np.linalg.norm(a, axis=1) > 0) & (np.linalg.norm(b, axis=1) != 0)
     a, b = a[both], b[both]
-    count = min(count, len(a) - 1)
+    count = min(count, (len(a) - 1) // 2)
     if not np.isfinite(b).all():
         return float("nan")
     if count < 1:

@@ -95,6 +95,29 @@ def drop_unused(graph: Any) -> None:
     _replace(graph.input, [tensor for tensor in graph.input if tensor.name in needed])
 
 
+def keep_padding(graph: Any) -> None:
+    """Keep ONNX Runtime from merging zeros that are padded into the pool behind, which pads with the lowest number.
+
+    So does 1.18 where the pool says that it pads nothing itself, in BiT for one; to say nothing means the same.
+    """
+    padded = {node.output[0] for node in graph.node if node.op_type == "Pad"}
+    for node in graph.node:
+        if node.op_type == "MaxPool" and node.input[0] in padded:
+            _replace(node.attribute, [one for one in node.attribute if one.name != "pads" or any(one.ints)])
+
+
+def complete_norms(graph: Any) -> None:
+    """Give layer normalisations without a bias one of zeros: ONNX Runtime 1.18 looks for one, and ends the process."""
+    sizes = {tensor.name: tensor.dims for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "LayerNormalization" and len(node.input) == 2 and node.input[1] in sizes:
+            scale, bias = node.input[1], f"{node.input[1]}/bias"
+            if bias not in sizes:
+                sizes[bias] = sizes[scale]
+                graph.initializer.append(numpy_helper.from_array(np.zeros(tuple(sizes[scale]), np.float32), bias))
+            node.input.append(bias)
+
+
 def sort_nodes(graph: Any) -> None:
     """Put every node behind those that it reads from, otherwise in the order in which they stand."""
     made_here = {name for node in graph.node for name in node.output}

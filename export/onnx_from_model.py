@@ -1,4 +1,4 @@
-"""Stage 2: trace the model through optimum's exporter, and make the graph what our engines expect.
+"""Stage 2: trace the model, and make the graph what our engines expect.
 
 Inputs as the task declares them, axes named batch and length, what the task puts behind the model inside. Integers are
 int32: TensorRT 8.6 has no int64, and int32 halves the copy; inside the graph the values are cast back, because the
@@ -16,7 +16,7 @@ import onnx
 
 from export.errors import Refused
 from export.lean_trace import release
-from export.nodes import Nodes, drop_unused, rename_inputs
+from export.nodes import Nodes, drop_unused, keep_padding, rename_inputs
 from export.source import Source
 
 OPSET = 17
@@ -36,9 +36,10 @@ def onnx_from_model(source: Source, folder: Path, name: str = "model") -> Any:
     traced = onnx.load(path)
     shutil.rmtree(folder)  # as large as the weights
     graph = traced.graph
-    if source.task.by_optimum:
+    if not source.task.traces_itself:
         _own_inputs(graph, source)
         source.task.head(graph, source)
+    keep_padding(graph)
     drop_unused(graph)
     # Shapes that the exporter noted on the way carry its own names of axes; every runtime infers them again.
     del graph.value_info[:]

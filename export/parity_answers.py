@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.errors import EngineError
 from engine.feed import run_rows
 from engine.tensors import Arrays
 from export.candidates import Candidate
+from export.errors import Refused, refusal_of
 from export.measures import Measure
 from export.parity_cases import Case, without_padding
-from export.source import Source
+from export.source import Source, first_line
 
 _BATCH_SIZES = (3, 5, 2)
 
@@ -58,6 +60,9 @@ def answers_of(source: Source, candidate: Candidate, batches: Iterable[Sequence[
                 figures = source.task.compare(source, case.expected, found)
                 kept = {key: np.array(values) for key, values in found.items()} if keeps else None
                 yield Answer(case, f"{name}, batch of {len(batch)}", figures, kept)
+    except EngineError as error:
+        said = f"the graph of {source.model} ({source.architecture}) does not run: {first_line(error)}"
+        raise refusal_of(error) or Refused(f"{said}; try another --exporter") from error
     finally:
         engine.close()
 

@@ -20,8 +20,8 @@ POOLINGS = ("mean", "cls", "lasttoken", "max", "pooler", "none")
 """Ways to make one vector of those of all tokens (sentence-transformers' names) or patches; a task lists its own."""
 TASK_OPTIONS = ("pooling", "max_length", "image_size")
 """Options that mean something to some tasks only; a task lists its own."""
-EXPORTERS = ("auto", "optimum", "dynamo")
-"""What traces a model: auto is optimum where it knows the architecture, else torch.export."""
+EXPORTERS = ("auto", "optimum", "torchscript", "dynamo")
+"""What traces a model: auto is the first that can of those that its task names (export/exporters.py)."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,8 @@ def _parser() -> argparse.ArgumentParser:
         "--exporter",
         choices=EXPORTERS,
         default="auto",
-        help="what traces the model; auto: optimum, or torch.export (dynamo) for what it does not know",
+        help="what traces the model; auto: optimum for texts, torchscript for images and sound, and for what these do "
+        "not know or cannot trace torch.export (dynamo)",
     )
     parser.add_argument(
         "--trust-remote-code",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from export.dense import Dense, read_dense
 from export.errors import Refused
 from export.json_files import read_json
 from export.recipe import POOLINGS
@@ -60,6 +61,8 @@ class SentenceFiles:
     lowercase: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    dense: tuple[Dense, ...] = ()
+    """Layers behind the pooling."""
 
 
 def read_sentence_files(folder: Path, pooling: str | None = None) -> SentenceFiles:
@@ -73,10 +76,13 @@ def read_sentence_files(folder: Path, pooling: str | None = None) -> SentenceFil
     names = [name for name, _ in modules]
     # Dropout does nothing outside training.
     for name in names:
-        if name not in ("Transformer", "Pooling", "Normalize", "Dropout"):
+        if name not in ("Transformer", "Pooling", "Dense", "Normalize", "Dropout"):
             raise Refused(f"modules.json lists a {name} module, which a bundle cannot hold; export a model without it")
     if names.count("Transformer") != 1 or names[0] != "Transformer":
         raise Refused(f"modules.json must begin with one Transformer module, it lists {', '.join(names)}")
+    order = [name for name in names if name != "Dropout"]
+    if order != sorted(order, key=("Transformer", "Pooling", "Dense", "Normalize").index):
+        raise Refused(f"modules.json lists {', '.join(names)}; a bundle holds Pooling, then Dense, then Normalize")
     options = read_transformer_options(folder / modules[0][1])
     prompts, default_prompt = read_prompts(folder)
     return SentenceFiles(
@@ -87,6 +93,7 @@ def read_sentence_files(folder: Path, pooling: str | None = None) -> SentenceFil
         lowercase=bool(options.get("do_lower_case", False)),
         prompts=prompts,
         default_prompt=default_prompt,
+        dense=tuple(read_dense(folder / path) for name, path in modules if name == "Dense"),
     )
 
 

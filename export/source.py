@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.errors import Refused, refusal_of
+from export.errors import Refused, Untraceable, refusal_of
 
 if TYPE_CHECKING:
     from export.adapters import Adapter
@@ -41,6 +41,10 @@ class Source:
     """What the task read from files of its own."""
     exporter: str = "optimum"
     """What traces it (export/exporters.py)."""
+    exporter_why: str = ""
+    """Why it; empty where it simply comes first for such models."""
+    other_exporter: str = ""
+    """What traces it where that one cannot."""
     adapters: tuple[Adapter, ...] = ()
     """To be merged into the weights."""
 
@@ -82,6 +86,18 @@ class Source:
             with quiet():
                 model = merge(model, self.adapters)
         return model.eval()
+
+
+def untraceable(source: Source, error: Exception) -> Refused:
+    """What the exporter of `source` failed with, as the refusal that it amounts to."""
+    from export.exporters import CALLED
+
+    if (refused := refusal_of(error)) is not None:  # of the disk or memory
+        return refused
+    reason = first_line(error)
+    return Untraceable(
+        f"{source.model} ({source.architecture}) cannot be traced by {CALLED[source.exporter]}: {reason}", reason
+    )
 
 
 @contextmanager

@@ -8,13 +8,13 @@ is replaced by one over the real frames. Everything else between samples and fra
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from export.errors import Refused
+from export.torch_onnx import Traced
 
 _TRACED_SAMPLES = (9000, 6000)
 """Lengths of the two rows of the traced batch; any will do, for every axis is dynamic."""
@@ -67,36 +67,29 @@ class _Padded(nn.Module):
             if hasattr(module, "_get_feature_vector_attention_mask"):
                 module._get_feature_vector_attention_mask = lambda frames, *_, **__: self._lengths.valid(frames, *frame)
 
-    def forward(self, input_values: Tensor, input_length: Tensor) -> Tensor:
+    def forward(self, input_values: Tensor, input_length: Tensor) -> dict[str, Tensor]:
         self._lengths.samples = input_length
         # That there is a mask is all that the model itself looks at.
-        logits: Tensor = self.model(input_values, attention_mask=input_length).logits
-        return logits
+        return {"logits": self.model(input_values, attention_mask=input_length).logits}
 
 
-def trace(model: Any, frame: tuple[int, int], folder: Path) -> Path:
-    """Trace `model`, a CTC or classification model, into `folder`; the graph's file. Raises Refused.
+def with_lengths(model: Any, frame: tuple[int, int]) -> Traced:
+    """`model`, a CTC or classification model, with the true lengths as an input. Raises Refused.
 
     Inputs: input_values (batch, samples) and input_length (batch). Output: logits.
     """
-    from export.onnx_from_model import OPSET
-
     for module in model.modules():
         if nn.utils.parametrize.is_parametrized(module):  # weight normalisation, which need not be done at every run
             for name in list(module.parametrizations):
                 nn.utils.parametrize.remove_parametrizations(module, name)
     longest, shorter = (count + frame[0] for count in _TRACED_SAMPLES)
     lengths = torch.tensor([longest, shorter], dtype=torch.int32)
-    folder.mkdir(parents=True)
-    with torch.inference_mode():
-        torch.onnx.export(
-            _Padded(model, frame).eval(),
-            (torch.randn(2, longest), lengths),
-            str(folder / "model.onnx"),
-            input_names=["input_values", "input_length"],
-            output_names=["logits"],
-            dynamic_axes={"input_values": {0: "batch", 1: "samples"}, "input_length": {0: "batch"}},
-            opset_version=OPSET,
-            dynamo=False,
-        )
-    return folder / "model.onnx"
+    other = (torch.randn(1, shorter), torch.tensor([shorter - 1000], dtype=torch.int32))
+    return Traced(
+        _Padded(model, frame).eval(),
+        (
+            ("input_values", "float32", ("batch", "samples"), torch.randn(2, longest)),
+            ("input_length", "int32", ("batch",), lengths),
+        ),
+        (other,),
+    )

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from engine.tensors import Arrays, Row
 from export.errors import Refused
+from export.esm_tokenizer import esm_tokenizer
 from export.nodes import Axes
 from export.rare_tokens import rare_texts
 from export.recipe import Recipe
@@ -33,7 +34,6 @@ class TextExport(ExportTask):
     """A task whose rows are tokens."""
 
     options: ClassVar[tuple[str, ...]] = ("max_length",)
-    by_dynamo: ClassVar[bool] = True
     reads: ClassVar[str] = "text"
     unit: ClassVar[str] = "texts"
     length_unit: ClassVar[str] = "tokens"
@@ -157,10 +157,13 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
     except (OSError, ValueError, ImportError, TypeError) as error:
         raise Refused(f"{model} has no tokenizer that can be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast:
-        raise Refused(
-            f"{model} has no tokenizer.json, and its {type(tokenizer).__name__} cannot be converted into one; "
-            "the worker needs that file"
-        )
+        slow = tokenizer
+        tokenizer = esm_tokenizer(slow)
+        if tokenizer is None:
+            raise Refused(
+                f"{model} has no tokenizer.json, and its {type(slow).__name__} cannot be converted into one; "
+                "the worker needs that file"
+            )
     if tokenizer.truncation_side != "right":
         raise Refused(f"{model} cuts long texts at the front (truncation_side), the worker only at the end")
     return tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.errors import Refused, refusal_of
 from export.lean_trace import weights_outside
 from export.nodes import Axes
-from export.source import first_line, quiet
+from export.source import quiet, untraceable
 from export.traceable import traceable
 
 if TYPE_CHECKING:
@@ -31,30 +30,35 @@ class Traced:
 
     module: Any
     inputs: Sequence[tuple[str, str, Axes, Any]]
+    others: Sequence[Sequence[Any]] = ()
+    """More examples of all inputs, of other batches and lengths: what a graph of torch.export is checked on."""
+
+    @property
+    def examples(self) -> tuple[Any, ...]:
+        """What it is traced with."""
+        return tuple(example for *_, example in self.inputs)
 
 
 def trace(source: Source, traced: Traced, path: Path) -> Path:
-    """Write the ONNX graph of `traced` to `path`; integers among its outputs become int32.
+    """Write the ONNX graph of `traced` to `path` by torchscript; integers among its outputs become int32.
 
-    Raises Refused where the exporter cannot do it.
+    Raises Untraceable where the exporter cannot do it.
     """
     import onnx
     import torch
 
-    from export.nodes import set_outputs, value_info
     from export.onnx_from_model import OPSET
 
     names = [name for name, *_ in traced.inputs]
-    examples = tuple(example for *_, example in traced.inputs)
     with quiet(), torch.inference_mode(), traceable():
-        outputs = {name: _narrow(values) for name, values in traced.module(*examples).items()}
-        flat = _flat(traced.module)
         axes = {name: _dynamic(of) for name, _, of, _ in traced.inputs}
         try:
-            with _silent(), weights_outside():
+            outputs = outputs_of(traced)
+            flat = flat_module(traced, list(outputs))
+            with silent(), weights_outside():
                 torch.onnx.export(
                     flat,
-                    examples,
+                    traced.examples,
                     str(path),
                     input_names=names,
                     output_names=list(outputs),
@@ -63,17 +67,36 @@ def trace(source: Source, traced: Traced, path: Path) -> Path:
                     dynamo=False,
                 )
         except Exception as error:  # whatever the tracer comes across, it is this model that it cannot do
-            if refusal_of(error) is not None:  # of the disk or memory
-                raise
-            raise Refused(f"{source.model} ({source.architecture}) cannot be traced: {first_line(error)}") from error
+            raise untraceable(source, error) from error
     model = onnx.load(path, load_external_data=False)
-    graph = model.graph
+    declare(source, model.graph, traced, outputs)
+    onnx.save(model, path)
+    return path
+
+
+def declare(source: Source, graph: Any, traced: Traced, outputs: Mapping[str, Any]) -> None:
+    """Give the inputs and outputs of `graph` the axes that they have.
+
+    The outputs of a whole model are left to what the task puts behind them.
+    """
+    from export.nodes import set_outputs, value_info
+
     given = {tensor.name for tensor in graph.input}
     del graph.input[:]
     graph.input.extend(value_info(name, dtype, of) for name, dtype, of, _ in traced.inputs if name in given)
-    set_outputs(graph, [(name, _dtype(values), ("batch", *values.shape[1:])) for name, values in outputs.items()])
-    onnx.save(model, path)
-    return path
+    if source.task.traces_itself:
+        set_outputs(graph, [(name, _dtype(values), ("batch", *values.shape[1:])) for name, values in outputs.items()])
+
+
+def outputs_of(traced: Traced) -> dict[str, Any]:
+    """What the module answers to other examples than those that it is traced with, where there are such.
+
+    Some models keep tables of angles for the length that came last, and would be traced without making them.
+    """
+    import torch
+
+    found = traced.module(*(traced.others[0] if traced.others else traced.examples)).items()
+    return {name: _narrow(values) for name, values in found if isinstance(values, torch.Tensor)}
 
 
 def _dynamic(axes: Axes) -> dict[int, str]:
@@ -90,23 +113,24 @@ def _narrow(values: Any) -> Any:
     return values if values.is_floating_point() else values.to(torch.int32)
 
 
-def _flat(module: Any) -> Any:
+def flat_module(traced: Traced, outputs: Sequence[str]) -> Any:
     """The module with a tuple for its mapping."""
     import torch
 
     class Flat(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.module = module
+            self.module = traced.module
 
         def forward(self, *inputs: Any) -> Any:
-            return tuple(_narrow(values) for values in self.module(*inputs).values())
+            answer = self.module(*inputs)
+            return tuple(_narrow(answer[name]) for name in outputs)
 
-    return Flat()
+    return Flat().eval()
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Keep back the graph that the exporter prints where it fails, from C++ and to the file descriptor."""
     sys.stdout.flush()
     saved = os.dup(1)

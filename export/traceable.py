@@ -13,7 +13,13 @@ from typing import Any
 @contextmanager
 def traceable() -> Iterator[None]:
     """Inside the block, run a module once as it is and trace it afterwards."""
-    with _pools_as_matrices(), _pools_over_everything_as_means(), _antialiased_as_matrices(), _standardised():
+    with (
+        _pools_as_matrices(),
+        _pools_over_everything_as_means(),
+        _antialiased_as_matrices(),
+        _standardised(),
+        _folded(),
+    ):
         yield
 
 
@@ -36,6 +42,30 @@ def _standardised() -> Iterator[None]:
         yield
     finally:
         torch.nn.functional.batch_norm = before
+
+
+@contextmanager
+def _folded() -> Iterator[None]:
+    """MobileViTv2 puts patches that do not overlap side by side by an operator that ONNX has from opset 18 on."""
+    import torch
+
+    before = torch.nn.functional.fold
+
+    def fold(values: Any, output_size: Any, kernel_size: Any, *rest: Any, **options: Any) -> Any:
+        apart = not rest and tuple(options.get("stride", (1, 1))) == tuple(kernel_size)
+        if not apart or set(options) != {"stride"} or values.ndim != 3:
+            return before(values, output_size, kernel_size, *rest, **options)
+        (rows, columns), (height, width) = kernel_size, output_size
+        patches = values.reshape(
+            -1, values.shape[1] // (rows * columns), rows, columns, height // rows, width // columns
+        )
+        return patches.permute(0, 1, 4, 2, 5, 3).reshape(-1, patches.shape[1], height, width)
+
+    torch.nn.functional.fold = fold
+    try:
+        yield
+    finally:
+        torch.nn.functional.fold = before
 
 
 @contextmanager

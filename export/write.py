@@ -45,6 +45,7 @@ def write(source: Source, folder: Path, files: Mapping[str, tuple[Path, Path]]) 
             graphs=graphs,
             versions=versions((*_MADE_BY, *_MADE_BY_DYNAMO) if source.exporter == "dynamo" else _MADE_BY),
             exporter=source.exporter,
+            exporter_why=source.exporter_why,
             adapters={one.name: {"revision": one.revision, "sha256": one.sha256} for one in source.adapters},
         ),
     )

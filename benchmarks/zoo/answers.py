@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks.zoo.case import Case
-from benchmarks.zoo.images import photograph
+from benchmarks.zoo.pictures import photograph
 from engine.audio.example import recording
 
 TEXT = "My brother Wolfgang works for Acme Corporation in Berlin; Paris is the capital of France. "
@@ -140,8 +140,12 @@ def _rows(folder: Path, auto_class: str, texts: list[Any]) -> list[Any]:
     return rows
 
 
+def _class_of(case: Case) -> str:
+    return "AutoModelForTextEncoding" if case.architecture == "t5-encoder" else "AutoModel"
+
+
 def _vectors(folder: Path, texts: list[str], case: Case) -> Any:
-    found = [row.last_hidden_state[0].numpy() for row in _rows(folder, "AutoModel", texts)]
+    found = [row.last_hidden_state[0].numpy() for row in _rows(folder, _class_of(case), texts)]
     last = case.options.get("pooling") == "lasttoken"
     return np.stack([vectors[-1] if last else vectors.mean(0) for vectors in found])
 

@@ -1,4 +1,4 @@
-"""More models on images, an architecture each, beside those of images.py.
+"""More models on images, an architecture each, beside those of image_specs.py.
 
 Sizes are small, structures are the published ones: shifted windows, pyramids of stages, depthwise and inverted
 bottlenecks, squeeze and excitation, hybrids of convolutions and attention.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.zoo.case import Case
-from benchmarks.zoo.images import BACKBONE, DETR, DETR_SIZE, EXACT, SIDE, VIT, Architecture, rt_detr, write_model
+from benchmarks.zoo.image_specs import BACKBONE, DETR, DETR_SIZE, EXACT, SIDE, VIT, Architecture, rt_detr, two_towers
+from benchmarks.zoo.images import text_tokenizer, write_model
 
 _PROCESSOR = ("ViTImageProcessor", {"size": EXACT})
 _RANGE = {"initializer_range": 0.2}
@@ -23,6 +25,19 @@ _PYRAMID: dict[str, Any] = {
     "mlp_ratios": [2, 2, 2, 2],
 }
 _LARGER = ("ViTImageProcessor", {"size": {"height": 64, "width": 64}})
+_CLIP = ("CLIPImageProcessor", {"size": {"shortest_edge": SIDE}, "crop_size": EXACT})
+_HGNET: dict[str, Any] = {
+    "stem_channels": [3, 8, 8],
+    "stage_in_channels": [8, 16, 16, 32],
+    "stage_mid_channels": [8, 8, 16, 16],
+    "stage_out_channels": [16, 16, 32, 32],
+    "stage_num_blocks": [1, 1, 1, 1],
+    "stage_numb_of_layers": [1, 1, 1, 1],
+    "stage_downsample": [False, True, True, True],
+    "stage_light_block": [False, False, True, True],
+    "stage_kernel_size": [3, 3, 5, 5],
+    "hidden_sizes": [16, 16, 32, 32],
+}
 
 
 def _rt_detr_v2() -> dict[str, Any]:
@@ -37,19 +52,7 @@ def _d_fine() -> dict[str, Any]:
     import transformers
 
     settings = {name: value for name, value in rt_detr().items() if name != "backbone_config"}
-    stages = {
-        "stem_channels": [3, 8, 8],
-        "stage_in_channels": [8, 16, 16, 32],
-        "stage_mid_channels": [8, 8, 16, 16],
-        "stage_out_channels": [16, 16, 32, 32],
-        "stage_num_blocks": [1, 1, 1, 1],
-        "stage_numb_of_layers": [1, 1, 1, 1],
-        "stage_downsample": [False, True, True, True],
-        "stage_light_block": [False, False, True, True],
-        "stage_kernel_size": [3, 3, 5, 5],
-        "hidden_sizes": [16, 16, 32, 32],
-    }
-    backbone = transformers.HGNetV2Config(**stages, out_features=["stage2", "stage3", "stage4"])
+    backbone = transformers.HGNetV2Config(**_HGNET, out_features=["stage2", "stage3", "stage4"])
     return {**settings, "encoder_in_channels": [16, 32, 32], "backbone_config": backbone, "decoder_n_points": [2, 2, 2]}
 
 
@@ -193,6 +196,19 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "d_fine": ("DFineConfig", _d_fine, "RTDetrImageProcessor", {"size": {"height": 64, "width": 64}}),
     "deformable_detr": ("DeformableDetrConfig", _deformable, "DeformableDetrImageProcessor", {"size": DETR_SIZE}),
     "table-transformer": ("TableTransformerConfig", _table, "DetrImageProcessor", {"size": DETR_SIZE}),
+    "dinov3_vit": ("DINOv3ViTConfig", {**VIT, "num_register_tokens": 4}, *_PROCESSOR),
+    "dinov3_convnext": (
+        "DINOv3ConvNextConfig",
+        {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], **_RANGE},
+        *_PROCESSOR,
+    ),
+    "siglip-classifier": ("SiglipConfig", partial(two_towers, True), "SiglipImageProcessor", {"size": EXACT}),
+    "clip-classifier": ("CLIPConfig", partial(two_towers, False), *_CLIP),
+    "siglip_vision_model": ("SiglipVisionConfig", VIT, "SiglipImageProcessor", {"size": EXACT}),
+    "clip_vision_model": ("CLIPVisionConfig", VIT, *_CLIP),
+    "aimv2_vision_model": ("Aimv2VisionConfig", VIT, *_PROCESSOR),
+    "hgnet_v2": ("HGNetV2Config", {**_HGNET, "embedding_size": 8}, *_LARGER),
+    "metaclip_2": ("MetaClip2Config", partial(two_towers, False), *_CLIP),
 }
 # Architecture -> task, and what the row says.
 _TASKS: Mapping[str, tuple[str, str]] = {
@@ -220,27 +236,28 @@ _TASKS: Mapping[str, tuple[str, str]] = {
     "d_fine": ("object-detection", "boxes as distributions"),
     "deformable_detr": ("object-detection", "deformable attention on two levels"),
     "table-transformer": ("object-detection", ""),
-}
-_REFUSED: Mapping[str, tuple[str, str, str]] = {
-    "bit": (
-        "image-classification",
-        "answers differ from the reference",
-        "its first convolution, padding and pool answer otherwise together; each alone is right",
-    ),
-    "mobilevitv2": (
-        "image-classification",
-        "'aten::col2im' to ONNX opset version 17 is not supported",
-        "opset 17 is the newest that TensorRT 8.6 takes",
-    ),
+    "bit": ("image-classification", "standardised weights"),
+    "dinov3_vit": ("image-feature-extraction", "four registers; rotary positions"),
+    "dinov3_convnext": ("image-feature-extraction", ""),
+    "siglip-classifier": ("image-classification", "siglip with the head of a classifier"),
+    "clip-classifier": ("image-classification", "clip with the head of a classifier"),
+    "siglip_vision_model": ("image-feature-extraction", ""),
+    "clip_vision_model": ("image-feature-extraction", ""),
+    "aimv2_vision_model": ("image-feature-extraction", ""),
+    "hgnet_v2": ("image-classification", ""),
+    "metaclip_2": ("zero-shot-image-classification", ""),
+    "mobilevitv2": ("image-classification", "separable attention on patches"),
 }
 
 
-def _case(name: str, task: str, note: str, refused: str = "") -> Case:
-    make = partial(write_model, task=task, architecture=ARCHITECTURES[name])
-    return Case(task, name, make, note=note, refused=refused)
+def model(folder: Path, task: str, architecture: str) -> Path:
+    """Write a small model of `architecture` for `task` to `folder`."""
+    write_model(folder, task, ARCHITECTURES[architecture])
+    if task == "zero-shot-image-classification":
+        text_tokenizer(folder, siglip=False).save_pretrained(folder)
+    return folder
 
 
 MORE = [
-    *(_case(name, task, note) for name, (task, note) in _TASKS.items()),
-    *(_case(name, task, why, words) for name, (task, words, why) in _REFUSED.items()),
+    Case(task, name, partial(model, task=task, architecture=name), note=note) for name, (task, note) in _TASKS.items()
 ]

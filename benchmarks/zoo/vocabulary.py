@@ -114,8 +114,8 @@ def sentence_pieces(name: str, special: list[str], begin: str, end: str, pair: s
 
 
 def template(begin: str, end: str, tokenizer: Tokenizer, pair: str) -> Any:
-    """`begin`, a text, `end`, and what a second text adds."""
-    ids = [(token, tokenizer.token_to_id(token)) for token in (begin, end)]
+    """`begin` (which may be empty), a text, `end`, and what a second text adds."""
+    ids = [(token, tokenizer.token_to_id(token)) for token in (begin, end) if token]
     return processors.TemplateProcessing(
-        single=f"{begin} $A {end}", pair=f"{begin} $A {end} {pair}", special_tokens=ids
+        single=f"{begin} $A {end}".strip(), pair=f"{begin} $A {end} {pair}".strip(), special_tokens=ids
     )

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.tasks import task_class
-from export.errors import Refused, refusal_of
+from export.errors import Refused
+from export.exporters import DYNAMO, OPTIMUM, trace_module
 from export.nodes import Axes, Nodes
-from export.source import first_line, quiet
+from export.source import quiet, untraceable
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json, Task
@@ -51,10 +52,8 @@ class ExportTask:
     """Without one, `tag` is all that a subclass says: its bundle has no graph (export/without_model.py)."""
     exporter: ClassVar[str] = ""
     """optimum's name of the task; empty: the tag."""
-    by_optimum: ClassVar[bool] = True
-    """Whether an exporter traces the model; else `trace_graph` gives a graph with the task's own inputs and outputs."""
-    by_dynamo: ClassVar[bool] = False
-    """Whether that exporter may be torch.export, where optimum does not know the architecture."""
+    traces_itself: ClassVar[bool] = False
+    """Whether `trace_graph` gives a graph with the task's own inputs and outputs; else it has those of the model."""
     graphs: ClassVar[tuple[str, ...]] = ("model",)
     """The graphs of a bundle; a row names the one that it is for."""
     heads: ClassVar[tuple[str, ...]] = ()
@@ -63,6 +62,8 @@ class ExportTask:
     """Options of the command line that mean something to this task, as attributes of a recipe."""
     poolings: ClassVar[tuple[str, ...]] = ("mean", "cls", "lasttoken", "max")
     """Values of --pooling, for tasks that it means something to."""
+    encoders: ClassVar[tuple[str, ...]] = ()
+    """Architectures of an encoder with a decoder of which the encoder alone does the task."""
     may_miss: ClassVar[tuple[str, ...]] = ()
     """Parts of names of weights that the graph does not use, so that a checkpoint may lack them."""
     reads: ClassVar[str] = ""
@@ -124,6 +125,10 @@ class ExportTask:
         """A few words for the line of the load stage."""
         return source.architecture
 
+    def exporters(self, config: Any) -> Sequence[str]:
+        """What can trace a model of that config, the one to try first in front."""
+        return (OPTIMUM, DYNAMO)
+
     # Stage 2, onnx
 
     def trace_graph(self, source: Source, folder: Path, name: str) -> Path:
@@ -131,32 +136,13 @@ class ExportTask:
         return self.trace(source, folder)
 
     def trace(self, source: Source, folder: Path) -> Path:
-        """Run the exporter of `source` into `folder`; the traced graph's file. Raises Refused where it fails."""
-        if source.exporter == "dynamo":
-            from export.dynamo import trace
+        """Run the exporter of `source` into `folder`; the traced graph's file. Raises Untraceable where it fails."""
+        if source.exporter == OPTIMUM:
+            return _by_optimum(source, folder, self.exporter_task)
+        from export.whole_model import whole_model
 
-            return trace(source, folder)
-        from optimum.exporters.onnx import onnx_export_from_model
-
-        from export.lean_trace import weights_outside
-        from export.onnx_from_model import OPSET
-
-        model = (
-            source.load_model()
-        )  # main_export would do the same, but load weights that are missing as random numbers
-        if getattr(model.config, "use_cache", False):
-            model.config.use_cache = False  # a decoder would return its cache, one output a layer
-        with quiet(), weights_outside():
-            try:
-                onnx_export_from_model(model, folder, opset=OPSET, task=self.exporter_task, do_validation=False)
-            except Exception as error:  # whatever the tracer comes across, it is this model that it cannot do
-                if refusal_of(error) is not None:
-                    raise
-                fix = "; try --exporter dynamo" if self.by_dynamo else ""
-                raise Refused(
-                    f"{source.model} ({source.architecture}) cannot be traced by optimum: {first_line(error)}{fix}"
-                ) from error
-        return folder / "model.onnx"
+        folder.mkdir(parents=True, exist_ok=True)
+        return trace_module(source, whole_model(source), folder / "model.onnx")
 
     def adapt(self, nodes: Nodes, name: str, traced_dtype: int, source: Source) -> None:
         """Nodes from our input `name` to what the traced graph read: a tensor of that name that `nodes` adds.
@@ -214,6 +200,26 @@ class ExportTask:
     def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
         """One figure for each of `measures_of_all`; row for row, every row once."""
         return ()
+
+
+def _by_optimum(source: Source, folder: Path, task: str) -> Path:
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    from export.lean_trace import weights_outside
+    from export.onnx_from_model import OPSET
+    from export.padding import hide_padding
+    from export.torch_onnx import silent
+
+    # main_export would do the same, but load weights that are missing as random numbers
+    model = hide_padding(source.load_model())
+    if getattr(model.config, "use_cache", False):
+        model.config.use_cache = False  # a decoder would return its cache, one output a layer
+    with quiet(), silent(), weights_outside():
+        try:
+            onnx_export_from_model(model, folder, opset=OPSET, task=task, do_validation=False)
+        except Exception as error:  # whatever the tracer comes across, it is this model that it cannot do
+            raise untraceable(source, error) from error
+    return folder / "model.onnx"
 
 
 def labels(model: str, config: Any) -> list[str]:

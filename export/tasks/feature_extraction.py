@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from export.dense import append_dense
 from export.errors import Refused
 from export.measures import NEIGHBOURS, Measure, cosine, neighbours, of_both, relative_difference
 from export.nodes import find_output
@@ -32,6 +33,7 @@ class FeatureExtractionExport(TextExport):
     tag: ClassVar[str] = "feature-extraction"
     heads: ClassVar[tuple[str, ...]] = ("Model",)
     options: ClassVar[tuple[str, ...]] = ("max_length", "pooling")
+    encoders: ClassVar[tuple[str, ...]] = ("t5", "mt5", "umt5")  # as sentence-transformers loads them
     may_miss: ClassVar[tuple[str, ...]] = ("pooler",)
     measures: ClassVar[Sequence[Measure]] = (
         # Measured on all-MiniLM-L6-v2: runs that differ only in padding agree to 1 - 4e-13; a lost token, a wrong
@@ -67,12 +69,13 @@ class FeatureExtractionExport(TextExport):
         return f"{source.architecture}, {source.settings['pooling']} pooling, up to {source.max_length} tokens"
 
     def head(self, graph: Any, source: Source) -> None:
-        """Pooling."""
+        """Pooling, and the layers behind it."""
         hidden = find_output(graph, _HIDDEN_STATES)
         if hidden is None:
             raise Refused(f"the model's graph has no {_HIDDEN_STATES}, the token vectors that {self.tag} pools")
         dimension = hidden.type.tensor_type.shape.dim[-1].dim_value or source.config.hidden_size
         append_pooling(graph, source.settings["pooling"], _HIDDEN_STATES, "attention_mask", dimension)
+        append_dense(graph, source.settings["dense"])
 
     def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
         """The keys that engine/tasks/feature_extraction.py documents."""
@@ -116,6 +119,8 @@ class FeatureExtractionExport(TextExport):
             "lasttoken": lambda: vectors[-1],
             "max": lambda: vectors.max(0),
         }[source.settings["pooling"]]()
+        for layer in source.settings["dense"]:
+            pooled = layer.apply(pooled)
         return {OUTPUT: pooled}
 
     def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:

@@ -7,6 +7,7 @@ tokens leave the graph, and the probabilities of the tokens that a request names
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -22,7 +23,8 @@ from export.text import TextExport, run, texts, tokens_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engine.tensors import Arrays
+    from engine.tasks.base import Json
+    from engine.tensors import Arrays, Row
     from export.recipe import Recipe
     from export.source import Source
 
@@ -92,14 +94,25 @@ class FillMaskExport(TextExport):
             places = (tokens["input_ids"][0] == mask).nonzero().flatten().tolist()
             yield Probe(label, {"text": text}, [{**tokens, "mask_position": place} for place in places])
 
+    def inputs_of(self, source: Source, payload: Json, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]] | None:
+        """The tokens of each row, its mask, and the tokens that it asks for."""
+        found = []
+        for row in rows:
+            own = {name: values for name, values in row.feeds.items() if name not in ("mask_position", "target_ids")}
+            (tokens,) = super().inputs_of(source, payload, [replace(row, feeds=own)]) or ({},)
+            place, targets = int(row.feeds["mask_position"][0]), row.feeds["target_ids"]
+            found.append({**tokens, "mask_position": place, "target_ids": targets})
+        return found
+
     def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
-        """The probabilities of the whole vocabulary at the mask."""
+        """The probabilities of the whole vocabulary at the mask, and which tokens were asked for."""
         found = run(model, inputs, "logits")
         if found is None:
             return None
         logits = found["logits"][inputs["mask_position"]].astype(np.float64)
         powers = np.exp(logits - logits.max())
-        return {"probabilities": powers / powers.sum()}
+        targets = inputs.get("target_ids", np.zeros(TARGETS, np.int32))  # a probe names none
+        return {"probabilities": powers / powers.sum(), "target_ids": targets}
 
     def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
         """The worst score of a best token and of a target, and whether the first token is the same."""
@@ -108,7 +121,7 @@ class FillMaskExport(TextExport):
         differences = [
             score_difference(best, found["scores"]),  # no better token was left out
             score_difference(probabilities[found["tokens"]], found["scores"]),
-            score_difference(probabilities[np.zeros(TARGETS, int)], found["target_scores"]),  # a probe names none
+            score_difference(probabilities[expected["target_ids"]], found["target_scores"]),
         ]
         tied = best[0] - probabilities[found["tokens"][0]] <= 2 * SCORES[0].limit
         return max(differences), float(tied)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.images.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, is_image_model
-from export.measures import Measure, cosine, relative_difference
+from export.measures import NEIGHBOURS, Measure, cosine, neighbours, of_both, relative_difference
 from export.source import quiet
 from export.tasks.base import Layout
 
@@ -36,6 +36,7 @@ class ImageFeatureExtractionExport(ImageExport):
     poolings: ClassVar[tuple[str, ...]] = ("pooler", "cls", "mean", "none")
     may_miss: ClassVar[tuple[str, ...]] = ("pooler",)
     measures: ClassVar[Sequence[Measure]] = VECTORS
+    measures_of_all: ClassVar[Sequence[Measure]] = (NEIGHBOURS,)
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A model class that ends in Model, on images alone."""
@@ -50,6 +51,11 @@ class ImageFeatureExtractionExport(ImageExport):
         """Refuse models that read texts as well."""
         if hasattr(config, "text_config"):
             raise Refused(f"{model} reads images and texts; export it with --task image-text-embedding")
+        if config.model_type == "vit_mae":
+            raise Refused(
+                f"{model} hides patches that it draws at random; save its encoder with "
+                "ViTModel.from_pretrained(...).save_pretrained(folder), then export that folder"
+            )
 
     def answer(self, source: Source, model: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """One vector, or the last hidden state as it is."""
@@ -80,6 +86,10 @@ class ImageFeatureExtractionExport(ImageExport):
         """Cosine, and the largest difference relative to the norm of what was expected."""
         return compare_vectors(expected[OUTPUT], found[OUTPUT])
 
+    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
+        """Whether the neighbours of every image are the same."""
+        return [neighbours(*of_both(expected, found, OUTPUT))]
+
 
 def compare_vectors(expected: Any, found: Any) -> Sequence[float]:
     """The figures of VECTORS, over all vectors of an image."""
@@ -106,20 +116,28 @@ def _pooling(source: Source) -> str:
 
 def _has_pooler(source: Source) -> bool:
     """Whether the class gives a pooled vector, and the checkpoint has its weights (many were saved without)."""
-    import torch
-    import transformers
-
-    geometry = source.processor.geometry
-    with quiet(), torch.device("meta"):  # shapes only
-        empty = getattr(transformers, source.auto_class).from_config(
-            source.config, trust_remote_code=source.trust_remote_code
-        )
-        found = empty.eval()(pixel_values=torch.zeros(1, 3, geometry.height, geometry.width))
+    try:
+        empty, found = _answer_of_noise(source, "meta")  # shapes only
+    except RuntimeError:  # DINOv3 asks what autocast does on its device, which has no answer there
+        empty, found = _answer_of_noise(source, "cpu")
     if found.get("pooler_output") is None:
         return False
     wanted = [name for name, _ in empty.named_parameters() if "pooler" in name]
     present = _weight_names(source.folder)
     return all(any(name.endswith(one) for name in present) for one in wanted)
+
+
+def _answer_of_noise(source: Source, device: str) -> tuple[Any, Any]:
+    """The class with random weights, and its outputs."""
+    import torch
+    import transformers
+
+    geometry = source.processor.geometry
+    with quiet(), torch.device(device), torch.inference_mode():
+        empty = getattr(transformers, source.auto_class).from_config(
+            source.config, trust_remote_code=source.trust_remote_code
+        )
+        return empty, empty.eval()(pixel_values=torch.zeros(1, 3, geometry.height, geometry.width))
 
 
 def _weight_names(folder: Path) -> list[str]:

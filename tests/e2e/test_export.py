@@ -397,7 +397,7 @@ def changed(file: str, **changes: Any) -> Callable[[Path], None]:
         ),
         (changed("tokenizer_config.json", truncation_side="left"), "cuts long texts at the front (truncation_side)"),
         (only_config(model_type="vit"), "(vit) does not fit feature-extraction: it reads pixel_values, not just text"),
-        (only_config(model_type="t5"), "(t5) does not fit feature-extraction: it is an encoder with a decoder"),
+        (only_config(model_type="bart"), "(bart) does not fit feature-extraction: it is an encoder with a decoder"),
         (only_config(model_type="trocr"), "(trocr) does not fit feature-extraction: AutoModel cannot load it"),
         (
             changed("config.json", vocab_size=5),
@@ -420,11 +420,11 @@ def test_options_that_are_refused(run: Export, bert: Path):
     assert "--max-length 129 is more than the 128 positions" in refused(run(bert, "--max-length", "129"))
 
 
-def test_a_dense_module_is_refused(run: Export, model: Path):
+def test_a_module_in_another_place_is_refused(run: Export, model: Path):
     write_sentence_files(model)
     listed = json.loads((model / "modules.json").read_text())
     write_json(model / "modules.json", [*listed, {"path": "3_Dense", "type": "sentence_transformers.models.Dense"}])
-    assert "lists a Dense module, which a bundle cannot hold" in refused(run(model))
+    assert "a bundle holds Pooling, then Dense, then Normalize" in refused(run(model))
 
 
 def test_a_slow_tokenizers_files_are_converted(run: Export, model: Path, tmp_path: Path):

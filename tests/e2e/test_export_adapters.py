@@ -1,16 +1,14 @@
-"""Adapters merged at export, models out of caches, and the second exporter: each answers like transformers and PEFT."""
+"""Adapters merged at export, and models out of caches: each answers like transformers and PEFT."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 import export.hub
@@ -216,52 +214,3 @@ def test_what_a_cache_does_not_have(
     places = [one.replace("CACHE", str(repository)).replace("LORA", str(other)) for one in argv]
     assert main([*places, "--out", str(tmp_path / "bundle")]) == code
     assert sentence in capsys.readouterr().err
-
-
-def unknown_to_optimum(folder: Path, bert: Path) -> Path:
-    """ERNIE is BERT with embeddings of tasks; optimum has no exporter for it."""
-    import torch
-    import transformers
-
-    config = json.loads((bert / "config.json").read_text())
-    torch.manual_seed(0)
-    model = transformers.ErnieModel(transformers.ErnieConfig(**{**config, "use_task_id": True}))
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
-        shutil.copy(bert / name, folder / name)
-    edit_json(folder / "tokenizer_config.json", tokenizer_class="BertTokenizerFast")
-    return folder
-
-
-def test_an_architecture_that_optimum_does_not_know(bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    model, out = unknown_to_optimum(tmp_path / "ernie", bert), tmp_path / "bundle"
-    assert main([str(model), "--task", "feature-extraction", "--exporter", "optimum", "--out", str(out)]) == 2
-    assert "(ernie) has no ONNX exporter for feature-extraction in optimum; try --exporter dynamo" in (
-        capsys.readouterr().err
-    )
-    assert main([str(model), "--task", "feature-extraction", "--out", str(out)]) == 0
-    assert "traced by dynamo" in capsys.readouterr().out
-    manifest = open_bundle(out).manifest
-    assert manifest.exporter == "dynamo"
-    assert "onnxscript" in manifest.versions
-    assert 'exporter = "dynamo"' in (out / "recipe.toml").read_text()
-    portable = onnx.load(out / "graphs/model/fp32.onnx", load_external_data=False)
-    assert [(opset.domain, opset.version) for opset in portable.opset_import] == [("", 17)]
-    assert portable.ir_version == 8
-    for file in out.rglob("*.onnx"):
-        content = file.read_bytes()
-        assert not [word for word in (b"site-packages", b"modeling_ernie", b"stack_trace") if word in content]
-
-
-def test_tasks_that_trace_themselves_have_no_exporter_to_choose(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    import transformers
-
-    model = tmp_path / "vit"
-    config = transformers.ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8
-    )
-    transformers.ViTForImageClassification(config).save_pretrained(model)
-    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(model)
-    argv = [str(model), "--task", "image-classification", "--exporter", "dynamo", "--out", str(tmp_path / "bundle")]
-    assert main(argv) == 2
-    assert "--exporter means nothing to image-classification" in capsys.readouterr().err

@@ -10,8 +10,9 @@ import onnx
 import pytest
 
 from export.dynamo import trace
-from export.errors import Refused
-from export.exporters import choose_exporter
+from export.errors import Refused, Untraceable
+from export.exporters import Exporter, choose_exporter
+from export.whole_model import whole_model
 
 
 def source(module: Any) -> Any:
@@ -20,19 +21,30 @@ def source(module: Any) -> Any:
 
     rows = [{"input_ids": torch.arange(1, 1 + length)[None], "foreign": torch.ones(1)} for length in (2, 4, 4, 7)]
     task = SimpleNamespace(
+        traces_itself=False,
         input_axes=lambda: {"input_ids": ("int32", ("batch", "length"))},
         probes=lambda source: [SimpleNamespace(inputs=[row]) for row in rows],
     )
-    return SimpleNamespace(task=task, load_model=lambda: module.eval(), model="m", architecture="Module")
+    return SimpleNamespace(
+        task=task, load_model=lambda: module.eval(), model="m", architecture="Module", exporter="dynamo"
+    )
+
+
+def graph_of(module: Any, folder: Path) -> Path:
+    of = source(module)
+    folder.mkdir(exist_ok=True)
+    return trace(of, whole_model(of), folder / "model.onnx")
 
 
 def module(answer: Any) -> Any:
     import torch
 
     class Model(torch.nn.Module):
+        main_input_name = "input_ids"
+
         def __init__(self) -> None:
             super().__init__()
-            self.config = SimpleNamespace(use_cache=True)
+            self.config = SimpleNamespace(use_cache=True, model_type="own")
             self.table = torch.nn.Embedding(20, 8)
             self.calls = 0
 
@@ -45,7 +57,7 @@ def module(answer: Any) -> Any:
 
 
 def test_tensors_cannot_meet_ours_and_nothing_of_this_machine_is_in_it(tmp_path: Path):
-    traced = onnx.load(trace(source(module(lambda model, values: values.mean(1))), tmp_path / "deep"))
+    traced = onnx.load(graph_of(module(lambda model, values: values.mean(1)), tmp_path / "deep"))
     assert [tensor.name for tensor in (*traced.graph.input, *traced.graph.output)] == ["input_ids", "embedding"]
     inside = {name for node in traced.graph.node for name in node.output} - {"embedding"}
     assert all(name.startswith("traced/") for name in inside)
@@ -53,14 +65,14 @@ def test_tensors_cannot_meet_ours_and_nothing_of_this_machine_is_in_it(tmp_path:
     assert traced.opset_import[0].version == 17
 
 
-def test_a_graph_for_one_length_is_refused(tmp_path: Path):
+def test_a_model_for_one_length_is_refused(tmp_path: Path):
     import torch
 
     weights = torch.ones(7 * 8, 3)
     with pytest.raises(
-        Refused, match="m .Module. has no graph for every shape: what torch.export traced does not run at"
+        Untraceable, match="m .Module. cannot be traced by torch.export: mat1 and mat2 shapes cannot be"
     ):
-        trace(source(module(lambda model, values: values.flatten(1) @ weights)), tmp_path)
+        graph_of(module(lambda model, values: values.flatten(1) @ weights), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -74,54 +86,73 @@ def test_a_graph_that_answers_otherwise_is_refused(tmp_path: Path, answer: Any):
     with pytest.raises(
         Refused, match=r"traced (answers otherwise at \d x \d than where it was traced|does not run at)"
     ):
-        trace(source(module(answer)), tmp_path)
+        graph_of(module(answer), tmp_path)
 
 
 def test_an_operator_of_a_later_opset_is_refused(tmp_path: Path):
     import torch
 
-    with pytest.raises(Refused, match="m .Module. needs Mish of ONNX's opset 18 when torch.export traces it"):
-        trace(source(module(lambda model, values: torch.nn.functional.mish(values).mean(1))), tmp_path)
+    with pytest.raises(
+        Refused, match="cannot be traced by torch.export: it needs Mish of ONNX's opset 18, and bundles"
+    ):
+        graph_of(module(lambda model, values: torch.nn.functional.mish(values).mean(1)), tmp_path)
 
 
 def test_what_cannot_be_traced_is_one_sentence(tmp_path: Path):
     def by_value(model: Any, values: Any) -> Any:
         return values.mean(1) if values.sum().item() > 0 else values.sum(1)
 
-    with pytest.raises(Refused, match="m .Module. cannot be traced by torch.export: ") as refused:
-        trace(source(module(by_value)), tmp_path)
+    with pytest.raises(Untraceable, match="m .Module. cannot be traced by torch.export: ") as refused:
+        graph_of(module(by_value), tmp_path)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("kind", "tag", "asked", "expected"),
     [
-        ("bert", "feature-extraction", "auto", "optimum"),
-        ("bert", "feature-extraction", "dynamo", "dynamo"),
-        ("ernie", "feature-extraction", "auto", "dynamo"),
-        ("vit", "image-classification", "auto", "torchscript"),
+        ("bert", "feature-extraction", "auto", Exporter("optimum", other="dynamo")),
+        ("bert", "feature-extraction", "optimum", Exporter("optimum")),
+        ("bert", "feature-extraction", "dynamo", Exporter("dynamo", "--exporter dynamo")),
+        (
+            "ernie",
+            "feature-extraction",
+            "auto",
+            Exporter("dynamo", "optimum does not know ernie for feature-extraction"),
+        ),
+        ("t5", "feature-extraction", "auto", Exporter("dynamo", "optimum does not know t5 for feature-extraction")),
+        ("vit", "image-classification", "auto", Exporter("torchscript", other="dynamo")),
+        ("vit", "image-classification", "dynamo", Exporter("dynamo", "--exporter dynamo")),
+        ("wav2vec2", "automatic-speech-recognition", "auto", Exporter("torchscript", other="dynamo")),
+        ("audio-spectrogram-transformer", "audio-classification", "auto", Exporter("optimum", other="dynamo")),
+    ],
+)
+def test_the_exporter_of_an_architecture(kind: str, tag: str, asked: str, expected: Exporter):
+    assert chosen(kind, tag, asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "tag", "asked", "sentence"),
+    [
         (
             "ernie",
             "feature-extraction",
             "optimum",
-            "has no ONNX exporter for feature-extraction in optimum; try --exporter",
+            "no ONNX exporter for feature-extraction in optimum; try --exporter",
         ),
-        ("vit", "image-classification", "dynamo", "--exporter means nothing to image-classification"),
-        ("wav2vec2", "automatic-speech-recognition", "dynamo", "--exporter dynamo is for tasks on texts, not for auto"),
-        ("t5", "feature-extraction", "dynamo", "it is an encoder with a decoder"),
+        ("bert", "feature-extraction", "torchscript", "cannot trace a bert for feature-extraction; leave it out, or"),
+        ("vit", "image-classification", "optimum", "leave it out, or choose torchscript or dynamo"),
+        ("t5", "text-classification", "dynamo", "it is an encoder with a decoder"),
     ],
 )
-def test_the_exporter_of_an_architecture(kind: str, tag: str, asked: str, expected: str):
+def test_an_exporter_that_does_not_fit_is_refused(kind: str, tag: str, asked: str, sentence: str):
+    with pytest.raises(Refused) as refused:
+        chosen(kind, tag, asked)
+    assert sentence in str(refused.value)
+
+
+def chosen(kind: str, tag: str, asked: str) -> Exporter:
     from transformers import AutoConfig
 
     from export.tasks import export_task
 
-    def choose() -> str:
-        return choose_exporter(kind, "m", export_task(tag), AutoConfig.for_model(kind), asked)
-
-    if " " not in expected:
-        assert choose() == expected
-        return
-    with pytest.raises(Refused) as refused:
-        choose()
-    assert expected in str(refused.value)
+    return choose_exporter(kind, "m", export_task(tag), AutoConfig.for_model(kind), asked)

@@ -43,6 +43,30 @@ def test_labels_with_gaps(names: dict[int, str]):
         labels("m", SimpleNamespace(id2label=names))
 
 
+@pytest.mark.parametrize(
+    ("kind", "tag", "sentence"),
+    [
+        (
+            "siglip2",
+            "image-text-embedding",
+            "m cuts every image into another number of patches (NaFlex); export a SigLIP",
+        ),
+        (
+            "vit_mae",
+            "image-feature-extraction",
+            "m hides patches that it draws at random; save its encoder with ViTModel",
+        ),
+        ("clip", "image-feature-extraction", "m reads images and texts; export it with --task image-text-embedding"),
+    ],
+)
+def test_models_on_images_that_no_graph_repeats(kind: str, tag: str, sentence: str):
+    from transformers import AutoConfig
+
+    with pytest.raises(Refused) as refused:
+        export_task(tag).check("m", AutoConfig.for_model(kind))
+    assert sentence in str(refused.value)
+
+
 def test_a_reranker_with_a_prompt(tmp_path: Path):
     settings = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
     write_json(tmp_path / "config_sentence_transformers.json", settings)

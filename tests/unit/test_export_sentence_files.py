@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from export.dense import read_dense
 from export.errors import Refused
 from export.sentence_files import SentenceFiles, read_sentence_files
 from tests.models import edit_json, write_json, write_sentence_files
@@ -86,7 +89,9 @@ def test_refusals(tmp_path: Path, file: str, changes: dict[str, Any], sentence: 
 @pytest.mark.parametrize(
     ("kinds", "sentence"),
     [
-        (["Transformer", "Pooling", "Dense"], "modules.json lists a Dense module, which a bundle cannot hold"),
+        (["Transformer", "Pooling", "LSTM"], "modules.json lists a LSTM module, which a bundle cannot hold"),
+        (["Transformer", "Pooling", "Normalize", "Dense"], "a bundle holds Pooling, then Dense, then Normalize"),
+        (["Transformer", "Dense", "Pooling"], "a bundle holds Pooling, then Dense, then Normalize"),
         (["Transformer"], "modules.json lists 0 Pooling modules instead of one; choose with --pooling"),
         (["Pooling"], "modules.json must begin with one Transformer module"),
         (["StaticEmbedding"], "modules.json lists a StaticEmbedding module"),
@@ -100,6 +105,38 @@ def test_modules_that_are_refused(tmp_path: Path, kinds: list[str], sentence: st
     with pytest.raises(Refused) as refused:
         read_sentence_files(tmp_path)
     assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"activation_function": "torch.nn.modules.activation.PReLU"},
+            "has the activation torch.nn.modules.activation",
+        ),
+        (
+            {"activation_function": "custom.Tanh"},
+            "has the activation custom.Tanh, a bundle takes one of Identity, ReLU",
+        ),
+        ({"module_input_name": "token_embeddings"}, "is not for the embedding of a text (module_input_name is token_"),
+    ],
+)
+def test_layers_that_are_refused(tmp_path: Path, settings: dict[str, Any], sentence: str):
+    write_json(tmp_path / "2_Dense/config.json", settings)
+    with pytest.raises(Refused) as refused:
+        read_dense(tmp_path / "2_Dense")
+    assert sentence in str(refused.value)
+
+
+def test_a_layer_without_safe_weights_is_refused(tmp_path: Path):
+    write_json(tmp_path / "2_Dense/config.json", {"in_features": 2, "out_features": 2})
+    layer = read_dense(tmp_path / "2_Dense")
+    assert layer.activation == "Tanh"
+    with pytest.raises(Refused, match=r"2_Dense has no model.safetensors, and pickled weights are never loaded"):
+        layer.weights()
+    save_file({"weight": np.zeros((2, 2), np.float32)}, tmp_path / "2_Dense/model.safetensors")
+    with pytest.raises(Refused, match=r"holds weight instead of linear.weight; download the model again"):
+        layer.weights()
 
 
 def test_custom_modules_are_refused(tmp_path: Path):

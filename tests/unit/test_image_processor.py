@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from PIL import Image
 
 from engine.images.geometry import EXTENT, PIXELS, Geometry
 from export.errors import Refused
-from export.image_processor import ImageProcessor, take_apart
+from export.image_processor import ImageProcessor, image_processor, take_apart
 
 SIDE = {"height": 32, "width": 32}
 EDGES = {"shortest_edge": 40, "longest_edge": 64}
@@ -110,3 +112,20 @@ def test_loading_a_processor_prints_nothing(capfd: pytest.CaptureFixture[str]):
     FOUND.clear()
     found("share of a crop")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_processor_of_torchvision_alone_has_a_stand_in(tmp_path: Path):
+    settings = {
+        "image_processor_type": "DINOv3ViTImageProcessorFast",
+        "size": {"height": 48, "width": 64},
+        "resample": 2,
+        "do_center_crop": None,
+        "crop_size": None,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "device": None,
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    found = image_processor(tmp_path, "model", None)
+    assert (found.geometry.height, found.geometry.width, found.geometry.resample, found.fixed) == (48, 64, 2, False)
+    np.testing.assert_allclose(found.offset, [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225], atol=1e-6)

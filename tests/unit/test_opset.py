@@ -18,7 +18,11 @@ def model(*nodes: Any, version: int = 18) -> Any:
         "one",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["a", "b"])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.array([-1]), "axes"), numpy_helper.from_array(np.array([1, 1, 1, 1]), "pads")],
+        [
+            numpy_helper.from_array(np.array([-1]), "axes"),
+            numpy_helper.from_array(np.array([1, 1, 1, 1]), "pads"),
+            numpy_helper.from_array(np.array([2, 2], np.float32), "scales"),
+        ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)], ir_version=8)
 
@@ -50,13 +54,34 @@ def test_axes_from_a_constant_node_and_none_at_all():
     np.testing.assert_array_equal(run(found, x), before)
 
 
+def test_even_parts_and_resizing_answer_the_same():
+    found = model(
+        helper.make_node("Resize", ["x", "", "scales"], ["z"], mode="linear", antialias=0),
+        helper.make_node("Split", ["z"], ["y", "rest"], num_outputs=2),
+    )
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    before = run(found, x)
+    assert to_opset_17(found) is None
+    assert [attribute.name for node in found.graph.node for attribute in node.attribute] == ["mode"]
+    np.testing.assert_array_equal(run(found, x), before)
+
+
+def test_a_graph_of_17_that_says_what_only_18_can():
+    found = model(helper.make_node("Split", ["x"], ["y", "rest"], num_outputs=2), version=17)
+    assert to_opset_17(found) is None
+    assert run(found, np.zeros((2, 3), np.float32)).shape == (1, 3)
+
+
 @pytest.mark.parametrize(
     ("node", "version", "against"),
     [
         (helper.make_node("Mish", ["x"], ["y"]), 18, "Mish"),
         (helper.make_node("Pad", ["x", "pads", "", "axes"], ["y"]), 18, "Pad"),
         (helper.make_node("Pad", ["x", "pads"], ["y"]), 18, None),
-        (helper.make_node("Split", ["x"], ["y"], num_outputs=1), 18, "Split"),
+        (helper.make_node("Resize", ["x", "", "scales"], ["y"], antialias=1), 18, "Resize"),
+        (helper.make_node("Resize", ["x", "", "scales"], ["y"], axes=[1]), 18, "Resize"),
+        (helper.make_node("ScatterND", ["x", "places", "x"], ["y"], reduction="max"), 18, "ScatterND"),
+        (helper.make_node("ScatterND", ["x", "places", "x"], ["y"], reduction="add"), 18, None),
         (helper.make_node("ReduceMean", ["x", "unknown"], ["y"]), 18, "ReduceMean"),
         (helper.make_node("Relu", ["x"], ["y"]), 19, "a later opset"),
         (helper.make_node("Relu", ["x"], ["y"]), 17, None),

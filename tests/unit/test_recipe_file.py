@@ -138,7 +138,10 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         ("revision = 2024-01-01", ', line 1: revision cannot be "2024-01-01"'),
         ('trust-remote-code = "yes"', ', line 1: trust-remote-code is true or false, got "yes"'),
         ("[plan]\nbatches = [0, 1]", ", line 2: batches: '0,1' is not a list of whole numbers from 1 up"),
-        ('exporter = "dyn"', ", line 1: exporter: invalid choice: 'dyn' (choose from 'auto', 'optimum', 'dynamo')"),
+        (
+            'exporter = "dyn"',
+            ", line 1: exporter: invalid choice: 'dyn' (choose from 'auto', 'optimum', 'torchscript', 'dynamo')",
+        ),
         ('model = \ntask = "x"', "is not valid TOML: Invalid value (at line 1, column 9)"),
         ('model = "a"\nmodel = "b"', "is not valid TOML: Cannot overwrite a value"),
         ('model = "m"\ntask = "no-task"', "unknown task 'no-task'; known are: "),

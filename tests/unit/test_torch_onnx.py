@@ -13,9 +13,12 @@ import pytest
 import torch
 
 from export.errors import Refused
+from export.exporters import trace_module
 from export.torch_onnx import Traced, trace
 
-SOURCE: Any = SimpleNamespace(model="m", architecture="A")
+SOURCE: Any = SimpleNamespace(
+    model="m", architecture="A", exporter="torchscript", task=SimpleNamespace(traces_itself=True)
+)
 VALUES = torch.rand(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))
 
 
@@ -43,6 +46,24 @@ def test_adaptive_pools_and_integers(tmp_path: Path):
             assert found.dtype == (np.int32 if name == "best" else np.float32)
     (info,) = (one for one in onnx.load(path).graph.output if one.name == "pool4")
     assert [axis.dim_param or axis.dim_value for axis in info.type.tensor_type.shape.dim] == ["batch", 3, 2, 5]
+
+
+class Folded(torch.nn.Module):
+    """Patches that do not overlap side by side, as in MobileViTv2, and some that do."""
+
+    def forward(self, values: torch.Tensor) -> dict[str, torch.Tensor]:
+        patches = values.flatten(1, 2)[:, :12, :4]
+        return {"image": torch.nn.functional.fold(patches, output_size=(4, 6), kernel_size=(2, 3), stride=(2, 3))}
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_patches_side_by_side(tmp_path: Path, exporter: str):
+    traced = Traced(Folded(), [("values", "float32", ("batch", 3, 7, 5), VALUES)])
+    source: Any = SimpleNamespace(**{**vars(SOURCE), "exporter": exporter})
+    path = trace_module(source, traced, tmp_path / "m.onnx")
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"values": VALUES.numpy()})
+    np.testing.assert_allclose(found, Folded()(VALUES)["image"].numpy(), atol=1e-6)
 
 
 class Resized(torch.nn.Module):
@@ -85,6 +106,8 @@ def test_what_cannot_be_traced_is_refused_in_one_sentence(tmp_path: Path, capfd:
             return {"found": torch.linalg.eigvalsh(values @ values.transpose(-1, -2))}
 
     traced = Traced(Eigenvalues(), [("values", "float32", ("batch", 3, 7, 5), VALUES)])
-    with pytest.raises(Refused, match="m \\(A\\) cannot be traced: Exporting the operator 'aten::linalg_eigvalsh'"):
+    with pytest.raises(
+        Refused, match="m \\(A\\) cannot be traced by torchscript: Exporting the operator 'aten::linalg_eigvalsh'"
+    ):
         trace(SOURCE, traced, tmp_path / "m.onnx")
     assert capfd.readouterr() == ("", "")

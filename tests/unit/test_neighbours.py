@@ -1,0 +1,45 @@
+"""Rank agreement of neighbours, of texts and of images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.images.vectors import OUTPUT
+from export.measures import NEIGHBOURS, neighbours
+from export.tasks import export_task
+
+VECTORS = np.random.default_rng(0).standard_normal((21, 8))
+
+
+def test_equal_vectors_and_scaled_ones_have_the_same_neighbours():
+    assert neighbours(VECTORS, VECTORS) == 1
+    assert neighbours(VECTORS, 3 * VECTORS) == 1
+
+
+def test_two_that_change_places_are_seen():
+    swapped = VECTORS[[1, 0, *range(2, 21)]]
+    assert neighbours(VECTORS, swapped) < NEIGHBOURS.limit
+    assert np.isnan(neighbours(VECTORS, np.full_like(VECTORS, np.nan)))
+
+
+def test_of_few_rows_it_is_not_all_the_others():
+    few = VECTORS[:10]
+    assert neighbours(few, few[::-1]) < NEIGHBOURS.limit
+    assert neighbours(few[:2], few[:2]) == 1
+
+
+@pytest.mark.parametrize("tag", ["image-feature-extraction", "image-text-embedding", "zero-shot-image-classification"])
+def test_tasks_on_images_that_answer_with_vectors_compare_them(tag: str):
+    task, source = export_task(tag), None
+    assert task.measures_of_all == (NEIGHBOURS,)
+
+    def of_all(found: Any) -> float:
+        rows = [[{OUTPUT: vector} for vector in vectors] for vectors in (VECTORS, found)]
+        (figure,) = task.compare_all(source, *rows)  # type: ignore[arg-type]
+        return figure
+
+    assert of_all(VECTORS) == 1
+    assert of_all(VECTORS[::-1]) < NEIGHBOURS.limit
