@@ -1,7 +1,8 @@
-"""The ladder of int8 for TensorRT: products of bytes with scales in the graph, asked for by name.
+"""The ladder of int8 with scales that were calibrated, in the graph: for TensorRT, asked for by name, and for CPUs.
 
-The steps are those of the CPU (precision.py), each calibrated in two ways, of which the one that is nearer to the model
-is kept. What is compared is the graph in ONNX Runtime on the CPU, which computes the same bytes.
+The steps are those of dynamic int8 (precision.py), each calibrated in two ways, of which the one that is nearer to the
+model is kept. For TensorRT what is compared is the graph in ONNX Runtime on the CPU, which computes the same bytes;
+where no step passes, what is left is fp16.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.bundle import open_bundle, write_manifest
+from export.calibrate import METHODS
 from export.candidates import Candidate, candidate_of
 from export.errors import ParityFailed, Refused
 from export.int8_search import Step, search
+from export.ladder_gpu import HalfGraphs, climb_gpu
 from export.parity import Gate
 from export.parity_limits import Limits
 from export.precision import ROWS_TRIED, SHORTLIST, Int8
-from export.static_int8 import METHODS
-from export.trials import Outcome, record_of, summed
+from export.static_graphs import StaticInt8
+from export.static_int8 import TENSORRT
+from export.trials import Outcome, Record, record_of, summed
 
 if TYPE_CHECKING:
     from export.optimize import Places
@@ -29,63 +33,94 @@ RESERVE = 0.1
 """Of what a limit of int8 allows, this share must be left: texts that nobody tried are worse than those that were."""
 
 
+def held(limits: Limits) -> Limits:
+    """What the steps of int8 are held to."""
+    return Limits(limits.given, 0.0 if limits.given else RESERVE)
+
+
 def climb_static(
-    gate: Gate,
+    halves: HalfGraphs,
     folder: Path,
     files: Mapping[str, tuple[Path, Path, Places]],
     limits: Limits,
     allow_failure: bool,
 ) -> Outcome:
-    """The int8 graph for TensorRT. Raises ParityFailed where none passes, Refused for bundles of several graphs."""
+    """The int8 graph for TensorRT, or else the fp16 graph.
+
+    Raises ParityFailed where neither passes, Refused for bundles of several graphs.
+    """
     if len(files) > 1:
         raise Refused("--precision tensorrt=int8 is for models of one graph; use fp16")
+    gate = halves.gate
     gate.add_samples()
     portable, _, places = files["model"]
-    int8 = Int8(portable, folder / "work", places, gate.rows)
-    held = Limits(limits.given, 0.0 if limits.given else RESERVE)
+    work = folder / "work"
+    static = StaticInt8(Int8(portable, work, places, gate.rows), portable, work, places, TENSORRT)
     outcome = Outcome("int8", [])
+    try:
+        figures, step, method = search_static(gate, folder, static, limits, "int8", outcome.records)
+    except ParityFailed as failure:
+        static.remove()
+        if not allow_failure:
+            left = climb_gpu(halves, TENSORRT, "fp16")
+            return replace(left, records=[*outcome.records, *left.records])
+        step, method, figures = Step(), METHODS[-1], dict(failure.figures)
+        outcome.failures.append(str(failure))
+    onnx = static.write(step, method).relative_to(folder).as_posix()
+    outcome.graphs = figures["graphs"]
+    manifest = open_bundle(folder).manifest
+    graph = manifest.graphs["model"]
+    graph = replace(graph, onnx={**graph.onnx, "int8": onnx})
+    write_manifest(folder, replace(manifest, graphs={"model": graph}))
+    return outcome
+
+
+def search_static(
+    gate: Gate,
+    folder: Path,
+    static: StaticInt8,
+    limits: Limits,
+    named: str,
+    records: list[Record],
+) -> tuple[dict[str, Any], Step, str]:
+    """The fastest step that passes: its figures, the step, and how it was calibrated. Its graph is not written.
+
+    Every step is told to `record`, `named` so. Raises ParityFailed where none passes.
+    """
+    bundled = static.path.relative_to(folder).as_posix()
+    methods: dict[Step, str] = {}
+    told: dict[Step, Record] = {}
 
     def candidate(step: Step, method: str) -> Candidate:
-        return candidate_of(folder, "int8", int8.write_qdq(step, method))
+        return candidate_of(folder, "int8", static.trial(step, method), file=bundled)
 
     def attempt(step: Step) -> dict[str, Any]:
-        """Both calibrations of `step`; the better one is left in its place."""
+        """Both calibrations of `step`."""
         began = time.perf_counter()
-        found = {method: _checked(gate, held, candidate(step, method)) for method in METHODS}
+        found = {method: _checked(gate, held(limits), candidate(step, method)) for method in METHODS}
         best = min(METHODS, key=lambda method: (isinstance(found[method], ParityFailed), _badness(gate, found[method])))
+        methods[step] = best
         more: dict[str, Any] = {"calibration": {method: summed(_figures(one)) for method, one in found.items()}}
         if step.kept:
             more["kept_in_fp32"] = list(step.kept)
-        outcome.records.append(record_of(f"int8, {best}: {step}", began, found[best], **more))
+        told[step] = record_of(f"{named}, {best}: {step}", began, found[best], **more)
+        records.append(told[step])
         if isinstance(failure := found[best], ParityFailed):
             raise failure
-        if best != METHODS[-1]:
-            int8.write_qdq(step, best)
         return failure
 
     def ranked(smoothed: Step) -> Sequence[str]:
-        names = int8.suffering()
+        """Those first without which the answers come nearest, of the few that suffer most; then the others."""
+        names = static.suffering(smoothed, methods[smoothed])
         found = {
-            name: gate.mean_badness(ROWS_TRIED, candidate(Step(smoothed.smoothed, (name,)), METHODS[-1]))
+            name: gate.mean_badness(ROWS_TRIED, candidate(Step(smoothed.smoothed, (name,)), methods[smoothed]))
             for name in names[:SHORTLIST]
         }
         return sorted(found, key=lambda name: found[name]) + names[SHORTLIST:]
 
-    try:
-        figures, _ = search(attempt, int8.gaining, ranked)
-    except ParityFailed as failure:
-        if not allow_failure:
-            raise
-        int8.write_qdq(Step(), METHODS[-1])
-        figures = dict(failure.figures)
-        outcome.failures.append(str(failure))
-    outcome.graphs = figures["graphs"]
-    manifest = open_bundle(folder).manifest
-    graph = manifest.graphs["model"]
-    onnx = portable.with_name("int8.onnx").relative_to(folder).as_posix()
-    graph = replace(graph, onnx={**graph.onnx, "int8": onnx})
-    write_manifest(folder, replace(manifest, graphs={"model": graph}))
-    return outcome
+    figures, step = search(attempt, static.gaining, ranked)
+    records.append(records.pop(records.index(told[step])))
+    return figures, step, methods[step]
 
 
 def _checked(gate: Gate, limits: Limits, candidate: Candidate) -> dict[str, Any] | ParityFailed:
