@@ -26,6 +26,7 @@ from export.precision import ROWS_TRIED, SHORTLIST, Int8
 from export.precision_options import AUTO
 from export.rates import rates
 from export.static_graphs import StaticInt8
+from export.static_int8 import CPU
 from export.trials import Outcome, Record, record_of
 from export.write import choose
 
@@ -62,10 +63,8 @@ def climb_cpu(
     portable, _, places = files["model"]
     work = folder / "work"
     int8 = Int8(portable, work, places, gate.rows)  # odd rows first: their activations are the largest
-    forms: list[_Form] = [
-        _Dynamic(gate, folder, int8, limits),
-        _Static(gate, folder, int8, limits, portable, work, places),
-    ]
+    static = StaticInt8(int8, portable, work, places, CPU)
+    forms: list[_Form] = [_Dynamic(gate, folder, int8, limits), _Static(gate, folder, static, limits)]
     last: ParityFailed | None = None
     for form, speed in _in_order(forms, folder, gate.rows, outcome.records):
         if asked == AUTO and speed[1] < _WORTH * speed[0]:

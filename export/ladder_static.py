@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine.bundle import open_bundle, write_manifest
 from export.calibrate import METHODS
 from export.candidates import Candidate, candidate_of
-from export.errors import ParityFailed, Refused
+from export.errors import ParityFailed
 from export.int8_search import Step, search
 from export.ladder_gpu import HalfGraphs, climb_gpu
 from export.parity import Gate
@@ -45,12 +45,10 @@ def climb_static(
     limits: Limits,
     allow_failure: bool,
 ) -> Outcome:
-    """The int8 graph for TensorRT, or else the fp16 graph.
+    """The int8 graph for TensorRT of a model of one graph, or else the fp16 graph.
 
-    Raises ParityFailed where neither passes, Refused for bundles of several graphs.
+    Raises ParityFailed where neither passes.
     """
-    if len(files) > 1:
-        raise Refused("--precision tensorrt=int8 is for models of one graph; use fp16")
     gate = halves.gate
     gate.add_samples()
     portable, _, places = files["model"]
