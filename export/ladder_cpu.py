@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from export.calibrate import METHODS
 from export.candidates import Candidate, candidate_of, of_bundle
 from export.errors import ParityFailed
 from export.int8_search import Step, search
@@ -103,7 +102,7 @@ class _Form(Protocol):
     path: Path
 
     def first(self) -> Path | None:
-        """The graph of the first step; None where it has no bytes."""
+        """A graph as fast as the first step's; None where it has no bytes."""
 
     def search(self, records: list[Record]) -> tuple[dict[str, Any], Step]:
         """The fastest step that passes, whose graph is written and whose record is the last. Raises ParityFailed."""
@@ -174,7 +173,7 @@ class _Static:
 
     def first(self) -> Path | None:
         """As _Form says."""
-        return self._static.write(Step(), METHODS[-1]) if self._static.products() else None
+        return self._static.untuned() if self._static.products() else None
 
     def search(self, records: list[Record]) -> tuple[dict[str, Any], Step]:
         """As _Form says."""

@@ -42,6 +42,13 @@ class StaticInt8:
         """As Int8 says."""
         return self._int8.gaining()
 
+    def untuned(self) -> Path:
+        """Write a graph with any ranges, for its speed: that does not depend on them, and finding them takes time."""
+        whole = self._int8.whole(Step())
+        model = onnx.load(whole)
+        quantize(model, dict.fromkeys(activations(model, self.form), (-1.0, 1.0)), (), self.form)
+        return self._int8.fused(self._saved(model), self.path.name)
+
     def trial(self, step: Step, method: str) -> Path:
         """Write what the gate compares; it replaces the one before. For the CPU it is the graph itself."""
         if self.form == CPU:
