@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from export.candidates import Candidate, candidate_of, of_bundle
 from export.errors import ParityFailed
+from export.int8_gate import Int8Gate
 from export.int8_search import Step, search
-from export.ladder_static import held, search_static
+from export.ladder_static import search_static
 from export.parity import Gate
 from export.parity_limits import Limits
-from export.precision import ROWS_TRIED, SHORTLIST, Int8
+from export.precision import Int8
 from export.precision_options import AUTO
 from export.rates import rates
 from export.static_graphs import StaticInt8
@@ -114,10 +116,9 @@ class _Dynamic:
     name = "int8"
 
     def __init__(self, gate: Gate, folder: Path, int8: Int8, limits: Limits) -> None:
-        self._gate = gate
+        self._judge = Int8Gate(gate, limits)
         self._folder = folder
         self._int8 = int8
-        self._limits = held(limits)
         self.path = int8.path
 
     def first(self) -> Path | None:
@@ -133,26 +134,20 @@ class _Dynamic:
 
         def attempt(step: Step) -> dict[str, Any]:
             began = time.perf_counter()
-            checked: dict[str, Any] | ParityFailed
-            try:
-                checked = self._gate.check(self._limits, [candidate(step)], stop_early=True)
-            except ParityFailed as failure:
-                checked = failure
+            checked = self._judge.check(candidate(step))
             told[step] = record_of(f"{self.name}: {step}", began, checked, **_kept(step))
             records.append(told[step])
             if isinstance(checked, ParityFailed):
                 raise checked
             return checked
 
-        def ranked(smoothed: Step) -> Sequence[str]:
-            names = self._int8.suffering()
-            found = {
-                name: self._gate.mean_badness(ROWS_TRIED, candidate(Step(smoothed.smoothed, (name,))))
-                for name in names[:SHORTLIST]
-            }
-            return sorted(found, key=lambda name: found[name]) + names[SHORTLIST:]
+        def gaining() -> Sequence[tuple[str, float]]:
+            return self._judge.inputs(self._int8.gaining(), lambda one: candidate(Step((one,))))
 
-        figures, step = search(attempt, self._int8.gaining, ranked)
+        def ranked(smoothed: Step) -> Sequence[str]:
+            return self._judge.matrices(self._int8.suffering(), lambda name: candidate(replace(smoothed, kept=(name,))))
+
+        figures, step = search(attempt, gaining, ranked)
         if records[-1] is not told[step]:
             self._int8.write(step)
             records.append(records.pop(records.index(told[step])))

@@ -17,25 +17,18 @@ from engine.bundle import open_bundle, write_manifest
 from export.calibrate import METHODS
 from export.candidates import Candidate, candidate_of
 from export.errors import ParityFailed
+from export.int8_gate import Int8Gate, figures_of
 from export.int8_search import Step, search
 from export.ladder_gpu import HalfGraphs, climb_gpu
 from export.parity import Gate
 from export.parity_limits import Limits
-from export.precision import ROWS_TRIED, SHORTLIST, Int8
+from export.precision import Int8
 from export.static_graphs import StaticInt8
 from export.static_int8 import TENSORRT
 from export.trials import Outcome, Record, record_of, summed
 
 if TYPE_CHECKING:
     from export.optimize import Places
-
-RESERVE = 0.1
-"""Of what a limit of int8 allows, this share must be left: texts that nobody tried are worse than those that were."""
-
-
-def held(limits: Limits) -> Limits:
-    """What the steps of int8 are held to."""
-    return Limits(limits.given, 0.0 if limits.given else RESERVE)
 
 
 def climb_static(
@@ -86,6 +79,7 @@ def search_static(
     Every step is told to `record`, `named` so. Raises ParityFailed where none passes.
     """
     bundled = static.path.relative_to(folder).as_posix()
+    judge = Int8Gate(gate, limits)
     methods: dict[Step, str] = {}
     told: dict[Step, Record] = {}
 
@@ -95,10 +89,10 @@ def search_static(
     def attempt(step: Step) -> dict[str, Any]:
         """Both calibrations of `step`."""
         began = time.perf_counter()
-        found = {method: _checked(gate, held(limits), candidate(step, method)) for method in METHODS}
-        best = min(METHODS, key=lambda method: (isinstance(found[method], ParityFailed), _badness(gate, found[method])))
+        found = {method: judge.check(candidate(step, method)) for method in METHODS}
+        best = min(METHODS, key=lambda method: (isinstance(found[method], ParityFailed), judge.badness(found[method])))
         methods[step] = best
-        more: dict[str, Any] = {"calibration": {method: summed(_figures(one)) for method, one in found.items()}}
+        more: dict[str, Any] = {"calibration": {method: summed(figures_of(one)) for method, one in found.items()}}
         if step.kept:
             more["kept_in_fp32"] = list(step.kept)
         told[step] = record_of(f"{named}, {best}: {step}", began, found[best], **more)
@@ -107,33 +101,16 @@ def search_static(
             raise failure
         return failure
 
-    def ranked(smoothed: Step) -> Sequence[str]:
-        """Those first without which the answers come nearest, of the few that suffer most; then the others."""
-        names = static.suffering(smoothed, methods[smoothed])
-        found = {
-            name: gate.mean_badness(ROWS_TRIED, candidate(Step(smoothed.smoothed, (name,)), methods[smoothed]))
-            for name in names[:SHORTLIST]
-        }
-        return sorted(found, key=lambda name: found[name]) + names[SHORTLIST:]
+    def gaining() -> Sequence[tuple[str, float]]:
+        method = methods[Step()]
+        return judge.inputs(static.gaining(), lambda one: candidate(Step((one,)), method))
 
-    figures, step = search(attempt, static.gaining, ranked)
+    def ranked(smoothed: Step) -> Sequence[str]:
+        method = methods[smoothed]
+        return judge.matrices(
+            static.suffering(smoothed, method), lambda name: candidate(replace(smoothed, kept=(name,)), method)
+        )
+
+    figures, step = search(attempt, gaining, ranked)
     records.append(records.pop(records.index(told[step])))
     return figures, step, methods[step]
-
-
-def _checked(gate: Gate, limits: Limits, candidate: Candidate) -> dict[str, Any] | ParityFailed:
-    try:
-        return gate.check(limits, [candidate], stop_early=True)
-    except ParityFailed as failure:
-        return failure
-
-
-def _figures(checked: Mapping[str, Any] | ParityFailed) -> Mapping[str, Any]:
-    return checked.figures if isinstance(checked, ParityFailed) else checked
-
-
-def _badness(gate: Gate, checked: Mapping[str, Any] | ParityFailed) -> float:
-    """By the task's first measure, of the worst row."""
-    first = gate.measures[0]
-    (graph,) = _figures(checked)["graphs"].values()
-    return first.badness(graph[first.key])

@@ -5,8 +5,8 @@ known. Embedding tables and everything else stay fp32. The portable fp32 graph s
 
 The steps: every weight matrix; the same with some of the inputs of products smoothed (smooth.py), which costs a
 multiplication each; all of them smoothed; the same, with some matrices left in fp32. Which ones is measured, not
-guessed: smoothed are first the inputs whose products come nearer to fp32 by it, and of the matrices those are taken
-back first without which the model's answer comes nearest to fp32.
+guessed: of the inputs whose products come nearer to fp32 by it those are smoothed first, and of the matrices those are
+taken back first, with which the model's answer comes nearest to fp32 (int8_gate.py).
 """
 
 from __future__ import annotations
@@ -29,11 +29,6 @@ from export.observed import observed
 from export.optimize import Places, add_graph, fuse
 from export.smooth import ALPHAS, maxima, products, scale_of, smooth
 
-SHORTLIST = 12
-"""Matrices that are tried one by one. On all-MiniLM-L6-v2 the four that matter most are among the ten whose products
-suffer most; trying each costs a quantization and ROWS_TRIED rows."""
-
-ROWS_TRIED = 100
 _ROWS_OBSERVED = 60
 _ROWS_COMPARED, _TOKENS_COMPARED = 24, 128
 
