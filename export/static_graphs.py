@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 from onnx import helper, numpy_helper
 
-from export.calibrate import Ranges, ranges
+from export.calibrate import METHODS, Ranges, ranges
 from export.int8_search import Step
 from export.observed import observed
 from export.optimize import Places, add_graph, fuse
@@ -43,10 +43,14 @@ class StaticInt8:
         return self._int8.gaining()
 
     def untuned(self) -> Path:
-        """Write a graph with any ranges, for its speed: that does not depend on them, and finding them takes time."""
+        """Write a graph as fast as that of the first step, calibrated on two rows, for finding ranges takes time.
+
+        Any range would do, but for its lower end: a Relu is part of a kernel on bytes only where that is 0.
+        """
         whole = self._int8.whole(Step())
         model = onnx.load(whole)
-        quantize(model, dict.fromkeys(activations(model, self.form), (-1.0, 1.0)), (), self.form)
+        found = ranges(observed(whole, activations(model, self.form), self._int8.rows[-2:]))
+        quantize(model, found[METHODS[-1]], (), self.form)
         return self._int8.fused(self._saved(model), self.path.name)
 
     def trial(self, step: Step, method: str) -> Path:

@@ -55,6 +55,9 @@ def quantize(model: Any, found: Ranges, kept: Collection[str], form: str) -> Non
     """
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:  # tensors of equal content, such as a bias of zeros, are one behind several of these
+        if node.op_type == "Identity" and node.input[0] in weights:
+            weights[node.output[0]] = weights[node.input[0]]
     chosen = {node.output[0]: node for node in quantizable(model) if node.name not in kept}
     names = activations(model, form, kept)
     made = set(_made_by_convs(model, chosen.values())) if form == CPU else set()

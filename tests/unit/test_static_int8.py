@@ -48,12 +48,13 @@ def test_zeros_have_a_range_too():
 
 def small_cnn() -> onnx.ModelProto:
     """Conv, Relu, Conv, a sum with what went in, Relu, Conv, a pooling, and a matrix."""
-    shapes = {"w0": (8, 3, 3, 3), "w1": (8, 8, 3, 3), "b0": (8,), "b1": (8,), "w2": (8, 8, 1, 1), "m": (8, 4)}
+    shapes = {"w0": (8, 3, 3, 3), "w1": (8, 8, 3, 3), "b0": (8,), "w2": (8, 8, 1, 1), "m": (8, 4)}
     pads = {"pads": [1, 1, 1, 1]}
     graph = helper.make_graph(
         [
             helper.make_node("Conv", ["x", "w0", "b0"], ["c0"], "first", **pads),
             helper.make_node("Relu", ["c0"], ["r0"], "relu"),
+            helper.make_node("Identity", ["b0"], ["b1"], "same bias"),
             helper.make_node("Conv", ["r0", "w1", "b1"], ["c1"], "second", **pads),
             helper.make_node("Add", ["c1", "r0"], ["sum"], "add"),
             helper.make_node("Relu", ["sum"], ["r1"], "relu1"),
