@@ -14,6 +14,7 @@ _COMMANDS = {
     "demo": "export all-MiniLM-L6-v2, serve it, send it jobs",
     "emulator": "a RunPod queue endpoint on localhost",
     "gpu": "everything that a GPU machine can check and measure, into one folder",
+    "int8": "both forms of int8 on image models, and TensorRT's form on texts that its export has not seen",
     "large": "the memory that exporting a model of 1.3 GB takes, stage by stage, and booting it",
     "latency": "BERT encoders at real sizes: engine, copies, handler; beside torch and published figures",
     "load": "one worker under load: closed and open loops, idle and bulk jobs, beside the floor",

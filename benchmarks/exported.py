@@ -13,7 +13,7 @@ from engine.errors import BundleError
 BUILD = Path("build")
 
 
-def exported(model: Path, out: Path, *options: str) -> Path:
+def exported(model: Path, out: Path, *options: str, task: str = "feature-extraction") -> Path:
     """`out` with the bundle of `model`: as it is when it is whole, else exported now, its progress shown.
 
     `options` are further arguments of `python -m export`.
@@ -24,7 +24,7 @@ def exported(model: Path, out: Path, *options: str) -> Path:
         open_bundle(out).verify()
     except BundleError:
         shutil.rmtree(out, ignore_errors=True)
-        command = [sys.executable, "-m", "export", str(model), "--task", "feature-extraction", "--out", str(out)]
+        command = [sys.executable, "-m", "export", str(model), "--task", task, "--out", str(out)]
         if subprocess.run([*command, *options]).returncode:
             raise RuntimeError("the export failed") from None
     else:

@@ -72,7 +72,7 @@ def choose_precisions(
     for target in (name for name in _GPU if name in asked):
         with stage(target) as note:
             found = (
-                climb_static(gate, folder, files, limits, recipe.allow_parity_failure)
+                climb_static(halves, folder, files, limits, recipe.allow_parity_failure)
                 if asked[target] == "int8"
                 else climb_gpu(halves, target, asked[target])
             )

@@ -5,8 +5,8 @@ known. Embedding tables and everything else stay fp32. The portable fp32 graph s
 
 The steps: every weight matrix; the same with some of the inputs of products smoothed (smooth.py), which costs a
 multiplication each; all of them smoothed; the same, with some matrices left in fp32. Which ones is measured, not
-guessed: smoothed are first the inputs whose products come nearer to fp32 by it, and of the matrices those are taken
-back first without which the model's answer comes nearest to fp32.
+guessed: of the inputs whose products come nearer to fp32 by it those are smoothed first, and of the matrices those are
+taken back first, with which the model's answer comes nearest to fp32 (int8_gate.py).
 """
 
 from __future__ import annotations
@@ -17,25 +17,18 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from engine.tensors import Array, Row
 from export.int8_graph import finish
 from export.int8_search import Step
+from export.observed import observed
 from export.optimize import Places, add_graph, fuse
 from export.smooth import ALPHAS, maxima, products, scale_of, smooth
-from export.static_int8 import quantize, ranges
 
-SHORTLIST = 12
-"""Matrices that are tried one by one. On all-MiniLM-L6-v2 the four that matter most are among the ten whose products
-suffer most; trying each costs a quantization and ROWS_TRIED rows."""
-
-ROWS_TRIED = 100
 _ROWS_OBSERVED = 60
 _ROWS_COMPARED, _TOKENS_COMPARED = 24, 128
 
@@ -47,17 +40,18 @@ class Int8:
     """
 
     def __init__(self, portable: Path, work: Path, places: Places, rows: Sequence[Row]) -> None:
+        self.path = portable.with_name("int8.cpu.onnx")
         self._portable = portable
         self._work = work
         self._places = places
-        self._rows = rows[:_ROWS_OBSERVED]
+        self.rows = rows[:_ROWS_OBSERVED]
         self._largest: Mapping[str, Array] | None = None
 
     def write(self, step: Step) -> Path:
         """Write the graph of `step`; it replaces the one before."""
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        whole, quantized = self._whole(step), self._work / "quantized.onnx"
+        whole, quantized = self.whole(step), self._work / "quantized.onnx"
         with _quiet():
             quantize_dynamic(
                 whole,
@@ -69,19 +63,9 @@ class Int8:
                 use_external_data_format=True,
                 extra_options={"MatMulConstBOnly": True},  # products of two activations have nothing to gain
             )
-        return self._fused(quantized, "int8.cpu.onnx")
+        return self.fused(quantized, self.path.name)
 
-    def write_qdq(self, step: Step, method: str) -> Path:
-        """Write the graph of `step` for TensorRT, with ranges calibrated by `method`; it replaces the one before."""
-        path = self._portable.with_name("int8.onnx")
-        add_graph(self._with_scales(step, method), path, self._places)
-        onnx.checker.check_model(path, full_check=True)
-        if not path.with_suffix(".bin").stat().st_size:  # all weights are those of the fp32 graph
-            path.with_suffix(".bin").unlink()
-        shutil.rmtree(self._work)
-        return path
-
-    def _whole(self, step: Step) -> Path:
+    def whole(self, step: Step) -> Path:
         """The fp32 graph with the inputs of `step` smoothed, in the folder that comes and goes."""
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(parents=True)
@@ -92,14 +76,8 @@ class Int8:
         onnx.save(model, whole, save_as_external_data=True, location="whole.bin")
         return whole
 
-    def _with_scales(self, step: Step, method: str) -> Any:
-        whole = self._whole(step)
-        found = ranges(lambda: self._observed(path=whole), method)
-        model = onnx.load(whole)
-        quantize(model, found, step.kept)
-        return model
-
-    def _fused(self, quantized: Path, name: str) -> Path:
+    def fused(self, quantized: Path, name: str) -> Path:
+        """Let ONNX Runtime optimise the graph at `quantized`, and write it as `name` beside the portable one."""
         path = self._portable.with_name(name)
         fused = onnx.load(fuse(quantized, self._work / "fused"))
         finish(fused, self._known_ranks())
@@ -115,7 +93,7 @@ class Int8:
         sharing: dict[str, list[Array]] = {}
         for node in products(model):
             sharing.setdefault(node.input[0], []).append(numpy_helper.to_array(weights[node.input[1]]))
-        short = [row for row in self._rows if row.length <= _TOKENS_COMPARED] or self._rows[:1]
+        short = [row for row in self.rows if row.length <= _TOKENS_COMPARED] or self.rows[:1]
         seen = list(self._observed(short[:: max(1, len(short) // _ROWS_COMPARED)]))
         gains = {}
         for name, matrices in sharing.items():
@@ -158,23 +136,11 @@ class Int8:
                 lost[node.name] += _loss(seen[node.input[0]], matrices[node.name])
         return sorted(lost, key=lambda name: -lost[name])
 
-    def _observed(self, rows: Sequence[Row] | None = None, path: Path | None = None) -> Iterator[Mapping[str, Array]]:
-        """What goes into the products with weight matrices, tensor by tensor, for each row; of the graph at `path`."""
-        path = path or self._portable
-        model = onnx.load(path, load_external_data=False)
+    def _observed(self, rows: Sequence[Row] | None = None) -> Iterator[Mapping[str, Array]]:
+        """What goes into the products with weight matrices, tensor by tensor, for each row."""
+        model = onnx.load(self._portable, load_external_data=False)
         names = sorted({node.input[0] for node in products(model)})
-        model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-        observed = path.with_name("observed.onnx")  # where the weights are
-        try:
-            onnx.save(model, observed)
-            options = ort.SessionOptions()
-            options.log_severity_level = 3
-            session = ort.InferenceSession(str(observed), options, providers=["CPUExecutionProvider"])
-        finally:
-            observed.unlink(missing_ok=True)
-        inputs = [tensor.name for tensor in session.get_inputs()]
-        for row in self._rows if rows is None else rows:
-            yield dict(zip(names, session.run(names, {name: row.feeds[name][None] for name in inputs}), strict=True))
+        return observed(self._portable, names, self.rows if rows is None else rows)
 
 
 def _losses(

@@ -19,6 +19,7 @@ _HOW = {
     "accuracy": "Every precision answers the same texts as PyTorch in fp32; compared row by row.",
     "batching": "One worker; tokens and engine runs are counted by itself.",
     "coldstart": "A process is started with a job already waiting; worker and floor take turns.",
+    "int8": "Engines alone in turns: fp32, int8 with and without calibrated scales; cosines with fp32 on fresh texts.",
     "latency": "One engine in one process: warm-up, then runs of one shape for a fixed time; percentiles of all runs.",
     "load": "One worker behind an emulated endpoint, real client: closed loops, then open loops with Poisson arrivals.",
     "memory": "Resident and proportional memory of all processes of a worker, after its warm-up and under load.",

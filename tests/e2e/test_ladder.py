@@ -132,6 +132,21 @@ def test_int8_for_tensorrt_has_its_scales_in_the_graph_and_only_when_asked_for_b
     assert not any(step["step"].startswith("int8") for step in auto["ladder"]["tensorrt"])
 
 
+def test_int8_for_tensorrt_that_does_not_pass_becomes_fp16_and_says_what_was_tried(bert: Path, tmp_path: Path):
+    out = tmp_path / "bundle"
+    figures = exported(bert, out, "--precision", "tensorrt=int8", "--parity-threshold", "min_cosine=0.99999")
+    assert figures["precisions"]["tensorrt"] == "fp16"
+    *left, last = figures["ladder"]["tensorrt"]
+    assert (last["step"], last["passed"]) == ("fp16", True)
+    assert "kept_in_fp32" in left[-1]
+    for step in left:
+        assert not step["passed"]
+        assert "a cosine of at least 0.99999" in step["reason"]
+        assert set(step["calibration"]) == {"entropy", "percentile"}
+    assert set(open_bundle(out).manifest.graphs["model"].onnx) == {"fp32", "fp16"}
+    assert not list((out / "graphs/model").glob("int8*"))
+
+
 def test_what_fails_is_written_only_when_allowed_and_served_only_when_told(
     bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

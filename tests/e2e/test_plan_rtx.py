@@ -161,8 +161,19 @@ def test_the_other_precisions_build(tmp_path: Path, precision: str):
     )
 
 
-def test_the_bundles_own_precision_is_taken_and_int8_builds_from_the_scales_in_its_graph(tmp_path: Path):
-    path = _export(models.tiny_bert, "--task", "feature-extraction", "--precision", "tensorrt=int8")(tmp_path)
+def _resnet(folder: Path) -> Path:
+    from benchmarks.zoo.images import task_model
+
+    return task_model(folder, "image-classification", "resnet")
+
+
+@pytest.mark.parametrize("network", ["bert", "resnet"])
+def test_the_bundles_own_precision_is_taken_and_int8_builds_from_the_scales_in_its_graph(tmp_path: Path, network: str):
+    options = ("--precision", "tensorrt=int8", "--parity-threshold", "0.5")
+    if network == "bert":
+        path = _export(models.tiny_bert, "--task", "feature-extraction", *options)(tmp_path)
+    else:
+        path = _export(_resnet, *options)(tmp_path)
     assert plan(path, *TINY) == 0
     (found,) = plans_of(opened(path))
     assert (found.plan.precision, found.plan.onnx) == ("int8", "graphs/model/int8.onnx")

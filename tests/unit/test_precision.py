@@ -80,31 +80,31 @@ def attempts(smoothed: int, kept: int, tried: list[Step]) -> Callable[[Step], di
 
 
 @pytest.mark.parametrize("needed", range(9))
-def test_the_fewest_matrices_are_kept_and_their_graph_is_the_last_one_written(needed: int):
+def test_the_fewest_matrices_are_kept(needed: int):
     tried: list[Step] = []
-    refused: list[str] = []
-    figures, step = search(
-        attempts(24, needed, tried),
-        lambda: INPUTS,
-        lambda smoothed: NAMES,
-        lambda step, failure: refused.append(f"{step}: {failure}"),
-    )
+    figures, step = search(attempts(24, needed, tried), lambda: INPUTS, lambda smoothed: NAMES)
     assert step == Step(tuple(INPUTS), tuple(NAMES[:needed]))
     assert figures == {"kept": needed}
-    assert tried[-1] == step
-    assert len(refused) == len([one for one in tried if len(one.smoothed) < 24 or len(one.kept) < needed])
-    assert refused[0] == "every weight matrix: too far off"
+    assert len(tried) == len(set(tried))
 
 
 @pytest.mark.parametrize(
-    ("needed", "found"), [(1, 4), (4, 4), (5, 6), (6, 6), (7, 8), (9, 12), (13, 16), (17, 20), (21, 24)]
+    ("needed", "found"), [(1, 4), (4, 4), (5, 5), (6, 6), (7, 7), (9, 9), (13, 13), (17, 17), (21, 21), (24, 24)]
 )
 def test_no_more_inputs_are_smoothed_than_needed(needed: int, found: int):
     tried: list[Step] = []
     _, step = search(attempts(needed, 0, tried), lambda: INPUTS, lambda smoothed: NAMES)
     assert step == Step(tuple(INPUTS[:found]))
     assert tried[0] == Step()
-    assert tried[-1] == step  # whose graph is the one on the disk
+    assert len(tried) == len(set(tried))
+
+
+def test_of_many_inputs_a_few_more_than_needed_are_smoothed_rather_than_tried_one_by_one():
+    tried: list[Step] = []
+    inputs = [(f"x{number}", 0.7) for number in range(240)]
+    _, step = search(attempts(101, 0, tried), lambda: inputs, lambda smoothed: NAMES)
+    assert 101 <= len(step.smoothed) <= 110
+    assert len(tried) < 8
 
 
 def test_more_than_half_kept_is_no_int8_any_more():

@@ -1,19 +1,124 @@
-"""Ranges of activations: found whatever order the rows come in."""
+"""int8 with calibrated scales: ranges that do not depend on the order of rows, and the forms that a graph takes."""
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+from collections import Counter
+from pathlib import Path
 
-from export.static_int8 import METHODS, ranges
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from engine.tensors import Array
+from export.calibrate import METHODS, entropy, ranges
+from export.optimize import fuse
+from export.static_int8 import COMPARED, CPU, TENSORRT, activations, quantize
 
 RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_row_that_is_far_larger_than_the_first_does_not_multiply_the_bins(method: str):
+def test_a_range_does_not_depend_on_the_order_of_what_comes(method: str):
     rows = [{"x": (RNG.normal(size=(8, 16)) * size).astype(np.float32)} for size in (1e-5, 1.0, 1.0)]
-    largest = max(float(np.abs(row["x"]).max()) for row in rows)
-    found = ranges(lambda: rows, method)["x"]
-    assert largest / 8 < found <= largest * 1.01
-    assert ranges(lambda: rows[::-1], method)["x"] == pytest.approx(found)
+    low, high = min(float(row["x"].min()) for row in rows), max(float(row["x"].max()) for row in rows)
+    found = ranges(rows)[method]["x"]
+    assert low * 1.01 <= found[0] <= low / 8
+    assert high / 8 < found[1] <= high * 1.01
+    assert ranges(rows[::-1])[method]["x"] == found
+
+
+def test_one_value_that_is_far_larger_than_all_others_is_cut_off():
+    values = RNG.normal(size=200_000).astype(np.float32)
+    values[0] = 100.0
+    for method in METHODS:
+        assert 2 < ranges([{"x": values}])[method]["x"][1] < 50
+
+
+def test_what_fits_the_levels_is_not_cut():
+    counts = np.zeros(512)
+    counts[::4] = 100.0  # every level holds one bin of them: nothing is lost
+    assert entropy(counts[:509]) == 509
+
+
+def test_zeros_have_a_range_too():
+    assert ranges([{"x": np.zeros((2, 3), np.float32)}])["entropy"]["x"] == (0.0, 0.0)
+
+
+def small_cnn() -> onnx.ModelProto:
+    """Conv, Relu, Conv, a sum with what went in, Relu, Conv, a pooling, and a matrix."""
+    shapes = {"w0": (8, 3, 3, 3), "w1": (8, 8, 3, 3), "b0": (8,), "w2": (8, 8, 1, 1), "m": (8, 4)}
+    pads = {"pads": [1, 1, 1, 1]}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w0", "b0"], ["c0"], "first", **pads),
+            helper.make_node("Relu", ["c0"], ["r0"], "relu"),
+            helper.make_node("Identity", ["b0"], ["b1"], "same bias"),
+            helper.make_node("Conv", ["r0", "w1", "b1"], ["c1"], "second", **pads),
+            helper.make_node("Add", ["c1", "r0"], ["sum"], "add"),
+            helper.make_node("Relu", ["sum"], ["r1"], "relu1"),
+            helper.make_node("Conv", ["r1", "w2"], ["c2"], "third"),
+            helper.make_node("GlobalAveragePool", ["c2"], ["pooled"], "pool"),
+            helper.make_node("Flatten", ["pooled"], ["flat"], "flatten"),
+            helper.make_node("MatMul", ["flat", "m"], ["y"], "head"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(RNG.normal(size=shape).astype(np.float32), name) for name, shape in shapes.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+CNN = small_cnn()
+PIXELS = RNG.normal(size=(4, 3, 8, 8)).astype(np.float32)
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def run(model: onnx.ModelProto, names: list[str] | None = None) -> list[Array]:
+    model = copied(model)
+    for name in names or ():
+        model.graph.output.append(helper.make_empty_tensor_value_info(name))
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: list[Array] = session.run(names, {"x": PIXELS})
+    return found
+
+
+def quantized(form: str, kept: tuple[str, ...] = ()) -> onnx.ModelProto:
+    names = [name for name in activations(CNN, form, kept) if name != "x"]
+    seen = {**dict(zip(names, run(CNN, names), strict=True)), "x": PIXELS}
+    model = copied(CNN)
+    quantize(model, ranges([seen])["percentile"], kept, form)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+@pytest.mark.parametrize("form", [TENSORRT, CPU])
+def test_every_form_answers_nearly_as_fp32_does(form: str):
+    (expected,), (found,) = run(CNN), run(quantized(form))
+    assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_what_is_compared_for_tensorrt_answers_as_its_graph_does():
+    (expected,), (found,) = run(quantized(TENSORRT)), run(quantized(COMPARED))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_on_a_cpu_convolutions_and_their_sum_become_kernels_on_bytes(tmp_path: Path):
+    path = tmp_path / "int8.onnx"
+    onnx.save(quantized(CPU), path)
+    kinds = Counter(node.op_type for node in onnx.load(fuse(path, tmp_path / "work")).graph.node)
+    assert (kinds["QLinearConv"], kinds["QLinearAdd"], kinds["MatMulIntegerToFloat"]) == (3, 1, 1)
+    assert not {"Conv", "Add", "Relu", "MatMul"} & set(kinds)
+
+
+def test_what_is_kept_stays_in_fp32():
+    nodes = {node.name: node for node in quantized(TENSORRT, kept=("second",)).graph.node}
+    assert list(nodes["second"].input) == ["r0", "w1", "b1"]
+    assert list(nodes["first"].input) == ["x/dequantized", "first/weight/dequantized", "b0"]

@@ -126,7 +126,9 @@ def test_refusals_of_open_sizes_and_two_graphs(tmp_path: Path, capsys: pytest.Ca
     assert "makes every image another size (shortest_edge 48, longest_edge 64)" in said
     assert "name it with --image-size HEIGHTxWIDTH" in said
     clip = task_model(tmp_path / "clip", "zero-shot-image-classification", "clip")
-    assert "--precision int8 is for bundles of one graph" in refused(capsys, tmp_path, clip, "--precision", "int8")
+    for precision in ("int8", "tensorrt=int8"):
+        said = refused(capsys, tmp_path, clip, "--precision", precision)
+        assert "--precision int8 is for bundles of one graph, zero-shot-image-classification has 2" in said
     features = refused(capsys, tmp_path, clip, "--task", "image-feature-extraction")
     assert "reads images and texts; export it with --task image-text-embedding" in features
 
