@@ -1,9 +1,14 @@
-"""What ONNX Runtime's optimiser leaves undone around products of bytes. Answers change by rounding alone.
+"""What ONNX Runtime's optimiser leaves undone around products of bytes. Answers change by less than bytes change them.
 
 Its fusions put the bias of a quantized product, and the sum in front of a LayerNorm, into the one kernel only where
 shapes that it infers say so, which behind a Reshape they do not; here the graph's own weights do.
 
-Measured on all-MiniLM-L6-v2, 500 texts in batches of 16, two cores: 607 rows/s without this, 655 with.
+Gelu is computed by its approximation with tanh (Hendrycks and Gimpel, https://arxiv.org/abs/1606.08415), which is at
+most 0.0005 from the one with erf, where bytes of a tensor up to 10 are 0.04 apart: once products are fast, it is what
+takes most of the time beside them.
+
+Measured on all-MiniLM-L6-v2, 500 texts in batches of 16, two cores: 607 rows/s without the fusions, 655 with; Gelu took
+16 % of a run, by tanh it takes 10 % of a run that is 6 to 8 % shorter.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ def finish(model: Any, ranks: dict[str, int]) -> None:
     """Fuse in place; `ranks` are the numbers of axes of tensors, as far as they are known."""
     _biases(model.graph)
     _norms(model.graph, ranks)
+    _gelus(model.graph)
 
 
 def _biases(graph: Any) -> None:
@@ -81,6 +87,12 @@ def _norms(graph: Any, ranks: dict[str, int]) -> None:
         graph.node.insert(list(graph.node).index(node), fused)
         graph.node.remove(node)
         graph.node.remove(added)
+
+
+def _gelus(graph: Any) -> None:
+    for node in graph.node:
+        if node.domain == _MICROSOFT and node.op_type in ("Gelu", "BiasGelu"):
+            node.op_type = "FastGelu"  # takes a bias as well
 
 
 def _axis(node: Any) -> int:
