@@ -3,8 +3,8 @@
 Both forms of int8 are timed beside fp32 before either is searched: what is smoothed or kept in fp32 makes them slower,
 never faster. The form that is faster is searched first, the other where nothing of it passes.
 
-Measured on two cores with AVX-512 VNNI, in multiples of fp32 (`python -m benchmarks int8`): a ResNet-50 2.9 with
-calibrated scales and 1.0 without, for only they reach a Conv, a ConvNeXt-tiny 2.6 and 1.4; a ViT-small 2.0 and 1.9, for
+Measured on two cores with AVX-512 VNNI, in multiples of fp32 (`python -m benchmarks int8`): a ResNet-50 2.8 with
+calibrated scales and 1.0 without, for only they reach a Conv, a ConvNeXt-tiny 2.8 and 1.4; a ViT-small 2.1 and 2.0, for
 products with a matrix have kernels that find the scale as they go.
 """
 
