@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
+from engine.tensors import Array
 from export.int8_graph import finish
 
 
@@ -33,5 +34,6 @@ def test_gelu_becomes_the_one_with_tanh_with_its_bias():
     assert np.abs(plain - _gelu(values)).max() > 1e-4  # it is the approximation
 
 
-def _gelu(values: np.ndarray) -> np.ndarray:
-    return values * 0.5 * (1 + np.vectorize(math.erf)(values / math.sqrt(2)))
+def _gelu(values: Array) -> Array:
+    erf: Array = np.vectorize(math.erf)(values / math.sqrt(2))
+    return values * 0.5 * (1 + erf)
