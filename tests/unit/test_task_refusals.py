@@ -12,10 +12,8 @@ from onnx import TensorProto, helper
 from export import parity
 from export.errors import ParityFailed, Refused
 from export.images import ImageExport
-from export.ladder_static import climb_static
 from export.measures import NEIGHBOURS
 from export.onnx_from_model import _own_inputs
-from export.parity_limits import Limits
 from export.recipe import Recipe
 from export.tasks import export_task
 from export.tasks.base import Layout
@@ -123,13 +121,6 @@ def test_what_optimum_cannot_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(Refused) as refused:
         export_task("fill-mask").trace(source, tmp_path)
     assert str(refused.value) == "m (A) cannot be traced by optimum: no such operator"
-
-
-def test_int8_for_tensorrt_of_two_graphs(tmp_path: Path):
-    files: Any = {"image": None, "text": None}
-    nothing: Any = None
-    with pytest.raises(Refused, match="--precision tensorrt=int8 is for models of one graph; use fp16"):
-        climb_static(nothing, tmp_path, files, Limits(), False)
 
 
 def test_answers_that_are_right_alone_and_wrong_together():
