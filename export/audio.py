@@ -138,7 +138,8 @@ class AudioExport(ExportTask):
 
     def inputs_of(self, source: Source, payload: Json, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]] | None:
         """What transformers' feature extractor makes of the samples that the worker decodes, and cuts into windows."""
-        task: Any = self.online(self.task_config(source, {}), DEFAULT_LIMITS)  # type: ignore[call-arg]
+        online: Any = self.online  # of tasks in general only the protocol is known
+        task = online(self.task_config(source, {}), DEFAULT_LIMITS)
         task.features = heard = _Heard(task.features)
         task.preprocess(task.parse(payload))
         rate = source.processor.sampling_rate

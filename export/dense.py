@@ -44,7 +44,8 @@ class Dense:
                 "the model with SentenceTransformer(...) in a sandbox and save it, then export that folder"
             )
         with safe_open(file, framework="pt") as tensors:
-            found = {name: tensors.get_tensor(name).float().numpy() for name in tensors.keys()}  # noqa: SIM118
+            names = tensors.keys()  # it is no mapping that one could iterate over
+            found = {name: tensors.get_tensor(name).float().numpy() for name in names}
         if "linear.weight" not in found:
             raise Refused(f"{file} holds {', '.join(found)} instead of linear.weight; download the model again")
         return found["linear.weight"], found.get("linear.bias")
