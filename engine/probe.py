@@ -133,3 +133,9 @@ def cpu_quota(root: Path = Path("/")) -> int:
     except (OSError, ValueError):
         pass  # no cgroup, or one that sets no limit
     return max(1, available)
+
+
+def cpus_of_threads(threads: int) -> tuple[int, ...]:
+    """A CPU for each of `threads`, where this process has just as many; empty where there are more of either."""
+    cpus = sorted(os.sched_getaffinity(0))
+    return tuple(cpus) if threads == len(cpus) == cpu_quota() else ()

@@ -48,6 +48,11 @@ class Engine(Protocol):
         """Whether the thread that calls `start` computes; else it waits, and Python threads run meanwhile."""
         ...
 
+    @property
+    def caller_cpu(self) -> int | None:
+        """The CPU that the thread which calls `start` should keep to; None leaves it to the scheduler."""
+        ...
+
     def feeds(self, bucket: Bucket, slot: int = 0) -> Arrays:
         """The input buffers of `bucket`: write into them in place, then `start` or `run`. Allocated at load."""
         ...

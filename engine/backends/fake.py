@@ -23,6 +23,7 @@ class FakeEngine:
     overhead_tokens = 8
     best_tokens = 4096
     computes_in_caller = False
+    caller_cpu = None
 
     def __init__(
         self,

@@ -65,6 +65,7 @@ class TensorRtEngine:
     """
 
     computes_in_caller = False
+    caller_cpu = None
     slots = 2
 
     def __init__(self, bundle: Bundle, graph: str, plan: PlanFile, *, max_batch: int | None = None) -> None:

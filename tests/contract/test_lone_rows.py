@@ -60,6 +60,16 @@ async def test_it_runs_on_the_loop_and_says_the_same(watched: Watched):
     assert watched.batcher.stats.rows == 3
 
 
+async def test_the_thread_sleeps_on(watched: Watched, monkeypatch: pytest.MonkeyPatch):
+    woken: list[int] = []
+    monkeypatch.setattr(watched.batcher._wake, "notify", lambda: woken.append(1))
+    await watched.batcher.run([row(4)])
+    monkeypatch.undo()
+    watched.batcher.close()
+    assert watched.runs[1:] == [(1, True)]
+    assert not woken
+
+
 async def test_rows_that_come_together_share_a_batch(watched: Watched):
     answers = await asyncio.gather(*(watched.batcher.run([row(4, seed)]) for seed in range(8)))
     watched.batcher.close()

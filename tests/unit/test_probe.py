@@ -9,6 +9,7 @@ import pytest
 
 from engine.probe import (
     cpu_quota,
+    cpus_of_threads,
     driver_version,
     gpu,
     has_device_file,
@@ -45,6 +46,11 @@ def test_cgroup_v1(tmp_path: Path, quota: str, expected: int):
 
 def test_without_cgroup_the_affinity_counts(tmp_path: Path):
     assert cpu_quota(tmp_path) == HERE
+
+
+def test_a_cpu_for_each_thread_only_where_there_are_as_many():
+    assert cpus_of_threads(HERE + 1) == ()
+    assert cpus_of_threads(HERE) == (tuple(sorted(os.sched_getaffinity(0))) if cpu_quota() == HERE else ())
 
 
 # The GPU and its packages

@@ -1,0 +1,60 @@
+"""ONNX Runtime's threads each keep to a CPU of their own, where the process has as many of them as threads."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.batcher import Batcher
+from engine.bundle import open_bundle
+from engine.probe import cpu_quota
+from tests.contract.test_engine import row
+
+CPUS = sorted(os.sched_getaffinity(0))
+needs_two = pytest.mark.skipif(cpu_quota() != len(CPUS) or len(CPUS) < 2, reason="needs two CPUs without a quota")
+
+
+def affinities() -> dict[int, set[int]]:
+    """What the scheduler may choose for each thread of this process, by the thread's id."""
+    return {int(task.name): os.sched_getaffinity(int(task.name)) for task in Path("/proc/self/task").iterdir()}
+
+
+async def affinities_of(bundle: Path, threads: int) -> tuple[set[int], list[set[int]]]:
+    """That of the thread which calls the engine, and those of the threads that the engine started."""
+    before = affinities()
+    batcher = Batcher(
+        OnnxRuntimeEngine(open_bundle(bundle), threads=threads), max_rows=8, max_tokens=1000, max_queued=100
+    )
+    caller = next(thread for thread in threading.enumerate() if thread.name == "engine")
+    await batcher.run([row(4)])
+    now = affinities()
+    batcher.close()
+    assert caller.native_id is not None
+    return now[caller.native_id], [now[each] for each in now.keys() - before.keys() - {caller.native_id}]
+
+
+@needs_two
+async def test_as_many_cpus_as_threads(small_bundle: Path):
+    caller, others = await affinities_of(small_bundle, 0)
+    assert caller == {CPUS[0]}
+    assert sorted(map(tuple, others)) == [(cpu,) for cpu in CPUS[1:]]
+
+
+@needs_two
+async def test_with_cpus_to_spare_the_scheduler_chooses(small_bundle: Path):
+    caller, others = await affinities_of(small_bundle, 1)
+    assert caller == set(CPUS)
+    assert others == []
+
+
+@needs_two
+async def test_a_cpu_that_was_taken_away_meanwhile_costs_no_job(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(pid: int, cpus: set[int]) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    caller, others = await affinities_of(small_bundle, 0)
+    assert caller == set(CPUS)
+    assert len(others) == len(CPUS) - 1
