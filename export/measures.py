@@ -80,8 +80,7 @@ class Measure:
 
     def required(self) -> str:
         """For the sentence of a gate that failed."""
-        article = "an" if self.words[0] in "aeiou" else "a"
-        return f"{article} {self.words} of {'at least' if self.at_least else 'at most'} {self.limit:.6g}"
+        return f"{self.words} {'at least' if self.at_least else 'at most'} {self.limit:.6g}"
 
 
 def cosine(expected: Array, found: Array) -> float:

@@ -142,7 +142,7 @@ class Gate:
             self._suspects = list(dict.fromkeys([one.case.label for one in failed] + self._suspects))
             required = " and ".join(measure.required() for measure in measures)
             raise ParityFailed(
-                f"{len(failed)} of {len(answers)} answers differ from the reference: {required} are required",
+                f"{len(failed)} of {len(answers)} answers differ from the reference (required: {required})",
                 [one.shown(measures) for one in failed[:_WORST_SHOWN]],
                 (
                     self._source.task.unit.removesuffix("s"),
@@ -178,7 +178,7 @@ def _judge_together(found: Mapping[str, Mapping[str, float]], source: Source, me
         if failed:
             required = " and ".join(measure.required() for measure in failed)
             raise ParityFailed(
-                f"the {source.task.unit} together differ from the reference: {required} are required",
+                f"the {source.task.unit} together differ from the reference (required: {required})",
                 [("all", Path(file).name, *(measure.shown(figures[measure.key]) for measure in failed))],
                 (source.task.unit, "graph", *(measure.column or measure.name for measure in failed)),
             )

@@ -114,7 +114,7 @@ def test_a_limit(value: float):
     assert measure.passes(9e-5)
     assert measure.at("int8").passes(0.09)
     assert measure.at("fp32", 0.5).passes(0.4)
-    assert (measure.key, measure.required()) == ("max_difference", "a difference of at most 0.0001")
+    assert (measure.key, measure.required()) == ("max_difference", "difference at most 0.0001")
     best = Measure("agreement", 1.0, 0.0, at_least=True)
-    assert (best.key, best.required()) == ("min_agreement", "an agreement of at least 1")
+    assert (best.key, best.required()) == ("min_agreement", "agreement at least 1")
     assert best.badness(np.nan) == measure.badness(np.nan) == np.inf

@@ -128,7 +128,7 @@ def test_answers_that_are_right_alone_and_wrong_together():
     with pytest.raises(ParityFailed) as failed:
         parity._judge_together({"graphs/model/fp16.onnx": {NEIGHBOURS.key: 0.5}}, source, [NEIGHBOURS.at("fp16")])
     assert str(failed.value) == (
-        "the texts together differ from the reference: a neighbours of at least 0.9 are required"
+        "the texts together differ from the reference (required: neighbours at least 0.9)"
     )
     assert failed.value.exit_code == 1
     assert failed.value.rows == (("all", "fp16.onnx", "0.5000000"),)

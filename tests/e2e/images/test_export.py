@@ -150,7 +150,7 @@ def test_the_gate_sees_wrong_pixels(
     monkeypatch.setattr(image_processor, "_compare", lambda *_: None)
     assert main([str(vit), "--out", str(tmp_path / "bundle")]) == 1
     said = capsys.readouterr().err
-    assert "answers differ from the reference: a difference of at most 0.0001" in said
+    assert "answers differ from the reference (required: difference at most 0.0001" in said
     assert not (tmp_path / "bundle").exists()
 
 

@@ -40,7 +40,7 @@ def test_a_gate_that_fails_tells_the_tasks_own_figures(zoo: Any, tmp_path: Path,
     arguments = ["--task", "question-answering", "--out", str(tmp_path / "bundle"), "--parity-threshold", "1e-12"]
     assert main([str(folder), *arguments]) == 1
     said = capsys.readouterr().err
-    assert "a difference of at most 1e-12 and an agreement of at least 1 are required" in said
+    assert "(required: difference at most 1e-12 and agreement at least 1)" in said
     header = said.splitlines()[2].split()
     assert header == ["text", "graph", "difference", "same", "best"]
 
