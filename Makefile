@@ -61,8 +61,10 @@ imports: setup
 	@$(BIN)/lint-imports
 
 unit: setup
-	@echo "== pytest"
-	@$(BIN)/python -m pytest
+	@echo "== pytest, a process for each CPU"
+	@$(BIN)/python -m pytest -n auto --dist loadfile
+	@echo "== pytest, what measures"
+	@$(BIN)/python -m pytest -m alone
 
 ifeq ($(EXTRA),gpu)
 test-gpu: setup

@@ -9,7 +9,22 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a model hub
 
+from engine.probe import cpu_quota
 from tests.bundles import write_small_bundle
+
+_MOST_PROCESSES = 8  # each may hold torch and a model, 2 GB
+
+
+@pytest.hookimpl(optionalhook=True)  # tests on a GPU need no xdist
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: not the host's cores, of which a container may have few."""
+    return min(cpu_quota(), _MOST_PROCESSES)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what must run alone, in a process that has others beside it."""
+    if hasattr(config, "workerinput"):
+        items[:] = [item for item in items if item.get_closest_marker("alone") is None]
 
 
 @pytest.fixture

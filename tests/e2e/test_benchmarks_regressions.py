@@ -17,6 +17,7 @@ from benchmarks import quick
 from benchmarks.results_file import read
 from tests import bundles
 
+pytestmark = pytest.mark.alone
 REPOSITORY = Path(__file__).parents[2]
 PARTS = ("load-fake", "batching", "soak")
 SHORT = (
