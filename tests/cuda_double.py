@@ -57,6 +57,10 @@ class Device:
         self.pinned: list[Array] = []
         self.sticky: CUresult | None = None
         self.faults: dict[str, CUresult] = {}
+        self.unnamed: dict[str, int] = {}
+        """The name of a driver function -> an error of drivers newer than cuda-python, which has no name for it."""
+        self.leaked: list[str] = []
+        """What was dropped where no context is current."""
         self.calls: list[str] = []
         self.queue: list[Callable[[], None]] = []
         self.capturing: Graph | None = None
@@ -199,7 +203,13 @@ class PycudaDouble(ModuleType):
 
         class Event:
             def __init__(self, flags: int = 0) -> None:
-                self.at: int | None = None
+                with guarded():
+                    device.call("cuEventCreate", unsafe=True)
+
+            def __del__(self) -> None:
+                # pycuda's destructor makes the context current by itself, but only in the thread that retained it.
+                if not device.stack:
+                    device.leaked.append("event")
 
             def record(self, stream: Stream) -> Event:
                 with guarded():
@@ -283,6 +293,8 @@ class BindingsDouble(ModuleType):
 
         def binding(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
             def call(*arguments: Any) -> tuple[Any, ...]:
+                if function.__name__ in device.unnamed:
+                    return (CUresult(device.unnamed[function.__name__]),)
                 try:
                     return (CUresult.CUDA_SUCCESS, *function(*arguments))
                 except Fault as fault:

@@ -131,6 +131,17 @@ def test_an_error_of_the_engines_own_becomes_lost_when_the_context_is(cuda: Cuda
         raise EngineError("TensorRT says no")
 
 
+def test_an_error_that_cuda_python_has_no_name_for(cuda: Cuda, device: Device):
+    """Drivers are newer than CUDA 11.8, and cuda-python raises a ValueError for codes that came later."""
+    device.unnamed["cuGraphLaunch"] = 721
+    with pytest.raises(EngineError, match="721 is not a valid CUresult") as caught, cuda.active("running"):
+        cuda.replay(None)
+    assert type(caught.value) is EngineError
+    device.unnamed["cuCtxSynchronize"] = 721  # and it comes back
+    with pytest.raises(EngineLost, match=r"it says no \(721 is not a valid CUresult\)"), cuda.active("running"):
+        raise EngineError("it says no")
+
+
 def test_a_failing_capture_leaves_the_stream_usable(cuda: Cuda, device: Device):
     for work, error in ((lambda: 1 / 0, ZeroDivisionError), (lambda: cuda.device(8), EngineError)):
         with pytest.raises(error), cuda.active("capturing"):
