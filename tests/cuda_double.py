@@ -1,4 +1,4 @@
-"""Stands in for pycuda.driver and cuda.cuda: a device whose memory is bytes here and whose stream runs late.
+"""Stands in for pycuda.driver and cuda.bindings.driver: a device whose memory is bytes here and whose stream runs late.
 
 What is queued runs when something waits for it, not before: who reads results without waiting, or refills a buffer
 that is still to be copied, gets wrong answers. Device addresses are no host addresses, and every access is checked
@@ -154,6 +154,9 @@ class PycudaDouble(ModuleType):
                 raise kind(f"driver call failed: {fault.code.name}") from None
 
         class Context:
+            def __del__(self) -> None:
+                device.leaked.append("context")  # pycuda detaches it, as no primary context may be
+
             def push(self) -> None:
                 device.stack.append(self)
 
@@ -281,14 +284,14 @@ class PycudaDouble(ModuleType):
 
 
 class BindingsDouble(ModuleType):
-    """The names of cuda.cuda that the project uses. Functions return (code, value...)."""
+    """The names of cuda.bindings.driver that the project uses. Functions return (code, value...)."""
 
     class CUstreamCaptureMode(IntEnum):
         CU_STREAM_CAPTURE_MODE_GLOBAL = 0
         CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
 
     def __init__(self, device: Device) -> None:
-        super().__init__("cuda.cuda")
+        super().__init__("cuda.bindings.driver")
         self.CUresult = CUresult
 
         def binding(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
@@ -364,15 +367,17 @@ _ALONE = ("cuCtxSynchronize", "cuStreamBeginCapture", "cuGraphUpload", "cuGraphL
 
 @contextmanager
 def installed(device: Device, **modules: ModuleType) -> Iterator[Device]:
-    """Let `import pycuda.driver` and `from cuda import cuda` find doubles of `device`; add `modules` by their names."""
-    pycuda, cuda = ModuleType("pycuda"), ModuleType("cuda")
+    """Let imports of pycuda.driver and cuda.bindings.driver find doubles of `device`; add `modules` by their names."""
+    pycuda, cuda, bindings = ModuleType("pycuda"), ModuleType("cuda"), ModuleType("cuda.bindings")
     pycuda.driver = PycudaDouble(device)  # type: ignore[attr-defined]
-    cuda.cuda = BindingsDouble(device)  # type: ignore[attr-defined]
+    cuda.bindings = bindings  # type: ignore[attr-defined]
+    bindings.driver = BindingsDouble(device)  # type: ignore[attr-defined]
     found = {
         "pycuda": pycuda,
         "pycuda.driver": pycuda.driver,
         "cuda": cuda,
-        "cuda.cuda": cuda.cuda,
+        "cuda.bindings": bindings,
+        "cuda.bindings.driver": bindings.driver,
         **modules,
     }
     before = {name: sys.modules.get(name) for name in found}

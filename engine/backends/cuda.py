@@ -10,6 +10,7 @@ imported here alone, and only when a driver was found: see probe.py. Every error
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -56,7 +57,7 @@ class Cuda:
         self._replays: list[Any] = []
         try:
             import pycuda.driver as driver
-            from cuda import cuda as bindings
+            from cuda.bindings import driver as bindings  # `cuda.cuda`, its old name, warns
         except Exception as error:  # ImportError, or whatever a library that does not load raises
             raise EngineError(f"pycuda and cuda-python do not load: {error}; install requirements/all.txt") from error
         self._driver, self._bindings = driver, bindings
@@ -65,6 +66,8 @@ class Cuda:
             # The primary one, which TensorRT and ONNX Runtime use as well: a second would cost its own memory.
             if index not in _contexts:
                 _contexts[index] = driver.Device(index).retain_primary_context()
+                # Kept beyond the end of Python as well: pycuda's destructor calls cuCtxDetach, which is not for it.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(_contexts[index]))
             self._context = _contexts[index]
         except driver.Error as error:
             raise EngineError(f"CUDA does not start: {error}") from error

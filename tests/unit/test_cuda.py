@@ -84,6 +84,12 @@ def test_the_context_is_current_only_in_the_block_and_in_its_thread(cuda: Cuda, 
     assert found
 
 
+def test_the_primary_context_is_never_destroyed(device: Device):
+    with installed(device):
+        Cuda().close()
+    assert device.leaked == []
+
+
 def test_the_stack_is_left_clean_by_an_error(cuda: Cuda, device: Device):
     with pytest.raises(ZeroDivisionError), cuda.active("dividing"):
         raise ZeroDivisionError
