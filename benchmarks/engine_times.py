@@ -16,6 +16,7 @@ from engine.batcher import Batcher
 from engine.bucket import Bucket
 from engine.bundle import Bundle
 from engine.config import Limits
+from engine.errors import EngineError
 from engine.tasks import load_task
 from handler.handler import Handler
 
@@ -92,7 +93,8 @@ class Times:
             done = cuda.event()
 
             def enqueue() -> None:
-                execution_context.execute_async_v3(cuda.stream)
+                if not execution_context.execute_async_v3(cuda.stream):  # else a refusal would be the fastest run
+                    raise EngineError(f"TensorRT does not run {bucket}")
 
             start = enqueue
             if self._cuda_graph:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from engine.bundle import Bundle
     from engine.config import Settings
 
-_BESIDE_TENSORRT = ("pycuda.driver", "cuda.cuda")
+_BESIDE_TENSORRT = ("pycuda.driver", "cuda.bindings.driver")
 """What engine/backends/cuda.py imports."""
 
 

@@ -1,4 +1,4 @@
-"""Stands in for pycuda.driver and cuda.cuda: a device whose memory is bytes here and whose stream runs late.
+"""Stands in for pycuda.driver and cuda.bindings.driver: a device whose memory is bytes here and whose stream runs late.
 
 What is queued runs when something waits for it, not before: who reads results without waiting, or refills a buffer
 that is still to be copied, gets wrong answers. Device addresses are no host addresses, and every access is checked
@@ -57,6 +57,10 @@ class Device:
         self.pinned: list[Array] = []
         self.sticky: CUresult | None = None
         self.faults: dict[str, CUresult] = {}
+        self.unnamed: dict[str, int] = {}
+        """The name of a driver function -> an error of drivers newer than cuda-python, which has no name for it."""
+        self.leaked: list[str] = []
+        """What was dropped where no context is current."""
         self.calls: list[str] = []
         self.queue: list[Callable[[], None]] = []
         self.capturing: Graph | None = None
@@ -150,6 +154,9 @@ class PycudaDouble(ModuleType):
                 raise kind(f"driver call failed: {fault.code.name}") from None
 
         class Context:
+            def __del__(self) -> None:
+                device.leaked.append("context")  # pycuda detaches it, as no primary context may be
+
             def push(self) -> None:
                 device.stack.append(self)
 
@@ -199,7 +206,13 @@ class PycudaDouble(ModuleType):
 
         class Event:
             def __init__(self, flags: int = 0) -> None:
-                self.at: int | None = None
+                with guarded():
+                    device.call("cuEventCreate", unsafe=True)
+
+            def __del__(self) -> None:
+                # pycuda's destructor makes the context current by itself, but only in the thread that retained it.
+                if not device.stack:
+                    device.leaked.append("event")
 
             def record(self, stream: Stream) -> Event:
                 with guarded():
@@ -271,18 +284,20 @@ class PycudaDouble(ModuleType):
 
 
 class BindingsDouble(ModuleType):
-    """The names of cuda.cuda that the project uses. Functions return (code, value...)."""
+    """The names of cuda.bindings.driver that the project uses. Functions return (code, value...)."""
 
     class CUstreamCaptureMode(IntEnum):
         CU_STREAM_CAPTURE_MODE_GLOBAL = 0
         CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
 
     def __init__(self, device: Device) -> None:
-        super().__init__("cuda.cuda")
+        super().__init__("cuda.bindings.driver")
         self.CUresult = CUresult
 
         def binding(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
             def call(*arguments: Any) -> tuple[Any, ...]:
+                if function.__name__ in device.unnamed:
+                    return (CUresult(device.unnamed[function.__name__]),)
                 try:
                     return (CUresult.CUDA_SUCCESS, *function(*arguments))
                 except Fault as fault:
@@ -352,15 +367,17 @@ _ALONE = ("cuCtxSynchronize", "cuStreamBeginCapture", "cuGraphUpload", "cuGraphL
 
 @contextmanager
 def installed(device: Device, **modules: ModuleType) -> Iterator[Device]:
-    """Let `import pycuda.driver` and `from cuda import cuda` find doubles of `device`; add `modules` by their names."""
-    pycuda, cuda = ModuleType("pycuda"), ModuleType("cuda")
+    """Let imports of pycuda.driver and cuda.bindings.driver find doubles of `device`; add `modules` by their names."""
+    pycuda, cuda, bindings = ModuleType("pycuda"), ModuleType("cuda"), ModuleType("cuda.bindings")
     pycuda.driver = PycudaDouble(device)  # type: ignore[attr-defined]
-    cuda.cuda = BindingsDouble(device)  # type: ignore[attr-defined]
+    cuda.bindings = bindings  # type: ignore[attr-defined]
+    bindings.driver = BindingsDouble(device)  # type: ignore[attr-defined]
     found = {
         "pycuda": pycuda,
         "pycuda.driver": pycuda.driver,
         "cuda": cuda,
-        "cuda.cuda": cuda.cuda,
+        "cuda.bindings": bindings,
+        "cuda.bindings.driver": bindings.driver,
         **modules,
     }
     before = {name: sys.modules.get(name) for name in found}

@@ -10,9 +10,10 @@ imported here alone, and only when a driver was found: see probe.py. Every error
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING of cuda.h: does not wait for the legacy stream, which others may use
 _OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
+_UNKNOWN = 999  # CUDA_ERROR_UNKNOWN
 
 _contexts: dict[int, Any] = {}
 """Device -> its primary context, retained once and never released before the process ends: released, it would stay
@@ -55,7 +57,7 @@ class Cuda:
         self._replays: list[Any] = []
         try:
             import pycuda.driver as driver
-            from cuda import cuda as bindings
+            from cuda.bindings import driver as bindings  # `cuda.cuda`, its old name, warns
         except Exception as error:  # ImportError, or whatever a library that does not load raises
             raise EngineError(f"pycuda and cuda-python do not load: {error}; install requirements/all.txt") from error
         self._driver, self._bindings = driver, bindings
@@ -64,6 +66,8 @@ class Cuda:
             # The primary one, which TensorRT and ONNX Runtime use as well: a second would cost its own memory.
             if index not in _contexts:
                 _contexts[index] = driver.Device(index).retain_primary_context()
+                # Kept beyond the end of Python as well: pycuda's destructor calls cuCtxDetach, which is not for it.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(_contexts[index]))
             self._context = _contexts[index]
         except driver.Error as error:
             raise EngineError(f"CUDA does not start: {error}") from error
@@ -161,9 +165,8 @@ class Cuda:
         try:
             work()
         except BaseException:
-            code, graph = bindings.cuStreamEndCapture(self.stream)
-            if not int(code):
-                bindings.cuGraphDestroy(graph)
+            with suppress(_Failure):  # CUDA ends with an error what an error ended
+                bindings.cuGraphDestroy(self._call(bindings.cuStreamEndCapture, self.stream))
             raise
         graph = self._call(bindings.cuStreamEndCapture, self.stream)
         try:
@@ -193,7 +196,10 @@ class Cuda:
     # Errors
 
     def _call(self, function: Any, *arguments: Any) -> Any:
-        code, *values = function(*arguments)
+        try:
+            code, *values = function(*arguments)
+        except ValueError as error:  # "721 is not a valid CUresult": an error of drivers newer than cuda-python
+            raise _Failure(_UNKNOWN, f"{function.__name__} failed: {error}") from error
         if int(code):
             raise _Failure(int(code), f"{function.__name__} failed: {_name(code)}")
         return values[0] if values else None
@@ -213,7 +219,10 @@ class Cuda:
 
         Asked of CUDA rather than looked up in a list of codes: a sticky error is one that comes back.
         """
-        (code,) = self._bindings.cuCtxSynchronize()
+        try:
+            (code,) = self._bindings.cuCtxSynchronize()
+        except ValueError as error:  # as in `_call`
+            return str(error)
         return _name(code) if int(code) else None
 
 

@@ -17,6 +17,7 @@ from engine.backends.tensorrt_api import (
     can_share_profiles,
     dtype_of,
     import_tensorrt,
+    is_out_of_memory,
     make_execution_context,
     messages,
     notes_on_length,
@@ -246,6 +247,7 @@ class TensorRtEngine:
         self._cuda.drop_captures()  # before the execution contexts that they came from, and these before their memory
         self._runs.clear()
         self._started.clear()
+        self._done = []  # an event that outlives the block may be dropped where no context is current
         self._cuda.free()
 
     # Running
@@ -296,5 +298,5 @@ class TensorRtEngine:
     def _error(self, what: str) -> EngineError:
         """An error with what TensorRT said last."""
         said = self._messages.take()
-        error = OutOfMemory if "out of memory" in said.lower() else EngineError
+        error = OutOfMemory if is_out_of_memory(said) else EngineError
         return error(f"{what}: {said}" if said else what)

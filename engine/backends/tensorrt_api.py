@@ -92,6 +92,11 @@ def notes_on_length(plan: PlanFile, takes: int) -> list[str]:
     ]
 
 
+def is_out_of_memory(said: str) -> bool:
+    """Whether TensorRT tells of memory that ended: CUDA's words "out of memory", or its own code, "OutOfMemory"."""
+    return "outofmemory" in said.lower().replace(" ", "")
+
+
 @cache
 def messages(trt: Any) -> Any:
     """A logger that keeps TensorRT's last errors, which is all that it tells beside None or False.

@@ -4,13 +4,16 @@ It imports without a driver. pycuda has no wheels and does not, so its names are
 """
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import engine.backends.cuda
+import engine.boot
 
-cuda = pytest.importorskip("cuda.cuda", reason="cuda-python is not installed")
+cuda = pytest.importorskip("cuda.bindings.driver", reason="cuda-python is not installed")
 
 SIGNATURES = {
     "cuCtxSynchronize": "()",
@@ -27,6 +30,13 @@ SIGNATURES = {
 def names_used() -> set[str]:
     source = Path(engine.backends.cuda.__file__).read_text()
     return set(re.findall(r"bindings\.(\w+)", source))
+
+
+def test_it_imports_where_warnings_are_errors():
+    """As in these tests, on a GPU. In a process of its own, since `importorskip` has silenced what it warned of."""
+    *_, name = engine.boot._BESIDE_TENSORRT
+    assert cuda.__name__ == name
+    subprocess.run([sys.executable, "-W", "error", "-c", f"import {name}"], check=True)
 
 
 def test_the_list_is_complete():

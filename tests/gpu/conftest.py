@@ -19,7 +19,9 @@ from tests.bundles import write_small_bundle
 ENCODER = Shape(2, 64, 4, 128, vocab_size=500, max_position_embeddings=64)
 BATCHES, LENGTHS = (1, 4, 8), (16, 32, 64)
 CONTRACT_BATCHES, CONTRACT_LENGTHS = (1, 2, 3, 4, 8, 16, 32), (8, 16, 24, 32)
-Loaded = Callable[..., Any]
+BUILD_TIMEOUT_S = 600
+"""Of a test and of the worker in it: either may build plans. It must not end while one is built: an exception in one of
+the builder's callbacks aborts the process, and all tests with it."""
 
 
 @pytest.fixture(scope="session", autouse=True)

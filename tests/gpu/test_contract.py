@@ -14,9 +14,9 @@ from engine.bundle import open_bundle
 from engine.plan import plans_of
 from engine.probe import onnxruntime_providers
 from tests.contract import test_engine as contract
-from tests.gpu.conftest import opened
+from tests.gpu.conftest import BUILD_TIMEOUT_S, opened
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(BUILD_TIMEOUT_S)]
 
 
 @pytest.fixture(params=["tensorrt", "onnxruntime-cuda"])

@@ -13,9 +13,9 @@ from engine.bundle import open_bundle
 from engine.plan import PlanFile
 from engine.probe import Gpu, onnxruntime_providers, tensorrt_version
 from export.plan_gate import gate, in_precision
-from tests.gpu.conftest import BATCHES, LENGTHS, opened
+from tests.gpu.conftest import BATCHES, BUILD_TIMEOUT_S, LENGTHS, opened
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(BUILD_TIMEOUT_S)]
 
 LIMITS = {"fp32": 1e-3, "tf32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
 _AMPERE = (8, 0)

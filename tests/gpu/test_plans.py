@@ -21,8 +21,9 @@ from benchmarks.bert_bundle import text_of
 from engine.bundle import open_bundle, write_manifest
 from engine.plan import Plan, PlanFile, plans_of, write_sidecar
 from engine.probe import Gpu
+from tests.gpu.conftest import BUILD_TIMEOUT_S
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(BUILD_TIMEOUT_S)]
 
 _LOAD = """
 import sys
@@ -72,7 +73,7 @@ def serve(bundle: Path, text: str, **env: str) -> subprocess.CompletedProcess[st
     """One job through the worker, with TensorRT or not at all."""
     command = [sys.executable, "-m", "handler", "--test_input", json.dumps({"input": {"text": text}})]
     environ = {**os.environ, "BUNDLE": str(bundle), "ENGINE": "tensorrt", **env}
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
 
 
 def test_the_worker_serves_from_its_plan(bundle: Path):
@@ -144,7 +145,9 @@ def test_a_plan_is_built_at_boot(encoder: Path, plan_in: Callable[[str], PlanFil
         file.unlink()
     write_manifest(path, open_bundle(path).manifest)
     for _ in range(2):
-        done = serve(path, "x", BUILD_ON_BOOT="1", PLAN_CACHE=str(tmp_path / "volume"), BUILD_TIMEOUT_S="600")
+        done = serve(
+            path, "x", BUILD_ON_BOOT="1", PLAN_CACHE=str(tmp_path / "volume"), BUILD_TIMEOUT_S=str(BUILD_TIMEOUT_S)
+        )
         assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "volume").rglob("*.plan"))) == 1
     assert len(list((tmp_path / "volume").glob("*.timing.cache"))) == 1

@@ -84,6 +84,12 @@ def test_the_context_is_current_only_in_the_block_and_in_its_thread(cuda: Cuda, 
     assert found
 
 
+def test_the_primary_context_is_never_destroyed(device: Device):
+    with installed(device):
+        Cuda().close()
+    assert device.leaked == []
+
+
 def test_the_stack_is_left_clean_by_an_error(cuda: Cuda, device: Device):
     with pytest.raises(ZeroDivisionError), cuda.active("dividing"):
         raise ZeroDivisionError
@@ -129,6 +135,17 @@ def test_an_error_of_the_engines_own_becomes_lost_when_the_context_is(cuda: Cuda
     device.sticky = CUresult.CUDA_ERROR_LAUNCH_FAILED
     with pytest.raises(EngineLost, match=r"TensorRT says no \(CUDA_ERROR_LAUNCH_FAILED\)"), cuda.active("running"):
         raise EngineError("TensorRT says no")
+
+
+def test_an_error_that_cuda_python_has_no_name_for(cuda: Cuda, device: Device):
+    """Drivers are newer than CUDA 11.8, and cuda-python raises a ValueError for codes that came later."""
+    device.unnamed["cuGraphLaunch"] = 721
+    with pytest.raises(EngineError, match="721 is not a valid CUresult") as caught, cuda.active("running"):
+        cuda.replay(None)
+    assert type(caught.value) is EngineError
+    device.unnamed["cuCtxSynchronize"] = 721  # and it comes back
+    with pytest.raises(EngineLost, match=r"it says no \(721 is not a valid CUresult\)"), cuda.active("running"):
+        raise EngineError("it says no")
 
 
 def test_a_failing_capture_leaves_the_stream_usable(cuda: Cuda, device: Device):

@@ -12,8 +12,9 @@ from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import TensorRtEngine
 from engine.bucket import Bucket
 from engine.bundle import open_bundle
+from engine.errors import EngineError
 from tests.cuda_double import Device
-from tests.tensorrt_double import engine_on_double
+from tests.tensorrt_double import TensorRtDouble, engine_on_double
 
 RUNS = 5
 LIMITS = {"warm_up_ms": 0.0, "duration_s": 0.0, "iterations": RUNS}
@@ -73,4 +74,14 @@ def test_an_engine_on_the_cpu_has_no_run_without_copies(small_bundle: Path):
     bundle = open_bundle(small_bundle)
     engine = OnnxRuntimeEngine(bundle)
     assert Times(bundle, engine, **LIMITS).alone(BUCKET) is None  # type: ignore[arg-type]
+    engine.close()
+
+
+def test_a_refusal_is_no_fast_run(small_bundle: Path, device: Device):
+    trt = TensorRtDouble(device)
+    engine = engine_on_double(small_bundle, device=device, trt=trt)
+    engine.warm_up()
+    trt.refuse_to_run = "something is off"
+    with pytest.raises(EngineError, match="TensorRT does not run Bucket"):
+        times(small_bundle, engine).alone(BUCKET)
     engine.close()

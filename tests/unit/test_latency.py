@@ -161,6 +161,7 @@ def asked(tmp_path: Path, **changes: Any) -> argparse.Namespace:
         "torch_python": None,
         "latency_options": "--models minilm",
         "plan_options": "--no-library-tactics",
+        "test_options": "-k 'not boot'",
         "limit_s": 60.0,
     }
     return argparse.Namespace(**{**fields, **changes})
@@ -169,6 +170,7 @@ def asked(tmp_path: Path, **changes: Any) -> argparse.Namespace:
 def test_steps_are_those_asked_for(tmp_path: Path):
     steps = steps_of(asked(tmp_path))
     assert [step.name for step in steps] == ["tests", "latency"]
+    assert list(steps[0].command[-2:]) == ["-k", "not boot"]
     assert list(steps[1].command[-2:]) == ["--models", "minilm"]
     with_smoke = steps_of(asked(tmp_path, smoke=Path("smoke.py"), torch_python="/usr/bin/python3"))
     assert [step.name for step in with_smoke] == ["smoke", "tests", "latency"]
@@ -188,6 +190,32 @@ def test_a_step_that_takes_too_long_ends_with_all_that_it_started(tmp_path: Path
             return
         time.sleep(0.05)
     pytest.fail("the step's own child lives on")
+
+
+def test_all_steps_end_within_the_total_and_one_without_its_bundle_ends_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from engine.probe import Gpu
+
+    def no_bundle(*arguments: object) -> Path:
+        raise OSError("no space left on device")
+
+    for module in ("benchmarks.gpu", "benchmarks.machine"):
+        monkeypatch.setattr(f"{module}.gpu", lambda: Gpu("NVIDIA L4", (8, 9)))
+    monkeypatch.setattr(benchmarks.gpu, "bert_bundle", no_bundle)
+    steps = [Step("plan", ["true"]), Step("smoke", ["sleep", "60"]), Step("tests", ["true"])]
+    monkeypatch.setattr(benchmarks.gpu, "steps_of", lambda args: steps)
+    begin = time.perf_counter()
+    assert main(["gpu", "--out", str(tmp_path), "--total-s", "0.5"]) == 1
+    assert time.perf_counter() - begin < 30
+    summary = json.loads((tmp_path / "gpu.json").read_text())
+    assert [(step["name"], step["exit_code"]) for step in summary["steps"]] == [
+        ("plan", 1),
+        ("smoke", 124),
+        ("tests", 124),
+    ]
+    assert "no space left on device" in (tmp_path / "plan.log").read_text()
+    assert "not begun" in (tmp_path / "tests.log").read_text()
 
 
 def test_the_summary_has_the_machine_and_every_step(
