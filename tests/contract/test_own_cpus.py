@@ -41,7 +41,7 @@ async def affinities_of(bundle: Path, threads: int) -> tuple[set[int], list[set[
 
 @needs_two
 async def test_as_many_cpus_as_threads(small_bundle: Path):
-    caller, others = await affinities_of(small_bundle, 0)
+    caller, others = await affinities_of(small_bundle, len(CPUS))
     assert caller == {CPUS[0]}
     assert sorted(map(tuple, others)) == [(cpu,) for cpu in CPUS[1:]]
 
@@ -59,6 +59,6 @@ async def test_a_cpu_that_was_taken_away_meanwhile_costs_no_job(small_bundle: Pa
         raise OSError(22, "Invalid argument")
 
     monkeypatch.setattr(os, "sched_setaffinity", refuse)
-    caller, others = await affinities_of(small_bundle, 0)
+    caller, others = await affinities_of(small_bundle, len(CPUS))
     assert caller == set(CPUS)
     assert len(others) == len(CPUS) - 1
