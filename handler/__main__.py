@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def _open_standard_files() -> None:
-    """Where one was closed: else a socket gets its number, and what a library prints goes to RunPod or to the engine."""
+    """Where one was closed: else a socket gets its number, and the engine reads what a library prints."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -140,7 +140,9 @@ def check_environ(environ: Mapping[str, str]) -> None:
         if not environ.get(name, "").startswith(("https://", "http://")):
             raise ConfigError(f"{name}={environ.get(name, '')[:80]!r} is not an address; leave it as RunPod sets it")
     if not environ.get("RUNPOD_AI_API_KEY", "").isprintable():
-        raise ConfigError("RUNPOD_AI_API_KEY holds a line end or another character that no header can carry; set it anew")
+        raise ConfigError(
+            "RUNPOD_AI_API_KEY holds a line end or another character that no header can carry; set it anew"
+        )
     interval = environ.get("RUNPOD_PING_INTERVAL", "10000")
     if not (interval.isdecimal() and int(interval) >= 1000):
         raise ConfigError(f"RUNPOD_PING_INTERVAL={interval[:80]!r} is not allowed; set it to 1000 or more milliseconds")

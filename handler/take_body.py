@@ -1,7 +1,7 @@
 """The jobs in a reply to a take that Python's JSON reader refuses as a whole. Imported when there is one.
 
-The platform's reader takes JSON that is nested a thousand levels deep, and numbers of five thousand digits; Python's does
-not. The SDK then drops the reply, and with one caller's job those of all others in the batch, which nobody would answer.
+The platform's reader takes JSON that is nested a thousand levels deep, and numbers of five thousand digits; Python's
+does not. The SDK then drops the reply, and with one caller's job those of all others in the batch: nobody would answer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WHY = "it is nested too deeply, or holds a number of too many digits"
 
 
 def salvage(body: bytes) -> list[dict[str, Any]]:
-    """The jobs in `body`, an object or a list of them; of one that cannot be read its id, and why. None from garbage."""
+    """The jobs in `body`, an object or a list of them; of one that cannot be read its id, and why. Garbage has none."""
     try:
         text = body.decode()
     except UnicodeDecodeError:
@@ -40,23 +40,23 @@ def _objects(text: str) -> Iterator[tuple[int, int, str | None]]:
     """Where each whole object that is the reply, or stands in its list, begins and ends, and its field `id`."""
     top = 1 if text.lstrip().startswith("[") else 0
     depth, begin, job_id = 0, 0, None
-    last, name = "", ""  # the token before, and the field whose value is read, both of the object itself
+    last, name = "", ""  # what came before, and the field whose value is read, both of the object itself
     for match in _TOKEN.finditer(text):
-        token = match[0]
-        if token in "[{":
+        found = match[0]
+        if found in "[{":
             if depth == top:
                 begin, job_id, name = match.start(), None, ""
             depth += 1
-        elif token in "]}":
+        elif found in "]}":
             depth -= 1
-            if depth == top and token == "}" and text[begin] == "{":
+            if depth == top and found == "}" and text[begin] == "{":
                 yield begin, match.end(), job_id
         elif depth != top + 1:
             continue
-        elif token == ":":
+        elif found == ":":
             name = last
-        elif token == ",":
+        elif found == ",":
             name = ""
         elif name == '"id"':
-            job_id = json.loads(token, strict=False)
-        last = token
+            job_id = json.loads(found, strict=False)
+        last = found

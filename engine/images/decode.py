@@ -31,8 +31,8 @@ def decode(content: bytes, field: str, max_pixels: int) -> Image.Image:
     """The first frame of an image file, turned as its EXIF orientation says, in RGB.
 
     Alpha is dropped and 16 bits become 8, as Pillow's convert("RGB") does it. `field` names the image in errors.
-    Raises InvalidInput for files that are no image, of another format, damaged, cut short, over `max_pixels`, or made to cost
-    more than its pixels do.
+    Raises InvalidInput for files that are no image, of another format, damaged, cut short, over `max_pixels`, or made
+    to cost more than its pixels do.
     """
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -46,7 +46,9 @@ def decode(content: bytes, field: str, max_pixels: int) -> Image.Image:
             f"`{field}` has {width} x {height} pixels, allowed are {max_pixels} in all (MAX_PIXELS); send a smaller one"
         )
     if max(width, height) > _LONGEST_SIDE:
-        raise InvalidInput(f"`{field}` has {width} x {height} pixels; allowed are {_LONGEST_SIDE} on a side, so crop it")
+        raise InvalidInput(
+            f"`{field}` has {width} x {height} pixels; allowed are {_LONGEST_SIDE} on a side, so crop it"
+        )
     if image.format in ("JPEG", "MPO") and (scans := content.count(_START_OF_SCAN)) > _MOST_SCANS:
         raise InvalidInput(f"`{field}` is a JPEG of {scans} scans, allowed are {_MOST_SCANS}; save it anew")
     if (pixels := _tile_pixels(image)) > 2 * max_pixels:
