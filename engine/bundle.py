@@ -130,11 +130,11 @@ def open_bundle(path: Path, *, sha256: str = "", public_key: str = "") -> Bundle
     Raises BundleError when there is none, when it was changed after it was written, when it is not the one that is
     wanted, or when its schema is newer; ConfigError when `public_key` is not a key.
     """
-    if not (path / MANIFEST).is_file():
-        raise BundleError(
-            f"{path} is not a bundle (no {MANIFEST}); make one with `python -m export MODEL --out {path}`"
-        )
     try:
+        if not (path / MANIFEST).is_file():
+            raise BundleError(
+                f"{path} is not a bundle (no {MANIFEST}); make one with `python -m export MODEL --out {path}`"
+            )
         raw = (path / MANIFEST).read_bytes()
         checksum = (path / CHECKSUM).read_bytes()
     except OSError as error:
@@ -148,11 +148,15 @@ def open_bundle(path: Path, *, sha256: str = "", public_key: str = "") -> Bundle
         from engine.signature import check_signature
 
         check_signature(path, raw, public_key)
-    return Bundle(path, _parse(path, json.loads(raw)), digest)
+    return Bundle(path, _parse(path, raw), digest)
 
 
-def _parse(path: Path, data: dict[str, Any]) -> Manifest:
-    version = data.get("schema_version", "missing")
+def _parse(path: Path, raw: bytes) -> Manifest:
+    try:
+        data = json.loads(raw)
+        version = str(data.get("schema_version", "missing"))
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise BundleError(f"{path / MANIFEST} is not a JSON object ({error}); {_REBUILD}") from error
     if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
         raise BundleError(
             f"{path} has bundle schema {version}, this worker reads {SCHEMA_VERSION}; "
@@ -164,7 +168,7 @@ def _parse(path: Path, data: dict[str, Any]) -> Manifest:
         known["graphs"] = {name: _parse_graph(graph) for name, graph in data["graphs"].items()}
         known["files"] = {_safe(name): (entry["size"], entry["sha256"]) for name, entry in data["files"].items()}
         return Manifest(**known)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path / MANIFEST} is not what schema {version} describes ({error}); {_REBUILD}") from error
 
 

@@ -87,6 +87,15 @@ class Limits:
     )
     max_pixels: int = _setting("MAX_PIXELS", 50_000_000, _whole(1, 1 << 31), "Pixels of one image.")
     max_audio_s: float = _setting("MAX_AUDIO_S", 600.0, _seconds(0.001, 86_400), "Seconds of one recording.")
+    max_row_bytes: int = _setting(
+        "MAX_ROW_BYTES",
+        2_000_000_000,
+        _whole(1, 1 << 40),
+        "Bytes that the images or recordings of one job, or of one part of a stream, become for the engine.",
+    )
+    max_queued_rows: int = _setting(
+        "MAX_QUEUED_ROWS", 50_000, _whole(1, 10_000_000), "Rows that may wait; beyond it a job is refused with a retry."
+    )
     fetch_hosts: tuple[str, ...] = _setting(
         "FETCH_HOSTS",
         (),
@@ -184,9 +193,6 @@ class Settings(Limits):
     )
     max_queue_delay_ms: int = _setting(
         "MAX_QUEUE_DELAY_MS", 0, _whole(0, 10_000), "Milliseconds that a batch which is not full waits for company."
-    )
-    max_queued_rows: int = _setting(
-        "MAX_QUEUED_ROWS", 50_000, _whole(1, 10_000_000), "Rows that may wait; beyond it a job is refused with a retry."
     )
     job_timeout_s: float = _setting(
         "JOB_TIMEOUT_S", 0.0, _seconds(0, 86_400), "Seconds after which a job fails; 0 leaves that to RunPod."

@@ -131,7 +131,7 @@ def request(
         raise Unreachable(f"{target.host} did not answer within {deadline.seconds:g} s") from None
     except ssl.SSLCertVerificationError as error:
         raise InvalidInput(f"the certificate of {target.host} cannot be verified: {error.verify_message}") from None
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # http.client reads a negative size of a chunk
         raise Unreachable(f"the connection to {target.host} failed ({type(error).__name__})") from error
 
 
@@ -153,8 +153,11 @@ def check_url(url: str, hosts: Sequence[str]) -> Target:
     if not any(_matches(host, port, pattern) for pattern in hosts):
         name = host if port == _HTTPS_PORT else f"{host}:{port}"
         raise InvalidInput(f"{name[:80]} is not among the hosts that this worker fetches from (FETCH_HOSTS)")
-    path = quote(parts.path or "/", safe=_PATH_SAFE)
-    return Target(host, port, f"{path}?{quote(parts.query, safe=_PATH_SAFE)}" if parts.query else path)
+    try:
+        path = quote(parts.path or "/", safe=_PATH_SAFE)
+        return Target(host, port, f"{path}?{quote(parts.query, safe=_PATH_SAFE)}" if parts.query else path)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can carry
+        raise InvalidInput("the URL is malformed") from None
 
 
 def _matches(host: str, port: int, pattern: str) -> bool:
@@ -280,6 +283,10 @@ class _TimedReader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         self._sock.settimeout(self._deadline.left())
         return self._file.readinto(buffer)
+
+    def readall(self) -> bytes:
+        # Everything up to the end, which is asked for when a chunk is -1 bytes long, and never else.
+        raise http.client.HTTPException("a negative size")
 
     def close(self) -> None:
         self._file.close()

@@ -25,11 +25,21 @@ _STOP_S = 2.0  # for the engine's process to end after its last job
 def main() -> int:
     """Serve until told to stop. The exit code: 0 after a clean stop, 1 when the worker cannot start or go on."""
     timeline = Timeline()
+    _open_standard_files()
     try:
         return _serve_stock(timeline) if _is_stock() else _serve(timeline)
     except WorkerFault as error:
         log("ERROR", f"cannot start: {error}")
         return 1
+
+
+def _open_standard_files() -> None:
+    """Where one was closed: else a socket gets its number, and the engine reads what a library prints."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
 
 
 def _is_stock() -> bool:
@@ -75,19 +85,25 @@ def _serve(timeline: Timeline) -> int:
         if pid:
             os.kill(pid, signal.SIGKILL)  # it holds no job yet
             os.waitpid(pid, 0)
-        os.write(sys.stdout.fileno(), b"told to stop before the first job\n")
-        os._exit(0)
+        try:
+            os.write(1, b"told to stop before the first job\n")
+        finally:
+            os._exit(0)
 
     # Until the job loop listens: as process 1 of a container, a worker without a handler never hears of it.
     signal.signal(signal.SIGTERM, stop_before_ready)
+    # Held back until `pid` is known: whoever stops this process then also ends the other one.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     # Whatever is imported before the fork is imported by one core, and after it by two.
     pid, end = fork(lambda end: _serve_engine(end, timeline))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     try:
         with timeline.stage("SDK import"):
             from engine.config import Settings
             from handler import sdk
 
             settings = Settings.from_environ(os.environ)
+            sdk.check_environ(os.environ)
             loaded = sdk.load()
             from handler.front import serve_jobs
         return serve_jobs(settings, timeline, loaded, end)
@@ -98,6 +114,7 @@ def _serve(timeline: Timeline) -> int:
 
 def _serve_engine(end: socket.socket, timeline: Timeline) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the other process decides when we are done
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # what is started from here can be stopped
     from handler import engine_process
 
     engine_process.serve(end, timeline)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.bundle import open_bundle
 from engine.config import Settings
+from engine.errors import BundleError
 from handler.log import log
 from handler.timeline import Timeline
 
@@ -90,7 +91,15 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
 
         if bundle.manifest.graphs:
             import_ahead(settings)
-    verified.result()  # nothing of the bundle is deserialised before this line
+    try:
+        verified.result()  # nothing of the bundle is deserialised before this line
+    except BundleError as error:
+        if not settings.bundle_url:
+            raise
+        from handler.fetch_bundle import discard
+
+        discard(folder)  # or every worker would find it in the cache, and fail
+        raise BundleError(f"{error}; it was removed from the cache, and the next worker fetches it again") from error
     choices, engines = {}, {}
     with timeline.stage("engine load"):
         for graph in bundle.manifest.graphs:

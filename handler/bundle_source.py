@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from engine.bundle import MANIFEST, open_bundle
+from engine.bundle import MANIFEST
 from engine.config import Settings
 from engine.errors import BundleError, ConfigError
 
@@ -66,14 +66,8 @@ def _fetched(settings: Settings, volume: Path) -> Path:
     """BUNDLE_CACHE/SHA256, which holds the bundle already or does from now on."""
     cache = settings.bundle_cache or (volume / "bundles" if volume.is_dir() else Path("/tmp/bundles"))  # noqa: S108
     folder = cache / settings.bundle_sha256.lower()
-    if folder.is_dir():
-        try:
-            open_bundle(folder, sha256=settings.bundle_sha256)
-        except BundleError:
-            pass  # a damaged copy is replaced
-        else:
-            return folder
-    from handler.fetch_bundle import fetch
+    from handler.fetch_bundle import fetch, is_bundle
 
-    fetch(settings.bundle_url, settings.bundle_sha256, folder)
+    if not is_bundle(folder, settings.bundle_sha256):  # a damaged copy is replaced
+        fetch(settings.bundle_url, settings.bundle_sha256, folder)
     return folder

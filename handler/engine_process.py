@@ -30,6 +30,9 @@ def serve(end: socket.socket, timeline: Timeline) -> None:
     except WorkerFault as error:
         end.sendall(pack("failed", str(error)))
         return
+    except Exception as error:  # a defect of ours, or a machine that lacks something: told as well as one can
+        end.sendall(pack("failed", f"{type(error).__name__}: {error}"))
+        raise
     asyncio.run(_Server(worker).run(end))
 
 

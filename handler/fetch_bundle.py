@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import http.client
 import os
 import shutil
 import ssl
@@ -17,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 from urllib.parse import urlsplit
@@ -30,6 +31,12 @@ _ATTEMPTS = 3
 _SILENCE_S = 30.0  # of a server, before the attempt counts as failed
 _TURN_S = 400.0  # to wait for another worker; RunPod gives up on a worker that takes longer than 7 minutes to start
 _ABANDONED_S = 3600.0
+_ODD_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+# What a server, or a connection, makes of a reply; ValueError is http.client's for a chunk of negative size.
+_BROKEN = (
+    *(urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError),
+    *(tarfile.TarError, EOFError, ValueError),
+)
 _HERE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -42,7 +49,7 @@ def fetch(url: str, sha256: str, folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _turn(folder.with_name(f".{folder.name}.lock")):
-            if not _is_bundle(folder, sha256):
+            if not is_bundle(folder, sha256):
                 _remove_abandoned(folder)
                 _fetch(url, sha256, folder)
     except OSError as error:
@@ -58,12 +65,20 @@ def _check(url: str) -> None:
         raise ConfigError(f"BUNDLE_URL={_shown(url)!r} is not allowed; set it to an https:// address of a tar")
 
 
-def _is_bundle(folder: Path, sha256: str) -> bool:
+def is_bundle(folder: Path, sha256: str) -> bool:
+    """Whether `folder` holds that bundle, and all of every file: the content of each is compared at every boot."""
     try:
-        open_bundle(folder, sha256=sha256)
-    except BundleError:
+        bundle = open_bundle(folder, sha256=sha256)
+        return all((folder / name).stat().st_size == size for name, (size, _) in bundle.manifest.files.items())
+    except (BundleError, OSError):
         return False
-    return True
+
+
+def discard(folder: Path) -> None:
+    """Take a damaged bundle out of the way; whoever has its files open keeps them."""
+    aside = folder.with_name(f".{folder.name}.partial-damaged-{os.urandom(4).hex()}")
+    os.rename(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _fetch(url: str, sha256: str, folder: Path) -> None:
@@ -87,7 +102,7 @@ def _download(url: str, partial: Path) -> int:
         try:
             with urllib.request.urlopen(url, timeout=_SILENCE_S, context=_tls()) as reply:  # noqa: S310 (see _check)
                 return _unpack(reply, partial)
-        except (urllib.error.URLError, TimeoutError, ConnectionError, tarfile.ReadError, EOFError) as error:
+        except _BROKEN as error:
             refused = False
             if isinstance(error, urllib.error.HTTPError):
                 refused = error.code < 500
@@ -113,18 +128,26 @@ def _unpack(stream: IO[bytes], folder: Path) -> int:
     with tarfile.open(fileobj=stream, mode="r|*") as archive:
         for member in archive:
             name = PurePosixPath(member.name)
-            if name.is_absolute() or ".." in name.parts or not (member.isreg() or member.isdir()):
-                raise BundleError(
-                    f"the tar holds {member.name!r}, which no bundle does; make it of the bundle's folder"
-                )
+            refusal = BundleError(
+                f"the tar holds {member.name[:80]!r}, which no bundle does; make it of the bundle's folder"
+            )
+            if name.is_absolute() or ".." in name.parts or "\0" in member.name:
+                raise refusal
+            if not (member.isreg() or member.isdir()):
+                raise refusal
             target = folder / name
-            if member.isdir():
-                target.mkdir(parents=True, exist_ok=True)
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
+                if member.isdir():
+                    continue
+                file = target.open("xb")
+            except OSError as error:
+                if error.errno in _ODD_NAME:  # twice the same name, a file below a file, a name that is too long
+                    raise refusal from None
+                raise
             content = archive.extractfile(member)
             assert content is not None  # a regular file has content
-            with open(target, "xb") as file:
+            with file:
                 shutil.copyfileobj(content, file, 1 << 20)
             size += member.size
     return size
@@ -145,16 +168,17 @@ def _put(new: Path, folder: Path, sha256: str) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        if not _is_bundle(folder, sha256):  # damaged
-            os.rename(folder, new.with_name("damaged"))
+        if not is_bundle(folder, sha256):  # damaged
+            discard(folder)
             os.rename(new, folder)
 
 
 def _remove_abandoned(folder: Path) -> None:
     """What workers that were killed while they fetched have left, on this machine or another."""
     for entry in folder.parent.glob(f".{folder.name}.partial-*"):
-        if time.time() - entry.stat().st_mtime > _ABANDONED_S:
-            shutil.rmtree(entry, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another worker does the same, where there are no locks
+            if time.time() - entry.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 @contextmanager

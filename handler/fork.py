@@ -35,9 +35,12 @@ def fork(serve: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
 
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # what the parent registered to run at its own exit is not ours to run
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:  # closed before we were started
+                    stream.flush()
+        finally:
+            os._exit(code)  # what the parent registered to run at its own exit is not ours to run
 
 
 def wait_for(pid: int, timeout_s: float) -> None:

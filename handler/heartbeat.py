@@ -7,9 +7,13 @@ engine has the process of its own, and nothing that runs beside this thread comp
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 
+from handler.log import log
+
 _NEEDED = ("RUNPOD_AI_API_KEY", "RUNPOD_POD_ID", "RUNPOD_WEBHOOK_PING")
+_PAUSE_S = 1.0
 
 
 class Heartbeat:
@@ -27,7 +31,12 @@ class Heartbeat:
     def _ping(self) -> None:
         from runpod.serverless.modules.rp_ping import Heartbeat as SdkHeartbeat
 
-        SdkHeartbeat.process_loop(self)
+        while True:
+            try:
+                SdkHeartbeat.process_loop(self)
+            except Exception as error:  # a worker that stops to ping loses its jobs to another one
+                log("ERROR", f"the heartbeat failed ({type(error).__name__}: {error}); it goes on")
+                time.sleep(_PAUSE_S)
 
     def set(self, job_ids: str | None) -> None:
         """Take the comma-separated ids of the running jobs."""

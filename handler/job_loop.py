@@ -190,7 +190,7 @@ class JobLoop:
         limit = asyncio.timeout(self._job_timeout_s)
         try:
             if "input" not in job:
-                raise InvalidInput("the job has no `input`")
+                raise InvalidInput(job.get("unreadable") or "the job has no `input`")  # see take_body.py
             async with limit:
                 value = self._handler(job)
                 if inspect.isawaitable(value):

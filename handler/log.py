@@ -7,7 +7,10 @@ from typing import Any
 
 
 def log(level: str, message: str, job_id: str | None = None, **fields: Any) -> None:
-    """Print `message`; `fields` follow as JSON. Flushed, so that nothing is lost when the process is killed."""
+    """Print `message`; `fields` follow as JSON. Flushed, so that nothing is lost when the process is killed.
+
+    Never raises: a full disk, or a reader that has gone, costs the line and not the job that it is about.
+    """
     import json  # not at the top: this module is imported before the fork
 
     if os.environ.get("RUNPOD_ENDPOINT_ID"):
@@ -15,4 +18,10 @@ def log(level: str, message: str, job_id: str | None = None, **fields: Any) -> N
     else:
         details = f" {json.dumps(fields, default=str)}" if fields else ""
         line = f"{level:<5} | {f'{job_id} | ' if job_id else ''}{message}{details}"
-    print(line, flush=True)
+    try:
+        try:
+            print(line, flush=True)
+        except UnicodeEncodeError:  # what a caller sent, under a locale that has no word for it
+            print(line.encode("ascii", "backslashreplace").decode(), flush=True)
+    except (OSError, ValueError):
+        pass

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -133,6 +134,20 @@ class Sdk:
     job_stream_url: str
 
 
+def check_environ(environ: Mapping[str, str]) -> None:
+    """Raise ConfigError for variables of RunPod's with which jobs would be taken and never answered, or none taken."""
+    for name in ("RUNPOD_WEBHOOK_GET_JOB", "RUNPOD_WEBHOOK_POST_OUTPUT"):
+        if not environ.get(name, "").startswith(("https://", "http://")):
+            raise ConfigError(f"{name}={environ.get(name, '')[:80]!r} is not an address; leave it as RunPod sets it")
+    if not environ.get("RUNPOD_AI_API_KEY", "").isprintable():
+        raise ConfigError(
+            "RUNPOD_AI_API_KEY holds a line end or another character that no header can carry; set it anew"
+        )
+    interval = environ.get("RUNPOD_PING_INTERVAL", "10000")
+    if not (interval.isdecimal() and int(interval) >= 1000):
+        raise ConfigError(f"RUNPOD_PING_INTERVAL={interval[:80]!r} is not allowed; set it to 1000 or more milliseconds")
+
+
 def load() -> Sdk:
     """Import the protocol modules. Raises ConfigError when the SDK has moved what this worker calls."""
     without_sleep()
@@ -155,6 +170,8 @@ def load() -> Sdk:
             job_done_url=rp_http.JOB_DONE_URL,
             job_stream_url=rp_http.JOB_STREAM_URL,
         )
+    except ValueError as error:  # of its logger, which reads the level while it is imported
+        raise ConfigError(f"the RunPod SDK does not load: {error}; see RUNPOD_LOG_LEVEL") from error
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"this RunPod SDK is not the one that was tested ({TESTED_VERSION}): {error}; "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import random
 import time
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 
@@ -80,18 +80,20 @@ class Poll:
 
     async def _jobs(self, poll: asyncio.Future[Any]) -> list[Any]:
         try:
-            return list(await poll or [])
+            jobs = await poll
         except (aiohttp.ClientError, asyncio.TimeoutError):
             raise
         except Exception:
             # The SDK refuses a job without input and does not say whose it is. Its body tells: it must be answered.
-            try:
-                job = json.loads(self._body)
-            except ValueError:
-                job = None
-            if isinstance(job, dict) and "id" in job:
-                return [job]
+            if jobs := await self._salvaged():
+                return jobs
             raise
+        return list(jobs or (await self._salvaged() if jobs is None and self._body else []))
+
+    async def _salvaged(self) -> list[Any]:
+        from handler.take_body import salvage
+
+        return await asyncio.to_thread(salvage, self._body)
 
     async def _leave(self, poll: asyncio.Future[Any]) -> list[Any]:
         """End the poll so that a job handed over at this very instant still arrives; whatever did.
@@ -168,21 +170,25 @@ class Results:
 
         With `once` they are not, and a reply that takes long is not waited for.
         """
-        url = f"{template.replace('$ID', job_id)}&isStream={'true' if stream else 'false'}"
+        name = quote(job_id, safe="", errors="replace")  # it may not change the path, or end the header
+        url = f"{template.replace('$ID', name)}&isStream={'true' if stream else 'false'}"
         # The body is JSON although the header says otherwise: that is what the platform expects.
-        headers = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded", "X-Request-ID": job_id}
+        headers = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded", "X-Request-ID": name}
         deadline, pause = time.monotonic() + (0 if once else self._timeout_s), _FIRST_PAUSE_S
         limit = _ONCE if once else self._session.timeout
         while True:
             try:
                 async with self._session.post(url, data=io.BytesIO(body), headers=headers, timeout=limit) as response:
                     await response.read()
-                    if response.status < 500 and response.status not in _TEMPORARY:
+                    if response.method != "POST":  # a redirect made a GET of it, and lost the body
+                        reason = f"redirected to {response.url.host}"
+                    elif response.status < 500 and response.status not in _TEMPORARY:
                         if response.status >= 300:
                             log("ERROR", f"RunPod refused a result with status {response.status}", job_id)
                         return response.status
-                    reason = f"status {response.status}"
-            except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+                    else:
+                        reason = f"status {response.status}"
+            except Exception as error:  # no memory, no thread, no descriptor: whatever it is, the job needs its answer
                 reason = f"{type(error).__name__}: {error}"
             if time.monotonic() + pause > deadline:
                 if not once:

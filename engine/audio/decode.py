@@ -19,7 +19,10 @@ from engine.tensors import Array
 
 _SAMPLES_AT_ONCE = 1 << 18  # of all channels: a few flac frames of silence may stand for gigabytes of samples
 _UNKNOWN_SIZE = 0xFFFF_0000  # what is streamed into a WAV file has such a size in its header: until the end
-_MAGIC = re.compile(rb"RIFF....WAVE|fLaC|OggS|ID3|\xff[\xe2-\xff]", re.DOTALL)
+_MAGIC = re.compile(rb"RIFF....WAVE|fLaC|OggS|\xff[\xe2-\xff]", re.DOTALL)
+_ID3_HEADER = 10  # bytes; the last four hold the length of the rest of the tag, seven bits each
+_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
+"""What libsndfile may have found. It reads two dozen formats; its other parsers are of little use here."""
 
 
 def decode(content: bytes, rate: int, max_s: float, field: str) -> Array:
@@ -28,10 +31,13 @@ def decode(content: bytes, rate: int, max_s: float, field: str) -> Array:
     `field` names the recording in errors. Raises InvalidInput for what is no recording, is cut off, holds no sample, or
     is longer than `max_s` seconds; decoding ends there.
     """
-    if not _MAGIC.match(content):
-        raise InvalidInput(f"`{field}` is not a WAV, FLAC, Ogg or MP3 recording")
+    unknown = InvalidInput(f"`{field}` is not a WAV, FLAC, Ogg or MP3 recording")
+    if not _MAGIC.match(content, _behind_tags(content)):
+        raise unknown
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
+            if file.format not in _FORMATS:
+                raise unknown
             _refuse_long(file.frames / file.samplerate, max_s, field)
             samples = _resampled(_mono(file, max_s, field), file.samplerate, rate)
             expected = file.frames
@@ -45,6 +51,17 @@ def decode(content: bytes, rate: int, max_s: float, field: str) -> Array:
     if not np.isfinite(samples).all():
         raise InvalidInput(f"`{field}` holds samples that are not numbers")
     return samples
+
+
+def _behind_tags(content: bytes) -> int:
+    """Where the recording begins: libsndfile skips ID3 tags, and takes any format that it knows behind them."""
+    at = 0
+    while content[at : at + 3] == b"ID3" and at + _ID3_HEADER <= len(content):
+        size = 0
+        for byte in content[at + 6 : at + _ID3_HEADER]:
+            size = size << 7 | byte & 0x7F
+        at += _ID3_HEADER + size
+    return at
 
 
 def _mono(file: soundfile.SoundFile, max_s: float, field: str) -> Iterator[Array]:

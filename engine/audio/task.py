@@ -49,10 +49,11 @@ class AudioTask(ItemsTask):
     def parts(self, request: Request) -> list[Part]:
         """Every recording's samples, at the model's rate, in rows. Raises InvalidInput, Unreachable."""
         contents = media.each_bytes_of(request.items, self.limits, request.spent)
-        parts = []
+        room, parts = media.Room(self.limits), []
         for (name, _), content in zip(request.items, contents, strict=True):
             samples = decode(content, self.features.rate, self.limits.max_audio_s, name)
             parts.append(self.part(name, samples, request.options))
+            room.take(parts[-1].rows, name)
         return parts
 
     def part(self, name: str, samples: Array, options: Mapping[str, Any]) -> Part:

@@ -45,7 +45,11 @@ class ImageTask(ItemsTask):
     def parts(self, request: Request) -> list[Part]:
         """A row an image; `data` is the image's own size as (height, width). Raises InvalidInput or Unreachable."""
         contents = media.each_bytes_of(request.items, self.limits, request.spent)
-        return [self._part(field, content) for (field, _), content in zip(request.items, contents, strict=True)]
+        room, parts = media.Room(self.limits), []
+        for (field, _), content in zip(request.items, contents, strict=True):
+            parts.append(self._part(field, content))
+            room.take(parts[-1].rows, field)
+        return parts
 
     def _part(self, field: str, content: bytes) -> Part:
         image: Image = decode(content, field, self.limits.max_pixels)

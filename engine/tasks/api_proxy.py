@@ -13,7 +13,8 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from math import isfinite
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 from urllib.parse import unquote, urlencode
 
 import numpy as np
@@ -85,13 +86,20 @@ class ApiProxy(ItemsTask):
         check.refuse_unknown(value, _FIELDS)
         method = check.choice({"method": str(value.get("method") or "GET").upper()}, "method", _METHODS)
         path = check.string(value.get("path"), f"{name}.path", self.limits.max_chars)
-        if not path.startswith("/") or any(mark in path for mark in "?#\\") or ".." in unquote(path).split("/"):
+        if not path.startswith("/") or not _stays_below(path):
             raise InvalidInput(f"`{name}.path` must begin with / and hold no ?, # or ..; parameters go into `query`")
         query = check.require_object({} if value.get("query") is None else value["query"], f"`{name}.query`")
         if not all(isinstance(one, str | int | float) for one in query.values()):
             raise InvalidInput(f"`{name}.query` must hold strings and numbers only")
-        body = None if value.get("body") is None else json.dumps(value["body"]).encode()
-        return method, f"{self._url}{path}" + (f"?{urlencode(query)}" if query else ""), body
+        try:
+            body = None if value.get("body") is None else json.dumps(value["body"]).encode()
+            url = f"{self._url}{path}" + (f"?{urlencode(query)}" if query else "")
+            check_url(url, self.limits.fetch_hosts)
+        except RecursionError:
+            raise InvalidInput(f"`{name}.body` is nested too deeply") from None
+        except UnicodeEncodeError:
+            raise InvalidInput(f"`{name}.query` holds half of a surrogate pair, which no URL can carry") from None
+        return method, url, body
 
     def parts(self, request: Request) -> list[Part]:
         """A row with the bytes of the service's answer; `data` is the answer."""
@@ -134,12 +142,36 @@ class ApiProxy(ItemsTask):
         kind = part.data.headers.get("content-type", "").partition(";")[0].strip().lower()
         try:
             if kind == "application/json" or kind.endswith("+json"):
-                return {"status": part.data.status, "json": json.loads(content)}
+                return {"status": part.data.status, "json": _json(content)}
             if kind.startswith("text/"):
                 return {"status": part.data.status, "text": content.decode()}
-        except ValueError:
-            pass  # not what the service says it is
+        except (ValueError, RecursionError):
+            pass  # not what the service says it is, or nested more deeply than can be passed on
         return {"status": part.data.status, "base64": base64.b64encode(content).decode()}
+
+
+def _stays_below(path: str) -> bool:
+    """Whether `path`, behind UPSTREAM_URL, names something below it, however the server reads it.
+
+    Tabs and line ends, which a URL parser takes out, may hide two points that then follow each other; what comes behind
+    a semicolon is a parameter of the segment to some servers, and a backslash a slash.
+    """
+    plain = unquote(path)
+    if any(character < " " for character in path) or any(mark in path for mark in "?#") or "\\" in plain:
+        return False
+    return all(segment.partition(";")[0] != ".." for segment in plain.split("/"))
+
+
+def _json(content: bytes) -> Json:
+    """Raises ValueError for what is no JSON, and for numbers beyond a float's, which Python would take and not give."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(constant)
+
+    def number(text: str) -> float:
+        return float(text) if isfinite(float(text)) else refuse(text)
+
+    return json.loads(content, parse_constant=refuse, parse_float=number)
 
 
 def _retry_after(reply: Reply) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from engine.audio.features import Waveform
 from engine.audio.task import AudioTask
 from engine.config import Limits
 from engine.errors import InvalidInput
+from engine.tasks import media
 from engine.tasks import payload as check
 from engine.tasks.items import Part
 
@@ -98,6 +100,10 @@ class AutomaticSpeechRecognition(AudioTask):
                     f"{self.features.max_samples / self.features.rate:.4g} s at once; set `chunk_length_s`"
                 )
             return Part([self.features.row(samples, name)], [slice(None)])
+        length, left, right = windows
+        # Windows may overlap by all but a frame: ten minutes would become weeks.
+        whole = ceil(len(samples) / (length - left - right)) * min(length, len(samples))
+        media.Room(self.limits).take_bytes(whole * samples.itemsize, f"{name}` with `stride_length_s")
         found = list(_cut(samples, *windows))
         # What is too short for a frame says nothing, unless it is all there is.
         kept = [window for window in found if self.features.frames(len(window.samples)) > 0] or found[:1]

@@ -74,8 +74,11 @@ class ImageTransform(ItemsTask):
     def parts(self, request: Request) -> list[Part]:
         """A row with the bytes of the new file; `data` is its width and height."""
         contents = media.each_bytes_of(request.items, self.limits, request.spent)
-        named = zip(request.items, contents, strict=True)
-        return [self._part(name, content, request.options) for (name, _), content in named]
+        room, parts = media.Room(self.limits), []
+        for (name, _), content in zip(request.items, contents, strict=True):
+            parts.append(self._part(name, content, request.options))
+            room.take(parts[-1].rows, name)
+        return parts
 
     def _part(self, name: str, content: bytes, options: Mapping[str, Any]) -> Part:
         image = decode(content, name, self.limits.max_pixels)

@@ -84,6 +84,14 @@ class ItemsTask:
             raise InvalidInput(f"`{name}` must be a list, got {check.kind(value)}; one item goes into `{self.one}`")
         return name, value, False
 
+    def refuse_many(self, rows: int) -> None:
+        """Raise InvalidInput for more rows than the queue ever holds; they would fill the memory on their way there."""
+        if rows > self.limits.max_queued_rows:
+            raise InvalidInput(
+                f"the job makes {rows} rows or more, allowed are {self.limits.max_queued_rows} (MAX_QUEUED_ROWS); "
+                "split it"
+            )
+
     def split(self, request: Request, rows: int) -> Sequence[Request]:
         """Parts of `rows` items; one item stays whole."""
         if request.single:

@@ -20,6 +20,7 @@ from engine.tasks.payload import kind
 if TYPE_CHECKING:
     from engine.config import Limits
     from engine.tasks.base import Json
+    from engine.tensors import Row
 
 _FETCHED_AHEAD = 8
 
@@ -60,6 +61,26 @@ def each_bytes_of(items: Sequence[tuple[str, Json]], limits: Limits, spent: Spen
         finally:
             for future in ahead:  # behind one that failed
                 future.cancel()
+
+
+class Room:
+    """What the rows of one job may still hold: a hundred bytes of an image become a megabyte of pixels."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._most = self._left = limits.max_row_bytes
+
+    def take(self, rows: Sequence[Row], field: str) -> None:
+        """Make room for `rows`, which `field` became. Raises InvalidInput."""
+        self.take_bytes(sum(array.nbytes for row in rows for array in row.feeds.values()), field)
+
+    def take_bytes(self, count: int, field: str) -> None:
+        """The same for rows that are still to be made."""
+        self._left -= count
+        if self._left < 0:
+            raise InvalidInput(
+                f"`{field}` and what is before it become more than {self._most} bytes for the engine (MAX_ROW_BYTES); "
+                "split the job"
+            )
 
 
 def require(value: Json, field: str) -> str:

@@ -75,9 +75,12 @@ class QuestionAnswering(TextTask):
     def parts(self, request: Request) -> list[Part]:
         """A row a window of the context, each behind the whole question."""
         length, stride = request.options["length"], request.options["stride"]
-        parts = []
+        parts: list[Part] = []
+        rows = 0
         for question, context in request.items:
             windows = self.tokens.windows(context, stride, before=question, length=length)
+            rows += len(windows)
+            self.refuse_many(rows)
             parts.append(Part([self.tokens.row(window) for window in windows], windows))
         return parts
 

@@ -47,13 +47,16 @@ class TokenClassification(TextTask):
     def parts(self, request: Request) -> list[Part]:
         """A row a window; the first alone without `stride`."""
         stride = request.options["stride"]
-        parts = []
+        parts: list[Part] = []
+        rows = 0
         for index, text in enumerate(request.items):
             windows = self.tokens.windows(text, stride or 0)
             if stride is None:
                 if not request.options["truncate"]:
                     self.refuse_cut(windows[:1], request.first + index)
                 windows = windows[:1]
+            rows += len(windows)
+            self.refuse_many(rows)
             parts.append(Part([self.tokens.row(window) for window in windows], windows))
         return parts
 

@@ -50,6 +50,12 @@ class ZeroShotImageClassification(DualTask):
         template = check.string(payload.get("hypothesis_template", _TEMPLATE), "hypothesis_template", limits.max_chars)
         if "{}" not in template:
             raise InvalidInput("`hypothesis_template` must hold {} where the label goes")
+        # Many places for a long label: a small payload would become gigabytes.
+        longest = len(template) + template.count("{}") * max(map(len, labels))
+        if longest > limits.max_chars:
+            raise InvalidInput(
+                f"`hypothesis_template` with a label has up to {longest} characters, allowed are {limits.max_chars}"
+            )
         return {"labels": labels, "texts": [template.replace("{}", label) for label in labels]}
 
     def preprocess(self, request: Request) -> Sequence[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -19,6 +20,8 @@ Text: TypeAlias = "str | tuple[str, str]"
 
 Encoding: TypeAlias = Any
 """tokenizers.Encoding: ids, type_ids, offsets and masks of one row."""
+
+_WINDOWED_TOKENS = 2_000_000  # of one text in all its windows; at about 100 bytes each
 
 
 class Tokens:
@@ -71,6 +74,9 @@ class Tokens:
                 f"windows of {length or self.max_length} tokens, {taken} of them taken, must be longer than their "
                 f"overlap of {stride}; lower it, or shorten what stands in every window"
             )
+        count = ceil(len(whole) / max(1, room - stride))
+        if len(whole) > room and count * room > max(_WINDOWED_TOKENS, 4 * len(whole)):
+            raise InvalidInput(f"the text makes {count} windows of {room} tokens; lower their overlap of {stride}")
         whole.truncate(room, stride=stride)
         pieces = [whole, *whole.overflowing]
         # One by one: the overflow of a pair that is processed whole has no segments.

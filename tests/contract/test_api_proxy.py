@@ -1,6 +1,7 @@
 """api-proxy against a real TLS server: what it sends, what it passes on, when it tries again."""
 
 import asyncio
+import base64
 import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -16,6 +17,10 @@ from engine.stats import Stats
 from engine.tasks.api_proxy import ApiProxy
 from handler.handler import Handler
 from tests.tls_server import HOST, Answer, TlsServer, certificate, content, raw
+
+NESTED: Any = []
+for _ in range(5000):
+    NESTED = [NESTED]
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +95,12 @@ def test_a_refusal_is_an_answer_and_not_tried_again(proxy: Proxy):
     assert (len(proxy.server.seen), proxy.pauses) == (1, [])
 
 
+@pytest.mark.parametrize("body", [b"[NaN]", b"[1e999]", b"[" * 5000 + b"]" * 5000])
+def test_json_that_cannot_be_passed_on_goes_as_bytes(proxy: Proxy, body: bytes):
+    proxy.on("/v1/odd", content(body, Content_Type="application/json"))
+    assert base64.b64decode(proxy.ask({"request": {"path": "/odd"}})["base64"]) == body
+
+
 @pytest.mark.parametrize("failure", [content(b"", 429), content(b"", 500), content(b"", 503), raw(b""), raw(b"\0")])
 def test_what_may_pass_is_tried_again(proxy: Proxy, failure: Answer):
     proxy.on("/v1/busy", failure, failure, as_json("done"))
@@ -127,6 +138,12 @@ def test_after_the_last_attempt_the_job_may_be_sent_again(server: TlsServer):
         ({"path": "@evil.test/"}, "`request.path` must begin with /"),
         ({"path": "/../admin"}, "hold no ?, # or .."),
         ({"path": "/%2e%2E/admin"}, "hold no ?, # or .."),
+        ({"path": "/.\t./admin"}, "hold no ?, # or .."),  # a URL parser takes the tab out
+        ({"path": "/..;a/admin"}, "hold no ?, # or .."),
+        ({"path": "/..%5cadmin"}, "hold no ?, # or .."),
+        ({"path": "/\ud800"}, "the URL is malformed"),
+        ({"path": "/a", "query": {"a": "\ud800"}}, "`request.query` holds half of a surrogate pair"),
+        ({"path": "/a", "body": NESTED}, "`request.body` is nested too deeply"),
         ({"path": "/a?b=c"}, "parameters go into `query`"),
         ({"path": "/a", "method": "TRACE"}, "`method` must be one of GET, POST, PUT, PATCH, DELETE, got TRACE"),
         ({"path": "/a", "query": []}, "`request.query`"),

@@ -45,6 +45,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
         "/flood": endless(head + b"\r\n", BODY, 0),
         "/chunks": raw(head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
         "/cut-chunks": raw(head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhel"),
+        "/minus-one": endless(head + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n", BODY, 0),
+        "/minus-five": raw(head + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n"),
         "/cut": raw(head + b"Content-Length: 100\r\n\r\nhello"),
         "/drip": endless(head + b"Content-Length: 5000\r\n\r\n", b"x", 0.02),
         "/drip-header": endless(head, b"X-A: b\r\n", 0.02),
@@ -127,6 +129,9 @@ def test_the_systems_resolver_is_checked_too(host: str):
         ("/flood", InvalidInput, "over the limit of 20000 bytes"),
         ("/cut", Unreachable, "before the end of the content"),
         ("/cut-chunks", Unreachable, "failed \\(IncompleteRead\\)"),
+        ("/minus-one", Unreachable, "failed \\(HTTPException\\)"),  # which http.client reads to the end, however far
+        ("/minus-five", Unreachable, "failed \\(ValueError\\)"),
+        ("/\ud800", InvalidInput, "the URL is malformed"),
         ("/no-http", Unreachable, "failed \\(BadStatusLine\\)"),
         ("/loop", InvalidInput, "more than 3 redirects"),
         ("/to-http", InvalidInput, "only https URLs are fetched, got http"),

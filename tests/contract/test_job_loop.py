@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from benchmarks.emulator import Emulator, Fault, JobRecord
 from handler import sdk as sdk_module
 from handler.job_loop import JobLoop
 from handler.sdk import Sdk
+from handler.transport import Results
 
 WORKER = "worker-1"
 
@@ -137,6 +140,33 @@ async def test_polls_without_a_job_do_no_harm(sdk: Sdk, emulator: Emulator, stat
         record = await emulator.wait(emulator.submit({"x": 1}))
     assert record.status == "COMPLETED"
     assert emulator.faults.pending("job-take") == 0
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000 + "]" * 5000], ids=["digits", "depth"])
+async def test_a_job_that_python_cannot_read_takes_no_other_with_it(
+    sdk: Sdk, emulator: Emulator, value: str, whole: bool
+):
+    """RunPod's gateway can, so that any caller may send it; what the SDK drops was handed out all the same."""
+    bad = f'{{"input": {{"id": "no", "text": "\\"}}"}}, "a": {value}, "id": "bad"}}'
+    body = f'[{{"id": "one", "input": 1}}, {bad}, {{"id": "two", "input": {{"id": [2]}}}}]' if whole else bad
+    records = [emulator.submit(0, job_id=name) for name in (("one", "bad", "two") if whole else ("bad",))]
+    emulator.faults.add("job-take", Fault(body=body, hang_up_after="after"))
+    async with serving(sdk, echo):
+        for record in records:
+            await emulator.wait(record)
+    outputs = {record.id: record.output for record in records}
+    assert outputs == ({"one": {"echo": 1}, "bad": None, "two": {"echo": {"id": [2]}}} if whole else {"bad": None})
+    (bad_record,) = [record for record in records if record.id == "bad"]
+    assert bad_record.error.startswith("invalid input: the job cannot be read: it is nested too deeply")
+
+
+@pytest.mark.parametrize("job_id", ["a/b?c=d&isStream=true#e", "50%", "a b\r\nX: y", "käse", "x" * 3000])
+async def test_odd_ids_are_answered(sdk: Sdk, emulator: Emulator, job_id: str):
+    async with serving(sdk, echo, result_timeout_s=1.0):
+        record = await emulator.wait(emulator.submit({"x": 1}, job_id=job_id))
+    assert record.output == {"echo": {"x": 1}}
+    assert not emulator.rejected
 
 
 async def test_too_many_requests_pauses(sdk: Sdk, emulator: Emulator, monkeypatch: pytest.MonkeyPatch):
@@ -267,6 +297,20 @@ async def test_a_result_is_sent_until_it_is_taken(sdk: Sdk, emulator: Emulator, 
             await asyncio.sleep(0.01)
     assert record.status == "COMPLETED"
     assert record.output == {"echo": {"x": 1}}
+
+
+async def test_a_result_that_is_redirected_is_not_taken_for_sent(sdk: Sdk, emulator: Emulator):
+    """A gateway that sends all callers to a page: aiohttp follows with a GET, which is answered 200."""
+
+    async def page(request: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": "/page"}) if request.path != "/page" else web.Response()
+
+    app = web.Application()
+    app.router.add_route("*", "/{any:.*}", page)
+    async with TestServer(app) as gateway:
+        results = Results(replace(sdk, job_done_url=f"{gateway.make_url('/job-done/$ID')}?a=b"), 0.2)
+        assert not await results.send("1", b'{"output": 1}')
+        await results.close()
 
 
 async def test_a_result_that_is_refused_for_its_size_becomes_an_error(sdk: Sdk, emulator: Emulator):

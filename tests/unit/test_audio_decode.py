@@ -111,6 +111,17 @@ def test_what_is_no_recording_gets_a_sentence(content: bytes, sentence: str):
     assert f"`audio` {sentence}" in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["AIFF", "AU", "SDS"])
+def test_other_formats_do_not_come_in_behind_an_id3_tag(kind: str):
+    """libsndfile skips the tag and reads on with whichever of its parsers fits."""
+    content = io.BytesIO()
+    soundfile.write(content, tone(), RATE, format=kind, subtype="PCM_16")
+    tag = b"ID3\x03\0\0\0\0\1\0" + bytes(128)
+    with pytest.raises(InvalidInput, match="is not a WAV, FLAC, Ogg or MP3"):
+        decode(tag + content.getvalue(), RATE, 10, "audio")
+    assert len(decode(tag + file_of(tone(), "mp3"), RATE, 10, "audio"))
+
+
 def test_a_header_that_promises_too_little_does_not_help():
     """The length in a FLAC header may be 0, for unknown: the samples are counted."""
     content = bytearray(file_of(np.zeros(3 * RATE, np.float32), "flac"))

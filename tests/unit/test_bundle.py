@@ -82,6 +82,25 @@ def test_a_manifest_without_its_fields_is_refused(small_bundle: Path):
         open_bundle(small_bundle)
 
 
+@pytest.mark.parametrize("raw", [b"[]", b"{", b'{"schema_version": "1.0", "graphs": [], "files": {}}'])
+def test_a_manifest_of_another_shape_is_refused(small_bundle: Path, raw: bytes):
+    (small_bundle / MANIFEST).write_bytes(raw)
+    (small_bundle / CHECKSUM).write_text(f"{hashlib.sha256(raw).hexdigest()}  {MANIFEST}\n")
+    with pytest.raises(BundleError, match="is not a JSON object|not what schema"):
+        open_bundle(small_bundle)
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """Root may look into any; so the refusal that another user meets is made here."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(BundleError, match="cannot be read .Permission denied."):
+        open_bundle(small_bundle)
+
+
 def test_the_checksum_is_what_sha256sum_reads(small_bundle: Path):
     subprocess.run(["sha256sum", "--check", "--strict", CHECKSUM], cwd=small_bundle, check=True, capture_output=True)
 

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import os
+import socket
 import tarfile
 import threading
 import time
@@ -15,7 +16,10 @@ import pytest
 from engine.bundle import open_bundle
 from engine.config import Settings
 from engine.errors import BundleError, ConfigError
+from handler.boot import boot
 from handler.bundle_source import bundle_folder
+from handler.fetch_bundle import fetch
+from handler.timeline import Timeline
 from tests.bundles import write_small_bundle
 
 
@@ -99,9 +103,6 @@ def test_a_tar_is_fetched_once_verified_and_kept(
 
 
 def test_the_worker_serves_a_fetched_bundle(server: Server, small_bundle: Path, tmp_path: Path):
-    from handler.boot import boot
-    from handler.timeline import Timeline
-
     pack(small_bundle, tmp_path / "www" / "b.tar")
     wanted = settings(
         bundle_url=f"{server.url}/b.tar", bundle_sha256=hash_of(small_bundle), bundle_cache=str(tmp_path / "cache")
@@ -180,6 +181,73 @@ def test_a_damaged_manifest_in_the_cache_is_replaced(server: Server, small_bundl
     (folder / "manifest.json").write_text("{")
     assert fetched(server, small_bundle, tmp_path / "cache") == folder
     open_bundle(folder).verify()
+
+
+def test_a_copy_that_was_cut_short_is_replaced_however_often(server: Server, small_bundle: Path, tmp_path: Path):
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    folder = fetched(server, small_bundle, tmp_path / "cache")
+    for _ in range(2):
+        (folder / "tokenizer.json").write_text("")
+        assert fetched(server, small_bundle, tmp_path / "cache") == folder
+        open_bundle(folder).verify()
+    assert len(server.requests) == 3
+    assert {p.name for p in folder.parent.iterdir()} == {folder.name, f".{folder.name}.lock"}
+
+
+def test_a_copy_that_rotted_is_fetched_again_by_the_next_worker(server: Server, small_bundle: Path, tmp_path: Path):
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    folder = fetched(server, small_bundle, tmp_path / "cache")
+    content = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(content.swapcase())
+    wanted = settings(
+        bundle_url=f"{server.url}/bundle.tar", bundle_sha256=folder.name, bundle_cache=str(folder.parent), engine="fake"
+    )
+    with pytest.raises(BundleError, match="removed from the cache, and the next worker fetches it again"):
+        boot(wanted, Timeline())
+    boot(wanted, Timeline()).batcher.close()
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2000\r\n" + bytes(100),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n" + bytes(100),
+    ],
+)
+def test_a_server_that_breaks_the_protocol_is_asked_again(
+    small_bundle: Path, tmp_path: Path, reply: bytes, quick: None
+):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        answered = []
+
+        def answer() -> None:
+            for _ in range(3):
+                connection, _ = server.accept()
+                answered.append(connection.recv(65536))
+                connection.sendall(reply)
+                connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(BundleError, match="cannot be fetched"):
+            fetch(f"http://127.0.0.1:{server.getsockname()[1]}/b.tar", "0" * 64, tmp_path / "cache" / "0")
+        thread.join(10)
+        assert len(answered) == 3
+
+
+@pytest.mark.parametrize("name", ["a", "manifest.json/x", "x" * 300, "", "a\0b"])
+def test_a_tar_of_odd_names_is_refused(server: Server, small_bundle: Path, tmp_path: Path, name: str, quick: None):
+    """Twice the same, a file below a file, too long, none, one that ends in the middle."""
+    with tarfile.open(tmp_path / "www" / "bundle.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.add(small_bundle, ".")
+        for _ in range(2):
+            entry = tarfile.TarInfo(name)
+            entry.pax_headers = {"path": name} if "\0" in name else {}
+            archive.addfile(entry)
+    with pytest.raises(BundleError, match="which no bundle does; make it of the bundle's folder"):
+        fetched(server, small_bundle, tmp_path / "cache")
 
 
 def test_what_a_killed_worker_left_is_removed_when_it_is_old(server: Server, small_bundle: Path, tmp_path: Path):

@@ -113,6 +113,36 @@ def test_too_many_pixels_are_refused_by_the_header_alone():
         decode(_png(10, 10, b""), "image", LIMIT)
 
 
+def test_a_jpeg_of_many_scans_is_refused():
+    """Each scan goes over all pixels, and 80 bytes are one: a file of the usual size would keep a core for hours."""
+    content = encoded(Image.new("L", (90, 90)), "JPEG", progressive=True)
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    decode(content[:-2] + scan * 50 + content[-2:], "image", LIMIT)
+    with pytest.raises(InvalidInput, match="is a JPEG of [0-9]+ scans, allowed are 100"):
+        decode(content[:-2] + scan * 100 + content[-2:], "image", LIMIT)
+
+
+def test_an_image_that_is_a_line_is_refused():
+    with pytest.raises(InvalidInput, match="has 1 x 65536 pixels; allowed are 65535 on a side"):
+        decode(encoded(Image.new("L", (1, 65_536)), "PNG"), "image", 100_000)
+
+
+@pytest.mark.parametrize(("tile", "is_refused"), [(96, False), (1024, True)])
+def test_a_tile_that_reaches_far_beyond_the_image_is_refused(tile: int, is_refused: bool):
+    """One pixel may have a tile of gigabytes, which is decoded whole."""
+    packed = zlib.compress(bytes(tile * tile))
+    long, short = 4, 3
+    entries = [(256, long, 1), (257, long, 1), (258, short, 8), (259, short, 8), (262, short, 1), (277, short, 1)]
+    entries += [(322, long, tile), (323, long, tile), (324, long, 134), (325, long, len(packed))]
+    directory = b"".join(struct.pack("<HHLL", tag, kind, 1, value) for tag, kind, value in entries)
+    content = struct.pack("<2sHLH", b"II", 42, 8, len(entries)) + directory + bytes(4) + packed
+    if is_refused:
+        with pytest.raises(InvalidInput, match="is a TIFF whose tiles have 1048576 pixels, allowed are 20000"):
+            decode(content, "image", LIMIT)
+    else:
+        assert decode(content, "image", LIMIT).size == (1, 1)
+
+
 def test_text_that_unpacks_to_megabytes_is_refused():
     text = b"Comment\0\0" + zlib.compress(b"a" * 100_000_000)
     chunk = struct.pack(">I", len(text)) + b"zTXt" + text + struct.pack(">I", zlib.crc32(b"zTXt" + text))

@@ -1,0 +1,81 @@
+"""What a machine may do to a worker: no room for logs, no output at all, variables that make no sense."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.emulator import EmulatorThread, Fault
+from benchmarks.worker_process import WorkerProcess
+
+SHELL = ("bash", "-c")
+
+
+@pytest.fixture
+def emulator() -> Iterator[EmulatorThread]:
+    with EmulatorThread(long_poll_s=2.0, stop_poll_s=2.0) as running:
+        yield running
+
+
+def worker_env(emulator: EmulatorThread, bundle: Path, **env: str) -> dict[str, str]:
+    return {**os.environ, **emulator.worker_env(), "BUNDLE": str(bundle), "ENGINE": "fake", **env}
+
+
+@pytest.mark.parametrize(
+    "output", ["> /dev/full 2>&1", "> >(exit) 2>&1", "<&- >&- 2>&-"], ids=["full", "gone", "closed"]
+)
+def test_what_cannot_be_printed_costs_no_job(emulator: EmulatorThread, small_bundle: Path, output: str):
+    for route in ("job-take", "job-done"):
+        emulator.inject(route, Fault(status=500))  # each makes a line
+    command = (*SHELL, f'exec "{sys.executable}" -m handler {output}')
+    with WorkerProcess(emulator, command, {"BUNDLE": str(small_bundle), "ENGINE": "fake"}) as worker:
+        main = psutil.Process(worker.process.pid)
+        for process in (main, *main.children()):
+            opened = [Path(f"/proc/{process.pid}/fd/{number}").readlink().name for number in range(3)]
+            assert not any(name.startswith("socket:") for name in opened), "a library could print into it"
+        assert emulator.wait(emulator.submit({"text": "a"})).status == "COMPLETED"
+        assert worker.stop() is not None
+        if ">&-" in output:
+            assert worker.process.returncode == 0
+
+
+@pytest.mark.parametrize("output", ["> /dev/full", ">&-"])
+def test_a_worker_that_cannot_print_stops_before_the_first_job(emulator: EmulatorThread, tmp_path: Path, output: str):
+    """While it waits for its turn to fetch the bundle, so for certain before it is ready."""
+    env = worker_env(emulator, tmp_path, BUNDLE_URL="http://127.0.0.1:9/b.tar", BUNDLE_SHA256="0" * 64)
+    env |= {"BUNDLE_CACHE": str(tmp_path / "cache")}
+    worker = subprocess.Popen([*SHELL, f'exec "{sys.executable}" -m handler {output} 2>/dev/null'], env=env)
+    deadline = time.monotonic() + 20
+    while not list(tmp_path.glob("cache/.*partial*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("RUNPOD_WEBHOOK_POST_OUTPUT", "", "RUNPOD_WEBHOOK_POST_OUTPUT='' is not an address"),
+        ("RUNPOD_AI_API_KEY", "se\ncret", "RUNPOD_AI_API_KEY holds a line end"),
+        ("RUNPOD_PING_INTERVAL", "500", "RUNPOD_PING_INTERVAL='500' is not allowed; set it to 1000 or more"),
+        ("RUNPOD_LOG_LEVEL", "LOUD", "the RunPod SDK does not load: Invalid debug level: LOUD; see RUNPOD_LOG_LEVEL"),
+    ],
+)
+def test_variables_with_which_no_job_is_answered_stop_the_boot(
+    emulator: EmulatorThread, small_bundle: Path, name: str, value: str, sentence: str
+):
+    env = worker_env(emulator, small_bundle, **{name: value})
+    ended = subprocess.run(
+        [sys.executable, "-m", "handler"], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert f"cannot start: {sentence}" in ended.stdout
+    assert "Traceback" not in ended.stderr
+    assert "cret" not in ended.stdout
+    assert emulator.workers == {}, "no job was asked for"
