@@ -11,12 +11,15 @@ import signal
 import socket
 import sys
 import time
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from engine.errors import WorkerFault
 from handler.fork import fork, wait_for
 from handler.log import log
 from handler.timeline import Timeline
+
+if TYPE_CHECKING:
+    from engine.config import Settings
 
 _LAST_WORDS_S = 5.0
 _STOP_S = 2.0  # for the engine's process to end after its last job
@@ -26,10 +29,29 @@ def main() -> int:
     """Serve until told to stop. The exit code: 0 after a clean stop, 1 when the worker cannot start or go on."""
     timeline = Timeline()
     try:
+        _check_arguments()
         return _serve_stock(timeline) if _is_stock() else _serve(timeline)
     except WorkerFault as error:
         log("ERROR", f"cannot start: {error}")
         return 1
+
+
+def _check_arguments() -> None:
+    on_runpod = "RUNPOD_WEBHOOK_GET_JOB" in os.environ or "RUNPOD_REALTIME_PORT" in os.environ
+    if on_runpod and len(sys.argv) == 1:
+        return  # argparse costs milliseconds
+    from handler.arguments import check
+
+    check(sys.argv[1:], on_runpod=on_runpod)
+
+
+def _settings() -> Settings:
+    from engine.config import Settings, misspelt
+
+    settings = Settings.from_environ(os.environ)
+    for name, meant in misspelt(os.environ):
+        log("WARN", f"{name} is no setting and changes nothing; did you mean {meant}?")
+    return settings
 
 
 def _is_stock() -> bool:
@@ -41,12 +63,11 @@ def _is_stock() -> bool:
 
 
 def _serve_stock(timeline: Timeline) -> int:
-    from engine.config import Settings
     from handler.boot import boot
     from handler.health import mark_ready
     from handler.sdk import start_stock
 
-    settings = Settings.from_environ(os.environ)
+    settings = _settings()
     worker = boot(settings, timeline)
     log("INFO", "ready", engine=worker.choice.engine, reason=worker.choice.reason, boot_ms=timeline.stages)
     worker.batcher.on_lost = _exit_soon
@@ -84,10 +105,9 @@ def _serve(timeline: Timeline) -> int:
     pid, end = fork(lambda end: _serve_engine(end, timeline))
     try:
         with timeline.stage("SDK import"):
-            from engine.config import Settings
             from handler import sdk
 
-            settings = Settings.from_environ(os.environ)
+            settings = _settings()
             loaded = sdk.load()
             from handler.front import serve_jobs
         return serve_jobs(settings, timeline, loaded, end)
