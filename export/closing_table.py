@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any, TextIO, TypeAlias
 
 from engine.bundle import Bundle, open_bundle
@@ -32,7 +33,7 @@ class Result:
     @property
     def next(self) -> str:
         """The command to go on with."""
-        return f"BUNDLE={self.bundle.path} python -m handler"
+        return f"BUNDLE={quote(str(self.bundle.path))} python -m handler"
 
     def facts(self) -> list[tuple[str, str]]:
         """A word and what there is to say to it."""
