@@ -18,10 +18,10 @@ from typing import Any
 
 from engine.bundle import open_bundle, write_manifest
 from engine.bundle_folder import new_bundle_folder
-from engine.errors import BundleError
+from engine.errors import BundleError, MissingPackage
 from export import interrupts
 from export.errors import ParityFailed, Refused, blaming_the_disk, refusal_of
-from export.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED
+from export.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED, UNAVAILABLE
 from export.outcome import Outcome, plans_added
 from export.progress import megabytes, recorded, stage, table
 from export.recipe import Command, Recipe, command_from_argv
@@ -74,6 +74,8 @@ def _outcome(argv: Sequence[str]) -> Outcome:
         return Outcome(refusal.exit_code, str(refusal))
     except BundleError as refusal:
         return Outcome(REFUSED, str(refusal))
+    except MissingPackage as refusal:
+        return Outcome(UNAVAILABLE, str(refusal))
     except KeyboardInterrupt:
         return Outcome(INTERRUPTED, "interrupted; nothing was written")
     except Exception as error:

@@ -161,8 +161,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m export",
         description="Turn a Hugging Face model into a bundle that `python -m handler` serves.",
         epilog="Exit codes: 0 the bundle is written, 1 the parity gate failed, 2 refused (one sentence says why), "
-        "3 disk, memory, a package, the Hub or, for plans, a GPU is missing, 4 a defect of the export, 130 interrupted. Without code 0 "
-        "there is no bundle.",
+        "3 disk, memory, a package, the Hub or, for plans, a GPU is missing, 4 a defect of the export, 130 "
+        "interrupted. Without code 0 there is no bundle.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -218,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument_group(
         "other commands",
         "`python -m export plan BUNDLE` adds TensorRT plans to a bundle, with --on-runpod from rented GPUs; `keygen`, "
-        "`sign` and `verify` are for signed bundles. Each has --help. `python -m engine inspect BUNDLE` shows a bundle.",
+        "`sign` and `verify` are for signed bundles; each has --help. `python -m engine inspect BUNDLE` shows one.",
     )
     plans = parser.add_argument_group("TensorRT plans", "For --plan; `python -m export plan BUNDLE` adds them later.")
     plans.add_argument(

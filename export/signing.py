@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _VARIABLE = "BUNDLE_PUBLIC_KEY"
+_MAKE_ONE = "make one with `python -m export keygen --key FILE`"
 
 
 def keygen(argv: Sequence[str]) -> Outcome:
@@ -54,7 +55,8 @@ def sign(argv: Sequence[str]) -> Outcome:
     key = _read_private_key(asked.key)
     open_bundle(asked.bundle).verify()
     sign_manifest(asked.bundle, key)
-    print(f"signed    {asked.bundle / SIGNATURE}\nserve     {_VARIABLE}={_public_key(key)} BUNDLE={quote(str(asked.bundle))}")
+    print(f"signed    {asked.bundle / SIGNATURE}")
+    print(f"serve     {_VARIABLE}={_public_key(key)} BUNDLE={quote(str(asked.bundle))}")
     return Outcome(OK)
 
 
@@ -71,7 +73,10 @@ def verify(argv: Sequence[str]) -> Outcome:
     parser = _Parser("verify", "Compare every file of a bundle with its SHA-256, and check who signed it.")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument(
-        "--public-key", default=os.environ.get(_VARIABLE, ""), metavar="KEY", help=f"who must have signed it (default: {_VARIABLE}; without either only the hashes are checked)"
+        "--public-key",
+        default=os.environ.get(_VARIABLE, ""),
+        metavar="KEY",
+        help=f"of whoever must have signed it (default: {_VARIABLE}; without either, only hashes are checked)",
     )
     asked = parser.parse_args(argv)
     try:
@@ -91,13 +96,11 @@ def _read_private_key(path: Path) -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
-        raise Refused(f"{path} cannot be read ({error.strerror}); make one with `python -m export keygen --key FILE`") from None
+        raise Refused(f"{path} cannot be read ({error.strerror}); {_MAKE_ONE}") from None
     except (ValueError, TypeError):
-        raise Refused(
-            f"{path} is not a private key without a password; make one with `python -m export keygen --key FILE`"
-        ) from None
+        raise Refused(f"{path} is not a private key without a password; {_MAKE_ONE}") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise Refused(f"{path} is not an Ed25519 key; make one with `python -m export keygen --key FILE`")
+        raise Refused(f"{path} is not an Ed25519 key; {_MAKE_ONE}")
     return key
 
 
@@ -110,8 +113,8 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"python -m export {command}",
             description=description,
-            epilog="Exit codes: 0 done, 2 refused, 3 a package or the disk is missing, 4 a defect, 130 interrupted. What "
-            "is not 0 has one sentence that says why.",
+            epilog="Exit codes: 0 done, 2 refused, 3 a package or the disk is missing, 4 a defect, 130 interrupted. "
+            "What is not 0 has one sentence that says why.",
             allow_abbrev=False,
         )
 

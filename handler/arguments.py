@@ -69,6 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rp_api_host", metavar="HOST", help="where to listen (default: localhost)")
     parser.add_argument("--rp_api_port", type=_port, metavar="PORT", help="(default: 8000)")
     parser.add_argument("--rp_api_concurrency", type=int, metavar="N", help="processes of that server (default: 1)")
-    parser.add_argument("--rp_log_level", metavar="LEVEL", help="of the SDK: ERROR, WARN, INFO or DEBUG (default: INFO)")
+    parser.add_argument("--rp_log_level", metavar="LEVEL", help="the SDK's: ERROR, WARN, INFO, DEBUG (default: INFO)")
     parser.add_argument("--rp_debugger", action="store_true", help="the SDK's debugger")
     return parser
