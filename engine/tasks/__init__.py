@@ -43,7 +43,7 @@ def task_class(tag: str) -> type[Task]:
             raise
         raise MissingPackage(
             f"the task {tag} needs the Python package {error.name}, which is not installed; name it under dependencies "
-            "in pyproject.toml, then `make lock` and `make setup`"
+            "in pyproject.toml, then `make lock UPGRADE=` and `make setup`"
         ) from error
     return found
 
