@@ -26,7 +26,7 @@ _STOP_S = 2.0  # for the engine's process to end after its last job
 
 
 def main() -> int:
-    """Serve until told to stop. The exit code: 0 after a clean stop, 1 when the worker cannot start or go on."""
+    """Serve until told to stop. The exit code: 0 after a clean stop, 1 when it cannot start or go on, 130 by Ctrl-C."""
     timeline = Timeline()
     try:
         _check_arguments()
@@ -34,6 +34,9 @@ def main() -> int:
     except WorkerFault as error:
         log("ERROR", f"cannot start: {error}")
         return 1
+    except KeyboardInterrupt:  # before the SDK, or the job loop, listens for it
+        log("INFO", "interrupted")
+        return 130
 
 
 def _check_arguments() -> None:

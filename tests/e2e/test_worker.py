@@ -238,6 +238,23 @@ def test_test_input_json_is_found(small_bundle: Path, tmp_path: Path):
     assert done.stdout.count("'dimensions': 2") == 1  # the SDK's DEBUG lines would show it thrice
 
 
+def test_ctrl_c_while_it_starts_is_no_traceback(small_bundle: Path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "handler", "--test_input", '{"input": {"text": "a"}}'],
+        env={**os.environ, "BUNDLE": str(small_bundle), "MAX_ITEM": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert "MAX_ITEM" in process.stdout.readline()  # the boot begins
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert "INFO  | interrupted" in said[0]
+    assert "Traceback" not in said[0] + said[1]
+
+
 def test_rp_serve_api_answers_on_localhost(small_bundle: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
