@@ -123,9 +123,10 @@ soak: setup ## a hundred thousand jobs: growth of memory, files, threads
 bench-quick: setup ## a few minutes that tell a regression: counts, and ratios to the floor; BASELINE=earlier.json OUT=build/quick.json
 	@$(BIN)/python -m benchmarks quick --json $(or $(OUT),build/quick.json) $(if $(BASELINE),--baseline $(BASELINE))
 
-PINS := $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --no-header --annotation-style line
+UPGRADE ?= --upgrade
+PINS := $(BIN)/uv pip compile --quiet $(UPGRADE) --python-version 3.11 --no-header --annotation-style line
 
-lock: $(VENV)/uv.stamp ## resolve the pins in requirements/ anew
+lock: $(VENV)/uv.stamp ## resolve the pins in requirements/ anew; UPGRADE= keeps those that still fit
 	@$(PINS) --generate-hashes --extra cpu pyproject.toml -o requirements/cpu.txt
 	@for set in tensorrt onnxruntime; do $(PINS) --generate-hashes --extra $$set pyproject.toml -o requirements/$$set.txt || exit; done
 	@$(PINS) --generate-hashes --extra tensorrt --extra onnxruntime pyproject.toml -o requirements/all.txt

@@ -6,6 +6,9 @@ import argparse
 import sys
 from importlib import import_module
 
+from engine.errors import BundleError, ConfigError
+from export.errors import Refused
+
 _COMMANDS = {
     "accuracy": "what each precision of a bundle costs in accuracy, beside its speed",
     "batching": "what batches texts are put in: padding and engine runs, counted",
@@ -41,7 +44,11 @@ def main(argv: list[str] | None = None) -> int:
         if asked == [name]:  # import only what runs: the others bring libraries that take seconds
             import_module(f"benchmarks.{name}").add_arguments(command)
     args = parser.parse_args(argv)
-    code: int = import_module(f"benchmarks.{args.command}").main(args)
+    try:
+        code: int = import_module(f"benchmarks.{args.command}").main(args)
+    except (BundleError, ConfigError, Refused, FileExistsError, NotADirectoryError) as error:
+        print(f"{args.command}: {error}", file=sys.stderr)
+        return 2
     return code
 
 

@@ -34,6 +34,8 @@ def prepare(path: Path, engine: str, precision: str, batches: Sequence[int], len
 
     Raises RuntimeError when it cannot be made or there is no GPU for it.
     """
+    if precision not in PRECISIONS:
+        raise RuntimeError(f"there is no precision {precision!r}; take of {', '.join(PRECISIONS)}")
     if engine != "onnxruntime-cpu" and gpu() is None:
         raise RuntimeError("no NVIDIA driver or no GPU here; take --engine onnxruntime-cpu")
     if engine == "tensorrt":

@@ -39,7 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--jobs", type=int, default=300, help="of one text (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="starts of every target (default: %(default)s)")
-    parser.add_argument("--with", dest="peers", type=names_of, default=["ours-int8", "stock"], metavar="PEERS")
+    parser.add_argument(
+        "--with",
+        dest="peers",
+        type=names_of,
+        default=["ours-int8", "stock"],
+        metavar="PEERS",
+        help="as of peers (default: ours-int8,stock)",
+    )
     parser.add_argument("--bundle", type=Path, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="what the peers load (default: all-MiniLM-L6-v2)")
     parser.add_argument("--engine", default="auto", help="our worker's ENGINE (default: %(default)s)")

@@ -225,7 +225,10 @@ def _accuracy_source(known: Stored) -> str:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not value > 0 or math.isinf(value):
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value

@@ -17,6 +17,7 @@ import contextlib
 import io
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, write the results and the page; 1 when a model of the zoo cannot be exported."""
+    """Measure, write the results and the page; 1 when a model of the zoo cannot be exported, 2 for an unknown task."""
+    known = sorted({case.task for case in zoo.cases()})
+    if args.task not in (None, *known):
+        print(f"tasks: no model of {args.task!r} in benchmarks/zoo; there are: {', '.join(known)}", file=sys.stderr)
+        return 2
     results = read(RESULTS) if RESULTS.exists() else Results({}, {}, (), {"architectures": [], "models": {}})
     wanted: list[tuple[str, Any]] = [("architectures", case) for case in zoo.cases()]
     wanted += [("stages", case) for case in zoo.stages()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the bundle's description; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m engine", description="Look into bundles.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    inspect = commands.add_parser("inspect", help="model, graphs, plans and parity of a bundle")
+    what = "model, graphs, plans and parity of a bundle"
+    inspect = commands.add_parser(
+        "inspect",
+        help=what,
+        description=f"Print {what}, and which of the plans could run on this machine. Loads none of them.",
+        epilog="Exit codes: 0 printed, 2 the bundle, or the command, cannot be used as it is: one sentence says why.",
+    )
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
     inspect.add_argument("--json", action="store_true", help="everything, as JSON")
     inspect.add_argument("--verify", action="store_true", help="also compare every file with its SHA-256")
@@ -28,7 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BundleError as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
-    print(json.dumps(found, indent=1, ensure_ascii=False) if asked.json else text(found))
+    try:
+        print(json.dumps(found, indent=1, ensure_ascii=False) if asked.json else text(found), flush=True)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return OK
 
 

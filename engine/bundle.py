@@ -120,6 +120,16 @@ class Bundle:
             raise BundleError(f"{path} cannot be read ({error.strerror}); {_REBUILD}") from error
 
 
+def _no_bundle(path: Path) -> str:
+    import shlex  # a worker that boots has a bundle
+
+    if path.is_file():
+        return f"{path} is a file, and a bundle is a folder; name the folder that holds {MANIFEST}"
+    # What is there already is not overwritten by an export.
+    out = "bundle" if path.is_dir() and any(path.iterdir()) else shlex.quote(str(path))
+    return f"{path} is not a bundle (no {MANIFEST}); make one with `python -m export MODEL --out {out}`"
+
+
 _REBUILD = "copy the bundle again or export the model again"
 
 
@@ -131,10 +141,12 @@ def open_bundle(path: Path, *, sha256: str = "", public_key: str = "") -> Bundle
     wanted, or when its schema is newer; ConfigError when `public_key` is not a key.
     """
     try:
-        if not (path / MANIFEST).is_file():
-            raise BundleError(
-                f"{path} is not a bundle (no {MANIFEST}); make one with `python -m export MODEL --out {path}`"
-            )
+        obstacle = "" if (path / MANIFEST).is_file() else _no_bundle(path)
+    except OSError as error:
+        obstacle = f"{path} cannot be read ({error.strerror}); change its permissions or name another folder"
+    if obstacle:
+        raise BundleError(obstacle)
+    try:
         raw = (path / MANIFEST).read_bytes()
         checksum = (path / CHECKSUM).read_bytes()
     except OSError as error:

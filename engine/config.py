@@ -234,6 +234,20 @@ class Settings(Limits):
         return cls(**values)
 
 
+def misspelt(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Variables that are no setting, each with the one that it is a letter away from: wrong, left out or too much."""
+    names = [item.metadata["env"] for item in fields(Settings)]
+    near = {variant: name for name in names for variant in _without_a_letter(name)}
+    unknown = environ.keys() - set(names)
+    found = ((name, next((near[v] for v in _without_a_letter(name) if v in near), "")) for name in sorted(unknown))
+    return [(name, meant) for name, meant in found if meant]
+
+
+def _without_a_letter(name: str) -> set[str]:
+    """`name`, and what is left of it without any one letter."""
+    return {name, *(name[:at] + name[at + 1 :] for at in range(len(name)))}
+
+
 def _shown(default: Any) -> str:
     if isinstance(default, tuple):
         return ", ".join(default) or "none"

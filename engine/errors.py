@@ -7,6 +7,7 @@ WorkerError
 └── WorkerFault          ours
     ├── ConfigError      a setting is wrong; the message names the variable, its value and the fix
     ├── BundleError      the bundle is damaged, incomplete or of another version
+    ├── MissingPackage   a task needs a Python package that is not installed
     └── EngineError      the engine could not be loaded or failed while running
         ├── OutOfMemory  the device, or its driver, has no room for it
         └── EngineLost   this process's engine cannot go on: whatever it runs next fails too, or is wrong
@@ -51,6 +52,10 @@ class ConfigError(WorkerFault):
 
 class BundleError(WorkerFault):
     """The bundle cannot be used."""
+
+
+class MissingPackage(WorkerFault):
+    """A task cannot be imported."""
 
 
 class EngineError(WorkerFault):

@@ -27,6 +27,8 @@ def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
         "architecture": manifest.architecture,
         "task": manifest.task,
         "precision": manifest.precision,
+        "sha256": bundle.sha256,
+        "verified": verify,
         "bytes": sum(size for size, _ in manifest.files.values()),
         "graphs": {name: _graph(bundle, name, parity) for name in manifest.graphs},
         "plans": [_plan(bundle, name, found, parity) for name in manifest.graphs for found in plans_of(bundle, name)],
@@ -99,14 +101,17 @@ def _parity(bundle: Bundle) -> dict[str, Any]:
 
 def text(found: Mapping[str, Any]) -> str:
     """What `describe` returned, as tables for a terminal."""
-    head = [(name, str(found[name])) for name in ("model", "revision", "architecture", "task", "precision")]
+    names = ("model", "revision", "architecture", "task", "precision")
+    head = [(name, str(found[name] or "-")) for name in names]
+    if found["verified"]:
+        head.append(("verified", "every file has the SHA-256 that the manifest says"))
     onnx = [
         (name, file["file"], file["precision"], file["for"], _size(file["bytes"]), _figures(file["parity"]))
         for name, graph in found["graphs"].items()
         for file in graph["onnx"]
     ]
     parts = [
-        table([*head, ("size", _size(found["bytes"]))]),
+        table([*head, ("size", _size(found["bytes"])), ("sha256", found["sha256"])]),
         table([("GRAPH", "ONNX", "PRECISION", "FOR", "SIZE", "PARITY"), *onnx]),
     ]
     plans = [

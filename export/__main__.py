@@ -5,6 +5,7 @@ Other commands (`_COMMANDS`) are modules of their own.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import traceback
@@ -12,14 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from engine.bundle import open_bundle, write_manifest
 from engine.bundle_folder import new_bundle_folder
-from engine.errors import BundleError
+from engine.errors import BundleError, MissingPackage
 from export import interrupts
 from export.errors import ParityFailed, Refused, blaming_the_disk, refusal_of
-from export.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED
+from export.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED, UNAVAILABLE
 from export.outcome import Outcome, plans_added
 from export.progress import megabytes, recorded, stage, table
 from export.recipe import Command, Recipe, command_from_argv
@@ -72,6 +74,8 @@ def _outcome(argv: Sequence[str]) -> Outcome:
         return Outcome(refusal.exit_code, str(refusal))
     except BundleError as refusal:
         return Outcome(REFUSED, str(refusal))
+    except MissingPackage as refusal:
+        return Outcome(UNAVAILABLE, str(refusal))
     except KeyboardInterrupt:
         return Outcome(INTERRUPTED, "interrupted; nothing was written")
     except Exception as error:
@@ -89,7 +93,7 @@ def _export(command: Command) -> Outcome:
         from export.recipe_file import write_recipe
 
         write_recipe(command.write_recipe, recipe)
-        return Outcome(OK, next=f"python -m export --recipe {command.write_recipe}")
+        return Outcome(OK, next=f"python -m export --recipe {quote(str(command.write_recipe))}")
     figures = export(recipe)
     from export.closing_table import result_of
 
@@ -117,7 +121,7 @@ def _plan(argv: Sequence[str]) -> Outcome:
     bundle = open_bundle(path)
     print(f"\n{table(('plan', 'size'), [(name, megabytes(bundle.manifest.files[name][0])) for name in names])}")
     print(f"\nbundle    {path}  {megabytes(_size(path))}")
-    return Outcome(OK, next=f"python -m engine inspect {path}", more=plans_added(bundle, names))
+    return Outcome(OK, next=f"python -m engine inspect {quote(str(path))}", more=plans_added(bundle, names))
 
 
 def export(recipe: Recipe) -> dict[str, Any]:
@@ -189,6 +193,9 @@ if __name__ == "__main__":
     interrupts.install()
     try:
         code = main()
+    except BrokenPipeError:  # whoever read the output has ended, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = INTERRUPTED
     except Exception:
         traceback.print_exc()
         code = DEFECT

@@ -53,7 +53,10 @@ def find_adapters(asked: Sequence[str], base: Located) -> tuple[Adapter, ...]:
 
 def _find(asked: str, base: Located) -> Adapter:
     name, _, revision = (asked, "", "") if Path(asked).expanduser().is_dir() else asked.partition("@")
-    found = locate(name, revision or None, [CONFIG, WEIGHTS], "@REVISION")
+    try:
+        found = locate(name, revision or None, [CONFIG, WEIGHTS], "@REVISION")
+    except Refused as refusal:
+        raise type(refusal)(f"--adapter {asked}: {refusal}") from None
     config = read_json(found.folder / CONFIG)
     if not config:
         raise Refused(

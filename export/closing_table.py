@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any, TextIO, TypeAlias
 
 from engine.bundle import Bundle, open_bundle
+from engine.tasks import task_class
 from export.progress import megabytes, table
 from export.recipe import Recipe
 from export.terminal import is_rich
+
+_OF_TEST_INPUT = ("feature-extraction", "sentence-similarity", "sparse-encoder")
+"""Tasks that take the job in test_input.json, which the handler answers when it is given none."""
+_LONGEST_JOB = 200
+"""Characters that are still good to read: an image's are not."""
 
 _Table: TypeAlias = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and rows."""
@@ -32,7 +40,7 @@ class Result:
     @property
     def next(self) -> str:
         """The command to go on with."""
-        return f"BUNDLE={self.bundle.path} python -m handler"
+        return f"BUNDLE={quote(str(self.bundle.path))} python -m handler{_job(self.bundle.manifest.task)}"
 
     def facts(self) -> list[tuple[str, str]]:
         """A word and what there is to say to it."""
@@ -83,6 +91,14 @@ class Result:
             "versions": manifest.versions,
             "next": self.next,
         }
+
+
+def _job(task: str) -> str:
+    """Options of the handler that make it answer, or wait for, a job of `task`."""
+    if task in _OF_TEST_INPUT:
+        return ""
+    job = json.dumps({"input": task_class(task).examples[0]}, ensure_ascii=False)
+    return f" --test_input {quote(job)}" if len(job) <= _LONGEST_JOB else " --rp_serve_api"
 
 
 def _pinned(name: str, revision: str | None) -> str:

@@ -38,6 +38,8 @@ def locate(model: str, revision: str | None, patterns: Sequence[str], option: st
     folder = Path(model).expanduser()
     if folder.is_dir():
         return _local(folder, model, revision, option)
+    if folder.is_file():
+        raise Refused(f"no model: {model} is a file; give the folder that holds config.json and the weights")
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise Refused(f"no model: the folder {model} does not exist; check the path, or give a Hub id")
     cached = RUNPOD_CACHE / f"models--{model.replace('/', '--')}"

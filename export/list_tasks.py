@@ -18,7 +18,7 @@ class ListTasks(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         """Print and exit."""
-        print(tasks_table())
+        print(tasks_table(), flush=True)
         parser.exit()
 
 

@@ -16,6 +16,8 @@ from export.exporters import Exporter, choose_exporter
 from export.hub import download, locate
 from export.infer import infer_task
 from export.json_files import read_json
+from export.parity_data import check_payload_file
+from export.parity_limits import Limits
 from export.precision_options import wanted
 from export.recipe import TASK_OPTIONS, Recipe
 from export.source import Source, first_line, quiet
@@ -34,6 +36,8 @@ _CODE = ["*.py"]
 
 def load(recipe: Recipe) -> Source:
     """Find the model of `recipe` and check that it fits the task. Raises Refused."""
+    if recipe.parity_data is not None:
+        check_payload_file(recipe.parity_data)
     base = locate(recipe.model, recipe.revision, _SMALL_FILES + (_CODE if recipe.trust_remote_code else []))
     root, model = base.folder, base.name
     _check_is_model(root, model)
@@ -41,6 +45,7 @@ def load(recipe: Recipe) -> Source:
     of_adapters = [adapter.task for adapter in adapters if adapter.task]
     task = export_task(recipe.task or (of_adapters[0] if of_adapters else infer_task(root, model)))
     _check_options(recipe, task)
+    Limits(recipe.parity_thresholds).of(task, "fp32")
     layout = task.layout(root, recipe)
     folder = root / layout.transformer
     _check_files(folder, model, recipe.trust_remote_code)

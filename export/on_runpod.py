@@ -97,7 +97,9 @@ def main(argv: Sequence[str]) -> Outcome:
 def order_from_argv(argv: Sequence[str]) -> Order:
     """The order of a command line. Options that are not known here go to the pod as they are. Raises Refused."""
     parser = _parser()
-    if argv and argv[0].startswith("-") and not {"-h", "--help"} & set(argv):
+    if {"-h", "--help"} & set(argv):
+        parser.parse_args(["--help"])  # alone: `--on-runpod --help` lacks the GPU
+    if argv and argv[0].startswith("-"):
         # Options for the pod are not known here, nor whether a word that follows one is its value.
         raise Refused("the bundle comes first: python -m export plan BUNDLE --on-runpod GPU --image NAME")
     asked, others = parser.parse_known_args(argv)
@@ -211,9 +213,10 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m export plan --on-runpod",
+        usage="python -m export plan BUNDLE --on-runpod GPU[,GPU] --image NAME [options]",
         description="Build plans on rented RunPod pods and bring them into a bundle. Needs RUNPOD_API_KEY.",
         epilog="All other options go to `python -m export plan` on the pod. Every pod is terminated: when its plan is "
-        "there, on an error, on Ctrl-C, and when a limit is reached.",
+        "there, on an error, on Ctrl-C, and when a limit is reached. Exit codes are those of `python -m export plan`.",
         allow_abbrev=False,
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")

@@ -10,13 +10,15 @@ import numpy as np
 
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.bundle import Bundle
+from engine.errors import InvalidInput
 from engine.feed import run_rows
 from engine.tasks import load_task
 from engine.tensors import Arrays, Row, TensorSpec
 from export.source import Source, quiet
 
 if TYPE_CHECKING:
-    from engine.tasks.base import Json
+    from engine.tasks.base import Json, Task
+    from export.tasks.base import ExportTask, Probe
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def cases_of(source: Source, bundle: Bundle, payloads: Sequence[tuple[str, Json]
     cases = []
     with quiet(), torch.inference_mode():
         for probe in source.task.probes(source):
-            rows = task.preprocess(task.parse(probe.payload))
+            rows = _rows(task, probe, source.task)
             for row, inputs in zip(rows, probe.inputs, strict=True):
                 expected = source.task.reference(source, model, inputs)
                 if expected is not None:
@@ -51,6 +53,24 @@ def cases_of(source: Source, bundle: Bundle, payloads: Sequence[tuple[str, Json]
                 if expected is not None:
                     cases.append(Case(label, row, expected))
     return cases
+
+
+def _rows(task: Task, probe: Probe, offline: ExportTask) -> Sequence[Row]:
+    """Raises TypeError, a mistake in the task's two files, where its halves do not fit together."""
+    ours, theirs = type(task).__name__, type(offline).__name__
+    try:
+        rows = task.preprocess(task.parse(probe.payload))
+    except InvalidInput as error:
+        raise TypeError(
+            f"{ours} refuses the probe {probe.label!r} that {theirs} makes: {error}; let {theirs}.probe make payloads "
+            "that `parse` takes (docs/adding-a-task.md)"
+        ) from error
+    if len(rows) != len(probe.inputs):
+        raise TypeError(
+            f"{ours} makes {len(rows)} rows of the probe {probe.label!r}, for which {theirs} has {len(probe.inputs)} "
+            "inputs; each row needs its own (docs/adding-a-task.md)"
+        )
+    return rows
 
 
 def sample_cases(source: Source, exact: Bundle, name: str, payloads: Iterable[tuple[str, Json]]) -> list[Case]:

@@ -7,13 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import InvalidInput
-from engine.tasks import load_task
 from export.errors import Refused
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
 
 _SHOWN = 60
+
+
+def check_payload_file(file: Path) -> None:
+    """Raise Refused where there is no such file, before the model is loaded; what stands in it is checked later."""
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise Refused(f"--parity-data {file} cannot be read ({error.strerror}); name a file of JSON lines") from None
 
 
 def read_payloads(file: Path | None, bundle: Bundle) -> list[tuple[str, Any]]:
@@ -23,11 +30,12 @@ def read_payloads(file: Path | None, bundle: Bundle) -> list[tuple[str, Any]]:
     """
     if file is None:
         return []
+    from engine.tasks import load_task
+
+    check_payload_file(file)
     task = load_task(bundle)
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise Refused(f"--parity-data {file} cannot be read ({error.strerror}); name a file of JSON lines") from None
     except UnicodeDecodeError:
         raise Refused(f"--parity-data {file} is not UTF-8; save it as UTF-8") from None
     found = []

@@ -157,7 +157,8 @@ def plan_command(argv: Sequence[str]) -> tuple[Path, PlanRecipe]:
     """The bundle and the recipe of `python -m export plan ...`. Raises Refused."""
     parser = _Parser(
         prog="python -m export plan",
-        description="Add TensorRT plans for this machine's GPU to a bundle, one for each of its graphs.",
+        description="Add TensorRT plans for this machine's GPU to a bundle, one for each of its graphs. Plans from "
+        "rented GPUs: python -m export plan --on-runpod --help.",
         epilog="Exit codes: 0 added, 1 a plan failed the parity gate, 2 refused (one sentence says why), 3 disk, "
         "memory, a package or a GPU is missing, 4 a defect of the export, 130 interrupted. Without code 0 the bundle "
         "is as it was.",

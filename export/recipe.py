@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
@@ -89,7 +90,9 @@ def command_from_argv(argv: Sequence[str]) -> Command:
     if not model and asked.task is None:
         raise Refused("name a MODEL, a folder or an id on the Hugging Face Hub; see python -m export --help")
     if asked.task is not None and asked.task not in TAGS:
-        raise Refused(f"unknown task {asked.task!r}; known are: {', '.join(TAGS)}")
+        near = get_close_matches(asked.task.lower().replace("_", "-"), TAGS, 1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise Refused(f"unknown task {asked.task!r}; {meant}known are: {', '.join(TAGS)}")
     if asked.max_length is not None and asked.max_length < 1:
         raise Refused(f"--max-length must be at least 1, got {asked.max_length}")
     targets = targets_of(asked.targets, asked.precision, asked.plan)
@@ -125,7 +128,9 @@ def _out(asked: argparse.Namespace) -> Path:
             raise Refused(f"{asked.write_recipe.parent} is not a folder; make it first, or name another --write-recipe")
         return out or Path()
     assert out is not None
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not out.is_dir():
+        raise Refused(f"{out} is a file; name a folder with --out")
+    if out.exists() and any(out.iterdir()):
         raise Refused(f"{out} exists and is not empty; name another folder with --out, or remove it first")
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir():
@@ -156,8 +161,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m export",
         description="Turn a Hugging Face model into a bundle that `python -m handler` serves.",
         epilog="Exit codes: 0 the bundle is written, 1 the parity gate failed, 2 refused (one sentence says why), "
-        "3 disk, memory, a package or the Hub is missing, 4 a defect of the export, 130 interrupted. Without code 0 "
-        "there is no bundle.",
+        "3 disk, memory, a package, the Hub or, for plans, a GPU is missing, 4 a defect of the export, 130 "
+        "interrupted. Without code 0 there is no bundle.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -210,6 +215,11 @@ def _parser() -> argparse.ArgumentParser:
         help="run Python code that comes with the model, while exporting",
     )
     add_precision_arguments(parser)
+    parser.add_argument_group(
+        "other commands",
+        "`python -m export plan BUNDLE` adds TensorRT plans to a bundle, with --on-runpod from rented GPUs; `keygen`, "
+        "`sign` and `verify` are for signed bundles; each has --help. `python -m engine inspect BUNDLE` shows one.",
+    )
     plans = parser.add_argument_group("TensorRT plans", "For --plan; `python -m export plan BUNDLE` adds them later.")
     plans.add_argument(
         "--plan",

@@ -7,6 +7,7 @@ import base64
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.bundle import MANIFEST, SIGNATURE, open_bundle
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _VARIABLE = "BUNDLE_PUBLIC_KEY"
+_MAKE_ONE = "make one with `python -m export keygen --key FILE`"
 
 
 def keygen(argv: Sequence[str]) -> Outcome:
@@ -33,6 +35,8 @@ def keygen(argv: Sequence[str]) -> Outcome:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
+        if path.is_dir():
+            raise Refused(f"{path} is a folder; name a new file in it with --key") from None
         raise Refused(f"{path} exists; name another file with --key, or remove it first") from None
     except FileNotFoundError:
         raise Refused(f"{path.parent} is not a folder; make it first, or name another file with --key") from None
@@ -51,7 +55,8 @@ def sign(argv: Sequence[str]) -> Outcome:
     key = _read_private_key(asked.key)
     open_bundle(asked.bundle).verify()
     sign_manifest(asked.bundle, key)
-    print(f"signed    {asked.bundle / SIGNATURE}\nserve     {_VARIABLE}={_public_key(key)} BUNDLE={asked.bundle}")
+    print(f"signed    {asked.bundle / SIGNATURE}")
+    print(f"serve     {_VARIABLE}={_public_key(key)} BUNDLE={quote(str(asked.bundle))}")
     return Outcome(OK)
 
 
@@ -68,7 +73,10 @@ def verify(argv: Sequence[str]) -> Outcome:
     parser = _Parser("verify", "Compare every file of a bundle with its SHA-256, and check who signed it.")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument(
-        "--public-key", default=os.environ.get(_VARIABLE, ""), metavar="KEY", help=f"instead of {_VARIABLE}"
+        "--public-key",
+        default=os.environ.get(_VARIABLE, ""),
+        metavar="KEY",
+        help=f"of whoever must have signed it (default: {_VARIABLE}; without either, only hashes are checked)",
     )
     asked = parser.parse_args(argv)
     try:
@@ -88,11 +96,11 @@ def _read_private_key(path: Path) -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
-        raise Refused(f"{path} cannot be read ({error.strerror}); make a key with `python -m export keygen`") from None
-    except (ValueError, TypeError) as error:
-        raise Refused(f"{path} is not a private key without a password ({error}); make one with keygen") from None
+        raise Refused(f"{path} cannot be read ({error.strerror}); {_MAKE_ONE}") from None
+    except (ValueError, TypeError):
+        raise Refused(f"{path} is not a private key without a password; {_MAKE_ONE}") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise Refused(f"{path} is not an Ed25519 key; make one with `python -m export keygen --key FILE`")
+        raise Refused(f"{path} is not an Ed25519 key; {_MAKE_ONE}")
     return key
 
 
@@ -102,7 +110,13 @@ def _public_key(key: Ed25519PrivateKey) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, command: str, description: str) -> None:
-        super().__init__(prog=f"python -m export {command}", description=description, allow_abbrev=False)
+        super().__init__(
+            prog=f"python -m export {command}",
+            description=description,
+            epilog="Exit codes: 0 done, 2 refused, 3 a package or the disk is missing, 4 a defect, 130 interrupted. "
+            "What is not 0 has one sentence that says why.",
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         raise Refused(f"{message}; see {self.prog} --help")

@@ -11,26 +11,51 @@ import signal
 import socket
 import sys
 import time
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from engine.errors import WorkerFault
 from handler.fork import fork, wait_for
 from handler.log import log
 from handler.timeline import Timeline
 
+if TYPE_CHECKING:
+    from engine.config import Settings
+
 _LAST_WORDS_S = 5.0
 _STOP_S = 2.0  # for the engine's process to end after its last job
 
 
 def main() -> int:
-    """Serve until told to stop. The exit code: 0 after a clean stop, 1 when the worker cannot start or go on."""
+    """Serve until told to stop. The exit code: 0 after a clean stop, 1 when it cannot start or go on, 130 by Ctrl-C."""
     timeline = Timeline()
     _open_standard_files()
     try:
+        _check_arguments()
         return _serve_stock(timeline) if _is_stock() else _serve(timeline)
     except WorkerFault as error:
         log("ERROR", f"cannot start: {error}")
         return 1
+    except KeyboardInterrupt:  # before the SDK, or the job loop, listens for it
+        log("INFO", "interrupted")
+        return 130
+
+
+def _check_arguments() -> None:
+    on_runpod = "RUNPOD_WEBHOOK_GET_JOB" in os.environ or "RUNPOD_REALTIME_PORT" in os.environ
+    if on_runpod and len(sys.argv) == 1:
+        return  # argparse costs milliseconds
+    from handler.arguments import check
+
+    check(sys.argv[1:], on_runpod=on_runpod)
+
+
+def _settings() -> Settings:
+    from engine.config import Settings, misspelt
+
+    settings = Settings.from_environ(os.environ)
+    for name, meant in misspelt(os.environ):
+        log("WARN", f"{name} is no setting and changes nothing; did you mean {meant}?")
+    return settings
 
 
 def _open_standard_files() -> None:
@@ -51,12 +76,11 @@ def _is_stock() -> bool:
 
 
 def _serve_stock(timeline: Timeline) -> int:
-    from engine.config import Settings
     from handler.boot import boot
     from handler.health import mark_ready
     from handler.sdk import start_stock
 
-    settings = Settings.from_environ(os.environ)
+    settings = _settings()
     worker = boot(settings, timeline)
     log("INFO", "ready", engine=worker.choice.engine, reason=worker.choice.reason, boot_ms=timeline.stages)
     worker.batcher.on_lost = _exit_soon
@@ -99,10 +123,9 @@ def _serve(timeline: Timeline) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     try:
         with timeline.stage("SDK import"):
-            from engine.config import Settings
             from handler import sdk
 
-            settings = Settings.from_environ(os.environ)
+            settings = _settings()
             sdk.check_environ(os.environ)
             loaded = sdk.load()
             from handler.front import serve_jobs

@@ -191,5 +191,6 @@ def report_unhealthy(check: str, reason: str) -> None:
 def start_stock(handler: Any, max_concurrency: int) -> None:
     """The stock loop, local test modes included. Returns or exits as the SDK decides."""
     without_sleep()
+    quieten()
     runpod = importlib.import_module("runpod")
     runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda current: max_concurrency})

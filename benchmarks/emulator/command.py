@@ -13,7 +13,7 @@ from .server import Emulator
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8008, help="port, 0 for any free one (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=8008, help="port, 0 for any free one (default: %(default)s)")
     parser.add_argument("--endpoint-id", default="EP", help="the endpoint's id (default: %(default)s)")
     parser.add_argument("--api-key", default="emulator", help="key for worker and client (default: %(default)s)")
     parser.add_argument("--worker-id", default="worker-1", help="id in the printed variables (default: %(default)s)")
@@ -28,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="finished jobs to remember (default: %(default)s)",
     )
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return int(text)
 
 
 def main(args: argparse.Namespace) -> int:

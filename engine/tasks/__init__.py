@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from engine.config import Limits
-from engine.errors import BundleError
+from engine.errors import BundleError, MissingPackage
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -32,10 +32,19 @@ DEFAULT_LIMITS = Limits()
 
 
 def task_class(tag: str) -> type[Task]:
-    """The class behind `tag`. Raises BundleError for a tag that this version does not have."""
+    """The class behind `tag`. Raises BundleError for one that this version does not have, MissingPackage."""
     if tag not in TASKS:
         raise BundleError(f"the bundle's task {tag!r} is not one of {', '.join(TASKS)}; update the worker")
-    found: type[Task] = import_module(f"engine.tasks.{tag.replace('-', '_')}").TASK
+    module = f"engine.tasks.{tag.replace('-', '_')}"
+    try:
+        found: type[Task] = import_module(module).TASK
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "engine":
+            raise
+        raise MissingPackage(
+            f"the task {tag} needs the Python package {error.name}, which is not installed; name it under dependencies "
+            "in pyproject.toml, then `make lock UPGRADE=` and `make setup`"
+        ) from error
     return found
 
 

@@ -206,9 +206,12 @@ def test_a_damaged_bundle_is_refused_before_anything_in_it_is_read(small_bundle:
     assert "does not match" in done.stdout
 
 
-def start(bundle: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def start(
+    bundle: Path, *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "handler", *arguments],
+        cwd=cwd,
         env={**os.environ, "BUNDLE": str(bundle), **(env or {})},
         capture_output=True,
         text=True,
@@ -225,12 +228,31 @@ def test_test_input_runs_one_job_locally(small_bundle: Path):
     assert "`text` must be a string" in failed.stdout
 
 
-def test_test_input_json_is_found(small_bundle: Path):
-    """The file at the top of the repository, where the SDK looks for it."""
+def test_test_input_json_is_found(small_bundle: Path, tmp_path: Path):
+    """In the working directory, where the SDK looks for it; the repository's own may be for another task."""
     assert json.loads(Path("test_input.json").read_text())["input"]
-    done = start(small_bundle)
+    (tmp_path / "test_input.json").write_text('{"input": {"text": "the fox", "dimensions": 2}}')
+    done = start(small_bundle, env={"PYTHONPATH": os.getcwd(), "MAX_ITEM": "1"}, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
-    assert "completed successfully" in done.stdout
+    assert "WARN  | MAX_ITEM is no setting and changes nothing; did you mean MAX_ITEMS?" in done.stdout
+    assert done.stdout.count("'dimensions': 2") == 1  # the SDK's DEBUG lines would show it thrice
+
+
+def test_ctrl_c_while_it_starts_is_no_traceback(small_bundle: Path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "handler", "--test_input", '{"input": {"text": "a"}}'],
+        env={**os.environ, "BUNDLE": str(small_bundle), "MAX_ITEM": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert "MAX_ITEM" in process.stdout.readline()  # the boot begins
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert "INFO  | interrupted" in said[0]
+    assert "Traceback" not in said[0] + said[1]
 
 
 def test_rp_serve_api_answers_on_localhost(small_bundle: Path):

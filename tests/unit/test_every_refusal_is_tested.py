@@ -53,4 +53,5 @@ def test_every_sentence_of_a_refusal_is_in_a_test():
         for place, pieces in found
         if not any(window in tested for piece in pieces for window in windows(piece))
     }
-    assert not untested, "\n".join(f"{place}: {' ... '.join(pieces)}" for place, pieces in untested.items())
+    listed = "\n".join(f"{place}: {' ... '.join(pieces)}" for place, pieces in untested.items())
+    assert not untested, f"no test meets these refusals; write one below tests/ that looks for the words:\n{listed}"

@@ -16,6 +16,7 @@ from export import load
 from export.errors import Refused
 from export.recipe import Recipe
 from export.text import LONGEST_DEFAULT, longest_row
+from tests.models import write_json
 
 
 def recipe(model: str, **changes: Any) -> Recipe:
@@ -80,6 +81,29 @@ def test_weights_are_not_downloaded_before_the_small_files_pass(tmp_path: Path, 
 def test_a_path_that_does_not_exist_is_not_looked_up(model: str):
     with pytest.raises(Refused, match=f"no model: the folder {model} does not exist; check the path"):
         load.load(recipe(model))
+
+
+def test_a_file_of_payloads_that_is_not_there_is_missed_before_the_model_is_looked_for():
+    with pytest.raises(Refused, match=r"--parity-data no/such cannot be read \(No such file or directory\)"):
+        load.load(recipe("/no/such/model", parity_data=Path("no/such")))
+
+
+def test_an_adapter_that_is_not_there_is_named_as_one(tmp_path: Path):
+    write_json(tmp_path / "config.json", {"model_type": "bert"})
+    with pytest.raises(Refused, match="--adapter /no/such/lora: no model: the folder /no/such/lora does not exist"):
+        load.load(recipe(str(tmp_path), adapters=("/no/such/lora",)))
+
+
+def test_a_file_is_no_model():
+    with pytest.raises(Refused, match=r"is a file; give the folder that holds config\.json and the weights"):
+        load.load(recipe(__file__))
+
+
+def test_limits_of_the_gate_are_checked_before_weights_are_read(tmp_path: Path):
+    write_json(tmp_path / "config.json", {"model_type": "bert"})
+    asked = recipe(str(tmp_path), parity_thresholds={"min_cosin": 0.9})
+    with pytest.raises(Refused, match="--parity-threshold min_cosin: feature-extraction has min_cosine"):
+        load.load(asked)
 
 
 def test_a_name_that_cannot_be_an_id():

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from export.__main__ import main
 from export.errors import Refused, Unavailable, blaming_the_disk, refusal_of
 from export.recipe import Recipe, recipe_from_argv
 
@@ -35,6 +36,7 @@ def test_only_what_is_required(tmp_path: Path):
         ([], "the following arguments are required: --out; see python -m export --help"),
         (["--out", "b"], "name a MODEL, a folder or an id on the Hugging Face Hub"),
         (["m", "--task", "no-task", "--out", "b"], "unknown task 'no-task'; known are: "),
+        (["m", "--task", "fill_masks", "--out", "b"], "unknown task 'fill_masks'; did you mean fill-mask? known are: "),
         ([*ARGV, "b", "--pooling", "sum"], "invalid choice: 'sum'"),
         ([*ARGV, "b", "--max-length", "0"], "--max-length must be at least 1, got 0"),
         ([*ARGV, "b", "--max-length", "many"], "invalid int value: 'many'"),
@@ -61,8 +63,11 @@ def test_only_what_is_required(tmp_path: Path):
         ([*ARGV, "b", "--plan", "--workspace-mib", "0"], "0 is not a whole number from 1 up"),
         ([*ARGV, "b", "--image-size", "480by640"], "--image-size is HEIGHTxWIDTH in pixels, such as 480x640"),
         ([*ARGV, "b", "--no-such-option"], "unrecognized arguments: --no-such-option"),
-        ([*ARGV, __file__], "exists and is not empty; name another folder with --out, or remove it first"),
-        ([*ARGV, str(Path(__file__).parent)], "exists and is not empty"),
+        ([*ARGV, __file__], "test_export_recipe.py is a file; name a folder with --out"),
+        (
+            [*ARGV, str(Path(__file__).parent)],
+            "exists and is not empty; name another folder with --out, or remove it first",
+        ),
     ],
 )
 def test_refusals(argv: list[str], sentence: str):
@@ -71,6 +76,24 @@ def test_refusals(argv: list[str], sentence: str):
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
     assert refused.value.exit_code == 2
+
+
+def test_help_names_the_other_commands_and_each_has_help(capsys: pytest.CaptureFixture[str]):
+    for argv in ([], ["plan"], ["plan", "--on-runpod"], ["keygen"], ["sign"], ["verify"]):
+        with pytest.raises(SystemExit) as done:
+            main([*argv, "--help"])
+        assert done.value.code == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert told.startswith(f"usage: python -m export {'' if not argv else argv[0]}".strip())
+        assert "Exit codes" in told
+        if not argv:
+            assert all(f"`{name}" in told for name in ("python -m export plan", "keygen", "sign", "verify"))
+
+
+def test_what_to_copy_and_run_next_is_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "a recipe.toml"
+    assert main(["owner/name", "--write-recipe", str(path)]) == 0
+    assert capsys.readouterr().out == f"next      python -m export --recipe '{path}'\n"
 
 
 def test_a_full_disk_is_found_below_what_libraries_raise():

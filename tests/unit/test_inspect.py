@@ -130,15 +130,34 @@ def test_without_a_gpu_nothing_is_usable(
     assert plan["obstacle"] == "there is no NVIDIA driver or no GPU here"
 
 
-def test_what_is_no_bundle_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["inspect", str(tmp_path)]) == 2
-    assert "is not a bundle" in capsys.readouterr().err
+def test_what_is_no_bundle_is_refused_with_a_command_that_would_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def said(path: Path) -> str:
+        assert main(["inspect", str(path)]) == 2
+        return capsys.readouterr().err
+
+    assert f"--out '{tmp_path / 'a b'}'`" in said(tmp_path / "a b")
+    (tmp_path / "notes.txt").write_text("")
+    assert "--out bundle`" in said(tmp_path)  # an export writes into no folder that holds something
+    assert "notes.txt is a file, and a bundle is a folder" in said(tmp_path / "notes.txt")
+    assert "cannot be read (File name too long)" in said(tmp_path / ("a" * 300))
+
+
+def test_a_reader_that_has_read_enough_is_no_error(small_bundle: Path):
+    command = f"set -o pipefail; {sys.executable} -m engine inspect '{small_bundle}' | true"
+    for _ in range(2):
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_verify_finds_a_damaged_file(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["inspect", str(small_bundle), "--verify"]) == 0
+    assert "verified      every file" in capsys.readouterr().out
     with open(small_bundle / "tokenizer.json", "ab") as file:
         file.write(b" ")
     assert main(["inspect", str(small_bundle)]) == 0
+    assert "verified" not in capsys.readouterr().out
     assert main(["inspect", str(small_bundle), "--verify"]) == 2
     assert "tokenizer.json" in capsys.readouterr().err
 

@@ -117,7 +117,7 @@ def test_what_is_no_private_key_is_refused_in_one_sentence(small_bundle: Path, t
     path = tmp_path / "bad.pem"
     path.write_bytes(content)
     assert main(["sign", str(small_bundle), "--key", str(path)]) == 2
-    assert f"{path} is not a private key without a password (" in capsys.readouterr().err
+    assert f"{path} is not a private key without a password; make one with `python" in capsys.readouterr().err
 
 
 def test_keys_and_bundles_that_are_not_there_or_of_another_kind(small_bundle: Path, tmp_path: Path, capsys):
@@ -128,10 +128,11 @@ def test_keys_and_bundles_that_are_not_there_or_of_another_kind(small_bundle: Pa
     other.write_bytes(X25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     for argv, sentence in (
         (["keygen", "--key", str(none)], "none is not a folder; make it first, or name another file with --key"),
+        (["keygen", "--key", str(tmp_path)], "is a folder; name a new file in it with --key"),
         (["keygen"], "the following arguments are required: --key; see python -m export keygen --help"),
         (
             ["sign", str(small_bundle), "--key", str(none)],
-            "cannot be read (No such file or directory); make a key with",
+            "cannot be read (No such file or directory); make one with",
         ),
         (["sign", str(small_bundle), "--key", str(other)], "other.pem is not an Ed25519 key; make one with `python -m"),
         (["sign", str(tmp_path), "--key", str(other)], "is not an Ed25519 key"),

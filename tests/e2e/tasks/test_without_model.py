@@ -34,7 +34,8 @@ def test_an_image_worker(tmp_path: Path):
 def test_a_proxy_without_its_settings_does_not_start(tmp_path: Path):
     assert main(["--task", "api-proxy", "--out", str(tmp_path / "bundle")]) == 0
     env = {**os.environ, "BUNDLE": str(tmp_path / "bundle")}
-    found = subprocess.run([sys.executable, "-m", "handler", "--test_input", "{}"], env=env, capture_output=True)
+    job = '{"input": {"request": {"path": "/status"}}}'
+    found = subprocess.run([sys.executable, "-m", "handler", "--test_input", job], env=env, capture_output=True)
     assert found.returncode == 1
     assert b"cannot start: api-proxy needs UPSTREAM_URL" in found.stdout + found.stderr
 
