@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import random
+import sys
 import time
 from typing import Any
 
@@ -20,7 +21,31 @@ _LEAVE_S = 1.0
 _SETTLE_S = 0.5  # 0.1 was not enough on a busy machine: the server had not yet read the request when its end came
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _TEMPORARY = (408, 425, 429)
+_DEEPEST = 10_000  # levels of nested JSON: what Go's reader, for one, lets through
 _ONCE = aiohttp.ClientTimeout(total=10)
+
+
+def jobs_in(body: bytes) -> list[Any]:
+    """The jobs in a reply of RunPod's that the SDK could not read; none where they cannot be told.
+
+    JSON allows what Python's reader refuses by default: values nested a thousand deep, numbers of more than 4,300
+    digits, which are infinite here. One such job may not take those beside it along, and has an answer to get itself.
+    """
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, _DEEPEST))
+    try:
+        found = json.loads(body.decode("utf-8", "replace"), parse_int=_whole_number)
+    except (ValueError, RecursionError):
+        return []
+    finally:
+        sys.setrecursionlimit(limit)
+    if isinstance(found, list):
+        return found
+    return [found] if isinstance(found, dict) and "id" in found else []
+
+
+def _whole_number(digits: str) -> int | float:
+    return int(digits) if len(digits) <= sys.int_info.default_max_str_digits else float(digits)
 
 
 class _OneRequest(aiohttp.TCPConnector):
@@ -80,18 +105,16 @@ class Poll:
 
     async def _jobs(self, poll: asyncio.Future[Any]) -> list[Any]:
         try:
-            return list(await poll or [])
+            jobs = await poll
         except (aiohttp.ClientError, asyncio.TimeoutError):
             raise
         except Exception:
             # The SDK refuses a job without input and does not say whose it is. Its body tells: it must be answered.
-            try:
-                job = json.loads(self._body)
-            except ValueError:
-                job = None
-            if isinstance(job, dict) and "id" in job:
-                return [job]
+            if jobs := jobs_in(self._body):
+                return jobs
             raise
+        # For JSON that Python does not read the SDK says that there is none.
+        return list(jobs) if jobs else jobs_in(self._body)
 
     async def _leave(self, poll: asyncio.Future[Any]) -> list[Any]:
         """End the poll so that a job handed over at this very instant still arrives; whatever did.

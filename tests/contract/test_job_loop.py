@@ -166,6 +166,25 @@ async def test_a_job_without_input_is_answered(sdk: Sdk, emulator: Emulator, con
     assert (record.status, record.error) == ("FAILED", "invalid input: the job has no `input`")
 
 
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("value", ["[" * 3000 + "]" * 3000, "9" * 5000, '"\xff"'])
+async def test_json_that_python_does_not_read_takes_no_job_along(
+    sdk: Sdk, emulator: Emulator, value: str, concurrency: int
+):
+    odd, plain = emulator.submit({"x": 1}), emulator.submit({"x": 2})
+    jobs = f'{{"id": "{odd.id}", "input": {{"x": {value}}}}}'
+    if concurrency > 1:
+        jobs = f'[{jobs}, {{"id": "{plain.id}", "input": {{"x": 2}}}}]'
+    emulator.faults.add("job-take", Fault(status=200, body=jobs.encode("latin-1"), hang_up_after="after"))
+
+    async def handler(job: dict[str, Any]) -> Any:
+        return {"type": type(job["input"]["x"]).__name__}
+
+    async with serving(sdk, handler, concurrency):
+        assert (await emulator.wait(plain)).output == {"type": "int"}
+        assert (await emulator.wait(odd)).output["type"] in ("list", "float", "str")
+
+
 async def test_many_jobs_run_at_once_but_no_more_than_allowed(sdk: Sdk, emulator: Emulator):
     running, most = 0, 0
 
