@@ -83,14 +83,17 @@ class ApiProxy(ItemsTask):
         """Method, URL and body."""
         value = check.require_object(value, f"`{name}`")
         check.refuse_unknown(value, _FIELDS)
-        method = check.choice({"method": str(value.get("method") or "GET").upper()}, "method", _METHODS)
+        method = check.choice({"method": check.shown(value.get("method") or "GET").upper()}, "method", _METHODS)
         path = check.string(value.get("path"), f"{name}.path", self.limits.max_chars)
         if not path.startswith("/") or any(mark in path for mark in "?#\\") or ".." in unquote(path).split("/"):
             raise InvalidInput(f"`{name}.path` must begin with / and hold no ?, # or ..; parameters go into `query`")
         query = check.require_object({} if value.get("query") is None else value["query"], f"`{name}.query`")
         if not all(isinstance(one, str | int | float) for one in query.values()):
             raise InvalidInput(f"`{name}.query` must hold strings and numbers only")
-        body = None if value.get("body") is None else json.dumps(value["body"]).encode()
+        try:
+            body = None if value.get("body") is None else json.dumps(value["body"], allow_nan=False).encode()
+        except (ValueError, RecursionError):
+            raise InvalidInput(f"`{name}.body` holds NaN or infinity, or is nested too deeply") from None
         return method, f"{self._url}{path}" + (f"?{urlencode(query)}" if query else ""), body
 
     def parts(self, request: Request) -> list[Part]:
@@ -134,12 +137,17 @@ class ApiProxy(ItemsTask):
         kind = part.data.headers.get("content-type", "").partition(";")[0].strip().lower()
         try:
             if kind == "application/json" or kind.endswith("+json"):
-                return {"status": part.data.status, "json": json.loads(content)}
+                return {"status": part.data.status, "json": json.loads(content, parse_constant=_refuse)}
             if kind.startswith("text/"):
                 return {"status": part.data.status, "text": content.decode()}
-        except ValueError:
+        except (ValueError, RecursionError):
             pass  # not what the service says it is
         return {"status": part.data.status, "base64": base64.b64encode(content).decode()}
+
+
+def _refuse(word: str) -> None:
+    """For NaN and the infinities, which Python reads as numbers and no reply can carry."""
+    raise ValueError(word)
 
 
 def _retry_after(reply: Reply) -> float:
