@@ -81,6 +81,12 @@ class Limits:
     """What one job may ask for."""
 
     max_items: int = _setting("MAX_ITEMS", 10_000, _whole(1, 1_000_000), "Texts, images or recordings in one job.")
+    max_queued_rows: int = _setting(
+        "MAX_QUEUED_ROWS",
+        50_000,
+        _whole(1, 10_000_000),
+        "Rows that may wait; beyond it a job is refused with a retry, one that makes more by itself for good.",
+    )
     max_chars: int = _setting("MAX_CHARS", 100_000, _whole(1, 10_000_000), "Characters in one text.")
     max_media_bytes: int = _setting(
         "MAX_MEDIA_BYTES", 20_000_000, _whole(1, 1 << 31), "Bytes of one image or recording, decoded from base64."
@@ -184,9 +190,6 @@ class Settings(Limits):
     )
     max_queue_delay_ms: int = _setting(
         "MAX_QUEUE_DELAY_MS", 0, _whole(0, 10_000), "Milliseconds that a batch which is not full waits for company."
-    )
-    max_queued_rows: int = _setting(
-        "MAX_QUEUED_ROWS", 50_000, _whole(1, 10_000_000), "Rows that may wait; beyond it a job is refused with a retry."
     )
     job_timeout_s: float = _setting(
         "JOB_TIMEOUT_S", 0.0, _seconds(0, 86_400), "Seconds after which a job fails; 0 leaves that to RunPod."

@@ -19,12 +19,15 @@ from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
 from engine.tasks.items import Part
+from engine.text.tokens import MOST_OVERLAP
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
     from engine.tensors import Array, Arrays
 
 _LONGEST_S = 86_400.0
+_FREE_SAMPLES = 1 << 24
+"""Windows that hold no more may repeat a recording as often as they like: 64 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,14 @@ class AutomaticSpeechRecognition(AudioTask):
                     f"{self.features.max_samples / self.features.rate:.4g} s at once; set `chunk_length_s`"
                 )
             return Part([self.features.row(samples, name)], [slice(None)])
-        found = list(_cut(samples, *windows))
+        length, left, right = windows
+        count = len(samples) // (length - left - right) + 1
+        self.refuse_rows(count)
+        if count * length > max(_FREE_SAMPLES, MOST_OVERLAP * len(samples)):
+            raise InvalidInput(
+                f"windows that overlap so far hold `{name}` more than {MOST_OVERLAP} times over; lower `stride_length_s`"
+            )
+        found = list(_cut(samples, length, left, right))
         # What is too short for a frame says nothing, unless it is all there is.
         kept = [window for window in found if self.features.frames(len(window.samples)) > 0] or found[:1]
         rows = [self.features.row(window.samples, name) for window in kept]

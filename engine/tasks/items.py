@@ -105,6 +105,17 @@ class ItemsTask:
         ]
         return answers[0] if request.single else answers
 
+    def refuse_rows(self, count: int) -> None:
+        """Raise InvalidInput where a job makes more rows than can ever wait.
+
+        To be asked before they are made: what is refused may be far more than there is memory for.
+        """
+        if count > self.limits.max_queued_rows:
+            raise InvalidInput(
+                f"the job makes more than {self.limits.max_queued_rows} rows, which is what may wait (MAX_QUEUED_ROWS); "
+                "split it"
+            )
+
     # What a subclass says
 
     def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:

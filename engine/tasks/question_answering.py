@@ -75,9 +75,15 @@ class QuestionAnswering(TextTask):
     def parts(self, request: Request) -> list[Part]:
         """A row a window of the context, each behind the whole question."""
         length, stride = request.options["length"], request.options["stride"]
-        parts = []
+        parts: list[Part] = []
+        count = 0
+
+        def on_count(more: int) -> None:
+            self.refuse_rows(count + more)
+
         for question, context in request.items:
-            windows = self.tokens.windows(context, stride, before=question, length=length)
+            windows = self.tokens.windows(context, stride, before=question, length=length, on_count=on_count)
+            count += len(windows)
             parts.append(Part([self.tokens.row(window) for window in windows], windows))
         return parts
 
