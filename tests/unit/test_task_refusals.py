@@ -127,8 +127,6 @@ def test_answers_that_are_right_alone_and_wrong_together():
     source: Any = SimpleNamespace(task=SimpleNamespace(unit="texts"))
     with pytest.raises(ParityFailed) as failed:
         parity._judge_together({"graphs/model/fp16.onnx": {NEIGHBOURS.key: 0.5}}, source, [NEIGHBOURS.at("fp16")])
-    assert str(failed.value) == (
-        "the texts together differ from the reference (required: neighbours at least 0.9)"
-    )
+    assert str(failed.value) == ("the texts together differ from the reference (required: neighbours at least 0.9)")
     assert failed.value.exit_code == 1
     assert failed.value.rows == (("all", "fp16.onnx", "0.5000000"),)
