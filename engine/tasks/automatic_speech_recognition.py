@@ -106,7 +106,8 @@ class AutomaticSpeechRecognition(AudioTask):
         self.refuse_rows(count)
         if count * length > max(_FREE_SAMPLES, MOST_OVERLAP * len(samples)):
             raise InvalidInput(
-                f"windows that overlap so far hold `{name}` more than {MOST_OVERLAP} times over; lower `stride_length_s`"
+                f"windows that overlap so far hold `{name}` more than {MOST_OVERLAP} times over; "
+                "lower `stride_length_s`"
             )
         found = list(_cut(samples, length, left, right))
         # What is too short for a frame says nothing, unless it is all there is.

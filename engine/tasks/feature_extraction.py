@@ -98,7 +98,9 @@ class FeatureExtraction:
     def _parse_openai(self, payload: dict[str, Any]) -> Request:
         check.refuse_unknown(payload, ("openai_route", "openai_input"))
         if payload.get("openai_route") != _OPENAI_ROUTE:
-            raise InvalidInput(f"`openai_route` must be {_OPENAI_ROUTE}, got {check.shown(payload.get('openai_route'))}")
+            raise InvalidInput(
+                f"`openai_route` must be {_OPENAI_ROUTE}, got {check.shown(payload.get('openai_route'))}"
+            )
         body = check.require_object(payload.get("openai_input"), "`openai_input`")
         # `user` is for OpenAI's abuse monitoring; clients send it, nothing depends on it.
         check.refuse_unknown(body, ("input", "model", "user", *_OPTIONS))

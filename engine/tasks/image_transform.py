@@ -113,7 +113,7 @@ class ImageTransform(ItemsTask):
 
 
 def _contained(image: Image.Image, width: int, height: int) -> tuple[int, int]:
-    """The largest size of the image's shape within `width` and `height`, as ImageOps.contain, but of a pixel at least."""
+    """The largest size of the image's shape within `width` and `height`: ImageOps.contain's, but a pixel at least."""
     if image.width * height > image.height * width:
         return width, max(1, round(image.height / image.width * width))
     return max(1, round(image.width / image.height * height)), height

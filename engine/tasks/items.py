@@ -112,7 +112,7 @@ class ItemsTask:
         """
         if count > self.limits.max_queued_rows:
             raise InvalidInput(
-                f"the job makes more than {self.limits.max_queued_rows} rows, which is what may wait (MAX_QUEUED_ROWS); "
+                f"the job makes more than {self.limits.max_queued_rows} rows, as many as may wait (MAX_QUEUED_ROWS); "
                 "split it"
             )
 

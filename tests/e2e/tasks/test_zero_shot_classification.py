@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from benchmarks.zoo.text import ARCHITECTURES
-from export.__main__ import main
 from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.tasks import load_task
+from export.__main__ import main
 from tests.same import assert_same
 
 TASK = "zero-shot-classification"
