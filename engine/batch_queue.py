@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from engine.errors import Overloaded
+from engine.errors import InvalidInput, Overloaded
 
 J = TypeVar("J", bound=Hashable)
 R = TypeVar("R")
@@ -96,8 +96,10 @@ class BatchQueue(Generic[J, R]):
     def push(self, job: J, rows: Sequence[tuple[R, int]], now: float) -> None:
         """Queue all `rows` of `job`, each with its length in tokens, or, when they do not fit, none.
 
-        Raises Overloaded.
+        Raises Overloaded, or InvalidInput for more rows than can ever wait.
         """
+        if len(rows) > self.max_queued:
+            raise InvalidInput(f"the job makes {len(rows)} rows, allowed are {self.max_queued} (MAX_QUEUED_ROWS)")
         if self._size + len(rows) > self.max_queued:
             raise Overloaded(f"{self._size} rows wait, {len(rows)} more are over the limit of {self.max_queued}")
         waiting = self._jobs.setdefault(job, _Job(now))

@@ -81,6 +81,12 @@ class Limits:
     """What one job may ask for."""
 
     max_items: int = _setting("MAX_ITEMS", 10_000, _whole(1, 1_000_000), "Texts, images or recordings in one job.")
+    max_queued_rows: int = _setting(
+        "MAX_QUEUED_ROWS",
+        50_000,
+        _whole(1, 10_000_000),
+        "Rows that may wait; beyond it a job is refused with a retry, one that makes more by itself for good.",
+    )
     max_chars: int = _setting("MAX_CHARS", 100_000, _whole(1, 10_000_000), "Characters in one text.")
     max_media_bytes: int = _setting(
         "MAX_MEDIA_BYTES", 20_000_000, _whole(1, 1 << 31), "Bytes of one image or recording, decoded from base64."
@@ -92,9 +98,6 @@ class Limits:
         2_000_000_000,
         _whole(1, 1 << 40),
         "Bytes that the images or recordings of one job, or of one part of a stream, become for the engine.",
-    )
-    max_queued_rows: int = _setting(
-        "MAX_QUEUED_ROWS", 50_000, _whole(1, 10_000_000), "Rows that may wait; beyond it a job is refused with a retry."
     )
     fetch_hosts: tuple[str, ...] = _setting(
         "FETCH_HOSTS",

@@ -100,6 +100,7 @@ class Handler:
     ) -> Any:
         if payload == {"health": True}:
             return finish(self._health())
+        check.refuse_lone_surrogates(payload)
         payload, timings, stream, progress = _options(payload)
         request = self._task.parse(payload)
         if not stream or on_chunk is None:

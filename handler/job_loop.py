@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import reprlib
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -132,7 +133,7 @@ class JobLoop:
     def _start(self, job: Any) -> None:
         job_id = job.get("id") if isinstance(job, dict) else None
         if not isinstance(job_id, str) or not job_id:
-            log("ERROR", f"RunPod sent a job without an id, which nobody can answer: {str(job)[:200]}")
+            log("ERROR", f"RunPod sent a job without an id, which nobody can answer: {reprlib.repr(job)}")
             return
         if job_id in self._tasks:
             log("WARN", "RunPod sent a job again that is running; it will be answered once", job_id)

@@ -20,10 +20,7 @@ _WHY = "it is nested too deeply, or holds a number of too many digits"
 
 def salvage(body: bytes) -> list[dict[str, Any]]:
     """The jobs in `body`, an object or a list of them; of one that cannot be read its id, and why. Garbage has none."""
-    try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        return []
+    text = body.decode("utf-8", "replace")
     found = (_job(text[begin:end], job_id) for begin, end, job_id in _objects(text))
     return [job for job in found if job is not None]
 

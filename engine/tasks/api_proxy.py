@@ -84,7 +84,7 @@ class ApiProxy(ItemsTask):
         """Method, URL and body."""
         value = check.require_object(value, f"`{name}`")
         check.refuse_unknown(value, _FIELDS)
-        method = check.choice({"method": str(value.get("method") or "GET").upper()}, "method", _METHODS)
+        method = check.choice({"method": check.shown(value.get("method") or "GET").upper()}, "method", _METHODS)
         path = check.string(value.get("path"), f"{name}.path", self.limits.max_chars)
         if not path.startswith("/") or not _stays_below(path):
             raise InvalidInput(f"`{name}.path` must begin with / and hold no ?, # or ..; parameters go into `query`")
@@ -92,13 +92,11 @@ class ApiProxy(ItemsTask):
         if not all(isinstance(one, str | int | float) for one in query.values()):
             raise InvalidInput(f"`{name}.query` must hold strings and numbers only")
         try:
-            body = None if value.get("body") is None else json.dumps(value["body"]).encode()
-            url = f"{self._url}{path}" + (f"?{urlencode(query)}" if query else "")
-            check_url(url, self.limits.fetch_hosts)
-        except RecursionError:
-            raise InvalidInput(f"`{name}.body` is nested too deeply") from None
-        except UnicodeEncodeError:
-            raise InvalidInput(f"`{name}.query` holds half of a surrogate pair, which no URL can carry") from None
+            body = None if value.get("body") is None else json.dumps(value["body"], allow_nan=False).encode()
+        except (ValueError, RecursionError):
+            raise InvalidInput(f"`{name}.body` holds NaN or infinity, or is nested too deeply") from None
+        url = f"{self._url}{path}" + (f"?{urlencode(query)}" if query else "")
+        check_url(url, self.limits.fetch_hosts)
         return method, url, body
 
     def parts(self, request: Request) -> list[Part]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,15 +17,17 @@ from engine.audio.features import Waveform
 from engine.audio.task import AudioTask
 from engine.config import Limits
 from engine.errors import InvalidInput
-from engine.tasks import media
 from engine.tasks import payload as check
 from engine.tasks.items import Part
+from engine.text.tokens import MOST_OVERLAP
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
     from engine.tensors import Array, Arrays
 
 _LONGEST_S = 86_400.0
+_FREE_SAMPLES = 1 << 24
+"""Windows that hold no more may repeat a recording as often as they like: 64 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +102,14 @@ class AutomaticSpeechRecognition(AudioTask):
                 )
             return Part([self.features.row(samples, name)], [slice(None)])
         length, left, right = windows
-        # Windows may overlap by all but a frame: ten minutes would become weeks.
-        whole = ceil(len(samples) / (length - left - right)) * min(length, len(samples))
-        media.Room(self.limits).take_bytes(whole * samples.itemsize, f"{name}` with `stride_length_s")
-        found = list(_cut(samples, *windows))
+        count = len(samples) // (length - left - right) + 1
+        self.refuse_rows(count)
+        if count * length > max(_FREE_SAMPLES, MOST_OVERLAP * len(samples)):
+            raise InvalidInput(
+                f"windows that overlap so far hold `{name}` more than {MOST_OVERLAP} times over; "
+                "lower `stride_length_s`"
+            )
+        found = list(_cut(samples, length, left, right))
         # What is too short for a frame says nothing, unless it is all there is.
         kept = [window for window in found if self.features.frames(len(window.samples)) > 0] or found[:1]
         rows = [self.features.row(window.samples, name) for window in kept]

@@ -98,7 +98,9 @@ class FeatureExtraction:
     def _parse_openai(self, payload: dict[str, Any]) -> Request:
         check.refuse_unknown(payload, ("openai_route", "openai_input"))
         if payload.get("openai_route") != _OPENAI_ROUTE:
-            raise InvalidInput(f"`openai_route` must be {_OPENAI_ROUTE}, got {str(payload.get('openai_route'))[:80]}")
+            raise InvalidInput(
+                f"`openai_route` must be {_OPENAI_ROUTE}, got {check.shown(payload.get('openai_route'))}"
+            )
         body = check.require_object(payload.get("openai_input"), "`openai_input`")
         # `user` is for OpenAI's abuse monitoring; clients send it, nothing depends on it.
         check.refuse_unknown(body, ("input", "model", "user", *_OPTIONS))
@@ -106,14 +108,17 @@ class FeatureExtraction:
             raise InvalidInput("`openai_input` needs `input`, a string or a list of strings")
         if isinstance(body["input"], list) and body["input"] and not isinstance(body["input"][0], str):
             raise InvalidInput("`input` must be a string or a list of strings; token ids are not supported")
-        return self._request(body, "input", isinstance(body["input"], str), str(body.get("model") or self._model))
+        model = body.get("model") or self._model
+        if not isinstance(model, str):
+            raise InvalidInput(f"`model` must be a string, got {check.kind(model)}")
+        return self._request(body, "input", isinstance(body["input"], str), model)
 
     def _request(self, body: dict[str, Any], field: str, single: bool, openai_model: str | None) -> Request:
         texts = [body[field]] if single else body[field]
         prompt_name = body.get("prompt_name")
         if prompt_name is not None and (not isinstance(prompt_name, str) or prompt_name not in self._prompts):
             known = ", ".join(sorted(self._prompts)) or "none for this model"
-            raise InvalidInput(f"`prompt_name` must be one of: {known}; got {str(prompt_name)[:40]}")
+            raise InvalidInput(f"`prompt_name` must be one of: {known}; got {check.shown(prompt_name)}")
         return Request(
             texts=check.texts(texts, field, self._limits.max_items, self._limits.max_chars),
             single=single,

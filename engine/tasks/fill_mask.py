@@ -77,7 +77,7 @@ class FillMask(TextTask):
         """A row a mask; `data` are the text's ids and the places of the masks."""
         targets = np.zeros(self.config["targets"], np.int32)
         targets[: len(request.options["targets"])] = request.options["targets"]
-        parts = []
+        parts, count = [], 0
         for index, whole in enumerate(super().parts(request)):
             (encoding,) = whole.data
             ids = np.array(encoding.ids, np.int32)
@@ -87,6 +87,8 @@ class FillMask(TextTask):
                     f"text {request.first + index} has no {self.config['mask_token']} among its first "
                     f"{self.tokens.max_length} tokens; put one where a word is to be found"
                 )
+            count += len(places)
+            self.refuse_rows(count)
             rows = [
                 self.tokens.row(encoding, mask_position=np.array([place], np.int32), target_ids=targets)
                 for place in places

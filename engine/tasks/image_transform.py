@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _FORMATS = ("jpeg", "png", "webp")
 _FITS = ("contain", "cover", "stretch")
 _LONGEST_SIDE = 16_383  # WebP's
+_LONGEST_SIDES = {"jpeg": 65_500, "png": 1 << 31, "webp": _LONGEST_SIDE}  # of an image that keeps its size
 _QUALITY = 85
 
 
@@ -83,6 +84,11 @@ class ImageTransform(ItemsTask):
     def _part(self, name: str, content: bytes, options: Mapping[str, Any]) -> Part:
         image = decode(content, name, self.limits.max_pixels)
         image = self._resized(image, options)
+        if max(image.size) > (longest := _LONGEST_SIDES[options["format"]]):
+            raise InvalidInput(
+                f"`{name}` has {image.width} x {image.height} pixels, {options['format']} takes {longest} a side; "
+                "give `width` or `height`"
+            )
         file = io.BytesIO()
         image.save(file, options["format"].upper(), quality=options["quality"])
         return Part([Row({"file": np.frombuffer(file.getvalue(), np.uint8)}, 1)], image.size)
@@ -98,14 +104,22 @@ class ImageTransform(ItemsTask):
             raise InvalidInput(f"the result would have {width} x {height} pixels, more than are allowed (MAX_PIXELS)")
         if options["fit"] == "stretch" or None in (options["width"], options["height"]):
             return image.resize((width, height), Image.Resampling.LANCZOS)
-        resize = ImageOps.contain if options["fit"] == "contain" else ImageOps.fit
-        return resize(image, (width, height), Image.Resampling.LANCZOS)
+        if options["fit"] == "cover":
+            return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        return image.resize(_contained(image, width, height), Image.Resampling.LANCZOS)
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """The image and what it is."""
         width, height = part.data
         encoded = base64.b64encode(outputs[0]["file"].tobytes()).decode()
         return {"image": encoded, "format": options["format"], "width": width, "height": height}
+
+
+def _contained(image: Image.Image, width: int, height: int) -> tuple[int, int]:
+    """The largest size of the image's shape within `width` and `height`: ImageOps.contain's, but a pixel at least."""
+    if image.width * height > image.height * width:
+        return width, max(1, round(image.height / image.width * width))
+    return max(1, round(image.width / image.height * height)), height
 
 
 TASK = ImageTransform

@@ -84,14 +84,6 @@ class ItemsTask:
             raise InvalidInput(f"`{name}` must be a list, got {check.kind(value)}; one item goes into `{self.one}`")
         return name, value, False
 
-    def refuse_many(self, rows: int) -> None:
-        """Raise InvalidInput for more rows than the queue ever holds; they would fill the memory on their way there."""
-        if rows > self.limits.max_queued_rows:
-            raise InvalidInput(
-                f"the job makes {rows} rows or more, allowed are {self.limits.max_queued_rows} (MAX_QUEUED_ROWS); "
-                "split it"
-            )
-
     def split(self, request: Request, rows: int) -> Sequence[Request]:
         """Parts of `rows` items; one item stays whole."""
         if request.single:
@@ -112,6 +104,17 @@ class ItemsTask:
             for item, part in zip(request.items, request.parts, strict=True)
         ]
         return answers[0] if request.single else answers
+
+    def refuse_rows(self, count: int) -> None:
+        """Raise InvalidInput where a job makes more rows than can ever wait.
+
+        To be asked before they are made: what is refused may be far more than there is memory for.
+        """
+        if count > self.limits.max_queued_rows:
+            raise InvalidInput(
+                f"the job makes more than {self.limits.max_queued_rows} rows, as many as may wait (MAX_QUEUED_ROWS); "
+                "split it"
+            )
 
     # What a subclass says
 

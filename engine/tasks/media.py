@@ -71,11 +71,7 @@ class Room:
 
     def take(self, rows: Sequence[Row], field: str) -> None:
         """Make room for `rows`, which `field` became. Raises InvalidInput."""
-        self.take_bytes(sum(array.nbytes for row in rows for array in row.feeds.values()), field)
-
-    def take_bytes(self, count: int, field: str) -> None:
-        """The same for rows that are still to be made."""
-        self._left -= count
+        self._left -= sum(array.nbytes for row in rows for array in row.feeds.values())
         if self._left < 0:
             raise InvalidInput(
                 f"`{field}` and what is before it become more than {self._most} bytes for the engine (MAX_ROW_BYTES); "

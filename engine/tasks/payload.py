@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,30 @@ def kind(value: Any) -> str:
         return "null"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value that is refused, for a sentence; at no cost, however large or deep it is."""
+    return (reprlib.repr(value) if isinstance(value, list | dict) else str(value))[:40]
+
+
+def refuse_lone_surrogates(payload: Any) -> None:
+    """Refuse strings with half a surrogate pair, which JSON can write, and which is no character of any text."""
+    pending = [payload]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            try:
+                value.isascii() or value.encode()
+            except UnicodeEncodeError as error:
+                half = f"\\u{ord(value[error.start]):04x}"
+                raise InvalidInput(
+                    f"a string in `input` holds half a surrogate pair ({half}); cut strings between whole characters"
+                ) from None
+        elif isinstance(value, dict):
+            pending += (*value, *value.values())
+        elif isinstance(value, list):
+            pending += value
 
 
 def require_object(payload: Any, name: str = "`input`") -> dict[str, Any]:
@@ -46,7 +71,7 @@ def whole_number(payload: dict[str, Any], name: str, low: int, high: int) -> int
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidInput(f"`{name}` must be a whole number from {low} to {high}, got {str(value)[:40]}")
+        raise InvalidInput(f"`{name}` must be a whole number from {low} to {high}, got {shown(value)}")
     return value
 
 
@@ -56,7 +81,7 @@ def choice(payload: dict[str, Any], name: str, allowed: Sequence[str]) -> str:
     if value is None:
         return allowed[0]
     if value not in allowed:
-        raise InvalidInput(f"`{name}` must be one of {', '.join(allowed)}, got {str(value)[:40]}")
+        raise InvalidInput(f"`{name}` must be one of {', '.join(allowed)}, got {shown(value)}")
     return str(value)
 
 
@@ -87,5 +112,5 @@ def number(payload: dict[str, Any], name: str, low: float, high: float, default:
     """The field `name` as a number from `low` to `high`."""
     value = payload.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InvalidInput(f"`{name}` must be a number from {low:g} to {high:g}, got {str(value)[:40]}")
+        raise InvalidInput(f"`{name}` must be a number from {low:g} to {high:g}, got {shown(value)}")
     return float(value)

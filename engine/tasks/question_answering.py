@@ -76,11 +76,14 @@ class QuestionAnswering(TextTask):
         """A row a window of the context, each behind the whole question."""
         length, stride = request.options["length"], request.options["stride"]
         parts: list[Part] = []
-        rows = 0
+        count = 0
+
+        def on_count(more: int) -> None:
+            self.refuse_rows(count + more)
+
         for question, context in request.items:
-            windows = self.tokens.windows(context, stride, before=question, length=length)
-            rows += len(windows)
-            self.refuse_many(rows)
+            windows = self.tokens.windows(context, stride, before=question, length=length, on_count=on_count)
+            count += len(windows)
             parts.append(Part([self.tokens.row(window) for window in windows], windows))
         return parts
 

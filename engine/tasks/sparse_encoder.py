@@ -43,7 +43,7 @@ class SparseEncoder(TextTask):
             name = self.config["default_prompt"]
         elif not isinstance(name, str) or name not in prompts:
             known = ", ".join(sorted(prompts)) or "none for this model"
-            raise InvalidInput(f"`prompt_name` must be one of: {known}; got {str(name)[:40]}")
+            raise InvalidInput(f"`prompt_name` must be one of: {known}; got {check.shown(name)}")
         return {
             **super().options(payload),
             "top_k": check.whole_number(payload, "top_k", 1, 1_000_000),

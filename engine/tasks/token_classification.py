@@ -48,15 +48,18 @@ class TokenClassification(TextTask):
         """A row a window; the first alone without `stride`."""
         stride = request.options["stride"]
         parts: list[Part] = []
-        rows = 0
+        count = 0
+
+        def on_count(more: int) -> None:
+            self.refuse_rows(count + (more if stride is not None else 1))
+
         for index, text in enumerate(request.items):
-            windows = self.tokens.windows(text, stride or 0)
+            windows = self.tokens.windows(text, stride or 0, on_count=on_count)
             if stride is None:
                 if not request.options["truncate"]:
                     self.refuse_cut(windows[:1], request.first + index)
                 windows = windows[:1]
-            rows += len(windows)
-            self.refuse_many(rows)
+            count += len(windows)
             parts.append(Part([self.tokens.row(window) for window in windows], windows))
         return parts
 

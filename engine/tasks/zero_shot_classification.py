@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
-from engine.tasks.items import Part, Request
+from engine.tasks.items import Part
 from engine.text.scores import softmax
 from engine.text.task import TextTask
 
@@ -58,12 +58,6 @@ class ZeroShotClassification(TextTask):
             "template": template,
             "multi_label": check.boolean(payload, "multi_label", False),
         }
-
-    def parse(self, payload: Json) -> Request:
-        """Check the job's input. Raises InvalidInput."""
-        request = super().parse(payload)
-        self.refuse_many(len(request.items) * len(request.options["labels"]))
-        return request
 
     def texts(self, item: Any, options: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
         """A pair a label."""

@@ -46,7 +46,11 @@ class TextTask(ItemsTask):
 
     def parts(self, request: Request) -> list[Part]:
         """Rows of all items, tokenized in one call; `data` are the encodings."""
-        texts = [self.texts(item, request.options) for item in request.items]
+        texts, count = [], 0
+        for item in request.items:
+            texts.append(self.texts(item, request.options))
+            count += len(texts[-1])
+            self.refuse_rows(count)
         encodings = iter(self.tokens.encode([text for group in texts for text in group]))
         parts = []
         for index, group in enumerate(texts):

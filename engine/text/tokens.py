@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,7 +21,11 @@ Text: TypeAlias = "str | tuple[str, str]"
 Encoding: TypeAlias = Any
 """tokenizers.Encoding: ids, type_ids, offsets and masks of one row."""
 
-_WINDOWED_TOKENS = 2_000_000  # of one text in all its windows; at about 100 bytes each
+
+MOST_OVERLAP = 16
+"""How often overlapping windows may repeat what is long: memory goes with what they hold."""
+_FREE_TOKENS = 1 << 18
+"""Below which they may at any rate; a token of a window takes up to 0.5 kB until its row is made."""
 
 
 class Tokens:
@@ -57,12 +61,19 @@ class Tokens:
             ) from None
 
     def windows(
-        self, text: str, stride: int, *, before: str | None = None, length: int | None = None
+        self,
+        text: str,
+        stride: int,
+        *,
+        before: str | None = None,
+        length: int | None = None,
+        on_count: Callable[[int], None] | None = None,
     ) -> list[Encoding]:
         """`text` in windows of at most `length` tokens (`max_length`) that overlap by `stride` tokens.
 
-        With `before`, every window is a pair of it, whole, and a piece of `text`. Special tokens are inside.
-        Raises InvalidInput when there is no room for a window.
+        With `before`, every window is a pair of it, whole, and a piece of `text`. Special tokens are inside. `on_count`
+        is told how many there will be, and may raise. Raises InvalidInput when there is no room for a window, or where
+        a long text's windows repeat it too often.
         """
         first = None if before is None else self.tokenizer.encode(before)
         whole = self.tokenizer.encode(text)
@@ -74,9 +85,14 @@ class Tokens:
                 f"windows of {length or self.max_length} tokens, {taken} of them taken, must be longer than their "
                 f"overlap of {stride}; lower it, or shorten what stands in every window"
             )
-        count = ceil(len(whole) / max(1, room - stride))
-        if len(whole) > room and count * room > max(_WINDOWED_TOKENS, 4 * len(whole)):
-            raise InvalidInput(f"the text makes {count} windows of {room} tokens; lower their overlap of {stride}")
+        count = 1 + max(0, ceil((len(whole) - room) / (room - stride))) if len(whole) > room else 1
+        if count * room > max(_FREE_TOKENS, MOST_OVERLAP * len(whole)):
+            raise InvalidInput(
+                f"windows of {room} tokens that overlap by {stride} hold the text more than {MOST_OVERLAP} times over; "
+                "lower the overlap"
+            )
+        if on_count is not None:
+            on_count(count)
         whole.truncate(room, stride=stride)
         pieces = [whole, *whole.overflowing]
         # One by one: the overflow of a pair that is processed whole has no segments.

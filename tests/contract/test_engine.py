@@ -18,7 +18,7 @@ from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from engine.batcher import Batcher
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle
-from engine.errors import EngineError, EngineLost, Overloaded
+from engine.errors import EngineError, EngineLost, InvalidInput, Overloaded
 from engine.feed import run_rows
 from engine.tensors import Arrays, Row
 from tests.bundles import DIMENSION, MAX_LENGTH
@@ -285,10 +285,14 @@ async def test_overload_is_refused_at_the_door(small_bundle: Path):
     batcher = batcher_on(engine, max_queued=4)
     running = asyncio.ensure_future(batcher.run([row(4)]))
     await asyncio.sleep(0.05)
+    waiting = asyncio.ensure_future(batcher.run([row(4)]))
+    await asyncio.sleep(0)
     with pytest.raises(Overloaded):
+        await batcher.run([row(4)] * 4)
+    with pytest.raises(InvalidInput, match="the job makes 5 rows, allowed are 4"):
         await batcher.run([row(4)] * 5)
     gate.set()
-    await running
+    await asyncio.gather(running, waiting)
     batcher.close()
 
 

@@ -196,6 +196,18 @@ async def test_a_job_without_input_is_answered(sdk: Sdk, emulator: Emulator, con
     assert (record.status, record.error) == ("FAILED", "invalid input: the job has no `input`")
 
 
+@pytest.mark.parametrize("concurrency", [1, 4])
+async def test_a_reply_that_is_not_utf8_is_read_as_far_as_it_is(sdk: Sdk, emulator: Emulator, concurrency: int):
+    odd, plain = emulator.submit({"x": 1}), emulator.submit({"x": 2})
+    jobs = f'{{"id": "{odd.id}", "input": "\xff"}}'
+    if concurrency > 1:
+        jobs = f'[{jobs}, {{"id": "{plain.id}", "input": 2}}]'
+    emulator.faults.add("job-take", Fault(status=200, body=jobs.encode("latin-1"), hang_up_after="after"))
+    async with serving(sdk, echo, concurrency):
+        assert (await emulator.wait(odd)).output == {"echo": "\ufffd"}
+        await emulator.wait(plain)
+
+
 async def test_many_jobs_run_at_once_but_no_more_than_allowed(sdk: Sdk, emulator: Emulator):
     running, most = 0, 0
 

@@ -11,7 +11,7 @@ import pytest
 from engine.backends.fake import FakeEngine
 from engine.batcher import Batcher
 from engine.bucket import Bucket
-from engine.errors import EngineError, Overloaded
+from engine.errors import EngineError, InvalidInput
 from engine.router import Router
 from engine.stats import Stats
 from engine.tensors import Row, TensorSpec
@@ -98,7 +98,7 @@ async def test_rows_that_one_graph_has_no_room_for_are_refused_whole():
     first = asyncio.ensure_future(graphs.router.run([row("image", 0)]))
     while not graphs.router.busy_s:
         await asyncio.sleep(0.001)
-    with pytest.raises(Overloaded):
+    with pytest.raises(InvalidInput, match="3 rows"):
         await graphs.router.run([row("image", 1), *(row("text", seed) for seed in range(3))])
     while graphs.router.queued:
         await asyncio.sleep(0.001)

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.batch_queue import BatchQueue
-from engine.errors import Overloaded
+from engine.errors import InvalidInput, Overloaded
 
 lengths = st.lists(st.integers(1, 128), min_size=1, max_size=60)
 
@@ -90,6 +90,8 @@ def test_a_full_queue_takes_all_rows_of_a_job_or_none():
     with pytest.raises(Overloaded, match="2 rows wait, 2 more are over the limit of 3"):
         queue.push(1, [(0, 1), (1, 1)], now=0.0)
     assert len(queue) == 2
+    with pytest.raises(InvalidInput, match=r"the job makes 4 rows, allowed are 3 \(MAX_QUEUED_ROWS\)"):
+        queue.push(1, [(index, 1) for index in range(4)], now=0.0)  # a retry would never help
     queue.push(2, [(0, 1)], now=0.0)
     assert sorted(queue.drain()) == [0, 2]
     assert len(queue) == 0

@@ -64,13 +64,15 @@ def test_recordings_and_windows_of_one():
     task = speech(Limits(max_row_bytes=1_000_000))
     payload = {"audio": recording(5.0), "chunk_length_s": 1.0}
     task.preprocess(task.parse(payload))
-    assert "`audio` with `stride_length_s`" in refusal(task, {**payload, "stride_length_s": [0.5, 0.48]})
+    assert "`audio` and what is before it" in refusal(task, {**payload, "stride_length_s": [0.5, 0.48]})
 
 
 def test_texts_times_labels(text_bundle: Any):
     task = ZeroShotClassification.from_bundle(text_bundle, Limits(max_queued_rows=99))
     payload = {"texts": ["a"] * 10, "candidate_labels": ["b"] * 10}
-    assert refusal(task, payload) == "the job makes 100 rows or more, allowed are 99 (MAX_QUEUED_ROWS); split it"
+    assert refusal(task, payload) == (
+        "the job makes more than 99 rows, as many as may wait (MAX_QUEUED_ROWS); split it"
+    )
 
 
 def test_a_label_in_a_thousand_places(text_bundle: Any):
@@ -90,7 +92,7 @@ def test_windows_of_a_text(text_bundle: Any):
     assert "MAX_QUEUED_ROWS" in refusal(
         naming, {"texts": [context] * 10, "stride": 8, "aggregation_strategy": "simple"}
     )
-    with pytest.raises(InvalidInput, match="the text makes 99999 windows of 30 tokens; lower their overlap of 29"):
+    with pytest.raises(InvalidInput, match="windows of 30 tokens that overlap by 29 hold the text more than 16 times"):
         naming.tokens.windows("a " * 99_999, 29)
 
 

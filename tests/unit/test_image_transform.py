@@ -86,6 +86,19 @@ def test_orientation_is_applied_and_metadata_dropped():
     assert not image.getexif()
 
 
+@pytest.mark.parametrize("size", [(900, 1), (1, 900)])
+def test_what_is_contained_keeps_a_pixel(size: tuple[int, int]):
+    image = opened(ask({"image": picture(*size), "width": 30, "height": 30, "fit": "contain"}))
+    assert image.size == tuple(max(1, side // 30) for side in size)
+
+
+@pytest.mark.parametrize(("side", "kind"), [(16_384, "webp"), (65_501, "jpeg")])
+def test_an_image_may_be_too_long_for_its_new_format(side: int, kind: str):
+    reply = ask({"image": picture(side, 1), "format": kind})
+    assert reply["error"].startswith(f"invalid input: `image` has {side} x 1 pixels, {kind} takes {side - 1} a side")
+    assert opened(ask({"image": picture(side, 1), "format": "png"})).width == side
+
+
 def test_a_list_gets_a_list():
     replies = ask({"images": [picture(8, 4), picture(4, 8)], "width": 2, "format": "png"})
     assert [(reply["width"], reply["height"]) for reply in replies] == [(2, 1), (2, 4)]

@@ -210,13 +210,17 @@ def test_another_rate_is_resampled(served: Served):
         ({"audio": "$", "chunk_length_s": 1, "stride_length_s": 0.5}, "must be more than both sides"),
         ({"audio": "$", "chunk_length_s": 1, "stride_length_s": [1]}, "a number or a list of two, got 1"),
         ({"audio": "$", "chunk_length_s": 1, "stride_length_s": "x"}, "must be a number from 0 to 86400, got x"),
+        (
+            {"audio": "a minute", "chunk_length_s": 1, "stride_length_s": 0.49},
+            "windows that overlap so far hold `audio` more than 16 times over; lower `stride_length_s`",
+        ),
         ({"audio": "six seconds"}, "`audio` lasts 6 s, the model takes 5.0"),
         ({"audio": "ten milliseconds"}, "`audio` lasts 0.01 s, the model needs at least 0.025 s"),
         ({"audio": "ten milliseconds", "chunk_length_s": 1}, "the model needs at least 0.025 s"),
     ],
 )
 def test_what_is_wrong_gets_a_sentence(served: Served, payload: dict[str, Any], sentence: str):
-    lengths = {"$": 0.5, "six seconds": 6, "ten milliseconds": 0.01}
+    lengths = {"$": 0.5, "six seconds": 6, "a minute": 60, "ten milliseconds": 0.01}
     if payload.get("audio") in lengths:
         silence = np.zeros(int(lengths[payload["audio"]] * RATE), np.float32)
         payload = {**payload, "audio": encoded(silence)}

@@ -8,6 +8,9 @@ import onnx
 import pytest
 
 from benchmarks.zoo.text import ARCHITECTURES
+from engine.config import Limits
+from engine.errors import InvalidInput
+from engine.tasks import load_task
 from tests.same import assert_same
 
 TASK = "fill-mask"
@@ -86,3 +89,10 @@ def test_only_the_mask_is_projected_onto_the_vocabulary(zoo: Any):
 )
 def test_refusals(zoo: Any, payload: Any, sentence: str):
     assert zoo(TASK, "bert").served.refusal(payload).startswith(f"invalid input: {sentence}")
+
+
+def test_a_job_may_not_make_more_rows_than_may_wait(zoo: Any):
+    task = load_task(zoo(TASK, "bert").served.bundle, Limits(max_queued_rows=10))
+    assert len(task.preprocess(task.parse({"text": "[MASK] " * 10}))) == 10
+    with pytest.raises(InvalidInput, match="more than 10 rows"):
+        task.preprocess(task.parse({"text": "[MASK] " * 11}))

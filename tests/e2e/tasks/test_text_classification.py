@@ -79,6 +79,8 @@ def test_other_heads(zoo: Any, architecture: str, config: dict[str, Any]):
         ({"text": "a", "top_k": 0}, "`top_k` must be a whole number from 1"),
         ({"text": "a", "function_to_apply": "tanh"}, "`function_to_apply` must be one of softmax, sigmoid, none"),
         ({"texts": ["a"], "text_pair": "b"}, "`text_pair` goes with `text`"),
+        ({"text": {"text": "a"}, "text_pair": "b"}, "`text_pair` stands twice"),
+        ({"text": "a", "text_pair": 0}, "`text_pair` must be a string, got a number"),
         ({"texts": [{"text": "a", "pair": "b"}]}, "unknown field `pair`"),
         ({"text": "a " * 200, "truncate": False}, "text 0 has more than 128 tokens"),
     ],
