@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -22,6 +22,7 @@ from engine.errors import ConfigError
 from handler.log import log
 
 TESTED_VERSION = "1.12.0"
+_PING_INTERVAL_MS = "10000"  # the SDK's default
 
 _SHELLS = (
     "runpod",
@@ -134,8 +135,11 @@ class Sdk:
     job_stream_url: str
 
 
-def check_environ(environ: Mapping[str, str]) -> None:
-    """Raise ConfigError for variables of RunPod's with which jobs would be taken and never answered, or none taken."""
+def check_environ(environ: MutableMapping[str, str]) -> None:
+    """Raise ConfigError for variables of RunPod's with which jobs would be taken and never answered, or none taken.
+
+    An interval that the SDK's heartbeat would fail on, or turn into none, is replaced.
+    """
     for name in ("RUNPOD_WEBHOOK_GET_JOB", "RUNPOD_WEBHOOK_POST_OUTPUT"):
         if not environ.get(name, "").startswith(("https://", "http://")):
             raise ConfigError(f"{name}={environ.get(name, '')[:80]!r} is not an address; leave it as RunPod sets it")
@@ -143,9 +147,13 @@ def check_environ(environ: Mapping[str, str]) -> None:
         raise ConfigError(
             "RUNPOD_AI_API_KEY holds a line end or another character that no header can carry; set it anew"
         )
-    interval = environ.get("RUNPOD_PING_INTERVAL", "10000")
-    if not (interval.isdecimal() and int(interval) >= 1000):
-        raise ConfigError(f"RUNPOD_PING_INTERVAL={interval[:80]!r} is not allowed; set it to 1000 or more milliseconds")
+    interval = environ.get("RUNPOD_PING_INTERVAL", _PING_INTERVAL_MS)
+    if not (interval.isdecimal() and int(interval) >= 1000):  # it cuts to whole seconds
+        environ["RUNPOD_PING_INTERVAL"] = _PING_INTERVAL_MS
+        log(
+            "WARN",
+            f"RUNPOD_PING_INTERVAL={interval[:80]!r} is not 1000 or more milliseconds; {_PING_INTERVAL_MS} it is",
+        )
 
 
 def load() -> Sdk:

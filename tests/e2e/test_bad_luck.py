@@ -63,7 +63,6 @@ def test_a_worker_that_cannot_print_stops_before_the_first_job(emulator: Emulato
     [
         ("RUNPOD_WEBHOOK_POST_OUTPUT", "", "RUNPOD_WEBHOOK_POST_OUTPUT='' is not an address"),
         ("RUNPOD_AI_API_KEY", "se\ncret", "RUNPOD_AI_API_KEY holds a line end"),
-        ("RUNPOD_PING_INTERVAL", "500", "RUNPOD_PING_INTERVAL='500' is not allowed; set it to 1000 or more"),
         ("RUNPOD_LOG_LEVEL", "LOUD", "the RunPod SDK does not load: Invalid debug level: LOUD; see RUNPOD_LOG_LEVEL"),
     ],
 )
@@ -79,3 +78,16 @@ def test_variables_with_which_no_job_is_answered_stop_the_boot(
     assert "Traceback" not in ended.stderr
     assert "cret" not in ended.stdout
     assert emulator.workers == {}, "no job was asked for"
+
+
+@pytest.mark.parametrize("interval", ["500", "4s"])
+def test_an_interval_that_the_heartbeat_would_fail_on_is_replaced(
+    emulator: EmulatorThread, small_bundle: Path, tmp_path: Path, interval: str
+):
+    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "RUNPOD_PING_INTERVAL": interval}
+    with (tmp_path / "log").open("w") as log, WorkerProcess(emulator, [sys.executable, "-m", "handler"], env, log=log):
+        deadline = time.monotonic() + 20
+        while not emulator.workers["worker-1"].ping_count and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert emulator.workers["worker-1"].ping_count == 1, "once in 10 s"
+    assert f"RUNPOD_PING_INTERVAL='{interval}' is not 1000 or more milliseconds" in (tmp_path / "log").read_text()
