@@ -44,9 +44,11 @@ class _Job(Generic[R]):
 class _Batch(Generic[J, R]):
     """A batch that grows while it pays."""
 
-    def __init__(self, queue: BatchQueue[J, R], longest: int) -> None:
-        self._queue = queue
+    def __init__(self, longest: int, max_rows: int, max_tokens: int, overhead_tokens: int) -> None:
         self._longest = longest
+        self._max_rows = max_rows
+        self._max_tokens = max_tokens
+        self._overhead_tokens = overhead_tokens
         self.rows: list[tuple[J, R]] = []
 
     def takes(self, length: int) -> bool:
@@ -57,10 +59,10 @@ class _Batch(Generic[J, R]):
         count, longest = len(self.rows), max(self._longest, length)
         if not count:
             return True  # a row longer than the whole budget runs alone
-        if count == self._queue.max_rows or (count + 1) * longest > self._queue.max_tokens:
+        if count == self._max_rows or (count + 1) * longest > self._max_tokens:
             return False
         padding = (longest - length) + count * (longest - self._longest)
-        return padding <= self._queue.overhead_tokens
+        return padding <= self._overhead_tokens
 
     def add(self, job: J, row: R, length: int) -> None:
         self.rows.append((job, row))
@@ -122,16 +124,21 @@ class BatchQueue(Generic[J, R]):
             return 0.0
         return max(0.0, min(job.arrived for job in self._jobs.values()) + self._max_delay_s - now)
 
-    def pop(self, now: float) -> list[tuple[J, R]]:
-        """The next batch as (job, row) pairs; empty while nothing is due."""
+    def pop(self, now: float, rows: int | None = None, tokens: int | None = None) -> list[tuple[J, R]]:
+        """The next batch as (job, row) pairs; empty while nothing is due.
+
+        `rows` and `tokens` may bound it further, tokens as `max_tokens` does.
+        """
         if self.due_in(now) != 0.0:
             return []
+        max_rows = self.max_rows if rows is None else min(rows, self.max_rows)
+        max_tokens = self.max_tokens if tokens is None else min(tokens, self.max_tokens)
         first = next(iter(self._jobs))
         longest = self._jobs[first].lengths[-1]
-        batch: _Batch[J, R] = _Batch(self, longest)
+        batch: _Batch[J, R] = _Batch(longest, max_rows, max_tokens, self.overhead_tokens)
         self._move(first, longest, batch)
-        share = max(1, self.max_rows // len(self._jobs)) if self._jobs else 0
-        for limit in (share, self.max_rows):
+        share = max(1, max_rows // len(self._jobs)) if self._jobs else 0
+        for limit in (share, max_rows):
             for job in list(self._jobs):
                 self._fill(batch, job, longest, limit)
         if first in self._jobs:

@@ -2,7 +2,8 @@
 
 A batch runs as soon as the engine is free; batches form while it is busy. Nothing waits for company unless asked to.
 With an engine of two slots the host works while the device does: it fills the next batch during a run when a whole one
-waits, and hands out the answers of a run during the next.
+waits, and hands out the answers of a run during the next. An engine that has lanes gets them, and a thread for each, as
+soon as so many rows wait that they are of use: see lanes.py.
 
 A row that finds the engine idle and comes alone is run on the event loop itself, if runs of its size are short: to
 wake the engine's thread and to be woken by it costs more than the loop loses, which has nothing else to do. Not on an
@@ -18,46 +19,26 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING
 
 from engine.batch_queue import BatchQueue
-from engine.errors import EngineError, EngineLost
-from engine.feed import load, unload
-from engine.finite import rows_not_finite
+from engine.errors import EngineError
+from engine.flight import Flight, Flights, Waiting
 from engine.gather import Group
+from engine.lanes import TOGETHER, Lanes
 from engine.stats import Stats
 
 if TYPE_CHECKING:
     from engine.backends.base import Engine
-    from engine.bucket import Bucket
     from engine.tensors import Arrays, Row
 
 
-_Waiting: TypeAlias = "tuple[Group, tuple[int, Row]]"
-
-_SHORT_RUN_S = 0.02  # for which an event loop may stand still
-
-
-@dataclass(eq=False, slots=True)
-class _Flight:
-    """A batch on its way through the engine, in the buffers of one slot."""
-
-    batch: list[_Waiting]
-    slot: int
-    begin: float
-    bucket: Bucket | None = None
-    error: Exception | None = None
-
-    @property
-    def rows(self) -> list[Row]:
-        return [row for _, (_, row) in self.batch]
-
-
 class Batcher:
-    """Runs rows on `engine` in a thread of its own. Safe to call from several event loops.
+    """Runs rows on `engine` in threads of its own. Safe to call from several event loops.
 
-    `max_tokens` 0 takes what suits the engine. The engine belongs to this object: it is closed with it.
+    `max_tokens` 0 takes what suits the engine. `say` gets a line for the log when lanes were opened, or could not be.
+    The engine belongs to this object: it is closed with it.
     """
 
     def __init__(
@@ -69,9 +50,11 @@ class Batcher:
         max_queued: int,
         max_delay_s: float = 0.0,
         stats: Stats | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.stats = stats or Stats()
         self._engine = engine
+        self._max_tokens = max_tokens
         self._queue: BatchQueue[Group, tuple[int, Row]] = BatchQueue(
             max_rows=min(max_rows, engine.buckets.largest.batch),
             max_tokens=max_tokens or engine.best_tokens,
@@ -79,19 +62,22 @@ class Batcher:
             overhead_tokens=engine.overhead_tokens,
             max_delay_s=max_delay_s,
         )
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._wake_lanes = threading.Condition(self._lock)
         self._closed = False
         self.on_lost: Callable[[str], None] = lambda sentence: None
         """Called once, in the engine's thread, when the engine is lost: this process can answer nothing any more."""
-        self._lost: EngineLost | None = None
-        self._busy_since: float | None = None
+        self._flights = Flights(self.stats, self._end)
         self._may_run_on_loops = not (max_delay_s or engine.computes_in_caller)
         self._arriving = 0
         self._idle = False  # the engine's thread waits for work
         self._taken_here = False  # an event loop runs the engine in its stead
-        self._short: set[Bucket] = set()  # those whose last run was short
-        # A daemon, so that an engine that hangs cannot keep a process alive that wants to exit.
-        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
+        self._say = say
+        self._lanes = Lanes()
+        self._engines = [engine]  # by lane
+        self._lane_threads: list[threading.Thread] = []  # the one that opens the lanes, and theirs
+        self._thread = _daemon(self._serve, "engine")
         self._thread.start()
 
     @property
@@ -101,9 +87,8 @@ class Batcher:
 
     @property
     def busy_s(self) -> float:
-        """Seconds for which the running batch has run; 0 when the engine is idle."""
-        since = self._busy_since
-        return time.monotonic() - since if since is not None else 0.0
+        """Seconds for which the longest of the running batches has run; 0 when the engine is idle."""
+        return self._flights.busy_s
 
     async def run(self, rows: Sequence[Row], on_rows_done: Callable[[int], None] | None = None) -> list[Arrays]:
         """The outputs of `rows`, in their order.
@@ -115,38 +100,37 @@ class Batcher:
             await self._arrive()
         now = time.monotonic()
         group = Group(len(rows), now, on_rows_done)
-        with self._wake:
+        with self._lock:
             if self._closed:
-                raise self._lost or EngineError("the engine is closed")
+                raise self._flights.lost or EngineError("the engine is closed")
             here = self._may_run_here(rows)
             if here:
                 self._taken_here = True
             else:
                 self._queue.push(group, [((index, row), row.length) for index, row in enumerate(rows)], now)
                 self._wake.notify()
+                self._wake_lanes_of_use()
         if here:
             self._run_here([(group, (0, rows[0]))])
         try:
             return await group.future
         finally:
             if group.missing:  # cancelled, or failed with one of its rows: the others need not run
-                with self._wake:
+                with self._lock:
                     self._queue.cancel(group)
 
     def close(self, timeout_s: float | None = None) -> None:
-        """Stop after the running batch, fail what waits, and close the engine; wait at most `timeout_s` seconds."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
+        """Stop after the running batches, fail what waits, and close the engine; wait at most `timeout_s` seconds."""
+        self._end()
         self._thread.join(timeout_s)
 
     async def _arrive(self) -> None:
-        with self._wake:
+        with self._lock:
             self._arriving += 1
         try:
             await asyncio.sleep(0)  # whoever came with this one arrives as well
         finally:
-            with self._wake:
+            with self._lock:
                 self._arriving -= 1
 
     def _may_run_here(self, rows: Sequence[Row]) -> bool:
@@ -155,145 +139,136 @@ class Batcher:
             return False
         buckets = self._engine.buckets
         fits = len(rows) == 1 and rows[0].length <= buckets.largest.length
-        return fits and buckets.fit(1, rows[0].length) in self._short
+        return fits and self._flights.is_short(buckets.fit(1, rows[0].length))
 
-    def _run_here(self, batch: list[_Waiting]) -> None:
+    def _run_here(self, batch: list[Waiting]) -> None:
         try:
-            flight = self._start(self._load(batch, 0))
-            self._hand_out(flight, self._finish(flight))
+            flight = self._begin(TOGETHER, batch)
+            self._flights.hand_out(flight, self._flights.finish(flight))
         finally:
-            with self._wake:
+            with self._lock:
                 self._taken_here = False
                 if self._closed or len(self._queue):  # woken for nothing, it took a fifth of a lone row
                     self._wake.notify()
 
+    def _begin(self, lane: int, batch: list[Waiting], slot: int = 0) -> Flight:
+        return self._flights.start(self._flights.load(batch, self._engines[lane], lane, slot))
+
     def _serve(self) -> None:
-        if self._engine.caller_cpu is not None:
-            with suppress(OSError):  # taken from this process meanwhile
-                os.sched_setaffinity(0, {self._engine.caller_cpu})
-        flight: _Flight | None = None
-        while flight is not None or (batch := self._next()):
-            flight = self._start(self._load(batch, 0)) if flight is None else self._turn(flight)
-        with self._wake:
+        self._work(TOGETHER, 1)
+        with self._lock:
             waiting = self._queue.drain()
         for group in waiting:
-            group.settle(self._lost or EngineError("the worker is shutting down"))
-        if self._lost:
-            self.on_lost(str(self._lost))
-        self._engine.close()
+            group.settle(self._flights.lost or EngineError("the worker is shutting down"))
+        if self._flights.lost:
+            self.on_lost(str(self._flights.lost))
+        for thread in self._lane_threads:  # the first makes the others
+            thread.join()
+        for engine in reversed(self._engines):
+            engine.close()
 
-    def _next(self) -> list[_Waiting]:
-        """Wait for a batch; empty when closed."""
-        with self._wake:
-            self._idle = True
+    def _work(self, *lanes: int) -> None:
+        """Run what waits, each batch in that one of `lanes` whose turn it is, until closed."""
+        _keep_to(self._engines[lanes[0]].caller_cpu)
+        while (taken := self._next(lanes)) is not None:
+            flight: Flight | None = self._begin(*taken)
+            while flight is not None:
+                flight = self._turn(flight)
+
+    def _next(self, lanes: Sequence[int]) -> tuple[int, list[Waiting]] | None:
+        """Wait for a batch, and the one of `lanes` to run it in; None when closed."""
+        is_first = TOGETHER in lanes
+        wake = self._wake if is_first else self._wake_lanes
+        with self._lock:
+            for lane in lanes:
+                self._lanes.end(lane)
+            if not is_first and len(self._queue):
+                self._wake.notify()  # it may be the turn of all together now
+            self._idle = self._idle or is_first
             while not self._closed or self._taken_here:
-                now = time.monotonic()
-                if not self._taken_here and (batch := self._queue.pop(now)):
-                    self._idle = False
-                    return batch
-                self._wake.wait(None if self._taken_here else self._queue.due_in(now))
-            self._idle = False
-        return []
+                due_in = None
+                for lane in lanes if not self._taken_here else ():
+                    if share := self._lanes.share(lane, len(self._queue)):
+                        now = time.monotonic()
+                        if batch := self._queue.pop(now, share, self._max_tokens or self._engines[lane].best_tokens):
+                            self._idle = self._idle and not is_first
+                            self._taken(lane, batch)
+                            return lane, batch
+                        due_in = self._queue.due_in(now)
+                wake.wait(due_in)
+            self._idle = self._idle and not is_first
+        return None
 
-    def _now(self, at_least: int) -> list[_Waiting]:
+    def _taken(self, lane: int, batch: list[Waiting]) -> None:
+        """`batch` is to be run in `lane`; called with the lock held."""
+        self._lanes.begin(lane, len(batch))
+        if lane != TOGETHER:
+            self._wake_lanes_of_use()
+        elif not self._lane_threads and 0 < self._engine.lanes <= len(batch) + len(self._queue):
+            self._lane_threads.append(_daemon(self._open_lanes, "engine-lanes"))
+            self._lane_threads[0].start()
+
+    def _wake_lanes_of_use(self) -> None:
+        waiting = len(self._queue)
+        if free := self._lanes.free(waiting):
+            self._wake_lanes.notify(min(free, waiting))
+
+    def _now(self, at_least: int) -> list[Waiting]:
         """A batch that is due, without waiting, when `at_least` rows wait; else, or when closed, none."""
-        with self._wake:
+        with self._lock:
             due = not self._closed and len(self._queue) >= at_least
             return self._queue.pop(time.monotonic()) if due else []
 
-    def _turn(self, flight: _Flight) -> _Flight | None:
+    def _turn(self, flight: Flight) -> Flight | None:
         """See `flight` to its end; the one that follows it, already started, when something waits.
 
         A batch that is not full yet is chosen only when the engine is free, so that it may still grow meanwhile.
         """
-        if self._engine.slots == 1:
-            self._hand_out(flight, self._finish(flight))
+        flights, engine, slot = self._flights, flight.engine, 1 - flight.slot
+        if engine.slots == 1:
+            flights.hand_out(flight, flights.finish(flight))
             return None
-        slot = 1 - flight.slot
-        following = self._load(batch, slot) if (batch := self._now(self._queue.max_rows)) else None
-        outputs = self._finish(flight)
+        following = flights.load(batch, engine, slot=slot) if (batch := self._now(self._queue.max_rows)) else None
+        outputs = flights.finish(flight)
         if following is None and (batch := self._now(1)):
-            following = self._load(batch, slot)
-        started = self._start(following) if following is not None else None
-        self._hand_out(flight, outputs)
+            following = flights.load(batch, engine, slot=slot)
+        started = flights.start(following) if following is not None else None
+        flights.hand_out(flight, outputs)
         return started
 
-    def _load(self, batch: list[_Waiting], slot: int) -> _Flight:
-        flight = _Flight(batch, slot, time.monotonic())
+    # Lanes
+
+    def _open_lanes(self) -> None:
+        with suppress(OSError):  # this thread's CPUs are those of the engine's thread, which started it
+            os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
         try:
-            flight.bucket = load(self._engine, flight.rows, slot)
-        except Exception as error:  # whatever it is, it reaches the job that it belongs to and the thread lives
-            flight.error = error
-        return flight
-
-    def _start(self, flight: _Flight) -> _Flight:
-        flight.begin = self._busy_since = time.monotonic()
-        if flight.bucket is not None:
-            try:
-                self._engine.start(flight.bucket, flight.slot)
-            except Exception as error:  # as above
-                flight.error = error
-        return flight
-
-    def _finish(self, flight: _Flight) -> Arrays:
-        """The outputs of `flight`, valid until its slot is started again; empty when it failed and was seen to."""
-        outputs: Arrays = {}
-        if flight.error is None:
-            try:
-                outputs = self._engine.finish(flight.slot)
-            except Exception as error:  # as above
-                flight.error = error
-        if flight.error is not None:
-            self._find_culprits(flight.batch, flight)
-        took = time.monotonic() - flight.begin
-        self.stats.stage("run", took)
-        self._busy_since = None
-        if flight.bucket is not None:
-            (self._short.add if took < _SHORT_RUN_S else self._short.discard)(flight.bucket)
-        return outputs
-
-    def _hand_out(self, flight: _Flight, outputs: Arrays) -> None:
-        if flight.error is None:
-            assert flight.bucket is not None
-            self._answer(flight.batch, outputs, flight.begin, flight.bucket)
-
-    def _find_culprits(self, batch: list[_Waiting], flight: _Flight) -> None:
-        """Run the halves of a batch that failed, and theirs, until the rows that the engine fails on stand alone.
-
-        A lost engine runs nothing again: it fails the whole batch, and what waits.
-        """
-        if isinstance(flight.error, EngineLost):
-            with self._wake:
-                self._lost, self._closed = flight.error, True
-        if len(batch) == 1 or self._lost:
-            assert flight.error is not None
-            for group, _ in batch:
-                group.settle(flight.error)
+            opened = self._engine.open_lanes()
+        except Exception as error:  # no memory, or whatever else: there is an engine without them
+            self._say(f"batches go on running one after the other: {error}")
             return
-        half = len(batch) // 2
-        for part in (batch[:half], batch[half:]):
-            try:
-                if self._lost:
-                    raise self._lost
-                bucket = load(self._engine, [row for _, (_, row) in part], flight.slot)
-                self._engine.start(bucket, flight.slot)
-                outputs = self._engine.finish(flight.slot)
-            except Exception as error:  # as above
-                flight.error = error
-                self._find_culprits(part, flight)
-            else:
-                self._answer(part, outputs, flight.begin, bucket)
+        self._say(f"batches run side by side from now on when {len(opened)} rows or more wait")
+        with self._lock:
+            self._engines += opened
+            self._lanes.open(len(opened))
+            theirs = [_daemon(partial(self._work, lane), f"engine-{lane}") for lane in range(2, len(opened) + 1)]
+            self._lane_threads += theirs
+        for thread in theirs:
+            thread.start()
 
-    def _answer(self, batch: list[_Waiting], outputs: Arrays, begin: float, bucket: Bucket) -> None:
-        """Hand out copies of `outputs`. A row with NaN or infinity fails its job: a label chosen from it is a guess."""
-        self.stats.batch(len(batch), sum(row.length for _, (_, row) in batch), bucket.tokens)
-        broken = rows_not_finite(outputs, len(batch))
-        for place, ((group, (index, _)), output) in enumerate(zip(batch, unload(outputs, len(batch)), strict=True)):
-            if place in broken:
-                what = f"the engine's {broken[place]!r} holds NaN or infinity for item {index}"
-                group.settle(EngineError(what))
-            if group.add(index, output, begin):
-                self.stats.stage("queue", group.first_run - group.pushed)
-                group.settle()
-        for group in {group for group, _ in batch}:
-            group.report()
+    def _end(self) -> None:
+        """Let every thread end after what it runs."""
+        with self._lock:
+            self._closed = True
+            self._wake.notify_all()
+            self._wake_lanes.notify_all()
+
+
+def _daemon(run: Callable[[], None], name: str) -> threading.Thread:
+    """A thread that, should its engine hang, cannot keep a process alive that wants to exit."""
+    return threading.Thread(target=run, name=name, daemon=True)
+
+
+def _keep_to(cpu: int | None) -> None:
+    if cpu is not None:
+        with suppress(OSError):  # taken from this process meanwhile
+            os.sched_setaffinity(0, {cpu})

@@ -186,6 +186,12 @@ class Settings(Limits):
     threads: int = _setting(
         "THREADS", 0, _whole(0, 1024), "CPU threads of the engine; 0 follows the container's quota."
     )
+    cpu_lanes: bool = _setting(
+        "CPU_LANES",
+        True,
+        (_switch, "1 or 0"),
+        "On the CPU, run batches side by side when many rows wait, one thread each; holds the weights twice then.",
+    )
     max_concurrency: int = _setting("MAX_CONCURRENCY", 32, _whole(1, 1000), "Jobs taken at the same time.")
     max_batch_rows: int = _setting("MAX_BATCH_ROWS", 32, _whole(1, 4096), "Rows that the engine runs at once.")
     max_batch_tokens: int = _setting(

@@ -139,3 +139,31 @@ def cpus_of_threads(threads: int) -> tuple[int, ...]:
     """A CPU for each of `threads`, where this process has just as many; empty where there are more of either."""
     cpus = sorted(os.sched_getaffinity(0))
     return tuple(cpus) if threads == len(cpus) == cpu_quota() else ()
+
+
+def memory_left(root: Path = Path("/")) -> int:
+    """Bytes that this process may still take: what the machine has, or less where the container's limit is nearer.
+
+    Pages of files that the kernel would drop count as free. Reads cgroup v2 and v1 below `root`.
+    """
+    available = _numbers(root / "proc/meminfo").get("MemAvailable:", 0) * 1024
+    for limit, used, stat, droppable in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ):
+        cgroup = root / "sys/fs/cgroup"
+        try:
+            left = int((cgroup / limit).read_text()) - int((cgroup / used).read_text())
+            return max(0, min(available, left + _numbers(cgroup / stat).get(droppable, 0)))
+        except (OSError, ValueError):
+            continue  # no such cgroup, or one that sets no limit
+    return available
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The lines "name number ..." of a file of the kernel's; none where there is no such file."""
+    try:
+        lines = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}

@@ -29,4 +29,6 @@ def load_engine(choice: Choice, bundle: Bundle, settings: Settings, graph: str =
         return OnnxRuntimeCudaEngine(bundle, graph, threads=settings.threads, max_batch=settings.max_batch_rows)
     from engine.backends.onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(bundle, graph, threads=settings.threads, max_batch=settings.max_batch_rows)
+    return OnnxRuntimeEngine(
+        bundle, graph, threads=settings.threads, max_batch=settings.max_batch_rows, lanes=settings.cpu_lanes
+    )

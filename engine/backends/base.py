@@ -53,6 +53,19 @@ class Engine(Protocol):
         """The CPU that the thread which calls `start` should keep to; None leaves it to the scheduler."""
         ...
 
+    @property
+    def lanes(self) -> int:
+        """How many engines `open_lanes` gives; 0 where batches side by side bring nothing."""
+        ...
+
+    def open_lanes(self) -> Sequence[Engine]:
+        """Engines for the same rows that may run at the same time, each in a thread of its own, when this one does not.
+
+        Takes about as long as loading did; this one may run meanwhile. They belong to the caller, and are closed
+        before this one. Raises EngineError.
+        """
+        ...
+
     def feeds(self, bucket: Bucket, slot: int = 0) -> Arrays:
         """The input buffers of `bucket`: write into them in place, then `start` or `run`. Allocated at load."""
         ...
@@ -83,3 +96,13 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free everything. Further calls are errors."""
         ...
+
+
+class WithoutLanes:
+    """An engine that always runs one batch after the other."""
+
+    lanes = 0
+
+    def open_lanes(self) -> Sequence[Engine]:
+        """None."""
+        return ()

@@ -32,12 +32,14 @@ class FakeEngine:
         *,
         buckets: Ladder | None = None,
         slots: int = 1,
+        lanes: int = 0,
         on_run: Callable[[Bucket], None] = lambda bucket: None,
     ) -> None:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.buckets = buckets or Ladder(range(1, 33), rungs(512, 8))
         self.slots = slots
+        self.lanes = lanes
         self.on_run = on_run
         self._in = [Buffers(self.inputs, self.buckets) for _ in range(slots)]
         self._out = [Buffers(self.outputs, self.buckets) for _ in range(slots)]
@@ -46,11 +48,18 @@ class FakeEngine:
         self._started: dict[int, Bucket] = {}
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, graph: str = "model", *, max_batch: int = 32, slots: int = 1) -> Self:
+    def from_bundle(
+        cls, bundle: Bundle, graph: str = "model", *, max_batch: int = 32, slots: int = 1, lanes: int = 0
+    ) -> Self:
         """The stand-in for one graph of `bundle`."""
         found = bundle.manifest.graphs[graph]
         buckets = Ladder(range(1, max_batch + 1), rungs(bundle.manifest.max_length(graph), 8))
-        return cls(found.inputs, found.outputs, buckets=buckets, slots=slots)
+        return cls(found.inputs, found.outputs, buckets=buckets, slots=slots, lanes=lanes)
+
+    def open_lanes(self) -> list[Self]:
+        """Engines of the same kind, which call the same `on_run`."""
+        kind = type(self)
+        return [kind(self.inputs, self.outputs, buckets=self.buckets, on_run=self.on_run) for _ in range(self.lanes)]
 
     def feeds(self, bucket: Bucket, slot: int = 0) -> Arrays:
         """The input buffers of `bucket`."""

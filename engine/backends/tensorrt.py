@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from engine.backends.base import WithoutLanes
 from engine.backends.buffers import DeviceBuffers
 from engine.backends.cuda import Cuda
 from engine.backends.tensorrt_api import (
@@ -57,7 +58,7 @@ class _Run:
     captures: list[Any] = field(default_factory=list)
 
 
-class TensorRtEngine:
+class TensorRtEngine(WithoutLanes):
     """One plan of a bundle's graph on the first GPU, at the buckets of at most `max_batch` rows.
 
     Give it only a plan whose sidecar fits (engine/plan.py) and whose bytes were verified, and only where a driver was

@@ -35,7 +35,9 @@ def on_double(bundle: Bundle) -> Engine:
 BACKENDS: dict[str, Callable[..., Engine]] = {
     "fake": FakeEngine.from_bundle,
     "fake with two slots": partial(FakeEngine.from_bundle, slots=2),
+    "fake with three lanes": partial(FakeEngine.from_bundle, lanes=3),
     "onnxruntime-cpu": OnnxRuntimeEngine,
+    "onnxruntime-cpu with two lanes": partial(OnnxRuntimeEngine, threads=2, lanes=True),
     "onnxruntime-cuda's way, on the cpu": partial(OnnxRuntimeCudaEngine, device="cpu"),
     "tensorrt on a double": on_double,
 }

@@ -130,17 +130,17 @@ class Queue(RuleBasedStateMachine):
         assert self.queue.cancel(job) == len(self.waiting.pop(job))
         assert self.queue.cancel(job) == 0
 
-    @rule(wait=st.floats(0, 2))
-    def pop(self, wait: float):
+    @rule(wait=st.floats(0, 2), rows=st.none() | st.integers(1, 6), tokens=st.none() | st.integers(1, 300))
+    def pop(self, wait: float, rows: int | None, tokens: int | None):
         self.now += wait
         due = self.queue.due_in(self.now)
-        batch = self.queue.pop(self.now)
+        batch = self.queue.pop(self.now, rows, tokens)
         assert bool(batch) == (due == 0.0)
         if not batch:
             return
         lengths = [length for _, (_, length) in batch]
-        assert len(batch) <= 4
-        assert len(batch) == 1 or len(batch) * max(lengths) <= 200
+        assert len(batch) <= min(4, rows or 4)
+        assert len(batch) == 1 or len(batch) * max(lengths) <= min(200, tokens or 200)
         for job, row in batch:
             # Among rows of equal length the order within a job is kept.
             assert row == next(other for other in self.waiting[job] if other[1] == row[1])

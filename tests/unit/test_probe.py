@@ -13,6 +13,7 @@ from engine.probe import (
     driver_version,
     gpu,
     has_device_file,
+    memory_left,
     missing_packages,
     onnxruntime_providers,
     promised_gpu,
@@ -51,6 +52,38 @@ def test_without_cgroup_the_affinity_counts(tmp_path: Path):
 def test_a_cpu_for_each_thread_only_where_there_are_as_many():
     assert cpus_of_threads(HERE + 1) == ()
     assert cpus_of_threads(HERE) == (tuple(sorted(os.sched_getaffinity(0))) if cpu_quota() == HERE else ())
+
+
+# Memory
+
+
+def test_memory_left_is_what_the_machine_has(tmp_path: Path):
+    assert memory_left(tmp_path) == 0  # no such machine
+    assert memory_left() > 10_000_000
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  900 kB\nMemAvailable:    500 kB\n")
+    assert memory_left(tmp_path) == 500 * 1024
+    write(tmp_path, "memory.max", "max")
+    assert memory_left(tmp_path) == 500 * 1024
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "stat", "inactive"),
+    [
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+    ],
+)
+def test_memory_left_to_the_container(tmp_path: Path, limit: str, used: str, stat: str, inactive: str):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemAvailable:    500 kB\n")
+    write(tmp_path, limit, "300000\n")
+    write(tmp_path, used, "200000\n")
+    assert memory_left(tmp_path) == 100_000
+    write(tmp_path, stat, f"anon 5\n{inactive} 50000\n")
+    assert memory_left(tmp_path) == 150_000
+    write(tmp_path, limit, "9223372036854771712\n")
+    assert memory_left(tmp_path) == 500 * 1024
 
 
 # The GPU and its packages

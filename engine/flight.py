@@ -1,0 +1,156 @@
+"""A batch on its way through an engine: filled, started, finished, handed out, or taken apart to find the culprit."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from engine.errors import EngineError, EngineLost
+from engine.feed import load, unload
+from engine.finite import rows_not_finite
+from engine.gather import Group
+
+if TYPE_CHECKING:
+    from engine.backends.base import Engine
+    from engine.bucket import Bucket
+    from engine.stats import Stats
+    from engine.tensors import Arrays, Row
+
+
+Waiting: TypeAlias = "tuple[Group, tuple[int, Row]]"
+"""A job, and a row of it with its place there."""
+
+_SHORT_RUN_S = 0.02  # for which an event loop may stand still
+
+
+@dataclass(eq=False, slots=True)
+class Flight:
+    """A batch in the buffers of one slot of `engine`, which is the one of `lane`."""
+
+    batch: list[Waiting]
+    engine: Engine
+    lane: int
+    slot: int
+    begin: float
+    bucket: Bucket | None = None
+    error: Exception | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """In the order of the batch."""
+        return [row for _, (_, row) in self.batch]
+
+
+class Flights:
+    """Sees batches through; for several threads, each with an engine of its own.
+
+    Whatever an engine raises reaches the job that it belongs to, and the thread lives. `on_lost` is called in the
+    thread whose engine was lost, before its rows are told.
+    """
+
+    def __init__(self, stats: Stats, on_lost: Callable[[], None]) -> None:
+        self.lost: EngineLost | None = None
+        """Why nothing may run any more."""
+        self._stats = stats
+        self._on_lost = on_lost
+        self._running_since: dict[int, float] = {}  # by lane
+        self._short: set[Bucket] = set()  # those whose last run was short
+        self._answering = threading.Lock()  # rows of one job may be done in two threads at once
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds for which the longest of the running batches has run; 0 when nothing runs."""
+        since = list(self._running_since.values())  # a copy in one step, which no other thread comes between
+        return time.monotonic() - min(since) if since else 0.0
+
+    def is_short(self, bucket: Bucket) -> bool:
+        """Whether the last run of `bucket` took so little that an event loop may stand still for it."""
+        return bucket in self._short
+
+    def load(self, batch: list[Waiting], engine: Engine, lane: int = 0, slot: int = 0) -> Flight:
+        """Fill the buffers."""
+        flight = Flight(batch, engine, lane, slot, time.monotonic())
+        try:
+            flight.bucket = load(engine, flight.rows, slot)
+        except Exception as error:  # whatever it is
+            flight.error = error
+        return flight
+
+    def start(self, flight: Flight) -> Flight:
+        """Run it; where the engine returns at once, only begin to."""
+        flight.begin = self._running_since[flight.lane] = time.monotonic()
+        if flight.bucket is not None:
+            try:
+                flight.engine.start(flight.bucket, flight.slot)
+            except Exception as error:  # as above
+                flight.error = error
+        return flight
+
+    def finish(self, flight: Flight) -> Arrays:
+        """Its outputs, valid until its slot is started again; empty when it failed and was seen to."""
+        outputs: Arrays = {}
+        if flight.error is None:
+            try:
+                outputs = flight.engine.finish(flight.slot)
+            except Exception as error:  # as above
+                flight.error = error
+        if flight.error is not None:
+            self._find_culprits(flight.batch, flight)
+        took = time.monotonic() - flight.begin
+        self._stats.stage("run", took)
+        self._running_since.pop(flight.lane, None)
+        if flight.bucket is not None:
+            (self._short.add if took < _SHORT_RUN_S else self._short.discard)(flight.bucket)
+        return outputs
+
+    def hand_out(self, flight: Flight, outputs: Arrays) -> None:
+        """Answer its rows, unless it failed."""
+        if flight.error is None:
+            assert flight.bucket is not None
+            self._answer(flight.batch, outputs, flight.begin, flight.bucket)
+
+    def _find_culprits(self, batch: list[Waiting], flight: Flight) -> None:
+        """Run the halves of a batch that failed, and theirs, until the rows that the engine fails on stand alone.
+
+        A lost engine runs nothing again: it fails the whole batch, and what waits.
+        """
+        if isinstance(flight.error, EngineLost):
+            self.lost = flight.error
+            self._on_lost()
+        if len(batch) == 1 or self.lost:
+            assert flight.error is not None
+            for group, _ in batch:
+                group.settle(flight.error)
+            return
+        half = len(batch) // 2
+        for part in (batch[:half], batch[half:]):
+            try:
+                if self.lost:
+                    raise self.lost
+                bucket = load(flight.engine, [row for _, (_, row) in part], flight.slot)
+                flight.engine.start(bucket, flight.slot)
+                outputs = flight.engine.finish(flight.slot)
+            except Exception as error:  # as above
+                flight.error = error
+                self._find_culprits(part, flight)
+            else:
+                self._answer(part, outputs, flight.begin, bucket)
+
+    def _answer(self, batch: list[Waiting], outputs: Arrays, begin: float, bucket: Bucket) -> None:
+        """Hand out copies of `outputs`. A row with NaN or infinity fails its job: a label chosen from it is a guess."""
+        self._stats.batch(len(batch), sum(row.length for _, (_, row) in batch), bucket.tokens)
+        broken = rows_not_finite(outputs, len(batch))
+        copies = unload(outputs, len(batch))
+        with self._answering:
+            for place, ((group, (index, _)), output) in enumerate(zip(batch, copies, strict=True)):
+                if place in broken:
+                    what = f"the engine's {broken[place]!r} holds NaN or infinity for item {index}"
+                    group.settle(EngineError(what))
+                if group.add(index, output, begin):
+                    self._stats.stage("queue", group.first_run - group.pushed)
+                    group.settle()
+            for group in {group for group, _ in batch}:
+                group.report()

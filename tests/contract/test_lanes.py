@@ -1,0 +1,278 @@
+"""Batches side by side: on the fake engine, where a run waits for another one, and on ONNX Runtime."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.backends import onnxruntime as backend
+from engine.backends.fake import FakeEngine
+from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.batcher import Batcher
+from engine.bucket import Bucket
+from engine.bundle import open_bundle
+from engine.errors import EngineError, EngineLost
+from engine.feed import run_rows
+from engine.probe import cpu_quota
+from tests.contract.test_engine import row
+
+CPUS = sorted(os.sched_getaffinity(0))
+PATIENCE_S = 20.0
+
+
+class Lanes:
+    """A batcher on a fake engine with lanes; `on_run` is called in each run with its bucket."""
+
+    def __init__(self, bundle: Path, lanes: int = 2) -> None:
+        self.on_run: Callable[[Bucket], None] = lambda bucket: None
+        self.threads: list[str] = []
+        """The thread of each run."""
+        self.said: list[str] = []
+        self.engine = FakeEngine.from_bundle(open_bundle(bundle), lanes=lanes)
+        self.engine.on_run = self._run
+        self.batcher = Batcher(self.engine, max_rows=8, max_tokens=1000, max_queued=5000, say=self.said.append)
+
+    def _run(self, bucket: Bucket) -> None:
+        self.threads.append(threading.current_thread().name)
+        self.on_run(bucket)
+
+    async def open(self) -> None:
+        """Push so many rows that the lanes are opened, and wait until they are."""
+        await self.batcher.run([row(4)] * 9)
+        while not self.said:
+            await asyncio.sleep(0.001)
+        self.threads.clear()
+
+
+@pytest.fixture
+async def lanes(small_bundle: Path) -> Lanes:
+    made = Lanes(small_bundle)
+    await made.open()
+    return made
+
+
+def meeting() -> Callable[[Bucket], None]:
+    """What a run does that lasts until there is another one beside it."""
+    both = threading.Barrier(2)
+
+    def meet(bucket: Bucket) -> None:
+        both.wait(PATIENCE_S)
+
+    return meet
+
+
+async def test_rows_that_come_one_by_one_open_none(small_bundle: Path):
+    made = Lanes(small_bundle)
+    for _ in range(3):
+        await made.batcher.run([row(4)])
+    made.batcher.close()
+    assert made.said == []
+    assert made.batcher._lane_threads == []
+
+
+async def test_batches_run_at_the_same_time(lanes: Lanes):
+    lanes.on_run = meeting()
+    answers = await lanes.batcher.run([row(4, seed) for seed in range(6)])
+    lanes.on_run = lambda bucket: None
+    assert lanes.said == ["batches run side by side from now on when 2 rows or more wait"]
+    assert sorted(lanes.threads) == ["engine", "engine-2"]
+    for seed, answer in enumerate(answers):
+        assert np.array_equal(answer["embedding"], run_rows(lanes.engine, [row(4, seed)])[0]["embedding"])
+    lanes.batcher.close()
+
+
+async def test_a_lone_row_runs_together_and_alone(lanes: Lanes):
+    gate, started = threading.Event(), threading.Event()
+
+    def hold(bucket: Bucket) -> None:
+        started.set()
+        assert gate.wait(PATIENCE_S)
+
+    lanes.batcher._may_run_on_loops = False
+    lanes.on_run = hold
+    first = asyncio.ensure_future(lanes.batcher.run([row(4)]))
+    assert await asyncio.to_thread(started.wait, PATIENCE_S)
+    others = asyncio.ensure_future(lanes.batcher.run([row(4)] * 5))
+    await asyncio.sleep(0.05)
+    assert lanes.threads == ["engine"]  # nobody beside it
+    assert lanes.batcher.busy_s > 0
+    lanes.on_run = meeting()
+    gate.set()
+    await asyncio.gather(first, others)
+    assert sorted(lanes.threads[1:]) == ["engine", "engine-2"]
+    lanes.batcher.close()
+
+
+async def test_a_lane_that_hangs_is_busy_while_the_other_goes_on(lanes: Lanes):
+    gate, stuck = threading.Event(), threading.Event()
+
+    def hang(bucket: Bucket) -> None:
+        if bucket.length >= 24:
+            stuck.set()
+            assert gate.wait(PATIENCE_S)
+
+    lanes.on_run = hang
+    first = asyncio.ensure_future(lanes.batcher.run([row(24), row(4)]))
+    assert await asyncio.to_thread(stuck.wait, PATIENCE_S)
+    since = lanes.batcher.busy_s
+    for _ in range(3):
+        await lanes.batcher.run([row(5)])
+    assert lanes.batcher.busy_s > since > 0
+    gate.set()
+    await first
+    assert lanes.batcher.busy_s == 0
+    lanes.batcher.close()
+
+
+async def test_a_poisoned_row_fails_its_own_job_only(lanes: Lanes):
+    def poisoned(bucket: Bucket) -> None:
+        if bucket.length >= 24:
+            raise EngineError("cannot")
+
+    lanes.on_run = poisoned
+    jobs = [lanes.batcher.run([row(24 if job % 4 == 0 else 1 + job, seed=job)] * 3) for job in range(12)]
+    answers = await asyncio.gather(*jobs, return_exceptions=True)
+    lanes.batcher.close()
+    failed = [isinstance(answer, EngineError) for answer in answers]
+    assert failed == [job % 4 == 0 for job in range(12)]
+
+
+async def test_one_lost_engine_ends_them_all(lanes: Lanes):
+    told: list[str] = []
+    there = threading.Event()
+
+    def lose(bucket: Bucket) -> None:
+        if threading.current_thread().name == "engine-2":
+            there.set()
+            raise EngineLost("gone")
+        assert there.wait(PATIENCE_S)
+
+    lanes.batcher.on_lost = told.append
+    lanes.on_run = lose
+    jobs = [lanes.batcher.run([row(4)] * 9) for _ in range(8)]
+    answers = await asyncio.gather(*jobs, return_exceptions=True)
+    assert any(isinstance(answer, EngineLost) for answer in answers)
+    with pytest.raises(EngineLost, match="gone"):
+        await lanes.batcher.run([row(4)])
+    lanes.batcher.close(PATIENCE_S)
+    assert told == ["gone"]
+    assert not any(thread.is_alive() for thread in (lanes.batcher._thread, *lanes.batcher._lane_threads))
+
+
+async def test_where_they_cannot_be_opened_everything_goes_on(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    made = Lanes(small_bundle)
+
+    def refuse() -> Any:
+        raise EngineError("no room")
+
+    monkeypatch.setattr(made.engine, "open_lanes", refuse)
+    await made.open()
+    assert made.said == ["batches go on running one after the other: no room"]
+    assert len(await made.batcher.run([row(4)] * 20)) == 20
+    assert set(made.threads) == {"engine"}
+    assert made.said[1:] == []  # tried once
+    made.batcher.close()
+
+
+async def test_closing_waits_for_lanes_that_are_being_opened(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    made = Lanes(small_bundle)
+    opening, gate, closed, really = threading.Event(), threading.Event(), [], made.engine.open_lanes
+
+    class Noted(FakeEngine):
+        def close(self) -> None:
+            closed.append(self)
+
+    def slowly() -> Any:
+        opening.set()
+        assert gate.wait(PATIENCE_S)
+        return [Noted(made.engine.inputs, made.engine.outputs) for _ in really()]
+
+    monkeypatch.setattr(made.engine, "open_lanes", slowly)
+    await made.batcher.run([row(4)] * 3)
+    assert await asyncio.to_thread(opening.wait, PATIENCE_S)
+    closing = asyncio.ensure_future(asyncio.to_thread(made.batcher.close))
+    await asyncio.sleep(0.02)
+    gate.set()
+    await closing
+    assert len(closed) == 2
+    assert not any(thread.is_alive() for thread in (made.batcher._thread, *made.batcher._lane_threads))
+
+
+async def test_many_jobs_at_once_are_all_answered(small_bundle: Path):
+    """As many lanes as ever run, jobs of every size, cancels between: the counts and every answer are right."""
+    made = Lanes(small_bundle, lanes=4)
+    await made.open()
+    before = made.batcher.stats.rows
+    rng = np.random.default_rng(0)
+    jobs = []
+    for job in range(120):
+        rows = [row(int(rng.integers(1, 30)), seed=job) for _ in range(int(rng.integers(1, 12)))]
+        jobs.append((rows, asyncio.ensure_future(made.batcher.run(rows))))
+        if job % 10 == 9:
+            await asyncio.sleep(0)
+            jobs.pop()[1].cancel()
+    answers = await asyncio.gather(*(future for _, future in jobs))
+    for (rows, _), of_job in zip(jobs, answers, strict=True):
+        for one, answer in zip(rows, of_job, strict=True):
+            assert np.array_equal(answer["embedding"], run_rows(made.engine, [one])[0]["embedding"])
+    made.batcher.close()
+    assert made.batcher.stats.rows - before >= sum(len(rows) for rows, _ in jobs)
+
+
+# ONNX Runtime
+
+
+def runs(engine: OnnxRuntimeEngine, said: list[str] | None = None) -> Batcher:
+    return Batcher(engine, max_rows=8, max_tokens=0, max_queued=500, say=(said if said is not None else []).append)
+
+
+async def opened(batcher: Batcher, said: list[str]) -> None:
+    while not said:
+        await batcher.run([row(4)] * 9)
+
+
+async def test_onnxruntime_answers_the_same_in_lanes(small_bundle: Path):
+    said: list[str] = []
+    engine = OnnxRuntimeEngine(open_bundle(small_bundle), threads=3, lanes=True)
+    batcher = runs(engine, said)
+    await opened(batcher, said)
+    rows = [row(1 + seed % 30, seed) for seed in range(200)]
+    answers = await batcher.run(rows)
+    assert {thread.name for thread in batcher._lane_threads} == {"engine-lanes", "engine-2", "engine-3"}
+    for one, answer in zip(rows, answers, strict=True):
+        alone = run_rows(engine, [one])[0]["embedding"]
+        np.testing.assert_allclose(answer["embedding"], alone, rtol=1e-5, atol=1e-6)
+    batcher.close()
+
+
+@pytest.mark.skipif(cpu_quota() != len(CPUS) or len(CPUS) < 2, reason="needs two CPUs without a quota")
+async def test_each_lane_keeps_to_a_cpu_of_its_own(small_bundle: Path):
+    said: list[str] = []
+    batcher = runs(OnnxRuntimeEngine(open_bundle(small_bundle), lanes=True), said)
+    await opened(batcher, said)
+    threads = [batcher._thread, *batcher._lane_threads[1:]]
+    async with asyncio.timeout(PATIENCE_S):
+        while [os.sched_getaffinity(thread.native_id or 0) for thread in threads] != [{cpu} for cpu in CPUS]:
+            await asyncio.sleep(0.001)  # until the last thread has begun
+    batcher.close()
+
+
+@pytest.mark.parametrize("options", [{"threads": 1, "lanes": True}, {"threads": 2, "lanes": False}])
+async def test_without_lanes_to_open(small_bundle: Path, options: dict[str, Any]):
+    engine = OnnxRuntimeEngine(open_bundle(small_bundle), **options)
+    assert engine.lanes == 0
+
+
+async def test_too_little_memory_for_a_second_copy(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backend, "memory_left", lambda: 10)
+    said: list[str] = []
+    batcher = runs(OnnxRuntimeEngine(open_bundle(small_bundle), threads=2, lanes=True), said)
+    await opened(batcher, said)
+    (line,) = said
+    assert line.startswith("batches go on running one after the other: a second copy of the weights takes ")
+    batcher.close()
