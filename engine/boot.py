@@ -115,6 +115,7 @@ def gather(bundle: Bundle, settings: Settings, graph: str) -> Facts:
     gpu = probe.gpu()
     facts = Facts(
         gpu=gpu,
+        no_gpu="" if gpu else probe.why_no_gpu(),
         providers=probe.onnxruntime_providers(),
         promised=probe.promised_gpu(os.environ),
         device_file=probe.has_device_file(),
