@@ -224,7 +224,8 @@ def test_a_plan_that_was_built_and_does_not_run_is_not_built_again(
     small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     builder(monkeypatch, tmp_path)
-    bundle, wanted, struck = open_bundle(small_bundle), settings(tmp_path, build_on_boot=True, allow_cpu=True), {}
+    bundle, wanted = open_bundle(small_bundle), settings(tmp_path, build_on_boot=True, allow_cpu=True)
+    struck: dict[str, str] = {}
     opened = open_engine(bundle, wanted, struck=struck)
     builder(monkeypatch, tmp_path, content="1 / 0")  # the next build would say so
     refusing(REFUSED)
