@@ -78,13 +78,13 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
             folder = bundle_folder(settings)
         bundle = open_bundle(folder, sha256=settings.bundle_sha256, public_key=settings.bundle_public_key)
     verified = _in_thread(lambda: _verify(bundle, timeline))
-    if bundle.manifest.graphs and settings.engine not in ("fake", "onnxruntime-cpu") and not settings.build_on_boot:
-        from engine.probe import load_kernels_lazily, wake_gpu
-
-        load_kernels_lazily()
-        _in_thread(wake_gpu)  # not where a plan may be built, by another process that may want the whole device
     with timeline.stage("imports"):
-        # Here and not at the top: while these modules load, the files are hashed.
+        # Here and not at the top: while these modules load, the files are hashed and the driver starts.
+        if bundle.manifest.graphs and settings.engine not in ("fake", "onnxruntime-cpu") and not settings.build_on_boot:
+            from engine.probe import load_kernels_lazily, wake_gpu
+
+            load_kernels_lazily()
+            _in_thread(wake_gpu)  # not where a plan may be built, by another process that may want the whole device
         from engine.batcher import Batcher
         from engine.boot import import_ahead, open_engine, warmed
         from engine.passage import Passage
