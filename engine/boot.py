@@ -25,14 +25,20 @@ _BESIDE_TENSORRT = ("pycuda.driver", "cuda.bindings.driver")
 
 
 def open_engine(
-    bundle: Bundle, settings: Settings, graph: str = "model", say: plan_cache.Say = lambda line: None
+    bundle: Bundle,
+    settings: Settings,
+    graph: str = "model",
+    say: plan_cache.Say = lambda line: None,
+    struck: dict[str, str] | None = None,
 ) -> tuple[Engine, Choice]:
-    """The best engine that works here for one graph of a verified bundle, not yet warmed up, and why that one.
+    """The best engine that loads here for one graph of a verified bundle, not yet warmed up, and why that one.
 
-    `say` gets a line for the log about everything that takes long or fails on the way. Raises ConfigError when nothing
-    works that the settings allow, EngineError when the engine asked for does not load, BundleError when the bundle
-    failed its parity gate and the settings do not allow that.
+    `say` gets a line for the log about everything that takes long or fails on the way, and `struck` what is out from
+    now on, as `Facts` has it; `warmed` goes on from there. Raises ConfigError when nothing works that the settings
+    allow, EngineError when the engine asked for does not load, BundleError when the bundle failed its parity gate and
+    the settings do not allow that.
     """
+    struck = {} if struck is None else struck
     if bundle.manifest.parity_failed and not settings.allow_parity_failure:
         raise BundleError(
             f"{bundle.path} failed its parity gate ({bundle.manifest.parity_failed}); export the model again, or set "
@@ -40,10 +46,10 @@ def open_engine(
         )
     facts = gather(bundle, settings, graph)
     while True:
-        choice = select(settings, facts)
+        choice = select(settings, replace(facts, struck={**facts.struck, **struck}))
         try:
             if choice.build:
-                facts = _built(bundle, settings, graph, facts, say)
+                facts = _built(bundle, settings, graph, facts, struck, say)
                 continue
             if choice.plan is not None and choice.plan in facts.cached:
                 plan_cache.verify(choice.plan)
@@ -51,11 +57,42 @@ def open_engine(
         except (EngineLost, OutOfMemory):
             raise  # the next best would meet the same
         except EngineError as error:
-            key = "build" if choice.build else str(choice.plan.path) if choice.plan else choice.engine
-            if key in ("onnxruntime-cpu", "fake", settings.engine):
-                raise  # there is nothing below it
+            key = _key(choice)
+            if _is_last(key, settings):
+                raise
             say(f"{key}: {error}")
-            facts = replace(facts, struck={**facts.struck, key: str(error)})
+            struck[key] = str(error)
+
+
+def warmed(
+    engine: Engine,
+    choice: Choice,
+    bundle: Bundle,
+    settings: Settings,
+    graph: str = "model",
+    say: plan_cache.Say = lambda line: None,
+    struck: dict[str, str] | None = None,
+) -> tuple[Engine, Choice]:
+    """What `open_engine` returned, warm; the next best that is, where it loads and yet does not run.
+
+    A plan for several GPUs may load on one of them and be refused there when it is first enqueued
+    (https://github.com/pytorch/TensorRT/issues/4481). Raises as `open_engine` does.
+    """
+    struck = {} if struck is None else struck
+    while True:
+        try:
+            engine.warm_up()
+            return engine, choice
+        except (EngineLost, OutOfMemory):
+            raise  # as above
+        except EngineError as error:
+            key, reason = _key(choice), str(error)
+            if _is_last(key, settings):
+                raise
+        engine.close()  # only now, for the error's traceback holds on to what is to be freed
+        say(f"{key}: {reason}")
+        struck[key] = reason
+        engine, choice = open_engine(bundle, settings, graph, say, struck)
 
 
 def import_ahead(settings: Settings) -> None:
@@ -78,6 +115,7 @@ def gather(bundle: Bundle, settings: Settings, graph: str) -> Facts:
     gpu = probe.gpu()
     facts = Facts(
         gpu=gpu,
+        no_gpu="" if gpu else probe.why_no_gpu(),
         providers=probe.onnxruntime_providers(),
         promised=probe.promised_gpu(os.environ),
         device_file=probe.has_device_file(),
@@ -94,16 +132,34 @@ def gather(bundle: Bundle, settings: Settings, graph: str) -> Facts:
     return replace(facts, plans=plans, cached=cached, struck=struck)
 
 
-def _built(bundle: Bundle, settings: Settings, graph: str, facts: Facts, say: Callable[[str], None]) -> Facts:
-    """`facts` with the plan that was built, or that another worker has built meanwhile. Raises EngineError."""
+def _key(choice: Choice) -> str:
+    """What is struck when `choice` fails."""
+    return "build" if choice.build else str(choice.plan.path) if choice.plan else choice.engine
+
+
+def _is_last(key: str, settings: Settings) -> bool:
+    """Whether there is nothing below it."""
+    return key in ("onnxruntime-cpu", "fake", settings.engine)
+
+
+def _built(
+    bundle: Bundle, settings: Settings, graph: str, facts: Facts, struck: dict[str, str], say: Callable[[str], None]
+) -> Facts:
+    """`facts` with the plan that was built, or that another worker has built meanwhile. Raises EngineError.
+
+    A plan that was struck and is built anew is no longer struck; the build is, so that there is one at most.
+    """
 
     def now() -> Facts:
         return replace(facts, cached=plan_cache.cached_plans(settings.plan_cache, bundle, graph))
 
     def is_there() -> bool:
-        return not select(settings, now()).build
+        return not select(settings, replace(now(), struck={**facts.struck, **struck})).build
 
     plan_cache.build(bundle, settings.plan_cache, settings.build_timeout_s, say, is_there)
+    for plan in now().cached:
+        struck.pop(str(plan.path), None)
     if not is_there():
         raise EngineError("the plan that was built does not fit here")
+    struck["build"] = "it was built a moment ago"
     return now()

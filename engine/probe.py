@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,27 +41,65 @@ def gpu(root: Path = Path("/")) -> Gpu | None:
     Asked through libcuda itself: without a driver, TensorRT and ONNX Runtime's CUDA provider crash the process
     instead of raising.
     """
-    # Before the driver loads: kernels are then loaded when first used, which saves seconds and hundreds of MiB.
-    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
+    found = _first_device(root)
+    return found if isinstance(found, Gpu) else None
+
+
+def why_no_gpu() -> str:
+    """What the driver says where it shows no device; empty without a driver."""
+    found = _first_device(Path("/"))
+    return found if isinstance(found, str) else ""
+
+
+def _first_device(root: Path) -> Gpu | str:
+    load_kernels_lazily()
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return None
+        return ""
     count, device, major, minor, version = (ctypes.c_int() for _ in range(5))
     name = ctypes.create_string_buffer(128)
-    capability = ((major, _COMPUTE_CAPABILITY_MAJOR), (minor, _COMPUTE_CAPABILITY_MINOR))
-    failed = (
-        cuda.cuInit(0)
-        or cuda.cuDeviceGetCount(ctypes.byref(count))
-        or cuda.cuDeviceGet(ctypes.byref(device), 0)
-        or cuda.cuDeviceGetName(name, len(name), device)
-        or cuda.cuDriverGetVersion(ctypes.byref(version))
-        or any(cuda.cuDeviceGetAttribute(ctypes.byref(value), which, device) for value, which in capability)
+    calls: Sequence[tuple[str, Sequence[object]]] = (
+        ("cuInit", (0,)),
+        ("cuDeviceGetCount", (ctypes.byref(count),)),
+        ("cuDeviceGet", (ctypes.byref(device), 0)),
+        ("cuDeviceGetName", (name, len(name), device)),
+        ("cuDriverGetVersion", (ctypes.byref(version),)),
+        ("cuDeviceGetAttribute", (ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device)),
+        ("cuDeviceGetAttribute", (ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device)),
     )
-    if failed or count.value < 1:
-        return None
+    for function, arguments in calls:
+        if code := cuda[function](*arguments):
+            return f"{function} ends with error {code}{_name_of(cuda, code)}"
     cuda_version = f"{version.value // 1000}.{version.value % 1000 // 10}"
     return Gpu(name.value.decode(), (major.value, minor.value), driver_version(root), cuda_version)
+
+
+def _name_of(cuda: ctypes.CDLL, code: int) -> str:
+    """As in ", CUDA_ERROR_NO_DEVICE"; empty for a code that the driver does not know."""
+    name = ctypes.c_char_p()
+    cuda.cuGetErrorName(code, ctypes.byref(name))
+    return f", {name.value.decode()}" if name.value else ""
+
+
+def load_kernels_lazily() -> None:
+    """Have kernels loaded when first used, which saves seconds and hundreds of MiB; before the driver loads."""
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
+
+
+def wake_gpu() -> None:
+    """Make the first device's primary context, in which all of this process computes, and keep it to its end.
+
+    For a thread of its own: the driver takes its time, and other threads run meanwhile. Says nothing of what fails, for
+    whoever uses the GPU then meets it again. Does nothing where the installed packages use no GPU. Call
+    `load_kernels_lazily` before, since a thread must not change the environment under the others.
+    """
+    if gpu() is None or (tensorrt_version() is None and "CUDAExecutionProvider" not in onnxruntime_providers()):
+        return
+    with suppress(OSError):
+        cuda, device = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+        if not cuda.cuDeviceGet(ctypes.byref(device), 0):
+            cuda.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), device)
 
 
 def driver_version(root: Path = Path("/")) -> str:

@@ -43,6 +43,8 @@ class Facts:
     gpu: Gpu | None
     providers: Sequence[str]
     """Execution providers that the installed ONNX Runtime was built with; empty without one."""
+    no_gpu: str = ""
+    """What the driver says where `gpu` is None."""
     promised: str | None = None
     """What says that this machine was to have a GPU."""
     device_file: bool = False
@@ -215,7 +217,7 @@ def _who_asked_for_a_gpu(facts: Facts) -> str | None:
 
 def _obstacle_to_cuda(facts: Facts) -> str | None:
     if facts.gpu is None:
-        return "no CUDA driver or no device"
+        return f"no CUDA driver or no device{facts.no_gpu and ': '}{facts.no_gpu}"
     if facts.gpu.compute_capability >= _BLACKWELL:
         return (
             f"found {facts.gpu}, which needs CUDA 12.8 or newer, and TensorRT and ONNX Runtime here are built for "

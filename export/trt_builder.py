@@ -60,6 +60,8 @@ def open_builder(recipe: PlanRecipe) -> Builder:
             f"TensorRT {trt.__version__} has no hardware compatibility {recipe.hardware_compatibility}; "
             f"it has {', '.join(levels)}"
         )
+    if recipe.hardware_compatibility == "ampere-plus" and found.compute_capability < _AMPERE:
+        raise Refused(f"plans for ampere-plus are built on sm_80 and newer, and this GPU is {found}")
     if lacking := missing_packages("pycuda", "cuda"):  # found out before the build, not after it
         raise Unavailable(
             f"{' and '.join(lacking)} not installed, by which a plan is run before it is kept; install "

@@ -70,6 +70,8 @@ def build_plan(
     builder = _start(trt, logger)
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
+    if _needs_native_norms(trt, onnx, options):
+        parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
     if not parser.parse_from_file(str(onnx)):
         raise Refused(_parser_sentence(trt, parser, onnx))
     config = builder.create_builder_config()
@@ -122,6 +124,25 @@ def _network_flags(trt: Any) -> int:
     if is_strongly_typed(trt):
         return 1 << int(getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"))  # noqa: B009 (not in 8.6)
     return 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+
+
+def _needs_native_norms(trt: Any, onnx: Path, options: BuildOptions) -> bool:
+    """Whether the parser must be kept from making InstanceNormalization a plugin.
+
+    NvOnnxParser.h of 8.6: "This flag is required when building version-compatible or hardware-compatible engines." From
+    10 on it is always set.
+    """
+    compatible = options.version_compatible or options.hardware_compatibility != "none"
+    if is_strongly_typed(trt) or not compatible:
+        return False
+    return any(node.op_type == "InstanceNormalization" for node in _nodes(onnx))
+
+
+def _nodes(onnx: Path) -> Sequence[Any]:
+    from onnx import load
+
+    nodes: Sequence[Any] = load(onnx, load_external_data=False).graph.node
+    return nodes
 
 
 def _set_options(trt: Any, config: Any, network: Any, options: BuildOptions) -> None:
@@ -207,9 +228,7 @@ def _set_timing_cache(config: Any, content: bytes) -> bytes:
 
 def _parser_sentence(trt: Any, parser: Any, onnx: Path) -> str:
     """The parser's errors, with the node's name, which TensorRT before 10 does not tell."""
-    from onnx import load
-
-    nodes = load(onnx, load_external_data=False).graph.node
+    nodes = _nodes(onnx)
     found = []
     for index in range(min(parser.num_errors, 3)):
         parser_error = parser.get_error(index)

@@ -79,9 +79,14 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
         bundle = open_bundle(folder, sha256=settings.bundle_sha256, public_key=settings.bundle_public_key)
     verified = _in_thread(lambda: _verify(bundle, timeline))
     with timeline.stage("imports"):
-        # Here and not at the top: while these modules load, the files are hashed.
+        # Here and not at the top: while these modules load, the files are hashed and the driver starts.
+        if bundle.manifest.graphs and settings.engine not in ("fake", "onnxruntime-cpu") and not settings.build_on_boot:
+            from engine.probe import load_kernels_lazily, wake_gpu
+
+            load_kernels_lazily()
+            _in_thread(wake_gpu)  # not where a plan may be built, by another process that may want the whole device
         from engine.batcher import Batcher
-        from engine.boot import import_ahead, open_engine
+        from engine.boot import import_ahead, open_engine, warmed
         from engine.passage import Passage
         from engine.router import Router
         from engine.select import Choice
@@ -101,19 +106,21 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
         discard(folder)  # or every worker would find it in the cache, and fail
         raise BundleError(f"{error}; it was removed from the cache, and the next worker fetches it again") from error
     choices, engines = {}, {}
+    struck: dict[str, dict[str, str]] = {graph: {} for graph in bundle.manifest.graphs}
     with timeline.stage("engine load"):
         for graph in bundle.manifest.graphs:
-            engines[graph], choices[graph] = open_engine(bundle, settings, graph, say=lambda line: log("INFO", line))
+            engines[graph], choices[graph] = open_engine(bundle, settings, graph, _info, struck[graph])
     if not choices:
         choices[bundle.manifest.task] = Choice("none", f"{bundle.manifest.task} has no model")
     with timeline.stage("task"):
         task = load_task(bundle, settings)
     with timeline.stage("warm-up"):
-        for engine in engines.values():
-            engine.warm_up()
+        for graph, engine in engines.items():
+            opened = (engine, choices[graph], bundle, settings, graph)
+            engines[graph], choices[graph] = warmed(*opened, say=_info, struck=struck[graph])
     notes = tuple(note for engine in engines.values() for note in getattr(engine, "notes", ()))
     for line in (*_lines(choices), *notes):
-        log("INFO", line)
+        _info(line)
     stats = Stats()
     batchers = {
         graph: Batcher(
@@ -132,6 +139,10 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
     worker = Worker(timeline, bundle, choices, batcher, handler, notes)
     timeline.mark("ready")
     return worker
+
+
+def _info(line: str) -> None:
+    log("INFO", line)
 
 
 def _report(choice: Choice) -> dict[str, Any]:

@@ -99,10 +99,10 @@ class TensorRtDouble(ModuleType):
                     logger.log(Severity.ERROR, double.refuse_to_start)
                     raise TypeError("pybind11::init(): factory function returned nullptr")
 
-            def deserialize_cuda_engine(self, content: bytes) -> Any:
+            def deserialize_cuda_engine(self, content: Any) -> Any:
                 assert device.stack, "TensorRT takes the context that is current"
                 try:
-                    plan = json.loads(content)
+                    plan = json.loads(bytes(content))
                 except ValueError:
                     self.logger.log(Severity.ERROR, "[engine.cpp] Serialization assertion magicTag failed")
                     return None

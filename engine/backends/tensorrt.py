@@ -16,6 +16,7 @@ from engine.backends.buffers import DeviceBuffers
 from engine.backends.cuda import Cuda
 from engine.backends.tensorrt_api import (
     can_share_profiles,
+    content_of,
     dtype_of,
     import_tensorrt,
     is_out_of_memory,
@@ -162,7 +163,7 @@ class TensorRtEngine(WithoutLanes):
         if plan.plan.version_compatible:  # it brings the runtime of its own version along, as code
             runtime.engine_host_code_allowed = True
         try:
-            content = plan.path.read_bytes()
+            content = content_of(plan.path)
         except OSError as error:
             raise EngineError(f"{plan.path} cannot be read ({error.strerror})") from error
         cuda_engine = runtime.deserialize_cuda_engine(content)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,8 @@ from engine.bucket import Ladder
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from engine.plan import Plan, PlanFile
 
 _KEPT_MESSAGES = 3
@@ -22,6 +26,17 @@ def import_tensorrt() -> Any:
     except Exception as error:  # ImportError, or OSError for a library of its that does not load
         raise EngineError(f"tensorrt does not load: {error}; install requirements/all.txt") from error
     return tensorrt
+
+
+def content_of(path: Path) -> Any:
+    """The bytes of a file, mapped: no copy of them is made for TensorRT to copy from. Raises OSError.
+
+    220 MB in the page cache took 25 ms to copy from there, and 150 after `read_bytes` (measured on two shared cores).
+    """
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:  # mmap refuses empty files
+            return b""
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def scratch_size(cuda_engine: Any, profiles: Iterable[int]) -> int:

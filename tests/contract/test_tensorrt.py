@@ -178,6 +178,7 @@ def test_only_the_buckets_that_a_worker_may_use_are_prepared(small_bundle: Path)
     ("options", "words"),
     [
         ({"content": b"not a plan"}, ["does not load", ".plan", "magicTag"]),
+        ({"content": b""}, ["does not load", ".plan", "magicTag"]),
         ({"content": plan_bytes(host_code=True)}, ["host code is not allowed"]),
         ({"content": plan_bytes(outputs={"logits": ["float32", 8]})}, ["logits float32", "embedding float32"]),
         ({"content": plan_bytes(outputs={"embedding": ["bfloat16", 8]})}, ["embedding bfloat16", "manifest says"]),

@@ -10,7 +10,7 @@ import pytest
 from engine import boot, plan_cache, probe
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import TensorRtEngine
-from engine.boot import gather, open_engine
+from engine.boot import gather, open_engine, warmed
 from engine.bucket import Bucket
 from engine.bundle import open_bundle
 from engine.config import Settings
@@ -159,6 +159,81 @@ def test_a_damaged_plan_on_the_volume_is_built_again(
     plan.write_bytes(b"damaged")
     with pytest.raises(ConfigError, match="not the plan that its sidecar describes"):
         open_engine(open_bundle(small_bundle), replace(wanted, build_on_boot=False))
+    engine, choice = open_engine(open_bundle(small_bundle), wanted)
+    assert choice.ladder[-1].name == "plan on the volume"
+    engine.close()
+
+
+def test_a_plan_that_was_built_and_does_not_load_is_not_built_again(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    builder(monkeypatch, tmp_path, content="b'broken'")
+    said: list[str] = []
+    wanted = settings(tmp_path, build_on_boot=True, allow_cpu=True)
+    engine, choice = open_engine(open_bundle(small_bundle), wanted, say=said.append)
+    assert choice.engine == "onnxruntime-cpu"
+    assert [line for line in said if "done after" in line] == [said[-2]]
+    assert "does not load" in said[-1]
+    engine.close()
+
+
+# Plans that load and do not run
+
+REFUSED = "IExecutionContext::enqueueV3: Error Code 1: Cask (Cask convolution execution)"
+
+
+def refusing(reason: str) -> None:
+    sys.modules["tensorrt"].refuse_to_run = reason  # type: ignore[attr-defined]
+
+
+def test_a_plan_that_does_not_run_is_passed_over_and_said(small_bundle: Path, tmp_path: Path, device: Device):
+    add_plan(small_bundle, plan_bytes(), hardware_compatibility="ampere-plus", compute_capability="8.0")
+    refusing(REFUSED)
+    said: list[str] = []
+    bundle, wanted, struck = open_bundle(small_bundle), settings(tmp_path, allow_cpu=True), dict[str, str]()
+    opened = open_engine(bundle, wanted, say=said.append, struck=struck)
+    assert isinstance(opened[0], TensorRtEngine)
+    assert not said
+    engine, choice = warmed(*opened, bundle, wanted, say=said.append, struck=struck)
+    assert isinstance(engine, OnnxRuntimeEngine)
+    assert (choice.engine, choice.ladder[1].name) == ("onnxruntime-cpu", "plan for several GPUs")
+    assert REFUSED in choice.ladder[1].reason
+    assert REFUSED in said[0]
+    assert not device.memory
+    assert not device.pinned
+    engine.close()
+
+
+def test_by_name_nothing_else_is_taken(small_bundle: Path, tmp_path: Path):
+    add_plan(small_bundle, plan_bytes())
+    refusing(REFUSED)
+    bundle, wanted = open_bundle(small_bundle), settings(tmp_path, engine="tensorrt", allow_cpu=True)
+    with pytest.raises(ConfigError, match="ENGINE=tensorrt cannot run here: .*Cask convolution"):
+        warmed(*open_engine(bundle, wanted), bundle, wanted)
+
+
+def test_one_that_runs_out_of_memory_is_no_reason_for_the_next_best(small_bundle: Path, tmp_path: Path):
+    add_plan(small_bundle, plan_bytes())
+    refusing("Error Code 2: OutOfMemory (no further information)")
+    bundle, wanted = open_bundle(small_bundle), settings(tmp_path, allow_cpu=True)
+    with pytest.raises(OutOfMemory):
+        warmed(*open_engine(bundle, wanted), bundle, wanted)
+
+
+def test_a_plan_that_was_built_and_does_not_run_is_not_built_again(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    builder(monkeypatch, tmp_path)
+    bundle, wanted = open_bundle(small_bundle), settings(tmp_path, build_on_boot=True, allow_cpu=True)
+    struck: dict[str, str] = {}
+    opened = open_engine(bundle, wanted, struck=struck)
+    builder(monkeypatch, tmp_path, content="1 / 0")  # the next build would say so
+    refusing(REFUSED)
+    said: list[str] = []
+    engine, choice = warmed(*opened, bundle, wanted, say=said.append, struck=struck)
+    assert choice.engine == "onnxruntime-cpu"
+    assert len(said) == 1
+    engine.close()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """What can be tried of the CUDA provider's engine without a GPU: everything on the CPU but its ladder and its words."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from engine.backends.onnxruntime import OnnxRuntimeEngine
@@ -42,6 +44,22 @@ def test_every_bucket_answers_as_the_cpus_engine_does(small_bundle: Path):
             np.testing.assert_allclose(found["embedding"], expected["embedding"], rtol=1e-6)
     assert engine._bindings == bound  # nothing was bound after warm-up
     engine.close()
+
+
+def test_fp32_on_cuda_is_fp32(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """Left alone the provider multiplies in TF32 from sm_80 on."""
+    asked: list[Any] = []
+
+    class Session:
+        def __init__(self, path: str, options: ort.SessionOptions, providers: list[Any]) -> None:
+            asked.extend(providers)
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    OnnxRuntimeEngine(open_bundle(small_bundle), provider="cuda")
+    assert asked == [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
 
 
 def test_a_sticky_error_is_told_apart(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):

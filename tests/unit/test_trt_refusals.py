@@ -100,6 +100,20 @@ def test_an_old_gpu_and_a_new_type(
         assert (code, sentence) == (2, f"a GPU of compute capability 7.5 has no {precision}; use fp16 or fp32")
 
 
+def test_plans_for_ampere_are_not_built_on_what_came_before_it(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(trt_builder, "gpu", lambda: Gpu("Tesla T4", (7, 5)))
+    levels = SimpleNamespace(__members__={"NONE": 0, "AMPERE_PLUS": 1})
+    monkeypatch.setitem(
+        sys.modules, "tensorrt", SimpleNamespace(__version__="8.6.1", HardwareCompatibilityLevel=levels)
+    )
+    assert said(capsys, small_bundle, "--hardware-compatibility", "ampere-plus") == (
+        2,
+        "plans for ampere-plus are built on sm_80 and newer, and this GPU is Tesla T4 (sm_75)",
+    )
+
+
 def test_what_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     code, sentence = said(capsys, tmp_path)
     assert code == 2
@@ -124,6 +138,55 @@ def test_a_driver_that_is_too_old_for_the_builder(tmp_path: Path):
     assert str(refused.value) == (
         "TensorRT 10.13.0.35 does not start (CUDA initialization failure with error: 35); update the NVIDIA driver"
     )
+
+
+NORMS = "InstanceNormalization"
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "options", "set_"),
+    [
+        (NORMS, "EXPLICIT_BATCH", {"hardware_compatibility": "ampere-plus"}, [4]),
+        (NORMS, "EXPLICIT_BATCH", {"version_compatible": True}, [4]),
+        (NORMS, "EXPLICIT_BATCH", {}, []),
+        ("Relu", "EXPLICIT_BATCH", {"version_compatible": True}, []),
+        (NORMS, "STRONGLY_TYPED", {"version_compatible": True}, []),
+    ],
+)
+def test_the_parser_of_8_makes_no_plugin_for_plans_that_may_hold_none(
+    tmp_path: Path, kind: str, flags: str, options: dict[str, Any], set_: list[int]
+):
+    found: list[int] = []
+
+    class Parser(SimpleNamespace):
+        num_errors = 0
+        set_flag = staticmethod(found.append)
+
+        def parse_from_file(self, path: str) -> bool:
+            return False
+
+    class Trt(SimpleNamespace):
+        __version__ = "8.6.1"
+        NetworkDefinitionCreationFlag = SimpleNamespace(**{flags: 0})
+        OnnxParserFlag = SimpleNamespace(NATIVE_INSTANCENORM=4)
+
+        class ILogger:
+            Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
+
+        @staticmethod
+        def Builder(logger: Any) -> Any:
+            return SimpleNamespace(create_network=lambda flags: None)
+
+        @staticmethod
+        def OnnxParser(network: Any, logger: Any) -> Any:
+            return Parser()
+
+    path = tmp_path / "fp32.onnx"
+    made = helper.make_graph([helper.make_node(kind, ["x"], ["y"])], "g", [], [])
+    onnx.save(helper.make_model(made), path)
+    with pytest.raises(Refused, match="cannot read fp32.onnx"):
+        build_plan(Trt, path, [], [], BuildOptions(**options))
+    assert found == set_
 
 
 def test_bf16_before_tensorrt_10():

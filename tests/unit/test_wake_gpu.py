@@ -1,0 +1,86 @@
+"""The driver starts beside the imports of a boot, on a stand-in for libcuda that says what it is asked."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import probe
+from engine.config import Settings
+from handler.boot import boot
+from handler.timeline import Timeline
+
+LIBCUDA = """
+#include <stdio.h>
+#include <stdlib.h>
+int cuGetErrorName(int code, const char **name) { *name = code == 803 ? "CUDA_ERROR_OF_A_TEST" : 0; return !*name; }
+int cuInit(unsigned flags) { printf("cuInit, %s\\n", getenv("CUDA_MODULE_LOADING")); return INIT; }
+int cuDeviceGetCount(int *n) { *n = 1; return 0; }
+int cuDeviceGet(int *device, int index) { *device = 7; return 0; }
+int cuDeviceGetName(char *name, int size, int device) { name[0] = 0; return 0; }
+int cuDriverGetVersion(int *version) { *version = 12040; return 0; }
+int cuDeviceGetAttribute(int *value, int which, int device) { *value = 8; return 0; }
+int cuDevicePrimaryCtxRetain(void **context, int device) { printf("retained of %d\\n", device); return 0; }
+"""
+WAKE = """
+from engine import probe
+probe.tensorrt_version = lambda: {tensorrt!r}
+probe.onnxruntime_providers = lambda: {providers!r}
+probe.load_kernels_lazily()
+probe.wake_gpu()
+"""
+
+
+@pytest.mark.parametrize(
+    ("init", "tensorrt", "providers", "asked"),
+    [
+        (0, "10.13.0.35", (), ["cuInit, LAZY", "retained of 7"]),
+        (0, None, ("CUDAExecutionProvider",), ["cuInit, LAZY", "retained of 7"]),
+        (0, None, ("CPUExecutionProvider",), ["cuInit, LAZY"]),
+        (803, "10.13.0.35", (), ["cuInit, LAZY"]),
+    ],
+)
+def test_the_primary_context_is_made_where_something_will_use_it(
+    tmp_path: Path, init: int, tensorrt: str | None, providers: tuple[str, ...], asked: list[str]
+):
+    assert on_stand_in(tmp_path, init, WAKE.format(tensorrt=tensorrt, providers=providers)) == asked
+
+
+@pytest.mark.parametrize(
+    ("init", "said"),
+    [(803, "cuInit ends with error 803, CUDA_ERROR_OF_A_TEST"), (9999, "cuInit ends with error 9999"), (0, "")],
+)
+def test_a_driver_that_shows_no_device_says_why(tmp_path: Path, init: int, said: str):
+    script = "from engine import probe; print(probe.gpu() is None, probe.why_no_gpu(), sep='; ')"
+    assert f"{bool(init)}; {said}" in on_stand_in(tmp_path, init, script)
+
+
+def on_stand_in(folder: Path, init: int, script: str) -> list[str]:
+    """The lines that `script` and libcuda print, where cuInit returns `init`."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is needed to build a stand-in for libcuda")
+    command = ["gcc", "-shared", "-fPIC", f"-DINIT={init}", "-x", "c", "-", "-o", str(folder / "libcuda.so.1")]
+    subprocess.run(command, input=LIBCUDA, text=True, check=True)
+    environ = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
+    environ.pop("CUDA_MODULE_LOADING", None)
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("changes", "woken"),
+    [({}, True), ({"engine": "fake"}, False), ({"engine": "onnxruntime-cpu"}, False), ({"build_on_boot": True}, False)],
+)
+def test_a_boot_wakes_the_gpu_in_a_thread_of_its_own(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], woken: bool
+):
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(probe, "wake_gpu", lambda: threads.append(threading.current_thread()))
+    boot(Settings(bundle=small_bundle, **changes), Timeline()).batcher.close()
+    assert bool(threads) is woken
+    assert threading.main_thread() not in threads
