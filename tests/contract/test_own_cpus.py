@@ -1,5 +1,6 @@
 """ONNX Runtime's threads each keep to a CPU of their own, where the process has as many of them as threads."""
 
+import asyncio
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +33,9 @@ async def affinities_of(bundle: Path, threads: int) -> tuple[set[int], list[set[
         OnnxRuntimeEngine(open_bundle(bundle), threads=threads), max_rows=8, max_tokens=1000, max_queued=100
     )
     caller = batcher._thread.native_id
-    await batcher.run([row(4)])
+    for _ in range(20):  # a thread of the engine's chooses its CPU when it begins, which may be after the first row
+        await batcher.run([row(4)])
+        await asyncio.sleep(0.005)
     now = affinities()
     batcher.close()
     assert caller is not None
