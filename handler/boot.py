@@ -130,7 +130,7 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
             max_queued=settings.max_queued_rows,
             max_delay_s=settings.max_queue_delay_ms / 1e3,
             stats=stats,
-            say=lambda line: log("INFO", line),
+            say=_info,
         )
         for graph, engine in engines.items()
     }
