@@ -214,6 +214,14 @@ async def test_a_job_without_input_is_answered(sdk: Sdk, emulator: Emulator, con
     assert (record.status, record.error) == ("FAILED", "invalid input: the job has no `input`")
 
 
+async def test_a_byte_order_mark_costs_no_job(sdk: Sdk, emulator: Emulator):
+    record = emulator.submit({"x": 1})
+    body = f'\ufeff[{{"id": "{record.id}", "input": 1}}]'.encode()
+    emulator.faults.add("job-take", Fault(status=200, body=body, hang_up_after="after"))
+    async with serving(sdk, echo):
+        assert (await emulator.wait(record)).output == {"echo": 1}
+
+
 @pytest.mark.parametrize("concurrency", [1, 4])
 async def test_a_reply_that_is_not_utf8_is_read_as_far_as_it_is(sdk: Sdk, emulator: Emulator, concurrency: int):
     odd, plain = emulator.submit({"x": 1}), emulator.submit({"x": 2})

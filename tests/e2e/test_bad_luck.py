@@ -93,6 +93,16 @@ def test_an_interval_that_the_heartbeat_would_fail_on_is_replaced(
     assert f"RUNPOD_PING_INTERVAL='{interval}' is not 1000 or more milliseconds" in (tmp_path / "log").read_text()
 
 
+def test_pings_take_the_way_that_jobs_take(emulator: EmulatorThread, small_bundle: Path):
+    """requests would send them to the proxy of the environment, which here is none."""
+    env = {"ENGINE": "fake", "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "NO_PROXY": "x"}
+    with WorkerProcess.ours(emulator, small_bundle, env=env):
+        deadline = time.monotonic() + 10
+        while not emulator.workers["worker-1"].ping_count and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert emulator.workers["worker-1"].ping_count
+
+
 def test_output_that_nobody_reads_costs_no_job(emulator: EmulatorThread, small_bundle: Path):
     """A pipe whose reader hangs, full from the start: the first line would wait for ever."""
     reader, writer = os.pipe()
