@@ -132,13 +132,17 @@ def test_output_that_nobody_reads_costs_no_job(emulator: EmulatorThread, small_b
 
 def test_a_worker_that_is_frozen_wakes_up_as_it_was(emulator: EmulatorThread, small_bundle: Path):
     """For longer than its timeouts, just after a job and in the middle of one: the clock goes on meanwhile."""
-    env = {"ENGINE": "fake", "ENGINE_TIMEOUT_S": "1"}
-    with WorkerProcess.ours(emulator, small_bundle, env=env) as worker:
+    command = [sys.executable, str(Path(__file__).with_name("chaos_worker.py"))]
+    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "ENGINE_TIMEOUT_S": "1"}
+    env["CHAOS_SLEEP_MS"] = "260"  # so that the engine is watched while it runs: every 250 ms
+    with WorkerProcess(emulator, command, env) as worker:
         engine = emulator.wait(emulator.submit({"health": True})).output["engine_pid"]
         for wait_first in (True, False):
             record = emulator.submit({"text": "a"})
             if wait_first:
                 emulator.wait(record)
+            else:
+                time.sleep(0.1)
             for signum, seconds in ((signal.SIGSTOP, 1.3), (signal.SIGCONT, 0.5)):
                 for pid in (worker.process.pid, engine):
                     os.kill(pid, signum)
