@@ -364,6 +364,26 @@ async def test_a_cancelled_job_is_stopped_and_nothing_is_posted(sdk: Sdk, emulat
     assert record.posts == []
 
 
+async def test_a_cancelled_stream_is_closed(sdk: Sdk, emulator: Emulator):
+    """Or the engine would work on, for nobody."""
+    closed = asyncio.Event()
+
+    async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    emulator.faults.choose = lambda route, request: Fault(delay_s=20) if route == "job-stream" else None
+    async with serving(sdk, handler):
+        record = emulator.submit({})
+        while not emulator.faults.struck["job-stream"]:
+            await asyncio.sleep(0.01)
+        emulator.cancel(record)
+        await asyncio.wait_for(closed.wait(), 3)
+
+
 # Results
 
 
