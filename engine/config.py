@@ -237,10 +237,18 @@ class Settings(Limits):
                 values[item.name] = item.metadata["read"](text)
             except (ValueError, KeyError):
                 raise ConfigError(
-                    f"{item.metadata['env']}={text[:80]!r} is not allowed; set it to {item.metadata['allowed']}, "
+                    f"{item.metadata['env']}={shown(text)!r} is not allowed; set it to {item.metadata['allowed']}, "
                     f"or leave it out for {_shown(item.default)}"
                 ) from None
         return cls(**values)
+
+
+def shown(text: str) -> str:
+    """The start of a value, for a log, without what may be a secret: user and password, or the query, of an address."""
+    scheme, slashes, rest = text.partition("//") if "//" in text else ("", "", text)
+    user, at, host = rest.rpartition("@")  # the last one: a password may hold it as well
+    address, query, _ = (f"***@{host}" if at and (slashes or ":" in user) else rest).partition("?")
+    return f"{scheme}{slashes}{address}{query and '?***'}"[:80]
 
 
 def misspelt(environ: Mapping[str, str]) -> list[tuple[str, str]]:

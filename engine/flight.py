@@ -140,7 +140,15 @@ class Flights:
                 self._answer(part, outputs, flight.begin, bucket)
 
     def _answer(self, batch: list[Waiting], outputs: Arrays, begin: float, bucket: Bucket) -> None:
-        """Hand out copies of `outputs`. A row with NaN or infinity fails its job: a label chosen from it is a guess."""
+        """Hand out copies of `outputs`."""
+        try:
+            self._share_out(batch, outputs, begin, bucket)
+        except Exception as error:  # as above: no memory for the copies, outputs that are not what was promised
+            for group, _ in batch:
+                group.settle(error)
+
+    def _share_out(self, batch: list[Waiting], outputs: Arrays, begin: float, bucket: Bucket) -> None:
+        """A row with NaN or infinity fails its job: a label chosen from it is a guess."""
         self._stats.batch(len(batch), sum(row.length for _, (_, row) in batch), bucket.tokens)
         broken = rows_not_finite(outputs, len(batch))
         copies = unload(outputs, len(batch))

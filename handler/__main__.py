@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.errors import WorkerFault
+from handler import output, signals
 from handler.fork import fork, wait_for
 from handler.log import log
 from handler.timeline import Timeline
@@ -102,26 +103,31 @@ def _exit_soon(sentence: str) -> None:
 
 
 def _serve(timeline: Timeline) -> int:
+    output.install()
     pid = 0
 
     def stop_before_ready(signum: int, frame: object) -> NoReturn:
         # Nothing is raised here: while modules load, an exception may end up in a callback that swallows it.
-        if pid:
-            os.kill(pid, signal.SIGKILL)  # it holds no job yet
-            os.waitpid(pid, 0)
         try:
-            os.write(1, b"told to stop before the first job\n")
+            if pid:
+                wait_for(pid, 0.0)  # it holds no job yet
+            output.Patient(1).write(b"told to stop before the first job\n")
         finally:
             os._exit(0)
 
     # Until the job loop listens: as process 1 of a container, a worker without a handler never hears of it.
-    signal.signal(signal.SIGTERM, stop_before_ready)
+    for number in signals.ending_signals():
+        if number != signal.SIGINT:  # that of a terminal, which is told 130
+            signal.signal(number, stop_before_ready)
     # Held back until `pid` is known: whoever stops this process then also ends the other one.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signals.hold()
     # Whatever is imported before the fork is imported by one core, and after it by two.
-    pid, end = fork(lambda end: _serve_engine(end, timeline))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     try:
+        pid, end = fork(lambda end: _serve_engine(end, timeline))
+    except OSError as error:
+        raise WorkerFault(f"there is no second process to be had for the engine ({error.strerror})") from error
+    try:
+        signals.release()
         with timeline.stage("SDK import"):
             from handler import sdk
 
@@ -131,13 +137,18 @@ def _serve(timeline: Timeline) -> int:
             from handler.front import serve_jobs
         return serve_jobs(settings, timeline, loaded, end)
     finally:
+        signals.ignore()  # a second one would leave the other process behind
         end.close()
-        wait_for(pid, _STOP_S)
+        status = wait_for(pid, _STOP_S)
+        if os.WIFSIGNALED(status):
+            by = os.WTERMSIG(status)
+            hint = "; the machine, or the container, may be out of memory" if by == signal.SIGKILL else ""
+            log("ERROR", f"the engine's process was ended by signal {by}{hint}")
 
 
 def _serve_engine(end: socket.socket, timeline: Timeline) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the other process decides when we are done
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # what is started from here can be stopped
+    signals.ignore()  # a group's reach us too; the other process decides when we are done
+    signals.release()  # what is started from here can be stopped
     from handler import engine_process
 
     engine_process.serve(end, timeline)

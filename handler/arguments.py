@@ -30,13 +30,17 @@ def check(argv: Sequence[str], *, on_runpod: bool) -> None:
                 f"this is not RunPod, and there is no {_TEST_INPUT} in {Path.cwd()}: nothing to do; give a job as "
                 f"{_EXAMPLE}, or serve with --rp_serve_api"
             )
-        _check_job(_TEST_INPUT.read_text(encoding="utf-8"), str(_TEST_INPUT), f"correct it, or give {_EXAMPLE}")
+        try:
+            text = _TEST_INPUT.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{_TEST_INPUT} cannot be read ({error}); correct it, or give {_EXAMPLE}") from None
+        _check_job(text, str(_TEST_INPUT), f"correct it, or give {_EXAMPLE}")
 
 
 def _check_job(text: str, whose: str, fix: str) -> None:
     try:
         job = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{whose} is not JSON ({error}); {fix}") from None
     if not isinstance(job, dict) or job.get("input") is None:
         raise ConfigError(f"{whose} is not a job, an object with `input`; {fix}")

@@ -120,15 +120,23 @@ class EngineClient:
         self._on_failure(sentence)
 
     async def watch(self, timeout_s: float) -> None:
-        """Fail when one batch runs for longer than `timeout_s`, or the process does not even say how long."""
+        """Fail when one batch runs for longer than `timeout_s`, or the process does not even say how long.
+
+        A time for which this process stood still as well does not count: workers are frozen while nothing runs, and the
+        clock goes on.
+        """
         assert self._frames is not None, "start() first"
-        pause = timeout_s / _CHECKS_PER_TIMEOUT
+        pause, awake_since = timeout_s / _CHECKS_PER_TIMEOUT, 0.0
         while True:
-            self._last_pong = time.monotonic()
+            self._last_pong, self._busy_s = time.monotonic(), 0.0
             while self._waiting and not self._failure:
                 self._frames.send("ping", 0, None)
+                begin = time.monotonic()
                 await asyncio.sleep(pause)
-                if max(self._busy_s, time.monotonic() - self._last_pong) > timeout_s:
+                now = time.monotonic()
+                if now - begin > 2 * pause:
+                    self._last_pong = awake_since = now
+                elif max(min(self._busy_s, now - awake_since), now - self._last_pong) > timeout_s:
                     self._fail(f"the engine did not answer within {timeout_s:g} s (ENGINE_TIMEOUT_S)")
             await asyncio.sleep(pause)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
+import select
 import socket
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import WorkerFault
@@ -16,12 +18,12 @@ if TYPE_CHECKING:
     from handler.boot import Worker
     from handler.timeline import Timeline
 
+_GRACE_S = 2.0
+
 
 def serve(end: socket.socket, timeline: Timeline) -> None:
     """Boot, say "ready" or "failed" with a sentence, then answer jobs until the other end closes."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # A group's signal reaches us too; the other process decides when we are done.
-        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(end,), name="end", daemon=True).start()
     try:
         from engine.config import Settings
         from handler.boot import boot
@@ -34,6 +36,18 @@ def serve(end: socket.socket, timeline: Timeline) -> None:
         end.sendall(pack("failed", f"{type(error).__name__}: {error}"))
         raise
     asyncio.run(_Server(worker).run(end))
+
+
+def _end_with(end: socket.socket) -> None:
+    """End this process soon after the other one, whatever it is busy with: a boot, or a job's download.
+
+    It has as long as the other one would give it; a build of a plan notices by itself, and ends what it has started.
+    """
+    closed = select.poll()
+    closed.register(end, 0)  # a hang-up is told all the same
+    closed.poll()
+    time.sleep(_GRACE_S)
+    os._exit(1)
 
 
 class _Server:

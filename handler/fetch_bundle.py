@@ -63,6 +63,8 @@ def _check(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _HERE):
         raise ConfigError(f"BUNDLE_URL={_shown(url)!r} is not allowed; set it to an https:// address of a tar")
+    if parts.username is not None:  # urllib would take the password for a port, and say which
+        raise ConfigError(f"BUNDLE_URL={_shown(url)!r} has a user name, which is not sent; set it to a signed address")
 
 
 def is_bundle(folder: Path, sha256: str) -> bool:

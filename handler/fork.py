@@ -14,6 +14,8 @@ import sys
 import time
 from collections.abc import Callable
 
+_KILL_S = 2.0
+
 
 def fork(serve: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
     """Run `serve` in a child process; its id and our end of the socket pair.
@@ -43,12 +45,25 @@ def fork(serve: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
             os._exit(code)  # what the parent registered to run at its own exit is not ours to run
 
 
-def wait_for(pid: int, timeout_s: float) -> None:
-    """Wait for a child that was asked to end; kill it after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+def wait_for(pid: int, timeout_s: float) -> int:
+    """Wait for a child that was asked to end, and kill it after `timeout_s`; its wait status, 0 when it was killed.
+
+    One that does not end even so, in a driver that hangs, is left to the kernel.
+    """
+    killed, deadline = False, time.monotonic() + timeout_s
+    while (ended := _ended(pid)) is None:
         if time.monotonic() > deadline:
+            if killed:
+                return 0
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return
+            killed, deadline = True, time.monotonic() + _KILL_S
         time.sleep(0.005)
+    return 0 if killed else ended
+
+
+def _ended(pid: int) -> int | None:
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:  # whoever started us ignores SIGCHLD, and so do we: the kernel keeps no status
+        return 0
+    return status if found else None

@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.config import Settings
 from handler import sdk as sdk_module
+from handler import signals
 from handler.engine_client import EngineClient
 from handler.health import mark_ready
 from handler.heartbeat import Heartbeat
@@ -61,6 +62,7 @@ class _Front:
             watch.cancel()
         finally:
             self.engine.close()
+            _let_nothing_interrupt_the_end()
         if self.failed:
             await asyncio.to_thread(sdk_module.report_unhealthy, "engine", self.failed)
 
@@ -99,6 +101,13 @@ class _Front:
         self.failed = sentence
         log("ERROR", f"{sentence}; no more jobs are taken and the worker exits")
         self._loop.stop()
+
+
+def _let_nothing_interrupt_the_end() -> None:
+    """The event loop would give the signals it listened to their default back: the second one would kill."""
+    for number in signals.ending_signals():
+        asyncio.get_running_loop().remove_signal_handler(number)
+    signals.ignore()
 
 
 def _resident_mb(pid: int) -> float:

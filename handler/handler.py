@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar
 
@@ -26,6 +26,8 @@ _INLINE_CHARS = 4_000
 """Below this a payload is prepared on the event loop: a hop to a thread and back costs more than the work."""
 _INLINE_ROWS = 16
 _STREAM_ROWS = 64  # rows of a streamed part: some batches' worth, and at 384 numbers a row a third of a MB
+_PART_BYTES = 1_000_000  # RunPod's limit; 64 rows of 1536 numbers are more
+_FILL = 0.8  # of that, for parts differ
 _BLOCKING_THREADS = 32
 """For tasks that wait, beside the threads that compute, so that slow servers keep nobody from those."""
 _PARTS_AHEAD = 4  # parts in work, so that the engine is busy while one is being sent
@@ -106,18 +108,38 @@ class Handler:
         if not stream or on_chunk is None:
             report = on_progress if progress else None
             return await self._answer(request, finish, timings, _is_large(payload), report)
-        ahead: deque[asyncio.Task[Any]] = deque()
+        await self._stream(request, lambda part: self._answer(part, finish, timings, True), on_chunk)
+        return finish([])
+
+    async def _stream(
+        self, request: Any, answer: Callable[[Any], Awaitable[Any]], on_chunk: Callable[[Any], None]
+    ) -> None:
+        """Give the parts of `request` to `on_chunk`, smaller ones where the first is larger than RunPod takes."""
+        parts, measured = deque(self._task.split(request, _STREAM_ROWS)), False
+        ahead: deque[asyncio.Future[Any]] = deque()
         try:
-            for part in self._task.split(request, _STREAM_ROWS):
-                ahead.append(asyncio.create_task(self._answer(part, finish, timings, True)))
-                if len(ahead) == _PARTS_AHEAD:
-                    on_chunk(await ahead.popleft())
-            while ahead:
-                on_chunk(await ahead.popleft())
+            while parts or ahead:
+                while parts and len(ahead) < _PARTS_AHEAD:
+                    ahead.append(asyncio.ensure_future(answer(parts.popleft())))
+                body = await ahead[0]
+                if not measured and len(body) > _PART_BYTES:
+                    measured, finer = True, self._split_finer(request, len(body))
+                    if len(finer) > len(parts) + len(ahead):
+                        for task in ahead:
+                            task.cancel()
+                        parts, ahead = finer, deque()
+                        continue
+                measured = True
+                ahead.popleft()
+                on_chunk(body)
         finally:
             for task in ahead:  # of a stream that failed or was cancelled
                 task.cancel()
-        return finish([])
+
+    def _split_finer(self, request: Any, size: int) -> deque[Any]:
+        """Parts of as many rows as fit, when those of _STREAM_ROWS make `size` bytes."""
+        rows = min(_STREAM_ROWS, len(self._task.split(request, 1)))
+        return deque(self._task.split(request, max(1, int(rows * _FILL * _PART_BYTES / size))))
 
     async def _answer(
         self,

@@ -6,6 +6,7 @@ engine has the process of its own, and nothing that runs beside this thread comp
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -31,6 +32,9 @@ class Heartbeat:
     def _ping(self) -> None:
         from runpod.serverless.modules.rp_ping import Heartbeat as SdkHeartbeat
 
+        # requests asks the environment for a proxy; aiohttp, which takes the jobs and answers them, does not. Pings
+        # that are lost behind one cost a worker its jobs.
+        os.environ["no_proxy"] = "*"
         while True:
             try:
                 SdkHeartbeat.process_loop(self)

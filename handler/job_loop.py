@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import inspect
 import reprlib
-import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from typing import Any
 
 from engine.errors import InvalidInput, Overloaded, WorkerFault
 from handler.log import log
 from handler.reply import body_of, body_of_error, encode
 from handler.sdk import Sdk
+from handler.signals import ending_signals
 from handler.transport import Poll, Results
 
 _BUSY_PAUSE_S = 5.0  # after status 429: the stock SDK's
@@ -73,16 +74,18 @@ class JobLoop:
         self._room.set()
 
     async def run(self) -> None:
-        """Serve until stopped; SIGTERM and SIGINT stop. No job that was taken is left without an answer."""
+        """Serve until stopped; SIGTERM, SIGINT and SIGHUP stop. No job that was taken is left without an answer."""
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in ending_signals():
             loop.add_signal_handler(signum, self.stop)
         self._poll = Poll(self._sdk)
         self._results = Results(self._sdk, self._result_timeout_s)
         stop_signals = asyncio.create_task(self._follow_stop_signals())
         try:
-            await self._take_until_stopped()
-            await self._drain()
+            try:
+                await self._take_until_stopped()
+            finally:  # whatever ended it, such as a concurrency modifier that raises
+                await self._drain()
         finally:
             stop_signals.cancel()
             await asyncio.gather(stop_signals, return_exceptions=True)
@@ -116,10 +119,9 @@ class JobLoop:
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
                 continue
             pause = _FIRST_PAUSE_S
-            for job in jobs:
-                self._start(job)
+            started = [self._start(job) for job in jobs]
             # The platform is expected to hold an empty poll open. Where it does not, ask less and less often.
-            quick = not jobs and time.monotonic() - begin < _QUICK_POLL_S
+            quick = not any(started) and time.monotonic() - begin < _QUICK_POLL_S
             quick_polls = quick_polls + 1 if quick else 0
             if quick_polls > _QUICK_POLLS:
                 await self._pause(min(0.05 * (quick_polls - _QUICK_POLLS), 0.5))
@@ -130,14 +132,18 @@ class JobLoop:
         except asyncio.TimeoutError:
             pass
 
-    def _start(self, job: Any) -> None:
+    def _start(self, job: Any) -> bool:
+        """Whether `job` runs from now on."""
         job_id = job.get("id") if isinstance(job, dict) else None
         if not isinstance(job_id, str) or not job_id:
             log("ERROR", f"RunPod sent a job without an id, which nobody can answer: {reprlib.repr(job)}")
-            return
-        if job_id in self._tasks:
-            log("WARN", "RunPod sent a job again that is running; it will be answered once", job_id)
-            return
+            return False
+        if running := self._tasks.get(job_id):
+            if job_id in self._stopped_jobs:  # and then tried again: the first attempt posts nothing
+                running.add_done_callback(lambda _: self._start(job))
+            else:
+                log("WARN", "RunPod sent a job again that is running; it will be answered once", job_id)
+            return False
         # Known to the heartbeat before anything can fail.
         self._sdk.progress.add(job_id)
         self._answering += 1
@@ -146,6 +152,7 @@ class JobLoop:
         task = asyncio.create_task(self._serve(job_id, answer), name=job_id)
         self._tasks[job_id] = task
         task.add_done_callback(lambda _: self._finished(job_id))
+        return True
 
     def _finished(self, job_id: str) -> None:
         del self._tasks[job_id]
@@ -213,18 +220,22 @@ class JobLoop:
         Of encoded bodies each waits for the next one, because the last is not a chunk.
         """
         held: bytes | None = None
-        async for chunk in chunks if inspect.isasyncgen(chunks) else _asynchronous(chunks):
-            if held is not None:
-                await self._results.send_chunk(job_id, held)
-            held = chunk if isinstance(chunk, bytes) else None
-            if held is None:
-                await self._results.send_chunk(job_id, encode({"output": chunk}))
+        async with aclosing(chunks if inspect.isasyncgen(chunks) else _asynchronous(chunks)) as parts:
+            async for chunk in parts:
+                if held is not None:
+                    await self._results.send_chunk(job_id, held)
+                held = chunk if isinstance(chunk, bytes) else None
+                if isinstance(chunk, dict) and chunk.get("error"):
+                    return encode({"error": str(chunk["error"])})  # as the stock SDK has it
+                if held is None:
+                    await self._results.send_chunk(job_id, encode({"output": chunk}))
         return held if held is not None else encode({"output": []})
 
     # Stopping
 
     async def _follow_stop_signals(self) -> None:
         """Cancel the jobs that the platform wants stopped; nothing is posted for them."""
+        pause = 1.0
         while True:
             try:
                 job_ids = await self._poll.stop_signals()
@@ -233,8 +244,10 @@ class JobLoop:
                 continue
             except Exception as error:  # as above
                 log("WARN", f"asking for stop signals failed ({type(error).__name__}: {error})")
-                await asyncio.sleep(1)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE_S)
                 continue
+            pause = 1.0
             for job_id in job_ids:
                 if answer := self._answers.get(job_id):
                     self._stopped_jobs.add(job_id)
@@ -251,6 +264,8 @@ class JobLoop:
             answer.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=_LAST_WORDS_S)
+        for job_id in self._tasks:
+            log("ERROR", "the worker ends before RunPod has taken the result", job_id)
 
 
 def asks(job: dict[str, Any], option: str) -> bool:
@@ -259,6 +274,6 @@ def asks(job: dict[str, Any], option: str) -> bool:
     return isinstance(payload, dict) and payload.get(option) is True
 
 
-async def _asynchronous(chunks: Iterator[Any]) -> AsyncIterator[Any]:
+async def _asynchronous(chunks: Iterator[Any]) -> AsyncGenerator[Any, None]:
     for chunk in chunks:
         yield chunk

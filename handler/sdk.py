@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from engine.config import shown
 from engine.errors import ConfigError
 from handler.log import log
 
@@ -142,7 +143,7 @@ def check_environ(environ: MutableMapping[str, str]) -> None:
     """
     for name in ("RUNPOD_WEBHOOK_GET_JOB", "RUNPOD_WEBHOOK_POST_OUTPUT"):
         if not environ.get(name, "").startswith(("https://", "http://")):
-            raise ConfigError(f"{name}={environ.get(name, '')[:80]!r} is not an address; leave it as RunPod sets it")
+            raise ConfigError(f"{name}={shown(environ.get(name, ''))!r} is not an address; leave it as RunPod sets it")
     if not environ.get("RUNPOD_AI_API_KEY", "").isprintable():
         raise ConfigError(
             "RUNPOD_AI_API_KEY holds a line end or another character that no header can carry; set it anew"

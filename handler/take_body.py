@@ -1,7 +1,8 @@
 """The jobs in a reply to a take that Python's JSON reader refuses as a whole. Imported when there is one.
 
 The platform's reader takes JSON that is nested a thousand levels deep, and numbers of five thousand digits; Python's
-does not. The SDK then drops the reply, and with one caller's job those of all others in the batch: nobody would answer.
+does not, nor a byte order mark. The SDK then drops the reply, and with one caller's job those of all others in the
+batch: nobody would answer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _WHY = "it is nested too deeply, or holds a number of too many digits"
 
 def salvage(body: bytes) -> list[dict[str, Any]]:
     """The jobs in `body`, an object or a list of them; of one that cannot be read its id, and why. Garbage has none."""
-    text = body.decode("utf-8", "replace")
+    text = body.decode("utf-8-sig", "replace")
     found = (_job(text[begin:end], job_id) for begin, end, job_id in _objects(text))
     return [job for job in found if job is not None]
 

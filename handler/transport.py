@@ -6,21 +6,28 @@ import asyncio
 import io
 import random
 import time
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 
+from engine.errors import WorkerFault
 from handler.log import log
-from handler.reply import encode
+from handler.reply import body_of_error, encode
 from handler.sdk import Sdk
 
 _POLL_TIMEOUT_S = 90.0  # the stock SDK's
 _LEAVE_S = 1.0
+_BODY_S = 20.0  # for the rest of a reply that has begun: jobs are on their way, and nobody else will answer them
 _SETTLE_S = 0.5  # 0.1 was not enough on a busy machine: the server had not yet read the request when its end came
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _TEMPORARY = (408, 425, 429)
+_TOO_LARGE = 413
+_ATTEMPTS, _REFUSED_PAUSE_S = 3, 1.0  # for a status that says no: the stock SDK's, and some have passed
+_REST_S = 1.0  # for what follows the status of a reply
 _ONCE = aiohttp.ClientTimeout(total=10)
+_LARGE = 1_000_000  # bytes
 
 
 class _OneRequest(aiohttp.TCPConnector):
@@ -42,8 +49,10 @@ class Poll:
     def __init__(self, sdk: Sdk) -> None:
         self._sdk = sdk
         self._body = b""
+        self._replying = False
         self._connector = _OneRequest(limit=0)
         trace = aiohttp.TraceConfig()
+        trace.on_request_end.append(self._note_reply)
         trace.on_response_chunk_received.append(self._remember)
         headers, timeout = sdk.auth_header(), aiohttp.ClientTimeout(total=None, connect=30)
         self._jobs_session = aiohttp.ClientSession(
@@ -54,6 +63,9 @@ class Poll:
             cookie_jar=aiohttp.DummyCookieJar(),  # a jar would be searched before every request
         )
         self._signals_session = aiohttp.ClientSession(headers=headers, timeout=timeout)
+
+    async def _note_reply(self, session: Any, context: Any, params: aiohttp.TraceRequestEndParams) -> None:
+        self._replying = True  # its headers are here
 
     async def _remember(self, session: Any, context: Any, params: aiohttp.TraceResponseChunkReceivedParams) -> None:
         self._body = params.chunk
@@ -76,7 +88,7 @@ class Poll:
             return await self._leave(poll)
         finally:
             stopped.cancel()
-            self._body = b""
+            self._body, self._replying = b"", False
 
     async def _jobs(self, poll: asyncio.Future[Any]) -> list[Any]:
         try:
@@ -100,14 +112,16 @@ class Poll:
 
         Closing the connection would throw away a reply that is on its way. Shutting down only our sending half tells
         the server that we are leaving, and lets us read until it has said its last word. TLS knows no half; there we
-        wait as long for a reply that is under way.
+        wait as long for a reply to begin. One that has begun is read to its end.
         """
         self._connector.leaving = True
         try:
             transport = self._connector.current.transport if self._connector.current is not None else None
-            if transport is not None and transport.can_write_eof():
+            if not self._replying and transport is not None and transport.can_write_eof():
                 transport.write_eof()
             await asyncio.wait({poll}, timeout=_LEAVE_S)
+            if not poll.done() and self._replying:
+                await asyncio.wait({poll}, timeout=_BODY_S)
             if poll.done():
                 return await self._jobs(poll)
             poll.cancel()
@@ -148,56 +162,82 @@ class Results:
     async def send(self, job_id: str, body: bytes, *, stream: bool = False) -> bool:
         """Post a job's final result, encoded; `stream` says that chunks went before it. Whether RunPod took it.
 
-        A result that RunPod refuses for good (too large, say) is replaced by an error that says so.
+        A result that RunPod refuses for good (too large, say), or a large one that does not arrive, is replaced by an
+        error that says so.
         """
         status = await self._post(self._sdk.job_done_url, job_id, body, stream)
-        if status is not None and status in (400, 413) and body.startswith(b'{"output"'):
+        if body.startswith(b'{"output"'):
             size = f"{len(body) / 1e6:.1f} MB"
-            refusal = {"error": f"worker fault: RunPod refused the result with status {status} ({size}); ask for less"}
-            status = await self._post(self._sdk.job_done_url, job_id, encode(refusal), stream)
+            if status in (400, _TOO_LARGE):
+                why = f"RunPod refused the result with status {status} ({size})"
+                status = await self._post(self._sdk.job_done_url, job_id, _refusal(why), stream)
+            elif status is None and len(body) > _LARGE:
+                # A gateway that resets the connection instead of saying 413: then something short passes.
+                why = f"the result ({size}) did not arrive within {self._timeout_s:g} s"
+                status = await self._post(self._sdk.job_done_url, job_id, _refusal(why), stream, once=True)
         return status is not None and status < 300
 
     async def send_chunk(self, job_id: str, body: bytes) -> None:
-        """Post one part of a streamed result, encoded."""
-        await self._post(self._sdk.job_stream_url, job_id, body, False)
+        """Post one part of a streamed result, encoded. Raises WorkerFault when RunPod does not take it."""
+        status = await self._post(self._sdk.job_stream_url, job_id, body, False)
+        if status is None or status >= 300:
+            why = "did not arrive" if status is None else f"was refused by RunPod with status {status}"
+            raise WorkerFault(f"a part of the stream ({len(body) / 1e6:.1f} MB) {why}; the rest is not sent")
 
     async def send_progress(self, job_id: str, body: bytes) -> None:
         """Post how far a job is, encoded. Tried once: what comes next says more."""
         await self._post(self._sdk.job_done_url, job_id, body, False, once=True)
 
     async def _post(self, template: str, job_id: str, body: bytes, stream: bool, *, once: bool = False) -> int | None:
-        """The final HTTP status; None when the time ran out. Server errors and broken connections are tried again.
+        """The HTTP status in the end, None when none came in time. What fails is tried again, a refusal a few times.
 
-        With `once` they are not, and a reply that takes long is not waited for.
+        With `once` nothing is, and a reply that takes long is not waited for.
         """
         name = quote(job_id, safe="", errors="replace")  # it may not change the path, or end the header
         url = f"{template.replace('$ID', name)}&isStream={'true' if stream else 'false'}"
         # The body is JSON although the header says otherwise: that is what the platform expects.
         headers = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded", "X-Request-ID": name}
-        deadline, pause = time.monotonic() + (0 if once else self._timeout_s), _FIRST_PAUSE_S
-        limit = _ONCE if once else self._session.timeout
+        deadline, pause, attempt = time.monotonic() + self._timeout_s, _FIRST_PAUSE_S, 0
         while True:
+            attempt, refusal = attempt + 1, None
             try:
-                async with self._session.post(url, data=io.BytesIO(body), headers=headers, timeout=limit) as response:
-                    await response.read()
-                    if response.method != "POST":  # a redirect made a GET of it, and lost the body
-                        reason = f"redirected to {response.url.host}"
-                    elif response.status < 500 and response.status not in _TEMPORARY:
-                        if response.status >= 300:
-                            log("ERROR", f"RunPod refused a result with status {response.status}", job_id)
-                        return response.status
-                    else:
-                        reason = f"status {response.status}"
+                status = await self._post_once(url, body, headers, _ONCE if once else self._session.timeout)
+                if status < 300:
+                    return status
+                reason = f"status {status}"
+                if status < 500 and status not in _TEMPORARY:
+                    refusal, pause = status, max(pause, _REFUSED_PAUSE_S)
             except Exception as error:  # no memory, no thread, no descriptor: whatever it is, the job needs its answer
                 reason = f"{type(error).__name__}: {error}"
-            if time.monotonic() + pause > deadline:
-                if not once:
-                    log("ERROR", f"giving up on sending a result after {self._timeout_s:g} s: {reason}", job_id)
+                if isinstance(error, aiohttp.InvalidURL):
+                    deadline = 0.0
+            if once:
                 return None
+            if refusal == _TOO_LARGE or (refusal is not None and attempt >= _ATTEMPTS):
+                log("ERROR", f"RunPod refused a result with {reason}", job_id)
+                return refusal
+            # Twice at least: a machine that was frozen, or asleep, wakes up behind the deadline.
+            if time.monotonic() + pause > deadline and attempt > 1:
+                log("ERROR", f"giving up on sending a result after {self._timeout_s:g} s: {reason}", job_id)
+                return refusal
             log("WARN", f"sending a result failed ({reason}); trying again in {pause:.1f} s", job_id)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, guards nothing
             pause = min(pause * 2, _LONGEST_PAUSE_S)
 
+    async def _post_once(self, url: str, body: bytes, headers: dict[str, str], limit: aiohttp.ClientTimeout) -> int:
+        """The HTTP status, which decides, whatever becomes of the rest of the reply. Raises what aiohttp raises."""
+        async with self._session.post(url, data=io.BytesIO(body), headers=headers, timeout=limit) as response:
+            if response.method != "POST":  # a redirect made a GET of it, and lost the body
+                raise aiohttp.ClientError(f"redirected to {response.url.host}")
+            with suppress(Exception):  # read so that the connection can be used again
+                async with asyncio.timeout(_REST_S):
+                    await response.read()
+            return response.status
+
     async def close(self) -> None:
         """Close the connections."""
         await self._session.close()
+
+
+def _refusal(why: str) -> bytes:
+    return encode(body_of_error(WorkerFault(f"{why}; ask for less")))

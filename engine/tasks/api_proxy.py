@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlencode
 
 import numpy as np
 
-from engine.config import Limits
+from engine.config import Limits, shown
 from engine.errors import ConfigError, InvalidInput, Unreachable
 from engine.fetch import Deadline, Network, Reply, check_url, request
 from engine.tasks import payload as check
@@ -71,7 +71,7 @@ class ApiProxy(ItemsTask):
         try:
             check_url(self._url, limits.fetch_hosts)
         except InvalidInput as error:
-            raise ConfigError(f"UPSTREAM_URL={self._url[:80]!r} cannot be called: {error}") from None
+            raise ConfigError(f"UPSTREAM_URL={shown(self._url)!r} cannot be called: {error}") from None
         if not all(" " <= character <= "~" for character in limits.upstream_authorization):
             raise ConfigError("UPSTREAM_AUTHORIZATION holds characters that a header cannot; set it to plain ASCII")
 

@@ -170,6 +170,10 @@ def test_what_is_wrong_gets_a_sentence_and_no_request(proxy: Proxy, request_: An
         ({"UPSTREAM_URL": "http://api.test/", "FETCH_HOSTS": "api.test"}, "only https URLs are fetched, got http"),
         ({"UPSTREAM_URL": "https://api.test/", "FETCH_HOSTS": "b.test"}, "api.test is not among the hosts"),
         (
+            {"UPSTREAM_URL": "https://me:hunter2@api.test/?key=hunter2", "FETCH_HOSTS": "api.test"},
+            "UPSTREAM_URL='https://***@api.test/?***' cannot be called: a URL with a user name or password",
+        ),
+        (
             {"UPSTREAM_URL": "https://api.test/", "FETCH_HOSTS": "api.test", "UPSTREAM_AUTHORIZATION": "a\nb: c"},
             "UPSTREAM_AUTHORIZATION holds characters that a header cannot",
         ),

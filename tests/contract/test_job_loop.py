@@ -129,6 +129,17 @@ async def test_a_generator_streams(sdk: Sdk, emulator: Emulator):
     assert record.answers[0].is_stream
 
 
+async def test_a_generator_that_yields_an_error_fails_the_job(sdk: Sdk, emulator: Emulator):
+    def handler(job: dict[str, Any]) -> Any:
+        yield 1
+        yield {"error": "no more"}
+        yield 2
+
+    async with serving(sdk, handler):
+        record = await emulator.wait(emulator.submit({}))
+    assert (record.status, record.error, record.chunks) == ("FAILED", "no more", [1])
+
+
 # What the platform sends
 
 
@@ -186,6 +197,13 @@ async def test_garbage_instead_of_a_job_does_no_harm(sdk: Sdk, emulator: Emulato
     assert record.status == "COMPLETED"
 
 
+async def test_replies_without_a_job_to_run_are_asked_for_less_and_less(sdk: Sdk, emulator: Emulator):
+    emulator.faults.add("job-take", Fault(body=b'[{"id": 1}]'), times=None)
+    async with serving(sdk, echo):
+        await asyncio.sleep(1)
+        assert emulator.faults.struck["job-take"] < 30
+
+
 @pytest.mark.parametrize("concurrency", [1, 4])
 async def test_a_job_without_input_is_answered(sdk: Sdk, emulator: Emulator, concurrency: int):
     record = emulator.submit({"x": 1})
@@ -194,6 +212,14 @@ async def test_a_job_without_input_is_answered(sdk: Sdk, emulator: Emulator, con
     async with serving(sdk, echo, concurrency):
         await emulator.wait(record)
     assert (record.status, record.error) == ("FAILED", "invalid input: the job has no `input`")
+
+
+async def test_a_byte_order_mark_costs_no_job(sdk: Sdk, emulator: Emulator):
+    record = emulator.submit({"x": 1})
+    body = f'\ufeff[{{"id": "{record.id}", "input": 1}}]'.encode()
+    emulator.faults.add("job-take", Fault(status=200, body=body, hang_up_after="after"))
+    async with serving(sdk, echo):
+        assert (await emulator.wait(record)).output == {"echo": 1}
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
@@ -244,6 +270,20 @@ async def test_the_concurrency_modifier_is_asked_before_every_take(sdk: Sdk, emu
     assert asked[:3] == [1, 2, 3]
 
 
+async def test_a_concurrency_modifier_that_raises_costs_no_job(sdk: Sdk, emulator: Emulator):
+    async def slow(job: dict[str, Any]) -> Any:
+        await asyncio.sleep(0.3)
+        return job["input"]
+
+    def modifier(current: int) -> int:
+        return 2 if record.taken is None else 1 // 0
+
+    record = emulator.submit({"x": 1})
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(JobLoop(sdk, slow, concurrency_modifier=modifier).run(), 15)
+    assert record.output == {"x": 1}
+
+
 async def test_a_job_is_with_the_handler_before_the_next_poll_is_written(sdk: Sdk, emulator: Emulator):
     seen = []
 
@@ -275,6 +315,35 @@ async def test_a_job_handed_out_twice_at_once_is_answered_once(sdk: Sdk, emulato
     assert answered_once(record)
 
 
+async def test_a_job_that_is_tried_again_while_its_first_attempt_stops_is_answered(sdk: Sdk, emulator: Emulator):
+    """RunPod's /retry keeps the id, and a handler may take its time to stop."""
+    stopping, handed_out, seen = asyncio.Event(), asyncio.Event(), []
+
+    async def handler(job: dict[str, Any]) -> Any:
+        seen.append(job["input"])
+        if seen == ["first"]:
+            try:
+                await asyncio.sleep(30)
+            finally:
+                stopping.set()
+                await handed_out.wait()
+        return job["input"]
+
+    async with serving(sdk, handler):
+        record = emulator.submit("first")
+        while record.taken is None:
+            await asyncio.sleep(0.01)
+        emulator.cancel(record)
+        await asyncio.wait_for(stopping.wait(), 10)
+        emulator.faults.add("job-take", Fault(body=f'[{{"id": "{record.id}", "input": "again"}}]'))
+        emulator.submit("another, which ends the poll that waits")
+        while emulator.faults.pending("job-take"):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # the reply is on its way
+        handed_out.set()
+    assert [post.body for post in record.answers] == [{"output": "again"}]
+
+
 async def test_a_cancelled_job_is_stopped_and_nothing_is_posted(sdk: Sdk, emulator: Emulator):
     cancelled = asyncio.Event()
 
@@ -293,6 +362,26 @@ async def test_a_cancelled_job_is_stopped_and_nothing_is_posted(sdk: Sdk, emulat
         await asyncio.wait_for(cancelled.wait(), 10)
     assert record.status == "CANCELLED"
     assert record.posts == []
+
+
+async def test_a_cancelled_stream_is_closed(sdk: Sdk, emulator: Emulator):
+    """Or the engine would work on, for nobody."""
+    closed = asyncio.Event()
+
+    async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.set()
+
+    emulator.faults.choose = lambda route, request: Fault(delay_s=20) if route == "job-stream" else None
+    async with serving(sdk, handler):
+        record = emulator.submit({})
+        while not emulator.faults.struck["job-stream"]:
+            await asyncio.sleep(0.01)
+        emulator.cancel(record)
+        await asyncio.wait_for(closed.wait(), 3)
 
 
 # Results
@@ -331,6 +420,40 @@ async def test_a_result_that_is_refused_for_its_size_becomes_an_error(sdk: Sdk, 
         record = await emulator.wait(emulator.submit({"x": 1}))
     assert record.status == "FAILED"
     assert "RunPod refused the result with status 413" in record.error
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+async def test_a_refusal_that_passes_costs_no_result(
+    sdk: Sdk, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, status: int
+):
+    monkeypatch.setattr("handler.transport._REFUSED_PAUSE_S", 0.1)
+    emulator.faults.add("job-done", Fault(status=status), times=2)
+    async with serving(sdk, echo):
+        record = await emulator.wait(emulator.submit({"x": 1}))
+    assert (record.output, record.error) == ({"echo": {"x": 1}}, None)
+
+
+async def test_a_stream_with_a_hole_has_failed(sdk: Sdk, emulator: Emulator):
+    async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:
+        for index in range(3):
+            yield index
+
+    emulator.faults.choose = lambda route, request: Fault(status=413) if route == "job-stream" else None
+    async with serving(sdk, handler):
+        record = await emulator.wait(emulator.submit({}))
+    assert record.status == "FAILED"
+    assert "a part of the stream (0.0 MB) was refused by RunPod with status 413" in record.error
+
+
+async def test_a_stream_without_an_address_fails_at_once(sdk: Sdk, emulator: Emulator):
+    """What the SDK puts in the place of RUNPOD_WEBHOOK_POST_STREAM where that is missing."""
+
+    async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:
+        yield 1
+
+    async with serving(replace(sdk, job_stream_url="JOB_STREAM_URL"), handler):
+        record = await emulator.wait(emulator.submit({}), 5)
+    assert "a part of the stream (0.0 MB) did not arrive" in record.error
 
 
 async def test_results_carry_their_own_request_id(sdk: Sdk, emulator: Emulator):
@@ -381,6 +504,47 @@ async def test_a_job_handed_over_in_the_instant_of_sigterm_is_answered(sdk: Sdk,
         assert record.status in ("IN_QUEUE", "COMPLETED")
         emulator.cancel(record)
     assert "COMPLETED" in outcomes
+
+
+class SlowLine:
+    """Forwards TCP, and holds back the second half of the first reply that brings a job."""
+
+    def __init__(self, target: str, seconds: float) -> None:
+        self._host, self._port = target.removeprefix("http://").split(":")
+        self._seconds = seconds
+        self.half_sent = asyncio.Event()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(self._host, self._port)
+        await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            if b'"input"' in data and not self.half_sent.is_set():
+                sink.write(data[: -len(data) // 4])
+                self.half_sent.set()
+                await asyncio.sleep(self._seconds)
+                data = data[-len(data) // 4 :]
+            sink.write(data)
+        sink.close()
+
+
+async def test_a_job_that_is_on_its_way_when_the_worker_stops_is_answered(
+    sdk: Sdk, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+):
+    """A batch of megabytes takes longer than the worker waits for a reply to begin."""
+    from runpod.serverless.modules import rp_job
+
+    line = SlowLine(emulator.url, 1.8)
+    server = await asyncio.start_server(line, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    monkeypatch.setattr(rp_job, "JOB_GET_URL", rp_job.JOB_GET_URL.replace(emulator.url, url))
+    record = emulator.submit({"x": 1})
+    async with serving(sdk, echo) as loop:
+        await line.half_sent.wait()
+        loop.stop()
+    server.close()
+    assert record.output == {"echo": {"x": 1}}
 
 
 async def test_sigterm_while_busy_finishes_what_runs(sdk: Sdk, emulator: Emulator):

@@ -34,15 +34,15 @@ def test_what_cannot_be_printed_costs_no_job(emulator: EmulatorThread, small_bun
     for route in ("job-take", "job-done"):
         emulator.inject(route, Fault(status=500))  # each makes a line
     command = (*SHELL, f'exec "{sys.executable}" -m handler {output}')
-    with WorkerProcess(emulator, command, {"BUNDLE": str(small_bundle), "ENGINE": "fake"}) as worker:
+    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "RUNPOD_LOG_LEVEL": "DEBUG"}  # so the SDK prints as well
+    with WorkerProcess(emulator, command, env) as worker:
         main = psutil.Process(worker.process.pid)
         for process in (main, *(child for child in main.children() if child.name().startswith("python"))):
             opened = [Path(f"/proc/{process.pid}/fd/{number}").readlink().name for number in range(3)]
             assert not any(name.startswith("socket:") for name in opened), "a library could print into it"
         assert emulator.wait(emulator.submit({"text": "a"})).status == "COMPLETED"
         assert worker.stop() is not None
-        if ">&-" in output:
-            assert worker.process.returncode == 0
+        assert worker.process.returncode == 0
 
 
 @pytest.mark.parametrize("output", ["> /dev/full", ">&-"])
@@ -91,3 +91,95 @@ def test_an_interval_that_the_heartbeat_would_fail_on_is_replaced(
             time.sleep(0.05)
         assert emulator.workers["worker-1"].ping_count == 1, "once in 10 s"
     assert f"RUNPOD_PING_INTERVAL='{interval}' is not 1000 or more milliseconds" in (tmp_path / "log").read_text()
+
+
+def test_pings_take_the_way_that_jobs_take(emulator: EmulatorThread, small_bundle: Path):
+    """requests would send them to the proxy of the environment, which here is none."""
+    env = {"ENGINE": "fake", "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "NO_PROXY": "x"}
+    with WorkerProcess.ours(emulator, small_bundle, env=env):
+        deadline = time.monotonic() + 10
+        while not emulator.workers["worker-1"].ping_count and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert emulator.workers["worker-1"].ping_count
+
+
+def test_output_that_nobody_reads_costs_no_job(emulator: EmulatorThread, small_bundle: Path):
+    """A pipe whose reader hangs, full from the start: the first line would wait for ever."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, bytes(4096))
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    try:
+        env = {"BUNDLE": str(small_bundle), "ENGINE": "fake"}
+        with WorkerProcess(emulator, [sys.executable, "-m", "handler"], env, log=writer) as worker:
+            emulator.inject("job-done", Fault(status=500))  # makes a line
+            assert emulator.wait(emulator.submit({"text": "a"})).status == "COMPLETED"
+            os.read(reader, 1 << 20)
+            emulator.inject("job-done", Fault(status=500))
+            assert emulator.wait(emulator.submit({"text": "a"})).status == "COMPLETED"
+            assert worker.stop() is not None
+            assert worker.process.returncode == 0
+            said = os.read(reader, 1 << 20)
+            assert b"lines before this one could not be written" in said
+            assert b"sending a result failed (status 500)" in said
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_worker_that_is_frozen_wakes_up_as_it_was(emulator: EmulatorThread, small_bundle: Path):
+    """For longer than its timeouts, just after a job and in the middle of one: the clock goes on meanwhile."""
+    command = [sys.executable, str(Path(__file__).with_name("chaos_worker.py"))]
+    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "ENGINE_TIMEOUT_S": "1"}
+    env["CHAOS_SLEEP_MS"] = "260"  # so that the engine is watched while it runs: every 250 ms
+    with WorkerProcess(emulator, command, env) as worker:
+        engine = emulator.wait(emulator.submit({"health": True})).output["engine_pid"]
+        for wait_first in (True, False):
+            record = emulator.submit({"text": "a"})
+            if wait_first:
+                emulator.wait(record)
+            else:
+                time.sleep(0.1)
+            for signum, seconds in ((signal.SIGSTOP, 1.3), (signal.SIGCONT, 0.5)):
+                for pid in (worker.process.pid, engine):
+                    os.kill(pid, signum)
+                time.sleep(seconds)
+            assert emulator.wait(record).status == "COMPLETED"
+            assert worker.process.poll() is None
+        assert emulator.wait(emulator.submit({"text": "a"})).status == "COMPLETED"
+
+
+@pytest.mark.parametrize("outlives", [False, True])
+def test_sighup_stops_a_worker_that_was_not_started_to_outlive_it(
+    emulator: EmulatorThread, small_bundle: Path, outlives: bool
+):
+    code = f"""if True:
+        import os, signal, sys
+        signal.signal(signal.SIGHUP, signal.{"SIG_IGN" if outlives else "SIG_DFL"})
+        os.execv(sys.executable, [sys.executable, "-m", "handler"])
+    """
+    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake"}
+    with WorkerProcess(emulator, [sys.executable, "-c", code], env) as worker:
+        engine = psutil.Process(emulator.wait(emulator.submit({"health": True})).output["engine_pid"])
+        for pid in (engine.pid, worker.process.pid):  # a terminal's reaches both
+            os.kill(pid, signal.SIGHUP)
+        if outlives:
+            assert emulator.wait(emulator.submit({"text": "a"})).status == "COMPLETED"
+        else:
+            assert worker.process.wait(20) == 0
+            assert not engine.is_running()
+
+
+def test_signals_that_come_while_a_worker_ends_leave_nobody_behind(emulator: EmulatorThread, small_bundle: Path):
+    """The engine's process, stopped here, takes its time to end."""
+    with WorkerProcess.ours(emulator, small_bundle, env={"ENGINE": "fake"}) as worker:
+        engine = psutil.Process(emulator.wait(emulator.submit({"health": True})).output["engine_pid"])
+        engine.suspend()
+        while worker.process.poll() is None:
+            worker.process.terminate()
+            time.sleep(0.02)
+        assert worker.process.returncode == 0
+        assert not engine.is_running()

@@ -4,15 +4,19 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 
 from benchmarks.emulator import EmulatorThread
 
 
-def test_a_worker_that_waits_for_its_bundle_stops(tmp_path: Path):
-    """The bundle comes from a server that takes the request and never answers."""
+@contextmanager
+def waiting_for_its_bundle(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], psutil.Process]]:
+    """A worker whose bundle comes from a server that takes the request and never answers, and its engine's process."""
     with EmulatorThread() as emulator, socket.create_server(("127.0.0.1", 0)) as server:
         env = {
             **emulator.worker_env(),
@@ -26,13 +30,52 @@ def test_a_worker_that_waits_for_its_bundle_stops(tmp_path: Path):
         connection, _ = server.accept()
         with connection:
             (engine,) = psutil.Process(worker.pid).children()
-            worker.send_signal(signal.SIGTERM)
-            output, _ = worker.communicate(timeout=20)
+            yield worker, engine
+        assert emulator.workers == {}, "no job was asked for"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_worker_that_waits_for_its_bundle_stops(tmp_path: Path, number: signal.Signals):
+    with waiting_for_its_bundle(tmp_path) as (worker, engine):
+        worker.send_signal(number)
+        output, _ = worker.communicate(timeout=20)
         assert worker.returncode == 0, output
         assert "told to stop before the first job" in output
         assert "Traceback" not in output
         assert not engine.is_running()
-        assert emulator.workers == {}, "no job was asked for"
+
+
+def test_a_worker_that_is_killed_while_it_starts_takes_its_engine_with_it(tmp_path: Path):
+    with waiting_for_its_bundle(tmp_path) as (worker, engine):
+        worker.kill()
+        assert worker.communicate(timeout=20)  # both have closed their output
+        psutil.wait_procs([engine], timeout=5)
+        assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+
+
+def test_an_engine_that_is_killed_while_it_starts_is_told(tmp_path: Path):
+    with waiting_for_its_bundle(tmp_path) as (worker, engine):
+        engine.kill()
+        output, _ = worker.communicate(timeout=20)
+        assert worker.returncode == 1
+        assert "cannot start: the engine's process ended unexpectedly" in output
+        assert "ended by signal 9; the machine, or the container, may be out of memory" in output
+        assert "Traceback" not in output
+
+
+def test_a_machine_without_room_for_a_second_process_is_told():
+    code = """if True:
+        import os, sys
+        def fork(): raise BlockingIOError(11, "Resource temporarily unavailable")  # of a limit that root is not under
+        os.fork = fork
+        from handler.__main__ import main
+        sys.exit(main())
+    """
+    env = {"RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1:9/"}
+    worker = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=30)
+    assert worker.returncode == 1
+    assert "no second process to be had for the engine (Resource temporarily unavailable)" in worker.stdout
+    assert "Traceback" not in worker.stderr
 
 
 def test_a_worker_that_is_stopped_in_the_instant_of_the_fork_leaves_nobody(tmp_path: Path):

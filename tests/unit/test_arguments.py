@@ -38,6 +38,10 @@ def test_the_file_beside_it_is_looked_at_where_it_is_the_job(tmp_path: Path, mon
     Path("test_input.json").write_text("{")
     with pytest.raises(ConfigError, match=r"test_input\.json is not JSON .*; correct it, or give --test_input"):
         check([], on_runpod=False)
+    for content in (b"[" * 100_000, '{"input": "käse"}'.encode("latin-1")):
+        Path("test_input.json").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"test_input\.json (is not JSON|cannot be read)"):
+            check([], on_runpod=False)
     check(["--rp_serve_api"], on_runpod=False)
     check(["--rp_log_level", "DEBUG"], on_runpod=True)
     Path("test_input.json").write_text('{"input": {}}')

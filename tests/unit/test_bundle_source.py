@@ -278,6 +278,10 @@ def test_a_cache_that_cannot_be_written_is_named(small_bundle: Path, tmp_path: P
         ({"bundle_url": "http://x.example/b.tar", "bundle_sha256": "0" * 64}, "set it to an https:// address"),
         ({"bundle_url": "ftp://x.example/b.tar"}, "BUNDLE_URL="),
         ({"bundle_url": "https://x.example/b.tar", "bundle_repo": "org/name"}, "are both set"),
+        (
+            {"bundle_url": "https://me:hunter2@x.example/b.tar", "bundle_sha256": "0" * 64},
+            "BUNDLE_URL='https://x.example/b.tar' has a user name, which is not sent; set it to a signed address",
+        ),
         ({"bundle_repo": "no-slash"}, "BUNDLE_REPO='no-slash' is not allowed"),
         ({"bundle_sha256": "abc"}, "BUNDLE_SHA256='abc' is not allowed"),
     ],

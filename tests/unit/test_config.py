@@ -36,3 +36,19 @@ def test_an_error_names_variable_value_and_fix(name: str, value: str, allowed: s
     assert f"{name}={value!r}" in str(error.value)
     assert allowed in str(error.value)
     assert "leave it out for" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [
+        ("https://me:hunter2@example.org/a b.tar", "https://***@example.org/a b.tar"),
+        ("https://hunter2@example.org/ b", "https://***@example.org/ b"),
+        ("https://me:hunter2@hunter2?hunter2@example.org/ b", "https://***@example.org/ b"),
+        ("https://example.org/b.tar?signature=hunter2 ", "https://example.org/b.tar?***"),
+        ("me:hunter2@example.org", "***@example.org"),
+    ],
+)
+def test_what_may_be_a_secret_is_not_printed(value: str, printed: str):
+    with pytest.raises(ConfigError) as error:
+        Settings.from_environ({"MAX_ITEMS": value})
+    assert f"MAX_ITEMS={printed!r} is not allowed" in str(error.value)

@@ -1,0 +1,71 @@
+"""Standard output and error that hold nobody up. Rule: imports next to nothing, as fork.py.
+
+A pipe holds 64 kB. Behind a reader that hangs the next line waits for ever, and with it the event loop, the heartbeat
+and every job; and the SDK, which prints between taking jobs and handing them on, loses them to a pipe that is closed or
+a disk that is full. Here a line waits a second at most. Those left out are counted, and the next one that goes out says
+so.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+from typing import Any
+
+_PATIENCE_MS = 1000
+_PIECE = select.PIPE_BUF  # bytes for which a pipe that is ready has room
+
+
+class Patient(io.RawIOBase):
+    """The file descriptor `number`, to which a write neither fails nor takes longer than a second."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._ready = select.poll()
+        self._ready.register(number, select.POLLOUT)
+        self._patience_ms = _PATIENCE_MS
+        self._left_out = 0
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._number
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return os.isatty(self._number)
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write `data` or leave it out; its length."""
+        content = bytes(data)
+        line = f"({self._left_out} lines before this one could not be written)\n".encode() if self._left_out else b""
+        try:
+            written = self._write(line + content)
+        except OSError:  # a full disk, a reader that has gone
+            written = False
+        self._left_out = 0 if written else self._left_out + 1
+        return len(content)
+
+    def _write(self, content: bytes) -> bool:
+        while content:
+            if not self._ready.poll(self._patience_ms):
+                self._patience_ms = 0  # nobody is waited for twice
+                return False
+            content = content[os.write(self._number, content[:_PIECE]) :]
+        self._patience_ms = _PATIENCE_MS
+        return True
+
+
+def install() -> None:
+    """Put them in the place of the interpreter's own, which are still whole; a test's are left alone."""
+    for name, own, number in (("stdout", sys.__stdout__, 1), ("stderr", sys.__stderr__, 2)):
+        if own is not None and getattr(sys, name) is own:
+            text = io.TextIOWrapper(
+                io.BufferedWriter(Patient(number)), own.encoding, "backslashreplace", line_buffering=True
+            )
+            setattr(sys, name, text)
