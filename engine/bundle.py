@@ -111,13 +111,13 @@ class Bundle:
         try:
             found = path.stat().st_size
             if found != size:
-                raise BundleError(f"{path} has {found} bytes, the manifest says {size}; {_REBUILD}")
+                raise BundleError(f"{path} has {found} bytes, the manifest says {size}; {REBUILD}")
             if _sha256(path) != digest:
-                raise BundleError(f"{path} does not match the SHA-256 in the manifest; {_REBUILD}")
+                raise BundleError(f"{path} does not match the SHA-256 in the manifest; {REBUILD}")
         except FileNotFoundError:
-            raise BundleError(f"{path} is missing; {_REBUILD}") from None
+            raise BundleError(f"{path} is missing; {REBUILD}") from None
         except OSError as error:
-            raise BundleError(f"{path} cannot be read ({error.strerror}); {_REBUILD}") from error
+            raise BundleError(f"{path} cannot be read ({error.strerror}); {REBUILD}") from error
 
 
 def _no_bundle(path: Path) -> str:
@@ -130,7 +130,7 @@ def _no_bundle(path: Path) -> str:
     return f"{path} is not a bundle (no {MANIFEST}); make one with `python -m export MODEL --out {out}`"
 
 
-_REBUILD = "copy the bundle again or export the model again"
+REBUILD = "copy the bundle again or export the model again"
 
 
 def open_bundle(path: Path, *, sha256: str = "", public_key: str = "") -> Bundle:
@@ -150,9 +150,9 @@ def open_bundle(path: Path, *, sha256: str = "", public_key: str = "") -> Bundle
         raw = (path / MANIFEST).read_bytes()
         checksum = (path / CHECKSUM).read_bytes()
     except OSError as error:
-        raise BundleError(f"{error.filename} cannot be read ({error.strerror}); {_REBUILD}") from error
+        raise BundleError(f"{error.filename} cannot be read ({error.strerror}); {REBUILD}") from error
     if checksum != _checksum_line(raw):
-        raise BundleError(f"{path / MANIFEST} does not match {CHECKSUM}; {_REBUILD}")
+        raise BundleError(f"{path / MANIFEST} does not match {CHECKSUM}; {REBUILD}")
     digest = checksum[:64].decode()
     if sha256 and digest != sha256.lower():
         raise BundleError(f"{path} is bundle {digest}, BUNDLE_SHA256 names {sha256}; change one of them")
@@ -168,7 +168,7 @@ def _parse(path: Path, raw: bytes) -> Manifest:
         data = json.loads(raw)
         version = str(data.get("schema_version", "missing"))
     except (ValueError, RecursionError, AttributeError) as error:
-        raise BundleError(f"{path / MANIFEST} is not a JSON object ({error}); {_REBUILD}") from error
+        raise BundleError(f"{path / MANIFEST} is not a JSON object ({error}); {REBUILD}") from error
     if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
         raise BundleError(
             f"{path} has bundle schema {version}, this worker reads {SCHEMA_VERSION}; "
@@ -181,7 +181,7 @@ def _parse(path: Path, raw: bytes) -> Manifest:
         known["files"] = {_safe(name): (entry["size"], entry["sha256"]) for name, entry in data["files"].items()}
         return Manifest(**known)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{path / MANIFEST} is not what schema {version} describes ({error}); {_REBUILD}") from error
+        raise BundleError(f"{path / MANIFEST} is not what schema {version} describes ({error}); {REBUILD}") from error
 
 
 def _parse_graph(data: dict[str, Any]) -> Graph:

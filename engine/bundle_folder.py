@@ -5,6 +5,7 @@ So a bundle is whole or absent, whatever ends the writer. A worker only reads, a
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,15 +21,21 @@ def new_bundle_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` when the block ends without an error, else disappears.
 
     Fill it, then call `write_manifest`. Folders that killed runs left behind are removed. Raises BundleError when
-    `out` is there and not empty.
+    `out` is there and not empty, before the block or behind it, or where nothing can be renamed to it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BundleError(f"{out} exists and is not empty; name another folder or remove it first")
-    with _partial_folder(out) as folder:
+    place = _place_of(out)
+    with _partial_folder(place) as folder:
         yield folder
         if not (folder / CHECKSUM).is_file():
             raise BundleError("the bundle has no manifest")  # a programming error of the export
-        os.rename(folder, out)
+        try:
+            os.rename(folder, place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise BundleError(f"{out} was filled by another run meanwhile; name another folder") from error
 
 
 @contextmanager
@@ -36,16 +43,48 @@ def changed_bundle_folder(path: Path) -> Iterator[Path]:
     """A copy of the bundle at `path` that takes its place when the block ends without an error, else disappears.
 
     Files are linked, not copied: replace them, never write into them. Call `write_manifest` at the end; the manifest
-    alone is a copy.
+    alone is a copy. Raises BundleError where another has changed the bundle meanwhile, for that would be lost, or where
+    nothing can be renamed to it.
     """
-    with _partial_folder(path) as folder:
-        shutil.copytree(path, folder, copy_function=_link, dirs_exist_ok=True)
+    place = _place_of(path)
+    with _partial_folder(place) as folder:
+        shutil.copytree(place, folder, copy_function=_link, dirs_exist_ok=True)
         for name in (MANIFEST, CHECKSUM):
             content = (folder / name).read_bytes()
             (folder / name).unlink()
             (folder / name).write_bytes(content)
+        before = (folder / CHECKSUM).read_bytes()
         yield folder
-        _exchange(folder, path)
+        if _read(place / CHECKSUM) != before:
+            raise BundleError(f"{path} was changed by another run meanwhile; do it again")
+        _exchange(folder, place)
+
+
+def _place_of(path: Path) -> Path:
+    """What a folder can be renamed to: where `path` points, for a link is to stay one. Raises BundleError."""
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if is_mount_point(place):
+        raise BundleError(
+            f"{path} is where a volume is mounted, and a bundle is a folder in it; name {path / 'bundle'}"
+        )
+    return place
+
+
+def is_mount_point(path: Path) -> bool:
+    """Whether something is mounted at `path`; os.path.ismount does not see folders of the same disk, as Docker does."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return os.path.ismount(path)
+    real = os.path.realpath(path).replace("\\", "\\134").replace(" ", "\\040")
+    return any(mount.split(" ")[4] == real for mount in mounts)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _link(source: str, target: str) -> None:
@@ -67,11 +106,12 @@ def _exchange(new: Path, old: Path) -> None:
         shutil.rmtree(new, ignore_errors=True)
         return
     aside = new.with_name(f"{new.name}-old")
-    os.rename(old, aside)
     try:
+        os.rename(old, aside)
         os.rename(new, old)
-    except BaseException:
-        os.rename(aside, old)
+    except BaseException:  # an interrupt as well, which may come in between
+        if aside.exists() and not old.exists():
+            os.rename(aside, old)
         raise
     shutil.rmtree(aside, ignore_errors=True)
 

@@ -46,8 +46,6 @@ def _one_of(allowed: tuple[str, ...]) -> tuple[Callable[[str], str], str]:
 
 def _matching(pattern: str, words: str) -> tuple[Callable[[str], str], str]:
     def read(text: str) -> str:
-        import re  # for those who set such a variable
-
         if not re.fullmatch(pattern, text):
             raise ValueError
         return text

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.bundle import Bundle, open_bundle
+from engine.bundle import REBUILD, Bundle, open_bundle
+from engine.errors import BundleError
 from engine.plan import Machine, Plan, PlanFile, mismatch, plans_of, stale
 from engine.probe import gpu, tensorrt_version
 
@@ -93,10 +94,17 @@ def _obstacle(plan: Plan) -> str | None:
 
 
 def _parity(bundle: Bundle) -> dict[str, Any]:
+    """Raises BundleError for a damaged file, of which nothing was verified."""
     if _PARITY not in bundle.manifest.files:
         return {}
-    found: dict[str, Any] = json.loads(bundle.file(_PARITY).read_bytes())
-    return found
+    path = bundle.file(_PARITY)
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); {REBUILD}") from error
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON ({error}); {REBUILD}") from error
+    return found if isinstance(found, dict) else {}
 
 
 def text(found: Mapping[str, Any]) -> str:
@@ -143,11 +151,17 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _figures(parity: Mapping[str, Any] | None) -> str:
-    """The gate's figures, whatever the task measures: those whose names open with min or max."""
+    """The gate's figures, whatever the task measures: those whose names open with min or max.
+
+    A bundle that may fail the gate may have null there: JSON has no NaN.
+    """
     if not parity:
         return "-"
     shown = {name: value for name, value in parity.items() if name.startswith(("min_", "max_"))}
-    return ", ".join(f"{name.replace('_', ' ')} {value:.7g}" for name, value in shown.items())
+    return ", ".join(
+        f"{name.replace('_', ' ')} {'not a number' if value is None else f'{value:.7g}'}"
+        for name, value in shown.items()
+    )
 
 
 def _latencies(found: Sequence[int]) -> str:

@@ -66,7 +66,9 @@ class AudioExport(ExportTask):
         from transformers import AutoFeatureExtractor
 
         try:
-            found = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+            found = AutoFeatureExtractor.from_pretrained(
+                folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True
+            )
         except (OSError, ValueError, ImportError, TypeError) as error:
             raise Refused(
                 f"{model} has no feature extractor that can be loaded: {first_line(error)}; its folder needs what "
@@ -87,6 +89,10 @@ class AudioExport(ExportTask):
         field, stride = frame(config)
         samples = (recipe.max_length or LONGEST_DEFAULT_S) * processors["processor"].sampling_rate
         return max(1, (samples - field) // stride + 1)
+
+    def asked_length(self, recipe: Recipe, source: Source) -> int | None:
+        """In seconds, not in frames."""
+        return None if _kind(source.processor) == "fbank" else recipe.max_length or LONGEST_DEFAULT_S
 
     def describe(self, source: Source) -> str:
         """Architecture, rate and length."""

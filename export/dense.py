@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from engine.tensors import Array
+from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.json_files import read_json
 from export.nodes import Nodes, set_outputs
-from export.pooling import OUTPUT
 
 _DEFAULT = "torch.nn.modules.activation.Tanh"  # sentence-transformers', where the file says none
 _ACTIVATIONS: Mapping[str, tuple[str, Callable[[Array], Array]]] = {

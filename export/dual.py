@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.images.dual import IMAGE, TEXT
-from engine.images.vectors import OUTPUT
+from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, from_pixels, image_inputs, is_image_model, task_of
 from export.measures import NEIGHBOURS, Measure, neighbours, of_both
@@ -64,7 +64,7 @@ class DualExport(ImageExport):
         """Tokens of the longest text."""
         positions = getattr(config.text_config, "max_position_embeddings", None)
         of_files = _SIGLIP_TOKENS if is_siglip(config) else processors["tokenizer"].model_max_length
-        return longest_row(recipe.max_length, of_files, positions)
+        return longest_row(recipe.max_length, of_files, positions, processors["tokenizer"])
 
     def describe(self, source: Source) -> str:
         """Architecture, size and length."""

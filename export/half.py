@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.nodes import names_read, rename_read, subgraphs
 from export.optimize import add_graph, load_whole
 
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -87,7 +88,7 @@ def _convert(graph: Any, floats: set[str], dtype: int, kinds: Set[str], kept: Co
     for index, node in enumerate(list(graph.node)):
         if node.op_type not in _ANY_TYPE:
             wanted = dtype if index in chosen else TensorProto.FLOAT
-            _rename_inputs(node, {name: as_type(name, wanted) for name in _names_read(node)})
+            rename_read(node, {name: as_type(name, wanted) for name in names_read(node)})
         nodes.append(node)
     _keep_outputs(graph, nodes, is_half, dtype)
     del graph.node[:]
@@ -106,7 +107,7 @@ class _Choice:
         self._sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
         self._readers: dict[str, list[Any]] = defaultdict(list)
         for node in self._nodes:
-            for name in _names_read(node):
+            for name in names_read(node):
                 self._readers[name].append(node)
         self._from_indices = self._derived_from_indices({tensor.name for tensor in graph.input} & floats)
 
@@ -160,7 +161,7 @@ class _Choice:
             constants = [name for name in floats if name in self._sizes]
             computed = all(name in found or name in constants for name in floats) and not real_inputs & set(floats)
             small = all(self._sizes[name] <= _SMALL_TABLE for name in constants)
-            if computed and small and node.op_type not in _HEAVY - {"MatMul"} and not _subgraphs(node):
+            if computed and small and node.op_type not in _HEAVY - {"MatMul"} and not subgraphs(node):
                 found |= {name for name in node.output if name in self._floats}
         return found
 
@@ -197,30 +198,13 @@ def _keep_outputs(graph: Any, nodes: list[Any], is_half: set[str], dtype: int) -
             inner = f"{output.name}/{TensorProto.DataType.Name(dtype).lower()}"
             for node in nodes:
                 node.output[:] = [inner if name == output.name else name for name in node.output]
-                _rename_inputs(node, {output.name: inner})
+                rename_read(node, {output.name: inner})
             # A reader in fp32 has its own cast already.
             nodes.append(helper.make_node("Cast", [inner], [output.name], name=inner, to=TensorProto.FLOAT))
 
 
 def _drop_unread(graph: Any) -> None:
-    read = {name for node in graph.node for name in _names_read(node)} | {tensor.name for tensor in graph.output}
+    read = {name for node in graph.node for name in names_read(node)} | {tensor.name for tensor in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-
-
-def _names_read(node: Any) -> set[str]:
-    """What `node` reads, also inside its nested graphs."""
-    nested = (name for graph in _subgraphs(node) for inner in graph.node for name in _names_read(inner))
-    return {*node.input, *nested} - {""}
-
-
-def _rename_inputs(node: Any, names: dict[str, str]) -> None:
-    node.input[:] = [names.get(name, name) for name in node.input]
-    for graph in _subgraphs(node):
-        for inner in graph.node:
-            _rename_inputs(inner, names)
-
-
-def _subgraphs(node: Any) -> list[Any]:
-    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]

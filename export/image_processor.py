@@ -103,9 +103,15 @@ def image_processor(
 
 def take_apart(processor: Any, model: str, asked: tuple[int, int] | None) -> ImageProcessor:
     """See image_processor."""
-    geometry, fixed = _geometry(processor, model, asked)
-    found = _measured(ImageProcessor(processor, geometry, fixed), model)
-    _compare(found, model)
+    try:
+        geometry, fixed = _geometry(processor, model, asked)
+        found = _measured(ImageProcessor(processor, geometry, fixed), model)
+        _compare(found, model)
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:  # settings that it has not, or odd
+        raise Refused(
+            f"{model}'s {type(processor).__name__} is none of those that the worker knows ({type(error).__name__}: "
+            f"{first_line(error)}); no bundle can be made of it"
+        ) from error
     return found
 
 
@@ -127,6 +133,8 @@ def _geometry(processor: Any, model: str, asked: tuple[int, int] | None) -> tupl
         raise Refused(
             f"{model}'s image processor says the size itself ({_told({**size, **crop})}); leave --image-size out"
         )
+    if crop and not resizes:
+        return Geometry(int(crop["height"]), int(crop["width"]), resample=resample, crop=True), False
     if hasattr(processor, "crop_pct"):
         return _cropping_by_share(int(size["shortest_edge"]), processor.crop_pct, resample), False
     return _closed(size, crop, resample, getattr(processor, "ensure_multiple_of", None) or 1), False

@@ -13,9 +13,14 @@ _came = False
 
 
 def install() -> None:
-    """Make the signals that end a program a KeyboardInterrupt; for the main thread of a process of our own."""
+    """Make the signals that end a program a KeyboardInterrupt; for the main thread of a process of our own.
+
+    Those that whoever started it has it ignore stay ignored: nohup does so with SIGHUP, a shell without job control
+    with SIGINT for what it runs in the background.
+    """
     for number in _SIGNALS:
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
 
 
 def _interrupt(signum: int, frame: object) -> None:

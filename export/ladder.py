@@ -82,7 +82,7 @@ def choose_precisions(
             note(found.said)
     if asked.get("cpu", "fp32") != "fp32":
         with stage("cpu") as note:
-            found = climb_cpu(gate, source, folder, files, asked["cpu"], limits, recipe.allow_parity_failure)
+            found = climb_cpu(gate, folder, files, asked["cpu"], limits, recipe.allow_parity_failure)
             records["cpu"], chosen["cpu"] = found.records, found.precision
             fp32 = figures["graphs"]
             figures = {**figures, **found.figures}

@@ -21,6 +21,7 @@ from export.errors import ParityFailed
 from export.int8_gate import Int8Gate
 from export.int8_search import Step, search
 from export.ladder_static import search_static
+from export.optimize import remove_graph
 from export.parity import Gate
 from export.parity_limits import Limits
 from export.precision import Int8
@@ -34,7 +35,6 @@ from export.write import choose
 if TYPE_CHECKING:
     from engine.tensors import Row
     from export.optimize import Places
-    from export.source import Source
 
 _WORTH = 1.05
 """Times fp32. What is hardly faster is not worth answers that differ."""
@@ -48,7 +48,6 @@ _STATIC = "int8, static"
 
 def climb_cpu(
     gate: Gate,
-    source: Source,
     folder: Path,
     files: Mapping[str, tuple[Path, Path, Places]],
     asked: str,
@@ -84,8 +83,7 @@ def climb_cpu(
             record.passed, record.reason = False, _slow(speed)
             continue
         return _chosen(outcome, folder, forms, form, figures, step)
-    for form in forms:
-        _remove(form.path)
+    remove_graph(*(form.path for form in forms))
     if asked == AUTO or last is None:
         return _fp32(outcome)
     if not allow_failure:
@@ -204,9 +202,7 @@ def _chosen(
     figures: dict[str, Any],
     step: Step,
 ) -> Outcome:
-    for other in forms:
-        if other is not form:
-            _remove(other.path)
+    remove_graph(*(other.path for other in forms if other is not form))
     choose(folder, "int8", form.path)
     outcome.precision, outcome.graphs = "int8", figures["graphs"]
     refused = {one.step.removeprefix("int8: "): one.reason for one in outcome.records if not one.passed}
@@ -252,8 +248,3 @@ def _spread(rows: Sequence[Row]) -> Sequence[Row]:
     """Rows of ordinary lengths, evenly out of all samples."""
     samples = list(rows)[-256:]
     return samples[:: max(1, len(samples) // 64)]
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.with_suffix(".bin").unlink(missing_ok=True)

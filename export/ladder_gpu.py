@@ -21,6 +21,7 @@ from engine.bundle import open_bundle, write_manifest
 from export.candidates import candidate_of
 from export.errors import ParityFailed
 from export.half import half
+from export.optimize import remove_graph
 from export.overflow import layers, losing, magnitudes, touching
 from export.parity import Gate
 from export.parity_limits import Limits
@@ -83,7 +84,7 @@ class HalfGraphs:
                 made = half(path, "fp16", kept=beside.get(name, {}))
                 seen = rounded(made, path.with_name("rounded.onnx"))
                 self._lost[name] = losing(path, seen, self._rows[name])
-                _remove(made, seen)
+                remove_graph(made, seen)
         return self._lost
 
     def check(self, rung: _Rung) -> tuple[Record, dict[str, Any] | ParityFailed]:
@@ -104,9 +105,9 @@ class HalfGraphs:
             checked = self.gate.check(self._limits, candidates)
         except ParityFailed as failure:
             checked = failure
-        _remove(*seen.values())
+        remove_graph(*seen.values())
         if isinstance(checked, ParityFailed):
-            _remove(*made.values())
+            remove_graph(*made.values())
         kept = [layer for name, nodes in rung.kept.items() for layer in layers(self._graphs[name], nodes)]
         more: dict[str, Any] = {"kept_in_fp32": kept[:_LAYERS_TOLD]} if kept else {}
         if rung.why:
@@ -190,9 +191,3 @@ def _rungs(graphs: HalfGraphs, wanted: Collection[str]) -> Iterator[_Rung]:
     if "bf16" in wanted:
         yield _Rung("bf16", "bf16", sums=True)
         yield _Rung("bf16, sums, squares and exponentials in fp32", "bf16", sums=False)
-
-
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
-        path.with_suffix(".bin").unlink(missing_ok=True)

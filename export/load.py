@@ -6,7 +6,8 @@ Cheap checks on JSON files come first, what needs transformers comes after, and 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,15 +140,16 @@ def _check_architecture(
             f"{model} is of type {kind}, which transformers {transformers.__version__} does not know; choose another "
             "model"
         )
-    config = transformers.AutoConfig.from_pretrained(
-        folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True
-    )
+    with _blaming_config(model):
+        config = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True
+        )
     auto_class = _auto_class(kind, task, custom)
     if auto_class is None:
         names = " nor ".join(task.auto_classes())
         raise Refused(f"{model} ({kind}) does not fit {task.tag}: {names} cannot load it{_hint(raw)}")
     exporter = choose_exporter(kind, model, task, config, recipe.exporter)
-    with torch.device("meta"):  # shapes only
+    with _blaming_config(model), torch.device("meta"):  # shapes only
         empty = getattr(transformers, auto_class).from_config(config, trust_remote_code=recipe.trust_remote_code)
     if not task.traces_itself and empty.main_input_name not in task.input_axes():
         raise Refused(
@@ -155,6 +157,18 @@ def _check_architecture(
             "another --task"
         )
     return config, auto_class, type(empty).__name__, _positions(config, empty), exporter
+
+
+@contextmanager
+def _blaming_config(model: str) -> Iterator[None]:
+    """Make a refusal of what transformers, or the model's own code, raises over config.json, whatever that is."""
+    try:
+        yield
+    except Exception as error:
+        own = Refused(f"{model}'s config.json is none that a model can be made of: {first_line(error)}")
+        if isinstance(error, ImportError):  # what the code asks for is not installed
+            own = Unavailable(f"{model}'s own code does not load: {first_line(error)}")
+        raise refusal_of(error) or own from error
 
 
 def _auto_class(kind: str, task: ExportTask, custom: bool) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,6 +65,10 @@ class Measure:
         if not np.isfinite(value):
             return float("inf")
         return 1 - value if self.at_least else value
+
+    def worst(self, values: Iterable[float]) -> float:
+        """The worst of `values`; min and max pass over a NaN that does not come first."""
+        return max(values, key=self.badness)
 
     def rounded(self, value: float) -> float:
         """For parity.json: so that the last bits of a sum do not make two equal bundles differ."""

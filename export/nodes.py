@@ -42,11 +42,6 @@ class Nodes:
         self.graph.input.append(value_info(name, dtype, axes))
         return name
 
-    def output(self, name: str, dtype: str, axes: Axes) -> str:
-        """Declare an output of the graph, which a node gives (`output=name`)."""
-        self.graph.output.append(value_info(name, dtype, axes))
-        return name
-
 
 def value_info(name: str, dtype: str, axes: Axes) -> Any:
     """What a graph declares about a tensor."""
@@ -77,9 +72,14 @@ def set_outputs(graph: Any, outputs: Iterable[tuple[str, str, Axes]]) -> None:
 def rename_inputs(graph: Any, new_names: Mapping[str, str]) -> None:
     """Rename what nodes read, in nested graphs as well."""
     for node in graph.node:
-        node.input[:] = [new_names.get(name, name) for name in node.input]
-        for nested in _subgraphs(node):
-            rename_inputs(nested, new_names)
+        rename_read(node, new_names)
+
+
+def rename_read(node: Any, new_names: Mapping[str, str]) -> None:
+    """Rename what one node reads, in its nested graphs as well."""
+    node.input[:] = [new_names.get(name, name) for name in node.input]
+    for nested in subgraphs(node):
+        rename_inputs(nested, new_names)
 
 
 def drop_unused(graph: Any) -> None:
@@ -89,7 +89,7 @@ def drop_unused(graph: Any) -> None:
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             kept.append(node)
-            needed |= _names_read(node)
+            needed |= names_read(node)
     _replace(graph.node, reversed(kept))
     _replace(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed])
     _replace(graph.input, [tensor for tensor in graph.input if tensor.name in needed])
@@ -126,7 +126,7 @@ def sort_nodes(graph: Any) -> None:
     while waiting:
         left = []
         for node in waiting:
-            if (_names_read(node) & made_here) <= done:
+            if (names_read(node) & made_here) <= done:
                 ordered.append(node)
                 done.update(node.output)
             else:
@@ -142,10 +142,12 @@ def _replace(field: Any, items: Iterable[Any]) -> None:
     field.extend(kept)
 
 
-def _names_read(node: Any) -> set[str]:
-    nested = (inner for graph in _subgraphs(node) for inner in graph.node)
-    return set(node.input).union(*(_names_read(inner) for inner in nested))
+def names_read(node: Any) -> set[str]:
+    """What `node` reads, inside its nested graphs as well; an input that is left out has no name."""
+    nested = (inner for graph in subgraphs(node) for inner in graph.node)
+    return set(node.input).union(*(names_read(inner) for inner in nested)) - {""}
 
 
-def _subgraphs(node: Any) -> list[Any]:
+def subgraphs(node: Any) -> list[Any]:
+    """The nested graphs of `node`: bodies of loops, branches of conditions."""
     return [attribute.g for attribute in node.attribute if attribute.HasField("g")]

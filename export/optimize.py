@@ -23,12 +23,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, numpy_helper
 
-from export.lean_trace import release
+from export.lean_trace import INSIDE_BELOW, release
 
 WEIGHTS = "weights.bin"
-
-OUTSIDE_FROM = 1024
-"""Bytes. Smaller tensors stay in the graph: they cost nothing to parse, and shape inference reads some of them."""
 
 ALIGNMENT = 4096
 """Bytes; a page. ONNX Runtime maps a tensor only from the beginning of a page on."""
@@ -67,6 +64,13 @@ def add_graph(model: Any, path: Path, places: Places) -> None:
         _save(model, path, weights)
 
 
+def remove_graph(*paths: Path) -> None:
+    """Take back graphs that `add_graph` wrote, as far as they are there."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".bin").unlink(missing_ok=True)
+
+
 def load_whole(path: Path) -> Any:
     """The ONNX model at `path` with its weights in it.
 
@@ -95,7 +99,8 @@ def fuse(portable: Path, work: Path) -> Path:
     options.enable_cpu_mem_arena = False  # it would keep what it had
     options.add_session_config_entry("session.disable_prepacking", "1")  # nothing is run: a copy of the weights less
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "fused.bin")
-    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    smallest = str(INSIDE_BELOW)
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", smallest)
     ort.InferenceSession(str(portable), options, providers=["CPUExecutionProvider"])
     return fused
 
@@ -134,7 +139,7 @@ def _save(model: Any, path: Path, weights: _Weights, beside: Path | None = None)
     """Write `model` to `path` and its weights to `weights`; those that it has outside are in files of `beside`."""
     for tensor in model.graph.initializer:
         content = _outside(tensor, beside) or tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
-        if len(content) >= OUTSIDE_FROM:
+        if len(content) >= INSIDE_BELOW:
             _move_out(tensor, *weights.add(content), len(content))
     model.graph.value_info.sort(key=lambda tensor: tensor.name)  # ONNX Runtime's order is that of addresses in memory
     path.write_bytes(model.SerializeToString(deterministic=True))

@@ -59,7 +59,7 @@ class Gate:
     def _add(self, payloads: Iterable[tuple[str, Json]]) -> None:
         bundle, payloads = open_bundle(self._folder), list(payloads)
         for name in bundle.manifest.graphs if payloads else ():
-            self._cases += sample_cases(self._source, portable(bundle, name), name, payloads)
+            self._cases += sample_cases(portable(bundle, name), name, payloads)
 
     @property
     def measures(self) -> Sequence[Measure]:
@@ -158,7 +158,7 @@ def worst(source: Source, figures: dict[str, Any]) -> str:
     said = []
     for measure in (*source.task.measures, *source.task.measures_of_all):
         values = [graph[measure.key] for graph in graphs if measure.key in graph]
-        said.append(measure.told(min(values) if measure.at_least else max(values)))
+        said.append(measure.told(measure.worst(values)))
     return ", ".join(said)
 
 

@@ -85,7 +85,7 @@ def summary_of(answers: Sequence[Answer], measures: Sequence[Measure]) -> dict[s
     summary: dict[str, Any] = {"answers": len(answers)}
     for number, measure in enumerate(measures):
         values = [one.figures[number] for one in answers]
-        summary[measure.key] = measure.rounded(min(values) if measure.at_least else max(values))
+        summary[measure.key] = measure.rounded(measure.worst(values))
         if measure.at_least:
             summary[f"mean_{measure.name}"] = measure.rounded(sum(values) / len(values))
     return summary

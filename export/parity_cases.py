@@ -73,7 +73,7 @@ def _rows(task: Task, probe: Probe, offline: ExportTask) -> Sequence[Row]:
     return rows
 
 
-def sample_cases(source: Source, exact: Bundle, name: str, payloads: Iterable[tuple[str, Json]]) -> list[Case]:
+def sample_cases(exact: Bundle, name: str, payloads: Iterable[tuple[str, Json]]) -> list[Case]:
     """Rows of `payloads` for graph `name`, with the answers of the bundle as `exact` runs it."""
     task, engine = load_task(exact), OnnxRuntimeEngine(exact, name, provider="cpu")
     cases = []

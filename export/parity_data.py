@@ -35,7 +35,8 @@ def read_payloads(file: Path | None, bundle: Bundle) -> list[tuple[str, Any]]:
     check_payload_file(file)
     task = load_task(bundle)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a string in JSON may hold U+2028, U+0085 and others that end a line there.
+        lines = file.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError:
         raise Refused(f"--parity-data {file} is not UTF-8; save it as UTF-8") from None
     found = []

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
+from engine.vectors import OUTPUT
 from export.nodes import Nodes, set_outputs
 
-OUTPUT = "embedding"
 _FEWEST_TOKENS = 1e-9  # sentence-transformers' floor under the count that a mean divides by
 
 
@@ -18,9 +18,9 @@ def append_pooling(graph: Any, mode: str, hidden: str, mask: str, dimension: int
     """Make `embedding`, float32 (batch, dimension), the only output of `graph`, in place.
 
     `hidden` names the token vectors, float32 (batch, length, dimension); `mask` the input, int32 (batch, length), that
-    is 1 for tokens and 0 for padding. `mode` is one of the recipe's POOLINGS.
+    is 1 for tokens and 0 for padding. `mode` is one of POOLINGS.
     """
-    _POOLINGS[mode](Nodes(graph, "pooling"), hidden, mask)
+    POOLINGS[mode](Nodes(graph, "pooling"), hidden, mask)
     set_outputs(graph, [(OUTPUT, "float32", ("batch", dimension))])
 
 
@@ -57,9 +57,10 @@ def _max(nodes: Nodes, hidden: str, mask: str) -> None:
     nodes.add("ReduceMax", "largest", masked, axes=[1], keepdims=0, output=OUTPUT)
 
 
-_POOLINGS: Mapping[str, Callable[[Nodes, str, str], None]] = {
+POOLINGS: Mapping[str, Callable[[Nodes, str, str], None]] = {
     "mean": _mean,
     "cls": _cls,
     "lasttoken": _lasttoken,
     "max": _max,
 }
+"""By sentence-transformers' names."""

@@ -67,11 +67,6 @@ class Command:
     """Where to write the recipe, in place of an export."""
 
 
-def recipe_from_argv(argv: Sequence[str]) -> Recipe:
-    """The recipe of a command line. Raises Refused as `command_from_argv` does."""
-    return command_from_argv(argv).recipe
-
-
 def command_from_argv(argv: Sequence[str]) -> Command:
     """What a command line asks for, with the recipe file that it names.
 

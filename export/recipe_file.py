@@ -281,7 +281,7 @@ def resolved(recipe: Recipe, source: Source) -> Recipe:
     options["task"] = source.task.tag
     options["adapters"] = tuple(adapter.pinned for adapter in source.adapters)
     if "max_length" in source.task.options:
-        options["max_length"] = source.max_length
+        options["max_length"] = source.task.asked_length(recipe, source)
     if "pooling" in source.task.options and "pooling" in source.settings:
         options["pooling"] = source.settings["pooling"]
     return replace(recipe, **options)

@@ -15,8 +15,9 @@ from typing import Any
 from export.dense import Dense, read_dense
 from export.errors import Refused
 from export.json_files import read_json
-from export.recipe import POOLINGS
+from export.pooling import POOLINGS
 
+MODULES = "modules.json"
 _TRANSFORMER_FILES = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -51,7 +52,7 @@ _OLD_POOLING_KEYS = {
 
 @dataclass(frozen=True)
 class SentenceFiles:
-    """What the files say; the defaults are what sentence-transformers does with a model that has none of them."""
+    """What the files say; the defaults are what sentence-transformers does with an encoder that has none of them."""
 
     transformer: str = ""
     """Folder of the transformer's own files inside the model's folder."""
@@ -70,9 +71,9 @@ def read_sentence_files(folder: Path, pooling: str | None = None) -> SentenceFil
 
     Raises Refused for modules, modes and options that a bundle cannot express.
     """
-    if not (folder / "modules.json").is_file():
-        return SentenceFiles(pooling=pooling or SentenceFiles.pooling)
-    modules = [(_class_name(module), str(module.get("path", ""))) for module in read_json(folder / "modules.json")]
+    if not (folder / MODULES).is_file():
+        return SentenceFiles(pooling=pooling or _pooling_without_files(folder))
+    modules = [(_class_name(kind), path) for kind, path in read_modules(folder)]
     names = [name for name, _ in modules]
     # Dropout does nothing outside training.
     for name in names:
@@ -83,6 +84,12 @@ def read_sentence_files(folder: Path, pooling: str | None = None) -> SentenceFil
     order = [name for name in names if name != "Dropout"]
     if order != sorted(order, key=("Transformer", "Pooling", "Dense", "Normalize").index):
         raise Refused(f"modules.json lists {', '.join(names)}; a bundle holds Pooling, then Dense, then Normalize")
+    dimensions = read_json(folder / "config_sentence_transformers.json").get("truncate_dim")
+    if dimensions is not None:
+        raise Refused(
+            f"the model's files cut every embedding to {dimensions} numbers (truncate_dim), which a bundle leaves to "
+            "jobs; take truncate_dim out of config_sentence_transformers.json and let them ask for `dimensions`"
+        )
     options = read_transformer_options(folder / modules[0][1])
     prompts, default_prompt = read_prompts(folder)
     return SentenceFiles(
@@ -97,9 +104,24 @@ def read_sentence_files(folder: Path, pooling: str | None = None) -> SentenceFil
     )
 
 
-def _class_name(module: Mapping[str, Any]) -> str:
+def _pooling_without_files(folder: Path) -> str:
+    """The last token's vector of what was trained to continue texts, the mean of all others."""
+    config = read_json(folder / "config.json")
+    names = config.get("architectures") or [""]
+    return "lasttoken" if str(names[0]).endswith("ForCausalLM") and config.get("is_causal", True) else "mean"
+
+
+def read_modules(folder: Path) -> list[tuple[str, str]]:
+    """Class and folder of every module of a model, none without the file. Raises Refused for a file of another form."""
+    modules = read_json(folder / MODULES, list)
+    if not all(isinstance(module, dict) for module in modules):
+        raise Refused(f"{folder / MODULES} is not a list of modules; download the model again")
+    return [(str(module.get("type", "")), str(module.get("path", ""))) for module in modules]
+
+
+def _class_name(kind: str) -> str:
     """`sentence_transformers.models.Pooling` and `sentence_transformers.….pooling.Pooling` are both Pooling."""
-    package, _, name = str(module.get("type", "")).rpartition(".")
+    package, _, name = kind.rpartition(".")
     return name if package.partition(".")[0] == "sentence_transformers" else f"custom {package}.{name}"
 
 

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from export.calibrate import METHODS, Ranges, ranges
 from export.int8_search import Step
 from export.observed import observed
-from export.optimize import Places, add_graph, fuse
+from export.optimize import Places, add_graph, fuse, remove_graph
 from export.precision import Int8
 from export.static_int8 import COMPARED, CPU, TENSORRT, activations, pair_of, quantizable, quantize, rounded_weights
 
@@ -73,8 +73,7 @@ class StaticInt8:
 
     def remove(self) -> None:
         """Take back what `write` wrote, and the folder that comes and goes."""
-        self.path.unlink(missing_ok=True)
-        self.path.with_suffix(".bin").unlink(missing_ok=True)
+        remove_graph(self.path)
         shutil.rmtree(self._work, ignore_errors=True)
 
     def suffering(self, step: Step, method: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from engine.tensors import Arrays, Row
-from export.errors import Refused
+from export.errors import Refused, refusal_of
 from export.esm_tokenizer import esm_tokenizer
 from export.nodes import Axes
 from export.rare_tokens import rare_texts
@@ -59,7 +59,7 @@ class TextExport(ExportTask):
     ) -> int:
         """Tokens of the longest row."""
         of_files = layout.settings.get("max_length") or processors["tokenizer"].model_max_length
-        return longest_row(recipe.max_length, of_files, positions)
+        return longest_row(recipe.max_length, of_files, positions, processors["tokenizer"])
 
     def describe(self, source: Source) -> str:
         """Architecture and length."""
@@ -137,13 +137,18 @@ def run(model: Any, inputs: Mapping[str, Any], *outputs: str) -> Arrays | None:
     return {name: answer[name][0].numpy() for name in outputs}
 
 
-def longest_row(asked: int | None, of_files: int, positions: int | None) -> int:
+def longest_row(asked: int | None, of_files: int, positions: int | None, tokenizer: Any) -> int:
     """The longest row in tokens: what was asked for, else the smallest limit that applies. Raises Refused."""
-    if asked is None:
-        return min(of_files, positions or LONGEST_DEFAULT, LONGEST_DEFAULT)
-    if positions is not None and asked > positions:
+    longest = min(of_files, positions or LONGEST_DEFAULT, LONGEST_DEFAULT) if asked is None else asked
+    if positions is not None and longest > positions:
         raise Refused(f"--max-length {asked} is more than the {positions} positions that the model has; give fewer")
-    return asked
+    # Where special tokens alone are more than that, the tokenizers library does not cut at all.
+    special = max(tokenizer.num_special_tokens_to_add(is_pair) for is_pair in (False, True))
+    if longest <= special:
+        raise Refused(
+            f"rows of {longest} tokens have no room beside {special} special ones; give a larger --max-length"
+        )
+    return longest
 
 
 def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
@@ -154,8 +159,9 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, use_fast=True, trust_remote_code=recipe.trust_remote_code, local_files_only=True
         )
-    except (OSError, ValueError, ImportError, TypeError) as error:
-        raise Refused(f"{model} has no tokenizer that can be loaded: {first_line(error)}") from error
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        found = f"{model} has no tokenizer that can be loaded: {first_line(error)}"
+        raise refusal_of(error) or Refused(found) from error
     if not tokenizer.is_fast:
         slow = tokenizer
         tokenizer = esm_tokenizer(slow)

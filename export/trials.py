@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -55,9 +56,10 @@ def summed(figures: Mapping[str, Any]) -> dict[str, float]:
     """The worst figure of every limit over all graphs of a check."""
     found: dict[str, float] = {}
     for key in figures["limits"]:
+        sign = -1 if key.startswith("min_") else 1
         values = [graph[key] for graph in figures["graphs"].values() if key in graph]
-        if values:
-            found[key] = min(values) if key.startswith("min_") else max(values)
+        if values:  # NaN is the worst
+            found[key] = max(values, key=lambda value: (math.isnan(value), sign * value))
     return found
 
 

@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.tensors import Array
-
-# transformers' PreTrainedTokenizerBase.clean_up_tokenization, for English
-_CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"))
-_CLEAN_UP_WORDS = ((" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
+from engine.text.decode import close_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +55,7 @@ class CtcVocabulary:
         """The characters as one text."""
         text = "".join(piece.text for piece in characters).strip()
         text = text.lower() if self._lowercase else text
-        if self._clean_up:
-            for found, better in (*_CLEAN_UP, *_CLEAN_UP_WORDS):
-                text = text.replace(found, better)
-        return text
+        return close_up(text) if self._clean_up else text
 
     def words(self, characters: Sequence[Piece]) -> list[Piece]:
         """The characters between spaces, joined."""

@@ -18,6 +18,7 @@ from engine.errors import InvalidInput
 from engine.tensors import Array
 
 _SAMPLES_AT_ONCE = 1 << 18  # of all channels: a few flac frames of silence may stand for gigabytes of samples
+_DENSEST = 384_000  # samples a second: two channels at 192 kHz, eight at 48; flac has up to 14 times as many
 _UNKNOWN_SIZE = 0xFFFF_0000  # what is streamed into a WAV file has such a size in its header: until the end
 _MAGIC = re.compile(rb"RIFF....WAVE|fLaC|OggS|\xff[\xe2-\xff]", re.DOTALL)
 _ID3_HEADER = 10  # bytes; the last four hold the length of the rest of the tag, seven bits each
@@ -29,7 +30,7 @@ def decode(content: bytes, rate: int, max_s: float, field: str) -> Array:
     """The samples of a recording as float32 in [-1, 1], channels averaged, `rate` of them a second.
 
     `field` names the recording in errors. Raises InvalidInput for what is no recording, is cut off, holds no sample, or
-    is longer than `max_s` seconds; decoding ends there.
+    is longer than `max_s` seconds, or holds more samples than those should; decoding ends there.
     """
     unknown = InvalidInput(f"`{field}` is not a WAV, FLAC, Ogg or MP3 recording")
     if not _MAGIC.match(content, _behind_tags(content)):
@@ -38,7 +39,7 @@ def decode(content: bytes, rate: int, max_s: float, field: str) -> Array:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             if file.format not in _FORMATS:
                 raise unknown
-            _refuse_long(file.frames / file.samplerate, max_s, field)
+            _refuse_long(file, file.frames, max_s, field)
             samples = _resampled(_mono(file, max_s, field), file.samplerate, rate)
             expected = file.frames
             decoded = file.tell() if file.seekable() else expected
@@ -69,7 +70,7 @@ def _mono(file: soundfile.SoundFile, max_s: float, field: str) -> Iterator[Array
     count, frames = 0, max(1, _SAMPLES_AT_ONCE // file.channels)
     while len(piece := file.read(frames, dtype="float32", always_2d=True)):
         count += len(piece)
-        _refuse_long(count / file.samplerate, max_s, field)
+        _refuse_long(file, count, max_s, field)
         yield piece[:, 0] if file.channels == 1 else piece.mean(axis=1)
 
 
@@ -82,9 +83,15 @@ def _resampled(pieces: Iterator[Array], found: int, wanted: int) -> Array:
     return np.concatenate(made)
 
 
-def _refuse_long(seconds: float, max_s: float, field: str) -> None:
-    if seconds > max_s:
+def _refuse_long(file: soundfile.SoundFile, frames: int, max_s: float, field: str) -> None:
+    """Raise InvalidInput where `frames` of `file` are more than `max_s` seconds, or cost more than these should."""
+    if frames / file.samplerate > max_s:
         raise InvalidInput(f"`{field}` is longer than the {max_s:g} s that are allowed (MAX_AUDIO_S)")
+    if frames * file.channels > max_s * _DENSEST:
+        raise InvalidInput(
+            f"`{field}` holds more samples than {max_s:g} s (MAX_AUDIO_S) do at {_DENSEST} a second of all channels; "
+            "send fewer channels or a lower rate"
+        )
 
 
 def _is_cut(content: bytes) -> bool:

@@ -42,11 +42,10 @@ class DualTask(ImageTask):
 
     def _text_row(self, encoding: Encoding) -> Row:
         row = replace(self.tokens.row(encoding), graph=TEXT)
-        (ids, *_) = self._text_inputs
-        if ids.length_axis is not None:
+        if self._text_inputs[0].length_axis is not None:
             return row
         # SigLIP sees padding: it was trained on texts of one length, and reads the last place, whatever is there.
-        whole = np.full(self.tokens.max_length, ids.pad, np.int32)
-        found = row.feeds[ids.name]
-        whole[: len(found)] = found
-        return replace(row, feeds={ids.name: whole}, length=1)
+        feeds = {spec.name: np.full(self.tokens.max_length, spec.pad, np.int32) for spec in self._text_inputs}
+        for name, values in feeds.items():
+            values[: len(row.feeds[name])] = row.feeds[name]
+        return replace(row, feeds=feeds, length=1)

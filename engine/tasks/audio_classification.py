@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.audio.task import AudioTask
 from engine.tasks import payload as check
-from engine.text.scores import FUNCTIONS
+from engine.text.scores import FUNCTIONS, best_labels
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -36,9 +36,7 @@ class AudioClassification(AudioTask):
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`[{"label": ..., "score": ...}, ...]`, the best first."""
-        scores = FUNCTIONS[options["function"]](outputs[0]["logits"])
-        best = (-scores).argsort(kind="stable")[: options["top_k"]]
-        return [{"label": self.config["labels"][index], "score": float(scores[index])} for index in best]
+        return best_labels(outputs[0]["logits"], self.config["labels"], options["function"], options["top_k"])
 
 
 TASK = AudioClassification

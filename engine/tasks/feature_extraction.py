@@ -6,28 +6,25 @@ prompts (name -> prefix) and default_prompt (a name, or null).
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
-from engine.tensors import Row
+from engine.text.tokens import Tokens
+from engine.vectors import FORMATS, OUTPUT, in_base64, normalized
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
     from engine.tasks.base import Json
-    from engine.tensors import Array, Arrays
+    from engine.tensors import Arrays, Row
 
-_NORM_FLOOR = 1e-12  # torch.nn.functional.normalize's default eps
 _OPENAI_ROUTE = "/v1/embeddings"
 _OPTIONS = ("normalize", "dimensions", "encoding_format", "truncate", "prompt_name")
-_FORMATS = ("float", "base64")
 
 
 @dataclass
@@ -60,27 +57,19 @@ class FeatureExtraction:
         {"texts": ["word " * 40, "A sentence of medium length that says little.", "x"], "normalize": False},
     )
 
-    def __init__(self, tokenizer: Tokenizer, model: str, config: Mapping[str, Any], limits: Limits) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokens: Tokens, model: str, config: Mapping[str, Any], limits: Limits) -> None:
+        self._tokens = tokens
         self._model = model
         self._limits = limits
         self._dimension = int(config["dimension"])
-        self._max_length = int(config["max_length"])
         self._normalize = bool(config["normalize"])
         self._prompts: dict[str, str] = dict(config.get("prompts", {}))
         self._default_prompt = self._prompts.get(config.get("default_prompt") or "", "")
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(self._max_length)
-        self._inputs: frozenset[str] = frozenset()
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, limits: Limits) -> FeatureExtraction:
+    def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
         """Read the tokenizer of `bundle`."""
-        manifest = bundle.manifest
-        tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
-        task = cls(tokenizer, manifest.model, manifest.task_config, limits)
-        task._inputs = frozenset(spec.name for spec in manifest.graphs["model"].inputs)
-        return task
+        return cls(Tokens(bundle), bundle.manifest.model, bundle.manifest.task_config, limits)
 
     def parse(self, payload: Json) -> Request:
         """Check the job's input. Raises InvalidInput."""
@@ -125,7 +114,7 @@ class FeatureExtraction:
             openai_model=openai_model,
             normalize=check.boolean(body, "normalize", self._normalize),
             dimensions=check.whole_number(body, "dimensions", 1, self._dimension),
-            encoding_format=check.choice(body, "encoding_format", _FORMATS),
+            encoding_format=check.choice(body, "encoding_format", FORMATS),
             truncate=check.boolean(body, "truncate", True),
             prompt=self._prompts[prompt_name] if prompt_name is not None else self._default_prompt,
         )
@@ -138,35 +127,23 @@ class FeatureExtraction:
         return [replace(request, texts=request.texts[at : at + rows], first=at) for at in starts]
 
     def preprocess(self, request: Request) -> Sequence[Row]:
-        """Tokenise in one call (parallel inside, without the interpreter lock). Raises InvalidInput for long texts."""
-        encodings = self._tokenizer.encode_batch_fast([request.prompt + text for text in request.texts])
+        """A row a text. Raises InvalidInput for long texts where they are not to be cut."""
+        encodings = self._tokens.encode([request.prompt + text for text in request.texts])
         if not request.truncate:
-            for index, encoding in enumerate(encodings):
-                if encoding.overflowing:
-                    raise InvalidInput(
-                        f"text {request.first + index} has more than {self._max_length} tokens, the most that the "
-                        "model takes; shorten it or leave `truncate` at true"
-                    )
+            for index, encoding in enumerate(encodings, request.first):
+                self._tokens.refuse_cut([encoding], f"text {index}")
         request.tokens = sum(len(encoding.ids) for encoding in encodings)
-        return [self._row(encoding) for encoding in encodings]
-
-    def _row(self, encoding: Any) -> Row:
-        ids = np.array(encoding.ids, np.int32)
-        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        if "token_type_ids" in self._inputs:
-            feeds["token_type_ids"] = np.array(encoding.type_ids, np.int32)
-        # A tokenizer without special tokens makes an empty row of an empty text; a bucket is at least one token long.
-        return Row(feeds, max(1, len(ids)))
+        return [self._tokens.row(encoding) for encoding in encodings]
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """The reply: `embedding` or `embeddings`, as arrays that the handler turns into JSON, or base64 strings.
 
         Shortened vectors are cut first and normalised then, as OpenAI does.
         """
-        vectors = np.stack([row["embedding"] for row in outputs])[:, : request.dimensions]
+        vectors = np.stack([row[OUTPUT] for row in outputs])[:, : request.dimensions]
         if request.normalize:
-            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), _NORM_FLOOR)
-        encoded = _base64(vectors) if request.encoding_format == "base64" else vectors
+            vectors = normalized(vectors)
+        encoded = in_base64(vectors) if request.encoding_format == "base64" else vectors
         usage = {"prompt_tokens": request.tokens, "total_tokens": request.tokens}
         if request.openai_model is not None:
             data = [{"object": "embedding", "index": i, "embedding": e} for i, e in enumerate(encoded)]
@@ -174,11 +151,6 @@ class FeatureExtraction:
             return [{"object": "list", "data": data, "model": request.openai_model, "usage": usage}]
         key, value = ("embedding", encoded[0]) if request.single else ("embeddings", encoded)
         return {key: value, "dimensions": vectors.shape[1], "usage": usage}
-
-
-def _base64(vectors: Array) -> list[str]:
-    """Each vector as little-endian float32, which is what OpenAI's client decodes."""
-    return [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
 
 
 TASK = FeatureExtraction

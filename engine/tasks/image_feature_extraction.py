@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.images import examples, vectors
+from engine import vectors
+from engine.images import examples
 from engine.images.task import ImageTask
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from engine import vectors
 from engine.errors import InvalidInput
-from engine.images import examples, vectors
+from engine.images import examples
 from engine.images.dual import DualTask
 from engine.tasks import payload as check
 from engine.tasks.items import ItemsTask, Part, Request

@@ -14,12 +14,11 @@ import numpy as np
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
 from engine.tasks.feature_extraction import FeatureExtraction, Request
+from engine.vectors import OUTPUT, normalized
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
     from engine.tensors import Arrays
-
-_NORM_FLOOR = 1e-12  # as in sentence-transformers' cosine
 
 
 @dataclass
@@ -58,8 +57,7 @@ class SentenceSimilarity(FeatureExtraction):
         """`{"similarities": [...], "usage"}`: a cosine a sentence, in their order."""
         if not isinstance(request, Comparison):
             return super().postprocess(request, outputs)
-        vectors = np.stack([row["embedding"] for row in outputs])
-        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), _NORM_FLOOR)
+        vectors = normalized(np.stack([row[OUTPUT] for row in outputs]))
         usage = {"prompt_tokens": request.tokens, "total_tokens": request.tokens}
         return {"similarities": (vectors[1:] @ vectors[0]).tolist(), "usage": usage}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
 from engine.tasks.items import Part
-from engine.text.scores import FUNCTIONS
+from engine.text.scores import FUNCTIONS, best_labels
 from engine.text.task import TextTask
 
 if TYPE_CHECKING:
@@ -58,9 +58,7 @@ class TextClassification(TextTask):
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`[{"label": ..., "score": ...}, ...]`, the best first."""
-        scores = FUNCTIONS[options["function"]](outputs[0]["logits"])
-        best = (-scores).argsort(kind="stable")[: options["top_k"]]
-        return [{"label": self.config["labels"][index], "score": float(scores[index])} for index in best]
+        return best_labels(outputs[0]["logits"], self.config["labels"], options["function"], options["top_k"])
 
 
 TASK = TextClassification

@@ -57,7 +57,7 @@ class TokenClassification(TextTask):
             windows = self.tokens.windows(text, stride or 0, on_count=on_count)
             if stride is None:
                 if not request.options["truncate"]:
-                    self.refuse_cut(windows[:1], request.first + index)
+                    self.tokens.refuse_cut(windows[:1], f"text {request.first + index}")
                 windows = windows[:1]
             count += len(windows)
             parts.append(Part([self.tokens.row(window) for window in windows], windows))

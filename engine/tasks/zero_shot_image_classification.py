@@ -14,9 +14,9 @@ import numpy as np
 from engine.errors import InvalidInput
 from engine.images import examples
 from engine.images.dual import DualTask
-from engine.images.vectors import OUTPUT
 from engine.tasks import payload as check
 from engine.text.scores import FUNCTIONS
+from engine.vectors import OUTPUT
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json

@@ -18,7 +18,11 @@ _CLOSED_UP = (
 def decode(tokenizer: Tokenizer, ids: Sequence[int], *, skip_special: bool, clean_up: bool) -> str:
     """The text of `ids`; `clean_up` closes up punctuation."""
     text = str(tokenizer.decode(list(ids), skip_special_tokens=skip_special))
-    if clean_up:
-        for apart, together in _CLOSED_UP:
-            text = text.replace(apart, together)
+    return close_up(text) if clean_up else text
+
+
+def close_up(text: str) -> str:
+    """`text` without those spaces: transformers' clean_up_tokenization."""
+    for apart, together in _CLOSED_UP:
+        text = text.replace(apart, together)
     return text

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,13 @@ FUNCTIONS: Mapping[str, Callable[[Array], Array]] = {
     "none": lambda logits: logits,
 }
 """What a classifier's scores are made with; the pipelines' names."""
+
+
+def best_labels(logits: Array, labels: Sequence[str], function: str, top_k: int) -> list[dict[str, Any]]:
+    """`[{"label": ..., "score": ...}, ...]`: the `top_k` best, scored by one of FUNCTIONS; equal ones in order."""
+    scores = FUNCTIONS[function](logits)
+    best = (-scores).argsort(kind="stable")[:top_k]
+    return [{"label": labels[index], "score": float(scores[index])} for index in best]
 
 
 def default_function(problem_type: str | None, labels: int) -> str:

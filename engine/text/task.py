@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from engine.config import Limits
-from engine.errors import InvalidInput
 from engine.tasks import payload as check
 from engine.tasks.items import ItemsTask, Part, Request
-from engine.text.tokens import Encoding, Text, Tokens
+from engine.text.tokens import Text, Tokens
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -56,14 +55,6 @@ class TextTask(ItemsTask):
         for index, group in enumerate(texts):
             made = [next(encodings) for _ in group]
             if not request.options["truncate"]:
-                self.refuse_cut(made, request.first + index)
+                self.tokens.refuse_cut(made, f"{self.one} {request.first + index}")
             parts.append(Part([self.tokens.row(encoding) for encoding in made], made))
         return parts
-
-    def refuse_cut(self, encodings: Sequence[Encoding], index: int) -> None:
-        """Raise InvalidInput when an encoding of item `index` was cut."""
-        if any(encoding.overflowing for encoding in encodings):
-            raise InvalidInput(
-                f"{self.one} {index} has more than {self.tokens.max_length} tokens, the most that the model takes; "
-                "shorten it or leave `truncate` at true"
-            )

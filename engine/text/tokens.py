@@ -60,6 +60,14 @@ class Tokens:
                 f"the text that is not shortened leaves no room for the other in {self.max_length} tokens ({error})"
             ) from None
 
+    def refuse_cut(self, encodings: Sequence[Encoding], what: str) -> None:
+        """Raise InvalidInput when one of the `encodings` of `what` was cut."""
+        if any(encoding.overflowing for encoding in encodings):
+            raise InvalidInput(
+                f"{what} has more than {self.max_length} tokens, the most that the model takes; shorten it or leave "
+                "`truncate` at true"
+            )
+
     def windows(
         self,
         text: str,

@@ -45,7 +45,9 @@ class AutomaticSpeechRecognitionExport(AudioExport):
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True
+            )
         except (OSError, ValueError, ImportError, TypeError) as error:
             raise Refused(
                 f"{model} has no tokenizer that can be loaded: {first_line(error)}; its folder needs what "

@@ -121,6 +121,10 @@ class ExportTask:
         """
         return 1
 
+    def asked_length(self, recipe: Recipe, source: Source) -> int | None:
+        """The `--max-length` that comes to the longest row of `source` again, for the recipe in the bundle."""
+        return source.max_length
+
     def describe(self, source: Source) -> str:
         """A few words for the line of the load stage."""
         return source.architecture

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from engine.vectors import OUTPUT
 from export.dense import append_dense
 from export.errors import Refused
 from export.measures import NEIGHBOURS, Measure, cosine, neighbours, of_both, relative_difference
 from export.nodes import find_output
-from export.pooling import OUTPUT, append_pooling
-from export.sentence_files import read_sentence_files
+from export.pooling import append_pooling
+from export.sentence_files import read_modules, read_sentence_files
 from export.tasks.base import Layout, Probe
 from export.text import TextExport, fast_tokenizer, run, sample_texts, texts, tokens_of
 
@@ -49,7 +50,7 @@ class FeatureExtractionExport(TextExport):
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A sentence-transformers model that pools."""
-        return (root / "modules.json").is_file() and '.Pooling"' in (root / "modules.json").read_text()
+        return any(kind.endswith(".Pooling") for kind, _ in read_modules(root))
 
     def layout(self, root: Path, recipe: Recipe) -> Layout:
         """Pooling, normalisation, lengths and prompts, from sentence-transformers' files."""

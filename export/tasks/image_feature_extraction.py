@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.images.vectors import OUTPUT
+from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, is_image_model
 from export.measures import NEIGHBOURS, Measure, cosine, neighbours, of_both, relative_difference

@@ -17,7 +17,7 @@ from export.errors import Refused
 from export.json_files import read_json
 from export.measures import Measure, cosine, neighbours, of_both, relative_difference
 from export.nodes import Nodes, require_output, set_outputs
-from export.sentence_files import read_prompts, read_transformer_options
+from export.sentence_files import read_modules, read_prompts, read_transformer_options
 from export.tasks.base import Layout, Probe
 from export.tasks.feature_extraction import FeatureExtractionExport
 from export.text import TextExport, run, sample_texts, tokens_of
@@ -41,11 +41,11 @@ class SparseEncoderExport(TextExport):
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A SparseEncoder's files."""
-        return any(name.endswith("SpladePooling") for name, _ in _modules(root))
+        return any(name.endswith("SpladePooling") for name, _ in read_modules(root))
 
     def layout(self, root: Path, recipe: Recipe) -> Layout:
         """Pooling, prompts and length; a masked language model without such files is pooled as SPLADE v2 does."""
-        modules = _modules(root)
+        modules = read_modules(root)
         kinds = [name.rpartition(".")[2] for name, _ in modules]
         if modules and kinds not in (["Transformer", "SpladePooling"], ["MLMTransformer", "SpladePooling"]):
             raise Refused(f"modules.json lists {', '.join(kinds)}; a bundle holds a Transformer and SpladePooling")
@@ -112,11 +112,6 @@ class SparseEncoderExport(TextExport):
     def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
         """Whether the neighbours of every text are the same."""
         return [neighbours(*of_both(expected, found, "weights"))]
-
-
-def _modules(root: Path) -> list[tuple[str, str]]:
-    """Class and folder of every sentence-transformers module."""
-    return [(str(one.get("type", "")), str(one.get("path", ""))) for one in read_json(root / "modules.json")]
 
 
 def _logarithm(nodes: Nodes, values: str, times: int, output: str) -> str:

@@ -234,7 +234,7 @@ def test_the_gates_figures_are_in_the_bundle(bert_bundle: Path):
 
 
 def test_a_wrong_graph_does_not_pass_the_gate(run: Export, bert: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(export.pooling._POOLINGS, "mean", export.pooling._cls)
+    monkeypatch.setitem(export.pooling.POOLINGS, "mean", export.pooling._cls)
     code, _, said = run(bert)
     assert code == 1
     assert "answers differ from the reference" in said

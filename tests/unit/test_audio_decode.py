@@ -101,7 +101,11 @@ def test_a_wav_file_that_was_streamed_has_no_length_and_is_whole():
         (file_of(np.zeros(0, np.float32)), "holds no sound"),
         (file_of(np.full(100, np.nan, np.float32), "wav floats"), "holds samples that are not numbers"),
         (file_of(np.zeros(RATE + 1, np.float32), "flac"), "is longer than the 1 s that are allowed (MAX_AUDIO_S)"),
-        (file_of(np.zeros(655_350 * 2, np.float32), "flac", 655_350), "is longer than the 1 s"),
+        (file_of(np.zeros(192_000 * 2, np.float32), "flac", 192_000), "is longer than the 1 s"),
+        (
+            file_of(np.zeros((48_001, 8), np.float32), "flac", 655_350),
+            "holds more samples than 1 s (MAX_AUDIO_S) do at",
+        ),
         (file_of(np.zeros((1000, 1024), np.float32), "wav", 100), "is longer than the 1 s"),
     ],
 )

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.bundle import CHECKSUM, MANIFEST, open_bundle
-from engine.bundle_folder import new_bundle_folder
+from engine.bundle import CHECKSUM, MANIFEST, open_bundle, write_manifest
+from engine.bundle_folder import changed_bundle_folder, is_mount_point, new_bundle_folder
 from engine.errors import BundleError
 from tests.bundles import write_small_bundle
 
@@ -122,6 +122,55 @@ def test_an_occupied_destination_is_refused(tmp_path: Path):
     (tmp_path / "out" / "file").touch()
     with pytest.raises(BundleError, match="not empty"), new_bundle_folder(tmp_path / "out"):
         pass
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path):
+    """As users have one to a larger disk."""
+    (tmp_path / "disk").mkdir()
+    out = tmp_path / "out"
+    out.symlink_to("disk/bundle")
+    write_small_bundle(out)
+    with changed_bundle_folder(out) as folder:
+        (folder / "more").touch()
+        write_manifest(folder, open_bundle(folder).manifest)
+    assert out.is_symlink()
+    assert "more" in open_bundle(tmp_path / "disk/bundle").manifest.files
+    assert sorted(path.name for path in tmp_path.rglob("*") if ".partial" in path.name) == []
+    (tmp_path / "other").symlink_to("empty")
+    (tmp_path / "empty").mkdir()
+    open_bundle(write_small_bundle(tmp_path / "other")).verify()
+
+
+def test_a_volume_is_refused_before_the_work(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nothing can be renamed to where one is mounted, as a user of Docker meets it."""
+    assert (is_mount_point(Path("/proc")), is_mount_point(small_bundle)) == (True, False)
+    monkeypatch.setattr("engine.bundle_folder.is_mount_point", lambda path: True)
+    sentence = "small-bundle is where a volume is mounted, and a bundle is a folder in it; name .*small-bundle/bundle"
+    with pytest.raises(BundleError, match=sentence), changed_bundle_folder(small_bundle):
+        pytest.fail("the work was begun")
+    shutil.rmtree(small_bundle)
+    with pytest.raises(BundleError, match=sentence), new_bundle_folder(small_bundle):
+        pytest.fail("the work was begun")
+
+
+def test_of_two_runs_at_the_same_time_the_first_is_kept(small_bundle: Path, tmp_path: Path):
+    def change(name: str) -> None:
+        with changed_bundle_folder(small_bundle) as folder:
+            (folder / name).touch()
+            if name == "second":
+                change("first")
+            write_manifest(folder, open_bundle(folder).manifest)
+
+    with pytest.raises(BundleError, match="was changed by another run meanwhile; do it again"):
+        change("second")
+    assert set(open_bundle(small_bundle).manifest.files) & {"first", "second"} == {"first"}
+    with (
+        pytest.raises(BundleError, match="out was filled by another run meanwhile; name another folder"),
+        new_bundle_folder(tmp_path / "out") as folder,
+    ):
+        write_small_bundle(tmp_path / "out")
+        (folder / CHECKSUM).touch()
+    open_bundle(tmp_path / "out").verify()
 
 
 def test_what_a_killed_run_left_is_removed_and_what_runs_is_kept(tmp_path: Path):

@@ -11,7 +11,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.optimize import ALIGNMENT, OUTSIDE_FROM, WEIGHTS, optimize
+from export.lean_trace import INSIDE_BELOW
+from export.optimize import ALIGNMENT, WEIGHTS, optimize
 from export.pooling import append_pooling
 from export.tasks.feature_extraction import TASK
 
@@ -79,7 +80,7 @@ def test_two_graphs_share_every_tensor(tmp_path: Path):
         for tensor in onnx.load(path, load_external_data=False).graph.initializer:
             place = {entry.key: entry.value for entry in tensor.external_data}
             if not place:
-                assert len(tensor.raw_data) < OUTSIDE_FROM
+                assert len(tensor.raw_data) < INSIDE_BELOW
                 continue
             assert place["location"] == WEIGHTS
             assert int(place["offset"]) % ALIGNMENT == 0

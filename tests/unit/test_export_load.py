@@ -13,9 +13,10 @@ import requests
 from huggingface_hub import errors
 
 from export import load
-from export.errors import Refused
+from export.errors import Refused, Unavailable
 from export.recipe import Recipe
-from export.text import LONGEST_DEFAULT, longest_row
+from export.text import LONGEST_DEFAULT, fast_tokenizer, longest_row
+from tests.bundles import toy_tokenizer
 from tests.models import write_json
 
 
@@ -111,6 +112,29 @@ def test_a_name_that_cannot_be_an_id():
         load.load(recipe("a b"))
 
 
+def test_a_config_that_makes_no_model(tmp_path: Path):
+    write_json(tmp_path / "config.json", {"model_type": "bert", "hidden_size": 30, "num_attention_heads": 4})
+    with pytest.raises(Refused, match="config.json is none that a model can be made of: The hidden size .30. is not a"):
+        load.load(recipe(str(tmp_path)))
+
+
+def test_code_of_a_model_that_needs_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    write_json(tmp_path / "config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}})
+    (tmp_path / "own.py").write_text("import no_such_package\n")
+    with pytest.raises(
+        Unavailable, match="'s own code does not load: .*not found in your environment: no_such_package"
+    ):
+        load.load(recipe(str(tmp_path), trust_remote_code=True))
+
+
+def test_a_tokenizer_of_a_kind_that_the_library_does_not_know(tmp_path: Path):
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+    write_json(tmp_path / "tokenizer.json", {"version": "1.0", "model": {"type": "New"}})
+    with pytest.raises(Refused, match="m has no tokenizer that can be loaded: "):
+        fast_tokenizer(tmp_path, "m", recipe("m"))
+
+
 @pytest.mark.parametrize(
     ("asked", "of_files", "positions", "expected"),
     [
@@ -124,12 +148,20 @@ def test_a_name_that_cannot_be_an_id():
     ],
 )
 def test_the_longest_row(asked: int | None, of_files: int, positions: int | None, expected: int):
-    assert longest_row(asked, of_files, positions) == expected
+    assert longest_row(asked, of_files, positions, toy_tokenizer()) == expected
 
 
 def test_a_length_over_the_positions():
     with pytest.raises(Refused, match="--max-length 513 is more than the 512 positions that the model has"):
-        longest_row(513, 256, 512)
+        longest_row(513, 256, 512, toy_tokenizer())
+
+
+@pytest.mark.parametrize(("asked", "of_files"), [(1, 512), (2, 512), (None, 2)])
+def test_a_length_that_special_tokens_fill(asked: int | None, of_files: int):
+    """With it the tokenizers library would leave texts as long as they are."""
+    with pytest.raises(Refused, match="tokens have no room beside 2 special ones; give a larger --max-length"):
+        longest_row(asked, of_files, 512, toy_tokenizer())
+    assert longest_row(3, 512, 512, toy_tokenizer()) == 3
 
 
 def test_disk_space_is_asked_of_the_folder_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -66,6 +68,16 @@ def test_an_interrupt_that_a_library_swallowed_ends_the_stage(monkeypatch: pytes
             interrupts._interrupt(2, None)
         except BaseException:
             pass
+
+
+def test_a_signal_that_the_export_was_started_to_ignore_stays_ignored(monkeypatch: pytest.MonkeyPatch):
+    """As nohup starts it, whose user then logs out."""
+    installed: dict[int, Any] = {}
+    before = {signal.SIGHUP: signal.SIG_IGN, signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    monkeypatch.setattr(signal, "getsignal", before.get)
+    monkeypatch.setattr(signal, "signal", installed.__setitem__)
+    interrupts.install()
+    assert installed == dict.fromkeys((signal.SIGINT, signal.SIGTERM), interrupts._interrupt)
 
 
 def test_a_stage_that_fails_prints_nothing(capsys: pytest.CaptureFixture[str]):

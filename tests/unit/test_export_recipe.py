@@ -12,7 +12,7 @@ import pytest
 
 from export.__main__ import main
 from export.errors import Refused, Unavailable, blaming_the_disk, refusal_of
-from export.recipe import Recipe, recipe_from_argv
+from export.recipe import Recipe, command_from_argv
 
 ARGV = ["owner/name", "--task", "feature-extraction", "--out"]
 
@@ -21,13 +21,13 @@ def test_every_option(tmp_path: Path):
     out = tmp_path / "bundle"
     argv = [*ARGV, str(out), "--revision", "v1", "--pooling", "cls", "--max-length", "64"]
     argv += ["--precision", "int8", "--trust-remote-code", "--parity-threshold", "0.999"]
-    assert recipe_from_argv(argv) == Recipe(
+    assert command_from_argv(argv).recipe == Recipe(
         "owner/name", "feature-extraction", out, "v1", "cls", 64, "int8", True, {"": 0.999}
     )
 
 
 def test_only_what_is_required(tmp_path: Path):
-    assert recipe_from_argv([*ARGV, str(tmp_path)]) == Recipe("owner/name", "feature-extraction", tmp_path)
+    assert command_from_argv([*ARGV, str(tmp_path)]).recipe == Recipe("owner/name", "feature-extraction", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_only_what_is_required(tmp_path: Path):
 )
 def test_refusals(argv: list[str], sentence: str):
     with pytest.raises(Refused) as refused:
-        recipe_from_argv(argv)
+        command_from_argv(argv)
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
     assert refused.value.exit_code == 2
@@ -156,7 +156,7 @@ def test_what_fails_on_a_full_disk_is_the_disks_fault(tmp_path: Path, monkeypatc
 def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").touch()
     with pytest.raises(Refused, match="file is a file, so that .*bundle cannot be made; name another folder"):
-        recipe_from_argv([*ARGV, str(tmp_path / "file" / "deep" / "bundle")])
+        command_from_argv([*ARGV, str(tmp_path / "file" / "deep" / "bundle")])
     monkeypatch.setattr(os, "access", lambda folder, mode: False)  # root may write everywhere
     with pytest.raises(Refused, match=f"{tmp_path} cannot be written; change its permissions or name another folder"):
-        recipe_from_argv([*ARGV, str(tmp_path / "deep" / "bundle")])
+        command_from_argv([*ARGV, str(tmp_path / "deep" / "bundle")])

@@ -17,7 +17,7 @@ from export.errors import Refused
 from export.nodes import require_output
 from export.recipe import Recipe
 from export.tasks import export_task
-from export.tasks.base import labels
+from export.tasks.base import Layout, labels
 from tests.models import write_json
 
 
@@ -91,6 +91,20 @@ def test_an_image_processor_that_makes_patches():
     )
     with pytest.raises(Refused, match="m's image processor makes more of an image than three channels of pixels"):
         image_processor._plain(found, (0, 0, 0), "m")
+
+
+def test_code_of_a_feature_extractor_is_not_run_because_somebody_pressed_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """transformers asks on the terminal where it was not told."""
+    (tmp_path / "own.py").write_text("raise SystemExit('the code of the model was run')")
+    write_json(tmp_path / "config.json", {"model_type": "unknown"})
+    write_json(tmp_path / "preprocessor_config.json", {"auto_map": {"AutoFeatureExtractor": "own.Own"}})
+    monkeypatch.setattr("builtins.input", lambda prompt: "y")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    task = export_task("audio-classification")
+    with pytest.raises(Refused, match=r"m has no feature extractor that can be loaded: .*custom code"):
+        task.processors(tmp_path, "m", Layout(), Recipe("m", task.tag, tmp_path))
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:

@@ -12,12 +12,32 @@ from safetensors.numpy import save_file
 from export.dense import read_dense
 from export.errors import Refused
 from export.sentence_files import SentenceFiles, read_sentence_files
-from tests.models import edit_json, write_json, write_sentence_files
+from tests.models import edit_json, tiny_qwen3, write_json, write_sentence_files
 
 
 def test_a_model_without_the_files(tmp_path: Path):
     assert read_sentence_files(tmp_path) == SentenceFiles("", "mean", False, None, False, {}, None)
     assert read_sentence_files(tmp_path, "cls").pooling == "cls"
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"architectures": ["Qwen3ForCausalLM"]}, "lasttoken"),
+        ({"architectures": ["Qwen3ForCausalLM"], "is_causal": False}, "mean"),
+        ({"architectures": ["Qwen3Model"]}, "mean"),
+        ({"architectures": None}, "mean"),
+    ],
+)
+def test_the_pooling_of_a_model_without_the_files_is_what_the_library_takes(
+    tmp_path: Path, config: dict[str, Any], pooling: str
+):
+    from sentence_transformers import SentenceTransformer
+
+    model = tiny_qwen3(tmp_path, sentence_transformers=False)
+    edit_json(model / "config.json", **config)
+    (_, theirs) = SentenceTransformer(str(model), device="cpu")
+    assert read_sentence_files(model).pooling == theirs.pooling_mode == pooling
 
 
 def test_everything_that_they_say(tmp_path: Path):
@@ -64,13 +84,14 @@ def test_the_transformer_may_have_a_folder_of_its_own(tmp_path: Path):
         (
             "1_Pooling/config.json",
             {"pooling_mode_cls_token": True},
-            "the model's pooling is cls + mean, a bundle takes",
+            "the model's pooling is cls + mean, a bundle takes one of mean, cls, lasttoken, max; choose it",
         ),
         ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "the model's pooling is weightedmean"),
         ("1_Pooling/config.json", {"include_prompt": False}, "the model leaves its prompts out of pooling"),
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, 'have transformer_task = "fill-mask"'),
         ("sentence_bert_config.json", {"processing_kwargs": {"text": {"truncation": False}}}, "processing_kwargs"),
         ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "the model is a SparseEncoder"),
+        ("config_sentence_transformers.json", {"truncate_dim": 16}, "cut every embedding to 16 numbers (truncate_dim)"),
         (
             "config_sentence_transformers.json",
             {"default_prompt_name": "none"},
@@ -102,6 +123,22 @@ def test_modules_that_are_refused(tmp_path: Path, kinds: list[str], sentence: st
         {"path": f"{i}_{k}" if i else "", "type": f"sentence_transformers.models.{k}"} for i, k in enumerate(kinds)
     ]
     write_json(tmp_path / "modules.json", modules)
+    with pytest.raises(Refused) as refused:
+        read_sentence_files(tmp_path)
+    assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("modules.json", {"a": 1}, "modules.json holds no list in JSON; download the model again"),
+        ("modules.json", ["Transformer"], "modules.json is not a list of modules; download the model again"),
+        ("sentence_bert_config.json", [], "sentence_bert_config.json holds no object in JSON; download the model"),
+    ],
+)
+def test_files_of_another_form(tmp_path: Path, file: str, content: Any, sentence: str):
+    write_sentence_files(tmp_path)
+    write_json(tmp_path / file, content)
     with pytest.raises(Refused) as refused:
         read_sentence_files(tmp_path)
     assert sentence in str(refused.value)

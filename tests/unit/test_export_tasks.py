@@ -13,7 +13,7 @@ from export.errors import Refused
 from export.infer import infer_task
 from export.load import load
 from export.measures import Measure, agreement, cosine, relative_difference, score_difference
-from export.recipe import TASK_OPTIONS, Recipe, recipe_from_argv
+from export.recipe import TASK_OPTIONS, Recipe, command_from_argv
 from export.tasks import TAGS, export_task
 from tests.models import write_json, write_sentence_files
 
@@ -32,7 +32,7 @@ def test_every_tag_has_both_sides():
 
 def test_the_table_of_tasks(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as done:
-        recipe_from_argv(["--list-tasks"])
+        command_from_argv(["--list-tasks"])
     assert done.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["task", "model", "class", "what", "it", "does"]

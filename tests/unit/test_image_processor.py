@@ -25,6 +25,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any], tuple[int, int] | None]] = {
     "exact, other filter": ("SiglipImageProcessor", {"size": {"height": 24, "width": 40}}, None),
     "exact, nearest pixel, odd numbers": ("EfficientNetImageProcessor", {"size": SIDE}, None),
     "exact, then a crop": ("DeiTImageProcessor", {"size": {"height": 37, "width": 36}, "crop_size": SIDE}, None),
+    "a crop alone": ("CLIPImageProcessor", {"do_resize": False, "crop_size": SIDE}, None),
     "shortest, then a crop": ("CLIPImageProcessor", {"size": {"shortest_edge": 36}, "crop_size": SIDE}, None),
     "shortest, then a larger crop": ("BitImageProcessor", {"size": {"shortest_edge": 21}, "crop_size": SIDE}, None),
     "share of a crop": ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}, "crop_pct": 0.875}, None),
@@ -91,6 +92,12 @@ def test_pixels_of_any_image(name: str, height: int, width: int, seed: int):
         ),
         ("ZoeDepthImageProcessor", {}, None, "ZoeDepthImageProcessor does something to an image of 131 x 97 beside"),
         ("ImageGPTImageProcessor", {}, None, "fails on a plain image"),
+        (
+            "CLIPImageProcessor",
+            {"size": {"longest_edge": 40}},
+            None,
+            "model's CLIPImageProcessor is none of those that the worker knows (KeyError: 'height'); no bundle",
+        ),
     ],
 )
 def test_what_cannot_be_done_alike_is_refused(kind: str, values: Any, asked: tuple[int, int] | None, sentence: str):

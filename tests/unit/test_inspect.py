@@ -83,6 +83,32 @@ def test_model_graphs_and_parity_are_told(small_bundle: Path, capsys: pytest.Cap
     assert "no plans; `python -m export plan BUNDLE`" in said
 
 
+def test_figures_that_are_no_numbers_are_told(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
+    """As they stand in a bundle that was allowed to fail its gate."""
+    figures = {"graphs": {"graphs/model/fp32.onnx": {"min_cosine": None, "max_relative_difference": 0.5}}}
+    (small_bundle / "parity.json").write_text(json.dumps(figures))
+    write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    assert main(["inspect", str(small_bundle)]) == 0
+    assert "min cosine not a number, max relative difference 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"), [("{", "parity.json is not JSON ("), (None, "parity.json cannot be read (No such file")]
+)
+def test_figures_that_cannot_be_read_are_a_sentence(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str], content: str | None, sentence: str
+):
+    file = small_bundle / "parity.json"
+    file.write_text(content or "{}")
+    write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    if content is None:
+        file.unlink()
+    assert main(["inspect", str(small_bundle)]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.endswith("; copy the bundle again or export the model again\n")
+
+
 @pytest.mark.parametrize(
     ("capability", "version", "obstacle"),
     [

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.images.vectors import OUTPUT
+from engine.vectors import OUTPUT
 from export.measures import NEIGHBOURS, neighbours
 from export.tasks import export_task
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ from onnx import helper, numpy_helper
 from engine.bundle import open_bundle
 from export.candidates import of_bundle
 from export.errors import Refused
-from export.parity_answers import answers_of
+from export.measures import Measure
+from export.parity_answers import Answer, answers_of, summary_of
+from export.trials import summed
 
 
 def test_a_graph_that_does_not_run_is_refused(small_bundle: Path):
@@ -35,3 +38,22 @@ def test_a_graph_that_does_not_run_is_refused(small_bundle: Path):
     said = str(refused.value)
     assert said.startswith("the graph of m (Toy) does not run: ONNX Runtime failed at ")
     assert said.endswith("; try another --exporter")
+
+
+def test_what_is_no_number_is_the_worst_wherever_it_stands():
+    measures = [Measure("cosine", 0.9, 0.9, at_least=True), Measure("difference", 0.1, 0.1)]
+    case: Any = None
+    answers = [Answer(case, "graph", figures) for figures in ((1.0, 0.0), (float("nan"), float("nan")), (0.5, 0.2))]
+    for order in permutations(answers):
+        summary = summary_of(order, measures)
+        assert np.isnan([summary["min_cosine"], summary["max_difference"]]).all()
+        figures = [{"min_cosine": one.figures[0], "max_difference": one.figures[1]} for one in order]
+        graphs = {str(number): figure for number, figure in enumerate(figures)}
+        worst = summed({"limits": figures[0], "graphs": graphs})
+        assert np.isnan(list(worst.values())).all()
+    assert summary_of(answers[::2], measures) == {
+        "answers": 2,
+        "min_cosine": 0.5,
+        "mean_cosine": 0.75,
+        "max_difference": 0.2,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,12 @@ def test_a_file_that_cannot_be_read(small_bundle: Path, tmp_path: Path):
         with pytest.raises(Refused) as refused:
             read_payloads(tmp_path / name, bundle)
         assert str(refused.value) == f"--parity-data {tmp_path / sentence}"
+
+
+def test_a_line_ends_where_json_lines_do(small_bundle: Path, tmp_path: Path):
+    """And not at U+2028, U+0085 and the like, which JSON may hold as they are."""
+    payloads = [{"text": "a\u2028b"}, {"text": "a\x85b"}]
+    lines = "\r\n".join(json.dumps(payload, ensure_ascii=False) for payload in payloads)
+    (tmp_path / "rows.jsonl").write_bytes(f"{lines}\r\n\r\n".encode())
+    found = read_payloads(tmp_path / "rows.jsonl", open_bundle(small_bundle))
+    assert found == [("rows.jsonl:1", payloads[0]), ("rows.jsonl:2", payloads[1])]

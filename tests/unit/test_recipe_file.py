@@ -12,8 +12,9 @@ import pytest
 
 from export.errors import Refused
 from export.plan_recipe import PlanRecipe
-from export.recipe import Recipe, _parser, command_from_argv, recipe_from_argv
+from export.recipe import Recipe, _parser, command_from_argv
 from export.recipe_file import _KEYS, PLAN, _options, resolved, text_of
+from export.tasks import export_task
 
 EVERYTHING = """
 --task feature-extraction --revision v1 --pooling cls --max-length 64 --image-size 4x5
@@ -33,7 +34,7 @@ def written(folder: Path, text: str) -> Path:
 
 def refusal(folder: Path, text: str, *argv: str) -> str:
     with pytest.raises(Refused) as refused:
-        recipe_from_argv(["--recipe", str(written(folder, text)), "--out", str(folder / "bundle"), *argv])
+        command_from_argv(["--recipe", str(written(folder, text)), "--out", str(folder / "bundle"), *argv])
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -46,7 +47,7 @@ def test_every_option_survives_the_way_into_a_file_and_back(tmp_path: Path):
     from export.recipe_file import write_recipe
 
     write_recipe(file, asked.recipe)
-    found = recipe_from_argv(["--recipe", str(file)])
+    found = command_from_argv(["--recipe", str(file)]).recipe
     assert (found.out.resolve(), found.parity_data and found.parity_data.resolve()) == (
         out,
         Path("rows.jsonl").resolve(),
@@ -67,7 +68,7 @@ def test_every_attribute_of_a_recipe_has_a_key(tmp_path: Path):
 
 
 def test_what_is_written_is_what_a_person_would_write():
-    recipe = recipe_from_argv(["owner/name", *EVERYTHING, "--out", "no-such-bundle"])
+    recipe = command_from_argv(["owner/name", *EVERYTHING, "--out", "no-such-bundle"]).recipe
     content = tomllib.loads(text_of(recipe))
     assert content["precision"] == {"cpu": "int8", "tensorrt": "fp16"}
     assert content["parity-threshold"] == {"min_cosine": 0.9}
@@ -91,12 +92,14 @@ adapter = "owner/lora"
 batches = 8""",
     )
     argv = ["--recipe", str(file), "--out", str(tmp_path / "b")]
-    recipe = recipe_from_argv([*argv, "--max-length", "32", "--no-trust-remote-code", "--no-plan", "--adapter", "o/l"])
+    recipe = command_from_argv(
+        [*argv, "--max-length", "32", "--no-trust-remote-code", "--no-plan", "--adapter", "o/l"]
+    ).recipe
     assert (recipe.model, recipe.revision, recipe.max_length) == ("owner/name", "v1", 32)
     assert (recipe.trust_remote_code, recipe.plan, recipe.adapters) == (False, None, ("o/l",))
     assert recipe.parity_thresholds == {"": 0.9, "min_cosine": 0.8}
-    assert recipe_from_argv([*argv, "--parity-threshold", "0.5"]).parity_thresholds == {"": 0.5}
-    other = recipe_from_argv(["owner/other", *argv])
+    assert command_from_argv([*argv, "--parity-threshold", "0.5"]).recipe.parity_thresholds == {"": 0.5}
+    other = command_from_argv(["owner/other", *argv]).recipe
     assert (other.model, other.revision) == ("owner/other", None)  # a revision belongs to its model
     assert other.plan is not None
     assert other.plan.batches == (8,)
@@ -108,7 +111,10 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     text = 'model = "model"\nout = "../bundle"\nparity-data = "rows.jsonl"\nadapter = ["./lora", "owner/lora"]\n'
     file = written(tmp_path / "ci", text)
     monkeypatch.chdir(tmp_path)
-    for recipe in (recipe_from_argv(["--recipe", str(file)]), recipe_from_argv(["--recipe", "ci/recipe.toml"])):
+    for recipe in (
+        command_from_argv(["--recipe", str(file)]).recipe,
+        command_from_argv(["--recipe", "ci/recipe.toml"]).recipe,
+    ):
         assert Path(recipe.model).resolve() == tmp_path / "ci/model"
         assert recipe.out.resolve() == tmp_path / "bundle"
         assert recipe.parity_data is not None
@@ -116,7 +122,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         assert Path(recipe.adapters[0]).resolve() == tmp_path / "ci/lora"
         assert recipe.adapters[1] == "owner/lora"
     written(tmp_path / "ci", 'model = "./gone"')
-    missing = recipe_from_argv(["--recipe", "ci/recipe.toml", "--out", "b"])
+    missing = command_from_argv(["--recipe", "ci/recipe.toml", "--out", "b"]).recipe
     assert missing.model.startswith(".")  # a path still, so that nobody looks for it on the Hub
 
 
@@ -158,11 +164,11 @@ def test_a_recipe_that_cannot_be_read(tmp_path: Path):
         (tmp_path, "cannot be read (Is a directory)"),
     ):
         with pytest.raises(Refused, match=".*") as refused:
-            recipe_from_argv(["--recipe", str(path), "--out", "b"])
+            command_from_argv(["--recipe", str(path), "--out", "b"])
         assert sentence in str(refused.value)
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(Refused, match="is not valid TOML"):
-        recipe_from_argv(["--recipe", str(tmp_path / "binary.toml"), "--out", "b"])
+        command_from_argv(["--recipe", str(tmp_path / "binary.toml"), "--out", "b"])
 
 
 def test_a_recipe_is_not_written_over_another_one(tmp_path: Path):
@@ -191,7 +197,7 @@ def test_the_resolved_recipe_says_what_was_left_open():
         model="owner/name",
         revision="c0ffee",
         exporter="optimum",
-        task=SimpleNamespace(tag="feature-extraction", options=("max_length", "pooling")),
+        task=export_task("feature-extraction"),
         adapters=[SimpleNamespace(pinned="owner/lora@abc")],
         max_length=256,
         settings={"pooling": "mean"},
@@ -212,3 +218,22 @@ def test_the_resolved_recipe_says_what_was_left_open():
         "adapter": ["owner/lora@abc"],
         "exporter": "optimum",
     }
+
+
+@pytest.mark.parametrize(
+    ("extractor", "asked", "told"),
+    [("Wav2Vec2FeatureExtractor", None, 30), ("Wav2Vec2FeatureExtractor", 5, 5), ("ASTFeatureExtractor", None, None)],
+)
+def test_the_length_of_sound_stays_in_seconds(extractor: str, asked: int | None, told: int | None):
+    """In a source it is in frames; and spectrograms, whose length is fixed, take none."""
+    source: Any = SimpleNamespace(
+        model="m",
+        revision=None,
+        exporter="torchscript",
+        task=export_task("audio-classification"),
+        adapters=(),
+        max_length=1499,
+        settings={},
+        processor=type(extractor, (), {})(),
+    )
+    assert resolved(Recipe("m", None, Path("b"), max_length=asked), source).max_length == told

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.zoo.images import HEADS
+from benchmarks.zoo.images import HEADS, task_model
+from export.__main__ import main
 from tests.e2e.images.test_classification import CANDIDATES, pipeline_images
+from tests.models import edit_json
+from tests.served import Served
 
 TASK, BOTH = "image-feature-extraction", "image-text-embedding"
 ARCHITECTURES = ("vit", "swin", "resnet", "dinov2")
@@ -76,6 +80,24 @@ def test_images_and_texts_in_one_space(zoo: Any, images: list[str], architecture
         assert_near(found["embeddings"], unit)
         alone = entry.served.ask_all([{kind: value} for value in values])
         assert_near([answer["embedding"] for answer in alone], found["embeddings"], 1e-5)
+
+
+def test_a_text_encoder_of_one_length_that_takes_a_mask(tmp_path: Path):
+    """SigLIP's own tokenizer makes none; others that it was trained with do."""
+    import torch
+    import transformers
+
+    folder = task_model(tmp_path / "model", BOTH, "siglip")
+    edit_json(folder / "tokenizer_config.json", model_input_names=["input_ids", "attention_mask"])
+    assert main([str(folder), "--task", BOTH, "--out", str(tmp_path / "bundle")]) == 0
+    served = Served(tmp_path / "bundle")
+    assert [spec.name for spec in served.bundle.manifest.graphs["text"].inputs] == ["input_ids", "attention_mask"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer(CANDIDATES, padding="max_length", truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        expected = transformers.AutoModel.from_pretrained(folder).eval().get_text_features(**tokens).numpy()
+    assert_near(served.ask({"texts": CANDIDATES, "normalize": False})["embeddings"], expected)
+    served.close()
 
 
 @pytest.mark.parametrize(
