@@ -246,7 +246,6 @@ class Batcher:
         except Exception as error:  # no memory, or whatever else: there is an engine without them
             self._say(f"batches go on running one after the other: {error}")
             return
-        self._say(f"batches run side by side from now on when {len(opened)} rows or more wait")
         with self._lock:
             self._engines += opened
             self._lanes.open(len(opened))
@@ -254,6 +253,7 @@ class Batcher:
             self._lane_threads += theirs
         for thread in theirs:
             thread.start()
+        self._say(f"batches run side by side from now on when {len(opened)} rows or more wait")
 
     def _end(self) -> None:
         """Let every thread end after what it runs."""

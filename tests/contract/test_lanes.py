@@ -232,8 +232,9 @@ def runs(engine: OnnxRuntimeEngine, said: list[str] | None = None) -> Batcher:
 
 
 async def opened(batcher: Batcher, said: list[str]) -> None:
-    while not said:
-        await batcher.run([row(4)] * 9)
+    async with asyncio.timeout(PATIENCE_S):
+        while not said:
+            await batcher.run([row(4)] * 9)
 
 
 async def test_onnxruntime_answers_the_same_in_lanes(small_bundle: Path):
@@ -253,7 +254,7 @@ async def test_onnxruntime_answers_the_same_in_lanes(small_bundle: Path):
 @pytest.mark.skipif(cpu_quota() != len(CPUS) or len(CPUS) < 2, reason="needs two CPUs without a quota")
 async def test_each_lane_keeps_to_a_cpu_of_its_own(small_bundle: Path):
     said: list[str] = []
-    batcher = runs(OnnxRuntimeEngine(open_bundle(small_bundle), lanes=True), said)
+    batcher = runs(OnnxRuntimeEngine(open_bundle(small_bundle), threads=len(CPUS), lanes=True), said)
     await opened(batcher, said)
     threads = [batcher._thread, *batcher._lane_threads[1:]]
     async with asyncio.timeout(PATIENCE_S):

@@ -26,7 +26,9 @@ def waiting_for_its_bundle(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[st
             "PATH": "/usr/bin:/bin",
         }
         command = [sys.executable, "-u", "-m", "handler"]
+        outlives = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where these tests were started with nohup
         worker = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        signal.signal(signal.SIGHUP, outlives)
         connection, _ = server.accept()
         with connection:
             (engine,) = psutil.Process(worker.pid).children()
