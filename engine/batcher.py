@@ -205,8 +205,10 @@ class Batcher:
         if lane != TOGETHER:
             self._wake_lanes_of_use()
         elif not self._lane_threads and 0 < self._engine.lanes <= len(batch) + len(self._queue):
-            self._lane_threads.append(_daemon(self._open_lanes, "engine-lanes"))
-            self._lane_threads[0].start()
+            with suppress(RuntimeError):  # there may be no room for another thread just now
+                opening = _daemon(self._open_lanes, "engine-lanes")
+                opening.start()
+                self._lane_threads.append(opening)
 
     def _wake_lanes_of_use(self) -> None:
         waiting = len(self._queue)
@@ -243,16 +245,16 @@ class Batcher:
             os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
         try:
             opened = self._engine.open_lanes()
-        except Exception as error:  # no memory, or whatever else: there is an engine without them
+            self._engines += opened
+            for lane in range(2, len(opened) + 1):
+                thread = _daemon(partial(self._work, lane), f"engine-{lane}")
+                thread.start()
+                self._lane_threads.append(thread)
+        except Exception as error:  # no memory, no thread, or whatever else: there is an engine without them
             self._say(f"batches go on running one after the other: {error}")
             return
         with self._lock:
-            self._engines += opened
             self._lanes.open(len(opened))
-            theirs = [_daemon(partial(self._work, lane), f"engine-{lane}") for lane in range(2, len(opened) + 1)]
-            self._lane_threads += theirs
-        for thread in theirs:
-            thread.start()
         self._say(f"batches run side by side from now on when {len(opened)} rows or more wait")
 
     def _end(self) -> None:

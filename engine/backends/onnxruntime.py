@@ -29,9 +29,9 @@ _OVERHEAD_TOKENS = {"cpu": 16, "cuda": 512}  # cuda: not measured yet
 # There 512 tokens are the cheapest a token; larger batches only keep others waiting and memory taken.
 _BEST_TOKENS = {"cpu": 512, "cuda": 16_384}  # cuda: not measured yet
 # Of a lane, which has one thread. With 512 tokens 32 clients got as many answers, 8 clients 4 to 6 % fewer; p99 was a
-# tenth to a seventh longer and 11 MB more were held. With 128 32 clients got 4 to 6 % fewer.
+# tenth to a sixth longer, and 11 to 13 MB more were held. With 128 tokens 32 clients got 4 to 6 % fewer.
 _BEST_TOKENS_OF_LANE = 256
-_LANES_HOLD = 2  # times the weights' size, generously: measured 1.2 (int8: packed weights 1, activations 0.2)
+_LANES_HOLD = 2  # times the weights' size, generously: those of MiniLM held 0.6 times in fp32, once in int8
 _LOG_ERRORS_ONLY = 3
 _WARM_UP = (Bucket(1, 16), Bucket(4, 32))
 

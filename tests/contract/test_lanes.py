@@ -179,6 +179,30 @@ async def test_where_they_cannot_be_opened_everything_goes_on(small_bundle: Path
     made.batcher.close()
 
 
+@pytest.mark.parametrize("lacking", ["engine-lanes", "engine-2"])
+async def test_where_there_is_no_room_for_a_thread(small_bundle: Path, monkeypatch: pytest.MonkeyPatch, lacking: str):
+    made, start = Lanes(small_bundle), threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == lacking:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for _ in range(3):
+        assert len(await made.batcher.run([row(4)] * 20)) == 20
+    made.batcher.close(PATIENCE_S)
+    assert not made.batcher._thread.is_alive()
+    assert set(made.threads) == {"engine"}
+    assert (
+        made.said
+        == {
+            "engine-lanes": [],
+            "engine-2": ["batches go on running one after the other: can't start new thread"],
+        }[lacking]
+    )
+
+
 async def test_closing_waits_for_lanes_that_are_being_opened(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     made = Lanes(small_bundle)
     opening, gate, closed, really = threading.Event(), threading.Event(), [], made.engine.open_lanes
@@ -256,7 +280,7 @@ async def test_each_lane_keeps_to_a_cpu_of_its_own(small_bundle: Path):
     said: list[str] = []
     batcher = runs(OnnxRuntimeEngine(open_bundle(small_bundle), threads=len(CPUS), lanes=True), said)
     await opened(batcher, said)
-    threads = [batcher._thread, *batcher._lane_threads[1:]]
+    threads = [batcher._thread, *(thread for thread in batcher._lane_threads if thread.name != "engine-lanes")]
     async with asyncio.timeout(PATIENCE_S):
         while [os.sched_getaffinity(thread.native_id or 0) for thread in threads] != [{cpu} for cpu in CPUS]:
             await asyncio.sleep(0.001)  # until the last thread has begun
