@@ -151,8 +151,8 @@ class Batcher:
                 if self._closed or len(self._queue):  # woken for nothing, it took a fifth of a lone row
                     self._wake.notify()
 
-    def _begin(self, lane: int, batch: list[Waiting], slot: int = 0) -> Flight:
-        return self._flights.start(self._flights.load(batch, self._engines[lane], lane, slot))
+    def _begin(self, lane: int, batch: list[Waiting]) -> Flight:
+        return self._flights.start(self._flights.load(batch, self._engines[lane], lane))
 
     def _serve(self) -> None:
         self._work(TOGETHER, 1)
