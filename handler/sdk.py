@@ -20,6 +20,7 @@ from typing import Any
 
 from engine.config import shown
 from engine.errors import ConfigError
+from handler import trust
 from handler.log import log
 
 TESTED_VERSION = "1.12.0"
@@ -32,6 +33,7 @@ _SHELLS = (
     "runpod.cli",
     "runpod.cli.groups",
     "runpod.cli.groups.config",
+    "tomlkit",
 )
 
 
@@ -57,6 +59,8 @@ def _enter_through_shells() -> None:
     if importlib.util.find_spec("runpod") is None:
         raise ConfigError("the RunPod SDK is not installed; install requirements/cpu.txt or requirements/all.txt")
     for name in _SHELLS:
+        if name in sys.modules:
+            continue
         spec = importlib.util.find_spec(name)
         if spec is None or spec.submodule_search_locations is None:
             return  # the SDK's layout changed: import the rest of it in the ordinary way
@@ -74,18 +78,10 @@ def _load_aiohttp() -> None:
     if "aiohttp" not in sys.modules and "aiodns" not in sys.modules:
         sys.modules["aiodns"] = None  # type: ignore[assignment]  # the import system's own way to say "not there"
         try:
-            importlib.import_module("aiohttp")
+            with trust.later():
+                importlib.import_module("aiohttp")
         finally:
             del sys.modules["aiodns"]
-
-
-def _postpone_tomlkit() -> None:
-    spec = importlib.util.find_spec("tomlkit")
-    if "tomlkit" not in sys.modules and spec is not None and spec.loader is not None:
-        spec.loader = importlib.util.LazyLoader(spec.loader)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["tomlkit"] = module
-        spec.loader.exec_module(module)
 
 
 def _load_http_client() -> ModuleType:
@@ -164,7 +160,6 @@ def load() -> Sdk:
     _enter_through_shells()
     try:
         _load_aiohttp()
-        _postpone_tomlkit()
         # By name, and untyped: the SDK ships no types.
         http_client = _load_http_client()
         rp_job = importlib.import_module("runpod.serverless.modules.rp_job")

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import aiohttp
 
 from engine.errors import WorkerFault
+from handler import trust
 from handler.log import log
 from handler.reply import body_of_error, encode
 from handler.sdk import Sdk
@@ -93,6 +94,9 @@ class Poll:
     async def _jobs(self, poll: asyncio.Future[Any]) -> list[Any]:
         try:
             jobs = await poll
+        except aiohttp.ClientConnectorCertificateError:
+            trust.read_all()
+            raise
         except (aiohttp.ClientError, asyncio.TimeoutError):
             raise
         except Exception:
@@ -211,6 +215,8 @@ class Results:
                 reason = f"{type(error).__name__}: {error}"
                 if isinstance(error, aiohttp.InvalidURL):
                     deadline = 0.0
+                elif isinstance(error, aiohttp.ClientConnectorCertificateError):
+                    trust.read_all()
             if once:
                 return None
             if refusal == _TOO_LARGE or (refusal is not None and attempt >= _ATTEMPTS):

@@ -1,0 +1,72 @@
+"""Whose certificates TLS trusts: read when a connection needs them, not at boot.
+
+aiohttp makes two TLS contexts while it is imported, of which one is ever used, and each reads all 140 authorities of a
+Debian: 20 to 40 ms of CPU time each. A context of `later` reads them with its first connection: one by one where the
+machine's folder of authorities can be searched (0.2 ms), and all of them where it cannot, or holds too few.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")  # how OpenSSL finds an authority in a folder: `openssl rehash`
+
+_searching: list[ssl.SSLContext] = []
+"""Those that know a folder and nothing else."""
+
+
+class _Later(ssl.SSLContext):
+    """Trusts nobody yet."""
+
+    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        """As in the base class; asyncio connects through it."""
+        _read(self)
+        return ssl.SSLContext.wrap_bio(self, *args, **kwargs)
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        """As in the base class."""
+        _read(self)
+        return ssl.SSLContext.wrap_socket(self, *args, **kwargs)
+
+
+@contextmanager
+def later() -> Iterator[None]:
+    """Contexts that are made meanwhile read the machine's authorities when they are first used."""
+
+    def postpone(context: ssl.SSLContext) -> None:
+        context.__class__ = _Later
+
+    ssl.SSLContext.set_default_verify_paths = postpone  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        del ssl.SSLContext.set_default_verify_paths  # what was there is the base class's
+
+
+def read_all() -> None:
+    """For contexts that met a certificate which they do not trust: the authorities that their folder does not have."""
+    while _searching:
+        _searching.pop().load_default_certs()
+
+
+def _read(context: ssl.SSLContext) -> None:
+    folder = ssl.get_default_verify_paths().capath
+    if "SSL_CERT_FILE" in os.environ or folder is None or not _can_be_searched(folder):
+        context.load_default_certs()
+    else:
+        context.load_verify_locations(capath=folder)
+        _searching.append(context)
+    context.__class__ = ssl.SSLContext
+
+
+def _can_be_searched(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(_HASHED.fullmatch(entry.name) for entry in entries)
+    except OSError:
+        return False

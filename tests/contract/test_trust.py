@@ -1,0 +1,109 @@
+"""Whom the worker trusts over TLS: those whom the machine trusts, though it does not read them all at boot."""
+
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.emulator import EmulatorThread
+from benchmarks.worker_process import WorkerProcess
+from tests.tls_front import TlsFront, searchable
+from tests.tls_server import certificate
+
+LOAD = "from handler import sdk, trust; sdk.load(); import aiohttp, asyncio, os, ssl\n"
+ASK = (
+    "async def ask(url):\n"
+    "    async with aiohttp.ClientSession() as session, session.get(url) as reply:\n"
+    "        return reply.status\n"
+)
+
+
+@pytest.fixture
+def front(tmp_path: Path) -> Iterator[TlsFront]:
+    with EmulatorThread() as emulator, TlsFront(tmp_path, int(emulator.url.rpartition(":")[2])) as running:
+        yield running
+
+
+def run(code: str, *arguments: str, **env: str) -> list[str]:
+    """What `code` prints where nothing but `env` names authorities."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SSL_CERT_")}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, env={**clean, **env}
+    ).stdout.split()
+
+
+def test_none_is_read_before_the_first_connection(tmp_path: Path):
+    code = (
+        "import ssl; read = []\n"
+        "was = ssl.SSLContext.set_default_verify_paths\n" + LOAD + "from aiohttp import connector\n"
+        "contexts = [one for one in vars(connector).values() if isinstance(one, ssl.SSLContext)]\n"
+        "print(len(contexts), *(len(one.get_ca_certs()) for one in contexts))\n"
+        "print(ssl.SSLContext.set_default_verify_paths is was, len(ssl.create_default_context().get_ca_certs()))"
+    )
+    pem = certificate(tmp_path)
+    assert run(code, SSL_CERT_FILE=str(pem)) == ["2", "0", "0", "True", "1"]
+
+
+@pytest.mark.parametrize("way", ["file", "folder"])
+def test_an_authority_of_the_machine_is_trusted(front: TlsFront, tmp_path: Path, way: str):
+    code = LOAD + ASK + "import sys; print(asyncio.run(ask(sys.argv[1])), len(trust._searching))"
+    folder = searchable(tmp_path / "authorities", front.pem)
+    env = {"SSL_CERT_FILE": str(front.pem)} if way == "file" else {"SSL_CERT_DIR": str(folder)}
+    assert run(code, front.url, **env) == ["404", "0" if way == "file" else "1"]
+
+
+def test_others_are_not(front: TlsFront, tmp_path: Path):
+    code = (
+        LOAD + ASK + "import sys\n"
+        "for _ in range(2):\n"
+        "    try: asyncio.run(ask(sys.argv[1]))\n"
+        "    except aiohttp.ClientConnectorCertificateError: print('refused')\n"
+        "    trust.read_all()"
+    )
+    folder = searchable(tmp_path / "authorities", certificate(tmp_path, "other"))
+    for env in ({"SSL_CERT_DIR": str(folder)}, {"SSL_CERT_FILE": str(tmp_path / "other.pem")}):
+        assert run(code, front.url, **env) == ["refused", "refused"]
+
+
+def test_a_name_that_the_certificate_does_not_carry_is_refused(front: TlsFront, tmp_path: Path):
+    code = (
+        LOAD + ASK + "import sys\n"
+        "try: asyncio.run(ask(sys.argv[1].replace('localhost', '127.0.0.1')))\n"
+        "except aiohttp.ClientConnectorCertificateError as error: print('mismatch' in str(error))"
+    )
+    folder = searchable(tmp_path / "authorities", front.pem)
+    assert run(code, front.url, SSL_CERT_DIR=str(folder)) == ["True"]
+
+
+@pytest.mark.parametrize("way", ["a file", "a folder", "a file beside a folder without it"])
+def test_a_worker_answers_over_tls(way: str, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The third is a machine whose bundle of authorities was added to and not the folder beside it."""
+    with EmulatorThread() as emulator, TlsFront(tmp_path, int(emulator.url.rpartition(":")[2])) as front:
+        folder = searchable(tmp_path / "authorities", front.pem if way == "a folder" else certificate(tmp_path, "o"))
+        named = {
+            "a file": {"SSL_CERT_FILE": str(front.pem)},
+            "a folder": {"SSL_CERT_DIR": str(folder)},
+            # As if this file were OpenSSL's own default, which the environment does not name.
+            "a file beside a folder without it": {"SSL_CERT_DIR": str(folder), "LATER": str(front.pem)},
+        }[way]
+        for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+            monkeypatch.delenv(name, raising=False)
+        env = {name: value.replace(emulator.url, front.url) for name, value in emulator.worker_env().items()}
+        env |= {"BUNDLE": str(small_bundle), "REQUESTS_CA_BUNDLE": str(front.pem), **named}
+        code = (
+            "import os, runpy, handler.trust\n"
+            "kept = handler.trust.read_all\n"
+            "def read_all():\n"
+            "    if 'LATER' in os.environ: os.environ['SSL_CERT_FILE'] = os.environ['LATER']\n"
+            "    kept()\n"
+            "handler.trust.read_all = read_all\n"
+            "runpy.run_module('handler', run_name='__main__', alter_sys=True)"
+        )
+        with WorkerProcess(emulator, [sys.executable, "-c", code], env):
+            record = emulator.wait(emulator.submit({"text": "a"}))
+    assert record.status == "COMPLETED"
+    assert ssl.OPENSSL_VERSION_INFO >= (1, 1)  # whose folders are filed by the hash that `searchable` computes
