@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from engine.bundle import open_bundle
 from engine.config import Settings
 from engine.errors import BundleError
+from handler.beside import Beside
 from handler.log import log
 from handler.timeline import Timeline
+from handler.verification import Verification
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
     from engine.passage import Passage
     from engine.router import Router
     from engine.select import Choice
+    from engine.tasks.base import Task
     from handler.handler import Handler
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -77,27 +76,24 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
 
             folder = bundle_folder(settings)
         bundle = open_bundle(folder, sha256=settings.bundle_sha256, public_key=settings.bundle_public_key)
-    verified = _in_thread(lambda: _verify(bundle, timeline))
+    verification = Verification(bundle)
     with timeline.stage("imports"):
         # Here and not at the top: while these modules load, the files are hashed and the driver starts.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: it would spin on another CPU as it is imported
         if bundle.manifest.graphs and settings.engine not in ("fake", "onnxruntime-cpu") and not settings.build_on_boot:
             from engine.probe import load_kernels_lazily, wake_gpu
 
             load_kernels_lazily()
-            _in_thread(wake_gpu)  # not where a plan may be built, by another process that may want the whole device
-        from engine.batcher import Batcher
+            Beside(wake_gpu)  # not where a plan may be built, by another process that may want the whole device
         from engine.boot import import_ahead, open_engine, warmed
-        from engine.passage import Passage
-        from engine.router import Router
         from engine.select import Choice
-        from engine.stats import Stats
-        from engine.tasks import load_task
-        from handler.handler import Handler
 
         if bundle.manifest.graphs:
             import_ahead(settings)
+    if not verification.is_over:
+        _import_serving()
     try:
-        verified.result()  # nothing of the bundle is deserialised before this line
+        timeline.stages["verify"] = verification.result()  # nothing of the bundle is deserialised before this line
     except BundleError as error:
         if not settings.bundle_url:
             raise
@@ -112,12 +108,19 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
             engines[graph], choices[graph] = open_engine(bundle, settings, graph, _info, struck[graph])
     if not choices:
         choices[bundle.manifest.task] = Choice("none", f"{bundle.manifest.task} has no model")
-    with timeline.stage("task"):
-        task = load_task(bundle, settings)
+    # Not earlier: ONNX Runtime holds the interpreter lock while it loads a graph, but not while it runs one.
+    loading = Beside(lambda: _load_task(bundle, settings, timeline))
     with timeline.stage("warm-up"):
         for graph, engine in engines.items():
             opened = (engine, choices[graph], bundle, settings, graph)
             engines[graph], choices[graph] = warmed(*opened, say=_info, struck=struck[graph])
+    task = loading.result()
+    from engine.batcher import Batcher
+    from engine.passage import Passage
+    from engine.router import Router
+    from engine.stats import Stats
+    from handler.handler import Handler
+
     notes = tuple(note for engine in engines.values() for note in getattr(engine, "notes", ()))
     for line in (*_lines(choices), *notes):
         _info(line)
@@ -155,20 +158,15 @@ def _lines(choices: Mapping[str, Choice]) -> Iterator[str]:
         yield from (f"{whose}{step.name}: {step.reason}" for step in choice.ladder)
 
 
-def _verify(bundle: Bundle, timeline: Timeline) -> None:
-    with timeline.stage("verify"):
-        bundle.verify()
+def _import_serving() -> None:
+    """What is of no use before an engine is there."""
+    import handler.engine_server
+    import handler.handler  # noqa: F401
 
 
-def _in_thread(work: Callable[[], T]) -> Future[T]:
-    """Run `work` beside this thread; a daemon, so that a boot that fails elsewhere does not wait for it."""
-    future: Future[T] = Future()
+def _load_task(bundle: Bundle, settings: Settings, timeline: Timeline) -> Task:
+    _import_serving()
+    from engine.tasks import load_task
 
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
+    with timeline.stage("task"):
+        return load_task(bundle, settings)

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 _KILL_S = 2.0
 
@@ -20,10 +21,19 @@ _KILL_S = 2.0
 def fork(serve: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
     """Run `serve` in a child process; its id and our end of the socket pair.
 
-    To be called before threads or CUDA exist: neither survives a fork.
+    To be called before threads or CUDA exist: neither survives a fork. Raises OSError where there may be no further
+    process.
     """
     ours, theirs = socket.socketpair()
-    pid = os.fork()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # what is not written yet would be written by both
+            stream.flush()
+    try:
+        pid = os.fork()
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
     if pid:
         theirs.close()
         return pid, ours
@@ -43,6 +53,21 @@ def fork(serve: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
                     stream.flush()
         finally:
             os._exit(code)  # what the parent registered to run at its own exit is not ours to run
+
+
+def end_with(end: socket.socket, grace_s: float = 0.0) -> None:
+    """End this process `grace_s` seconds after the one at the other `end`, whatever it is busy with."""
+    import select
+    import threading
+
+    def watch() -> None:
+        closed = select.poll()
+        closed.register(end, 0)  # a hang-up is told all the same
+        closed.poll()
+        time.sleep(grace_s)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end", daemon=True).start()
 
 
 def wait_for(pid: int, timeout_s: float) -> int:

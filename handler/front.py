@@ -87,6 +87,7 @@ class _Front:
 
     def _on_first_take(self) -> None:
         self._timeline.mark("first take")
+        gc.enable()
         gc.freeze()  # as in the engine's process
         mark_ready()
         self._sdk.progress.set_mirror(self._heartbeat)

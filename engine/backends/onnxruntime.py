@@ -33,7 +33,8 @@ _BEST_TOKENS = {"cpu": 512, "cuda": 16_384}  # cuda: not measured yet
 _BEST_TOKENS_OF_LANE = 256
 _LANES_HOLD = 2  # times the weights' size, generously: those of MiniLM held 0.6 times in fp32, once in int8
 _LOG_ERRORS_ONLY = 3
-_WARM_UP = (Bucket(1, 16), Bucket(4, 32))
+# On the CPU the first run costs 2 to 10 ms more than others of its size, whatever its size, and no later one does.
+_WARM_UP = {"cpu": (Bucket(1, 16),), "cuda": (Bucket(1, 16), Bucket(4, 32))}
 
 
 class OnnxRuntimeEngine:
@@ -59,6 +60,7 @@ class OnnxRuntimeEngine:
         found = bundle.manifest.graphs[graph]
         self.overhead_tokens = _OVERHEAD_TOKENS[provider]
         self.best_tokens = _BEST_TOKENS[provider]
+        self._warm_up = _WARM_UP[provider]
         self.computes_in_caller = provider == "cpu"
         threads = threads or cpu_quota()
         cpus = cpus_of_threads(threads) if self.computes_in_caller else ()
@@ -99,8 +101,8 @@ class OnnxRuntimeEngine:
         return self._in.at(bucket)
 
     def warm_up(self) -> None:
-        """Run a short and a longer bucket: thread pool, arena and kernels are then in place."""
-        for bucket in _WARM_UP:
+        """Run a short bucket, on a GPU a longer one as well: thread pool, arena and kernels are then in place."""
+        for bucket in self._warm_up:
             self.run(self.buckets.fit(*_within(bucket, self.buckets.largest)))
 
     def start(self, bucket: Bucket, slot: int = 0) -> None:

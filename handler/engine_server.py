@@ -1,0 +1,60 @@
+"""What the engine's process answers once it is ready: jobs, cancellations, health, and that it is alive."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+from typing import TYPE_CHECKING, Any
+
+from handler.frames import Frames, open_frames
+
+if TYPE_CHECKING:
+    from handler.boot import Worker
+
+
+def serve(end: socket.socket, worker: Worker) -> None:
+    """Answer the other end with `worker` until it closes."""
+    asyncio.run(_Server(worker).run(end))
+
+
+class _Server:
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._frames: Frames
+
+    async def run(self, end: socket.socket) -> None:
+        ended = asyncio.Event()
+        self._frames = await open_frames(end, self._on_frame, ended.set)
+        loop = asyncio.get_running_loop()
+
+        def tell(sentence: str) -> None:
+            loop.call_soon_threadsafe(self._frames.send, "lost", 0, sentence)
+
+        self._worker.batcher.on_lost = tell
+        gc.enable()
+        gc.freeze()  # what the boot made stays; a collection that walked through it would hold a job up
+        choice = self._worker.choice
+        self._frames.send("ready", {"engine": choice.engine, "reason": choice.reason}, self._worker.timeline.stages)
+        await ended.wait()
+
+    def _on_frame(self, kind: str, number: int, content: Any) -> None:
+        if kind == "job":
+            task = asyncio.create_task(self._answer(number, content))
+            self._tasks[number] = task
+            task.add_done_callback(lambda _: self._tasks.pop(number))
+        elif kind == "cancel" and number in self._tasks:
+            self._tasks[number].cancel()
+        elif kind == "health":
+            self._frames.send("reply", number, self._worker.health())
+        elif kind == "ping":
+            self._frames.send("pong", number, self._worker.batcher.busy_s)
+
+    async def _answer(self, number: int, job: dict[str, Any]) -> None:
+        body = await self._worker.handler.body(
+            job,
+            lambda chunk: self._frames.send("chunk", number, chunk),
+            lambda progress: self._frames.send("progress", number, progress),
+        )
+        self._frames.send("reply", number, body)
