@@ -11,6 +11,7 @@ from engine.bundle import open_bundle
 from engine.config import Settings
 from engine.errors import BundleError
 from handler.beside import Beside
+from handler.frugal import be_frugal
 from handler.log import log
 from handler.timeline import Timeline
 from handler.verification import Verification
@@ -79,7 +80,7 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
     verification = Verification(bundle)
     with timeline.stage("imports"):
         # Here and not at the top: while these modules load, the files are hashed and the driver starts.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: it would spin on another CPU as it is imported
+        be_frugal()
         if bundle.manifest.graphs and settings.engine not in ("fake", "onnxruntime-cpu") and not settings.build_on_boot:
             from engine.probe import load_kernels_lazily, wake_gpu
 
