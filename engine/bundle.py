@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -102,16 +103,22 @@ class Bundle:
         from concurrent.futures import ThreadPoolExecutor  # which imports logging
 
         files = self.manifest.files
-        with ThreadPoolExecutor(max_workers=min(4, len(files) or 1)) as pool:
-            list(pool.map(self._verify_file, files))
+        try:
+            with ThreadPoolExecutor(max_workers=min(4, len(files) or 1)) as pool:
+                list(pool.map(self._verify_file, files))
+        except RuntimeError:  # there is no further thread to be had
+            for name in files:
+                self._verify_file(name)
 
     def _verify_file(self, name: str) -> None:
         size, digest = self.manifest.files[name]
         path = self.path / name
         try:
-            found = path.stat().st_size
-            if found != size:
-                raise BundleError(f"{path} has {found} bytes, the manifest says {size}; {REBUILD}")
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, /dev/zero read for ever
+                raise BundleError(f"{path} is not a file; {REBUILD}")
+            if found.st_size != size:
+                raise BundleError(f"{path} has {found.st_size} bytes, the manifest says {size}; {REBUILD}")
             if _sha256(path) != digest:
                 raise BundleError(f"{path} does not match the SHA-256 in the manifest; {REBUILD}")
         except FileNotFoundError:
@@ -194,6 +201,8 @@ def _parse_graph(data: dict[str, Any]) -> Graph:
 def _safe(name: str) -> str:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise ValueError(f"file name {name!r} leaves the bundle")
+    if b"\0" in os.fsencode(name):  # which raises ValueError itself for half a surrogate pair
+        raise ValueError(f"file name {name!r} is none")
     return name
 
 
