@@ -18,8 +18,8 @@ _GRACE_S = 2.0
 
 def serve(end: socket.socket, settings: Settings, timeline: Timeline) -> None:
     """Boot, say "ready" or "failed" with a sentence, then answer jobs until the other end closes."""
-    end_with(end, _GRACE_S)
     try:
+        end_with(end, _GRACE_S)
         from handler.boot import boot
 
         worker = boot(settings, timeline)
