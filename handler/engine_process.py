@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from engine.errors import WorkerFault
@@ -37,4 +38,5 @@ def serve(end: socket.socket, settings: Settings, timeline: Timeline) -> None:
 def _fail(end: socket.socket, sentence: str) -> None:
     from handler.frames import pack
 
-    end.sendall(pack("failed", sentence))
+    with suppress(OSError):  # the other process has ended as well
+        end.sendall(pack("failed", sentence))
