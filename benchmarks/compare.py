@@ -145,11 +145,11 @@ def notes(before: Results, after: Results) -> list[str]:
     """What differs between the files besides their figures, a sentence each."""
     found = []
     for what, old, new, left_out in (
-        ("environment", before.environment, after.environment, _NOT_THE_MACHINE),
-        ("options", before.options, after.options, _NOT_THE_LOAD),
+        ("environment differs", before.environment, after.environment, _NOT_THE_MACHINE),
+        ("options differ", before.options, after.options, _NOT_THE_LOAD),
     ):
         if differing := _differences(old, new, left_out):
-            found.append(f"The {what} differs: {'; '.join(differing)}.")
+            found.append(f"The {what}: {'; '.join(differing)}.")
     return found
 
 

@@ -109,7 +109,7 @@ def recommend(known: Stored, asked: Asked) -> Recommendation | str:
     for target in our_targets(known):
         loss = losses.get(target)
         if asked.max_loss is not None and (loss is None or loss > asked.max_loss):
-            why = "was not measured" if loss is None else f"is {loss:.2g}"
+            why = "is in no file of `accuracy`" if loss is None else f"is {loss:.2g}"
             refused.append(
                 f"{precision_of(known, target)} is out: its accuracy loss {why}, allowed is {asked.max_loss:g}"
             )
@@ -148,8 +148,7 @@ def _waiting(known: Stored, fit: Sequence[Point], best: Point) -> list[str]:
     faster = [point for point in fit if point.order > best.order and point.jobs_per_s > best.jobs_per_s]
     by_target = {point.target: point for point in sorted(faster, key=lambda point: point.jobs_per_s)}
     return [
-        f"{precision_of(known, target)} may be faster ({figure(point.jobs_per_s)} jobs/s: {point.where}); "
-        "`load` with it would tell"
+        f"{precision_of(known, target)} may be faster ({figure(point.jobs_per_s)} jobs/s: {point.where})"
         for target, point in by_target.items()
         if target != best.target
     ]

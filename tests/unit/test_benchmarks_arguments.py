@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,24 @@ def test_what_is_no_value_is_told_by_the_parser(command: str, said: str, capsys:
 def test_a_precision_that_there_is_not_is_not_measured_as_another(small_bundle: Path):
     with pytest.raises(RuntimeError, match="there is no precision 'fp8'; take of fp32, tf32, fp16, bf16, int8"):
         prepare(small_bundle, "onnxruntime-cpu", "fp8", [1], [16], "")
+
+
+def test_ctrl_c_is_a_sentence_and_reaches_no_process_that_a_command_started():
+    """A terminal sends SIGINT to the whole process group."""
+    script = (
+        "import os, signal, sys, time\n"
+        "from benchmarks import throughput\n"
+        "from benchmarks.__main__ import main\n"
+        "from benchmarks.targets.pipe import PipeProcess\n"
+        "child = 'import sys; print(\\'{}\\', flush=True); sys.stdin.read()'\n"
+        "def interrupted(args):\n"
+        "    with PipeProcess([sys.executable, '-c', child], log=None):\n"
+        "        os.killpg(0, signal.SIGINT)\n"
+        "        time.sleep(10)\n"
+        "throughput.main = interrupted\n"
+        "sys.exit(main(['throughput']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, process_group=0, cwd=Path.cwd()
+    )
+    assert (done.returncode, done.stderr) == (130, "throughput: interrupted\n")

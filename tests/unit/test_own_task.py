@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 
 import engine.tasks
+import export.tasks
 from engine.bundle import open_bundle
-from engine.errors import MissingPackage
+from engine.config import Limits
+from engine.errors import BundleError, MissingPackage
 from engine.tasks import load_task, task_class
+from engine.tasks.items import ItemsTask, Part
 from export.__main__ import main
+from export.errors import Refused
 from export.parity_cases import _rows
 from export.tasks import export_task
-from export.tasks.base import Probe
+from export.tasks.base import ExportTask, Probe
 
 
 def test_a_package_that_a_task_needs_is_named(
@@ -52,3 +56,26 @@ def test_halves_that_do_not_fit_together_are_told_apart(small_bundle: Path, payl
     task = load_task(open_bundle(small_bundle))
     with pytest.raises(TypeError, match=said):
         _rows(task, Probe("odd", payload, inputs), export_task("feature-extraction"))
+
+
+def test_a_file_that_does_not_end_with_its_task_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine.tasks, "TASKS", (*engine.tasks.TASKS, "endless-task"))
+    for package in (engine.tasks, export.tasks):
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    (tmp_path / "endless_task.py").write_text("class Task:\n    tag = 'endless'\n")
+    with pytest.raises(BundleError, match="engine/tasks/endless_task.py must end with `TASK = ` and the class"):
+        task_class("endless-task")
+    with pytest.raises(Refused, match="export/tasks/endless_task.py must end with `TASK = ` and an instance"):
+        export_task("endless-task")
+    (tmp_path / "misnamed_task.py").write_text("class Task:\n    tag = 'misnamed'\nTASK = Task()\n")
+    with pytest.raises(Refused, match="misnamed_task.py has the tag 'misnamed'; it must be 'misnamed-task'"):
+        export_task("misnamed-task")
+    with pytest.raises(BundleError, match="'no-task' is not one of .*, or add its engine/tasks/no_task.py"):
+        task_class("no-task")
+
+
+def test_a_method_that_is_missing_is_named():
+    with pytest.raises(NotImplementedError, match="ItemsTask has no method `answer`, which every task must have"):
+        ItemsTask(Limits()).answer("a", Part([]), [], {})
+    with pytest.raises(NotImplementedError, match="ExportTask has no method `input_axes`, which every task must have"):
+        list(ExportTask().input_axes())
