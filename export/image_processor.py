@@ -179,6 +179,8 @@ def _told(size: Mapping[str, Any]) -> str:
 def _measured(found: ImageProcessor, model: str) -> ImageProcessor:
     """With scale, offset and order, from what comes out for black, white and one colour."""
     black, white, colour = (_plain(found, shade, model) for shade in ((0, 0, 0), (255, 255, 255), _COLOUR))
+    if not np.isfinite([black, white, colour]).all():  # two NaN would be no difference
+        raise ValueError("its pixels are not finite")
     scale, offset = (white - black) / 255, black
     order = []
     for channel in range(3):

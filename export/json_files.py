@@ -41,7 +41,7 @@ TEXT_OR_TEXTS = Kind("a text or a list of texts", lambda value: TEXT.fits(value)
 NAMED_TEXTS = Kind("an object of texts", lambda value: isinstance(value, dict) and _are_texts(value.values(), None))
 NUMBERS = Kind(
     "an object of whole numbers",
-    lambda value: isinstance(value, dict) and all(_is_whole(one) or str(one).isdecimal() for one in value.values()),
+    lambda value: isinstance(value, dict) and all(str(one).isdecimal() for one in value.values()),
 )
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 LABELS = Kind(
@@ -81,7 +81,13 @@ _KEYS: Mapping[str, Mapping[str, Kind]] = {
         "model_type": TEXT,
         "prompts": NAMED_TEXTS,
     },
-    "preprocessor_config.json": {"feature_extractor_type": TEXT, "image_processor_type": TEXT},
+    "preprocessor_config.json": {
+        "feature_extractor_type": TEXT,
+        "image_processor_type": TEXT,
+        **dict.fromkeys(
+            ("do_center_crop", "do_convert_rgb", "do_normalize", "do_pad", "do_rescale", "do_resize"), FLAG
+        ),
+    },
     "tokenizer_config.json": {
         "clean_up_tokenization_spaces": FLAG,
         "do_lower_case": FLAG,
