@@ -49,7 +49,7 @@ def test_a_key_that_holds_what_it_may_not(tmp_path: Path, file: str, key: str, v
 
 
 def test_what_is_written_otherwise_in_some_models_passes(tmp_path: Path):
-    content = {"model_max_length": 1e30, "do_lower_case": None}
+    content: dict[str, Any] = {"model_max_length": 1e30, "do_lower_case": None}
     write_json(tmp_path / "tokenizer_config.json", content)
     assert read_json(tmp_path / "tokenizer_config.json") == content
     content = {"id2label": {"0": 0, "1": "b"}, "label2id": {"a": "0", "b": 1}, "architectures": None}
