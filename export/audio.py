@@ -14,7 +14,7 @@ from engine.tasks import DEFAULT_LIMITS
 from engine.tensors import Array, Row
 from export.errors import Refused
 from export.exporters import DYNAMO, OPTIMUM, TORCHSCRIPT, trace_module
-from export.json_files import COUNT, FLAG, NUMBER, RATE, check_keys
+from export.json_files import FLAG, NUMBER, RATE, SIZE, check_keys
 from export.nodes import Axes, value_info
 from export.source import needing, quiet
 from export.tasks.base import ExportTask, Layout, Probe
@@ -74,7 +74,7 @@ class AudioExport(ExportTask):
             raise Refused(f"{model} has a {type(found).__name__}; the worker has {' and '.join(_KINDS)}")
         keys = {"sampling_rate": RATE, "do_normalize": FLAG}
         if _kind(found) == "fbank":
-            keys |= {"num_mel_bins": COUNT, "max_length": COUNT, "mean": NUMBER, "std": NUMBER}
+            keys |= {"num_mel_bins": SIZE, "max_length": SIZE, "mean": NUMBER, "std": NUMBER}
         check_keys(folder / "preprocessor_config.json", vars(found), keys, all_needed=True)
         return {"processor": found}
 

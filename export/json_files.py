@@ -55,6 +55,7 @@ FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 WHOLE = Kind("a whole number", _is_whole)
 NUMBER = Kind("a number", lambda value: type(value) in (int, float) and math.isfinite(value))
 RATE = Kind("a whole number from 1000 to 768000", lambda value: type(value) is int and 1000 <= value <= 768_000)
+SIZE = Kind("a whole number from 1 up", lambda value: type(value) is int and value >= 1)
 COUNT = Kind("a whole number from 1 up", lambda value: _is_whole(value) and value >= 1)
 
 _KEYS: Mapping[str, Mapping[str, Kind]] = {

@@ -155,14 +155,20 @@ def test_a_tokenizer_whose_parts_do_not_know_each_other(tmp_path: Path, lacks: s
         fast_tokenizer(tmp_path, "m", Recipe("m", "fill-mask", tmp_path))
 
 
-@pytest.mark.parametrize("changes", [{"sampling_rate": None}, {"sampling_rate": 16e3}, {"do_normalize": "false"}])
-def test_odd_settings_of_a_feature_extractor(tmp_path: Path, changes: dict[str, Any]):
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("Wav2Vec2", "sampling_rate", None),
+        ("Wav2Vec2", "sampling_rate", 16e3),
+        ("Wav2Vec2", "do_normalize", "false"),
+        ("AST", "max_length", 1e400),
+    ],
+)
+def test_odd_settings_of_a_feature_extractor(tmp_path: Path, kind: str, key: str, value: Any):
     write_json(tmp_path / "config.json", {"model_type": "wav2vec2"})
-    settings = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 16000, "do_normalize": True}
-    write_json(tmp_path / "preprocessor_config.json", {**settings, **changes})
-    with pytest.raises(
-        Refused, match="has (sampling_rate|do_normalize) = .*, which must be .*; correct it, or download"
-    ):
+    settings = {"feature_extractor_type": f"{kind}FeatureExtractor", "sampling_rate": 16000, "do_normalize": True}
+    write_json(tmp_path / "preprocessor_config.json", {**settings, "num_mel_bins": 32, key: value})
+    with pytest.raises(Refused, match=f"has {key} = .*, which must be .*; correct it, or download"):
         export_task("audio-classification").processors(tmp_path, "m", Layout(), Recipe("m", None, tmp_path))
 
 
