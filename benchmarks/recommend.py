@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks import arguments
 from benchmarks.candidates import Grid, Point, grid_of, our_targets, points_of, precision_of
 from benchmarks.measure import figure
 from benchmarks.report.stored import Stored, stored
@@ -69,12 +70,23 @@ class Recommendation:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="results files of one machine")
-    parser.add_argument("--p99-ms", type=_positive, required=True, metavar="MS", help="99 of 100 jobs take no longer")
-    parser.add_argument("--price-per-hour", type=_positive, required=True, metavar="PRICE", help="of one worker")
-    parser.add_argument("--length", type=int, metavar="TOKENS", help="of a text (default: the longest measured)")
-    parser.add_argument("--rate", type=_positive, metavar="JOBS_PER_S", help="how many jobs come in; tells the workers")
     parser.add_argument(
-        "--max-accuracy-loss", type=_positive, metavar="LOSS", help="1 - worst cosine with fp32, at most (default: any)"
+        "--p99-ms", type=arguments.positive, required=True, metavar="MS", help="99 of 100 jobs take no longer"
+    )
+    parser.add_argument(
+        "--price-per-hour", type=arguments.positive, required=True, metavar="PRICE", help="of one worker"
+    )
+    parser.add_argument(
+        "--length", type=arguments.count, metavar="TOKENS", help="of a text (default: the longest measured)"
+    )
+    parser.add_argument(
+        "--rate", type=arguments.positive, metavar="JOBS_PER_S", help="how many jobs come in; tells the workers"
+    )
+    parser.add_argument(
+        "--max-accuracy-loss",
+        type=arguments.positive,
+        metavar="LOSS",
+        help="1 - worst cosine with fp32, at most (default: any)",
     )
     parser.add_argument("--model", metavar="NAME", help="whose rows of `latency` to look at (default: `throughput`'s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -221,13 +233,3 @@ def _losses(known: Stored) -> dict[str, float]:
 
 def _accuracy_source(known: Stored) -> str:
     return ", ".join(source.name for source in known.having("accuracy"))
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not value > 0 or math.isinf(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
