@@ -120,8 +120,15 @@ RUN if [ "${WITH_BUILDER}" != 1 ]; then rm -rf export; fi \
     && PYTHONHASHSEED=0 python -m compileall -q --invalidation-mode unchecked-hash .
 
 FROM base AS runtime
-# By hand: useradd would leave the day in /etc/shadow.
-RUN echo 'worker:x:10001:10001::/tmp:/usr/sbin/nologin' >> /etc/passwd && echo 'worker:x:10001:' >> /etc/group
+# By hand: useradd would leave the day in /etc/shadow. A Python that the base lends may come without bytecode, as in the
+# image python:3.11: each start would compile the standard library, and could not keep what it made.
+RUN echo 'worker:x:10001:10001::/tmp:/usr/sbin/nologin' >> /etc/passwd && echo 'worker:x:10001:' >> /etc/group \
+    && python="$(command -v python3.11 || true)" \
+    && if [ -n "${python}" ]; then \
+        PYTHONHASHSEED=0 "${python}" -m compileall -q --invalidation-mode unchecked-hash \
+            -x '/(site-packages|dist-packages|tests?|lib2to3|idlelib|ensurepip)/' \
+            "$("${python}" -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"; \
+    fi
 COPY --from=packages /opt/python /opt/python
 COPY --from=packages /opt/venv /opt/venv
 COPY --from=packages /opt/sbom.json sbom.json

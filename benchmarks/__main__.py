@@ -49,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     except (BundleError, ConfigError, Refused, FileExistsError, NotADirectoryError) as error:
         print(f"{args.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # whatever was started has been stopped on the way here
+        print(f"{args.command}: interrupted", file=sys.stderr)
+        return 130
     return code
 
 

@@ -12,13 +12,12 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import results_file, shapes
-from benchmarks.engines import ENGINES, default_engine, prepare
+from benchmarks import arguments, results_file, shapes
+from benchmarks.engines import ENGINES, PRECISIONS, default_engine, prepare
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor import BATCH
 from benchmarks.measure import MISSING, figure, markdown, times
@@ -41,14 +40,22 @@ _LENGTHS = (16, 32, 64, 128, 256, 512)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--bundle", type=Path, help="a bundle (default: all-MiniLM-L6-v2, exported with int8)")
-    parser.add_argument("--engine", choices=ENGINES, default=default_engine(), help="(default here: %(default)s)")
-    parser.add_argument("--precisions", type=lambda text: text.split(","), metavar="A,B", help="(all that it has)")
-    parser.add_argument("--texts", type=int, default=500, help="that are compared (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="times that all is measured (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the texts (default: %(default)s)")
-    parser.add_argument("--plan-options", default="", metavar="'--x y'", help="more for `python -m export plan`")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument(
+        "--bundle", type=arguments.bundle, help="a bundle (default: all-MiniLM-L6-v2, exported with int8)"
+    )
+    parser.add_argument("--engine", choices=ENGINES, default=default_engine(), help="(default: %(default)s here)")
+    parser.add_argument(
+        "--precisions", type=arguments.names(PRECISIONS, "precision"), metavar="A,B", help="(default: all that it has)"
+    )
+    parser.add_argument("--texts", type=arguments.count, default=500, help="that are compared (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=arguments.count, default=5, help="times that all is measured (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=arguments.count_or_none, default=0, help="of the texts (default: %(default)s)")
+    parser.add_argument(
+        "--plan-options", type=arguments.words, default="", metavar="'--x y'", help="more for `python -m export plan`"
+    )
+    parser.add_argument("--json", type=arguments.new_file, help="also write the figures to this file")
 
 
 def main(args: argparse.Namespace) -> int:

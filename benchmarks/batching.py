@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from benchmarks import arguments
 from benchmarks.clients import Clients, Json, embed_jobs
 from benchmarks.exported import BUILD, exported
 from benchmarks.load import closed_loop
@@ -22,6 +22,7 @@ from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess
 from benchmarks.workload import stream, texts
 from engine.bundle import open_bundle
+from engine.config import ENGINES
 
 SCENARIO = "batching"
 _CLIENTS = 32
@@ -30,13 +31,21 @@ _WAIT_S = 600.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--bulk-rows", type=int, default=500, help="texts of the bulk job (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of the closed loop (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="times that all is counted (default: %(default)s)")
-    parser.add_argument("--engine", default="auto", help="the worker's ENGINE (default: %(default)s)")
-    parser.add_argument("--bundle", type=Path, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)")
-    parser.add_argument("--seed", type=int, default=0, help="of the texts (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument(
+        "--bulk-rows", type=arguments.count, default=500, help="texts of the bulk job (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=arguments.seconds, default=2.0, help="length of the closed loop (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=arguments.count, default=3, help="times that all is counted (default: %(default)s)"
+    )
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="the worker's ENGINE (default: %(default)s)")
+    parser.add_argument(
+        "--bundle", type=arguments.bundle, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)"
+    )
+    parser.add_argument("--seed", type=arguments.count_or_none, default=0, help="of the texts (default: %(default)s)")
+    parser.add_argument("--json", type=arguments.new_file, help="also write the results to this file")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -69,7 +69,7 @@ def points_of(known: Stored, target: str, length: int | None, model: str | None)
     grid = grid_of(known, target, length, model)
     for batch, (p50, p99) in (grid.runs if grid else {}).items():
         assert grid is not None
-        where = f"{grid.where}, batch {batch}: the engine alone, without a worker around it; `load` would tell"
+        where = f"{grid.where}, batch {batch}: the engine alone, without a worker around it; `load` of it would tell"
         yield Point(target, where, batch / p50 * 1e3, 2 * p99, 2 * batch, 2)
 
 

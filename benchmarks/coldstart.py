@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import import_times
+from benchmarks import arguments, import_times
 from benchmarks.emulator import EmulatorThread
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor_files import files
@@ -36,6 +36,7 @@ from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess
 from benchmarks.workload import texts
 from engine.bundle import open_bundle
+from engine.config import ENGINES
 from engine.probe import cpu_quota
 
 _FLOOR = Path(__file__).parent / "targets" / "floor_boot.py"
@@ -48,14 +49,16 @@ _FLOORS = {"ready_s": "ready_s", "first_take_s": "ready_s", "first_answer_s": "f
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--runs", type=int, default=10, help="starts of each kind (default: %(default)s)")
-    parser.add_argument("--bundle", type=Path, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)")
-    parser.add_argument("--engine", default="auto", help="the worker's ENGINE (default: %(default)s)")
+    parser.add_argument("--runs", type=arguments.count, default=10, help="starts of each kind (default: %(default)s)")
+    parser.add_argument(
+        "--bundle", type=arguments.bundle, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)"
+    )
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="the worker's ENGINE (default: %(default)s)")
     parser.add_argument(
         "--warm-only", action="store_true", help="leave the page cache alone; dropping it slows down the whole machine"
     )
     parser.add_argument("--imports", action="store_true", help="only show what the worker's imports cost, by package")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--json", type=arguments.new_file, help="also write the results to this file")
 
 
 def main(args: argparse.Namespace) -> int:

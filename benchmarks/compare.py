@@ -19,6 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from benchmarks import arguments
 from benchmarks.measure import figure, markdown, times
 from benchmarks.results_file import Key, Measurement, Results, read
 from benchmarks.shift import Shift, shift
@@ -64,15 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that say what counts as a change."""
-    parser.add_argument("--confidence", type=_share, default=CONFIDENCE, help="of a verdict (default: %(default)s)")
-    parser.add_argument("--effect", type=_share, default=EFFECT, help="least change that counts (%(default)s)")
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
+    parser.add_argument(
+        "--confidence", type=arguments.share, default=CONFIDENCE, help="of a verdict (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--effect", type=arguments.share, default=EFFECT, help="least change that counts (default: %(default)s)"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -145,11 +143,11 @@ def notes(before: Results, after: Results) -> list[str]:
     """What differs between the files besides their figures, a sentence each."""
     found = []
     for what, old, new, left_out in (
-        ("environment", before.environment, after.environment, _NOT_THE_MACHINE),
-        ("options", before.options, after.options, _NOT_THE_LOAD),
+        ("environment differs", before.environment, after.environment, _NOT_THE_MACHINE),
+        ("options differ", before.options, after.options, _NOT_THE_LOAD),
     ):
         if differing := _differences(old, new, left_out):
-            found.append(f"The {what} differs: {'; '.join(differing)}.")
+            found.append(f"The {what}: {'; '.join(differing)}.")
     return found
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import arguments
 from benchmarks.emulator import EmulatorThread
 from benchmarks.exported import BUILD, exported
 from benchmarks.weights import minilm_folder
@@ -33,7 +34,9 @@ _MOMENTS = ("ready", "first take")  # counted from the process start; the others
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--out", type=Path, help=f"the bundle ({BUILD / 'demo' / 'bundle'})")
+    parser.add_argument(
+        "--out", type=arguments.bundle_to_make, help=f"the bundle (default: {BUILD / 'demo' / 'bundle'})"
+    )
     parser.add_argument("--tensorrt", action="store_true", help="build a plan for this GPU and serve from it alone")
 
 

@@ -28,5 +28,5 @@ def exported(model: Path, out: Path, *options: str, task: str = "feature-extract
         if subprocess.run([*command, *options]).returncode:
             raise RuntimeError("the export failed") from None
     else:
-        print(f"{out} is there and whole; `make clean` exports it anew")
+        print(f"{out} is there and whole; remove it to export it anew")
     return out

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import arguments
 from benchmarks.bert_bundle import bert_bundle
 from benchmarks.bert_graph import SHAPES
 from benchmarks.exported import BUILD
@@ -49,15 +50,31 @@ class Step:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where logs and figures go")
-    parser.add_argument("--steps", type=_steps, default=list(STEPS), metavar="A,B", help=", ".join(STEPS))
-    parser.add_argument("--smoke", type=Path, metavar="SCRIPT", help="a script to run first")
-    parser.add_argument("--limit-s", type=float, default=1800, help="for each step (default: %(default)g)")
-    parser.add_argument("--total-s", type=float, default=float("inf"), help="for all of it (default: %(default)g)")
-    parser.add_argument("--latency-options", default="", metavar="'--x y'", help="for `python -m benchmarks latency`")
-    parser.add_argument("--plan-options", default="", metavar="'--x y'", help="for the step plan")
-    parser.add_argument("--test-options", default="", metavar="'-k x'", help="for pytest")
+    parser.add_argument(
+        "--steps",
+        type=arguments.names(list(STEPS), "step"),
+        default=list(STEPS),
+        metavar="A,B",
+        help=f"{', '.join(STEPS)} (default: all)",
+    )
+    parser.add_argument("--smoke", type=arguments.existing_file, metavar="SCRIPT", help="a script to run first")
+    parser.add_argument("--limit-s", type=arguments.seconds, default=1800, help="for each step (default: %(default)g)")
+    parser.add_argument(
+        "--total-s", type=arguments.seconds, default=float("inf"), help="for all of it (default: no limit)"
+    )
+    parser.add_argument(
+        "--latency-options",
+        type=arguments.words,
+        default="",
+        metavar="'--x y'",
+        help="for `python -m benchmarks latency`",
+    )
+    parser.add_argument("--plan-options", type=arguments.words, default="", metavar="'--x y'", help="for the step plan")
+    parser.add_argument("--test-options", type=arguments.words, default="", metavar="'-k x'", help="for pytest")
     parser.add_argument("--torch-python", metavar="PYTHON", help="a Python that has torch")
-    parser.add_argument("--work", type=Path, default=BUILD / "gpu", help="where bundles are built (%(default)s)")
+    parser.add_argument(
+        "--work", type=Path, default=BUILD / "gpu", help="where bundles are built (default: %(default)s)"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -149,10 +166,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except ProcessLookupError:
         pass  # nothing is left of it
     process.wait()
-
-
-def _steps(text: str) -> list[str]:
-    found = text.split(",")
-    if unknown := [name for name in found if name not in STEPS]:
-        raise argparse.ArgumentTypeError(f"no step {', '.join(unknown)}; there are {', '.join(STEPS)}")
-    return found

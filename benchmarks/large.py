@@ -45,7 +45,9 @@ _BOOT = "import sys; from benchmarks.large import boot; boot(*sys.argv[1:])"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to export."""
     parser.add_argument("--precision", default="fp16", help="of the bundle (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path("build/large"), help="for model and bundle, 4 GB")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/large"), help="for model and bundle, 4 GB (default: %(default)s)"
+    )
     parser.add_argument("--tables", action="store_true", help="only write the page anew from the results")
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import results_file, shapes
+from benchmarks import arguments, results_file, shapes
 from benchmarks.bert_bundle import bert_bundle
 from benchmarks.bert_graph import SHAPES
 from benchmarks.engines import ENGINES, PRECISIONS, default_engine, default_precision, prepare
@@ -21,7 +21,6 @@ from benchmarks.exported import BUILD
 from benchmarks.latency_table import goals, measurements, table
 from benchmarks.results_file import Measurement, Results
 from benchmarks.shapes import Asked, point_of
-from benchmarks.throughput import numbers
 from benchmarks.trtexec_switches import Switches, add_switches, export_times, notes, switches_of
 from engine.bucket import Bucket
 
@@ -32,20 +31,42 @@ _SIZES = {True: ("minilm,bert-base,bert-large", "16,128,384", "1,8,32,128"), Fal
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--engine", choices=ENGINES, help=f"(default here: {default_engine()})")
+    parser.add_argument("--engine", choices=ENGINES, help=f"(default: {default_engine()} here)")
     parser.add_argument("--cpu", action="store_true", help="the same as --engine onnxruntime-cpu")
     parser.add_argument("--precision", choices=PRECISIONS, help="(default: fp16, on the CPU fp32)")
-    parser.add_argument("--models", type=_names, metavar="A,B", help=f"{', '.join(SHAPES)} (all, on the CPU minilm)")
-    parser.add_argument("--seq", type=numbers, metavar="N,N", help="tokens of a row (16,128,384; on the CPU 16,128)")
-    parser.add_argument("--batch", type=numbers, metavar="N,N", help="rows of a run (1,8,32,128; on the CPU 1,8)")
-    parser.add_argument("--rounds", type=int, default=1, help="times that all is measured (default: %(default)s)")
     parser.add_argument(
-        "--torch-python", metavar="PYTHON", help="a Python that has torch (this one, if it has); none: leave it out"
+        "--models",
+        type=arguments.names(list(SHAPES), "model"),
+        metavar="A,B",
+        help=f"{', '.join(SHAPES)} (default: all, on the CPU minilm)",
     )
-    parser.add_argument("--torch-modes", type=lambda text: text.split(","), metavar="A,B", help="eager, compile")
-    parser.add_argument("--plan-options", default="", metavar="'--x y'", help="more for `python -m export plan`")
-    parser.add_argument("--work", type=Path, default=BUILD / "latency", help="where the bundles are (%(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file, model by model")
+    parser.add_argument(
+        "--seq", type=arguments.counts, metavar="N,N", help="tokens of a row (default: 16,128,384; on the CPU 16,128)"
+    )
+    parser.add_argument(
+        "--batch", type=arguments.counts, metavar="N,N", help="rows of a run (default: 1,8,32,128; on the CPU 1,8)"
+    )
+    parser.add_argument(
+        "--rounds", type=arguments.count, default=1, help="times that all is measured (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--torch-python",
+        metavar="PYTHON",
+        help="a Python that has torch; none: leave it out (default: this one, if it has)",
+    )
+    parser.add_argument(
+        "--torch-modes",
+        type=arguments.names(shapes.TORCH_MODES, "mode"),
+        metavar="A,B",
+        help="eager, compile (default: both, on the CPU eager)",
+    )
+    parser.add_argument(
+        "--plan-options", type=arguments.words, default="", metavar="'--x y'", help="more for `python -m export plan`"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=BUILD / "latency", help="where the bundles are (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=arguments.new_file, help="also write the figures to this file, model by model")
     add_switches(parser, duration_s=2.0)
 
 
@@ -88,10 +109,10 @@ def _settle(args: argparse.Namespace) -> Switches:
     args.engine = args.engine or ("onnxruntime-cpu" if args.cpu else default_engine())
     models, lengths, batches = _SIZES[args.engine != "onnxruntime-cpu"]
     args.models = args.models or models.split(",")
-    args.seq = args.seq or numbers(lengths)
-    args.batch = args.batch or numbers(batches)
+    args.seq = args.seq or arguments.counts(lengths)
+    args.batch = args.batch or arguments.counts(batches)
     args.precision = args.precision or default_precision(args.engine)
-    args.torch_modes = args.torch_modes or (["eager"] if args.engine == "onnxruntime-cpu" else ["eager", "compile"])
+    args.torch_modes = args.torch_modes or (["eager"] if args.engine == "onnxruntime-cpu" else list(shapes.TORCH_MODES))
     return switches_of(args, args.engine)
 
 
@@ -119,13 +140,6 @@ def measure(model: str, args: argparse.Namespace, switches: Switches) -> shapes.
 
 def _options(args: argparse.Namespace, switches: Switches) -> Mapping[str, object]:
     return {"engine": args.engine, "precision": args.precision, "rounds": args.rounds, **switches.as_options()}
-
-
-def _names(text: str) -> list[str]:
-    found = text.split(",")
-    if unknown := [name for name in found if name not in SHAPES]:
-        raise argparse.ArgumentTypeError(f"no model {', '.join(unknown)}; there are {', '.join(SHAPES)}")
-    return found
 
 
 def _say(line: str) -> None:

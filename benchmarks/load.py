@@ -25,6 +25,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks import arguments
 from benchmarks.clients import Answers, Clients, Json, embed_jobs
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor import Floor
@@ -35,6 +36,7 @@ from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess
 from benchmarks.workload import arrivals, stream, texts
 from engine.bundle import open_bundle
+from engine.config import ENGINES
 
 SCENARIO = "load"
 FLOOR, BARE = "floor", "bare"
@@ -53,23 +55,48 @@ _BULK_TIMEOUT_S = 600.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--clients", type=int, nargs="*", default=[1, 8, 32], help="closed loops (default: 1 8 32)")
+    parser.add_argument(
+        "--clients", type=arguments.count, nargs="*", default=[1, 8, 32], help="closed loops (default: 1 8 32)"
+    )
     parser.add_argument(
         "--rates",
         nargs="*",
+        type=_rate,
         default=["25%", "50%", "70%", "80%", "90%", "100%"],
         metavar="RATE",
         help="open loops, in jobs/s or in %% of the best closed loop (default: 25%% 50%% 70%% 80%% 90%% 100%%)",
     )
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of each loop (default: %(default)s)")
-    parser.add_argument("--idle-jobs", type=int, default=100, help="jobs that find an idle worker (%(default)s)")
-    parser.add_argument("--bulk-rows", type=int, default=2000, help="texts of the bulk job (default: %(default)s)")
-    parser.add_argument("--floor-rows", type=int, default=200, help="texts of the floor, one by one (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="times that all is measured (default: %(default)s)")
-    parser.add_argument("--engine", default="auto", help="the worker's ENGINE; fake: all but the engine (auto)")
-    parser.add_argument("--bundle", type=Path, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)")
-    parser.add_argument("--seed", type=int, default=0, help="of texts and arrivals (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument(
+        "--seconds", type=arguments.seconds, default=5.0, help="length of each loop (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--idle-jobs",
+        type=arguments.count_or_none,
+        default=100,
+        help="jobs that find an idle worker (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bulk-rows", type=arguments.count_or_none, default=2000, help="texts of the bulk job (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--floor-rows", type=arguments.count, default=200, help="texts of the floor, one by one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=arguments.count, default=3, help="times that all is measured (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="the worker's ENGINE; fake: all but the engine (default: auto)",
+    )
+    parser.add_argument(
+        "--bundle", type=arguments.bundle, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)"
+    )
+    parser.add_argument(
+        "--seed", type=arguments.count_or_none, default=0, help="of texts and arrivals (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=arguments.new_file, help="also write the results to this file")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -83,6 +110,17 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         write(args.json, results)
     return int(any(sum(found["errors"]) for found in results.details["counts"]))
+
+
+def _rate(text: str) -> str:
+    """Jobs a second, or a percentage of the best closed loop."""
+    try:
+        arguments.positive(text.removesuffix("%"))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number of jobs/s nor a percentage, such as 50%"
+        ) from None
+    return text
 
 
 def measure(args: argparse.Namespace) -> Results:

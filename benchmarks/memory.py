@@ -10,11 +10,10 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import psutil
 
-from benchmarks import results_file, shapes
+from benchmarks import arguments, results_file, shapes
 from benchmarks.measure import MISSING, figure, markdown, times
 from benchmarks.peers import names_of
 from benchmarks.results_file import Measurement, Results
@@ -24,6 +23,7 @@ from benchmarks.targets.pipe import PipeProcess
 from benchmarks.trtexec_switches import Switches
 from benchmarks.workload import stream, texts
 from engine.bucket import Bucket
+from engine.config import ENGINES
 from engine.probe import gpu
 
 SCENARIO = "memory"
@@ -37,8 +37,10 @@ Figures = dict[tuple[str, str], float]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--jobs", type=int, default=300, help="of one text (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=2, help="starts of every target (default: %(default)s)")
+    parser.add_argument("--jobs", type=arguments.count, default=300, help="of one text (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=arguments.count, default=2, help="starts of every target (default: %(default)s)"
+    )
     parser.add_argument(
         "--with",
         dest="peers",
@@ -47,10 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PEERS",
         help="as of peers (default: ours-int8,stock)",
     )
-    parser.add_argument("--bundle", type=Path, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)")
-    parser.add_argument("--model", type=Path, metavar="FOLDER", help="what the peers load (default: all-MiniLM-L6-v2)")
-    parser.add_argument("--engine", default="auto", help="our worker's ENGINE (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument(
+        "--bundle", type=arguments.bundle, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)"
+    )
+    parser.add_argument(
+        "--model", type=arguments.folder, metavar="FOLDER", help="what the peers load (default: all-MiniLM-L6-v2)"
+    )
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="our worker's ENGINE (default: %(default)s)")
+    parser.add_argument("--json", type=arguments.new_file, help="also write the figures to this file")
 
 
 def main(args: argparse.Namespace) -> int:

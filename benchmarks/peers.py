@@ -11,16 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks import results_file
+from benchmarks import arguments, results_file
 from benchmarks.clients import Answers
 from benchmarks.peers_table import table
 from benchmarks.results_file import Measurement, Results
 from benchmarks.targets.base import STOP_TIMEOUT_S, Running, Target
 from benchmarks.targets.catalogue import ALWAYS, PEERS, Needs, targets
 from benchmarks.workload import texts
+from engine.config import ENGINES
 
 __all__ = ["add_arguments", "main", "table"]
 
@@ -63,13 +63,31 @@ class Load:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--rounds", type=int, default=3, help="times that all is measured (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="length of each loop (default: %(default)s)")
-    parser.add_argument("--idle-jobs", type=int, default=20, help="jobs that find it idle (default: %(default)s)")
-    parser.add_argument("--bulk-rows", type=int, default=1000, help="texts of the bulk job (default: %(default)s)")
-    parser.add_argument("--stop-timeout", type=float, default=STOP_TIMEOUT_S, help="s until it is killed (%(default)g)")
-    parser.add_argument("--concurrency", type=int, default=32, help="jobs that a worker takes at once (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the texts (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=arguments.count, default=3, help="times that all is measured (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=arguments.seconds, default=8.0, help="length of each loop (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--idle-jobs", type=arguments.count, default=20, help="jobs that find it idle (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--bulk-rows", type=arguments.count, default=1000, help="texts of the bulk job (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--stop-timeout",
+        type=arguments.seconds,
+        default=STOP_TIMEOUT_S,
+        help="s until it is killed (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--concurrency",
+        type=arguments.count,
+        default=32,
+        help="jobs that a worker takes at once (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=arguments.count_or_none, default=0, help="of the texts (default: %(default)s)")
     parser.add_argument(
         "--with",
         dest="peers",
@@ -78,14 +96,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PEERS",
         help=f"all, none, or of {','.join(PEERS)} (default: stock); some get an environment of their own, made at need",
     )
-    parser.add_argument("--model", type=Path, metavar="FOLDER", help="what the peers load (default: all-MiniLM-L6-v2)")
-    parser.add_argument("--bundle", type=Path, help="the same model's bundle (default: all-MiniLM-L6-v2, exported)")
-    parser.add_argument("--bundle-int8", type=Path, help="the same for ours-int8")
-    parser.add_argument("--engine", default="auto", help="our worker's ENGINE (default: %(default)s)")
+    parser.add_argument(
+        "--model", type=arguments.folder, metavar="FOLDER", help="what the peers load (default: all-MiniLM-L6-v2)"
+    )
+    parser.add_argument(
+        "--bundle", type=arguments.bundle, help="the same model's bundle (default: all-MiniLM-L6-v2, exported)"
+    )
+    parser.add_argument("--bundle-int8", type=arguments.bundle, help="the same for ours-int8")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="our worker's ENGINE (default: %(default)s)")
     parser.add_argument("--tei", metavar="URL", help="also ask the Text Embeddings Inference that serves here")
     parser.add_argument("--triton", metavar="URL", help="also ask the Triton that serves our graph here")
     parser.add_argument("--triton-model", default="model", metavar="NAME", help="its name there (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=arguments.new_file, help="also write the figures to this file")
     parser.add_argument(
         "--append", action="store_true", help="add these rounds to those in --json, of the same options"
     )

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks import budgets, compare
+from benchmarks import arguments, budgets, compare
 from benchmarks.exported import BUILD, exported
 from benchmarks.measure import figure
 from benchmarks.results_file import Results, read, write
@@ -33,17 +33,37 @@ PARTS = ("load", "load-fake", "coldstart", "batching", "soak")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these (default: all)")
-    parser.add_argument("--bundle", type=Path, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)")
-    parser.add_argument("--rounds", type=int, default=5, help="of every part (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=1.5, help="length of each loop (default: %(default)s)")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 32], help="closed loops (default: 1 32)")
-    parser.add_argument("--idle-jobs", type=int, default=20, help="jobs that find an idle worker (%(default)s)")
-    parser.add_argument("--bulk-rows", type=int, default=200, help="texts of the bulk job (default: %(default)s)")
-    parser.add_argument("--soak-jobs", type=int, default=10_000, help="jobs of the soak (default: %(default)s)")
-    parser.add_argument("--budgets", type=Path, default=budgets.BUDGETS, help="the limits (benchmarks/budgets.toml)")
+    parser.add_argument(
+        "--bundle", type=arguments.bundle, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)"
+    )
+    parser.add_argument("--rounds", type=arguments.count, default=5, help="of every part (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=arguments.seconds, default=1.5, help="length of each loop (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--clients", type=arguments.count, nargs="+", default=[1, 32], help="closed loops (default: 1 32)"
+    )
+    parser.add_argument(
+        "--idle-jobs",
+        type=arguments.count_or_none,
+        default=20,
+        help="jobs that find an idle worker (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bulk-rows", type=arguments.count, default=200, help="texts of the bulk job (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--soak-jobs", type=arguments.count, default=10_000, help="jobs of the soak (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--budgets",
+        type=Path,
+        default=budgets.BUDGETS,
+        help="the limits (default: benchmarks/budgets.toml)",
+    )
     parser.add_argument("--baseline", type=Path, help="also compare with the results of an earlier quick run")
     compare.add_compare_arguments(parser)
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--json", type=arguments.new_file, help="also write the results to this file")
     parser.add_argument("--tables", action="store_true", help=f"measure nothing: write {PAGE} anew from {RESULTS}")
 
 

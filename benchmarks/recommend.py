@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks import arguments
 from benchmarks.candidates import Grid, Point, grid_of, our_targets, points_of, precision_of
 from benchmarks.measure import figure
 from benchmarks.report.stored import Stored, stored
@@ -69,12 +70,23 @@ class Recommendation:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="results files of one machine")
-    parser.add_argument("--p99-ms", type=_positive, required=True, metavar="MS", help="99 of 100 jobs take no longer")
-    parser.add_argument("--price-per-hour", type=_positive, required=True, metavar="PRICE", help="of one worker")
-    parser.add_argument("--length", type=int, metavar="TOKENS", help="of a text (default: the longest measured)")
-    parser.add_argument("--rate", type=_positive, metavar="JOBS_PER_S", help="how many jobs come in; tells the workers")
     parser.add_argument(
-        "--max-accuracy-loss", type=_positive, metavar="LOSS", help="1 - worst cosine with fp32, at most (default: any)"
+        "--p99-ms", type=arguments.positive, required=True, metavar="MS", help="99 of 100 jobs take no longer"
+    )
+    parser.add_argument(
+        "--price-per-hour", type=arguments.positive, required=True, metavar="PRICE", help="of one worker"
+    )
+    parser.add_argument(
+        "--length", type=arguments.count, metavar="TOKENS", help="of a text (default: the longest measured)"
+    )
+    parser.add_argument(
+        "--rate", type=arguments.positive, metavar="JOBS_PER_S", help="how many jobs come in; tells the workers"
+    )
+    parser.add_argument(
+        "--max-accuracy-loss",
+        type=arguments.positive,
+        metavar="LOSS",
+        help="1 - worst cosine with fp32, at most (default: any)",
     )
     parser.add_argument("--model", metavar="NAME", help="whose rows of `latency` to look at (default: `throughput`'s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -109,7 +121,7 @@ def recommend(known: Stored, asked: Asked) -> Recommendation | str:
     for target in our_targets(known):
         loss = losses.get(target)
         if asked.max_loss is not None and (loss is None or loss > asked.max_loss):
-            why = "was not measured" if loss is None else f"is {loss:.2g}"
+            why = "is in no file of `accuracy`" if loss is None else f"is {loss:.2g}"
             refused.append(
                 f"{precision_of(known, target)} is out: its accuracy loss {why}, allowed is {asked.max_loss:g}"
             )
@@ -148,8 +160,7 @@ def _waiting(known: Stored, fit: Sequence[Point], best: Point) -> list[str]:
     faster = [point for point in fit if point.order > best.order and point.jobs_per_s > best.jobs_per_s]
     by_target = {point.target: point for point in sorted(faster, key=lambda point: point.jobs_per_s)}
     return [
-        f"{precision_of(known, target)} may be faster ({figure(point.jobs_per_s)} jobs/s: {point.where}); "
-        "`load` with it would tell"
+        f"{precision_of(known, target)} may be faster ({figure(point.jobs_per_s)} jobs/s: {point.where})"
         for target, point in by_target.items()
         if target != best.target
     ]
@@ -222,13 +233,3 @@ def _losses(known: Stored) -> dict[str, float]:
 
 def _accuracy_source(known: Stored) -> str:
     return ", ".join(source.name for source in known.having("accuracy"))
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not value > 0 or math.isinf(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value

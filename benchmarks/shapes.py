@@ -22,6 +22,9 @@ from engine.probe import cpu_quota
 
 _TARGETS = Path(__file__).parent / "targets"
 
+TORCH_MODES = ("eager", "compile")
+"""Ways to run PyTorch."""
+
 Command = Sequence[str]
 
 

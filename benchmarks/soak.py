@@ -26,6 +26,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks import arguments
 from benchmarks.emulator import EmulatorThread, Status
 from benchmarks.exported import BUILD, exported
 from benchmarks.measure import figure, markdown
@@ -85,11 +86,19 @@ class Report:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--jobs", type=int, default=100_000, help="jobs after the warm-up (default: %(default)s)")
-    parser.add_argument("--warm-up", type=int, default=2000, help="jobs before it (default: %(default)s)")
-    parser.add_argument("--engine", choices=("auto", "fake"), default="auto", help="fake: all but the engine (auto)")
-    parser.add_argument("--bundle", type=Path, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument(
+        "--jobs", type=arguments.count, default=100_000, help="jobs after the warm-up (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--warm-up", type=arguments.count_or_none, default=2000, help="jobs before it (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--engine", choices=("auto", "fake"), default="auto", help="fake: all but the engine (default: auto)"
+    )
+    parser.add_argument(
+        "--bundle", type=arguments.bundle, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)"
+    )
+    parser.add_argument("--json", type=arguments.new_file, help="also write the results to this file")
 
 
 def main(args: argparse.Namespace) -> int:

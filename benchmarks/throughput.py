@@ -13,9 +13,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import results_file, shapes
+from benchmarks import arguments, results_file, shapes
 from benchmarks.bert_graph import Shape
-from benchmarks.engines import ENGINES, default_engine, default_precision, prepare
+from benchmarks.engines import ENGINES, PRECISIONS, default_engine, default_precision, prepare
 from benchmarks.exported import BUILD, exported
 from benchmarks.measure import MISSING, figure, markdown, times
 from benchmarks.results_file import Measurement, Results
@@ -34,20 +34,39 @@ _SHAPE_FIELDS = tuple(Shape.__dataclass_fields__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     engine = default_engine()
-    parser.add_argument("--batches", type=numbers, default=[1, 8, 32], metavar="N,N", help="rows of a run (1,8,32)")
     parser.add_argument(
-        "--lengths", type=lengths, default=["16", "128", "max"], metavar="N,N", help="tokens of a row (16,128,max)"
+        "--batches", type=arguments.counts, default=[1, 8, 32], metavar="N,N", help="rows of a run (default: 1,8,32)"
     )
-    parser.add_argument("--engine", choices=ENGINES, default=engine, help="(default here: %(default)s)")
-    parser.add_argument("--bundle", type=Path, help="a bundle (default: all-MiniLM-L6-v2, exported)")
     parser.add_argument(
-        "--precisions", type=_names, metavar="A,B", help="(default: what the bundle has, on a GPU fp16); int8: CPU only"
+        "--lengths",
+        type=lengths,
+        default=["16", "128", "max"],
+        metavar="N,N",
+        help="tokens of a row (default: 16,128,max)",
+    )
+    parser.add_argument("--engine", choices=ENGINES, default=engine, help="(default: %(default)s here)")
+    parser.add_argument("--bundle", type=arguments.bundle, help="a bundle (default: all-MiniLM-L6-v2, exported)")
+    parser.add_argument(
+        "--precisions",
+        type=arguments.names(PRECISIONS, "precision"),
+        metavar="A,B",
+        help="(default: what the bundle has, on a GPU fp16); int8: CPU only",
     )
     parser.add_argument("--torch-python", metavar="PYTHON", help="a Python that has torch; none: leave it out")
-    parser.add_argument("--torch-modes", type=_names, default=["eager"], metavar="A,B", help="eager, compile (eager)")
-    parser.add_argument("--plan-options", default="", metavar="'--x y'", help="more for `python -m export plan`")
-    parser.add_argument("--rounds", type=int, default=3, help="times that all is measured (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument(
+        "--torch-modes",
+        type=arguments.names(shapes.TORCH_MODES, "mode"),
+        default=["eager"],
+        metavar="A,B",
+        help="eager, compile (default: eager)",
+    )
+    parser.add_argument(
+        "--plan-options", type=arguments.words, default="", metavar="'--x y'", help="more for `python -m export plan`"
+    )
+    parser.add_argument(
+        "--rounds", type=arguments.count, default=3, help="times that all is measured (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=arguments.new_file, help="also write the figures to this file")
     add_switches(parser, duration_s=1.0)
 
 
@@ -165,27 +184,12 @@ def _torch(path: Path, args: argparse.Namespace) -> Mapping[str, shapes.Command]
     return {f"torch-{mode}": shapes.torch(python, shape, mode) for mode in args.torch_modes}
 
 
-def numbers(text: str) -> list[int]:
-    """A list of whole numbers from 1 up, sorted."""
-    try:
-        found = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        found = [0]
-    if found[0] < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers from 1 up")
-    return found
-
-
 def lengths(text: str) -> list[str]:
-    """As `numbers`; "max" is what the model takes."""
+    """As arguments.counts; "max" is what the model takes."""
     parts = text.split(",")
     if rest := ",".join(part for part in parts if part != "max"):
-        numbers(rest)
+        arguments.counts(rest)
     return parts
-
-
-def _names(text: str) -> list[str]:
-    return text.split(",")
 
 
 def _say(line: str) -> None:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import arguments
 from benchmarks.measure import write_json
 
 _GPU_ENGINE = "tensorrt"
@@ -64,17 +65,43 @@ class Switches:
 def add_switches(parser: argparse.ArgumentParser, *, duration_s: float) -> None:
     """Declare the switches."""
     group = parser.add_argument_group("as trtexec has them")
-    group.add_argument("--warmUp", type=_number, default=200.0, metavar="MS", help="before each figure (%(default)g)")
-    group.add_argument("--duration", type=_number, default=duration_s, metavar="S", help="at least (%(default)g)")
-    group.add_argument("--iterations", type=_count, default=10, metavar="N", help="at least (%(default)s)")
-    group.add_argument("--percentile", type=_percentiles, default=(90.0, 95.0, 99.0), metavar="P,P", help="(90,95,99)")
+    group.add_argument(
+        "--warmUp",
+        type=arguments.not_negative,
+        default=200.0,
+        metavar="MS",
+        help="before each figure (default: %(default)g)",
+    )
+    group.add_argument(
+        "--duration",
+        type=arguments.not_negative,
+        default=duration_s,
+        metavar="S",
+        help="at least (default: %(default)g)",
+    )
+    group.add_argument(
+        "--iterations", type=arguments.count, default=10, metavar="N", help="at least (default: %(default)s)"
+    )
+    group.add_argument(
+        "--percentile",
+        type=arguments.percentages,
+        default=(90.0, 95.0, 99.0),
+        metavar="P,P",
+        help="(default: 90,95,99)",
+    )
     graph = group.add_mutually_exclusive_group()
-    graph.add_argument("--useCudaGraph", action="store_true", help="replay a CUDA graph, as the worker does (default)")
+    graph.add_argument(
+        "--useCudaGraph", action="store_true", help="replay a CUDA graph, as the worker does (default: on)"
+    )
     graph.add_argument("--noCudaGraph", action="store_true", help="queue copies and kernels one by one")
     group.add_argument("--noDataTransfers", action="store_true", help="the run alone, its inputs on the device already")
     group.add_argument("--useSpinWait", action="store_true", help="wait for the GPU by asking, not by sleeping")
-    group.add_argument("--streams", type=_count, default=1, metavar="N", help="so many engines at once (%(default)s)")
-    group.add_argument("--exportTimes", type=Path, metavar="FILE", help="write every single time to it, as JSON")
+    group.add_argument(
+        "--streams", type=arguments.count, default=1, metavar="N", help="so many engines at once (default: %(default)s)"
+    )
+    group.add_argument(
+        "--exportTimes", type=arguments.new_file, metavar="FILE", help="write every single time to it, as JSON"
+    )
 
 
 def switches_of(args: argparse.Namespace, engine: str) -> Switches:
@@ -109,24 +136,3 @@ def export_times(path: Path, times: Iterable[tuple[str, str, Sequence[float]]]) 
     """Write every time of every target and point to `path`; the time under trtexec's name, latencyMs."""
     rows = [{"target": target, "point": point, "latencyMs": ms} for target, point, took in times for ms in took]
     write_json(path, rows)
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
-
-
-def _percentiles(text: str) -> tuple[float, ...]:
-    found = tuple(float(part) for part in text.split(","))
-    if not all(0 <= percent <= 100 for percent in found):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of percentages from 0 to 100")
-    return found

@@ -103,7 +103,9 @@ class BatchQueue(Generic[J, R]):
         if len(rows) > self.max_queued:
             raise InvalidInput(f"the job makes {len(rows)} rows, allowed are {self.max_queued} (MAX_QUEUED_ROWS)")
         if self._size + len(rows) > self.max_queued:
-            raise Overloaded(f"{self._size} rows wait, {len(rows)} more are over the limit of {self.max_queued}")
+            raise Overloaded(
+                f"{self._size} rows wait, {len(rows)} more are over the limit of {self.max_queued} (MAX_QUEUED_ROWS)"
+            )
         waiting = self._jobs.setdefault(job, _Job(now))
         for row, length in rows:
             waiting.add(row, length)

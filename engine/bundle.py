@@ -1,6 +1,6 @@
 """The bundle format. Rule: nothing else in the project reads or writes manifest.json.
 
-    manifest.json            schema_version first; every other file with its size and SHA-256
+    manifest.json            schema_version first; every other file with its size and SHA-256, large ones in pieces too
     manifest.sha256          digest of manifest.json, as `sha256sum --check` reads it
     manifest.sig             where the bundle is signed (engine/signature.py)
     graphs/<name>/...        the ONNX files and what belongs to them
@@ -17,13 +17,15 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from engine import digest
 from engine.errors import BundleError
 from engine.tensors import TensorSpec
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 MANIFEST = "manifest.json"
 CHECKSUM = "manifest.sha256"
 SIGNATURE = "manifest.sig"
@@ -66,6 +68,8 @@ class Manifest:
     """Why the bundle failed its parity gate, where it was written all the same."""
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     """Relative path -> (size in bytes, SHA-256)."""
+    pieces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Relative path of a large file -> SHA-256 of each of its pieces (engine/digest.py)."""
     exporter: str = ""
     """What traced the graphs: optimum, dynamo (torch.export) or torchscript."""
     exporter_why: str = ""
@@ -97,21 +101,16 @@ class Bundle:
     def verify(self) -> None:
         """Compare every file with its recorded size and SHA-256.
 
-        Files are hashed side by side (hashing releases the interpreter lock). Raises BundleError for the first that
-        is missing or differs.
+        Files, and the pieces of large ones, are hashed side by side. Raises BundleError for the first that is missing
+        or differs.
         """
-        from concurrent.futures import ThreadPoolExecutor  # which imports logging
+        files = [(name, None) for name in self.manifest.files if name not in self.manifest.pieces]
+        pieces = [(name, index) for name, digests in self.manifest.pieces.items() for index in range(len(digests))]
+        digest.side_by_side(self._verify_part, [*pieces, *files])
 
-        files = self.manifest.files
-        try:
-            with ThreadPoolExecutor(max_workers=min(4, len(files) or 1)) as pool:
-                list(pool.map(self._verify_file, files))
-        except RuntimeError:  # there is no further thread to be had
-            for name in files:
-                self._verify_file(name)
-
-    def _verify_file(self, name: str) -> None:
-        size, digest = self.manifest.files[name]
+    def _verify_part(self, part: tuple[str, int | None]) -> None:
+        name, piece = part
+        size, wanted = self.manifest.files[name]
         path = self.path / name
         try:
             found = path.stat()
@@ -119,7 +118,12 @@ class Bundle:
                 raise BundleError(f"{path} is not a file; {REBUILD}")
             if found.st_size != size:
                 raise BundleError(f"{path} has {found.st_size} bytes, the manifest says {size}; {REBUILD}")
-            if _sha256(path) != digest:
+            if piece is None:
+                same = digest.sha256(path) == wanted
+            else:
+                begin = digest.pieces(size)[piece]
+                same = digest.sha256_of_piece(path, begin) == self.manifest.pieces[name][piece]
+            if not same:
                 raise BundleError(f"{path} does not match the SHA-256 in the manifest; {REBUILD}")
         except FileNotFoundError:
             raise BundleError(f"{path} is missing; {REBUILD}") from None
@@ -160,14 +164,14 @@ def open_bundle(path: Path, *, sha256: str = "", public_key: str = "") -> Bundle
         raise BundleError(f"{error.filename} cannot be read ({error.strerror}); {REBUILD}") from error
     if checksum != _checksum_line(raw):
         raise BundleError(f"{path / MANIFEST} does not match {CHECKSUM}; {REBUILD}")
-    digest = checksum[:64].decode()
-    if sha256 and digest != sha256.lower():
-        raise BundleError(f"{path} is bundle {digest}, BUNDLE_SHA256 names {sha256}; change one of them")
+    of_manifest = checksum[:64].decode()
+    if sha256 and of_manifest != sha256.lower():
+        raise BundleError(f"{path} is bundle {of_manifest}, BUNDLE_SHA256 names {sha256}; change one of them")
     if public_key:
         from engine.signature import check_signature
 
         check_signature(path, raw, public_key)
-    return Bundle(path, _parse(path, raw), digest)
+    return Bundle(path, _parse(path, raw), of_manifest)
 
 
 def _parse(path: Path, raw: bytes) -> Manifest:
@@ -186,6 +190,7 @@ def _parse(path: Path, raw: bytes) -> Manifest:
     try:
         known["graphs"] = {name: _parse_graph(graph) for name, graph in data["graphs"].items()}
         known["files"] = {_safe(name): (entry["size"], entry["sha256"]) for name, entry in data["files"].items()}
+        known["pieces"] = {name: _parse_pieces(entry) for name, entry in data["files"].items() if entry.get("pieces")}
         return Manifest(**known)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path / MANIFEST} is not what schema {version} describes ({error}); {REBUILD}") from error
@@ -196,6 +201,13 @@ def _parse_graph(data: dict[str, Any]) -> Graph:
         return tuple(TensorSpec(e["name"], e["dtype"], tuple(e["shape"]), e.get("pad", 0)) for e in entries)
 
     return Graph(tensors(data["inputs"]), tensors(data["outputs"]), data["onnx"], data.get("fused", {}))
+
+
+def _parse_pieces(entry: dict[str, Any]) -> tuple[str, ...]:
+    digests = tuple(entry["pieces"])
+    if len(digests) != len(digest.pieces(entry["size"])):
+        raise ValueError(f"{len(digests)} pieces of a file of {entry['size']} bytes")
+    return digests
 
 
 def _safe(name: str) -> str:
@@ -212,12 +224,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Replaces `manifest.files`. Equal content gives equal bytes: keys are sorted and no time is recorded.
     """
     names = sorted(str(p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file())
-    files = {
-        name: {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-        for name in names
-        if name not in (MANIFEST, CHECKSUM, SIGNATURE)
-    }
+    files = {name: _described(folder / name) for name in names if name not in (MANIFEST, CHECKSUM, SIGNATURE)}
     data = {"schema_version": SCHEMA_VERSION, **asdict(manifest), "files": files}
+    del data["pieces"]  # each beside its file
     raw = json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n"
     for name, content in ((MANIFEST, raw), (CHECKSUM, _checksum_line(raw))):
         with open(folder / name, "wb") as file:
@@ -230,6 +239,8 @@ def _checksum_line(raw: bytes) -> bytes:
     return f"{hashlib.sha256(raw).hexdigest()}  {MANIFEST}\n".encode()
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _described(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    begins = digest.pieces(size)
+    pieces = digest.side_by_side(partial(digest.sha256_of_piece, path), begins) if begins else []
+    return {"size": size, "sha256": digest.sha256(path), **({"pieces": pieces} if pieces else {})}

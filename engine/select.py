@@ -112,7 +112,8 @@ def select(settings: Settings, facts: Facts) -> Choice:
         steps.append(Step(name, False, outcome))
     alone = len(steps) == 1
     told = "; ".join(step.reason if alone else f"{step.name}: {step.reason}" for step in steps)
-    raise ConfigError(f"ENGINE={settings.engine} cannot run here: {told}; {_FIXES[settings.engine]}")
+    fix = _FIXES[settings.engine] if facts.providers or settings.engine != "auto" else _INSTALL
+    raise ConfigError(f"ENGINE={settings.engine} cannot run here: {told}; {fix}")
 
 
 def _auto(settings: Settings, facts: Facts) -> Iterator[_Outcome]:
@@ -147,6 +148,9 @@ _FIXES = {
     "tensorrt": "set ENGINE=auto to take the next best, or BUILD_ON_BOOT=1 to build a plan here",
     "onnxruntime-cuda": "run on a machine with an NVIDIA GPU and requirements/onnxruntime.txt, or set ENGINE=auto",
 }
+
+
+_INSTALL = "pip install -r requirements/cpu.txt, or run with the Python of .venv"
 
 
 def _best(plans: Sequence[PlanFile], settings: Settings, facts: Facts) -> _Taken | str:

@@ -128,7 +128,7 @@ def _merge(model: Any, adapter: Adapter) -> Any:
         return adapted.merge_and_unload(safe_merge=True)
     except SafetensorError as error:
         raise Refused(f"{adapter.folder / WEIGHTS} cannot be read ({first_line(error)}); download it again") from error
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise Refused(_other_base(adapter, first_line(error))) from error
 
 

@@ -14,8 +14,9 @@ from engine.tasks import DEFAULT_LIMITS
 from engine.tensors import Array, Row
 from export.errors import Refused
 from export.exporters import DYNAMO, OPTIMUM, TORCHSCRIPT, trace_module
+from export.json_files import FLAG, NUMBER, RATE, SIZE, check_keys
 from export.nodes import Axes, value_info
-from export.source import first_line, quiet
+from export.source import needing, quiet
 from export.tasks.base import ExportTask, Layout, Probe
 
 if TYPE_CHECKING:
@@ -65,17 +66,16 @@ class AudioExport(ExportTask):
         """The feature extractor."""
         from transformers import AutoFeatureExtractor
 
-        try:
+        with needing(model, "feature extractor that can be loaded"):
             found = AutoFeatureExtractor.from_pretrained(
                 folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True
             )
-        except (OSError, ValueError, ImportError, TypeError) as error:
-            raise Refused(
-                f"{model} has no feature extractor that can be loaded: {first_line(error)}; its folder needs what "
-                "save_pretrained writes"
-            ) from error
         if type(found).__name__ not in _KINDS:
             raise Refused(f"{model} has a {type(found).__name__}; the worker has {' and '.join(_KINDS)}")
+        keys = {"sampling_rate": RATE, "do_normalize": FLAG}
+        if _kind(found) == "fbank":
+            keys |= {"num_mel_bins": SIZE, "max_length": SIZE, "mean": NUMBER, "std": NUMBER}
+        check_keys(folder / "preprocessor_config.json", vars(found), keys, all_needed=True)
         return {"processor": found}
 
     def max_length(

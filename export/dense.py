@@ -12,8 +12,9 @@ import numpy as np
 from engine.tensors import Array
 from engine.vectors import OUTPUT
 from export.errors import Refused
-from export.json_files import read_json
+from export.json_files import TEXT, read_module
 from export.nodes import Nodes, set_outputs
+from export.source import first_line
 
 _DEFAULT = "torch.nn.modules.activation.Tanh"  # sentence-transformers', where the file says none
 _ACTIVATIONS: Mapping[str, tuple[str, Callable[[Array], Array]]] = {
@@ -23,6 +24,7 @@ _ACTIVATIONS: Mapping[str, tuple[str, Callable[[Array], Array]]] = {
     "Tanh": ("Tanh", np.tanh),
 }
 """Name in torch -> name in ONNX, and the function."""
+_NAMES = ("module_input_name", "module_output_name")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Dense:
 
     def weights(self) -> tuple[Array, Array | None]:
         """Weight, float32 (out, in), and bias, float32 (out). Raises Refused."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         file = self.folder / "model.safetensors"
         if not file.is_file():
@@ -43,12 +45,19 @@ class Dense:
                 f"the model's {self.folder.name} has no model.safetensors, and pickled weights are never loaded; load "
                 "the model with SentenceTransformer(...) in a sandbox and save it, then export that folder"
             )
-        with safe_open(file, framework="pt") as tensors:
-            names = tensors.keys()  # it is no mapping that one could iterate over
-            found = {name: tensors.get_tensor(name).float().numpy() for name in names}
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                names = [name for name in tensors.keys() if name in ("linear.weight", "linear.bias")]  # noqa: SIM118
+                found = {name: tensors.get_tensor(name).float().numpy() for name in names}
+                held = list(tensors.keys())[:3]
+        except (SafetensorError, OSError) as error:
+            raise Refused(f"{file} cannot be read ({first_line(error)}); download the model again") from error
         if "linear.weight" not in found:
-            raise Refused(f"{file} holds {', '.join(found)} instead of linear.weight; download the model again")
-        return found["linear.weight"], found.get("linear.bias")
+            raise Refused(f"{file} holds {', '.join(held)} instead of linear.weight; download the model again")
+        weight, bias = found["linear.weight"], found.get("linear.bias")
+        if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+            raise Refused(f"{file} holds a weight and a bias that do not fit together; download the model again")
+        return weight, bias
 
     def apply(self, vector: Array) -> Array:
         """What comes out for a vector, float32 (in)."""
@@ -60,13 +69,13 @@ class Dense:
 
 def read_dense(folder: Path) -> Dense:
     """The layer in `folder`. Raises Refused for one that a bundle cannot hold."""
-    settings = read_json(folder / "config.json")
+    settings = read_module(folder, dict.fromkeys(("activation_function", *_NAMES), TEXT))
     activation = str(settings.get("activation_function", _DEFAULT))
     package, _, name = activation.rpartition(".")
     if not package.startswith("torch.nn.modules.") or name not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
         raise Refused(f"the model's {folder.name} has the activation {activation}, a bundle takes one of {known}")
-    for key in ("module_input_name", "module_output_name"):
+    for key in _NAMES:
         if settings.get(key) not in (None, "sentence_embedding"):
             raise Refused(
                 f"the model's {folder.name} is not for the embedding of a text ({key} is {settings[key]}), which a "
@@ -81,9 +90,15 @@ def append_dense(graph: Any, layers: Sequence[Dense]) -> None:
         return
     pooled = next(node for node in graph.node if OUTPUT in node.output)
     pooled.output[:] = [f"{OUTPUT}/pooled" if name == OUTPUT else name for name in pooled.output]
-    nodes, values, size = Nodes(graph, "dense"), f"{OUTPUT}/pooled", 0
+    nodes, values = Nodes(graph, "dense"), f"{OUTPUT}/pooled"
+    size = graph.output[0].type.tensor_type.shape.dim[-1].dim_value
     for number, layer in enumerate(layers):
         weight, bias = layer.weights()
+        if weight.shape[1] != size:
+            raise Refused(
+                f"the model's {layer.folder.name} is for vectors of {weight.shape[1]} numbers, and gets {size}; "
+                "download the model again"
+            )
         size = len(weight)
         steps: list[tuple[str, tuple[str, ...]]] = [
             ("MatMul", (nodes.constant(f"weight_{number}", np.ascontiguousarray(weight.T), np.float32),)),

@@ -18,7 +18,7 @@ from engine.images.geometry import EXTENT, PIXELS, Geometry
 from engine.tensors import Array
 from export.errors import Refused
 from export.json_files import read_json
-from export.source import first_line, quiet
+from export.source import first_line, needing, quiet
 
 _NOISE = ((97, 131), (140, 60), (33, 33))  # (height, width): landscape, portrait, square; all odd sizes
 _TOLERANCE = 1e-5
@@ -90,14 +90,8 @@ def image_processor(
     asked_for = read_json(folder / "preprocessor_config.json").get("image_processor_type")
     kind = getattr(transformers, _STAND_INS.get(asked_for, "AutoImageProcessor"))
     options = {} if asked_for in _STAND_INS else {"use_fast": False, "trust_remote_code": trust_remote_code}
-    try:
-        with quiet():
-            processor = kind.from_pretrained(folder, local_files_only=True, **options)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise Refused(
-            f"{model} has no image processor that can be loaded: {first_line(error)}; its folder needs what "
-            "save_pretrained writes"
-        ) from error
+    with needing(model, "image processor that can be loaded"), quiet():
+        processor = kind.from_pretrained(folder, local_files_only=True, **options)
     return take_apart(processor, model, asked)
 
 
@@ -107,7 +101,8 @@ def take_apart(processor: Any, model: str, asked: tuple[int, int] | None) -> Ima
         geometry, fixed = _geometry(processor, model, asked)
         found = _measured(ImageProcessor(processor, geometry, fixed), model)
         _compare(found, model)
-    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:  # settings that it has not, or odd
+    except (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
+        # Settings that it has not, or odd ones.
         raise Refused(
             f"{model}'s {type(processor).__name__} is none of those that the worker knows ({type(error).__name__}: "
             f"{first_line(error)}); no bundle can be made of it"
@@ -184,6 +179,8 @@ def _told(size: Mapping[str, Any]) -> str:
 def _measured(found: ImageProcessor, model: str) -> ImageProcessor:
     """With scale, offset and order, from what comes out for black, white and one colour."""
     black, white, colour = (_plain(found, shade, model) for shade in ((0, 0, 0), (255, 255, 255), _COLOUR))
+    if not np.isfinite([black, white, colour]).all():  # two NaN would be no difference
+        raise ValueError("its pixels are not finite")
     scale, offset = (white - black) / 255, black
     order = []
     for channel in range(3):

@@ -45,7 +45,7 @@ def read_payloads(file: Path | None, bundle: Bundle) -> list[tuple[str, Any]]:
             continue
         try:
             payload = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refused(
                 f"{file}, line {number}: not JSON ({error}); write a job's input, such as {_example(bundle)}"
             ) from None

@@ -102,14 +102,22 @@ def add_plan_arguments(parser: argparse._ActionsContainer, precision: str) -> No
         "--lengths", type=_lengths, metavar="N,max", help="lengths of the ladder (default: 16,32,64 ... and max)"
     )
     parser.add_argument(
-        "--profiles", choices=PROFILES, default="bucket", help="a profile for each bucket (fastest plan) or each length"
+        "--profiles",
+        choices=PROFILES,
+        default="bucket",
+        help="a profile for each bucket (fastest plan) or each length (default: %(default)s)",
     )
-    parser.add_argument("--builder", choices=BUILDERS, default="tensorrt", help="tensorrt-rtx needs no GPU")
+    parser.add_argument(
+        "--builder", choices=BUILDERS, default="tensorrt", help="tensorrt-rtx needs no GPU (default: %(default)s)"
+    )
     parser.add_argument(
         "--compute-capability", type=_capabilities, default=(), metavar="8.6,8.9", help="targets of tensorrt-rtx"
     )
     parser.add_argument(
-        "--hardware-compatibility", choices=HARDWARE_COMPATIBILITY, default="none", help="what other GPUs may load it"
+        "--hardware-compatibility",
+        choices=HARDWARE_COMPATIBILITY,
+        default="none",
+        help="what other GPUs may load it (default: %(default)s)",
     )
     parser.add_argument("--version-compatible", action="store_true", help="later versions of TensorRT may load it")
     parser.add_argument(
@@ -177,7 +185,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _size(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
     return value

@@ -175,12 +175,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub id (default: main)")
-    parser.add_argument("--pooling", choices=POOLINGS, help="instead of what the model's files say, or else mean")
+    parser.add_argument(
+        "--pooling", choices=POOLINGS, help="instead of what the model's files say (default: that, or else mean)"
+    )
     parser.add_argument(
         "--max-length",
         type=int,
         metavar="N",
-        help="tokens a text is cut at (default: the model's), seconds of speech heard at once (30)",
+        help="tokens a text is cut at (default: the model's), seconds of speech heard at once (default: 30)",
     )
     parser.add_argument(
         "--image-size",
@@ -201,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=EXPORTERS,
         default="auto",
         help="what traces the model; auto: optimum for texts, torchscript for images and sound, and for what these do "
-        "not know or cannot trace torch.export (dynamo)",
+        "not know or cannot trace torch.export (dynamo) (default: %(default)s)",
     )
     parser.add_argument(
         "--trust-remote-code",

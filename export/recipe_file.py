@@ -64,7 +64,7 @@ def arguments_of(path: Path, parser: argparse.ArgumentParser, given: Sequence[st
         raise Refused(f"there is no recipe {path}; check the path, or write one with --write-recipe") from None
     except OSError as error:
         raise Refused(f"the recipe {path} cannot be read ({error.strerror}); name a file with --recipe") from None
-    except ValueError as error:  # TOMLDecodeError says the line; or it is not UTF-8
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError says the line; or it is not UTF-8
         raise Refused(f"{path} is not valid TOML: {error}") from None
     options = _options(parser)
     found: list[str] = []

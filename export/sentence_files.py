@@ -7,6 +7,7 @@ an embedding and has no place in a bundle is refused: ignoring it would answer w
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from export.dense import Dense, read_dense
 from export.errors import Refused
-from export.json_files import read_json
+from export.json_files import COUNT, FLAG, TEXT, TEXT_OR_TEXTS, Kind, check_keys, read_json, read_module
 from export.pooling import POOLINGS
 
 MODULES = "modules.json"
@@ -22,7 +23,8 @@ _TRANSFORMER_FILES = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-_HARMLESS = {"max_seq_length", "do_lower_case", "unpad_inputs"}
+_TRANSFORMER_KEYS: Mapping[str, Kind] = {"max_seq_length": COUNT, "do_lower_case": FLAG}
+_HARMLESS = {*_TRANSFORMER_KEYS, "unpad_inputs"}
 
 
 def _as_task(task: str, output: str, module_output: str) -> Mapping[str, Any]:
@@ -48,6 +50,7 @@ _OLD_POOLING_KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+_POOLING_KEYS = {"pooling_mode": TEXT_OR_TEXTS, "include_prompt": FLAG, **dict.fromkeys(_OLD_POOLING_KEYS, FLAG)}
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def read_sentence_files(folder: Path, pooling: str | None = None) -> SentenceFil
 
     Raises Refused for modules, modes and options that a bundle cannot express.
     """
-    if not (folder / MODULES).is_file():
+    if not os.path.lexists(folder / MODULES):
         return SentenceFiles(pooling=pooling or _pooling_without_files(folder))
     modules = [(_class_name(kind), path) for kind, path in read_modules(folder)]
     names = [name for name, _ in modules]
@@ -116,7 +119,9 @@ def read_modules(folder: Path) -> list[tuple[str, str]]:
     modules = read_json(folder / MODULES, list)
     if not all(isinstance(module, dict) for module in modules):
         raise Refused(f"{folder / MODULES} is not a list of modules; download the model again")
-    return [(str(module.get("type", "")), str(module.get("path", ""))) for module in modules]
+    for module in modules:
+        check_keys(folder / MODULES, module, {"type": TEXT, "path": TEXT})
+    return [(module.get("type") or "", module.get("path") or "") for module in modules]
 
 
 def _class_name(kind: str) -> str:
@@ -127,7 +132,9 @@ def _class_name(kind: str) -> str:
 
 def read_transformer_options(folder: Path, task: str = "feature-extraction") -> dict[str, Any]:
     """The options of the Transformer module in `folder`, whose `transformer_task` must be `task`. Raises Refused."""
-    options: dict[str, Any] = next(filter(None, (read_json(folder / name) for name in _TRANSFORMER_FILES)), {})
+    options: dict[str, Any] = next(
+        filter(None, (read_json(folder / name, keys=_TRANSFORMER_KEYS) for name in _TRANSFORMER_FILES)), {}
+    )
     expected = _EXPECTED[task]
     for name, value in options.items():
         if value and name not in _HARMLESS and value != expected.get(name):
@@ -155,7 +162,7 @@ def _pooling(folder: Path, modules: list[tuple[str, str]], prompts: Mapping[str,
     found = [path for name, path in modules if name == "Pooling"]
     if len(found) != 1:
         raise Refused(f"modules.json lists {len(found)} Pooling modules instead of one; choose with --pooling")
-    settings = read_json(folder / found[0] / "config.json")
+    settings = read_module(folder / found[0], _POOLING_KEYS)
     modes = settings.get("pooling_mode")
     if modes is None:
         modes = [mode for key, mode in _OLD_POOLING_KEYS.items() if settings.get(key)] or ["mean"]

@@ -123,7 +123,19 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def first_line(error: Exception) -> str:
+@contextmanager
+def needing(model: str, what: str) -> Iterator[None]:
+    """Make a refusal of what transformers or tokenizers raise over a file that `what` is made of, whatever that is."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of the tokenizers library
+            raise
+        said = f"{model} has no {what}: {first_line(error)}; its folder needs what save_pretrained writes"
+        raise refusal_of(error) or Refused(said) from error
+
+
+def first_line(error: BaseException) -> str:
     """What an exception of a library says, cut to one line: of weights that do not fit, the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return next((line for line in lines if line.startswith("size mismatch")), lines[0])[:300]

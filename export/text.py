@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from engine.tensors import Arrays, Row
-from export.errors import Refused, refusal_of
+from export.errors import Refused
 from export.esm_tokenizer import esm_tokenizer
 from export.nodes import Axes
 from export.rare_tokens import rare_texts
 from export.recipe import Recipe
-from export.source import Source, first_line
+from export.source import Source, needing
 from export.tasks.base import ExportTask, Layout, Probe
 
 LONGEST_DEFAULT = 8192
@@ -26,6 +26,7 @@ LONGEST_CHECKED = 2048
 _SHORTEST_WORD = 3  # shorter tokens are mostly pieces of words
 _MOST_WORDS = 90
 _FREQUENT = 200
+_WRITTEN = "a word, \u2603 and \U0001d518"  # with what a vocabulary may not hold
 
 TOKENS: Axes = ("batch", "length")
 
@@ -137,9 +138,12 @@ def run(model: Any, inputs: Mapping[str, Any], *outputs: str) -> Arrays | None:
     return {name: answer[name][0].numpy() for name in outputs}
 
 
-def longest_row(asked: int | None, of_files: int, positions: int | None, tokenizer: Any) -> int:
-    """The longest row in tokens: what was asked for, else the smallest limit that applies. Raises Refused."""
-    longest = min(of_files, positions or LONGEST_DEFAULT, LONGEST_DEFAULT) if asked is None else asked
+def longest_row(asked: int | None, of_files: float, positions: int | None, tokenizer: Any) -> int:
+    """The longest row in tokens: what was asked for, else the smallest limit that applies. Raises Refused.
+
+    `of_files` may be infinite, or a float such as 512.0, as JSON has it.
+    """
+    longest = int(min(of_files, positions or LONGEST_DEFAULT, LONGEST_DEFAULT)) if asked is None else asked
     if positions is not None and longest > positions:
         raise Refused(f"--max-length {asked} is more than the {positions} positions that the model has; give fewer")
     # Where special tokens alone are more than that, the tokenizers library does not cut at all.
@@ -155,13 +159,10 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
     """The model's tokenizer in transformers, backed by the tokenizers library. Raises Refused."""
     from transformers import AutoTokenizer
 
-    try:
+    with needing(model, "tokenizer that can be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, use_fast=True, trust_remote_code=recipe.trust_remote_code, local_files_only=True
         )
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        found = f"{model} has no tokenizer that can be loaded: {first_line(error)}"
-        raise refusal_of(error) or Refused(found) from error
     if not tokenizer.is_fast:
         slow = tokenizer
         tokenizer = esm_tokenizer(slow)
@@ -170,6 +171,8 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
                 f"{model} has no tokenizer.json, and its {type(slow).__name__} cannot be converted into one; "
                 "the worker needs that file"
             )
+    with needing(model, "tokenizer that can be used"):  # what its parts name of each other is not looked at before
+        tokenizer([_WRITTEN, (_WRITTEN, _WRITTEN)])
     if tokenizer.truncation_side != "right":
         raise Refused(f"{model} cuts long texts at the front (truncation_side), the worker only at the end")
     return tokenizer

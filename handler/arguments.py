@@ -57,6 +57,12 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1024")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m handler",
@@ -72,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rp_serve_api", action="store_true", help="serve /runsync and /run over HTTP, for tests")
     parser.add_argument("--rp_api_host", metavar="HOST", help="where to listen (default: localhost)")
     parser.add_argument("--rp_api_port", type=_port, metavar="PORT", help="(default: 8000)")
-    parser.add_argument("--rp_api_concurrency", type=int, metavar="N", help="processes of that server (default: 1)")
+    parser.add_argument("--rp_api_concurrency", type=_count, metavar="N", help="processes of that server (default: 1)")
     parser.add_argument("--rp_log_level", metavar="LEVEL", help="the SDK's: ERROR, WARN, INFO, DEBUG (default: INFO)")
     parser.add_argument("--rp_debugger", action="store_true", help="the SDK's debugger")
     return parser

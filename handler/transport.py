@@ -138,7 +138,8 @@ class Poll:
 
     async def stop_signals(self) -> list[str]:
         """Ids of jobs to stop, from the SDK's long poll; empty when there are none. Raises what the SDK raises."""
-        return list(await asyncio.wait_for(self._sdk.get_stop_signals(self._signals_session), _POLL_TIMEOUT_S))
+        async with asyncio.timeout(_POLL_TIMEOUT_S):  # wait_for loses a cancellation that comes as the poll ends
+            return list(await self._sdk.get_stop_signals(self._signals_session))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -2,7 +2,8 @@
 
 aiohttp makes two TLS contexts while it is imported, of which one is ever used, and each reads all 140 authorities of a
 Debian: 20 to 40 ms of CPU time each. A context of `later` reads them with its first connection: one by one where the
-machine's folder of authorities can be searched (0.2 ms), and all of them where it cannot, or holds too few.
+machine's folder of authorities can be searched (0.2 ms), and all of them where it cannot, or holds too few. A machine
+that has none at all, such as a bare Debian or Ubuntu, gets certifi's, which the SDK's pings go by anyway.
 """
 
 from __future__ import annotations
@@ -74,17 +75,22 @@ def advice(error: Exception) -> str:
 
 def _read(context: ssl.SSLContext) -> None:
     folder = ssl.get_default_verify_paths().capath
-    if "SSL_CERT_FILE" in os.environ or folder is None or not _can_be_searched(folder):
-        context.load_default_certs()
-    else:
+    if "SSL_CERT_FILE" not in os.environ and folder is not None and _can_be_searched(folder):
         context.load_verify_locations(capath=folder)
         _searching.append(context)
+    else:
+        context.load_default_certs()
+        if not (context.get_ca_certs() or {"SSL_CERT_FILE", "SSL_CERT_DIR"} & os.environ.keys()):
+            import certifi
+
+            context.load_verify_locations(certifi.where())
     context.__class__ = ssl.SSLContext
 
 
 def _can_be_searched(folder: str) -> bool:
     try:
         with os.scandir(folder) as entries:
-            return any(_HASHED.fullmatch(entry.name) for entry in entries)
+            # Links that lead nowhere are what is left where only this folder was copied into an image.
+            return any(_HASHED.fullmatch(entry.name) and entry.is_file() for entry in entries)
     except OSError:
         return False

@@ -23,6 +23,7 @@ class TlsFront:
         self.pem = certificate(folder, HOST)
         self._backend = port
         self._listening = threading.Event()
+        self._open: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
     def __enter__(self) -> Self:
@@ -44,14 +45,20 @@ class TlsFront:
             self.url = f"https://{HOST}:{server.sockets[0].getsockname()[1]}"
             self._listening.set()
             await self._stop.wait()
+            tasks = [task for task in self._open.values() if task is not None]
+            for writer in self._open:
+                writer.transport.abort()  # so that whoever reads from it comes to an end, and leaves nothing open
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self._backend)
+        self._open[writer] = self._open[back] = asyncio.current_task()
         try:
             await asyncio.gather(_pump(reader, back), _pump(there, writer))
         finally:
             back.close()
             writer.close()
+            del self._open[writer], self._open[back]
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -6,6 +6,8 @@ import shlex
 import signal
 import sys
 
+from benchmarks import arguments
+
 from .records import JobRecord
 from .server import Emulator
 
@@ -17,13 +19,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint-id", default="EP", help="the endpoint's id (default: %(default)s)")
     parser.add_argument("--api-key", default="emulator", help="key for worker and client (default: %(default)s)")
     parser.add_argument("--worker-id", default="worker-1", help="id in the printed variables (default: %(default)s)")
-    parser.add_argument("--long-poll", type=float, default=10.0, metavar="S", help="hold polls for S seconds (10)")
     parser.add_argument(
-        "--worker-timeout", type=float, metavar="S", help="requeue the jobs of a worker silent for S seconds (never)"
+        "--long-poll",
+        type=arguments.not_negative,
+        default=10.0,
+        metavar="S",
+        help="hold polls for S seconds (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--worker-timeout",
+        type=arguments.positive,
+        metavar="S",
+        help="requeue the jobs of a worker silent for S seconds (default: never)",
     )
     parser.add_argument(
         "--keep-finished",
-        type=int,
+        type=arguments.count_or_none,
         default=10_000,
         metavar="N",
         help="finished jobs to remember (default: %(default)s)",

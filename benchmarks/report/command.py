@@ -21,7 +21,7 @@ def main(args: argparse.Namespace) -> int:
     from benchmarks.report import page
     from benchmarks.report.plot import Plot, png, svg
     from benchmarks.report.plots import plots
-    from benchmarks.report.stored import committed, stored
+    from benchmarks.report.stored import RESULTS, committed, stored
 
     known = stored(args.files or committed())
     for sentence in known.unread:
@@ -29,7 +29,9 @@ def main(args: argparse.Namespace) -> int:
     if not known.sources:
         print("report: there is no results file to read; a command with --json FILE writes one", file=sys.stderr)
         return 1
-    made = plots(known)
+    # What is missing is to be measured to where the files that were named lie, not over the committed results.
+    beside = args.files[0].parent if args.files else RESULTS
+    made = [one if isinstance(one, Plot) else one.into(beside) for one in plots(known)]
     args.out.mkdir(parents=True, exist_ok=True)
     for one in made:
         if isinstance(one, Plot):

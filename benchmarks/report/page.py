@@ -61,12 +61,13 @@ def html(known: Stored, made: Sequence[Plot | Absent]) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     plots = [one for one in made if isinstance(one, Plot)]
+    absent = [one for one in made if isinstance(one, Absent)]
     return environment.get_template("page.html.j2").render(
         cards=cards(known),
-        peers_command=compared.COMMAND,
+        peers_command=next((one.command for one in absent if one.name == compared.SCENARIO), compared.COMMAND),
         plots=plots,
         drawings={one.name: (inline(one, narrow=False), inline(one, narrow=True)) for one in plots},
-        absent=[one for one in made if isinstance(one, Absent)],
+        absent=absent,
         environments=_machines(known),
         unread=known.unread,
         colours=COLOURS,

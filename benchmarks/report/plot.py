@@ -11,8 +11,9 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
+from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.report import targets
+from benchmarks.report.stored import RESULTS
 from benchmarks.report.targets import Colour
 
 INK = Colour("#1f2430", "#e6e9ef")
@@ -79,6 +81,10 @@ class Absent:
     title: str
     command: str
     """What measures them."""
+
+    def into(self, folder: Path) -> Absent:
+        """The same, measured to `folder` instead of the committed results."""
+        return replace(self, command=self.command.replace(f"{RESULTS}/", f"{folder}/"))
 
 
 def svg(plot: Plot, *, narrow: bool = False) -> str:

@@ -40,7 +40,12 @@ class PipeProcess:
         self._name = " ".join(command[1:3])
         self._buffer = b""
         self.process = subprocess.Popen(
-            command, env={**os.environ, **(env or {})}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            command,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            process_group=0,  # Ctrl-C is for us, who then end it; else every process prints a traceback
         )
         try:
             self.hello = self._read(timeout_s)

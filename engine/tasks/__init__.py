@@ -32,12 +32,15 @@ DEFAULT_LIMITS = Limits()
 
 
 def task_class(tag: str) -> type[Task]:
-    """The class behind `tag`. Raises BundleError for one that this version does not have, MissingPackage."""
+    """The class behind `tag`. Raises BundleError where this version has none, MissingPackage."""
     if tag not in TASKS:
-        raise BundleError(f"the bundle's task {tag!r} is not one of {', '.join(TASKS)}; update the worker")
-    module = f"engine.tasks.{tag.replace('-', '_')}"
+        raise BundleError(
+            f"the bundle's task {tag!r} is not one of {', '.join(TASKS)}; update the worker, or add its "
+            f"engine/tasks/{tag.replace('-', '_')}.py"
+        )
+    name = tag.replace("-", "_")
     try:
-        found: type[Task] = import_module(module).TASK
+        module = import_module(f"engine.tasks.{name}")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "engine":
             raise
@@ -45,6 +48,9 @@ def task_class(tag: str) -> type[Task]:
             f"the task {tag} needs the Python package {error.name}, which is not installed; name it under dependencies "
             "in pyproject.toml, then `make lock UPGRADE=` and `make setup`"
         ) from error
+    found: type[Task] | None = getattr(module, "TASK", None)
+    if not isinstance(found, type):
+        raise BundleError(f"engine/tasks/{name}.py must end with `TASK = ` and the class of the task")
     return found
 
 

@@ -76,7 +76,7 @@ class FeatureExtraction:
         payload = check.require_object(payload)
         if "openai_route" in payload or "openai_input" in payload:
             return self._parse_openai(payload)
-        check.refuse_unknown(payload, ("text", "texts", *_OPTIONS))
+        check.refuse_unknown(payload, ("text", "texts", *_OPTIONS), check.OF_EVERY_JOB)
         if ("text" in payload) == ("texts" in payload):
             raise InvalidInput("`input` needs either `text` (a string) or `texts` (a list of strings)")
         single = "text" in payload

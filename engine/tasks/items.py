@@ -59,7 +59,7 @@ class ItemsTask:
     def parse(self, payload: Json) -> Request:
         """Check the job's input; `inputs`, the pipelines' name, may hold one item or a list. Raises InvalidInput."""
         payload = check.require_object(payload)
-        check.refuse_unknown(payload, (self.one, self.many, "inputs", *self.option_names))
+        check.refuse_unknown(payload, (self.one, self.many, "inputs", *self.option_names), check.OF_EVERY_JOB)
         field_name, values, single = self._values(payload)
         if not single and not 1 <= len(values) <= self.limits.max_items:
             raise InvalidInput(f"`{field_name}` must hold 1 to {self.limits.max_items} items, got {len(values)}")
@@ -120,7 +120,7 @@ class ItemsTask:
 
     def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
         """One item, checked; `name` is its field in words for the caller. Raises InvalidInput."""
-        raise NotImplementedError
+        raise _missing(self, "item")
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """The options, checked, with their defaults. Raises InvalidInput."""
@@ -128,8 +128,12 @@ class ItemsTask:
 
     def parts(self, request: Request) -> list[Part]:
         """The rows of each item, at least one. Raises InvalidInput."""
-        raise NotImplementedError
+        raise _missing(self, "parts")
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """The answer to one item, from the outputs of its rows."""
-        raise NotImplementedError
+        raise _missing(self, "answer")
+
+
+def _missing(task: object, method: str) -> NotImplementedError:
+    return NotImplementedError(f"{type(task).__name__} has no method `{method}`, which every task must have")

@@ -8,6 +8,9 @@ from typing import Any
 
 from engine.errors import InvalidInput
 
+OF_EVERY_JOB = ", and in every job `progress`, `stream`, `timings`"
+"""For `refuse_unknown`: the options that the worker takes out of a job's payload before its task sees it."""
+
 
 def kind(value: Any) -> str:
     """A JSON value's type in words that a caller knows."""
@@ -48,13 +51,13 @@ def require_object(payload: Any, name: str = "`input`") -> dict[str, Any]:
     return payload
 
 
-def refuse_unknown(payload: dict[str, Any], known: Iterable[str]) -> None:
-    """Refuse fields that are not in `known`: a misspelt option that is ignored is a wrong answer."""
+def refuse_unknown(payload: dict[str, Any], known: Iterable[str], told: str = "") -> None:
+    """Refuse fields that are not in `known`: a misspelt option that is ignored is a wrong answer. `told` ends it."""
     known = sorted(known)
     unknown = sorted(str(name) for name in payload if name not in known)
     if unknown:
         fields = ", ".join(f"`{name[:40]}`" for name in unknown[:5])
-        raise InvalidInput(f"unknown field {fields}; known are {', '.join(f'`{name}`' for name in known)}")
+        raise InvalidInput(f"unknown field {fields}; known are {', '.join(f'`{name}`' for name in known)}{told}")
 
 
 def boolean(payload: dict[str, Any], name: str, default: bool) -> bool:

@@ -42,7 +42,7 @@ class QuestionAnswering(TextTask):
     def parse(self, payload: Json) -> Request:
         """Check the job's input. Raises InvalidInput."""
         payload = check.require_object(payload)
-        check.refuse_unknown(payload, ("question", "context", "inputs", *self.option_names))
+        check.refuse_unknown(payload, ("question", "context", "inputs", *self.option_names), check.OF_EVERY_JOB)
         values, single = _pairs(payload)
         if not 1 <= len(values) <= self.limits.max_items:
             raise InvalidInput(f"a job takes 1 to {self.limits.max_items} questions, got {len(values)}")

@@ -43,7 +43,8 @@ class SentenceSimilarity(FeatureExtraction):
         sources = [name for name in ("source_sentence", "source") if name in payload]
         if not sources and "sentences" not in payload:
             return super().parse(payload)
-        check.refuse_unknown(payload, ("source_sentence", "source", "sentences", "truncate", "prompt_name"))
+        known = ("source_sentence", "source", "sentences", "truncate", "prompt_name")
+        check.refuse_unknown(payload, known, check.OF_EVERY_JOB)
         if len(sources) != 1 or "sentences" not in payload:
             raise InvalidInput("`input` needs `source_sentence` (a string) and `sentences` (a list of strings)")
         limits = self._limits

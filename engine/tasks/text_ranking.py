@@ -33,7 +33,7 @@ class TextRanking(TextTask):
     def parse(self, payload: Json) -> Request:
         """Check the job's input. Raises InvalidInput."""
         payload = check.require_object(payload)
-        check.refuse_unknown(payload, ("query", "documents", *self.option_names))
+        check.refuse_unknown(payload, ("query", "documents", *self.option_names), check.OF_EVERY_JOB)
         if "query" not in payload or "documents" not in payload:
             raise InvalidInput("`input` needs `query` (a string) and `documents` (a list of strings)")
         limits = self.limits
@@ -41,6 +41,9 @@ class TextRanking(TextTask):
         documents = payload["documents"]
         if isinstance(documents, list):  # other rerankers' clients wrap texts
             documents = [one["text"] if isinstance(one, dict) and set(one) == {"text"} else one for one in documents]
+            for index, one in enumerate(documents):
+                if isinstance(one, dict):
+                    raise InvalidInput(f'`documents[{index}]` must be a string or {{"text": ...}} and nothing else')
         documents = check.texts(documents, "documents", limits.max_items, limits.max_chars)
         options = {
             **self.options(payload),

@@ -9,6 +9,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from export.errors import Refused
+
 if TYPE_CHECKING:
     from export.tasks.base import ExportTask
 
@@ -25,6 +27,11 @@ TAGS = tuple(
 
 
 def export_task(tag: str) -> ExportTask:
-    """The offline side of one of TAGS."""
-    found: ExportTask = import_module(f"export.tasks.{tag.replace('-', '_')}").TASK
+    """The offline side of one of TAGS. Raises Refused for a file that does not end with it."""
+    name = tag.replace("-", "_")
+    found: ExportTask | None = getattr(import_module(f"export.tasks.{name}"), "TASK", None)
+    if found is None or isinstance(found, type):
+        raise Refused(f"export/tasks/{name}.py must end with `TASK = ` and an instance of the task's class")
+    if found.tag != tag:
+        raise Refused(f"export/tasks/{name}.py has the tag {found.tag!r}; it must be {tag!r}, as the file's name")
     return found

@@ -13,7 +13,7 @@ from export.audio import AudioExport
 from export.errors import Refused
 from export.measures import Measure
 from export.nodes import Nodes, require_output, set_outputs
-from export.source import first_line
+from export.source import needing
 
 if TYPE_CHECKING:
     from engine.tensors import Array, Arrays
@@ -44,15 +44,10 @@ class AutomaticSpeechRecognitionExport(AudioExport):
         """The feature extractor and the tokenizer, which must be Wav2Vec2CTCTokenizer."""
         from transformers import AutoTokenizer
 
-        try:
+        with needing(model, "tokenizer that can be loaded"):
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True
             )
-        except (OSError, ValueError, ImportError, TypeError) as error:
-            raise Refused(
-                f"{model} has no tokenizer that can be loaded: {first_line(error)}; its folder needs what "
-                "save_pretrained writes"
-            ) from error
         if type(tokenizer).__name__ != "Wav2Vec2CTCTokenizer":
             raise Refused(
                 f"{model} has a {type(tokenizer).__name__}; the worker decodes as Wav2Vec2CTCTokenizer does, so choose "

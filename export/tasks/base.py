@@ -106,7 +106,7 @@ class ExportTask:
 
     def input_axes(self) -> Mapping[str, tuple[str, Axes]]:
         """Every input that a traced graph may have: name -> dtype and axes that ours has instead."""
-        raise NotImplementedError
+        raise _missing(self, "input_axes")
 
     def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
         """The tokenizer, image processor ...: `tokenizer` and `processor` of the Source. Raises Refused."""
@@ -160,7 +160,7 @@ class ExportTask:
 
         Raises Refused when the traced graph lacks an output that the task is made of.
         """
-        raise NotImplementedError
+        raise _missing(self, "head")
 
     # Stage 4, write
 
@@ -180,7 +180,7 @@ class ExportTask:
 
     def probes(self, source: Source) -> Iterator[Probe]:
         """The payloads that the gate compares on."""
-        raise NotImplementedError
+        raise _missing(self, "probes")
 
     def samples(self, source: Source) -> Iterator[Json]:
         """Many ordinary payloads: what a precision that answers a little differently is measured on. None here."""
@@ -195,11 +195,11 @@ class ExportTask:
 
     def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
         """What the graph should answer to one row, from the model in PyTorch; None for a row that it cannot take."""
-        raise NotImplementedError
+        raise _missing(self, "reference")
 
     def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
         """One figure for each of `measures`. Neither side has a batch axis or padding."""
-        raise NotImplementedError
+        raise _missing(self, "compare")
 
     def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
         """One figure for each of `measures_of_all`; row for row, every row once."""
@@ -232,3 +232,7 @@ def labels(model: str, config: Any) -> list[str]:
     if sorted(names) != list(range(len(names))) or not names:
         raise Refused(f"{model}'s config.json has gaps in id2label; name every label from 0 on")
     return [names[number] for number in range(len(names))]
+
+
+def _missing(task: ExportTask, method: str) -> NotImplementedError:
+    return NotImplementedError(f"{type(task).__name__} has no method `{method}`, which every task must have")

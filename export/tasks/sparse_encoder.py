@@ -14,7 +14,7 @@ import numpy as np
 from onnx import TensorProto
 
 from export.errors import Refused
-from export.json_files import read_json
+from export.json_files import one_of, read_json
 from export.measures import Measure, cosine, neighbours, of_both, relative_difference
 from export.nodes import Nodes, require_output, set_outputs
 from export.sentence_files import read_modules, read_prompts, read_transformer_options
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from export.source import Source
 
 _TRANSFORMER = "fill-mask"
+_POOLING_KEYS = {"pooling_strategy": one_of("max", "sum"), "activation_function": one_of("relu", "log1p_relu")}
 
 
 class SparseEncoderExport(TextExport):
@@ -49,12 +50,12 @@ class SparseEncoderExport(TextExport):
         kinds = [name.rpartition(".")[2] for name, _ in modules]
         if modules and kinds not in (["Transformer", "SpladePooling"], ["MLMTransformer", "SpladePooling"]):
             raise Refused(f"modules.json lists {', '.join(kinds)}; a bundle holds a Transformer and SpladePooling")
-        pooling = read_json(root / modules[1][1] / "config.json") if modules else {}
+        pooling = read_json(root / modules[1][1] / "config.json", keys=_POOLING_KEYS) if modules else {}
         folder = modules[0][1] if modules else ""
         prompts, default = read_prompts(root, "SparseEncoder")
         settings = {
-            "strategy": pooling.get("pooling_strategy", "max"),
-            "logs": 2 if pooling.get("activation_function", "relu") == "log1p_relu" else 1,
+            "strategy": pooling.get("pooling_strategy") or "max",
+            "logs": 2 if pooling.get("activation_function") == "log1p_relu" else 1,
             "prompts": prompts,
             "default_prompt": default,
             "max_length": read_transformer_options(root / folder, _TRANSFORMER).get("max_seq_length"),

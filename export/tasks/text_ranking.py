@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.text.scores import FUNCTIONS
 from export.errors import Refused
-from export.json_files import read_json
+from export.json_files import TEXT, check_keys, read_json
 from export.measures import Measure, kendall, of_both
 from export.sentence_files import read_transformer_options
 from export.tasks.base import Layout, Probe
@@ -49,9 +49,11 @@ class TextRankingExport(TextClassificationExport):
         settings, config = read_json(root / "config_sentence_transformers.json"), read_json(root / "config.json")
         if (settings.get("prompts") or {}).get(settings.get("default_prompt_name")):
             raise Refused("the model puts a prompt before every text, which text-ranking cannot; export another model")
+        of_config = config.get("sentence_transformers") or {}
+        check_keys(root / "config.json", of_config, {"activation_fn": TEXT})
         activation = (
             settings.get("activation_fn")
-            or (config.get("sentence_transformers") or {}).get("activation_fn")
+            or of_config.get("activation_fn")
             or config.get("sbert_ce_default_activation_function")
             or "Sigmoid"
         )

@@ -28,7 +28,7 @@ class ZeroShotClassificationExport(TextClassificationExport):
         """Look for the label."""
         super().check(model, config)
         if _entailment(config) is None:
-            names = ", ".join(config.label2id)
+            names = ", ".join(config.label2id or {}) or "none in label2id"
             raise Refused(
                 f"{model} has no label that begins with entail, only {names}; export a model of natural language "
                 "inference, or name its labels in config.json"
@@ -58,7 +58,7 @@ class ZeroShotClassificationExport(TextClassificationExport):
 
 
 def _entailment(config: Any) -> int | None:
-    return next((int(at) for name, at in config.label2id.items() if name.lower().startswith("entail")), None)
+    return next((int(at) for name, at in (config.label2id or {}).items() if name.lower().startswith("entail")), None)
 
 
 TASK = ZeroShotClassificationExport()

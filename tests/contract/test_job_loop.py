@@ -17,7 +17,7 @@ from benchmarks.emulator import Emulator, Fault, JobRecord
 from handler import sdk as sdk_module
 from handler.job_loop import JobLoop
 from handler.sdk import Sdk
-from handler.transport import Results
+from handler.transport import Poll, Results
 
 WORKER = "worker-1"
 
@@ -642,3 +642,28 @@ async def test_a_result_is_sent_though_its_progress_was_refused(sdk: Sdk, emulat
     async with serving(sdk, handler) as loop:
         record = await emulator.wait(emulator.submit({}))
     assert (record.status, record.output, record.progress) == ("COMPLETED", "done", [])
+
+
+async def test_a_poll_for_stop_signals_that_ends_as_it_is_given_up_does_not_go_on(sdk: Sdk):
+    """Else a worker that is told to stop as the platform goes away asks for stop signals until it is killed."""
+    given_up = asyncio.Event()
+
+    async def ends_now(session: Any) -> list[str]:
+        if not given_up.is_set():
+            given_up.set()
+            following.cancel()
+        return []
+
+    async def follow() -> None:
+        while True:
+            await poll.stop_signals()
+            await asyncio.sleep(0.01)
+
+    poll = Poll(replace(sdk, get_stop_signals=ends_now))
+    following = asyncio.create_task(follow())
+    try:
+        await asyncio.wait({following}, timeout=1)
+        assert following.cancelled()
+    finally:
+        following.cancel()
+        await poll.close()

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,10 @@ class Buildah:
         fixed = ("--isolation", "chroot", "--format", "docker", "--layers", "--timestamp", "0", "--tag", tag)
         asked = [f"--build-arg={argument}" for argument in (f"BASE_IMAGE={BASE}", "ENGINE_SET=cpu", *arguments)]
         return self.run("bud", *fixed, *asked, *self._index_secret(), *options, context)
+
+    def copy(self, image: Image) -> Image:
+        """The image, with files of its own that may be written to."""
+        return replace(image, root=Path(self.output("mount", self.output("from", image.id))))
 
     def _index_secret(self) -> list[str]:
         """The build_env secret, and the certificates that it names, mounted over a folder that every base has."""

@@ -20,6 +20,7 @@ from handler.arguments import check
         (["--test_input", "{'input': 1}"], "--test_input is not JSON (Expecting property name"),
         (["--test_input", '{"text": "a"}'], "--test_input is not a job, an object with `input`; write --test_input"),
         (["--rp_serve_api", "--rp_api_port", "70000"], "argument --rp_api_port: '70000' is not a port from 1 to 65535"),
+        (["--rp_api_concurrency", "0"], "--rp_api_concurrency: '0' is not a whole number from 1 to 1024; see python"),
         ([], "there is no test_input.json in"),
     ],
 )

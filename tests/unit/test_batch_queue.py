@@ -87,7 +87,7 @@ def test_a_batch_may_wait_for_company_but_not_for_ever():
 
 def test_a_full_queue_takes_all_rows_of_a_job_or_none():
     queue = queue_of([[1, 1]], max_queued=3)
-    with pytest.raises(Overloaded, match="2 rows wait, 2 more are over the limit of 3"):
+    with pytest.raises(Overloaded, match=r"2 rows wait, 2 more are over the limit of 3 \(MAX_QUEUED_ROWS\)"):
         queue.push(1, [(0, 1), (1, 1)], now=0.0)
     assert len(queue) == 2
     with pytest.raises(InvalidInput, match=r"the job makes 4 rows, allowed are 3 \(MAX_QUEUED_ROWS\)"):

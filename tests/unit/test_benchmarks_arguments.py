@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import arguments
 from benchmarks.__main__ import main
 from benchmarks.engines import prepare
 
@@ -13,7 +17,6 @@ from benchmarks.engines import prepare
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("load --bundle /no/such", "load: /no/such is not a bundle (no manifest.json); make one with"),
         ("tasks --task no-task", "tasks: no model of 'no-task' in benchmarks/zoo; there are: audio-classification"),
         ("report --out {file}", "report: [Errno 17] File exists"),
     ],
@@ -29,16 +32,74 @@ def test_what_cannot_be_done_is_a_sentence(command: str, said: str, tmp_path: Pa
     ("command", "said"),
     [
         ("emulator --port 99999", "argument --port: '99999' is not a port from 0 to 65535"),
-        ("recommend f.json --p99-ms x --price-per-hour 1", "argument --p99-ms: x is not a number above 0"),
+        ("recommend f.json --p99-ms x --price-per-hour 1", "argument --p99-ms: 'x' is not a number above 0"),
+        ("load --bundle /no/such", "argument --bundle: /no/such is not a bundle (no manifest.json); make one with"),
+        ("coldstart --runs 0", "argument --runs: '0' is not a whole number from 1 to"),
+        ("coldstart --engine cuda", "argument --engine: invalid choice: 'cuda'"),
+        ("load --rounds 9999999999999", "argument --rounds: '9999999999999' is not a whole number from 1 to"),
+        ("load --idle-jobs -1", "argument --idle-jobs: '-1' is not a whole number from 0 to"),
+        ("load --clients 8 x", "argument --clients: 'x' is not a whole number from 1 to"),
+        ("load --rates 50% nan%", "argument --rates: 'nan%' is neither a number of jobs/s nor a percentage"),
+        ("load --seconds inf", "argument --seconds: 'inf' is not a number of seconds above 0 and up to 86400"),
+        ("throughput --batches 8,", "argument --batches: '8,' is not a list of whole numbers from 1 up"),
+        ("throughput --precisions fp8", "argument --precisions: there is no precision 'fp8'; known are fp32, tf32"),
+        ("throughput --duration nan", "argument --duration: 'nan' is not a number from 0 up"),
+        ("throughput --percentile 101", "argument --percentile: '101' is not a list of percentages from 0 to 100"),
+        ("throughput --plan-options '", 'argument --plan-options: "\'" cannot be taken apart as a shell does'),
+        ("compare a b --effect x", "argument --effect: 'x' is not between 0 and 1"),
+        ("gpu --out o --smoke /no/such", "argument --smoke: there is no file /no/such"),
+        ("memory --model /no/such", "argument --model: there is no folder /no/such"),
+        ("soak --json {folder}", "argument --json: {folder} is a folder; name a file"),
+        ("soak --json {file}/a/b.json", "argument --json: {file}/a/b.json cannot be written: {file} is no folder"),
+        ("demo --out {folder}", "argument --out: {folder} holds something else than a bundle; name a new or empty"),
     ],
 )
-def test_what_is_no_value_is_told_by_the_parser(command: str, said: str, capsys: pytest.CaptureFixture[str]):
+def test_what_is_no_value_is_told_by_the_parser(
+    command: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    command, said = (text.format(folder=tmp_path, file=tmp_path / "file") for text in (command, said))
     with pytest.raises(SystemExit) as ended:
         main(command.split())
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]  # nothing was made, and nothing taken away
+
+
+def test_a_file_in_a_folder_yet_to_be_made_and_a_bundle_made_again(small_bundle: Path, tmp_path: Path):
+    assert arguments.new_file(str(tmp_path / "new" / "a.json")) == tmp_path / "new" / "a.json"
+    assert arguments.bundle_to_make(str(small_bundle)) == small_bundle
+    assert arguments.bundle_to_make(str(tmp_path / "new")) == tmp_path / "new"
+
+
+def test_every_default_is_told_in_one_way():
+    root = Path(__file__).parents[2]
+    for file in [*root.glob("benchmarks/**/*.py"), *root.glob("export/*.py"), *root.glob("handler/*.py")]:
+        for before in re.findall(r"(.{10})%\(default\)", file.read_text()):
+            assert before == "(default: ", f"{file.name}: {before}"
 
 
 def test_a_precision_that_there_is_not_is_not_measured_as_another(small_bundle: Path):
     with pytest.raises(RuntimeError, match="there is no precision 'fp8'; take of fp32, tf32, fp16, bf16, int8"):
         prepare(small_bundle, "onnxruntime-cpu", "fp8", [1], [16], "")
+
+
+def test_ctrl_c_is_a_sentence_and_reaches_no_process_that_a_command_started():
+    """A terminal sends SIGINT to the whole process group."""
+    script = (
+        "import os, signal, sys, time\n"
+        "from benchmarks import throughput\n"
+        "from benchmarks.__main__ import main\n"
+        "from benchmarks.targets.pipe import PipeProcess\n"
+        "child = 'import sys; print(\\'{}\\', flush=True); sys.stdin.read()'\n"
+        "def interrupted(args):\n"
+        "    with PipeProcess([sys.executable, '-c', child], log=None):\n"
+        "        os.killpg(0, signal.SIGINT)\n"
+        "        time.sleep(10)\n"
+        "throughput.main = interrupted\n"
+        "sys.exit(main(['throughput']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, process_group=0, cwd=Path.cwd()
+    )
+    assert (done.returncode, done.stderr) == (130, "throughput: interrupted\n")

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from engine import digest
 from engine.bundle import CHECKSUM, MANIFEST, open_bundle, write_manifest
 from engine.bundle_folder import changed_bundle_folder, is_mount_point, new_bundle_folder
 from engine.errors import BundleError
 from tests.bundles import write_small_bundle
 
-FILES = [MANIFEST, CHECKSUM, "tokenizer.json", "graphs/model/fp32.onnx"]
+GRAPH = "graphs/model/fp32.onnx"
+FILES = [MANIFEST, CHECKSUM, "tokenizer.json", GRAPH]
 
 
 def test_a_whole_bundle_opens_and_verifies(small_bundle: Path):
@@ -58,9 +60,53 @@ def rewrite_manifest(bundle: Path, **changes: object) -> None:
     (bundle / CHECKSUM).write_text(f"{hashlib.sha256(raw).hexdigest()}  {MANIFEST}\n")
 
 
+@pytest.fixture
+def large_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Its graph takes three pieces and a bit."""
+    size = (write_small_bundle(tmp_path / "once") / GRAPH).stat().st_size
+    monkeypatch.setattr(digest, "PIECE_BYTES", size * 3 // 10)
+    return write_small_bundle(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("position", [0.0, 0.25, 0.5, 0.75, 1.0])
+def test_one_flipped_byte_in_any_piece_is_found(large_bundle: Path, position: float):
+    bundle = open_bundle(large_bundle)
+    assert {name: len(digests) for name, digests in bundle.manifest.pieces.items()}[GRAPH] == 4
+    bundle.verify()
+    raw = bytearray((large_bundle / GRAPH).read_bytes())
+    raw[int(position * (len(raw) - 1))] ^= 1
+    (large_bundle / GRAPH).write_bytes(raw)
+    with pytest.raises(BundleError, match=r"fp32\.onnx does not match .*copy the bundle again"):
+        bundle.verify()
+
+
+def test_pieces_leave_the_digest_of_the_whole_file_to_others(large_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """As sha256sum computes it; and a bundle of an earlier schema, without pieces, is verified by it."""
+    entry = json.loads((large_bundle / MANIFEST).read_text())["files"][GRAPH]
+    assert entry["sha256"] == hashlib.sha256((large_bundle / GRAPH).read_bytes()).hexdigest()
+    files = json.loads((large_bundle / MANIFEST).read_text())["files"]
+    nothing: list[dict[str, list[str]]] = [{}, {"pieces": []}]
+    for empty in nothing:
+        old = {name: {"size": one["size"], "sha256": one["sha256"], **empty} for name, one in files.items()}
+        rewrite_manifest(large_bundle, schema_version="1.1", files=old)
+        open_bundle(large_bundle).verify()
+    old[GRAPH]["sha256"] = "0" * 64
+    rewrite_manifest(large_bundle, files=old)
+    with pytest.raises(BundleError, match="does not match"):
+        open_bundle(large_bundle).verify()
+
+
+def test_pieces_that_are_not_all_there_are_refused(large_bundle: Path):
+    files = json.loads((large_bundle / MANIFEST).read_text())["files"]
+    del files[GRAPH]["pieces"][-1]
+    rewrite_manifest(large_bundle, files=files)
+    with pytest.raises(BundleError, match="3 pieces of a file of"):
+        open_bundle(large_bundle)
+
+
 def test_a_newer_schema_is_refused_with_the_fix(small_bundle: Path):
     rewrite_manifest(small_bundle, schema_version="2.0")
-    with pytest.raises(BundleError, match=r"schema 2\.0, this worker reads 1\.1; update the worker"):
+    with pytest.raises(BundleError, match=r"schema 2\.0, this worker reads 1\.2; update the worker"):
         open_bundle(small_bundle)
 
 

@@ -35,6 +35,7 @@ def task(small_bundle: Path) -> FeatureExtraction:
         ({"texts": ["a", 3]}, "`texts[1]` must be a string, got a number"),
         ({"text": "a" * 1001}, "`text[0]` has 1001 characters, allowed are 1000"),
         ({"text": "a", "normalise": True}, "unknown field `normalise`; known are `dimensions`"),
+        ({"text": "a", "timing": True}, "`truncate`, and in every job `progress`, `stream`, `timings`"),
         ({"text": "a", "normalize": float("nan")}, "`normalize` must be true or false, got a number"),
         ({"text": "a", "truncate": 1}, "`truncate` must be true or false"),
         ({"text": "a", "dimensions": float("nan")}, "`dimensions` must be a whole number from 1 to 8, got nan"),

@@ -75,9 +75,9 @@ def test_what_cannot_be_measured_is_refused(
 
 @pytest.mark.parametrize("command", ["throughput", "accuracy"])
 def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]):
-    assert main([command, "--bundle", str(tmp_path / "none")]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"{command}: ") and str(tmp_path / "none") in said
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "--bundle", str(tmp_path / "none")])
+    assert f"argument --bundle: {tmp_path / 'none'} is not a bundle" in capsys.readouterr().err
 
 
 def test_accuracy_of_a_bundle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 
 import engine.tasks
+import export.tasks
 from engine.bundle import open_bundle
-from engine.config import Settings
-from engine.errors import MissingPackage
+from engine.config import Limits, Settings
+from engine.errors import BundleError, MissingPackage
 from engine.tasks import load_task, task_class
+from engine.tasks.items import ItemsTask, Part
 from export.__main__ import main
+from export.errors import Refused
 from export.parity_cases import _rows
 from export.tasks import export_task
-from export.tasks.base import Probe
+from export.tasks.base import ExportTask, Probe
 from handler.boot import boot
 from handler.timeline import Timeline
 
@@ -70,3 +73,26 @@ def test_a_tokenizer_that_panics_costs_its_job_alone(small_bundle: Path, monkeyp
     reply = asyncio.run(worker.handler.handle({"id": "a", "input": {"text": "a"}}))
     worker.batcher.close()
     assert reply == {"error": "worker fault: PanicException: ThreadPoolBuildError"}
+
+
+def test_a_file_that_does_not_end_with_its_task_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine.tasks, "TASKS", (*engine.tasks.TASKS, "endless-task"))
+    for package in (engine.tasks, export.tasks):
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    (tmp_path / "endless_task.py").write_text("class Task:\n    tag = 'endless'\n")
+    with pytest.raises(BundleError, match="engine/tasks/endless_task.py must end with `TASK = ` and the class"):
+        task_class("endless-task")
+    with pytest.raises(Refused, match="export/tasks/endless_task.py must end with `TASK = ` and an instance"):
+        export_task("endless-task")
+    (tmp_path / "misnamed_task.py").write_text("class Task:\n    tag = 'misnamed'\nTASK = Task()\n")
+    with pytest.raises(Refused, match="misnamed_task.py has the tag 'misnamed'; it must be 'misnamed-task'"):
+        export_task("misnamed-task")
+    with pytest.raises(BundleError, match="'no-task' is not one of .*, or add its engine/tasks/no_task.py"):
+        task_class("no-task")
+
+
+def test_a_method_that_is_missing_is_named():
+    with pytest.raises(NotImplementedError, match="ItemsTask has no method `answer`, which every task must have"):
+        ItemsTask(Limits()).answer("a", Part([]), [], {})
+    with pytest.raises(NotImplementedError, match="ExportTask has no method `input_axes`, which every task must have"):
+        list(ExportTask().input_axes())

@@ -136,9 +136,9 @@ def test_unknown_peers_are_refused(capsys: pytest.CaptureFixture[str]):
     assert "there is no peer 'tgi'; choose from ours-int8, ours-http, stock" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--bundle", "b"], ["--append"]])
-def test_options_that_need_another(options: list[str], capsys: pytest.CaptureFixture[str]):
-    assert main(["peers", *options]) == 2
+@pytest.mark.parametrize("options", ["--bundle {bundle}", "--append"])
+def test_options_that_need_another(options: str, small_bundle: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["peers", *options.format(bundle=small_bundle).split()]) == 2
     assert capsys.readouterr().err.startswith("peers: --")
 
 

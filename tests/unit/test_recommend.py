@@ -89,7 +89,7 @@ def test_the_fastest_precision_is_taken_unless_it_loses_too_much():
 def test_a_precision_whose_loss_is_not_known_is_out_when_one_is_asked_for():
     found = recommend(known(OURS, INT8), Asked(100, 1.0, max_loss=1e-3))
     assert isinstance(found, str)
-    assert "was not measured" in found
+    assert "is in no file of `accuracy`" in found
 
 
 def test_two_runs_of_a_batch_fit_into_the_target_and_larger_ones_must_gain():

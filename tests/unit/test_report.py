@@ -194,6 +194,7 @@ def test_the_worst_cosine_with_fp32_is_the_loss_and_the_floor_is_no_precision():
 def test_the_command_writes_page_plots_and_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write(tmp_path / "accuracy-cpu.json", results.accuracy())
     assert main(["report", str(tmp_path / "accuracy-cpu.json"), "--out", str(tmp_path / "out"), "--png"]) == 0
+    assert f"python -m benchmarks peers --json {tmp_path}/peers-cpu.json" in (tmp_path / "out/index.html").read_text()
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "index.html",
         "report.md",

@@ -232,7 +232,7 @@ def test_where_a_gpu_was_asked_for_the_cpu_must_be_allowed(facts: Facts, who: st
 
 
 def test_without_any_runtime_nothing_is_chosen():
-    with pytest.raises(ConfigError, match="onnxruntime is not installed"):
+    with pytest.raises(ConfigError, match="onnxruntime is not installed; pip install -r requirements/cpu.txt, or run"):
         select(settings(allow_cpu=True), Facts(None, ()))
 
 

@@ -1,0 +1,158 @@
+"""What options may hold: functions for argparse's `type`, so that what cannot be measured is refused at once.
+
+Rule: nothing is written or made here, and no import that --help does not need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from engine.bundle import open_bundle
+from engine.errors import BundleError
+
+_MOST = 1_000_000_000
+_LONGEST_S = 86400.0
+
+
+def count(text: str) -> int:
+    """A whole number from 1 up."""
+    return _whole(text, 1)
+
+
+def count_or_none(text: str) -> int:
+    """A whole number from 0 up."""
+    return _whole(text, 0)
+
+
+def counts(text: str) -> list[int]:
+    """A list of whole numbers from 1 up, sorted."""
+    try:
+        return sorted({count(part) for part in text.split(",")})
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers from 1 up") from None
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not least <= value <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {_MOST}")
+    return value
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """A number from 0 up."""
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
+    return value
+
+
+def seconds(text: str) -> float:
+    """Seconds, above 0 and no more than a day."""
+    value = _number(text)
+    if not 0 < value <= _LONGEST_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and up to {_LONGEST_S:.0f}")
+    return value
+
+
+def share(text: str) -> float:
+    """A number between 0 and 1, which are none."""
+    value = _number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+    return value
+
+
+def percentages(text: str) -> tuple[float, ...]:
+    """A list of percentages."""
+    found = tuple(_number(part) for part in text.split(","))
+    if not all(0 <= percent <= 100 for percent in found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of percentages from 0 to 100")
+    return found
+
+
+def _number(text: str) -> float:
+    """NaN, which no comparison lets through, for what is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def names(known: Sequence[str], what: str) -> Callable[[str], list[str]]:
+    """A list of some of `known`; `what` one of them is, in a word."""
+
+    def read(text: str) -> list[str]:
+        found = text.split(",")
+        if unknown := [name for name in found if name not in known]:
+            raise argparse.ArgumentTypeError(f"there is no {what} {unknown[0]!r}; known are {', '.join(known)}")
+        return found
+
+    return read
+
+
+def words(text: str) -> str:
+    """Options for another command, as a shell takes them apart."""
+    try:
+        shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be taken apart as a shell does ({error})") from None
+    return text
+
+
+def bundle(text: str) -> Path:
+    """A folder that holds a bundle; its files are not read."""
+    try:
+        open_bundle(Path(text))
+    except BundleError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(text)
+
+
+def bundle_to_make(text: str) -> Path:
+    """A folder that holds a bundle, or nothing: anything else would be lost."""
+    path = Path(text)
+    if path.exists() and not (path / "manifest.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise argparse.ArgumentTypeError(f"{path} holds something else than a bundle; name a new or empty folder")
+    return path
+
+
+def folder(text: str) -> Path:
+    """A folder that is there."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text}")
+    return Path(text)
+
+
+def existing_file(text: str) -> Path:
+    """A file that is there."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return Path(text)
+
+
+def new_file(text: str) -> Path:
+    """A file to write, or to write over; its folder may be missing."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder; name a file")
+    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{path} cannot be written: {above} is no folder that takes files")
+    return path

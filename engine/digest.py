@@ -1,0 +1,63 @@
+"""SHA-256 of files, and of their pieces, which can be computed side by side. Rule: knows nothing of bundles."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from io import FileIO
+
+PIECE_BYTES = 64 * 2**20
+"""A file that is larger is also hashed in pieces of this size, the last one shorter."""
+
+_BUFFER_BYTES = 256 * 2**10  # stays in a CPU's cache between being read and being hashed
+_MOST_THREADS = 8
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of the whole file. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pieces(size: int) -> range:
+    """Where the pieces of a file of `size` bytes begin; none for a file that is not cut."""
+    return range(0, size, PIECE_BYTES) if size > PIECE_BYTES else range(0)
+
+
+def sha256_of_piece(path: Path, begin: int) -> str:
+    """Hexadecimal digest of the piece that begins at byte `begin`. Raises OSError."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(begin)
+        return _sha256(file, PIECE_BYTES)
+
+
+def side_by_side(work: Callable[[T], R], of: Iterable[T]) -> list[R]:
+    """What `work` returns for each, in order; hashing releases the interpreter lock. Raises what the first one raised.
+
+    One CPU is left to whoever waits for it.
+    """
+    from concurrent.futures import ThreadPoolExecutor  # which imports logging
+
+    from engine.probe import cpu_quota
+
+    parts = list(of)
+    try:
+        with ThreadPoolExecutor(max_workers=max(1, min(_MOST_THREADS, cpu_quota() - 1))) as pool:
+            return list(pool.map(work, parts))
+    except RuntimeError:  # there is no further thread to be had
+        return [work(part) for part in parts]
+
+
+def _sha256(file: FileIO, size: int) -> str:
+    hashed, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER_BYTES))
+    while size > 0 and (got := file.readinto(buffer[: min(size, _BUFFER_BYTES)])):
+        hashed.update(buffer[:got])
+        size -= got
+    return hashed.hexdigest()
