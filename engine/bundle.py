@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -112,9 +113,11 @@ class Bundle:
         size, wanted = self.manifest.files[name]
         path = self.path / name
         try:
-            found = path.stat().st_size
-            if found != size:
-                raise BundleError(f"{path} has {found} bytes, the manifest says {size}; {REBUILD}")
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, /dev/zero read for ever
+                raise BundleError(f"{path} is not a file; {REBUILD}")
+            if found.st_size != size:
+                raise BundleError(f"{path} has {found.st_size} bytes, the manifest says {size}; {REBUILD}")
             if piece is None:
                 same = digest.sha256(path) == wanted
             else:
@@ -210,6 +213,8 @@ def _parse_pieces(entry: dict[str, Any]) -> tuple[str, ...]:
 def _safe(name: str) -> str:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise ValueError(f"file name {name!r} leaves the bundle")
+    if b"\0" in os.fsencode(name):  # which raises ValueError itself for half a surrogate pair
+        raise ValueError(f"file name {name!r} is none")
     return name
 
 

@@ -47,8 +47,12 @@ def side_by_side(work: Callable[[T], R], of: Iterable[T]) -> list[R]:
 
     from engine.probe import cpu_quota
 
-    with ThreadPoolExecutor(max_workers=max(1, min(_MOST_THREADS, cpu_quota() - 1))) as pool:
-        return list(pool.map(work, of))
+    parts = list(of)
+    try:
+        with ThreadPoolExecutor(max_workers=max(1, min(_MOST_THREADS, cpu_quota() - 1))) as pool:
+            return list(pool.map(work, parts))
+    except RuntimeError:  # there is no further thread to be had
+        return [work(part) for part in parts]
 
 
 def _sha256(file: FileIO, size: int) -> str:

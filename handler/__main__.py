@@ -31,6 +31,9 @@ _LAST_WORDS_S = 5.0
 _NICENESS = 5
 _STOP_S = 2.0  # for the engine's process to end after its last job
 
+_interrupted: list[int] = []
+"""Ctrl-C, while the one process of the SDK's modes boots."""
+
 
 def main() -> int:
     """Serve until told to stop. The exit code: 0 after a clean stop, 1 when it cannot start or go on, 130 by Ctrl-C."""
@@ -89,14 +92,28 @@ def _serve_stock(timeline: Timeline) -> int:
     from handler.sdk import start_stock
 
     settings = _settings()
-    worker = boot(settings, timeline)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        worker = boot(settings, timeline)
+    finally:
+        if _interrupted:  # while modules load, what was raised may be swallowed, or leave them so that the end crashes
+            log("INFO", "interrupted")
+            os._exit(130)
     log("INFO", "ready", engine=worker.choice.engine, reason=worker.choice.reason, boot_ms=timeline.stages)
     worker.batcher.on_lost = _exit_soon
     gc.enable()
+    if signal.getsignal(signal.SIGINT) is _interrupt:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     mark_ready()
     start_stock(worker.handler.handle, settings.max_concurrency)
     worker.batcher.close()
     return 0
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    _interrupted.append(signum)
+    raise KeyboardInterrupt
 
 
 def _exit_soon(sentence: str) -> None:
@@ -112,7 +129,6 @@ def _exit_soon(sentence: str) -> None:
 
 def _serve(timeline: Timeline) -> int:
     output.install()
-    settings = _settings()
     pid = 0
 
     def stop_before_ready(signum: int, frame: object) -> NoReturn:
@@ -122,12 +138,12 @@ def _serve(timeline: Timeline) -> int:
                 wait_for(pid, 0.0)  # it holds no job yet
             output.Patient(1).write(b"told to stop before the first job\n")
         finally:
-            os._exit(0)
+            os._exit(130 if signum == signal.SIGINT else 0)  # that one is a terminal's
 
     # Until the job loop listens: as process 1 of a container, a worker without a handler never hears of it.
     for number in signals.ending_signals():
-        if number != signal.SIGINT:  # that of a terminal, which is told 130
-            signal.signal(number, stop_before_ready)
+        signal.signal(number, stop_before_ready)
+    settings = _settings()
     # Held back until `pid` is known: whoever stops this process then also ends the other one.
     signals.hold()
     # Whatever is imported before the fork is imported by one core, and after it by two.

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+from engine.errors import WorkerFault
+
 T = TypeVar("T")
 
 
@@ -15,6 +17,8 @@ class Beside(Generic[T]):
     """Runs `work` in a thread; a daemon, so that a boot that fails elsewhere does not wait for it.
 
     `niceness` is that of the thread alone: what is above 0 leaves the CPUs to whoever else has work to do.
+    Raises WorkerFault where there may be no further thread: a worker needs some, and one that begins without them
+    fails in a job.
     """
 
     def __init__(self, work: Callable[[], T], *, niceness: int = 0) -> None:
@@ -22,7 +26,10 @@ class Beside(Generic[T]):
         self._niceness = niceness
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise WorkerFault(f"{error}; raise the limit of processes and threads (ulimit -u, pids.max)") from error
 
     def _run(self) -> None:
         try:

@@ -100,7 +100,10 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
             raise
         from handler.fetch_bundle import discard
 
-        discard(folder)  # or every worker would find it in the cache, and fail
+        try:
+            discard(folder)  # or every worker would find it in the cache, and fail
+        except OSError as refusal:
+            raise BundleError(f"{error}; it cannot be removed from the cache ({refusal.strerror})") from error
         raise BundleError(f"{error}; it was removed from the cache, and the next worker fetches it again") from error
     choices, engines = {}, {}
     struck: dict[str, dict[str, str]] = {graph: {} for graph in bundle.manifest.graphs}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from engine.errors import WorkerFault
@@ -18,8 +19,8 @@ _GRACE_S = 2.0
 
 def serve(end: socket.socket, settings: Settings, timeline: Timeline) -> None:
     """Boot, say "ready" or "failed" with a sentence, then answer jobs until the other end closes."""
-    end_with(end, _GRACE_S)
     try:
+        end_with(end, _GRACE_S)
         from handler.boot import boot
 
         worker = boot(settings, timeline)
@@ -37,4 +38,5 @@ def serve(end: socket.socket, settings: Settings, timeline: Timeline) -> None:
 def _fail(end: socket.socket, sentence: str) -> None:
     from handler.frames import pack
 
-    end.sendall(pack("failed", sentence))
+    with suppress(OSError):  # the other process has ended as well
+        end.sendall(pack("failed", sentence))

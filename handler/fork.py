@@ -15,14 +15,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from handler.beside import Beside
+
 _KILL_S = 2.0
 
 
 def fork(serve: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
     """Run `serve` in a child process; its id and our end of the socket pair.
 
-    To be called before threads or CUDA exist: neither survives a fork. Raises OSError where there may be no further
-    process.
+    To be called before CUDA exists, which does not survive a fork, and before threads that may hold a lock at that
+    instant: the child would wait for it for ever. Raises OSError where there may be no further process.
     """
     ours, theirs = socket.socketpair()
     for stream in (sys.stdout, sys.stderr):
@@ -56,9 +58,11 @@ def fork(serve: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
 
 
 def end_with(end: socket.socket, grace_s: float = 0.0) -> None:
-    """End this process `grace_s` seconds after the one at the other `end`, whatever it is busy with."""
+    """End this process `grace_s` seconds after the one at the other `end`, whatever it is busy with.
+
+    Raises WorkerFault where there may be no further thread.
+    """
     import select
-    import threading
 
     def watch() -> None:
         closed = select.poll()
@@ -67,7 +71,7 @@ def end_with(end: socket.socket, grace_s: float = 0.0) -> None:
         time.sleep(grace_s)
         os._exit(1)
 
-    threading.Thread(target=watch, name="end", daemon=True).start()
+    Beside(watch)
 
 
 def wait_for(pid: int, timeout_s: float) -> int:

@@ -85,7 +85,9 @@ class Handler:
     ) -> Any:
         try:
             reply = await self._reply(job.get("input"), finish, on_chunk, on_progress)
-        except Exception as error:  # every job that was taken gets an answer
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # every job that was taken gets an answer; a panic of Rust's is no Exception
             self.jobs_failed += 1
             if not isinstance(error, WorkerError):
                 log("ERROR", f"{type(error).__name__}: {error}", job.get("id"))

@@ -94,8 +94,8 @@ class Poll:
     async def _jobs(self, poll: asyncio.Future[Any]) -> list[Any]:
         try:
             jobs = await poll
-        except aiohttp.ClientConnectorCertificateError:
-            trust.read_all()
+        except aiohttp.ClientConnectorCertificateError as error:
+            _distrusted(error)
             raise
         except (aiohttp.ClientError, asyncio.TimeoutError):
             raise
@@ -217,7 +217,7 @@ class Results:
                 if isinstance(error, aiohttp.InvalidURL):
                     deadline = 0.0
                 elif isinstance(error, aiohttp.ClientConnectorCertificateError):
-                    trust.read_all()
+                    _distrusted(error)
             if once:
                 return None
             if refusal == _TOO_LARGE or (refusal is not None and attempt >= _ATTEMPTS):
@@ -244,6 +244,12 @@ class Results:
     async def close(self) -> None:
         """Close the connections."""
         await self._session.close()
+
+
+def _distrusted(error: aiohttp.ClientConnectorCertificateError) -> None:
+    if advice := trust.advice(error.certificate_error):
+        log("WARN", advice)
+    trust.read_all()
 
 
 def _refusal(why: str) -> bytes:

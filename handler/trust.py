@@ -17,8 +17,12 @@ from typing import Any
 
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")  # how OpenSSL finds an authority in a folder: `openssl rehash`
 
+_UNKNOWN = (18, 19, 20, 21)  # X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT and those behind it, x509_vfy.h
+
 _searching: list[ssl.SSLContext] = []
 """Those that know a folder and nothing else."""
+
+_advised: list[Exception] = []
 
 
 class _Later(ssl.SSLContext):
@@ -53,6 +57,20 @@ def read_all() -> None:
     """For contexts that met a certificate which they do not trust: the authorities that their folder does not have."""
     while _searching:
         _searching.pop().load_default_certs()
+
+
+def advice(error: Exception) -> str:
+    """What helps where `error` says that nobody who is trusted has signed a certificate; once, and empty otherwise."""
+    if _searching or _advised or getattr(error, "verify_code", 0) not in _UNKNOWN:
+        return ""
+    _advised.append(error)
+    named = ssl.get_default_verify_paths()
+    return (
+        "the worker trusts the authorities of this machine, which are in "
+        f"{os.environ.get(named.openssl_cafile_env) or named.openssl_cafile} ({named.openssl_cafile_env}) and "
+        f"{os.environ.get(named.openssl_capath_env) or named.openssl_capath} ({named.openssl_capath_env}); install "
+        "ca-certificates, or have SSL_CERT_FILE name a file with the one that signed it"
+    )
 
 
 def _read(context: ssl.SSLContext) -> None:

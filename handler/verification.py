@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from engine.bundle import Bundle
 from engine.errors import BundleError
+from handler import signals
 from handler.fork import end_with, fork
 
 
@@ -29,8 +30,12 @@ class Verification:
 
     @property
     def is_over(self) -> bool:
-        """Whether `result` would return, or raise, at once."""
-        return bool(self._pid) and bool(select.select([self._end], [], [], 0)[0])
+        """Whether the other process has told, or ended."""
+        if not self._pid:
+            return False
+        told = select.poll()
+        told.register(self._end, select.POLLIN)
+        return bool(told.poll(0))
 
     def result(self) -> float:
         """Wait until every file was compared with the manifest; ms that it took. Raises BundleError as `verify` does.
@@ -53,16 +58,26 @@ class Verification:
         return told
 
     def _serve(self, end: socket.socket) -> None:
-        # Else whoever listens to the process that forked would not hear of its end.
-        os.closerange(3, end.fileno())
-        os.closerange(end.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
-        end_with(end)
+        signals.ignore()  # a terminal's; this process ends with the one that began it
+        _close_all_but(end.fileno())  # else whoever listens to the process that forked would not hear of its end
         took_ms, why = 0.0, ""
         try:
+            end_with(end)
             took_ms = _verify(self._bundle)
         except BundleError as error:
             why = str(error)
-        end.sendall(marshal.dumps((took_ms, why)))
+        except Exception:  # no thread, no memory, a defect: found out, and told, by the other process
+            return
+        with suppress(OSError):  # it has just been killed
+            end.sendall(marshal.dumps((took_ms, why)))
+
+
+def _close_all_but(kept: int) -> None:
+    """Not os.closerange: where it knows no close_range(2) it asks for every number up to the limit, perhaps 10^9."""
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number > 2 and number != kept:
+            with suppress(OSError):  # the listing's own
+                os.close(number)
 
 
 def _verify(bundle: Bundle) -> float:

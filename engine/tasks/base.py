@@ -26,7 +26,11 @@ class Task(Protocol):
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
-        """Read tokenizer and settings. Raises BundleError."""
+        """Read tokenizer and settings. Raises BundleError.
+
+        A worker calls this in a thread that then ends, while the engine runs for the first time: what belongs to a
+        thread, such as a connection of sqlite3's, is to be made by what uses it.
+        """
         ...
 
     def parse(self, payload: Json) -> Any:

@@ -69,6 +69,20 @@ def test_others_are_not(front: TlsFront, tmp_path: Path):
         assert run(code, front.url, **env) == ["refused", "refused"]
 
 
+def test_what_helps_is_said_once(front: TlsFront, tmp_path: Path):
+    code = (
+        LOAD + ASK + "import sys\n"
+        "for _ in range(3):\n"
+        "    try: asyncio.run(ask(sys.argv[1]))\n"
+        "    except aiohttp.ClientConnectorCertificateError as error: print(trust.advice(error.certificate_error))\n"
+        "    trust.read_all()"
+    )
+    folder = searchable(tmp_path / "authorities", certificate(tmp_path, "other"))
+    said = " ".join(run(code, front.url, SSL_CERT_DIR=str(folder)))
+    assert f"and {folder} (SSL_CERT_DIR); install ca-certificates" in said
+    assert said.count("SSL_CERT_DIR") == 1
+
+
 def test_a_name_that_the_certificate_does_not_carry_is_refused(front: TlsFront, tmp_path: Path):
     code = (
         LOAD + ASK + "import sys\n"

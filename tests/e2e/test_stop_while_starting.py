@@ -36,12 +36,12 @@ def waiting_for_its_bundle(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[st
         assert emulator.workers == {}, "no job was asked for"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_worker_that_waits_for_its_bundle_stops(tmp_path: Path, number: signal.Signals):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)])
+def test_a_worker_that_waits_for_its_bundle_stops(tmp_path: Path, number: signal.Signals, code: int):
     with waiting_for_its_bundle(tmp_path) as (worker, engine):
         worker.send_signal(number)
         output, _ = worker.communicate(timeout=20)
-        assert worker.returncode == 0, output
+        assert worker.returncode == code, output
         assert "told to stop before the first job" in output
         assert "Traceback" not in output
         assert not engine.is_running()
@@ -106,3 +106,15 @@ def test_a_worker_that_is_stopped_in_the_instant_of_the_fork_leaves_nobody(tmp_p
         assert worker.returncode == 0
         engine = int(worker.stdout.split()[0])
         assert not psutil.pid_exists(engine) or psutil.Process(engine).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_worker_that_is_stopped_while_its_settings_are_read_stops_in_peace():
+    code = """if True:
+        import os, signal, sys
+        from engine.config import Settings
+        Settings.from_environ = lambda environ: os.kill(os.getpid(), signal.SIGTERM)
+        from handler.__main__ import main
+        sys.exit(main())
+    """
+    env = {"RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1:9/"}
+    assert subprocess.run([sys.executable, "-c", code], env=env, timeout=30).returncode == 0

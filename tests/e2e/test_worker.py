@@ -255,6 +255,24 @@ def test_ctrl_c_while_it_starts_is_no_traceback(small_bundle: Path):
     assert "Traceback" not in said[0] + said[1]
 
 
+def test_ctrl_c_that_a_library_swallows_while_it_is_imported_ends_the_boot(small_bundle: Path):
+    code = """if True:
+        import os, signal, sys, handler.boot
+        kept = handler.boot.boot
+        def boot(*arguments):
+            try: os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt: pass
+            return kept(*arguments)
+        handler.boot.boot = boot
+        from handler.__main__ import main
+        sys.exit(main())
+    """
+    command = [sys.executable, "-c", code, "--test_input", '{"input": {"text": "a"}}']
+    env = {**os.environ, "BUNDLE": str(small_bundle), "ENGINE": "fake"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "INFO  | interrupted\n", "")
+
+
 def test_rp_serve_api_answers_on_localhost(small_bundle: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

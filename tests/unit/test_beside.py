@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from engine.errors import WorkerFault
 from handler.beside import Beside
 
 
@@ -32,3 +33,12 @@ def test_a_machine_that_refuses_it_changes_nothing(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "setpriority", refuse)
     assert Beside(lambda: 7, niceness=3).result() == 7
+
+
+def test_a_machine_without_a_further_thread_is_told(monkeypatch: pytest.MonkeyPatch):
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")  # of a limit that root is not under
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(WorkerFault, match=r"can't start new thread; raise the limit of processes and threads"):
+        Beside(lambda: 7)

@@ -122,6 +122,28 @@ def test_a_manifest_cannot_point_outside(small_bundle: Path, name: str):
         open_bundle(small_bundle)
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_a_name_that_no_file_has_is_refused(small_bundle: Path, name: str):
+    rewrite_manifest(small_bundle, files={name: {"size": 1, "sha256": "0"}})
+    with pytest.raises(BundleError, match=r"manifest\.json is not what schema .* describes"):
+        open_bundle(small_bundle)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_what_is_no_file_is_not_waited_for(small_bundle: Path, kind: str):
+    """In the place of an empty file, whose size it has."""
+    (small_bundle / "empty").touch()
+    write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    open_bundle(small_bundle).verify()
+    (small_bundle / "empty").unlink()
+    if kind == "fifo":
+        os.mkfifo(small_bundle / "empty")
+    else:
+        (small_bundle / "empty").symlink_to("/dev/zero")
+    with pytest.raises(BundleError, match="empty is not a file; copy the bundle again"):
+        open_bundle(small_bundle).verify()
+
+
 def test_a_manifest_without_its_fields_is_refused(small_bundle: Path):
     rewrite_manifest(small_bundle, graphs={"model": {}})
     with pytest.raises(BundleError, match="not what schema"):

@@ -1,5 +1,6 @@
 """Bundles that are not a folder: a tar behind an address, and the Hub's cache."""
 
+import errno
 import functools
 import http.server
 import os
@@ -194,7 +195,9 @@ def test_a_copy_that_was_cut_short_is_replaced_however_often(server: Server, sma
     assert {p.name for p in folder.parent.iterdir()} == {folder.name, f".{folder.name}.lock"}
 
 
-def test_a_copy_that_rotted_is_fetched_again_by_the_next_worker(server: Server, small_bundle: Path, tmp_path: Path):
+def test_a_copy_that_rotted_is_fetched_again_by_the_next_worker(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     pack(small_bundle, tmp_path / "www" / "bundle.tar")
     folder = fetched(server, small_bundle, tmp_path / "cache")
     content = (folder / "tokenizer.json").read_bytes()
@@ -202,6 +205,13 @@ def test_a_copy_that_rotted_is_fetched_again_by_the_next_worker(server: Server, 
     wanted = settings(
         bundle_url=f"{server.url}/bundle.tar", bundle_sha256=folder.name, bundle_cache=str(folder.parent), engine="fake"
     )
+    with monkeypatch.context() as patched, pytest.raises(BundleError, match=r"SHA-256.*cannot be removed .*Read-only"):
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        patched.setattr(os, "rename", refuse)
+        boot(wanted, Timeline())
     with pytest.raises(BundleError, match="removed from the cache, and the next worker fetches it again"):
         boot(wanted, Timeline())
     boot(wanted, Timeline()).batcher.close()

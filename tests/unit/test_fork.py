@@ -2,12 +2,16 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
-from handler import fork
+from engine.config import Settings
+from handler import engine_process, fork
+from handler.timeline import Timeline
 
 
 @pytest.fixture
@@ -47,3 +51,11 @@ def test_a_child_whose_end_nobody_keeps_has_ended():
         process.wait()
     finally:
         signal.signal(signal.SIGCHLD, kept)
+
+
+def test_what_nobody_hears_any_more_is_no_second_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine_process, "end_with", lambda end, grace_s: None)  # which would end the tests
+    ours, theirs = socket.socketpair()
+    ours.close()
+    with theirs:
+        engine_process.serve(theirs, Settings(bundle=tmp_path), Timeline())

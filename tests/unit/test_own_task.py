@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import engine.tasks
 import export.tasks
 from engine.bundle import open_bundle
-from engine.config import Limits
+from engine.config import Limits, Settings
 from engine.errors import BundleError, MissingPackage
 from engine.tasks import load_task, task_class
 from engine.tasks.items import ItemsTask, Part
@@ -18,6 +19,8 @@ from export.errors import Refused
 from export.parity_cases import _rows
 from export.tasks import export_task
 from export.tasks.base import ExportTask, Probe
+from handler.boot import boot
+from handler.timeline import Timeline
 
 
 def test_a_package_that_a_task_needs_is_named(
@@ -56,6 +59,20 @@ def test_halves_that_do_not_fit_together_are_told_apart(small_bundle: Path, payl
     task = load_task(open_bundle(small_bundle))
     with pytest.raises(TypeError, match=said):
         _rows(task, Probe("odd", payload, inputs), export_task("feature-extraction"))
+
+
+def test_a_tokenizer_that_panics_costs_its_job_alone(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    class PanicException(BaseException):  # pyo3's, of a thread pool that could not be made, is no Exception either
+        pass
+
+    def panic(payload: object) -> None:
+        raise PanicException("ThreadPoolBuildError")
+
+    worker = boot(Settings(bundle=small_bundle, engine="fake"), Timeline())
+    monkeypatch.setattr(worker.handler._task, "parse", panic)
+    reply = asyncio.run(worker.handler.handle({"id": "a", "input": {"text": "a"}}))
+    worker.batcher.close()
+    assert reply == {"error": "worker fault: PanicException: ThreadPoolBuildError"}
 
 
 def test_a_file_that_does_not_end_with_its_task_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

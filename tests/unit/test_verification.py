@@ -1,10 +1,13 @@
 """The process that hashes a bundle while another one boots: what it tells, and what becomes of it."""
 
+import fcntl
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -115,3 +118,66 @@ def test_it_keeps_nobody_from_hearing_the_end_of_the_process_that_began_it(
     os.kill(verification._pid, signal.SIGKILL)
     monkeypatch.undo()
     verification.result()
+
+
+def test_a_descriptor_above_the_limit_is_closed_as_well(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """And one that select() could not wait for is waited for."""
+    monkeypatch.setattr(Bundle, "verify", lambda self: time.sleep(600))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    ours, theirs = socket.socketpair()
+    high = socket.socket(fileno=fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 1030))
+    theirs.close()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1000, limits[1]))
+        verification = Verification(open_bundle(small_bundle))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    verification._end, low = high, verification._end
+    assert not verification.is_over
+    high.close()
+    ours.settimeout(5)
+    assert ours.recv(1) == b""
+    ours.close()
+    verification._end = low
+    os.kill(verification._pid, signal.SIGKILL)
+    monkeypatch.undo()
+    verification.result()
+
+
+def test_a_terminal_does_not_interrupt_it(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    begun, here = tmp_path / "begun", os.getpid()
+
+    def slow(bundle: Bundle) -> None:
+        assert os.getpid() != here
+        begun.touch()
+        time.sleep(0.3)
+
+    monkeypatch.setattr(Bundle, "verify", slow)
+    verification = Verification(open_bundle(small_bundle))
+    while not begun.exists():
+        time.sleep(0.001)
+    os.kill(verification._pid, signal.SIGINT)
+    assert verification.result() >= 300
+
+
+def test_one_whose_worker_was_killed_a_moment_ago_ends_in_peace(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("handler.verification.end_with", lambda end: None)  # which has not noticed yet
+    monkeypatch.setattr(Bundle, "verify", lambda self: time.sleep(0.2))
+    verification = Verification(open_bundle(small_bundle))
+    verification._end.close()
+    assert os.waitpid(verification._pid, 0)[1] == 0
+
+
+def test_without_a_thread_to_be_had_files_are_compared_all_the_same(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    verification = Verification(open_bundle(small_bundle))
+    assert verification.result() > 0
+    next(small_bundle.rglob("*.onnx")).unlink()
+    with pytest.raises(BundleError, match="is missing"):
+        Verification(open_bundle(small_bundle)).result()
