@@ -117,6 +117,8 @@ def test_every_variable_of_the_page_is_in_the_readme_or_the_dockerfile():
         "RUNPOD_LOG_LEVEL",
         "PIP_INDEX_URL",
         "UV_DEFAULT_INDEX",
+        "SSL_CERT_FILE",
+        "REQUESTS_CA_BUNDLE",
     }
     pools = {name for name in ours if name.startswith(("AMPERE_", "ADA_"))}
     later = {"BUILD_ON_BOOT", "HEALTHCHECK", "NAME"}
