@@ -55,6 +55,17 @@ def positive(text: str) -> float:
     return value
 
 
+def rate(text: str) -> str:
+    """Jobs a second, or a percentage of the best closed loop."""
+    try:
+        positive(text.removesuffix("%"))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number of jobs/s nor a percentage, such as 50%"
+        ) from None
+    return text
+
+
 def not_negative(text: str) -> float:
     """A number from 0 up."""
     value = _number(text)

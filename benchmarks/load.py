@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rates",
         nargs="*",
-        type=_rate,
+        type=arguments.rate,
         default=["25%", "50%", "70%", "80%", "90%", "100%"],
         metavar="RATE",
         help="open loops, in jobs/s or in %% of the best closed loop (default: 25%% 50%% 70%% 80%% 90%% 100%%)",
@@ -110,17 +110,6 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         write(args.json, results)
     return int(any(sum(found["errors"]) for found in results.details["counts"]))
-
-
-def _rate(text: str) -> str:
-    """Jobs a second, or a percentage of the best closed loop."""
-    try:
-        arguments.positive(text.removesuffix("%"))
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a number of jobs/s nor a percentage, such as 50%"
-        ) from None
-    return text
 
 
 def measure(args: argparse.Namespace) -> Results:

@@ -47,13 +47,13 @@ class Dense:
             )
         try:
             with safe_open(file, framework="pt") as tensors:
-                names = [name for name in tensors.keys() if name in ("linear.weight", "linear.bias")]  # noqa: SIM118
+                held = list(tensors.keys())  # it is no mapping that one could iterate over
+                names = [name for name in held if name in ("linear.weight", "linear.bias")]
                 found = {name: tensors.get_tensor(name).float().numpy() for name in names}
-                held = list(tensors.keys())[:3]
         except (SafetensorError, OSError) as error:
             raise Refused(f"{file} cannot be read ({first_line(error)}); download the model again") from error
         if "linear.weight" not in found:
-            raise Refused(f"{file} holds {', '.join(held)} instead of linear.weight; download the model again")
+            raise Refused(f"{file} holds {', '.join(held[:3])} instead of linear.weight; download the model again")
         weight, bias = found["linear.weight"], found.get("linear.bias")
         if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
             raise Refused(f"{file} holds a weight and a bias that do not fit together; download the model again")

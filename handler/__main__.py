@@ -38,7 +38,7 @@ _interrupted: list[int] = []
 def main() -> int:
     """Serve until told to stop. The exit code: 0 after a clean stop, 1 when it cannot start or go on, 130 by Ctrl-C."""
     timeline = Timeline()
-    gc.disable()  # until all is in place: to walk through what is being imported takes a twentieth of a boot
+    gc.disable()  # until all is in place: to walk through what is being imported takes a twentieth of the imports
     _open_standard_files()
     try:
         _check_arguments()

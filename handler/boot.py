@@ -165,7 +165,7 @@ def _lines(choices: Mapping[str, Choice]) -> Iterator[str]:
 def _import_serving() -> None:
     """What is of no use before an engine is there."""
     import handler.engine_server
-    import handler.handler  # noqa: F401
+    import handler.handler  # noqa: F401 - for the modules, not the name
 
 
 def _load_task(bundle: Bundle, settings: Settings, timeline: Timeline) -> Task:

@@ -46,6 +46,7 @@ def later() -> Iterator[None]:
     def postpone(context: ssl.SSLContext) -> None:
         context.__class__ = _Later
 
+    # The types forbid to replace a method, which is the purpose: aiohttp offers no other way in while it is imported.
     ssl.SSLContext.set_default_verify_paths = postpone  # type: ignore[assignment, method-assign]
     try:
         yield

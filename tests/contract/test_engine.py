@@ -400,7 +400,9 @@ async def test_an_engine_that_is_lost_while_the_culprit_is_sought(small_bundle: 
     assert all(isinstance(result, EngineError) for result in results)
 
 
-async def test_an_answer_that_cannot_be_handed_out_fails_its_job_and_the_thread_lives(small_bundle: Path):
+async def test_an_answer_that_cannot_be_handed_out_fails_its_job_and_the_thread_lives(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Here outputs of too few rows; the copies may also find no memory."""
     engine = FakeEngine.from_bundle(open_bundle(small_bundle))
     finish, broken = engine.finish, [True]
@@ -408,7 +410,7 @@ async def test_an_answer_that_cannot_be_handed_out_fails_its_job_and_the_thread_
     def finish_short(slot: int = 0) -> Arrays:
         return {name: values[: len(values) - 1 if broken else None] for name, values in finish(slot).items()}
 
-    engine.finish = finish_short  # type: ignore[method-assign]
+    monkeypatch.setattr(engine, "finish", finish_short)
     batcher = batcher_on(engine)
     results = await asyncio.gather(*(batcher.run([row(4, seed)]) for seed in range(4)), return_exceptions=True)
     assert any(isinstance(result, EngineError) and "IndexError" in str(result) for result in results)

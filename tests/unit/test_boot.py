@@ -183,6 +183,7 @@ REFUSED = "IExecutionContext::enqueueV3: Error Code 1: Cask (Cask convolution ex
 
 
 def refusing(reason: str) -> None:
+    # The real module, whose types mypy knows, has no such name; the double does.
     sys.modules["tensorrt"].refuse_to_run = reason  # type: ignore[attr-defined]
 
 
