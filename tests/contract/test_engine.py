@@ -126,6 +126,32 @@ async def test_tokens_are_counted_with_and_without_padding(engine: Engine):
     assert summary["tokens_computed"] == engine.buckets.fit(2, 5).tokens >= 10
 
 
+async def test_no_rows_have_no_answers_and_cost_nobody_anything(small_bundle: Path):
+    """A task should make one at least; one that does not must not stop the worker."""
+    batcher = batcher_on(FakeEngine.from_bundle(open_bundle(small_bundle)))
+    async with asyncio.timeout(10):
+        assert await batcher.run([]) == []
+        assert len(await batcher.run([row(4), row(5)])) == 2
+    batcher.close()
+
+
+async def test_batching_that_fails_loses_the_engine(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """A policy that was changed may be wrong: jobs that wait for ever would tell nobody."""
+    batcher, said = batcher_on(FakeEngine.from_bundle(open_bundle(small_bundle))), list[str]()
+    batcher.on_lost = said.append
+
+    def wrong(*arguments: Any) -> Any:
+        raise IndexError("off by one")
+
+    monkeypatch.setattr(batcher._queue, "pop", wrong)
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            with pytest.raises(EngineLost, match="batching failed with IndexError: off by one"):
+                await batcher.run([row(4), row(5)])
+    batcher.close()
+    assert said == ["batching failed with IndexError: off by one"]
+
+
 async def test_jobs_share_batches_while_the_engine_is_busy(small_bundle: Path):
     gate, started, runs = threading.Event(), threading.Event(), []
 
