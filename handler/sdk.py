@@ -127,6 +127,8 @@ class Sdk:
     """() -> headers of every request."""
     progress: Any
     """The set of running job ids; what it is told, a mirror passes on to the heartbeat."""
+    job_take_url: str
+    """Of a take; a batch's is beside it."""
     job_done_url: str
     """With $ID for the job's id."""
     job_stream_url: str
@@ -171,6 +173,7 @@ def load() -> Sdk:
             too_many_requests=http_client.TooManyRequests,
             auth_header=http_client.get_auth_header,
             progress=worker_state.JobsProgress(),
+            job_take_url=rp_job.JOB_GET_URL,
             job_done_url=rp_http.JOB_DONE_URL,
             job_stream_url=rp_http.JOB_STREAM_URL,
         )
