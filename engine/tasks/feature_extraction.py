@@ -63,8 +63,7 @@ class FeatureExtraction:
         self._limits = limits
         self._dimension = int(config["dimension"])
         self._normalize = bool(config["normalize"])
-        self._prompts: dict[str, str] = dict(config.get("prompts", {}))
-        self._default_prompt = self._prompts.get(config.get("default_prompt") or "", "")
+        self._config = config
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
@@ -104,10 +103,6 @@ class FeatureExtraction:
 
     def _request(self, body: dict[str, Any], field: str, single: bool, openai_model: str | None) -> Request:
         texts = [body[field]] if single else body[field]
-        prompt_name = body.get("prompt_name")
-        if prompt_name is not None and (not isinstance(prompt_name, str) or prompt_name not in self._prompts):
-            known = ", ".join(sorted(self._prompts)) or "none for this model"
-            raise InvalidInput(f"`prompt_name` must be one of: {known}; got {check.shown(prompt_name)}")
         return Request(
             texts=check.texts(texts, field, self._limits.max_items, self._limits.max_chars),
             single=single,
@@ -116,7 +111,7 @@ class FeatureExtraction:
             dimensions=check.whole_number(body, "dimensions", 1, self._dimension),
             encoding_format=check.choice(body, "encoding_format", FORMATS),
             truncate=check.boolean(body, "truncate", True),
-            prompt=self._prompts[prompt_name] if prompt_name is not None else self._default_prompt,
+            prompt=check.prompt(body, self._config),
         )
 
     def split(self, request: Request, rows: int) -> Sequence[Request]:
