@@ -266,7 +266,7 @@ class Batcher:
             return
         with self._lock:
             self._lanes.open(len(opened))
-        self.stats.lanes += len(opened)
+        self.stats.opened(len(opened))
         self._say(f"batches run side by side from now on when {len(opened)} rows or more wait")
 
     def _end(self) -> None:

@@ -33,6 +33,11 @@ class Stats:
             self.tokens_computed += tokens_computed
             self.batch_sizes[rows] += 1
 
+    def opened(self, lanes: int) -> None:
+        """`lanes` more engines may run side by side."""
+        with self._lock:
+            self.lanes += lanes
+
     def stage(self, name: str, seconds: float) -> None:
         """A stage took `seconds`."""
         with self._lock:
