@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engine.tensors import Arrays, Row
 
 _OPENAI_ROUTE = "/v1/embeddings"
+_FIELDS = ("text", "texts", "inputs")
 _OPTIONS = ("normalize", "dimensions", "encoding_format", "truncate", "prompt_name")
 
 
@@ -71,17 +72,21 @@ class FeatureExtraction:
         return cls(Tokens(bundle), bundle.manifest.model, bundle.manifest.task_config, limits)
 
     def parse(self, payload: Json) -> Request:
-        """Check the job's input. Raises InvalidInput."""
+        """Check the job's input; `inputs`, the pipelines' name, may hold one text or a list. Raises InvalidInput."""
         payload = check.require_object(payload)
         if "openai_route" in payload or "openai_input" in payload:
             return self._parse_openai(payload)
-        check.refuse_unknown(payload, ("text", "texts", *_OPTIONS), check.OF_EVERY_JOB)
-        if ("text" in payload) == ("texts" in payload):
+        check.refuse_unknown(payload, (*_FIELDS, *_OPTIONS), check.OF_EVERY_JOB)
+        present = [name for name in _FIELDS if name in payload]
+        if len(present) != 1:
             raise InvalidInput("`input` needs either `text` (a string) or `texts` (a list of strings)")
-        single = "text" in payload
-        if single and not isinstance(payload["text"], str):
-            raise InvalidInput(f"`text` must be a string, got {check.kind(payload['text'])}; a list goes into `texts`")
-        return self._request(payload, "text" if single else "texts", single, None)
+        (field,) = present
+        single = field == "text" or (field == "inputs" and not isinstance(payload[field], list))
+        if single and not isinstance(payload[field], str):
+            raise InvalidInput(
+                f"`{field}` must be a string, got {check.kind(payload[field])}; a list goes into `texts`"
+            )
+        return self._request(payload, field, single, None)
 
     def _parse_openai(self, payload: dict[str, Any]) -> Request:
         check.refuse_unknown(payload, ("openai_route", "openai_input"))
