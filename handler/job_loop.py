@@ -11,7 +11,7 @@ import inspect
 import reprlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from engine.errors import InvalidInput, Overloaded, WorkerFault
@@ -25,6 +25,7 @@ from handler.transport import Poll, Results
 _BUSY_PAUSE_S = 5.0  # after status 429: the stock SDK's
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _LAST_WORDS_S = 5.0  # for results that are still being sent when the drain time is over
+_FIRST_SIGNALS_S = 0.05  # the first take goes first
 _QUICK_POLL_S = 0.02
 _QUICK_POLLS = 3
 
@@ -147,10 +148,9 @@ class JobLoop:
                 await self._pause(min(0.05 * (quick_polls - _QUICK_POLLS), 0.5))
 
     async def _pause(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._stop.wait(), seconds)
-        except asyncio.TimeoutError:
-            pass
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
 
     def _start(self, job: Any) -> bool:
         """Whether `job` runs from now on."""
@@ -257,6 +257,7 @@ class JobLoop:
     async def _follow_stop_signals(self) -> None:
         """Cancel the jobs that the platform wants stopped; nothing is posted for them."""
         pause = 1.0
+        await asyncio.sleep(_FIRST_SIGNALS_S)
         while True:
             try:
                 job_ids = await self._poll.stop_signals()
