@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -78,6 +79,9 @@ def test_health(emulator: EmulatorThread, small_bundle: Path):
         assert (health["jobs_done"], health["jobs_running"], health["rows_per_batch"]) == (1, 1, {"1": 1})
         assert set(health["stages_ms"]) == {"prepare", "queue", "run", "engine", "finish"}
         assert set(health["memory_mb"]) == {"front", "engine"}
+        (table,) = re.findall(r"## Health\n.*?(\|.*?)\n\n", Path("docs/api.md").read_text(), re.DOTALL)
+        told = {name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split(" | ")[0])}
+        assert set(health) == told
 
 
 def test_timings_when_asked(worker: WorkerProcess, emulator: EmulatorThread):
