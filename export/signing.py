@@ -25,12 +25,12 @@ _MAKE_ONE = "make one with `python -m export keygen --key FILE`"
 
 def keygen(argv: Sequence[str]) -> Outcome:
     """Write a new private key and print the public one. Raises Refused when the file is there already."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
     parser = _Parser("keygen", "Make a key pair: the private key into a file, the public key on the screen.")
     parser.add_argument("--key", required=True, type=Path, metavar="FILE", help="new file for the private key (PEM)")
     path: Path = parser.parse_args(argv).key
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
     key = Ed25519PrivateKey.generate()
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -103,6 +103,7 @@ def untraceable(source: Source, error: Exception) -> Refused:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep what transformers and optimum say beside errors off the terminal, inside the block only."""
+    import torch  # noqa: F401  (without it transformers has a warning to say before the import fails)
     from optimum.utils import logging as optimum_logging
     from transformers.utils import logging
 

@@ -118,11 +118,14 @@ def test_other_errors_stay_what_they_are():
 
 
 def test_a_missing_package_is_named_and_a_module_of_ours_is_a_defect():
-    refused = refusal_of(ModuleNotFoundError("No module named 'optimum.exporters'", name="optimum.exporters"))
-    assert str(refused) == "the package optimum is not installed; pip install -r requirements/export.txt"
+    refused = refusal_of(ModuleNotFoundError("No module named 'optimum'", name="optimum"))
+    assert str(refused) == "the package optimum-onnx is not installed; pip install -r requirements/export.txt"
     assert refused is not None
     assert refused.exit_code == 3
     assert refusal_of(ModuleNotFoundError("No module named 'export.none'", name="export.none")) is None
+    # These packages are there, in the versions that are pinned: what asks them for that is wrong.
+    assert refusal_of(ImportError("cannot import name 'x' from 'onnx'", name="onnx")) is None
+    assert refusal_of(ModuleNotFoundError("No module named 'onnx.none'", name="onnx.none")) is None
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,16 +118,6 @@ def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "model").mkdir()
     code, sentence = said(capsys, str(tmp_path / "model"), "--out", str(tmp_path / "bundle"))
     assert (code, "model is empty; a model folder as `save_pretrained` writes it is needed" in sentence) == (2, True)
-
-
-def test_without_the_packages_of_the_export(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
-    write_json(tmp_path / "model" / "config.json", {"model_type": "bert", "architectures": ["BertModel"]})
-    monkeypatch.setitem(sys.modules, "transformers", None)  # as Python notes that there is none
-    monkeypatch.setitem(sys.modules, "optimum", None)
-    monkeypatch.setitem(sys.modules, "optimum.utils", None)
-    code, sentence = said(capsys, str(tmp_path / "model"), "--task", "fill-mask", "--out", str(tmp_path / "bundle"))
-    assert code == 3
-    assert "is not installed; pip install -r requirements/export.txt" in sentence
 
 
 def test_a_task_without_its_model_and_a_model_without_its_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
