@@ -55,7 +55,9 @@ class ParityFailed(Exception):
 
 
 def refusal_of(error: BaseException) -> Refused | None:
-    """The refusal that `error` amounts to when disk, permissions, memory or packages are to blame, else None."""
+    """The refusal that `error` is, or amounts to when disk, permissions, memory or packages are to blame, else None."""
+    if isinstance(error, Refused):
+        return error
     if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
         return Refused(f"{error.filename}: {error.strerror}; change its permissions or name another folder")
     if isinstance(error, ImportError) and (sentence := lacking(error)):

@@ -21,6 +21,7 @@ from export.ladder_static import climb_static
 from export.parity import Gate, worst
 from export.parity_data import read_payloads
 from export.parity_limits import Limits
+from export.parity_reply import check_reply
 from export.precision_options import AUTO, wanted
 from export.progress import stage
 from export.trials import Record
@@ -65,6 +66,7 @@ def choose_precisions(
         gate = Gate(source, folder, payloads)
         figures = allowed(lambda: gate.check(limits if only_fp32 else None))
         note(f"{figures[source.task.unit]} {source.task.unit}, {worst(source, figures)}")
+        check_reply(source, open_bundle(folder))
         gate.add_payloads()
     records: dict[str, list[Record]] = {}
     chosen: dict[str, str] = {}
