@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from shlex import quote
@@ -107,6 +108,10 @@ def _command(argv: Sequence[str]) -> Callable[[Sequence[str]], Outcome] | None:
     if any(argument.partition("=")[0] == _ON_RUNPOD for argument in argv):
         name = f"{name} {_ON_RUNPOD}"
     if name not in _COMMANDS:
+        names = [one for one in ("plan", *_COMMANDS) if " " not in one]
+        near = get_close_matches(name, names, 1, 0.75)
+        if near and name not in names and not os.path.exists(name):
+            raise Refused(f"there is no command {name!r}; did you mean {near[0]}? see python -m export --help")
         return None
     module, function = _COMMANDS[name]
     command: Callable[[Sequence[str]], Outcome] = getattr(import_module(module), function)

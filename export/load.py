@@ -20,6 +20,7 @@ from export.json_files import read_json
 from export.parity_data import check_payload_file
 from export.parity_limits import Limits
 from export.precision_options import wanted
+from export.progress import megabytes
 from export.recipe import TASK_OPTIONS, Recipe
 from export.source import Source, first_line, quiet
 from export.tasks import export_task
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 DISK_FACTOR = 3
 """Disk space needed, in sizes of the fp32 weights: the traced graph, ONNX Runtime's optimised copy, the bundle."""
+
+_POINTER, _POINTER_BYTES = b"version https://git-lfs.github.com/", 1024
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model"]
 _WEIGHTS = ["*.safetensors"]
@@ -112,17 +115,33 @@ def _check_files(folder: Path, model: str, trust_remote_code: bool) -> None:
         )
     if "quantization_config" in config:
         raise Refused(f"{model} is quantized already; export the model that it was made from")
-    has_safetensors = any(folder.glob("*.safetensors"))
-    if not has_safetensors and any(folder.glob("pytorch_model*.bin")):
-        raise Refused(_pickled(model))
+    _check_weights(folder, model, in_full=False)
 
 
-def _pickled(model: str) -> str:
-    return (
-        f"{model} has no *.safetensors, and pickled weights (pytorch_model.bin) are never loaded, for they can run "
-        "code; convert it in a sandbox with AutoModel.from_pretrained(...).save_pretrained(folder), then export that "
-        "folder"
-    )
+def _check_weights(folder: Path, model: str, *, in_full: bool) -> None:
+    """What the names and beginnings of files tell about weights; `in_full`: those that are missing as well."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and any(folder.glob("pytorch_model*.bin")):
+        raise Refused(
+            f"{model} has no *.safetensors, and pickled weights (pytorch_model.bin) are never loaded, for they can run "
+            "code; convert it in a sandbox with AutoModel.from_pretrained(...).save_pretrained(folder), then export "
+            "that folder"
+        )
+    for file in (*files, folder / "tokenizer.json"):
+        if file.is_file() and file.stat().st_size < _POINTER_BYTES and file.read_bytes().startswith(_POINTER):
+            raise Refused(f"{file} is what Git LFS has in place of the file; run git lfs pull in that folder")
+    if not in_full:
+        return
+    if not files:
+        raise Refused(
+            f"{model} has no weights (*.safetensors), the one format that is read; download it again with them"
+        )
+    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
+    parts = sorted({str(part) for part in index.values()}) if isinstance(index, dict) else []
+    if lacking := [part for part in parts if not (folder / part).is_file()]:
+        raise Refused(
+            f"{model} lacks {len(lacking)} of {len(parts)} files of weights, {lacking[0]} for one; download it again"
+        )
 
 
 def _check_architecture(
@@ -210,11 +229,9 @@ def _weights_bytes(folder: Path, model: str) -> int:
 
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise Refused(_pickled(model))
+    _check_weights(folder, model, in_full=True)
     total = 0
-    for file in files:
+    for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="np") as tensors:
                 total += sum(4 * prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
@@ -230,6 +247,6 @@ def _check_disk(out: Path, weights_bytes: int) -> None:
     free, needed = shutil.disk_usage(existing).free, DISK_FACTOR * weights_bytes
     if free < needed:
         raise Unavailable(
-            f"the export needs about {needed / 1e9:.1f} GB at {existing}, {free / 1e9:.1f} GB are free; "
+            f"the export needs about {megabytes(needed)} at {existing}, {megabytes(free)} are free; "
             "free some space or name a folder on another disk with --out"
         )

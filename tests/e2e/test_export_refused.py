@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import export.optimize
+from export.__main__ import main
 from tests.exports import Export, command, refused
 from tests.models import edit_json, write_json, write_sentence_files
 
@@ -62,6 +63,19 @@ def no_tokenizer(model: Path) -> None:
         (model / name).unlink()
 
 
+def pointer(name: str) -> Callable[[Path], None]:
+    def write(model: Path) -> None:
+        (model / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 90868376\n")
+
+    return write
+
+
+def lose_a_part(model: Path) -> None:
+    parts = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    (model / "model.safetensors").rename(model / parts[0])
+    write_json(model / "model.safetensors.index.json", {"weight_map": dict(zip("ab", parts, strict=True))})
+
+
 def only_config(**config: Any) -> Callable[[Path], None]:
     return lambda model: write_json(model / "config.json", config)
 
@@ -97,13 +111,23 @@ def changed(file: str, **changes: Any) -> Callable[[Path], None]:
         (only_config(model_type="brand-new"), "tiny-bert is of type brand-new, which transformers 4."),
         (only_config(architectures=["BertModel"]), "tiny-bert is of type None, which transformers 4."),
         (slow_tokenizer, "its CanineTokenizer cannot be converted into one; the worker needs that file"),
-        (no_tokenizer, "tiny-bert has no tokenizer that can be loaded"),
+        (no_tokenizer, "tiny-bert has no tokenizer, neither tokenizer.json nor a vocabulary; save it into"),
+        (pointer("model.safetensors"), "model.safetensors is what Git LFS has in place of the file; run git lfs pull"),
+        (pointer("tokenizer.json"), "tokenizer.json is what Git LFS has in place of the file; run git lfs pull"),
+        (lambda model: (model / "model.safetensors").unlink(), "tiny-bert has no weights (*.safetensors), the one"),
+        (lose_a_part, "tiny-bert lacks 1 of 2 files of weights, model-00002-of-00002.safetensors for one"),
         (changed("1_Pooling/config.json", pooling_mode="weightedmean"), "the model's pooling is weightedmean"),
     ],
 )
 def test_models_that_are_refused(run: Export, model: Path, spoil: Callable[[Path], None], sentence: str):
     spoil(model)
     assert sentence in refused(run(model))
+
+
+def test_a_model_of_another_task_is_told_by_what_it_holds(bert: Path, tmp_path: Path, capsys: Any):
+    assert main([str(bert), "--task", "fill-mask", "--out", str(tmp_path / "out")]) == 2
+    assert "of BertForMaskedLM, cls." in (said := capsys.readouterr().err)
+    assert said.endswith("for one; it holds a BertModel, so --task may be another\n")
 
 
 def test_options_that_are_refused(run: Export, bert: Path):

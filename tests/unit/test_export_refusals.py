@@ -137,7 +137,7 @@ def test_the_page_tells_every_exit_code():
 
 def test_the_page_tells_every_key_of_a_recipe():
     from export.recipe import _parser
-    from export.recipe_file import _options
+    from export.recipe_file import options_of
 
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
     for action in _parser()._actions:
@@ -147,6 +147,6 @@ def test_the_page_tells_every_key_of_a_recipe():
             and action.dest in ("recipe", "write_recipe", "json")
         ):
             assert action.option_strings[0] in page
-    for table, keys in _options(_parser()).items():
+    for table, keys in options_of(_parser()).items():
         for key in keys:
             assert any(words in page for words in (f"`{key}`", f"    {key} = ", f"`--{key}`")), (table, key)
