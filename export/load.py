@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from export.adapters import find_adapters, is_adapter
 from export.errors import Refused, Unavailable, refusal_of
 from export.exporters import Exporter, choose_exporter
-from export.hub import download, locate
+from export.hub import download, locate, refuse_pointer
 from export.infer import infer_task
 from export.json_files import read_json
 from export.parity_data import check_payload_file
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 DISK_FACTOR = 3
 """Disk space needed, in sizes of the fp32 weights: the traced graph, ONNX Runtime's optimised copy, the bundle."""
-
-_POINTER, _POINTER_BYTES = b"version https://git-lfs.github.com/", 1024
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model"]
 _WEIGHTS = ["*.safetensors"]
@@ -128,8 +126,7 @@ def _check_weights(folder: Path, model: str, *, in_full: bool) -> None:
             "that folder"
         )
     for file in (*files, folder / "tokenizer.json"):
-        if file.is_file() and file.stat().st_size < _POINTER_BYTES and file.read_bytes().startswith(_POINTER):
-            raise Refused(f"{file} is what Git LFS has in place of the file; run git lfs pull in that folder")
+        refuse_pointer(file)
     if not in_full:
         return
     if not files:
