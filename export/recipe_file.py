@@ -225,10 +225,15 @@ def text_of(recipe: Recipe, head: str = "", beside: Path | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def key_of(attribute: str) -> str:
+    """The key, which is the option without its dashes, of an attribute of a recipe."""
+    return _KEYS.get(attribute, attribute.replace("_", "-"))
+
+
 def _named(recipe: Any) -> Iterator[tuple[str, Any]]:
     """Key and value of what a recipe says; nothing for what it leaves open."""
     for field in fields(recipe):
-        key, value = _KEYS.get(field.name, field.name.replace("_", "-")), getattr(recipe, field.name)
+        key, value = key_of(field.name), getattr(recipe, field.name)
         if key.startswith("no-"):
             value = not value
         if value is None or value is False or value in ("", (), {}):

@@ -127,6 +127,9 @@ def test_a_task_without_its_model_and_a_model_without_its_task(tmp_path: Path, c
         "error: fill-mask needs a MODEL, a folder or an id on the Hugging Face Hub\n",
     )
     assert said(capsys, "m", "--task", "api-proxy", "--out", out) == (2, "error: api-proxy has no model; leave m out\n")
+    for options in (["--precision", "int8"], ["--adapter", "a"], ["--parity-threshold", "0.5"], ["--max-length", "9"]):
+        sentence = f"error: {options[0]} means nothing to api-proxy, which has no model; leave it out\n"
+        assert said(capsys, "--task", "api-proxy", "--out", out, *options) == (2, sentence)
 
 
 def test_the_page_tells_every_exit_code():
