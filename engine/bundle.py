@@ -17,7 +17,6 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -265,6 +264,5 @@ def _checksum_line(raw: bytes) -> bytes:
 
 def _described(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
-    begins = digest.pieces(size)
-    pieces = digest.side_by_side(partial(digest.sha256_of_piece, path), begins) if begins else []
-    return {"size": size, "sha256": digest.sha256(path), **({"pieces": pieces} if pieces else {})}
+    whole, pieces = digest.sha256_and_pieces(path, size)
+    return {"size": size, "sha256": whole, **({"pieces": pieces} if pieces else {})}

@@ -14,6 +14,7 @@ PIECE_BYTES = 64 * 2**20
 """A file that is larger is also hashed in pieces of this size, the last one shorter."""
 
 _BUFFER_BYTES = 256 * 2**10  # stays in a CPU's cache between being read and being hashed
+_CHUNK_BYTES = 4 * 2**20  # long enough to hash that handing it to another thread costs little
 _MOST_THREADS = 8
 
 T = TypeVar("T")
@@ -36,6 +37,24 @@ def sha256_of_piece(path: Path, begin: int) -> str:
     with open(path, "rb", buffering=0) as file:
         file.seek(begin)
         return _sha256(file, PIECE_BYTES)
+
+
+def sha256_and_pieces(path: Path, size: int) -> tuple[str, list[str]]:
+    """Hexadecimal digests of the whole file of `size` bytes and of its pieces, which is read once. Raises OSError."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    if not pieces(size):
+        return sha256(path), []
+    whole, found = hashlib.sha256(), []
+    with open(path, "rb") as file, ThreadPoolExecutor(max_workers=1) as pool:
+        for begin in pieces(size):
+            piece, end = hashlib.sha256(), begin + PIECE_BYTES
+            while chunk := file.read(min(_CHUNK_BYTES, end - file.tell())):
+                other = pool.submit(whole.update, chunk)  # lets go of the interpreter lock, as does the other
+                piece.update(chunk)
+                other.result()
+            found.append(piece.hexdigest())
+    return whole.hexdigest(), found
 
 
 def side_by_side(work: Callable[[T], R], of: Iterable[T]) -> list[R]:

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from shlex import quote
@@ -23,6 +24,7 @@ from export import interrupts
 from export.errors import ParityFailed, Refused, blaming_the_disk, refusal_of
 from export.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED, UNAVAILABLE
 from export.outcome import Outcome, plans_added
+from export.packages import INSTALL, other_versions
 from export.progress import megabytes, recorded, stage, table
 from export.recipe import Command, Recipe, command_from_argv
 from export.tasks import export_task
@@ -74,8 +76,9 @@ def _outcome(argv: Sequence[str]) -> Outcome:
         return Outcome(refusal.exit_code, str(refusal))
     except BundleError as refusal:
         return Outcome(REFUSED, str(refusal))
-    except MissingPackage as refusal:
-        return Outcome(UNAVAILABLE, str(refusal))
+    except MissingPackage as refusal:  # of a task: one that the project installs, or one that a fork's task brought
+        known = refusal_of(refusal.__cause__) if refusal.__cause__ is not None else None
+        return Outcome(UNAVAILABLE, str(known or refusal))
     except KeyboardInterrupt:
         return Outcome(INTERRUPTED, "interrupted; nothing was written")
     except Exception as error:
@@ -105,6 +108,10 @@ def _command(argv: Sequence[str]) -> Callable[[Sequence[str]], Outcome] | None:
     if any(argument.partition("=")[0] == _ON_RUNPOD for argument in argv):
         name = f"{name} {_ON_RUNPOD}"
     if name not in _COMMANDS:
+        names = [one for one in ("plan", *_COMMANDS) if " " not in one]
+        near = get_close_matches(name, names, 1, 0.75)
+        if near and name not in names and not os.path.exists(name):
+            raise Refused(f"there is no command {name!r}; did you mean {near[0]}? see python -m export --help")
         return None
     module, function = _COMMANDS[name]
     command: Callable[[Sequence[str]], Outcome] = getattr(import_module(module), function)
@@ -136,8 +143,10 @@ def export(recipe: Recipe) -> dict[str, Any]:
 
         builder = open_builder(recipe.plan)  # a machine that cannot build is found out before the work
     with stage("load") as note:
-        # Imported here and below, so that help and wrong arguments need no torch.
+        # Imported here: help and wrong arguments need no torch, and what is missing is found out before the work.
+        from export.exporters import graphs_of
         from export.load import load
+        from export.optimize import optimize
 
         source = load(recipe)
         if recipe.task is None:
@@ -147,14 +156,10 @@ def export(recipe: Recipe) -> dict[str, Any]:
     with new_bundle_folder(recipe.out) as folder, blaming_the_disk(folder):
         work = folder / "work"
         with stage("onnx") as note:
-            from export.exporters import graphs_of
-
             source, graphs = graphs_of(source, work / "traced")
             if source.exporter_why:
                 note(f"by {source.exporter} ({source.exporter_why})")
         with stage("optimize") as note:
-            from export.optimize import optimize
-
             files = {
                 name: optimize(graphs.pop(name), folder / "graphs" / name, work / name) for name in source.task.graphs
             }
@@ -198,5 +203,7 @@ if __name__ == "__main__":
         code = INTERRUPTED
     except Exception:
         traceback.print_exc()
+        if others := other_versions():
+            print(f"perhaps it is for these packages: {others}; {INSTALL}", file=sys.stderr)
         code = DEFECT
     sys.exit(code)

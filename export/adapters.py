@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.errors import Refused
-from export.hub import Located, locate
+from export.errors import Refused, refusal_of
+from export.hub import Located, locate, refuse_pointer
 from export.json_files import read_json
 from export.source import first_line
 
@@ -67,6 +67,7 @@ def _find(asked: str, base: Located) -> Adapter:
             f"the adapter {found.name} has no {WEIGHTS}, and pickled weights are never loaded; save it again with "
             "PEFT's save_pretrained"
         )
+    refuse_pointer(found.folder / WEIGHTS)
     kind = config.get("peft_type")
     if kind in ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT"):
         raise Refused(
@@ -129,7 +130,7 @@ def _merge(model: Any, adapter: Adapter) -> Any:
     except SafetensorError as error:
         raise Refused(f"{adapter.folder / WEIGHTS} cannot be read ({first_line(error)}); download it again") from error
     except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise Refused(_other_base(adapter, first_line(error))) from error
+        raise refusal_of(error) or Refused(_other_base(adapter, first_line(error))) from error
 
 
 def _other_base(adapter: Adapter, why: str) -> str:

@@ -11,17 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from export.exit_codes import GATE_FAILED, REFUSED, UNAVAILABLE
+from export.packages import lacking
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
 _NO_ROOM = 1 << 20  # bytes
 _SAYS_FULL = ("no space left on device", "disk quota exceeded", "file too large", "os error 28", "os error 27")
 _SAYS_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "failed to allocate memory", "bad_alloc")
-_PACKAGES = frozenset(
-    "cryptography huggingface_hub onnx onnxruntime onnxscript optimum peft psutil rich runpod safetensors tokenizers "
-    "torch transformers".split()
-)
-"""What requirements/export.txt installs and the export imports."""
 
 
 class Refused(Exception):
@@ -59,12 +55,13 @@ class ParityFailed(Exception):
 
 
 def refusal_of(error: BaseException) -> Refused | None:
-    """The refusal that `error` amounts to when disk, permissions, memory or packages are to blame, else None."""
+    """The refusal that `error` is, or amounts to when disk, permissions, memory or packages are to blame, else None."""
+    if isinstance(error, Refused):
+        return error
     if isinstance(error, OSError) and error.errno in _NOT_WRITABLE:
         return Refused(f"{error.filename}: {error.strerror}; change its permissions or name another folder")
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _PACKAGES:
-        package = (error.name or "").partition(".")[0]
-        return Unavailable(f"the package {package} is not installed; pip install -r requirements/export.txt")
+    if isinstance(error, ImportError) and (sentence := lacking(error)):
+        return Unavailable(sentence)
     for one in _chain(error):  # libraries wrap what the system said, some in words alone
         said = str(one).lower()
         if (isinstance(one, OSError) and one.errno in _FULL) or any(words in said for words in _SAYS_FULL):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from export import interrupts
 from export.errors import Refused, Untraceable
+from export.own_task import check_exporter
 
 if TYPE_CHECKING:
     from export.source import Source
@@ -43,6 +44,7 @@ def choose_exporter(kind: str, model: str, task: ExportTask, config: Any, asked:
         can = " or ".join((first, *others))
         raise Refused(f"--exporter {asked} cannot trace a {kind} for {task.tag}; leave it out, or choose {can}")
     if OPTIMUM in (first, *others):
+        check_exporter(task)
         is_known = _check_inputs(kind, model, task, config)
         if not is_known and asked == OPTIMUM:
             raise Refused(

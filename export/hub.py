@@ -16,6 +16,7 @@ from export.errors import Refused, Unavailable
 RUNPOD_CACHE = Path("/runpod-volume/huggingface-cache/hub")
 """Where RunPod puts an endpoint's cached models, laid out as the Hub's own cache is."""
 
+_POINTER, _POINTER_BYTES = b"version https://git-lfs.github.com/", 1024
 _OTHER_FORMATS = ["onnx/*", "openvino/*"]
 _CACHED = re.compile(r"models--(?P<id>[^/]+)(/snapshots/(?P<commit>[^/]+))?$")
 
@@ -48,6 +49,12 @@ def locate(model: str, revision: str | None, patterns: Sequence[str], option: st
         return Located(snapshot, model, snapshot.name)
     snapshot = download(model, revision, patterns)
     return Located(snapshot, model, snapshot.name, is_complete=False)
+
+
+def refuse_pointer(file: Path) -> None:
+    """Raise Refused for what git without its LFS leaves in place of a large file."""
+    if file.is_file() and file.stat().st_size < _POINTER_BYTES and file.read_bytes().startswith(_POINTER):
+        raise Refused(f"{file} is what Git LFS has in place of the file; run git lfs pull in that folder")
 
 
 def _local(folder: Path, model: str, revision: str | None, option: str) -> Located:

@@ -23,6 +23,7 @@ from export.exporters import DYNAMO, TORCHSCRIPT, trace_module
 from export.image_processor import image_processor
 from export.json_files import read_json
 from export.nodes import Axes
+from export.own_task import missing
 from export.tasks.base import ExportTask, Layout, Probe
 from export.torch_onnx import Traced
 
@@ -62,7 +63,7 @@ class ImageExport(ExportTask):
 
     def answer(self, source: Source, model: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """What leaves the graph, in torch: outputs by name, from the model's own inputs (`pixel_values` ...)."""
-        raise NotImplementedError
+        raise missing(self, "answer")
 
     def traced(self, source: Source, name: str, folder: Path) -> Traced:
         """A module, its inputs and outputs: what `trace_graph` traces for graph `name`."""

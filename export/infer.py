@@ -8,6 +8,8 @@ from export.errors import Refused
 from export.json_files import read_json
 from export.tasks import TAGS, export_task
 
+_GENERATE = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+
 
 def infer_task(root: Path, model: str) -> str:
     """The tag that the files below `root` speak for: the task's own files first, then the model class in config.json.
@@ -23,5 +25,12 @@ def infer_task(root: Path, model: str) -> str:
     fitting = [task.tag for task in tasks if any(name.endswith(head) for name in classes for head in task.heads)]
     if len(fitting) == 1:
         return fitting[0]
+    if not fitting and (makers := [name for name in classes if name.endswith(_GENERATE)]):
+        fix = (
+            "--task feature-extraction makes embeddings of it"
+            if makers[0].endswith("ForCausalLM")
+            else "choose another model"
+        )
+        raise Refused(f"{model} is a {makers[0]}, which generates text, and no task here does that; {fix}")
     found = f"its class {', '.join(classes)} fits {', '.join(fitting) or 'none'}" if classes else "it names no class"
     raise Refused(f"{model} does not say what it is for ({found}); name it with --task, one of {', '.join(TAGS)}")

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.bundle import open_bundle, write_manifest
+from engine.bundle import open_bundle
 from export.errors import ParityFailed
 from export.ladder_cpu import climb_cpu
 from export.ladder_gpu import HalfGraphs, climb_gpu
@@ -21,6 +21,7 @@ from export.ladder_static import climb_static
 from export.parity import Gate, worst
 from export.parity_data import read_payloads
 from export.parity_limits import Limits
+from export.parity_reply import check_reply
 from export.precision_options import AUTO, wanted
 from export.progress import stage
 from export.trials import Record
@@ -65,6 +66,7 @@ def choose_precisions(
         gate = Gate(source, folder, payloads)
         figures = allowed(lambda: gate.check(limits if only_fp32 else None))
         note(f"{figures[source.task.unit]} {source.task.unit}, {worst(source, figures)}")
+        check_reply(source, open_bundle(folder))
         gate.add_payloads()
     records: dict[str, list[Record]] = {}
     chosen: dict[str, str] = {}
@@ -96,10 +98,9 @@ def choose_precisions(
         figures["overridden"] = sorted(limits.named(source.task))
     if failures:
         figures["failed"] = failures
-    _note_choice(folder, figures["precisions"], "; ".join(failures))
     said = worst(source, figures)
     figures = _without_nan(figures)
-    add_parity(folder, figures)
+    add_parity(folder, figures, precisions=dict(figures["precisions"]), parity_failed="; ".join(failures))
     return {**figures, "worst": said}
 
 
@@ -135,8 +136,3 @@ def _without_nan(figures: Any) -> Any:
     if isinstance(figures, list | tuple):
         return [_without_nan(value) for value in figures]
     return None if isinstance(figures, float) and not math.isfinite(figures) else figures
-
-
-def _note_choice(folder: Path, precisions: Mapping[str, str], failed: str) -> None:
-    manifest = open_bundle(folder).manifest
-    write_manifest(folder, replace(manifest, precisions=dict(precisions), parity_failed=failed))

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from export.adapters import find_adapters, is_adapter
 from export.errors import Refused, Unavailable, refusal_of
 from export.exporters import Exporter, choose_exporter
-from export.hub import download, locate
+from export.hub import download, locate, refuse_pointer
 from export.infer import infer_task
 from export.json_files import read_json
 from export.parity_data import check_payload_file
 from export.parity_limits import Limits
 from export.precision_options import wanted
+from export.progress import megabytes
 from export.recipe import TASK_OPTIONS, Recipe
 from export.source import Source, first_line, quiet
 from export.tasks import export_task
@@ -112,17 +113,32 @@ def _check_files(folder: Path, model: str, trust_remote_code: bool) -> None:
         )
     if "quantization_config" in config:
         raise Refused(f"{model} is quantized already; export the model that it was made from")
-    has_safetensors = any(folder.glob("*.safetensors"))
-    if not has_safetensors and any(folder.glob("pytorch_model*.bin")):
-        raise Refused(_pickled(model))
+    _check_weights(folder, model, in_full=False)
 
 
-def _pickled(model: str) -> str:
-    return (
-        f"{model} has no *.safetensors, and pickled weights (pytorch_model.bin) are never loaded, for they can run "
-        "code; convert it in a sandbox with AutoModel.from_pretrained(...).save_pretrained(folder), then export that "
-        "folder"
-    )
+def _check_weights(folder: Path, model: str, *, in_full: bool) -> None:
+    """What the names and beginnings of files tell about weights; `in_full`: those that are missing as well."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and any(folder.glob("pytorch_model*.bin")):
+        raise Refused(
+            f"{model} has no *.safetensors, and pickled weights (pytorch_model.bin) are never loaded, for they can run "
+            "code; convert it in a sandbox with AutoModel.from_pretrained(...).save_pretrained(folder), then export "
+            "that folder"
+        )
+    for file in (*files, folder / "tokenizer.json"):
+        refuse_pointer(file)
+    if not in_full:
+        return
+    if not files:
+        raise Refused(
+            f"{model} has no weights (*.safetensors), the one format that is read; download it again with them"
+        )
+    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
+    parts = sorted({str(part) for part in index.values()}) if isinstance(index, dict) else []
+    if lacking := [part for part in parts if not (folder / part).is_file()]:
+        raise Refused(
+            f"{model} lacks {len(lacking)} of {len(parts)} files of weights, {lacking[0]} for one; download it again"
+        )
 
 
 def _check_architecture(
@@ -210,11 +226,9 @@ def _weights_bytes(folder: Path, model: str) -> int:
 
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise Refused(_pickled(model))
+    _check_weights(folder, model, in_full=True)
     total = 0
-    for file in files:
+    for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="np") as tensors:
                 total += sum(4 * prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
@@ -230,6 +244,6 @@ def _check_disk(out: Path, weights_bytes: int) -> None:
     free, needed = shutil.disk_usage(existing).free, DISK_FACTOR * weights_bytes
     if free < needed:
         raise Unavailable(
-            f"the export needs about {needed / 1e9:.1f} GB at {existing}, {free / 1e9:.1f} GB are free; "
+            f"the export needs about {megabytes(needed)} at {existing}, {megabytes(free)} are free; "
             "free some space or name a folder on another disk with --out"
         )

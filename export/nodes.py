@@ -43,9 +43,17 @@ class Nodes:
         return name
 
 
+class NoDtype(ValueError):
+    """A tensor is declared as what none can be."""
+
+
 def value_info(name: str, dtype: str, axes: Axes) -> Any:
-    """What a graph declares about a tensor."""
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), list(axes))
+    """What a graph declares about a tensor. Raises NoDtype."""
+    try:
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    except (KeyError, TypeError, ValueError):
+        raise NoDtype(f"{name} is declared as {dtype!r}, which is no dtype of numpy's that ONNX has") from None
+    return helper.make_tensor_value_info(name, kind, list(axes))
 
 
 def find_output(graph: Any, name: str) -> Any | None:

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, open_bundle
 from engine.bundle_folder import changed_bundle_folder
 from engine.errors import BundleError
 from engine.plan import SUFFIX
+from export.arguments import Parser, file_path
 from export.errors import Refused, Unavailable
 from export.exit_codes import OK
 from export.outcome import Outcome, plans_added
@@ -205,13 +206,8 @@ def _new_files(old: Bundle, new: Bundle) -> list[str]:
     return new_files
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Refused(f"{message}; see {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m export plan --on-runpod",
         usage="python -m export plan BUNDLE --on-runpod GPU[,GPU] --image NAME [options]",
         description="Build plans on rented RunPod pods and bring them into a bundle. Needs RUNPOD_API_KEY.",
@@ -219,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         "there, on an error, on Ctrl-C, and when a limit is reached. Exit codes are those of `python -m export plan`.",
         allow_abbrev=False,
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("bundle", type=file_path, metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument("--on-runpod", required=True, metavar="GPU[,GPU]", help="RunPod's GPU ids, such as 'NVIDIA L4'")
     parser.add_argument("--image", required=True, metavar="NAME", help="this worker's image, built with WITH_BUILDER=1")
     parser.add_argument("--cloud", choices=("secure", "community"), default="secure", help="(default: %(default)s)")

@@ -17,6 +17,7 @@ import onnx
 from export.errors import Refused
 from export.lean_trace import release
 from export.nodes import Nodes, drop_unused, keep_padding, rename_inputs
+from export.own_task import add_head
 from export.source import Source
 
 OPSET = 17
@@ -38,7 +39,7 @@ def onnx_from_model(source: Source, folder: Path, name: str = "model") -> Any:
     graph = traced.graph
     if not source.task.traces_itself:
         _own_inputs(graph, source)
-        source.task.head(graph, source)
+        add_head(traced, source)
     keep_padding(graph)
     drop_unused(graph)
     # Shapes that the exporter noted on the way carry its own names of axes; every runtime infers them again.

@@ -17,6 +17,7 @@ from engine.tensors import Arrays
 from export.candidates import Candidate
 from export.errors import Refused, refusal_of
 from export.measures import Measure
+from export.own_task import file_of
 from export.parity_cases import Case, without_padding
 from export.source import Source, first_line
 
@@ -57,7 +58,7 @@ def answers_of(source: Source, candidate: Candidate, batches: Iterable[Sequence[
             outputs = run_rows(engine, [case.row for case in batch])
             for case, output in zip(batch, outputs, strict=True):
                 found = {spec.name: without_padding(output[spec.name], spec, case.row) for spec in engine.outputs}
-                figures = source.task.compare(source, case.expected, found)
+                figures = _figures(source, case.expected, found)
                 kept = {key: np.array(values) for key, values in found.items()} if keeps else None
                 yield Answer(case, f"{name}, batch of {len(batch)}", figures, kept)
     except EngineError as error:
@@ -65,6 +66,17 @@ def answers_of(source: Source, candidate: Candidate, batches: Iterable[Sequence[
         raise refusal_of(error) or Refused(f"{said}; try another --exporter") from error
     finally:
         engine.close()
+
+
+def _figures(source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
+    """What the task's `compare` says. Raises Refused where it is not one figure for each of its measures."""
+    task, figures = source.task, source.task.compare(source, expected, found)
+    if not isinstance(figures, Sequence) or len(figures) != len(task.measures):
+        raise Refused(
+            f"{file_of(task)}.compare must return {len(task.measures)} figures, one for each of `measures`; it "
+            f"returned {figures!r}"
+        )
+    return figures
 
 
 def batches_of(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:

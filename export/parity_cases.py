@@ -14,6 +14,7 @@ from engine.errors import InvalidInput
 from engine.feed import run_rows
 from engine.tasks import load_task
 from engine.tensors import Arrays, Row, TensorSpec
+from export.errors import Refused
 from export.source import Source, quiet
 
 if TYPE_CHECKING:
@@ -56,17 +57,17 @@ def cases_of(source: Source, bundle: Bundle, payloads: Sequence[tuple[str, Json]
 
 
 def _rows(task: Task, probe: Probe, offline: ExportTask) -> Sequence[Row]:
-    """Raises TypeError, a mistake in the task's two files, where its halves do not fit together."""
+    """Raises Refused where the task's two files do not fit together."""
     ours, theirs = type(task).__name__, type(offline).__name__
     try:
         rows = task.preprocess(task.parse(probe.payload))
     except InvalidInput as error:
-        raise TypeError(
+        raise Refused(
             f"{ours} refuses the probe {probe.label!r} that {theirs} makes: {error}; let {theirs}.probe make payloads "
             "that `parse` takes (docs/adding-a-task.md)"
         ) from error
     if len(rows) != len(probe.inputs):
-        raise TypeError(
+        raise Refused(
             f"{ours} makes {len(rows)} rows of the probe {probe.label!r}, for which {theirs} has {len(probe.inputs)} "
             "inputs; each row needs its own (docs/adding-a-task.md)"
         )

@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from engine.bucket import Bucket, Ladder
 from engine.plan import HARDWARE_COMPATIBILITY
+from export.arguments import Parser, file_path
 from export.errors import Refused
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def plan_recipe(asked: argparse.Namespace) -> PlanRecipe:
 
 def plan_command(argv: Sequence[str]) -> tuple[Path, PlanRecipe]:
     """The bundle and the recipe of `python -m export plan ...`. Raises Refused."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m export plan",
         description="Add TensorRT plans for this machine's GPU to a bundle, one for each of its graphs. Plans from "
         "rented GPUs: python -m export plan --on-runpod --help.",
@@ -172,16 +173,11 @@ def plan_command(argv: Sequence[str]) -> tuple[Path, PlanRecipe]:
         "is as it was.",
         allow_abbrev=False,
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("bundle", type=file_path, metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
     add_plan_arguments(parser, "--precision")
     asked = parser.parse_args(argv)
     return asked.bundle, plan_recipe(asked)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Refused(f"{message}; see {self.prog} --help")
 
 
 def _size(text: str) -> int:

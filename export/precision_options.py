@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.arguments import file_path
 from export.errors import Refused
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def add_precision_arguments(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--parity-data",
-        type=Path,
+        type=file_path,
         metavar="FILE",
         help="more inputs for the gate and for calibration: a job's payload in JSON on every line",
     )

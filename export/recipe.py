@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
 
+from export.arguments import Parser, file_path
 from export.errors import Refused
 from export.list_tasks import ListTasks
 from export.plan_recipe import PlanRecipe, add_plan_arguments, plan_recipe
 from export.precision_options import add_precision_arguments, check_precision, targets_of, thresholds
-from export.recipe_file import MODEL, arguments_of
+from export.recipe_file import MODEL, PLAN, arguments_of, options_of
 from export.tasks import TAGS
 
 POOLINGS = ("mean", "cls", "lasttoken", "max", "pooler", "none")
@@ -23,6 +23,17 @@ TASK_OPTIONS = ("pooling", "max_length", "image_size")
 """Options that mean something to some tasks only; a task lists its own."""
 EXPORTERS = ("auto", "optimum", "torchscript", "dynamo")
 """What traces a model: auto is the first that can of those that its task names (export/exporters.py)."""
+
+
+_ALIASES = {
+    "embedding": "feature-extraction",
+    "embeddings": "feature-extraction",
+    "ner": "token-classification",
+    "reranking": "text-ranking",
+    "semantic-segmentation": "image-segmentation",
+    "sentiment-analysis": "text-classification",
+}
+"""Other names of tasks, transformers' own among them -> the tag."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +96,9 @@ def command_from_argv(argv: Sequence[str]) -> Command:
     if not model and asked.task is None:
         raise Refused("name a MODEL, a folder or an id on the Hugging Face Hub; see python -m export --help")
     if asked.task is not None and asked.task not in TAGS:
-        near = get_close_matches(asked.task.lower().replace("_", "-"), TAGS, 1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise Refused(f"unknown task {asked.task!r}; {meant}known are: {', '.join(TAGS)}")
+        raise Refused(f"unknown task {asked.task!r}; {_meant(asked.task)}known are: {', '.join(TAGS)}")
+    if not asked.plan:
+        _refuse_plan_options(parser, argv)
     if asked.max_length is not None and asked.max_length < 1:
         raise Refused(f"--max-length must be at least 1, got {asked.max_length}")
     targets = targets_of(asked.targets, asked.precision, asked.plan)
@@ -113,18 +124,49 @@ def command_from_argv(argv: Sequence[str]) -> Command:
     return Command(recipe, asked.write_recipe)
 
 
+def _meant(task: str) -> str:
+    """For the sentence about a task that there is not."""
+    name = task.lower().replace("_", "-")
+    near = [_ALIASES[name]] if name in _ALIASES else get_close_matches(name, TAGS, 1, 0.8)
+    return f"did you mean {near[0]}? " if near else ""
+
+
+def _refuse_plan_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Raise Refused for an option of plans where none is to be built; those of a file are for when one is."""
+    of_plans = {name for action in options_of(parser)[PLAN].values() for name in action.option_strings}
+    for argument in argv:
+        if (name := argument.partition("=")[0]) in of_plans:
+            raise Refused(
+                f"{name} is for TensorRT plans, and none is built without --plan; add it, or leave {name} out"
+            )
+
+
 def _out(asked: argparse.Namespace) -> Path:
     """The folder for the bundle; an empty path where a recipe is to be written that leaves it open. Raises Refused."""
     out: Path | None = asked.out
     if asked.write_recipe is not None:
+        if asked.write_recipe.is_dir():
+            raise Refused(f"{asked.write_recipe} is a folder; name a new file in it with --write-recipe")
         if asked.write_recipe.exists() and asked.write_recipe != asked.recipe:
             raise Refused(f"{asked.write_recipe} exists; remove it first or name another file with --write-recipe")
         if not asked.write_recipe.absolute().parent.is_dir():
             raise Refused(f"{asked.write_recipe.parent} is not a folder; make it first, or name another --write-recipe")
         return out or Path()
     assert out is not None
+    try:
+        os.stat(out)
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        pass  # told below, by the name of the file
+    except OSError as error:  # a loop of links, a name that is too long
+        raise Refused(f"{out} cannot be a folder ({error.strerror}); name another one with --out") from None
     if out.exists() and not out.is_dir():
         raise Refused(f"{out} is a file; name a folder with --out")
+    if out.exists() and out.samefile(os.curdir) and not any(out.iterdir()):
+        raise Refused(
+            f"{out} is the folder that this runs in, which a bundle cannot replace; name one in it with --out"
+        )
     if out.exists() and any(out.iterdir()):
         raise Refused(f"{out} exists and is not empty; name another folder with --out, or remove it first")
     above = next(folder for folder in out.absolute().parents if folder.exists())
@@ -146,13 +188,8 @@ def _size(text: str) -> tuple[int, int]:
     return size
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Refused(f"{message}; see python -m export --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m export",
         description="Turn a Hugging Face model into a bundle that `python -m handler` serves.",
         epilog="Exit codes: 0 the bundle is written, 1 the parity gate failed, 2 refused (one sentence says why), "
@@ -168,15 +205,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--list-tasks", action=ListTasks, help="print every task with a sentence, and exit")
     parser.add_argument(MODEL, dest="model_of_recipe", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="new or empty folder for the bundle")
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="a recipe.toml; options given here replace its own")
     parser.add_argument(
-        "--write-recipe", type=Path, metavar="FILE", help="write these options as a recipe.toml, and do nothing else"
+        "--out",
+        type=file_path,
+        metavar="FOLDER",
+        help="new or empty folder for the bundle; needed, here or in the recipe",
+    )
+    parser.add_argument(
+        "--recipe", type=file_path, metavar="FILE", help="a recipe.toml; options given here replace its own"
+    )
+    parser.add_argument(
+        "--write-recipe",
+        type=file_path,
+        metavar="FILE",
+        help="write these options as a recipe.toml, and do nothing else",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub id (default: main)")
     parser.add_argument(
-        "--pooling", choices=POOLINGS, help="instead of what the model's files say (default: that, or else mean)"
+        "--pooling",
+        choices=POOLINGS,
+        help="instead of what the model's files say (default: that, or else what suits such models)",
     )
     parser.add_argument(
         "--max-length",
@@ -202,8 +251,8 @@ def _parser() -> argparse.ArgumentParser:
         "--exporter",
         choices=EXPORTERS,
         default="auto",
-        help="what traces the model; auto: optimum for texts, torchscript for images and sound, and for what these do "
-        "not know or cannot trace torch.export (dynamo) (default: %(default)s)",
+        help="what traces the model; auto: optimum for texts and spectrograms, torchscript for images and waveforms, "
+        "and for what these do not know or cannot trace torch.export (dynamo) (default: %(default)s)",
     )
     parser.add_argument(
         "--trust-remote-code",

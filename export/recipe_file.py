@@ -27,6 +27,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.arguments import file_path
 from export.errors import Refused
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def arguments_of(path: Path, parser: argparse.ArgumentParser, given: Sequence[st
         raise Refused(f"the recipe {path} cannot be read ({error.strerror}); name a file with --recipe") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError says the line; or it is not UTF-8
         raise Refused(f"{path} is not valid TOML: {error}") from None
-    options = _options(parser)
+    options = options_of(parser)
     found: list[str] = []
     for table, key, value in _entries(content):
         place = _Place(path, text, table, key)
@@ -105,7 +106,7 @@ def _entries(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
             yield PLAN, key, value
 
 
-def _options(parser: argparse.ArgumentParser) -> dict[str, dict[str, argparse.Action]]:
+def options_of(parser: argparse.ArgumentParser) -> dict[str, dict[str, argparse.Action]]:
     """The options by key, those of files and those of [plan]."""
     found: dict[str, dict[str, argparse.Action]] = {"": {}, PLAN: {}}
     of_plans = next(group for group in parser._action_groups if group.title == "TensorRT plans")._group_actions
@@ -150,7 +151,7 @@ def _argument(option: argparse.Action, value: Any, place: _Place) -> list[str]:
     is_text = option.type is None and not isinstance(option, argparse._AppendAction)
     if is_text and not isinstance(value, str):
         raise Refused(f"{place}: {place.key} is a text, got {text}; put it in quotes")
-    if option.type is Path or place.key in _FOLDERS_OR_IDS:
+    if option.type is file_path or place.key in _FOLDERS_OR_IDS:
         text = _path(text, place)
     return [f"{name}={text}"]
 
@@ -224,10 +225,15 @@ def text_of(recipe: Recipe, head: str = "", beside: Path | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def key_of(attribute: str) -> str:
+    """The key, which is the option without its dashes, of an attribute of a recipe."""
+    return _KEYS.get(attribute, attribute.replace("_", "-"))
+
+
 def _named(recipe: Any) -> Iterator[tuple[str, Any]]:
     """Key and value of what a recipe says; nothing for what it leaves open."""
     for field in fields(recipe):
-        key, value = _KEYS.get(field.name, field.name.replace("_", "-")), getattr(recipe, field.name)
+        key, value = key_of(field.name), getattr(recipe, field.name)
         if key.startswith("no-"):
             value = not value
         if value is None or value is False or value in ("", (), {}):

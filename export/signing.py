@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from engine.bundle import MANIFEST, SIGNATURE, open_bundle
 from engine.errors import ConfigError
+from export.arguments import Parser, file_path
 from export.errors import Refused
 from export.exit_codes import OK
 from export.outcome import Outcome
@@ -25,12 +25,14 @@ _MAKE_ONE = "make one with `python -m export keygen --key FILE`"
 
 def keygen(argv: Sequence[str]) -> Outcome:
     """Write a new private key and print the public one. Raises Refused when the file is there already."""
+    parser = _Parser("keygen", "Make a key pair: the private key into a file, the public key on the screen.")
+    parser.add_argument(
+        "--key", required=True, type=file_path, metavar="FILE", help="new file for the private key (PEM)"
+    )
+    path: Path = parser.parse_args(argv).key
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    parser = _Parser("keygen", "Make a key pair: the private key into a file, the public key on the screen.")
-    parser.add_argument("--key", required=True, type=Path, metavar="FILE", help="new file for the private key (PEM)")
-    path: Path = parser.parse_args(argv).key
     key = Ed25519PrivateKey.generate()
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -49,8 +51,8 @@ def keygen(argv: Sequence[str]) -> Outcome:
 def sign(argv: Sequence[str]) -> Outcome:
     """Check every file of a bundle, then sign its manifest. Raises Refused or BundleError."""
     parser = _Parser("sign", "Sign a bundle, after every file in it was compared with its SHA-256.")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
-    parser.add_argument("--key", required=True, type=Path, metavar="FILE", help="private key that keygen wrote")
+    parser.add_argument("bundle", type=file_path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("--key", required=True, type=file_path, metavar="FILE", help="private key that keygen wrote")
     asked = parser.parse_args(argv)
     key = _read_private_key(asked.key)
     open_bundle(asked.bundle).verify()
@@ -71,7 +73,7 @@ def sign_manifest(folder: Path, key: Ed25519PrivateKey) -> None:
 def verify(argv: Sequence[str]) -> Outcome:
     """Check every file of a bundle, and its signature where a key is given. Raises Refused or BundleError."""
     parser = _Parser("verify", "Compare every file of a bundle with its SHA-256, and check who signed it.")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_argument("bundle", type=file_path, metavar="BUNDLE", help="folder of the bundle")
     parser.add_argument(
         "--public-key",
         default=os.environ.get(_VARIABLE, ""),
@@ -108,7 +110,7 @@ def _public_key(key: Ed25519PrivateKey) -> str:
     return base64.b64encode(key.public_key().public_bytes_raw()).decode()
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     def __init__(self, command: str, description: str) -> None:
         super().__init__(
             prog=f"python -m export {command}",
@@ -117,6 +119,3 @@ class _Parser(argparse.ArgumentParser):
             "What is not 0 has one sentence that says why.",
             allow_abbrev=False,
         )
-
-    def error(self, message: str) -> NoReturn:
-        raise Refused(f"{message}; see {self.prog} --help")

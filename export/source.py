@@ -76,9 +76,11 @@ class Source:
         unused = (*self.task.may_miss, *(name for adapter in self.adapters for name in adapter.whole))
         missing = sorted(name for name in found["missing_keys"] if not any(part in name for part in unused))
         if missing:
+            held = self.config.architectures or [self.architecture]
+            why = f"it holds a {held[0]}, so --task may be another"
             raise Refused(
                 f"{self.model} lacks {len(missing)} weights of {self.architecture}, {missing[0]} for one; "
-                "the checkpoint does not belong to its config.json"
+                f"{'the checkpoint does not belong to its config.json' if self.architecture in held else why}"
             )
         if self.adapters:
             from export.adapters import merge
@@ -103,6 +105,7 @@ def untraceable(source: Source, error: Exception) -> Refused:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep what transformers and optimum say beside errors off the terminal, inside the block only."""
+    import torch  # noqa: F401  (without it transformers has a warning to say before the import fails)
     from optimum.utils import logging as optimum_logging
     from transformers.utils import logging
 

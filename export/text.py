@@ -28,6 +28,8 @@ _MOST_WORDS = 90
 _FREQUENT = 200
 _WRITTEN = "a word, \u2603 and \U0001d518"  # with what a vocabulary may not hold
 
+_VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.bpe", "merges.txt")
+
 TOKENS: Axes = ("batch", "length")
 
 
@@ -159,10 +161,18 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
     """The model's tokenizer in transformers, backed by the tokenizers library. Raises Refused."""
     from transformers import AutoTokenizer
 
-    with needing(model, "tokenizer that can be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, use_fast=True, trust_remote_code=recipe.trust_remote_code, local_files_only=True
-        )
+    try:
+        with needing(model, "tokenizer that can be loaded"):
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, use_fast=True, trust_remote_code=recipe.trust_remote_code, local_files_only=True
+            )
+    except Refused:
+        if any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
+            raise
+        raise Refused(  # transformers says that a path is None
+            f"{model} has no tokenizer, neither tokenizer.json nor a vocabulary; save it into the model's folder with "
+            "AutoTokenizer.from_pretrained(ID).save_pretrained(folder)"
+        ) from None
     if not tokenizer.is_fast:
         slow = tokenizer
         tokenizer = esm_tokenizer(slow)

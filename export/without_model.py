@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from engine.bundle import Manifest, write_manifest
@@ -9,6 +10,7 @@ from engine.bundle_folder import new_bundle_folder
 from export.errors import Refused
 from export.progress import stage
 from export.recipe import Recipe
+from export.recipe_file import key_of
 
 
 def without_model(recipe: Recipe) -> dict[str, Any]:
@@ -18,6 +20,9 @@ def without_model(recipe: Recipe) -> dict[str, Any]:
         raise Refused(f"{recipe.task} has no model; leave {recipe.model} out")
     if recipe.plan is not None:
         raise Refused(f"{recipe.task} has no model, so that there is nothing to build a plan from; leave --plan out")
+    plain = Recipe("", recipe.task, recipe.out)
+    if odd := [one.name for one in fields(Recipe) if getattr(recipe, one.name) != getattr(plain, one.name)]:
+        raise Refused(f"--{key_of(odd[0])} means nothing to {recipe.task}, which has no model; leave it out")
     with stage("write"), new_bundle_folder(recipe.out) as folder:
         from export.write import versions
 

@@ -51,10 +51,10 @@ def write(source: Source, folder: Path, files: Mapping[str, tuple[Path, Path]]) 
     )
 
 
-def add_parity(folder: Path, figures: Mapping[str, Any]) -> None:
-    """Put the gate's figures into the bundle in `folder` and into its manifest."""
+def add_parity(folder: Path, figures: Mapping[str, Any], **changes: Any) -> None:
+    """Put the gate's figures into the bundle in `folder`; `changes` replace fields of its manifest."""
     (folder / PARITY).write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_manifest(folder, open_bundle(folder).manifest)
+    write_manifest(folder, replace(open_bundle(folder).manifest, **changes))
 
 
 def _graph(source: Source, folder: Path, precision: str, portable: Path, fused: Path) -> Graph:

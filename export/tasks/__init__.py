@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from export.errors import Refused
+from export.own_task import check_class
 
 if TYPE_CHECKING:
     from export.tasks.base import ExportTask
@@ -27,11 +28,12 @@ TAGS = tuple(
 
 
 def export_task(tag: str) -> ExportTask:
-    """The offline side of one of TAGS. Raises Refused for a file that does not end with it."""
+    """The offline side of one of TAGS. Raises Refused for a file that ends otherwise or misspells a name."""
     name = tag.replace("-", "_")
     found: ExportTask | None = getattr(import_module(f"export.tasks.{name}"), "TASK", None)
     if found is None or isinstance(found, type):
         raise Refused(f"export/tasks/{name}.py must end with `TASK = ` and an instance of the task's class")
-    if found.tag != tag:
-        raise Refused(f"export/tasks/{name}.py has the tag {found.tag!r}; it must be {tag!r}, as the file's name")
+    if (its_tag := getattr(found, "tag", None)) != tag:
+        raise Refused(f"export/tasks/{name}.py has the tag {its_tag!r}; it must be {tag!r}, as the file's name")
+    check_class(found)
     return found

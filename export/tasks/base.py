@@ -15,6 +15,7 @@ from engine.tasks import task_class
 from export.errors import Refused
 from export.exporters import DYNAMO, OPTIMUM, trace_module
 from export.nodes import Axes, Nodes
+from export.own_task import missing
 from export.source import quiet, untraceable
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class ExportTask:
 
     def input_axes(self) -> Mapping[str, tuple[str, Axes]]:
         """Every input that a traced graph may have: name -> dtype and axes that ours has instead."""
-        raise _missing(self, "input_axes")
+        raise missing(self, "input_axes")
 
     def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
         """The tokenizer, image processor ...: `tokenizer` and `processor` of the Source. Raises Refused."""
@@ -160,7 +161,7 @@ class ExportTask:
 
         Raises Refused when the traced graph lacks an output that the task is made of.
         """
-        raise _missing(self, "head")
+        raise missing(self, "head")
 
     # Stage 4, write
 
@@ -180,7 +181,7 @@ class ExportTask:
 
     def probes(self, source: Source) -> Iterator[Probe]:
         """The payloads that the gate compares on."""
-        raise _missing(self, "probes")
+        raise missing(self, "probes")
 
     def samples(self, source: Source) -> Iterator[Json]:
         """Many ordinary payloads: what a precision that answers a little differently is measured on. None here."""
@@ -195,11 +196,11 @@ class ExportTask:
 
     def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
         """What the graph should answer to one row, from the model in PyTorch; None for a row that it cannot take."""
-        raise _missing(self, "reference")
+        raise missing(self, "reference")
 
     def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
         """One figure for each of `measures`. Neither side has a batch axis or padding."""
-        raise _missing(self, "compare")
+        raise missing(self, "compare")
 
     def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
         """One figure for each of `measures_of_all`; row for row, every row once."""
@@ -232,7 +233,3 @@ def labels(model: str, config: Any) -> list[str]:
     if sorted(names) != list(range(len(names))) or not names:
         raise Refused(f"{model}'s config.json has gaps in id2label; name every label from 0 on")
     return [names[number] for number in range(len(names))]
-
-
-def _missing(task: ExportTask, method: str) -> NotImplementedError:
-    return NotImplementedError(f"{type(task).__name__} has no method `{method}`, which every task must have")

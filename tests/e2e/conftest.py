@@ -1,8 +1,14 @@
 """What holds for all exports here."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from export.__main__ import main
+from tests import models
+from tests.exports import Export, Result
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,3 +19,36 @@ def _speed_decides_nothing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ladder_cpu, "_STATIC_WORTH", float("inf"))
         yield
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def bert_bundle(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundles") / "bert"
+    assert main([str(bert), "--task", "feature-extraction", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def model(bert: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(bert, tmp_path / "tiny-bert"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Export]:
+    """`main` on a model; afterwards there is a bundle or no trace of one."""
+    out = tmp_path / "out" / "bundle"
+
+    def run(model: Path | str, *options: str) -> Result:
+        code = main([str(model), "--task", "feature-extraction", "--out", str(out), *options])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    yield run
+    left = sorted(path.name for path in out.parent.iterdir()) if out.parent.exists() else []
+    assert left in ([], ["bundle"])

@@ -109,6 +109,10 @@ def no_weights(folder: Path) -> None:
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
 
 
+def pointer(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+
+
 def cut_weights(folder: Path) -> None:
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -131,6 +135,7 @@ def change(**changes: Any) -> Callable[[Path], None]:
     [
         (lambda folder: (folder / "adapter_config.json").unlink(), "the adapter bad has no adapter_config.json"),
         (no_weights, "the adapter bad has no adapter_model.safetensors, and pickled weights are never loaded"),
+        (pointer, "adapter_model.safetensors is what Git LFS has in place of the file; run git lfs pull"),
         (cut_weights, "adapter_model.safetensors cannot be read ("),
         (drop_one, "the adapter bad does not belong to this model (it lacks base_model.model."),
         (change(peft_type="PREFIX_TUNING"), "the adapter bad is PREFIX_TUNING, which weights cannot take in"),
@@ -154,6 +159,17 @@ def test_adapters_that_are_refused(
     assert ("(it " in said) == (", which does not fit); export the model that it was trained on" in said)
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_too_little_memory_is_no_adapters_fault(
+    bert: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1073741824 bytes.")
+
+    monkeypatch.setattr("peft.PeftModel.from_pretrained", full)
+    assert main([str(bert), "--adapter", str(adapter), "--out", str(tmp_path / "out")]) == 3
+    assert capsys.readouterr().err.startswith("error: not enough memory; export on a machine with more")
 
 
 def cached(bert: Path, root: Path, name: str = "owner--tiny") -> Path:

@@ -80,6 +80,17 @@ def test_one_flipped_byte_in_any_piece_is_found(large_bundle: Path, position: fl
         bundle.verify()
 
 
+@pytest.mark.parametrize("size", [0, 1000, 1001, 2000, 2500])
+def test_a_file_and_its_pieces_are_hashed_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int):
+    monkeypatch.setattr(digest, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(digest, "_CHUNK_BYTES", 300)
+    content = bytes(number * number % 251 for number in range(size))
+    (tmp_path / "file").write_bytes(content)
+    pieces = [content[begin : begin + 1000] for begin in range(0, size, 1000)] if size > 1000 else []
+    expected = hashlib.sha256(content).hexdigest(), [hashlib.sha256(piece).hexdigest() for piece in pieces]
+    assert digest.sha256_and_pieces(tmp_path / "file", size) == expected
+
+
 def test_pieces_leave_the_digest_of_the_whole_file_to_others(large_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """As sha256sum computes it; and a bundle of an earlier schema, without pieces, is verified by it."""
     entry = json.loads((large_bundle / MANIFEST).read_text())["files"][GRAPH]

@@ -172,6 +172,6 @@ def test_disk_space_is_asked_of_the_folder_that_exists(tmp_path: Path, monkeypat
         return SimpleNamespace(free=2_900_000_000)
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    with pytest.raises(Refused, match=r"needs about 3.0 GB at .*, 2.9 GB are free"):
+    with pytest.raises(Refused, match=r"needs about 3.00 GB at .*, 2.90 GB are free"):
         load._check_disk(tmp_path / "not" / "yet", 1_000_000_000)
     assert asked == [tmp_path]

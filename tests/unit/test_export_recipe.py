@@ -63,6 +63,12 @@ def test_only_what_is_required(tmp_path: Path):
         ([*ARGV, "b", "--plan", "--workspace-mib", "0"], "0 is not a whole number from 1 up"),
         ([*ARGV, "b", "--image-size", "480by640"], "--image-size is HEIGHTxWIDTH in pixels, such as 480x640"),
         ([*ARGV, "b", "--no-such-option"], "unrecognized arguments: --no-such-option"),
+        ([*ARGV, "b", "--precison", "int8"], "unrecognized arguments: --precison int8; did you mean --precision? see"),
+        (["m", "--task", "ner", "--out", "b"], "unknown task 'ner'; did you mean token-classification? known are: "),
+        ([*ARGV, "b", "--batches", "1,8"], "--batches is for TensorRT plans, and none is built without --plan; add it"),
+        ([*ARGV, "b", "--no-plan", "--plan-precision=fp16"], "add it, or leave --plan-precision out"),
+        ([*ARGV, "n" * 300], "cannot be a folder (File name too long); name another one with --out"),
+        (["m", "--write-recipe", "."], ". is a folder; name a new file in it with --write-recipe"),
         ([*ARGV, __file__], "test_export_recipe.py is a file; name a folder with --out"),
         (
             [*ARGV, str(Path(__file__).parent)],
@@ -76,6 +82,35 @@ def test_refusals(argv: list[str], sentence: str):
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
     assert refused.value.exit_code == 2
+
+
+def test_the_folder_that_it_runs_in_is_no_place_for_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for out in (".", str(tmp_path)):
+        with pytest.raises(Refused, match="is the folder that this runs in, which a bundle cannot replace"):
+            command_from_argv([*ARGV, out])
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(Refused, match=r"loop cannot be a folder \(Too many levels of symbolic links\)"):
+        command_from_argv([*ARGV, "loop"])
+
+
+def test_home_is_known_where_a_shell_leaves_it_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command_from_argv(["m", "--task", "fill-mask", "--out=~/bundle"]).recipe.out == tmp_path / "bundle"
+
+
+def test_options_of_plans_in_a_recipe_wait_for_a_plan(tmp_path: Path):
+    (tmp_path / "recipe.toml").write_text('model = "m"\ntask = "fill-mask"\nout = "b"\n[plan]\nbatches = [1]\n')
+    argv = ["--recipe", str(tmp_path / "recipe.toml")]
+    assert command_from_argv([*argv, "--lengths", "max"]).recipe.plan is not None
+    assert command_from_argv([*argv, "--no-plan"]).recipe.plan is None
+
+
+def test_a_command_that_is_misspelt_is_told(capsys: pytest.CaptureFixture[str]):
+    assert main(["sgin", "bundle"]) == 2
+    assert (
+        capsys.readouterr().err == "error: there is no command 'sgin'; did you mean sign? see python -m export --help\n"
+    )
 
 
 def test_help_names_the_other_commands_and_each_has_help(capsys: pytest.CaptureFixture[str]):
@@ -118,11 +153,14 @@ def test_other_errors_stay_what_they_are():
 
 
 def test_a_missing_package_is_named_and_a_module_of_ours_is_a_defect():
-    refused = refusal_of(ModuleNotFoundError("No module named 'optimum.exporters'", name="optimum.exporters"))
-    assert str(refused) == "the package optimum is not installed; pip install -r requirements/export.txt"
+    refused = refusal_of(ModuleNotFoundError("No module named 'optimum'", name="optimum"))
+    assert str(refused) == "the package optimum-onnx is not installed; pip install -r requirements/export.txt"
     assert refused is not None
     assert refused.exit_code == 3
     assert refusal_of(ModuleNotFoundError("No module named 'export.none'", name="export.none")) is None
+    # These packages are there, in the versions that are pinned: what asks them for that is wrong.
+    assert refusal_of(ImportError("cannot import name 'x' from 'onnx'", name="onnx")) is None
+    assert refusal_of(ModuleNotFoundError("No module named 'onnx.none'", name="onnx.none")) is None
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,16 +120,6 @@ def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert (code, "model is empty; a model folder as `save_pretrained` writes it is needed" in sentence) == (2, True)
 
 
-def test_without_the_packages_of_the_export(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
-    write_json(tmp_path / "model" / "config.json", {"model_type": "bert", "architectures": ["BertModel"]})
-    monkeypatch.setitem(sys.modules, "transformers", None)  # as Python notes that there is none
-    monkeypatch.setitem(sys.modules, "optimum", None)
-    monkeypatch.setitem(sys.modules, "optimum.utils", None)
-    code, sentence = said(capsys, str(tmp_path / "model"), "--task", "fill-mask", "--out", str(tmp_path / "bundle"))
-    assert code == 3
-    assert "is not installed; pip install -r requirements/export.txt" in sentence
-
-
 def test_a_task_without_its_model_and_a_model_without_its_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = str(tmp_path / "bundle")
     assert said(capsys, "--task", "fill-mask", "--out", out) == (
@@ -138,6 +127,9 @@ def test_a_task_without_its_model_and_a_model_without_its_task(tmp_path: Path, c
         "error: fill-mask needs a MODEL, a folder or an id on the Hugging Face Hub\n",
     )
     assert said(capsys, "m", "--task", "api-proxy", "--out", out) == (2, "error: api-proxy has no model; leave m out\n")
+    for options in (["--precision", "int8"], ["--adapter", "a"], ["--parity-threshold", "0.5"], ["--max-length", "9"]):
+        sentence = f"error: {options[0]} means nothing to api-proxy, which has no model; leave it out\n"
+        assert said(capsys, "--task", "api-proxy", "--out", out, *options) == (2, sentence)
 
 
 def test_the_page_tells_every_exit_code():
@@ -148,7 +140,7 @@ def test_the_page_tells_every_exit_code():
 
 def test_the_page_tells_every_key_of_a_recipe():
     from export.recipe import _parser
-    from export.recipe_file import _options
+    from export.recipe_file import options_of
 
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
     for action in _parser()._actions:
@@ -158,6 +150,6 @@ def test_the_page_tells_every_key_of_a_recipe():
             and action.dest in ("recipe", "write_recipe", "json")
         ):
             assert action.option_strings[0] in page
-    for table, keys in _options(_parser()).items():
+    for table, keys in options_of(_parser()).items():
         for key in keys:
             assert any(words in page for words in (f"`{key}`", f"    {key} = ", f"`--{key}`")), (table, key)

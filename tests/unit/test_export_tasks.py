@@ -74,6 +74,14 @@ def test_files_of_sentence_transformers_say_more(tmp_path: Path):
     ("config", "sentence"),
     [
         ({}, "m does not say what it is for (it names no class); name it with --task, one of "),
+        (
+            {"architectures": ["LlamaForCausalLM"]},
+            "task here does that; --task feature-extraction makes embeddings of it",
+        ),
+        (
+            {"architectures": ["T5ForConditionalGeneration"]},
+            "m is a T5ForConditionalGeneration, which generates text, and",
+        ),
         ({"architectures": ["BertForPreTraining"]}, "its class BertForPreTraining fits none"),
         ({"architectures": ["BertForMaskedLM", "BertForTokenClassification"]}, "fits fill-mask, token-classification"),
     ],

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 import engine.tasks
 import export.tasks
 from engine.bundle import open_bundle
 from engine.config import Limits, Settings
-from engine.errors import BundleError, MissingPackage
+from engine.errors import BundleError, MissingPackage, WorkerFault
 from engine.tasks import load_task, task_class
+from engine.tasks.feature_extraction import FeatureExtraction
 from engine.tasks.items import ItemsTask, Part
+from export import own_task
 from export.__main__ import main
 from export.errors import Refused
+from export.measures import Measure
+from export.nodes import set_outputs
+from export.parity_answers import _figures
 from export.parity_cases import _rows
+from export.parity_reply import check_reply
 from export.tasks import export_task
 from export.tasks.base import ExportTask, Probe
+from export.tasks.feature_extraction import FeatureExtractionExport
 from handler.boot import boot
+from handler.reply import to_json
 from handler.timeline import Timeline
+from tests.bundles import toy_model
 
 
 def test_a_package_that_a_task_needs_is_named(
@@ -57,7 +69,7 @@ def test_a_package_that_a_task_needs_is_named(
 )
 def test_halves_that_do_not_fit_together_are_told_apart(small_bundle: Path, payload, inputs, said: str):
     task = load_task(open_bundle(small_bundle))
-    with pytest.raises(TypeError, match=said):
+    with pytest.raises(Refused, match=said):
         _rows(task, Probe("odd", payload, inputs), export_task("feature-extraction"))
 
 
@@ -94,5 +106,122 @@ def test_a_file_that_does_not_end_with_its_task_is_named(tmp_path: Path, monkeyp
 def test_a_method_that_is_missing_is_named():
     with pytest.raises(NotImplementedError, match="ItemsTask has no method `answer`, which every task must have"):
         ItemsTask(Limits()).answer("a", Part([]), [], {})
-    with pytest.raises(NotImplementedError, match="ExportTask has no method `input_axes`, which every task must have"):
-        list(ExportTask().input_axes())
+    with pytest.raises(Refused, match=r"own_task\.py: OwnTask has no method `input_axes`, which every task must have"):
+        list(OwnTask().input_axes())
+
+
+class OwnTask(ExportTask):
+    """Of a fork."""
+
+    tag = "own-task"
+    measures = (Measure("difference", 1e-4, 0.1),)
+
+
+def test_a_misspelt_name_is_told():
+    class Misspelt(OwnTask):
+        exportr = "text-classification"
+
+    class Unjudged(ExportTask):
+        tag = "own-task"
+
+    class Traced(OwnTask):
+        exporter = "text-clasification"
+
+    own_task.check_class(OwnTask())
+    with pytest.raises(Refused, match="Misspelt has `exportr`, which nothing asks for; did you mean `exporter`"):
+        own_task.check_class(Misspelt())
+    with pytest.raises(Refused, match="Unjudged has no `measures`, so that no answer could fail the gate"):
+        own_task.check_class(Unjudged())
+    with pytest.raises(Refused, match="which is no task of optimum; did you mean 'text-classification'"):
+        own_task.check_exporter(Traced())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ([("embedding", "float33", ("batch", 8))], "embedding is declared as 'float33', which is no dtype of numpy's"),
+        ([("embeding", "float32", ("batch", 8))], "declares embeding, which no node makes; did you mean embedding"),
+        (
+            [("embedding", "int32", ("batch", 8))],
+            r"declares embedding as int32 \(batch, 8\); the graph makes it float32 \(\?, 8\)",
+        ),
+        ([("embedding", "float32", ("batch", 7))], r"as float32 \(batch, 7\); the graph makes it float32 \(\?, 8\)"),
+        ([("embedding", "float32", ("batch",))], r"as float32 \(batch\); the graph makes it float32 \(\?, 8\)"),
+        ([("embedding", "float32", ("batch", "lenght"))], "with an axis of another kind: 'lenght' is no axis; known"),
+        ([("embedding", "float32", (1, 8))], 'its first axis is "batch", a row of answers each'),
+        ([("embedding", "float32", ("batch", 8))], ""),
+        ([("embedding", "float32", ("batch", "length"))], ""),
+    ],
+)
+def test_what_a_head_declares_has_to_be_what_the_graph_makes(outputs: Any, said: str):
+    class Task(OwnTask):
+        def head(self, graph: Any, source: Any) -> None:
+            set_outputs(graph, outputs)
+
+    source: Any = SimpleNamespace(task=Task())
+    if not said:
+        own_task.add_head(toy_model(), source)
+        return
+    with pytest.raises(Refused, match=r"export/tasks/own_task\.py: Task\.head.*" + said):
+        own_task.add_head(toy_model(), source)
+
+
+@pytest.mark.parametrize("figures", [0.5, [0.5, 0.5]])
+def test_a_compare_that_returns_no_figure_for_each_measure(figures: Any):
+    class Task(OwnTask):
+        def compare(self, *_: Any) -> Any:
+            return figures
+
+    source: Any = SimpleNamespace(task=Task())
+    with pytest.raises(Refused, match=r"Task\.compare must return 1 figures, one for each of `measures`; it returned"):
+        _figures(source, {}, {})
+
+
+class Replying(FeatureExtractionExport):
+    def probes(self, source: Any) -> Any:
+        yield Probe("first", {"text": "the quick brown fox"}, [])
+
+
+def check(bundle: Path) -> None:
+    source: Any = SimpleNamespace(task=Replying())
+    check_reply(source, open_bundle(bundle))
+
+
+def test_a_task_that_fails_on_what_the_graph_gives(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    check(small_bundle)
+    monkeypatch.setattr("engine.tasks.feature_extraction.OUTPUT", "embeding")
+    said = (
+        r"FeatureExtraction\.postprocess fails at line \d+ on what the model gives: KeyError: 'embeding'; the payload"
+    )
+    with pytest.raises(Refused, match=r"engine/tasks/feature_extraction\.py: " + said):
+        check(small_bundle)
+
+
+VALUES = [
+    ({"a": [1, 2.5, None, True, ("x",)]}, ""),
+    ({"a": np.ones(2, np.float32), "b": np.int64(1)}, ""),
+    ({"a": {"b": {1, 2}}}, "reply['a']['b'] is a set"),
+    ([{1: "a"}], "reply[0] has the key 1, which is no text"),
+    ({"a": [0.0, float("nan")]}, "reply['a'][1] is nan"),
+    ({"a": np.array([np.inf])}, "reply['a'] holds NaN or infinity"),
+    ({"a": np.array([1j])}, "reply['a'] is an array of complex128"),
+    (b"bytes", "reply is a bytes"),
+]
+
+
+@pytest.mark.parametrize(("reply", "obstacle"), VALUES)
+def test_a_reply_is_refused_where_the_worker_would_not_write_it(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, reply: Any, obstacle: str
+):
+    monkeypatch.setattr(FeatureExtraction, "postprocess", lambda *_: reply)
+    if not obstacle:
+        to_json(reply)
+        check(small_bundle)
+        return
+    with pytest.raises(WorkerFault):
+        to_json(reply)
+    with pytest.raises(Refused) as refused:
+        check(small_bundle)
+    assert f"FeatureExtraction.postprocess returns what JSON cannot carry: {obstacle}; give numbers" in str(
+        refused.value
+    )

@@ -13,7 +13,7 @@ import pytest
 from export.errors import Refused
 from export.plan_recipe import PlanRecipe
 from export.recipe import Recipe, _parser, command_from_argv
-from export.recipe_file import _KEYS, PLAN, _options, resolved, text_of
+from export.recipe_file import _KEYS, PLAN, options_of, resolved, text_of
 from export.tasks import export_task
 
 EVERYTHING = """
@@ -60,7 +60,7 @@ def test_every_option_survives_the_way_into_a_file_and_back(tmp_path: Path):
 
 
 def test_every_attribute_of_a_recipe_has_a_key(tmp_path: Path):
-    options = _options(_parser())
+    options = options_of(_parser())
     for recipe, table in ((Recipe, ""), (PlanRecipe, PLAN)):
         names = {_KEYS.get(field.name, field.name.replace("_", "-")) for field in fields(recipe)} - {PLAN}
         assert names <= set(options[table])

@@ -1,0 +1,74 @@
+"""`python -m export --precision int8`: as much of a model in int8 as passes the gate."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import onnx
+
+from engine.bundle import open_bundle
+from export.__main__ import main
+from export.int8_search import Step
+from export.precision import Int8
+from export.smooth import products
+
+
+def test_int8_keeps_the_fewest_matrices_that_the_gate_allows_and_records_what_it_refused(bert: Path, tmp_path: Path):
+    out = tmp_path / "bundle"
+    assert main([str(bert), "--task", "feature-extraction", "--precision", "int8", "--out", str(out)]) == 0
+    manifest = open_bundle(out).manifest
+    assert manifest.precision == "int8"
+    assert set(manifest.graphs["model"].fused) == {"fp32", "int8"}
+    figures = json.loads((out / "parity.json").read_text())
+    assert (figures["kept"], figures["kept_in_fp32"]) == ("int8: every weight matrix", [])
+    assert list(figures["refused"]) == ["int8, static: every weight matrix"]
+    assert figures["of_these_compared_with_fp32.onnx"] == 500
+    assert set(figures["graphs"]) == {
+        "graphs/model/fp32.onnx",
+        "graphs/model/fp32.cpu.onnx",
+        "graphs/model/int8.cpu.onnx",
+    }
+    open_bundle(out).verify()
+    everything = float_products(out)
+
+    # A limit that the first step does not keep: inputs are smoothed.
+    limit = str(figures["graphs"]["graphs/model/int8.cpu.onnx"]["min_cosine"] + 2e-7)
+    out = tmp_path / "smoothed"
+    arguments = ["--task", "feature-extraction", "--precision", "int8", "--parity-threshold", limit]
+    assert main([str(bert), *arguments, "--out", str(out)]) == 0
+    figures = json.loads((out / "parity.json").read_text())
+    assert figures["overridden"] == ["min_cosine"]
+    assert "smoothed" in figures["kept"]
+    assert "every weight matrix" in figures["refused"]
+    static, first, *_, last = figures["ladder"]["cpu"]
+    assert (static["step"], static["passed"]) == ("int8, static: every weight matrix", False)
+    assert (first["step"], first["passed"]) == ("int8: every weight matrix", False)
+    assert first["figures"]["min_cosine"] < float(limit) <= last["figures"]["min_cosine"]
+    assert "cosine at least" in first["reason"]
+    assert last["rows_per_s"] > 0
+    assert float_products(out) == everything
+    assert not list((out / "graphs/model").glob("observed*"))
+    open_bundle(out).verify()
+
+    # A matrix that is kept is computed in fp32.
+    portable = out / "graphs/model/fp32.onnx"
+    (name, *_) = (node.name for node in products(onnx.load(portable)))
+    Int8(portable, out / "work", {}, []).write(Step(kept=(name,)))
+    assert float_products(out) == everything + 1
+
+
+def float_products(bundle: Path) -> int:
+    """Products with a weight matrix that the int8 graph of `bundle` computes in fp32."""
+    graph = onnx.load(bundle / "graphs/model/int8.cpu.onnx", load_external_data=False).graph
+    operators = Counter(node.op_type for node in graph.node)
+    assert operators["DynamicQuantizeMatMul"] + operators["MatMulInteger"] + operators["MatMulIntegerToFloat"]
+    weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
+    return sum(node.op_type in ("MatMul", "FusedMatMul", "Gemm") and node.input[1] in weights for node in graph.node)
+
+
+def test_int8_that_never_passes_writes_nothing(bert: Path, tmp_path: Path):
+    arguments = ["--task", "feature-extraction", "--precision", "int8", "--parity-threshold", "0.99999999"]
+    assert main([str(bert), *arguments, "--out", str(tmp_path / "bundle")]) == 1
+    assert list(tmp_path.iterdir()) == []
