@@ -3,7 +3,7 @@
 Matrix products, convolutions and embedding tables, and the light work between them, are fp16 (or bf16). Whatever sums,
 squares or exponentiates (LayerNorm, Softmax, pooling ...) stays fp32 unless it is asked for, and so does what is
 computed from positions and masks alone: rotary angles and "minus infinity" do not fit into fp16. Inputs and outputs
-keep their types.
+keep their types. Attention is rewritten before (attention.py).
 
 Every runtime runs the types that it finds here; export/rounded.py computes on a CPU what they come to.
 """
