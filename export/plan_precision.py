@@ -80,14 +80,16 @@ def add_precision(
 
 
 def _make(folder: Path, name: str, precision: str, form: str, rounding: bool, because: str) -> str:
-    """Write the graph in `form`, enter it, and check it. Raises ParityFailed, with the bundle as it was but for files.
+    """Write the graph in `form`, enter it, and check it. Raises ParityFailed; one that was not there is gone then.
 
     Without `rounding` bf16 is not checked, which ONNX Runtime's CPU build cannot run.
     """
     before = open_bundle(folder).manifest
     graph = before.graphs[name]
+    portable = folder / graph.onnx["fp32"]
+    remove_graph(portable.with_name(f"{precision}.onnx"))  # what stands there may be a link to another bundle's
     with stage(precision) as note:
-        path = half(folder / graph.onnx["fp32"], precision, sums=form != "sums", lean=form != "exported")
+        path = half(portable, precision, sums=form != "sums", lean=form != "exported")
         onnx = path.relative_to(folder).as_posix()
         graph = replace(graph, onnx={**graph.onnx, precision: onnx})
         write_manifest(folder, replace(before, graphs={**before.graphs, name: graph}))
@@ -100,8 +102,9 @@ def _make(folder: Path, name: str, precision: str, form: str, rounding: bool, be
             else:
                 figures = None
         except ParityFailed:
-            remove_graph(path)
-            write_manifest(folder, before)
+            if precision not in before.graphs[name].onnx:
+                remove_graph(path)
+                write_manifest(folder, before)
             raise
         if figures is not None:
             note_parity(folder, "graphs", onnx, figures)

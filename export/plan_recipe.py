@@ -163,6 +163,8 @@ def plan_recipe(asked: argparse.Namespace) -> PlanRecipe:
         )
     if is_rtx and (asked.hardware_compatibility != "none" or asked.version_compatible):
         raise Refused("--hardware-compatibility and --version-compatible are for plain TensorRT, not for tensorrt-rtx")
+    if asked.form == "hints" and asked.pin_types:
+        raise Refused("--form hints and --pin-types exclude each other: of fp32.onnx every layer would be held to fp32")
     return PlanRecipe(
         precision=asked.plan_precision,
         batches=asked.batches,

@@ -52,6 +52,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, small_bundle: Path) -> Iterator[Run]:
         device: Device | None = None,
         content: bytes | None = None,
         build: Callable[..., Plan] | None = None,
+        typed: bool = True,
     ) -> int:
         device = device or Device()
         trt = TensorRtDouble(device, function=function)
@@ -59,7 +60,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, small_bundle: Path) -> Iterator[Run]:
         made = plan_bytes(profiles(BATCHES, LENGTHS, SPECS)) if content is None else content
         monkeypatch.setattr("export.plan_from_onnx.open_builder", lambda _: Builder(trt, "tensorrt", [target]))
         monkeypatch.setattr("export.plan_from_onnx.build_plan", build or (lambda *_: Plan(made, b"timings")))
-        monkeypatch.setattr("export.plan_from_onnx.is_strongly_typed", lambda _: True)
+        monkeypatch.setattr("export.plan_from_onnx.is_strongly_typed", lambda _: typed)
         with installed(device, tensorrt=trt):
             return main(["plan", str(small_bundle), *OPTIONS, *options])
 
@@ -137,6 +138,23 @@ def test_where_all_in_half_fails_on_the_gpu_sums_in_fp32_are_tried(
     assert "the plan of all in half fails the gate" in capsys.readouterr().out
     (found,) = plans_of(open_bundle(small_bundle))
     assert stale(found.plan, open_bundle(small_bundle)) is None
+
+
+def test_hints_are_built_from_fp32(plan: Run, small_bundle: Path):
+    """By a builder that lowers types itself."""
+    seen: list[tuple[str, str]] = []
+
+    def built(_: Any, onnx: Path, *rest: Any) -> Plan:
+        seen.append((onnx.name, rest[2].precision))
+        return Plan(plan_bytes(profiles(BATCHES, LENGTHS, SPECS)), b"timings")
+
+    assert plan("--form", "hints", build=built, typed=False) == 0
+    assert seen == [("fp32.onnx", "fp16")]
+    bundle = open_bundle(small_bundle)
+    (found,) = plans_of(bundle)
+    assert (found.plan.precision, found.plan.onnx) == ("fp16", "graphs/model/fp32.onnx")
+    assert stale(found.plan, bundle) is None
+    assert list(bundle.manifest.graphs["model"].onnx) == ["fp32"]
 
 
 def test_a_batch_that_the_gpu_has_no_room_for_is_left_out_and_said(
