@@ -125,7 +125,7 @@ class _Rewriting:
         if mixed is None or mixed.op_type != "MatMul" or mixed.input[0] != chances:
             return
         values, joined = self._split(mixed.input[1], _HEADS), self._joined(mixed)
-        if values is None or joined is None:
+        if values is None or joined is None or any(self._factor(node) is not None for node in values.steps):
             return
         *steps, product, add = joined
         places = [index for index, name in enumerate(add.input) if name in self._weights]
@@ -153,9 +153,8 @@ class _Rewriting:
         transpose, reshape, product, _ = steps
         if _ints(transpose, "perm", ()) != _HEADS or product.input[1] not in self._weights:
             return None
-        return (
-            steps if self._last_sizes(reshape.input[1], 3) == tuple(self._weights[product.input[1]].dims)[:1] else None
-        )
+        width = self._weights[product.input[1]].dims[0]
+        return steps if self._last_sizes(reshape.input[1], 3) in ((width,), (_REST,)) else None
 
     def _move_bias_of_queries(self, name: str) -> None:
         queries = self._split(name, _HEADS)

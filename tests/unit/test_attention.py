@@ -84,8 +84,8 @@ def attention(folder: Path, change: str = "") -> Path:
     """One attention over x (batch, length, WIDTH) with a mask (batch, 1, 1, length) that is added, y and more out."""
     rng = np.random.default_rng(0)
     constants = {
-        "heads": np.array([0, 0, HEADS, SIZE]),
-        "joined": np.array([0, 0, WIDTH]),
+        "heads": np.array([0, 0, -1 if change == "rest" else HEADS, SIZE]),
+        "joined": np.array([0, 0, -1 if change == "rest" else WIDTH]),
         "scale": np.float32(0.5),
         "low": np.float32(0.0 if change == "low number" else np.finfo(np.float32).min),
     }
@@ -101,7 +101,9 @@ def attention(folder: Path, change: str = "") -> Path:
         add("MatMul", f"x w{part}", f"{part}0")
         add("Add", f"b{part} {part}0", f"{part}1")
         add("Reshape", f"{part}1 heads", f"{part}2")
-        add("Transpose", f"{part}2", part, perm=perm)
+        if change == f"{part} scaled":
+            add("Mul", f"{part}2 scale", f"{part}3")
+        add("Transpose", f"{part}{3 if change == f'{part} scaled' else 2}", part, perm=perm)
     add("MatMul", "q k", "scores")
     add("Mul", "scale scores", "scaled")
     if change.startswith(("where", "low")):
@@ -132,14 +134,15 @@ def attention(folder: Path, change: str = "") -> Path:
     return path
 
 
-EVERYTHING = {"q1", "k1", "v1", "scaled"}
-
-
 @pytest.mark.parametrize(
     ("change", "gone"),
     [
         ("", {"k1", "v1", "scaled"}),
         ("where", {"k1", "v1", "scaled"}),
+        ("rest", {"k1", "v1", "scaled"}),
+        ("q scaled", {"k1", "v1", "scaled"}),
+        ("k scaled", {"k1", "v1", "scaled"}),
+        ("v scaled", {"k1", "scaled"}),  # the bias would be scaled as well
         ("low number", set()),  # a masked score is as good as others: what all others share counts
         ("axis", set()),
         ("scores", set()),  # read by the caller as they are
@@ -164,4 +167,4 @@ def test_what_goes_and_what_stays(tmp_path: Path, change: str, gone: Sequence[st
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
         left = {name for node in nodes_of(lean) for name in node.output}
         assert {"k1", "v1", "scaled"} - left == set(gone)
-        assert ("q1" not in left) == bool(gone)  # it is added behind the split into heads
+        assert ("q1" not in left) == (bool(gone) and change != "q scaled")  # it is added behind the split into heads
