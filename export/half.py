@@ -3,7 +3,7 @@
 Matrix products, convolutions and embedding tables, and the light work between them, are fp16 (or bf16). Whatever sums,
 squares or exponentiates (LayerNorm, Softmax, pooling ...) stays fp32 unless it is asked for, and so does what is
 computed from positions and masks alone: rotary angles and "minus infinity" do not fit into fp16. Inputs and outputs
-keep their types.
+keep their types. Attention is rewritten before (attention.py).
 
 Every runtime runs the types that it finds here; export/rounded.py computes on a CPU what they come to.
 """
@@ -11,7 +11,8 @@ Every runtime runs the types that it finds here; export/rounded.py computes on a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Set
+from collections.abc import Collection, Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.attention import lean_attention
 from export.nodes import names_read, rename_read, subgraphs
 from export.optimize import add_graph, load_whole
 
@@ -42,19 +44,39 @@ _SMALL_TABLE = 1024
 LARGEST = 65504.0  # of fp16; a mask's fp32 minimum becomes its negative instead of infinity
 
 
-def half(portable: Path, precision: str, *, sums: bool = False, kept: Collection[str] = ()) -> Path:
+def half(portable: Path, precision: str, *, sums: bool = False, kept: Collection[str] = (), lean: bool = True) -> Path:
     """Write the graph in `precision`, a key of TYPES, beside `portable`, with its weights, and return its path.
 
-    `sums`: also what sums, squares and exponentiates is in it. `kept` are outputs of nodes that stay fp32.
+    `sums`: also what sums, squares and exponentiates is in it. `kept` are outputs of nodes that stay fp32. `lean`: with
+    attention.py's attention; names in `kept` are then those of `lean_graph`.
     """
     types = float_tensors(portable)
     model = load_whole(portable)
+    _constants_to_initializers(model.graph)
+    if lean:
+        types |= lean_attention(model.graph, types, portable.parent)
     _convert(model.graph, types, TYPES[precision], _HEAVY | _LIGHT | (_SUMS if sums else set()), kept)
     del model.graph.value_info[:]
     path = portable.with_name(f"{precision}.onnx")
     add_graph(model, path, {})
     onnx.checker.check_model(path, full_check=True)
     return path
+
+
+@contextmanager
+def lean_graph(portable: Path) -> Iterator[Path]:
+    """The graph that `half` starts from, in fp32: for the block, a file beside `portable` that shares its weights."""
+    model = onnx.load(portable, load_external_data=False)
+    _constants_to_initializers(model.graph)
+    lean_attention(model.graph, float_tensors(portable), portable.parent)
+    _drop_unread(model.graph)
+    del model.graph.value_info[:]
+    path = portable.with_name("lean.onnx")
+    try:
+        onnx.save(model, path)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def float_tensors(portable: Path) -> set[str]:
@@ -66,7 +88,6 @@ def float_tensors(portable: Path) -> set[str]:
 
 
 def _convert(graph: Any, floats: set[str], dtype: int, kinds: Set[str], kept: Collection[str]) -> None:
-    _constants_to_initializers(graph)
     chosen = _Choice(graph, floats, kinds, set(kept)).half_nodes()
     weights = {tensor.name: tensor for tensor in graph.initializer}
     is_half = {name for index in chosen for name in graph.node[index].output if name in floats}

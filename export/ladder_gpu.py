@@ -20,7 +20,7 @@ from typing import Any
 from engine.bundle import open_bundle, write_manifest
 from export.candidates import candidate_of
 from export.errors import ParityFailed
-from export.half import half
+from export.half import half, lean_graph
 from export.optimize import remove_graph
 from export.overflow import layers, losing, magnitudes, touching
 from export.parity import Gate
@@ -73,8 +73,11 @@ class HalfGraphs:
     def near_the_end(self) -> Kept:
         """Nodes whose tensors come near the largest number of fp16."""
         if self._near is None:
-            found = {name: touching(path, magnitudes(path, self._rows[name])) for name, path in self._graphs.items()}
-            self._near = {name: kept for name, kept in found.items() if kept}
+            self._near = {}
+            for name, portable in self._graphs.items():
+                with lean_graph(portable) as path:
+                    if kept := touching(path, magnitudes(path, self._rows[name])):
+                        self._near[name] = kept
         return self._near
 
     def losing(self, beside: Kept) -> dict[str, list[tuple[str, float]]]:
@@ -83,7 +86,8 @@ class HalfGraphs:
             for name, path in self._graphs.items():
                 made = half(path, "fp16", kept=beside.get(name, {}))
                 seen = rounded(made, path.with_name("rounded.onnx"))
-                self._lost[name] = losing(path, seen, self._rows[name])
+                with lean_graph(path) as lean:
+                    self._lost[name] = losing(lean, seen, self._rows[name])
                 remove_graph(made, seen)
         return self._lost
 
@@ -108,12 +112,16 @@ class HalfGraphs:
         remove_graph(*seen.values())
         if isinstance(checked, ParityFailed):
             remove_graph(*made.values())
-        kept = [layer for name, nodes in rung.kept.items() for layer in layers(self._graphs[name], nodes)]
+        kept = [layer for name, nodes in rung.kept.items() for layer in self._layers(name, nodes)]
         more: dict[str, Any] = {"kept_in_fp32": kept[:_LAYERS_TOLD]} if kept else {}
         if rung.why:
             more["because"] = rung.why
         self._done[rung.key] = record_of(rung.name, began, checked, **more), checked
         return self._done[rung.key]
+
+    def _layers(self, name: str, nodes: Collection[str]) -> list[str]:
+        with lean_graph(self._graphs[name]) as path:
+            return layers(path, nodes)
 
     def write(self, rung: _Rung) -> dict[str, Path]:
         """Write the rung's graphs."""

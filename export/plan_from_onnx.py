@@ -22,7 +22,7 @@ from engine.bundle import Bundle, Graph, open_bundle, write_manifest
 from engine.bundle_folder import changed_bundle_folder
 from engine.errors import EngineError
 from engine.plan import TIMING_CACHE, Plan, PlanFile, Profile, source_digest, write_sidecar
-from export.errors import Refused
+from export.errors import ParityFailed, Refused
 from export.half import TYPES
 from export.plan_gate import gate
 from export.plan_precision import add_precision, note_parity, replaced, told
@@ -53,17 +53,27 @@ def write_plans(folder: Path, recipe: PlanRecipe, builder: Builder | None = None
     recipe = recipe.of(manifest.precisions)
     recipe.check(manifest)
     builder = builder or open_builder(recipe)
+    if recipe.form == "hints" and is_strongly_typed(builder.trt):
+        raise Refused("--form hints is for TensorRT 8; later versions run the types of the graph as they are")
     written: list[str] = []
     for name in manifest.graphs:
-        add_precision(folder, name, recipe.precision, rounding=builder.runtime != "tensorrt")
-        written += [_add_plan(folder, name, recipe, builder, target) for target in builder.targets]
+        rounding = builder.runtime != "tensorrt"
+        form = add_precision(folder, name, recipe.precision, recipe.form, rounding=rounding)
+        try:
+            written += [_add_plan(folder, name, recipe, builder, target) for target in builder.targets]
+        except ParityFailed:
+            if form != "half" or recipe.form:
+                raise
+            add_precision(folder, name, recipe.precision, "sums", because="the plan of all in half fails the gate")
+            written += [_add_plan(folder, name, recipe, builder, target) for target in builder.targets]
     return written
 
 
 def _add_plan(folder: Path, name: str, recipe: PlanRecipe, builder: Builder, target: Target) -> str:
     bundle = open_bundle(folder)
     graph = bundle.manifest.graphs[name]
-    onnx = graph.onnx[recipe.precision if recipe.precision in (*TYPES, "int8") else "fp32"]
+    own = recipe.precision in (*TYPES, "int8") and recipe.form != "hints"
+    onnx = graph.onnx[recipe.precision if own else "fp32"]
     ladder = recipe.ladder(bundle.manifest, name)
     profiles = recipe.shapes(ladder)
     plans = folder / "graphs" / name / "plans"
@@ -106,6 +116,8 @@ def _add_plan(folder: Path, name: str, recipe: PlanRecipe, builder: Builder, tar
             replaced(cache, built.timing_cache)
         write_manifest(folder, bundle.manifest)
         note(f"{plan.stem}, {len(profiles)} profiles, {megabytes(plan.size)}")
+        if recipe.layers:
+            note("{} kernels, {} of them fused attention".format(*built.kernels))
     if builder.runtime == "tensorrt":
         with stage("parity") as note:
             figures, latencies = _check_on_gpu(open_bundle(folder), name, PlanFile(plan, path))
@@ -128,6 +140,7 @@ def _options(recipe: PlanRecipe, target: Target) -> BuildOptions:
         pin_types=recipe.pin_types,
         share_profiles=recipe.profiles == "length",
         compute_capabilities=((int(major), int(minor)),) if recipe.compute_capabilities else (),
+        layers=recipe.layers,
     )
 
 

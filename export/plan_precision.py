@@ -3,9 +3,16 @@
     graphs/<name>/fp16.onnx, fp16.bin             made from fp32.onnx
     parity.json                                   what the check came to, under "graphs"
 
-Where no GPU will show what halves come to, every half tensor is rounded (export/rounded.py); ONNX Runtime's own fp16 on
-a CPU computes in fp32 and lets an overflow pass. With a GPU the plan's own answers decide (export/plan_from_onnx.py),
-and this check finds only what the conversion did wrong: a kernel that fuses may keep sums that rounding would lose.
+Its form, which `--form` names:
+
+    half        all of it is in half precision
+    sums        what sums, squares and exponentiates is in fp32
+    exported    as half, with attention as the model was exported instead of attention.py's
+    hints       none is made: TensorRT 8 builds fp32.onnx and chooses types itself
+
+Nothing named, it is half, and sums where half fails. Every half tensor is rounded to find out (export/rounded.py); ONNX
+Runtime's own fp16 on a CPU computes in fp32 and lets an overflow pass. With a GPU the plan's own answers decide in the
+end (export/plan_from_onnx.py): a kernel that fuses may keep sums that rounding would lose.
 """
 
 from __future__ import annotations
@@ -21,8 +28,9 @@ from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle, write_manifest
 from engine.bundle_folder import changed_bundle_folder
 from export.candidates import candidate_of
-from export.errors import Refused
+from export.errors import ParityFailed, Refused
 from export.half import TYPES, half
+from export.optimize import remove_graph
 from export.plan_gate import gate, in_precision
 from export.plan_recipe import PlanRecipe
 from export.progress import megabytes, stage
@@ -47,36 +55,62 @@ def check_without_gpu(path: Path, recipe: PlanRecipe) -> None:
     recipe.check(manifest)
     with suppress(_Undo), changed_bundle_folder(path) as copy:
         for name in manifest.graphs:
-            add_precision(copy, name, recipe.precision, rounding=True)
+            add_precision(copy, name, recipe.precision, recipe.form, rounding=True)
         raise _Undo
 
 
-def add_precision(folder: Path, name: str, precision: str, *, rounding: bool = False) -> None:
-    """Make the graph of `precision` part of the bundle in `folder`, after a check on the CPU.
+def add_precision(
+    folder: Path, name: str, precision: str, form: str = "", *, rounding: bool = False, because: str = ""
+) -> str:
+    """Make the graph of `precision` part of the bundle in `folder`, after a check on the CPU; the form that it has.
 
-    `rounding`: no GPU will run it here, so that the check has to find what overflows. Without it bf16 is not checked,
-    which ONNX Runtime's CPU build cannot run. Raises Refused or ParityFailed.
+    "" where none was made: the bundle had it. `form`: make it anew in this one. `rounding`: no GPU will run it here, so
+    that the check has to find what overflows. `because`: said beside the figures. Raises Refused or ParityFailed.
     """
-    manifest = open_bundle(folder).manifest
-    graph = manifest.graphs[name]
+    graph = open_bundle(folder).manifest.graphs[name]
     if precision == "int8" and precision not in graph.onnx:
         raise Refused("the bundle has no int8 graph for TensorRT; export the model with --precision tensorrt=int8")
-    if precision not in TYPES or precision in graph.onnx:
-        return
+    if precision not in TYPES or form == "hints" or (precision in graph.onnx and not form):
+        return ""
+    if form:
+        return _make(folder, name, precision, form, rounding, because)
+    with suppress(ParityFailed):
+        return _make(folder, name, precision, "half", True, because)
+    return _make(folder, name, precision, "sums", rounding, "all of it in half fails the gate")
+
+
+def _make(folder: Path, name: str, precision: str, form: str, rounding: bool, because: str) -> str:
+    """Write the graph in `form`, enter it, and check it. Raises ParityFailed; one that was not there is gone then.
+
+    Without `rounding` bf16 is not checked, which ONNX Runtime's CPU build cannot run.
+    """
+    before = open_bundle(folder).manifest
+    graph = before.graphs[name]
+    portable = folder / graph.onnx["fp32"]
+    remove_graph(portable.with_name(f"{precision}.onnx"))  # what stands there may be a link to another bundle's
     with stage(precision) as note:
-        path = half(folder / graph.onnx["fp32"], precision)
+        path = half(portable, precision, sums=form != "sums", lean=form != "exported")
         onnx = path.relative_to(folder).as_posix()
         graph = replace(graph, onnx={**graph.onnx, precision: onnx})
-        write_manifest(folder, replace(manifest, graphs={**manifest.graphs, name: graph}))
-        note(megabytes(path.with_suffix(".bin").stat().st_size))
-        if rounding:
-            figures = _check_rounded(folder, name, precision, path)
-        elif precision == "fp16":
-            figures = _check(open_bundle(folder), in_precision(open_bundle(folder), name, precision), name, precision)
-        else:
-            return
-        note_parity(folder, "graphs", onnx, figures)
-        note(told(figures))
+        write_manifest(folder, replace(before, graphs={**before.graphs, name: graph}))
+        try:
+            if rounding:
+                figures = _check_rounded(folder, name, precision, path)
+            elif precision == "fp16":
+                bundle = open_bundle(folder)
+                figures = _check(bundle, in_precision(bundle, name, precision), name, precision)
+            else:
+                figures = None
+        except ParityFailed:
+            if precision not in before.graphs[name].onnx:
+                remove_graph(path)
+                write_manifest(folder, before)
+            raise
+        if figures is not None:
+            note_parity(folder, "graphs", onnx, figures)
+        said = [megabytes(path.with_suffix(".bin").stat().st_size), told(figures) if figures else "", because]
+        note(", ".join(part for part in said if part))
+    return form
 
 
 def _check_rounded(folder: Path, name: str, precision: str, path: Path) -> dict[str, Any]:

@@ -22,6 +22,8 @@ AS_BUNDLE = ""
 """Stands for the precision that the bundle's ladder found for TensorRT; fp16 where it has looked for none."""
 BUILDERS = ("tensorrt", "tensorrt-rtx")
 PROFILES = ("bucket", "length")
+FORMS = ("half", "sums", "exported", "hints")
+"""Of graphs in half precision (plan_precision.py)."""
 NO_LIBRARY_TACTICS = "TENSORRT_NO_LIBRARY_TACTICS"
 """Environment variable: 1 is --no-library-tactics."""
 
@@ -49,15 +51,20 @@ class PlanRecipe:
     workspace_mib: int | None = None
     library_tactics: bool = True
     pin_types: bool = False
+    form: str = ""
+    """Of the graph in half precision, which is then made anew; "": the bundle's, else the first that passes."""
+    layers: bool = False
 
     def of(self, precisions: Mapping[str, str]) -> PlanRecipe:
         """With a precision; `precisions` are the bundle's by target."""
         return self if self.precision else replace(self, precision=precisions.get("tensorrt", "fp16"))
 
     def check(self, manifest: Manifest) -> None:
-        """Raise Refused where a bundle has nothing to build, or its model does not take a length."""
+        """Raise Refused where a bundle has nothing to build, its model does not take a length, or options clash."""
         if not manifest.graphs:
             raise Refused(f"{manifest.task} has no model, so that there is nothing to build a plan from")
+        if self.form and self.precision not in ("fp16", "bf16"):
+            raise Refused(f"--form is for plans in fp16 and bf16, not in {self.precision}")
         for name in manifest.graphs:
             self.ladder(manifest, name)
 
@@ -131,6 +138,17 @@ def add_plan_arguments(parser: argparse._ActionsContainer, precision: str) -> No
     parser.add_argument(
         "--pin-types", action="store_true", help="TensorRT 8: hold layers to fp32 where the graph says so, at some cost"
     )
+    parser.add_argument(
+        "--form",
+        choices=FORMS,
+        default="",
+        help="make the graph of fp16 or bf16 anew: half (all of it), sums (sums, squares and exponentials in fp32), "
+        "exported (half, with attention as exported), hints (TensorRT 8: fp32, which it may lower); default: the "
+        "bundle's, else half, or sums where that fails",
+    )
+    parser.add_argument(
+        "--layers", action="store_true", help="say how many kernels a plan has, and how many are fused attention"
+    )
 
 
 def plan_recipe(asked: argparse.Namespace) -> PlanRecipe:
@@ -146,6 +164,8 @@ def plan_recipe(asked: argparse.Namespace) -> PlanRecipe:
         )
     if is_rtx and (asked.hardware_compatibility != "none" or asked.version_compatible):
         raise Refused("--hardware-compatibility and --version-compatible are for plain TensorRT, not for tensorrt-rtx")
+    if asked.form == "hints" and asked.pin_types:
+        raise Refused("--form hints and --pin-types exclude each other: of fp32.onnx every layer would be held to fp32")
     return PlanRecipe(
         precision=asked.plan_precision,
         batches=asked.batches,
@@ -159,6 +179,8 @@ def plan_recipe(asked: argparse.Namespace) -> PlanRecipe:
         workspace_mib=asked.workspace_mib,
         library_tactics=not asked.no_library_tactics and os.environ.get(NO_LIBRARY_TACTICS, "0") in ("", "0"),
         pin_types=asked.pin_types,
+        form=asked.form,
+        layers=asked.layers,
     )
 
 

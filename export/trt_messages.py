@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -18,13 +19,15 @@ from typing import Any
 _KEPT = 200
 _MOST_SHOWN = 5
 _PERIOD_S = 10.0
+_LAYER = re.compile(r"^Name: (.*?), LayerType: (\w+)", re.MULTILINE)
 
 
 @cache
 def logger_of(trt: Any) -> Any:
     """The logger of `trt`, one a process: TensorRT keeps the first that it is given. Clear `messages` before a build.
 
-    `messages` holds (is an error, text) of the latest warnings and errors.
+    `messages` holds (is an error, text) of the latest warnings and errors, `layers` what was said of layers that were
+    built.
     """
     severities = trt.ILogger.Severity
     errors = (severities.INTERNAL_ERROR, severities.ERROR)
@@ -33,12 +36,25 @@ def logger_of(trt: Any) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.messages: deque[tuple[bool, str]] = deque(maxlen=_KEPT)
+            self.layers: list[str] = []
 
         def log(self, severity: Any, text: str) -> None:
             if severity in errors or severity == severities.WARNING:
                 self.messages.append((severity in errors, text))
+            elif ", LayerType: " in text:
+                self.layers.append(text)
 
     return Logger()
+
+
+def kernels_of(logger: Any) -> tuple[int, int]:
+    """How many kernels the layers that were built have, and how many of them are fused attention.
+
+    Builders tell it where profiling verbosity is detailed. Attention that is not fused is two products and a softmax.
+    """
+    found = [pair for text in logger.layers for pair in _LAYER.findall(text)]
+    names = [name for name, kind in found if kind not in ("signal", "wait")]
+    return len(names), sum("_mha" in name for name in names)
 
 
 def errors_of(logger: Any) -> str:

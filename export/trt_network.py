@@ -14,7 +14,7 @@ from typing import Any
 from engine.bucket import Bucket
 from engine.tensors import TensorSpec
 from export.errors import Refused, Unavailable
-from export.trt_messages import deferred_interrupt, errors_of, logger_of, monitor_of
+from export.trt_messages import deferred_interrupt, errors_of, kernels_of, logger_of, monitor_of
 
 _FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
 """Builder flags of a network whose types are only hints, which is every network before TensorRT 10."""
@@ -41,6 +41,8 @@ class BuildOptions:
     """Several execution contexts may use one profile, which before TensorRT 10 has to be asked for."""
     compute_capabilities: Sequence[tuple[int, int]] = ()
     """Of TensorRT-RTX, which builds without a GPU."""
+    layers: bool = False
+    """Have the builder tell of its kernels, whose names the plan then holds."""
 
 
 @dataclass
@@ -50,6 +52,8 @@ class Plan:
     content: bytes
     timing_cache: bytes | None
     warnings: list[str] = field(default_factory=list)
+    kernels: tuple[int, int] = (0, 0)
+    """All, and those of fused attention; (0, 0) where the builder was not asked."""
 
 
 def build_plan(
@@ -67,6 +71,7 @@ def build_plan(
     """
     logger = logger_of(trt)
     logger.messages.clear()
+    logger.layers.clear()
     builder = _start(trt, logger)
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
@@ -91,7 +96,8 @@ def build_plan(
         )
     if cache is not None:
         cache = bytes(memoryview(config.get_timing_cache().serialize()))
-    return Plan(bytes(memoryview(plan)), cache, [text for is_error, text in logger.messages if not is_error])
+    warnings = [text for is_error, text in logger.messages if not is_error]
+    return Plan(bytes(memoryview(plan)), cache, warnings, kernels_of(logger))
 
 
 def _start(trt: Any, logger: Any) -> Any:
@@ -165,6 +171,8 @@ def _set_options(trt: Any, config: Any, network: Any, options: BuildOptions) -> 
     if not options.library_tactics:
         sources = (trt.TacticSource.EDGE_MASK_CONVOLUTIONS, trt.TacticSource.JIT_CONVOLUTIONS)
         config.set_tactic_sources(sum(1 << int(source) for source in sources))
+    if options.layers:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.compute_capabilities:
         _set_targets(trt, config, options.compute_capabilities)
 

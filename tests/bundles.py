@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -51,10 +52,10 @@ def write_small_bundle(out: Path, **changes: object) -> Path:
     return out
 
 
-def overflowing(bundle: Path) -> None:
+def overflowing(bundle: Path, *, square: bool = False) -> None:
     """Make the answers of the bundle's graph a million times larger on the way, for which fp16 has no number.
 
-    ONNX Runtime on a CPU computes fp16 in fp32, so that there they pass.
+    ONNX Runtime on a CPU computes fp16 in fp32, so that there they pass. `square`: by a square, and its root.
     """
     file = bundle / "graphs/model/fp32.onnx"
     model = onnx.load(file)
@@ -68,12 +69,16 @@ def overflowing(bundle: Path) -> None:
             ("mean", [wide, DIMENSION], [one * DIMENSION / wide for row in zip(*copies, strict=True) for one in row]),
             ("thousand", [1], [1e3]),
             ("thousandth", [1], [1e-3]),
+            ("two", [1], [2.0]),
         )
     )
-    steps = (("MatMul", "wider"), *[("Mul", "thousand")] * 2, *[("Mul", "thousandth")] * 2, ("MatMul", "mean"))
+    larger: Sequence[tuple[str, str]] = [("Mul", "thousand")] * 2 + [("Mul", "thousandth")] * 2
+    if square:
+        larger = [("Mul", "thousand"), ("Pow", "two"), ("Sqrt", ""), ("Mul", "thousandth")]
+    steps = (("MatMul", "wider"), *larger, ("MatMul", "mean"))
     names = ["small", *(f"step{number}" for number in range(len(steps) - 1)), "embedding"]
     for (kind, by), before, after in zip(steps, names[:-1], names[1:], strict=True):
-        model.graph.node.append(helper.make_node(kind, [before, by], [after], name=after))
+        model.graph.node.append(helper.make_node(kind, [before, by] if by else [before], [after], name=after))
     file.unlink()  # it may be a link to another bundle's
     onnx.save(model, file)
     write_manifest(bundle, open_bundle(bundle).manifest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from ast import literal_eval
@@ -17,11 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.bert_bundle import text_of
+from benchmarks.bert_bundle import bert_bundle, text_of
 from engine.bundle import open_bundle, write_manifest
 from engine.plan import Plan, PlanFile, plans_of, write_sidecar
-from engine.probe import Gpu
-from tests.gpu.conftest import BUILD_TIMEOUT_S
+from engine.probe import Gpu, tensorrt_version
+from tests.gpu.conftest import BUILD_TIMEOUT_S, ENCODER, build
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(BUILD_TIMEOUT_S)]
 
@@ -151,6 +152,16 @@ def test_a_plan_is_built_at_boot(encoder: Path, plan_in: Callable[[str], PlanFil
         assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "volume").rglob("*.plan"))) == 1
     assert len(list((tmp_path / "volume").glob("*.timing.cache"))) == 1
+
+
+def test_attention_is_one_kernel_a_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    bundle = bert_bundle("small", tmp_path / "bundle", ENCODER)
+    build(bundle, "fp16", (1,), (64,), "--form", "half", "--layers")
+    found = re.search(r"(\d+) kernels, (\d+) of them fused attention", capsys.readouterr().out)
+    assert found is not None
+    if found[2] == "0" and (tensorrt_version() or "").startswith("8."):
+        pytest.skip("TensorRT 8 need not tell of the kernels inside a ForeignNode")
+    assert int(found[2]) == ENCODER.num_hidden_layers, found[0]
 
 
 def test_every_bucket_is_timed_on_this_gpu(plan_in: Callable[[str], PlanFile], this_gpu: Gpu):

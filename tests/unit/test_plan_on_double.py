@@ -15,7 +15,7 @@ import pytest
 
 from engine.bucket import Bucket
 from engine.bundle import open_bundle
-from engine.plan import plans_of
+from engine.plan import plans_of, stale
 from engine.tensors import Array
 from export.__main__ import main
 from export.trt_builder import Builder, Target
@@ -46,14 +46,21 @@ def spoiled(value: float, batch: int) -> Function:
 def plan(monkeypatch: pytest.MonkeyPatch, small_bundle: Path) -> Iterator[Run]:
     """Runs the command on a GPU whose plans compute `function`."""
 
-    def run(*options: str, function: Function = toy, device: Device | None = None, content: bytes | None = None) -> int:
+    def run(
+        *options: str,
+        function: Function = toy,
+        device: Device | None = None,
+        content: bytes | None = None,
+        build: Callable[..., Plan] | None = None,
+        typed: bool = True,
+    ) -> int:
         device = device or Device()
         trt = TensorRtDouble(device, function=function)
         target = Target("8.9", "NVIDIA L4", "550.54.15", "12.4")
         made = plan_bytes(profiles(BATCHES, LENGTHS, SPECS)) if content is None else content
         monkeypatch.setattr("export.plan_from_onnx.open_builder", lambda _: Builder(trt, "tensorrt", [target]))
-        monkeypatch.setattr("export.plan_from_onnx.build_plan", lambda *_: Plan(made, b"timings"))
-        monkeypatch.setattr("export.plan_from_onnx.is_strongly_typed", lambda _: True)
+        monkeypatch.setattr("export.plan_from_onnx.build_plan", build or (lambda *_: Plan(made, b"timings")))
+        monkeypatch.setattr("export.plan_from_onnx.is_strongly_typed", lambda _: typed)
         with installed(device, tensorrt=trt):
             return main(["plan", str(small_bundle), *OPTIONS, *options])
 
@@ -109,6 +116,45 @@ def test_with_a_gpu_its_answers_decide_about_halves(plan: Run, small_bundle: Pat
     """Rounded on the CPU this graph overflows; a kernel that keeps its sums in fp32 does not."""
     overflowing(small_bundle)
     assert plan() == 0
+
+
+def test_where_all_in_half_fails_on_the_gpu_sums_in_fp32_are_tried(
+    plan: Run, small_bundle: Path, capsys: pytest.CaptureFixture[str]
+):
+    builds = 0
+
+    def function(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        return toy(inputs) if builds > 1 else spoiled(np.nan, 8)(inputs)
+
+    def built(*_: Any) -> Plan:
+        nonlocal builds
+        builds += 1
+        return Plan(plan_bytes(profiles(BATCHES, LENGTHS, SPECS)), b"timings")
+
+    assert plan("--form", "half", function=spoiled(np.nan, 8)) == 1  # asked for by name it is not replaced
+    capsys.readouterr()
+    assert plan(function=function, build=built) == 0
+    assert builds == 2
+    assert "the plan of all in half fails the gate" in capsys.readouterr().out
+    (found,) = plans_of(open_bundle(small_bundle))
+    assert stale(found.plan, open_bundle(small_bundle)) is None
+
+
+def test_hints_are_built_from_fp32(plan: Run, small_bundle: Path):
+    """By a builder that lowers types itself."""
+    seen: list[tuple[str, str]] = []
+
+    def built(_: Any, onnx: Path, *rest: Any) -> Plan:
+        seen.append((onnx.name, rest[2].precision))
+        return Plan(plan_bytes(profiles(BATCHES, LENGTHS, SPECS)), b"timings")
+
+    assert plan("--form", "hints", build=built, typed=False) == 0
+    assert seen == [("fp32.onnx", "fp16")]
+    bundle = open_bundle(small_bundle)
+    (found,) = plans_of(bundle)
+    assert (found.plan.precision, found.plan.onnx) == ("fp16", "graphs/model/fp32.onnx")
+    assert stale(found.plan, bundle) is None
+    assert list(bundle.manifest.graphs["model"].onnx) == ["fp32"]
 
 
 def test_a_batch_that_the_gpu_has_no_room_for_is_left_out_and_said(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from engine.bundle import open_bundle
+from engine.bundle import Graph, open_bundle, write_manifest
 from engine.bundle_folder import changed_bundle_folder
 from export.errors import ParityFailed
 from export.plan_precision import add_precision, check_without_gpu
@@ -38,6 +39,31 @@ def test_rounding_finds_what_overflows_and_bf16_does_not(small_bundle: Path, pre
     assert not [name for name in bundle.manifest.files if "rounded" in name]
     figures = json.loads((small_bundle / "parity.json").read_text())["graphs"][f"graphs/model/{precision}.onnx"]
     assert figures["min_cosine"] >= 0.999
+
+
+@pytest.mark.parametrize("rounding", [True, False])
+def test_sums_and_squares_are_fp32_where_all_in_half_fails(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str], rounding: bool
+):
+    with changed_bundle_folder(small_bundle) as folder:
+        assert add_precision(folder, "model", "fp16", rounding=rounding) == "half"
+        assert add_precision(folder, "model", "fp16", rounding=rounding) == ""  # it is there
+    overflowing(small_bundle, square=True)
+    before = content(small_bundle)
+    with pytest.raises(ParityFailed), changed_bundle_folder(small_bundle) as folder:
+        add_precision(folder, "model", "fp16", "half", rounding=True)
+    assert content(small_bundle) == before
+    with changed_bundle_folder(small_bundle) as folder:
+        (folder / "graphs/model/fp16.onnx").unlink()
+        write_manifest(folder, replace(open_bundle(folder).manifest, graphs=without_fp16(folder)))
+        assert add_precision(folder, "model", "fp16", rounding=rounding) == "sums"
+    assert "all of it in half fails the gate" in capsys.readouterr().out
+    open_bundle(small_bundle).verify()
+
+
+def without_fp16(folder: Path) -> dict[str, Graph]:
+    graph = open_bundle(folder).manifest.graphs["model"]
+    return {"model": replace(graph, onnx={"fp32": graph.onnx["fp32"]})}
 
 
 def test_a_check_without_a_gpu_changes_nothing(small_bundle: Path):

@@ -16,6 +16,12 @@ TOKENS = Graph((TensorSpec("input_ids", "int32", ("batch", "length")),), (), {})
 PIXELS = Graph((TensorSpec("pixel_values", "uint8", ("batch", 3, 8, 8)),), (), {})
 
 
+def test_hints_that_nothing_may_follow_are_refused():
+    with pytest.raises(Refused, match="--form hints and --pin-types exclude each other: of fp32.onnx every layer"):
+        plan_command(["bundle", "--form", "hints", "--pin-types"])
+    assert plan_command(["bundle", "--form", "sums", "--pin-types"])[1].form == "sums"
+
+
 def manifest(max_length: int) -> Manifest:
     graphs = {"tokens": TOKENS, "pixels": PIXELS}
     return Manifest("toy", None, "Toy", "feature-extraction", {"max_length": max_length}, "fp32", graphs, {})

@@ -22,7 +22,7 @@ EVERYTHING = """
 --parity-threshold min_cosine=0.9 --parity-data rows.jsonl
 --allow-parity-failure --adapter org/lora@v2 --adapter other/lora --exporter dynamo --plan --plan-precision bf16
 --batches 1,4 --lengths 16,max --profiles length --builder tensorrt-rtx --compute-capability 8.6,8.9
---optimization-level 5 --workspace-mib 512 --no-library-tactics --pin-types
+--optimization-level 5 --workspace-mib 512 --no-library-tactics --pin-types --form sums --layers
 """.split()
 
 
