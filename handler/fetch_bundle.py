@@ -28,6 +28,7 @@ from engine.authorities import advice, client_context
 from engine.bundle import MANIFEST, open_bundle
 from engine.config import shown
 from engine.errors import BundleError, ConfigError
+from handler import signals
 from handler.log import log
 
 _ATTEMPTS = 3
@@ -56,7 +57,8 @@ def fetch(url: str, sha256: str, folder: Path) -> None:
         with _turn(folder.with_name(f".{folder.name}.lock")):
             if not is_bundle(folder, sha256):
                 _remove_abandoned(folder)
-                _fetch(url, sha256, folder)
+                with signals.raising():
+                    _fetch(url, sha256, folder)
     except OSError as error:
         raise BundleError(
             f"{folder.parent} cannot hold the bundle ({error.strerror}); point BUNDLE_CACHE to a folder with room that "
