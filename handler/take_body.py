@@ -16,8 +16,8 @@ from typing import Any
 UNREADABLE = "unreadable"
 """The field of a job that could not be read, in place of `input`: a sentence for its caller."""
 
-# A string that a cut reply ends in is a token, too: else each escaped quote in it would be tried as the start of another
-# one, and read to the end of the reply.
+# A string in which a cut reply ends is a token, too: else each escaped quote in it would be tried as the start of a
+# string, and read to the end of the reply.
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{},:]', re.DOTALL)
 _WHY = "it is nested too deeply, or holds a number of too many digits"
 
