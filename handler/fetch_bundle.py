@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import http.client
+import io
 import os
 import re
 import shutil
@@ -130,7 +131,7 @@ def _download(url: str, partial: Path) -> int:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             with opener.open(url, timeout=_SILENCE_S) as reply:
-                return _unpack(reply, partial)
+                return _unpack(_Reply(reply), partial)
         except _BROKEN as error:
             refused, help_ = False, "see that BUNDLE_URL is a tar"
             if isinstance(error, urllib.error.HTTPError):
@@ -146,7 +147,23 @@ def _download(url: str, partial: Path) -> int:
     raise AssertionError("unreachable")
 
 
-def _unpack(stream: IO[bytes], folder: Path) -> int:
+class _Reply(io.RawIOBase):
+    """Reads a reply so that what the network fails with (no route, say) does not look like the disk's fault."""
+
+    def __init__(self, reply: IO[bytes]) -> None:
+        self._reply = reply
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to `size` bytes, none at the end. Raises what is in `_BROKEN`."""
+        try:
+            return self._reply.read(size)
+        except _BROKEN:
+            raise
+        except OSError as error:
+            raise urllib.error.URLError(error) from error
+
+
+def _unpack(stream: IO[bytes] | io.RawIOBase, folder: Path) -> int:
     """Files and folders of the tar; anything else, and any path that leaves `folder`, is refused. Bytes written."""
     size = 0
     with tarfile.open(fileobj=stream, mode="r|*") as archive:

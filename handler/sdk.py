@@ -140,16 +140,18 @@ def check_environ(environ: MutableMapping[str, str]) -> None:
     for name in ("RUNPOD_WEBHOOK_GET_JOB", "RUNPOD_WEBHOOK_POST_OUTPUT"):
         if not environ.get(name, "").startswith(("https://", "http://")):
             raise ConfigError(f"{name}={shown(environ.get(name, ''))!r} is not an address; leave it as RunPod sets it")
-    if not environ.get("RUNPOD_AI_API_KEY", "").isprintable():
+    key = environ.get("RUNPOD_AI_API_KEY", "")
+    if not (key.isascii() and key.isprintable()):
         raise ConfigError(
             "RUNPOD_AI_API_KEY holds a line end or another character that no header can carry; set it anew"
         )
     interval = environ.get("RUNPOD_PING_INTERVAL", _PING_INTERVAL_MS)
-    if not (interval.isdecimal() and int(interval) >= 1000):  # it cuts to whole seconds
+    # It cuts to whole seconds, and cannot sleep for as long as a number of any length says.
+    if not (interval.isdecimal() and len(interval) < 8 and int(interval) >= 1000):
         environ["RUNPOD_PING_INTERVAL"] = _PING_INTERVAL_MS
         log(
             "WARN",
-            f"RUNPOD_PING_INTERVAL={interval[:80]!r} is not 1000 or more milliseconds; {_PING_INTERVAL_MS} it is",
+            f"RUNPOD_PING_INTERVAL={interval[:80]!r} is not 1000 to 9999999 milliseconds; {_PING_INTERVAL_MS} it is",
         )
 
 

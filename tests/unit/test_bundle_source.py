@@ -231,6 +231,20 @@ def test_a_server_that_nobody_vouches_for_is_asked_once_and_told(tmp_path: Path,
     assert "trying again" not in capsys.readouterr().out
 
 
+def test_a_network_that_goes_away_is_not_the_disks_fault(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+):
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+
+    def read(self: object, size: int) -> bytes:
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
+
+    monkeypatch.setattr("http.client.HTTPResponse.read", read)
+    with pytest.raises(BundleError, match="cannot be fetched .*No route to host"):
+        fetched(server, small_bundle, tmp_path / "cache")
+    assert len(server.requests) == 3
+
+
 def test_a_damaged_manifest_in_the_cache_is_replaced(server: Server, small_bundle: Path, tmp_path: Path):
     pack(small_bundle, tmp_path / "www" / "bundle.tar")
     folder = fetched(server, small_bundle, tmp_path / "cache")
@@ -406,6 +420,14 @@ def test_a_repository_that_is_not_cached_is_not_downloaded(small_bundle: Path, t
     wanted = settings(bundle_repo="org/name", bundle_sha256=hash_of(small_bundle))
     with pytest.raises(BundleError, match="is not in the Hub's cache"):
         bundle_folder(wanted, {"HOME": str(tmp_path)}, tmp_path)
+
+
+def test_a_branch_that_is_no_text_is_a_commit_that_is_not_there(small_bundle: Path, tmp_path: Path):
+    snapshot = hub_cache(tmp_path / "hub", small_bundle)
+    (snapshot.parents[1] / "refs" / "main").write_bytes(b"\xff\xfe")
+    wanted = settings(bundle_repo="org/name", bundle_sha256=hash_of(small_bundle))
+    with pytest.raises(BundleError, match="is not in the Hub's cache"):
+        bundle_folder(wanted, {"HF_HUB_CACHE": str(tmp_path / "hub")}, tmp_path)
 
 
 def test_a_folder_may_be_pinned_too(small_bundle: Path):
