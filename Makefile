@@ -7,6 +7,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv$(if $(filter gpu,$(EXTRA)),-gpu)
 BIN := $(VENV)/bin
 GPU_PINS := requirements/all.txt
+# What PyTorch is measured with; the one in here is for the CPU.
+TORCH_PYTHON ?= $(BIN)/python
 
 # uv does not read pip's settings: hand over where wheels and packages are to be found.
 ifneq ($(PIP_FIND_LINKS),)
@@ -14,6 +16,11 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 ifneq ($(PIP_INDEX_URL),)
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+# torch for the CPU, from PyTorch's own index: PyPI's is for CUDA, takes gigabytes, and wants another cuda-python than the
+# image has. Where packages are found elsewhere, torch is too; UV_TORCH_BACKEND=cpu asks PyTorch's index all the same.
+ifeq ($(UV_FIND_LINKS)$(UV_DEFAULT_INDEX)$(UV_INDEX),)
+export UV_TORCH_BACKEND ?= cpu
 endif
 # Test and demo models are local; nothing here may wait for a model hub.
 export HF_HUB_OFFLINE ?= 1
@@ -71,7 +78,7 @@ test-gpu: setup
 	@$(BIN)/python -m pytest -m gpu tests/gpu
 
 gpu: setup
-	@$(BIN)/python -m benchmarks gpu --out $(or $(OUT),build/gpu-results) --torch-python $(BIN)/python
+	@$(BIN)/python -m benchmarks gpu --out $(or $(OUT),build/gpu-results) --torch-python $(TORCH_PYTHON)
 else
 test-gpu: ## the tests that need a GPU, in .venv-gpu
 	@$(MAKE) --no-print-directory EXTRA=gpu $@
@@ -81,7 +88,7 @@ gpu: ## all that a GPU machine can check and measure, into OUT=build/gpu-results
 endif
 
 latency: setup ## BERT encoders at real sizes: engine, copies, handler(job), beside torch
-	@$(BIN)/python -m benchmarks latency --torch-python $(BIN)/python
+	@$(BIN)/python -m benchmarks latency --torch-python $(TORCH_PYTHON)
 
 IMAGE ?= worker-tensorrt:latest
 ENGINE_SET ?= all
@@ -124,9 +131,13 @@ bench-quick: setup ## a few minutes that tell a regression: counts, and ratios t
 	@$(BIN)/python -m benchmarks quick --json $(or $(OUT),build/quick.json) $(if $(BASELINE),--baseline $(BASELINE))
 
 UPGRADE ?= --upgrade
+TORCH_PINS := $(addprefix requirements/,export.txt dev.txt peers-infinity.txt peers-infinity-server.txt peers-litserve.txt)
 PINS := $(BIN)/uv pip compile --quiet $(UPGRADE) --python-version 3.11 --no-header --annotation-style line
 
 lock: $(VENV)/uv.stamp ## resolve the pins in requirements/ anew; UPGRADE= keeps those that still fit
+	@# The build for the CPU names itself 2.13.0+cpu, the pin must fit every build of that version. A pin of before would
+	@# make uv keep to 2.13.0 itself, which is the one for CUDA.
+	@sed -i '/^torch==/d' $(TORCH_PINS)
 	@$(PINS) --generate-hashes --extra cpu pyproject.toml -o requirements/cpu.txt
 	@for set in tensorrt onnxruntime; do $(PINS) --generate-hashes --extra $$set pyproject.toml -o requirements/$$set.txt || exit; done
 	@$(PINS) --generate-hashes --extra tensorrt --extra onnxruntime pyproject.toml -o requirements/all.txt
@@ -143,8 +154,7 @@ lock: $(VENV)/uv.stamp ## resolve the pins in requirements/ anew; UPGRADE= keeps
 		| $(PINS) - -o requirements/peers-infinity-server.txt
 	@printf '%s\n' 'litserve==0.2.19' 'sentence-transformers==5.7.0' 'torch==2.13.0' 'transformers>=4.57,<4.58' 'numpy<2' \
 		| $(PINS) - -o requirements/peers-litserve.txt
-	@# A local build of torch names itself 2.13.0+cpu; the pin must fit every build of that version.
-	@sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements/export.txt requirements/dev.txt requirements/peers-*.txt
+	@sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' $(TORCH_PINS)
 
 clean: ## remove what was built, not the environments
 	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

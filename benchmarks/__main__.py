@@ -15,6 +15,7 @@ _COMMANDS = {
     "coldstart": "how long a start takes, stage by stage, beside the least that any process must do",
     "compare": "what got slower between two results files, and how sure that is",
     "demo": "export all-MiniLM-L6-v2, serve it, send it jobs",
+    "distance": "a start, and a job after a pause, with TLS and a round trip between worker and platform",
     "emulator": "a RunPod queue endpoint on localhost",
     "gpu": "everything that a GPU machine can check and measure, into one folder",
     "int8": "both forms of int8 on image models, and TensorRT's form on texts that its export has not seen",

@@ -15,7 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.emulator import Emulator, EmulatorThread, JobRecord, Status
+from benchmarks.emulator import Emulator, EmulatorThread, FarEmulatorThread, JobRecord, Status
 from benchmarks.measure import percentile
 
 Json = dict[str, Any]
@@ -54,13 +54,14 @@ class Answers:
 
 
 class Clients:
-    """An emulated endpoint with its clients; a context manager.
+    """An emulated endpoint with its clients; a context manager. Its workers are `rtt_s` seconds of round trip away.
 
     A loop raises RuntimeError when answers are still missing _GRACE_S seconds after its end.
     """
 
-    def __init__(self) -> None:
-        self.emulator = EmulatorThread(on_end=self._ended, keep_finished=_KEPT_JOBS)
+    def __init__(self, rtt_s: float = 0.0) -> None:
+        settings: Json = {"on_end": self._ended, "keep_finished": _KEPT_JOBS}
+        self.emulator = FarEmulatorThread(rtt_s, **settings) if rtt_s else EmulatorThread(**settings)
         self._answered: dict[str, Callable[[JobRecord], None]] = {}
 
     def __enter__(self) -> Self:

@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from engine.batch_queue import BatchQueue
-from engine.errors import EngineError
+from engine.errors import EngineError, EngineLost
 from engine.flight import Flight, Flights, Waiting
 from engine.gather import Group
 from engine.lanes import TOGETHER, Lanes
@@ -96,6 +96,8 @@ class Batcher:
         `on_rows_done` is called on the event loop after each batch with how many of them are done.
         Raises Overloaded when they do not fit into the queue, EngineError when the engine failed on one of them.
         """
+        if not rows:
+            return []
         if self._may_run_on_loops:
             await self._arrive()
         now = time.monotonic()
@@ -137,6 +139,8 @@ class Batcher:
         """Whether to run `rows` on the event loop; asked with the lock held."""
         if not self._may_run_on_loops or not self._idle or self._arriving or self._taken_here or len(self._queue):
             return False
+        if not self._lanes.share(TOGETHER, len(rows)):
+            return False
         buckets = self._engine.buckets
         fits = len(rows) == 1 and rows[0].length <= buckets.largest.length
         return fits and self._flights.is_short(buckets.fit(1, rows[0].length))
@@ -152,7 +156,7 @@ class Batcher:
                     self._wake.notify()
 
     def _begin(self, lane: int, batch: list[Waiting]) -> Flight:
-        return self._flights.start(self._flights.load(batch, self._engines[lane], lane))
+        return self._flights.start(self._flights.load(batch, self._engines[lane]))
 
     def _serve(self) -> None:
         self._work(TOGETHER, 1)
@@ -168,12 +172,19 @@ class Batcher:
             engine.close()
 
     def _work(self, *lanes: int) -> None:
-        """Run what waits, each batch in that one of `lanes` whose turn it is, until closed."""
+        """Run what waits, each batch in that one of `lanes` whose turn it is, until closed.
+
+        What an engine raises ends up with its job. Whatever else is raised here would leave every job without an
+        answer, and nobody would know: the engine counts as lost then.
+        """
         _keep_to(self._engines[lanes[0]].caller_cpu)
-        while (taken := self._next(lanes)) is not None:
-            flight: Flight | None = self._begin(*taken)
-            while flight is not None:
-                flight = self._turn(flight)
+        try:
+            while (taken := self._next(lanes)) is not None:
+                flight: Flight | None = self._begin(*taken)
+                while flight is not None:
+                    flight = self._turn(flight)
+        except Exception as error:
+            self._flights.lose(EngineLost(f"batching failed with {type(error).__name__}: {error}"))
 
     def _next(self, lanes: Sequence[int]) -> tuple[int, list[Waiting]] | None:
         """Wait for a batch, and the one of `lanes` to run it in; None when closed."""
@@ -230,10 +241,10 @@ class Batcher:
         if engine.slots == 1:
             flights.hand_out(flight, flights.finish(flight))
             return None
-        following = flights.load(batch, engine, slot=slot) if (batch := self._now(self._queue.max_rows)) else None
+        following = flights.load(batch, engine, slot) if (batch := self._now(self._queue.max_rows)) else None
         outputs = flights.finish(flight)
         if following is None and (batch := self._now(1)):
-            following = flights.load(batch, engine, slot=slot)
+            following = flights.load(batch, engine, slot)
         started = flights.start(following) if following is not None else None
         flights.hand_out(flight, outputs)
         return started
@@ -255,6 +266,7 @@ class Batcher:
             return
         with self._lock:
             self._lanes.open(len(opened))
+        self.stats.opened(len(opened))
         self._say(f"batches run side by side from now on when {len(opened)} rows or more wait")
 
     def _end(self) -> None:

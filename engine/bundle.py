@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -85,7 +85,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle. Nothing but the manifest has been read until `verify` passed."""
+    """An opened bundle. Nothing but the manifest has been read until `verify` or `verify_all_but_weights` passed."""
 
     path: Path
     manifest: Manifest
@@ -104,31 +104,55 @@ class Bundle:
         Files, and the pieces of large ones, are hashed side by side. Raises BundleError for the first that is missing
         or differs.
         """
-        files = [(name, None) for name in self.manifest.files if name not in self.manifest.pieces]
-        pieces = [(name, index) for name, digests in self.manifest.pieces.items() for index in range(len(digests))]
-        digest.side_by_side(self._verify_part, [*pieces, *files])
+        self._verify(self.manifest.files)
+
+    def verify_all_but_weights(self) -> None:
+        """As `verify`, but of weights only that they are there in their size."""
+        for name in filter(_is_weights, self.manifest.files):
+            self._verify_size(name)
+        self._verify([name for name in self.manifest.files if not _is_weights(name)])
+
+    def verify_weights(self) -> None:
+        """As `verify`, of what `verify_all_but_weights` left: numbers, which ONNX Runtime maps and nobody parses."""
+        self._verify(list(filter(_is_weights, self.manifest.files)))
+
+    def _verify(self, names: Iterable[str]) -> None:
+        known = self.manifest.pieces
+        pieces = [(name, index) for name in names for index in range(len(known.get(name, ())))]
+        digest.side_by_side(self._verify_part, [*pieces, *((name, None) for name in names if name not in known)])
+
+    def _verify_size(self, name: str) -> None:
+        path, size = self.path / name, self.manifest.files[name][0]
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            raise BundleError(f"{path} is missing; {REBUILD}") from None
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read ({error.strerror}); {REBUILD}") from error
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, /dev/zero read for ever
+            raise BundleError(f"{path} is not a file; {REBUILD}")
+        if found.st_size != size:
+            raise BundleError(f"{path} has {found.st_size} bytes, the manifest says {size}; {REBUILD}")
 
     def _verify_part(self, part: tuple[str, int | None]) -> None:
         name, piece = part
-        size, wanted = self.manifest.files[name]
-        path = self.path / name
+        self._verify_size(name)
+        path, (size, wanted) = self.path / name, self.manifest.files[name]
         try:
-            found = path.stat()
-            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, /dev/zero read for ever
-                raise BundleError(f"{path} is not a file; {REBUILD}")
-            if found.st_size != size:
-                raise BundleError(f"{path} has {found.st_size} bytes, the manifest says {size}; {REBUILD}")
             if piece is None:
                 same = digest.sha256(path) == wanted
             else:
                 begin = digest.pieces(size)[piece]
                 same = digest.sha256_of_piece(path, begin) == self.manifest.pieces[name][piece]
-            if not same:
-                raise BundleError(f"{path} does not match the SHA-256 in the manifest; {REBUILD}")
-        except FileNotFoundError:
-            raise BundleError(f"{path} is missing; {REBUILD}") from None
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror}); {REBUILD}") from error
+        if not same:
+            raise BundleError(f"{path} does not match the SHA-256 in the manifest; {REBUILD}")
+
+
+def _is_weights(name: str) -> bool:
+    """Whether the file holds tensors beside a graph, as ONNX's external data: no structure, nothing to be parsed."""
+    return name.startswith("graphs/") and name.endswith(".bin")
 
 
 def _no_bundle(path: Path) -> str:

@@ -43,13 +43,16 @@ def side_by_side(work: Callable[[T], R], of: Iterable[T]) -> list[R]:
 
     One CPU is left to whoever waits for it.
     """
-    from concurrent.futures import ThreadPoolExecutor  # which imports logging
-
     from engine.probe import cpu_quota
 
     parts = list(of)
+    threads = min(_MOST_THREADS, cpu_quota() - 1, len(parts))
+    if threads <= 1:
+        return [work(part) for part in parts]
+    from concurrent.futures import ThreadPoolExecutor  # which imports logging
+
     try:
-        with ThreadPoolExecutor(max_workers=max(1, min(_MOST_THREADS, cpu_quota() - 1))) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(work, parts))
     except RuntimeError:  # there is no further thread to be had
         return [work(part) for part in parts]

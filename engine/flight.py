@@ -28,11 +28,10 @@ _SHORT_RUN_S = 0.02  # for which an event loop may stand still
 
 @dataclass(eq=False, slots=True)
 class Flight:
-    """A batch in the buffers of one slot of `engine`, which is the one of `lane`."""
+    """A batch in the buffers of one slot of `engine`; `begin` is when it was started, in time.monotonic's seconds."""
 
     batch: list[Waiting]
     engine: Engine
-    lane: int
     slot: int
     begin: float
     bucket: Bucket | None = None
@@ -56,23 +55,28 @@ class Flights:
         """Why nothing may run any more."""
         self._stats = stats
         self._on_lost = on_lost
-        self._running_since: dict[int, float] = {}  # by lane
+        self._running: set[Flight] = set()
         self._short: set[Bucket] = set()  # those whose last run was short
         self._answering = threading.Lock()  # rows of one job may be done in two threads at once
 
     @property
     def busy_s(self) -> float:
         """Seconds for which the longest of the running batches has run; 0 when nothing runs."""
-        since = list(self._running_since.values())  # a copy in one step, which no other thread comes between
-        return time.monotonic() - min(since) if since else 0.0
+        running = list(self._running)  # a copy in one step, which no other thread comes between
+        return time.monotonic() - min(flight.begin for flight in running) if running else 0.0
 
     def is_short(self, bucket: Bucket) -> bool:
         """Whether the last run of `bucket` took so little that an event loop may stand still for it."""
         return bucket in self._short
 
-    def load(self, batch: list[Waiting], engine: Engine, lane: int = 0, slot: int = 0) -> Flight:
+    def lose(self, error: EngineLost) -> None:
+        """Nothing may run any more, because of `error`."""
+        self.lost = error
+        self._on_lost()
+
+    def load(self, batch: list[Waiting], engine: Engine, slot: int = 0) -> Flight:
         """Fill the buffers."""
-        flight = Flight(batch, engine, lane, slot, time.monotonic())
+        flight = Flight(batch, engine, slot, time.monotonic())
         try:
             flight.bucket = load(engine, flight.rows, slot)
         except Exception as error:  # whatever it is
@@ -81,7 +85,8 @@ class Flights:
 
     def start(self, flight: Flight) -> Flight:
         """Run it; where the engine returns at once, only begin to."""
-        flight.begin = self._running_since[flight.lane] = time.monotonic()
+        flight.begin = time.monotonic()
+        self._running.add(flight)
         if flight.bucket is not None:
             try:
                 flight.engine.start(flight.bucket, flight.slot)
@@ -101,7 +106,7 @@ class Flights:
             self._find_culprits(flight.batch, flight)
         took = time.monotonic() - flight.begin
         self._stats.stage("run", took)
-        self._running_since.pop(flight.lane, None)
+        self._running.discard(flight)
         if flight.bucket is not None:
             (self._short.add if took < _SHORT_RUN_S else self._short.discard)(flight.bucket)
         return outputs
@@ -118,8 +123,7 @@ class Flights:
         A lost engine runs nothing again: it fails the whole batch, and what waits.
         """
         if isinstance(flight.error, EngineLost):
-            self.lost = flight.error
-            self._on_lost()
+            self.lose(flight.error)
         if len(batch) == 1 or self.lost:
             assert flight.error is not None
             for group, _ in batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,18 +50,18 @@ class Router:
             return await self._batchers[graph].run(rows, on_rows_done)
         done = dict.fromkeys(places, 0)
 
-        def count(graph: str) -> Callable[[int], None] | None:
-            def tell(so_far: int) -> None:
-                done[graph] = so_far
-                assert on_rows_done is not None
+        def tell(graph: str, so_far: int) -> None:
+            done[graph] = so_far
+            if on_rows_done is not None and sum(done.values()) < len(rows):
                 on_rows_done(sum(done.values()))
 
-            return tell if on_rows_done is not None else None
+        async def answers_of(graph: str, at: Sequence[int]) -> list[Arrays]:
+            told = partial(tell, graph) if on_rows_done is not None else None
+            answers = await self._batchers[graph].run([rows[index] for index in at], told)
+            tell(graph, len(at))  # which a batcher does not say of its last batch
+            return answers
 
-        running = [
-            asyncio.ensure_future(self._batchers[graph].run([rows[index] for index in at], count(graph)))
-            for graph, at in places.items()
-        ]
+        running = [asyncio.ensure_future(answers_of(graph, at)) for graph, at in places.items()]
         try:
             found = await asyncio.gather(*running)
         finally:

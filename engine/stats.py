@@ -20,6 +20,8 @@ class Stats:
         self.tokens_computed = 0
         """Of the buckets that they ran in, padding included."""
         self.batch_sizes: Counter[int] = Counter()
+        self.lanes = 0
+        """Engines that were opened to run batches side by side (lanes.py), of all graphs."""
         self._stages: dict[str, deque[float]] = {}
         self._lock = threading.Lock()
 
@@ -31,13 +33,18 @@ class Stats:
             self.tokens_computed += tokens_computed
             self.batch_sizes[rows] += 1
 
+    def opened(self, lanes: int) -> None:
+        """`lanes` more engines may run side by side."""
+        with self._lock:
+            self.lanes += lanes
+
     def stage(self, name: str, seconds: float) -> None:
         """A stage took `seconds`."""
         with self._lock:
             self._stages.setdefault(name, deque(maxlen=_RECENT)).append(seconds)
 
     def summary(self) -> dict[str, Any]:
-        """Rows, tokens without and with padding, batches by size, and percentiles of the stages in ms."""
+        """Rows, tokens without and with padding, batches by size, lanes, and percentiles of the stages in ms."""
         with self._lock:  # held for the copies alone
             rows, tokens, computed = self.rows, self.tokens, self.tokens_computed
             sizes = sorted(self.batch_sizes.items())
@@ -48,6 +55,7 @@ class Stats:
             "tokens_computed": computed,
             "batches_run": sum(count for _, count in sizes),
             "rows_per_batch": {str(size): count for size, count in sizes},
+            "lanes": self.lanes,
             "stages_ms": {name: _percentiles(samples) for name, samples in stages.items()},
         }
 

@@ -1,7 +1,8 @@
 """Stage 6, for int8 on the CPU: weights as bytes, found by trying from the fastest down, each step through the gate.
 
 Dynamic quantization: weight matrices are int8 with a scale a column, activations are scaled a tensor when they are
-known. Embedding tables and everything else stay fp32. The portable fp32 graph stays in the bundle, for a GPU.
+known, large embedding tables are int8 with a scale a row (int8_tables.py). Everything else stays fp32. The portable
+fp32 graph stays in the bundle, for a GPU.
 
 The steps: every weight matrix; the same with some of the inputs of products smoothed (smooth.py), which costs a
 multiplication each; all of them smoothed; the same, with some matrices left in fp32. Which ones is measured, not
@@ -25,6 +26,7 @@ from onnx import numpy_helper
 from engine.tensors import Array, Row
 from export.int8_graph import finish
 from export.int8_search import Step
+from export.int8_tables import shrink
 from export.observed import observed
 from export.optimize import Places, add_graph, fuse
 from export.smooth import ALPHAS, maxima, products, scale_of, smooth
@@ -81,6 +83,7 @@ class Int8:
         path = self._portable.with_name(name)
         fused = onnx.load(fuse(quantized, self._work / "fused"))
         finish(fused, self._known_ranks())
+        shrink(fused)
         add_graph(fused, path, self._places)
         shutil.rmtree(self._work)
         return path

@@ -91,34 +91,29 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
 
         if bundle.manifest.graphs:
             import_ahead(settings)
-    if not verification.is_over:
+    if not verification.is_at_weights:
         _import_serving()
-    try:
-        timeline.stages["verify"] = verification.result()  # nothing of the bundle is deserialised before this line
-    except BundleError as error:
-        if not settings.bundle_url:
-            raise
-        from handler.fetch_bundle import discard
-
-        try:
-            discard(folder)  # or every worker would find it in the cache, and fail
-        except OSError as refusal:
-            raise BundleError(f"{error}; it cannot be removed from the cache ({refusal.strerror})") from error
-        raise BundleError(f"{error}; it was removed from the cache, and the next worker fetches it again") from error
     choices, engines = {}, {}
     struck: dict[str, dict[str, str]] = {graph: {} for graph in bundle.manifest.graphs}
-    with timeline.stage("engine load"):
-        for graph in bundle.manifest.graphs:
-            engines[graph], choices[graph] = open_engine(bundle, settings, graph, _info, struck[graph])
-    if not choices:
-        choices[bundle.manifest.task] = Choice("none", f"{bundle.manifest.task} has no model")
-    # Not earlier: ONNX Runtime holds the interpreter lock while it loads a graph, but not while it runs one.
-    loading = Beside(lambda: _load_task(bundle, settings, timeline))
-    with timeline.stage("warm-up"):
-        for graph, engine in engines.items():
-            opened = (engine, choices[graph], bundle, settings, graph)
-            engines[graph], choices[graph] = warmed(*opened, say=_info, struck=struck[graph])
-    task = loading.result()
+    if not verification.has_passed_all_but_weights():  # nothing else of the bundle is parsed before this line
+        _verified(verification, bundle, settings)
+    try:
+        with timeline.stage("engine load"):
+            for graph in bundle.manifest.graphs:
+                engines[graph], choices[graph] = open_engine(bundle, settings, graph, _info, struck[graph])
+        if not choices:
+            choices[bundle.manifest.task] = Choice("none", f"{bundle.manifest.task} has no model")
+        # Not earlier: ONNX Runtime holds the interpreter lock while it loads a graph, but not while it runs one.
+        loading = Beside(lambda: _load_task(bundle, settings, timeline))
+        with timeline.stage("warm-up"):
+            for graph, engine in engines.items():
+                opened = (engine, choices[graph], bundle, settings, graph)
+                engines[graph], choices[graph] = warmed(*opened, say=_info, struck=struck[graph])
+        task = loading.result()
+    except Exception:
+        _verified(verification, bundle, settings)  # damaged weights say more than what followed from them
+        raise
+    timeline.stages["verify"] = _verified(verification, bundle, settings)
     from engine.batcher import Batcher
     from engine.passage import Passage
     from engine.router import Router
@@ -146,6 +141,22 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
     worker = Worker(timeline, bundle, choices, batcher, handler, notes)
     timeline.mark("ready")
     return worker
+
+
+def _verified(verification: Verification, bundle: Bundle, settings: Settings) -> float:
+    """Wait for the end of it; ms that it took. Raises BundleError; a bundle that was fetched is then discarded."""
+    try:
+        return verification.result()
+    except BundleError as error:
+        if not settings.bundle_url:
+            raise
+        from handler.fetch_bundle import discard
+
+        try:
+            discard(bundle.path)  # or every worker would find it in the cache, and fail
+        except OSError as refusal:
+            raise BundleError(f"{error}; it cannot be removed from the cache ({refusal.strerror})") from error
+        raise BundleError(f"{error}; it was removed from the cache, and the next worker fetches it again") from error
 
 
 def _info(line: str) -> None:

@@ -44,6 +44,7 @@ class _Front:
         self._timeline = timeline
         self._sdk = sdk
         self._heartbeat = Heartbeat(os.environ)
+        self._watch: asyncio.Task[None] | None = None
         self._loop = JobLoop(
             sdk,
             self.handle,
@@ -57,15 +58,18 @@ class _Front:
 
     async def run(self) -> None:
         try:
-            self._timeline.stages.update(await self.engine.start())
-            watch = asyncio.create_task(self.engine.watch(self._settings.engine_timeout_s))
-            await self._loop.run()
-            watch.cancel()
+            await self._loop.run(ready=self._start_engine())
         finally:
+            if self._watch is not None:
+                self._watch.cancel()
             self.engine.close()
             _let_nothing_interrupt_the_end()
         if self.failed:
             await asyncio.to_thread(sdk_module.report_unhealthy, "engine", self.failed)
+
+    async def _start_engine(self) -> None:
+        self._timeline.stages.update(await self.engine.start())
+        self._watch = asyncio.create_task(self.engine.watch(self._settings.engine_timeout_s))
 
     async def handle(self, job: dict[str, Any]) -> bytes | dict[str, Any] | AsyncIterator[bytes]:
         """The body for `job`, or its parts; health also tells what only this process knows."""

@@ -10,11 +10,12 @@ import asyncio
 import inspect
 import reprlib
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, suppress
 from typing import Any
 
 from engine.errors import InvalidInput, Overloaded, WorkerFault
+from handler.connections import AHEAD_S
 from handler.log import log
 from handler.reply import body_of, body_of_error, encode
 from handler.sdk import Sdk
@@ -24,6 +25,7 @@ from handler.transport import Poll, Results
 _BUSY_PAUSE_S = 5.0  # after status 429: the stock SDK's
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _LAST_WORDS_S = 5.0  # for results that are still being sent when the drain time is over
+_FIRST_SIGNALS_S = 0.05  # the first take goes first
 _QUICK_POLL_S = 0.02
 _QUICK_POLLS = 3
 
@@ -73,24 +75,43 @@ class JobLoop:
         self._stop.set()
         self._room.set()
 
-    async def run(self) -> None:
-        """Serve until stopped; SIGTERM, SIGINT and SIGHUP stop. No job that was taken is left without an answer."""
+    async def run(self, ready: Awaitable[object] | None = None) -> None:
+        """Serve until stopped; SIGTERM, SIGINT and SIGHUP stop. No job that was taken is left without an answer.
+
+        `ready` is awaited before, while connections are opened. Raises what it raises.
+        """
+        self._poll = Poll(self._sdk)
+        self._results = Results(self._sdk, self._result_timeout_s)
+        try:
+            if ready is not None:
+                await self._connect_until(ready)
+            await self._serve_until_stopped()
+        finally:
+            await self._poll.close()
+            await self._results.close()
+
+    async def _connect_until(self, ready: Awaitable[object]) -> None:
+        connecting = asyncio.create_task(self._poll.open_ahead())
+        self._results.open_ahead()
+        try:
+            await ready
+            await asyncio.wait({connecting}, timeout=AHEAD_S)
+        finally:
+            connecting.cancel()
+
+    async def _serve_until_stopped(self) -> None:
         loop = asyncio.get_running_loop()
         for signum in ending_signals():
             loop.add_signal_handler(signum, self.stop)
-        self._poll = Poll(self._sdk)
-        self._results = Results(self._sdk, self._result_timeout_s)
         stop_signals = asyncio.create_task(self._follow_stop_signals())
         try:
+            await self._take_until_stopped()
+        finally:  # whatever ended it, such as a concurrency modifier that raises
             try:
-                await self._take_until_stopped()
-            finally:  # whatever ended it, such as a concurrency modifier that raises
                 await self._drain()
-        finally:
-            stop_signals.cancel()
-            await asyncio.gather(stop_signals, return_exceptions=True)
-            await self._poll.close()
-            await self._results.close()
+            finally:
+                stop_signals.cancel()
+                await asyncio.gather(stop_signals, return_exceptions=True)
 
     # Taking
 
@@ -127,10 +148,9 @@ class JobLoop:
                 await self._pause(min(0.05 * (quick_polls - _QUICK_POLLS), 0.5))
 
     async def _pause(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._stop.wait(), seconds)
-        except asyncio.TimeoutError:
-            pass
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
 
     def _start(self, job: Any) -> bool:
         """Whether `job` runs from now on."""
@@ -148,6 +168,7 @@ class JobLoop:
         # Known to the heartbeat before anything can fail.
         self._sdk.progress.add(job_id)
         self._answering += 1
+        self._results.open_ahead()
         # Made here, not in the task below: so it runs before the next poll is written, 0.3 ms in an idle worker.
         answer = self._answers[job_id] = asyncio.create_task(self._answer(job_id, job))
         task = asyncio.create_task(self._serve(job_id, answer), name=job_id)
@@ -237,6 +258,7 @@ class JobLoop:
     async def _follow_stop_signals(self) -> None:
         """Cancel the jobs that the platform wants stopped; nothing is posted for them."""
         pause = 1.0
+        await asyncio.sleep(_FIRST_SIGNALS_S)
         while True:
             try:
                 job_ids = await self._poll.stop_signals()

@@ -46,11 +46,21 @@ class _Shell(ModuleType):
         submodule = f"{self.__name__}.{name}"
         if hasattr(self, "__path__") and importlib.util.find_spec(submodule):
             return importlib.import_module(submodule)
+        self._run_init()
+        return getattr(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A setting, such as `runpod.api_key`, is set after `__init__` has given it its default."""
+        is_new = name not in self.__dict__ and not name.startswith("__") and not isinstance(value, ModuleType)
+        if self.__class__ is _Shell and is_new:
+            self._run_init()
+        ModuleType.__setattr__(self, name, value)  # it may have become one
+
+    def _run_init(self) -> None:
         # From here on this is an ordinary module: while `__init__` runs, and after it, a missing name is missing.
         self.__class__ = ModuleType  # type: ignore[assignment]
         assert self.__spec__ is not None and self.__spec__.loader is not None
         self.__spec__.loader.exec_module(self)
-        return getattr(self, name)
 
 
 def _enter_through_shells() -> None:
@@ -127,6 +137,8 @@ class Sdk:
     """() -> headers of every request."""
     progress: Any
     """The set of running job ids; what it is told, a mirror passes on to the heartbeat."""
+    job_take_url: str
+    """Of a take; a batch's is beside it."""
     job_done_url: str
     """With $ID for the job's id."""
     job_stream_url: str
@@ -173,6 +185,7 @@ def load() -> Sdk:
             too_many_requests=http_client.TooManyRequests,
             auth_header=http_client.get_auth_header,
             progress=worker_state.JobsProgress(),
+            job_take_url=rp_job.JOB_GET_URL,
             job_done_url=rp_http.JOB_DONE_URL,
             job_stream_url=rp_http.JOB_STREAM_URL,
         )

@@ -14,6 +14,7 @@ import aiohttp
 
 from engine.errors import WorkerFault
 from handler import trust
+from handler.connections import AHEAD_S, Connector, open_ahead
 from handler.log import log
 from handler.reply import body_of_error, encode
 from handler.sdk import Sdk
@@ -27,11 +28,12 @@ _TEMPORARY = (408, 425, 429)
 _TOO_LARGE = 413
 _ATTEMPTS, _REFUSED_PAUSE_S = 3, 1.0  # for a status that says no: the stock SDK's, and some have passed
 _REST_S = 1.0  # for what follows the status of a reply
+_RECENT_S = 10.0  # after a result: its connection is still there
 _ONCE = aiohttp.ClientTimeout(total=10)
 _LARGE = 1_000_000  # bytes
 
 
-class _OneRequest(aiohttp.TCPConnector):
+class _OneRequest(Connector):
     """Knows the connection of the request in flight, to end it from this side, and can refuse a further one."""
 
     current: Any = None
@@ -51,7 +53,7 @@ class Poll:
         self._sdk = sdk
         self._body = b""
         self._replying = False
-        self._connector = _OneRequest(limit=0)
+        self._connector = _OneRequest()
         trace = aiohttp.TraceConfig()
         trace.on_request_end.append(self._note_reply)
         trace.on_response_chunk_received.append(self._remember)
@@ -63,13 +65,17 @@ class Poll:
             trace_configs=[trace],
             cookie_jar=aiohttp.DummyCookieJar(),  # a jar would be searched before every request
         )
-        self._signals_session = aiohttp.ClientSession(headers=headers, timeout=timeout)
+        self._signals_session = aiohttp.ClientSession(connector=Connector(), headers=headers, timeout=timeout)
 
     async def _note_reply(self, session: Any, context: Any, params: aiohttp.TraceRequestEndParams) -> None:
         self._replying = True  # its headers are here
 
     async def _remember(self, session: Any, context: Any, params: aiohttp.TraceResponseChunkReceivedParams) -> None:
         self._body = params.chunk
+
+    async def open_ahead(self) -> None:
+        """Open the connection that the first take will find."""
+        await open_ahead(self._jobs_session, self._sdk.job_take_url)
 
     async def take(self, count: int, stop: asyncio.Event) -> list[Any]:
         """Up to `count` jobs; none when the platform has none, or when `stop` was set meanwhile.
@@ -157,12 +163,20 @@ class Results:
     def __init__(self, sdk: Sdk, timeout_s: float) -> None:
         self._sdk = sdk
         self._timeout_s = timeout_s
+        self._last_post = float("-inf")
+        self._ahead: asyncio.Task[None] | None = None
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=Connector(),
             headers=sdk.auth_header(),
             timeout=aiohttp.ClientTimeout(total=60),
             cookie_jar=aiohttp.DummyCookieJar(),  # as above
         )
+
+    def open_ahead(self) -> None:
+        """See to a connection for the result of a job that begins now, where none was used a moment ago."""
+        is_opening = self._ahead is not None and not self._ahead.done()
+        if not is_opening and time.monotonic() - self._last_post > _RECENT_S:
+            self._ahead = asyncio.create_task(open_ahead(self._session, self._sdk.job_done_url))
 
     async def send(self, job_id: str, body: bytes, *, stream: bool = False) -> bool:
         """Post a job's final result, encoded; `stream` says that chunks went before it. Whether RunPod took it.
@@ -233,6 +247,11 @@ class Results:
 
     async def _post_once(self, url: str, body: bytes, headers: dict[str, str], limit: aiohttp.ClientTimeout) -> int:
         """The HTTP status, which decides, whatever becomes of the rest of the reply. Raises what aiohttp raises."""
+        if (ahead := self._ahead) is not None:
+            await asyncio.wait({ahead}, timeout=AHEAD_S)
+            if self._ahead is ahead:
+                self._ahead = None
+        self._last_post = time.monotonic()
         async with self._session.post(url, data=io.BytesIO(body), headers=headers, timeout=limit) as response:
             if response.method != "POST":  # a redirect made a GET of it, and lost the body
                 raise aiohttp.ClientError(f"redirected to {response.url.host}")
@@ -243,6 +262,8 @@ class Results:
 
     async def close(self) -> None:
         """Close the connections."""
+        if self._ahead is not None:
+            self._ahead.cancel()
         await self._session.close()
 
 

@@ -54,10 +54,15 @@ class QueueWorker:
     @contextmanager
     def start(self) -> Iterator[Running]:
         """See Target."""
-        found = self.made()
-        env = {**QUIET, "MAX_CONCURRENCY": str(self.concurrency), "CONCURRENCY": str(self.concurrency), **found.env}
-        with Clients() as clients, WorkerProcess(clients.emulator, list(found.command), env) as worker:
+        command, env = self.how()
+        with Clients() as clients, WorkerProcess(clients.emulator, command, env) as worker:
             yield _Running(clients, worker)
+
+    def how(self) -> tuple[Sequence[str], Mapping[str, str]]:
+        """What starts it, and its variables but for the endpoint's. Raises RuntimeError."""
+        found = self.made()
+        concurrency = {"MAX_CONCURRENCY": str(self.concurrency), "CONCURRENCY": str(self.concurrency)}
+        return found.command, {**QUIET, **concurrency, **found.env}
 
 
 def ours(name: str, label: str, bundle: Callable[[], Path], concurrency: int, engine: str = "auto") -> QueueWorker:

@@ -31,6 +31,10 @@ _BEST_TOKENS = {"cpu": 512, "cuda": 16_384}  # cuda: not measured yet
 # Of a lane, which has one thread. With 512 tokens 32 clients got as many answers, 8 clients 4 to 6 % fewer; p99 was a
 # tenth to a sixth longer, and 11 to 13 MB more were held. With 128 tokens 32 clients got 4 to 6 % fewer.
 _BEST_TOKENS_OF_LANE = 256
+# On the CPU, of rows that all have one size, which are images, spectrograms and the like. ViT-Tiny, CLIP's, YOLOS-Tiny
+# and SegFormer-B0 are fastest with 4 at once on two threads and with 1 to 4 on one; 32 at once took 1.1 to 1.4 times as
+# long a row. Of a large model they would take minutes, behind which everybody waits, and gigabytes.
+_BEST_ROWS_OF_THREAD = 2
 _LANES_HOLD = 2  # times the weights' size, generously: those of MiniLM held 0.6 times in fp32, once in int8
 _LOG_ERRORS_ONLY = 3
 # On the CPU the first run costs 2 to 10 ms more than others of its size, whatever its size, and no later one does.
@@ -59,7 +63,6 @@ class OnnxRuntimeEngine:
     ) -> None:
         found = bundle.manifest.graphs[graph]
         self.overhead_tokens = _OVERHEAD_TOKENS[provider]
-        self.best_tokens = _BEST_TOKENS[provider]
         self._warm_up = _WARM_UP[provider]
         self.computes_in_caller = provider == "cpu"
         threads = threads or cpu_quota()
@@ -68,6 +71,9 @@ class OnnxRuntimeEngine:
         self.lanes = threads if lanes and self.computes_in_caller and threads > 1 else 0
         self.inputs = found.inputs
         self.outputs = found.outputs
+        self._of_one_size = all(spec.length_axis is None for spec in self.inputs)
+        few = self._of_one_size and self.computes_in_caller
+        self.best_tokens = threads * _BEST_ROWS_OF_THREAD if few else _BEST_TOKENS[provider]
         self.buckets = Ladder(range(1, max_batch + 1), rungs(bundle.manifest.max_length(graph), LENGTH_STEP))
         self._in = Buffers(self.inputs, self.buckets)
         self._out = Buffers(self.outputs, self.buckets)
@@ -90,7 +96,7 @@ class OnnxRuntimeEngine:
 
     def _lane(self, session: Any, number: int) -> OnnxRuntimeEngine:
         lane = copy(self)
-        lane.best_tokens = _BEST_TOKENS_OF_LANE
+        lane.best_tokens = _BEST_ROWS_OF_THREAD if self._of_one_size else _BEST_TOKENS_OF_LANE
         lane.lanes, lane.caller_cpu = 0, self._cpus[number] if self._cpus else None
         lane._session, lane._bindings, lane._started = session, {}, self.buckets[0]
         lane._in, lane._out = Buffers(self.inputs, self.buckets), Buffers(self.outputs, self.buckets)

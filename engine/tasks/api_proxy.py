@@ -89,7 +89,8 @@ class ApiProxy(ItemsTask):
         if not path.startswith("/") or not _stays_below(path):
             raise InvalidInput(f"`{name}.path` must begin with / and hold no ?, # or ..; parameters go into `query`")
         query = check.require_object({} if value.get("query") is None else value["query"], f"`{name}.query`")
-        if not all(isinstance(one, str | int | float) for one in query.values()):
+        # Nor true and false, which Python would write with a capital letter.
+        if not all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in query.values()):
             raise InvalidInput(f"`{name}.query` must hold strings and numbers only")
         try:
             body = None if value.get("body") is None else json.dumps(value["body"], allow_nan=False).encode()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engine.tensors import Arrays, Row
 
 _OPENAI_ROUTE = "/v1/embeddings"
+_FIELDS = ("text", "texts", "inputs")
 _OPTIONS = ("normalize", "dimensions", "encoding_format", "truncate", "prompt_name")
 
 
@@ -63,8 +64,7 @@ class FeatureExtraction:
         self._limits = limits
         self._dimension = int(config["dimension"])
         self._normalize = bool(config["normalize"])
-        self._prompts: dict[str, str] = dict(config.get("prompts", {}))
-        self._default_prompt = self._prompts.get(config.get("default_prompt") or "", "")
+        self._config = config
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
@@ -72,17 +72,21 @@ class FeatureExtraction:
         return cls(Tokens(bundle), bundle.manifest.model, bundle.manifest.task_config, limits)
 
     def parse(self, payload: Json) -> Request:
-        """Check the job's input. Raises InvalidInput."""
+        """Check the job's input; `inputs`, the pipelines' name, may hold one text or a list. Raises InvalidInput."""
         payload = check.require_object(payload)
         if "openai_route" in payload or "openai_input" in payload:
             return self._parse_openai(payload)
-        check.refuse_unknown(payload, ("text", "texts", *_OPTIONS), check.OF_EVERY_JOB)
-        if ("text" in payload) == ("texts" in payload):
+        check.refuse_unknown(payload, (*_FIELDS, *_OPTIONS), check.OF_EVERY_JOB)
+        present = [name for name in _FIELDS if name in payload]
+        if len(present) != 1:
             raise InvalidInput("`input` needs either `text` (a string) or `texts` (a list of strings)")
-        single = "text" in payload
-        if single and not isinstance(payload["text"], str):
-            raise InvalidInput(f"`text` must be a string, got {check.kind(payload['text'])}; a list goes into `texts`")
-        return self._request(payload, "text" if single else "texts", single, None)
+        (field,) = present
+        single = field == "text" or (field == "inputs" and not isinstance(payload[field], list))
+        if single and not isinstance(payload[field], str):
+            raise InvalidInput(
+                f"`{field}` must be a string, got {check.kind(payload[field])}; a list goes into `texts`"
+            )
+        return self._request(payload, field, single, None)
 
     def _parse_openai(self, payload: dict[str, Any]) -> Request:
         check.refuse_unknown(payload, ("openai_route", "openai_input"))
@@ -104,10 +108,6 @@ class FeatureExtraction:
 
     def _request(self, body: dict[str, Any], field: str, single: bool, openai_model: str | None) -> Request:
         texts = [body[field]] if single else body[field]
-        prompt_name = body.get("prompt_name")
-        if prompt_name is not None and (not isinstance(prompt_name, str) or prompt_name not in self._prompts):
-            known = ", ".join(sorted(self._prompts)) or "none for this model"
-            raise InvalidInput(f"`prompt_name` must be one of: {known}; got {check.shown(prompt_name)}")
         return Request(
             texts=check.texts(texts, field, self._limits.max_items, self._limits.max_chars),
             single=single,
@@ -116,7 +116,7 @@ class FeatureExtraction:
             dimensions=check.whole_number(body, "dimensions", 1, self._dimension),
             encoding_format=check.choice(body, "encoding_format", FORMATS),
             truncate=check.boolean(body, "truncate", True),
-            prompt=self._prompts[prompt_name] if prompt_name is not None else self._default_prompt,
+            prompt=check.prompt(body, self._config),
         )
 
     def split(self, request: Request, rows: int) -> Sequence[Request]:

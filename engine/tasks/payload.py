@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.errors import InvalidInput
@@ -86,6 +86,21 @@ def choice(payload: dict[str, Any], name: str, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise InvalidInput(f"`{name}` must be one of {', '.join(allowed)}, got {shown(value)}")
     return str(value)
+
+
+def prompt(payload: dict[str, Any], config: Mapping[str, Any]) -> str:
+    """What is to stand before a text: the prompt that `prompt_name` names, the model's default, or "".
+
+    `config` is a task_config with `prompts` (name -> prefix) and `default_prompt` (a name, or null).
+    """
+    prompts: Mapping[str, str] = config.get("prompts", {})
+    name = payload.get("prompt_name")
+    if name is None:
+        return prompts.get(config.get("default_prompt") or "", "")
+    if not isinstance(name, str) or name not in prompts:
+        known = ", ".join(sorted(prompts)) or "none for this model"
+        raise InvalidInput(f"`prompt_name` must be one of: {known}; got {shown(name)}")
+    return prompts[name]
 
 
 def texts(value: Any, name: str, max_items: int, max_chars: int) -> list[str]:

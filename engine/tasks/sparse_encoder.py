@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from engine.errors import InvalidInput
 from engine.tasks import payload as check
 from engine.tasks.items import Part, Request
 from engine.text.task import TextTask
@@ -37,18 +36,11 @@ class SparseEncoder(TextTask):
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """`top_k` (all), `format` (tokens) and `prompt_name` (the model's default)."""
-        prompts: Mapping[str, str] = self.config["prompts"]
-        name = payload.get("prompt_name")
-        if name is None:
-            name = self.config["default_prompt"]
-        elif not isinstance(name, str) or name not in prompts:
-            known = ", ".join(sorted(prompts)) or "none for this model"
-            raise InvalidInput(f"`prompt_name` must be one of: {known}; got {check.shown(name)}")
         return {
             **super().options(payload),
             "top_k": check.whole_number(payload, "top_k", 1, 1_000_000),
             "format": check.choice(payload, "format", _FORMATS),
-            "prompt": prompts[name] if name is not None else "",
+            "prompt": check.prompt(payload, self.config),
         }
 
     def texts(self, item: Any, options: Mapping[str, Any]) -> Sequence[str]:

@@ -150,6 +150,7 @@ def test_after_the_last_attempt_the_job_may_be_sent_again(server: TlsServer):
         ({"path": "/a", "method": "TRACE"}, "`method` must be one of GET, POST, PUT, PATCH, DELETE, got TRACE"),
         ({"path": "/a", "query": []}, "`request.query`"),
         ({"path": "/a", "query": {"a": [1]}}, "`request.query` must hold strings and numbers only"),
+        ({"path": "/a", "query": {"a": True}}, "`request.query` must hold strings and numbers only"),
         ({"path": "/a", "body": {"a": float("nan")}}, "`request.body` holds NaN or infinity"),
         ({"path": "/a", "url": "https://evil.test"}, "unknown field `url`"),
         ({"path": "/a", "headers": {"Host": "evil.test"}}, "unknown field `headers`"),

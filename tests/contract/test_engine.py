@@ -4,6 +4,7 @@ import asyncio
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from engine.bundle import Bundle, open_bundle
 from engine.errors import EngineError, EngineLost, InvalidInput, Overloaded
 from engine.feed import run_rows
 from engine.tensors import Arrays, Row
-from tests.bundles import DIMENSION, MAX_LENGTH
+from tests.bundles import DIMENSION, MAX_LENGTH, write_small_bundle
 from tests.plans import profiles
 from tests.tensorrt_double import engine_on_double
 
@@ -124,6 +125,32 @@ async def test_tokens_are_counted_with_and_without_padding(engine: Engine):
     summary = batcher.stats.summary()
     assert (summary["tokens_served"], summary["batches_run"]) == (8, 1)
     assert summary["tokens_computed"] == engine.buckets.fit(2, 5).tokens >= 10
+
+
+async def test_no_rows_have_no_answers_and_cost_nobody_anything(small_bundle: Path):
+    """A task should make one at least; one that does not must not stop the worker."""
+    batcher = batcher_on(FakeEngine.from_bundle(open_bundle(small_bundle)))
+    async with asyncio.timeout(10):
+        assert await batcher.run([]) == []
+        assert len(await batcher.run([row(4), row(5)])) == 2
+    batcher.close()
+
+
+async def test_batching_that_fails_loses_the_engine(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """A policy that was changed may be wrong: jobs that wait for ever would tell nobody."""
+    batcher, said = batcher_on(FakeEngine.from_bundle(open_bundle(small_bundle))), list[str]()
+    batcher.on_lost = said.append
+
+    def wrong(*arguments: Any) -> Any:
+        raise IndexError("off by one")
+
+    monkeypatch.setattr(batcher._queue, "pop", wrong)
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            with pytest.raises(EngineLost, match="batching failed with IndexError: off by one"):
+                await batcher.run([row(4), row(5)])
+    batcher.close()
+    assert said == ["batching failed with IndexError: off by one"]
 
 
 async def test_jobs_share_batches_while_the_engine_is_busy(small_bundle: Path):
@@ -321,6 +348,22 @@ async def test_closing_fails_what_waits(small_bundle: Path):
         await waiting
     with pytest.raises(EngineError, match="closed"):
         await batcher.run([row(4)])
+
+
+async def test_rows_of_one_size_run_few_at_a_time_on_the_cpu(tmp_path: Path, small_bundle: Path):
+    """A batch of 32 large images would take minutes there, and ENGINE_TIMEOUT_S would end the worker."""
+    graph = open_bundle(small_bundle).manifest.graphs["model"]
+    images = [replace(spec, shape=("batch", 16)) for spec in graph.inputs]
+    bundle = open_bundle(
+        write_small_bundle(tmp_path / "images", graphs={"model": replace(graph, inputs=tuple(images))})
+    )
+    engine = OnnxRuntimeEngine(bundle, threads=2, lanes=True)
+    assert [engine.best_tokens, *(lane.best_tokens for lane in engine.open_lanes())] == [4, 2, 2]
+    batcher = Batcher(engine, max_rows=32, max_tokens=0, max_queued=100)
+    image = replace(row(16), length=1)
+    assert len(await batcher.run([image] * 20)) == 20
+    batcher.close()
+    assert max(batcher.stats.batch_sizes) == 4
 
 
 def test_one_batcher_serves_several_event_loops(engine: Engine):

@@ -76,6 +76,7 @@ async def test_rows_that_come_one_by_one_open_none(small_bundle: Path):
 
 
 async def test_batches_run_at_the_same_time(lanes: Lanes):
+    assert lanes.batcher.stats.summary()["lanes"] == 2
     lanes.on_run = meeting()
     answers = await lanes.batcher.run([row(4, seed) for seed in range(6)])
     lanes.on_run = lambda bucket: None
@@ -106,6 +107,29 @@ async def test_a_lone_row_runs_together_and_alone(lanes: Lanes):
     await asyncio.gather(first, others)
     assert sorted(lanes.threads[1:]) == ["engine", "engine-2"]
     lanes.batcher.close()
+
+
+async def test_no_row_runs_on_the_event_loop_beside_a_lane(small_bundle: Path):
+    made, gate, begun = Lanes(small_bundle, lanes=3), threading.Event(), threading.Barrier(3)
+
+    def hold(bucket: Bucket) -> None:
+        if bucket.length >= 24:
+            begun.wait(PATIENCE_S)
+            assert threading.current_thread().name == "engine" or gate.wait(PATIENCE_S)
+
+    await made.open()
+    await made.batcher.run([row(4)])  # short, so that the next of its size might run on the loop
+    made.threads.clear()
+    made.on_run = hold
+    first = asyncio.ensure_future(made.batcher.run([row(24)] * 3))  # one a lane; the engine thread's ends
+    async with asyncio.timeout(PATIENCE_S):
+        while len(made.threads) < 3 or not made.batcher._idle:
+            await asyncio.sleep(0.001)
+        await made.batcher.run([row(4)])
+    assert made.threads[3:] == ["engine"]
+    gate.set()
+    await first
+    made.batcher.close()
 
 
 async def test_a_lane_that_hangs_is_busy_while_the_other_goes_on(lanes: Lanes):

@@ -44,6 +44,16 @@ def test_the_functions_have_the_signatures_that_are_called():
     assert "_mirror.get()" in inspect.getsource(Heartbeat)
 
 
+def test_a_setting_of_the_sdk_is_not_lost_when_its_init_runs_later():
+    """A fork's task may call another endpoint."""
+    found = python(
+        "from handler import sdk; sdk.load(); import runpod\n"
+        "runpod.api_key = 'mine'; runpod.endpoint_url_base = 'http://here'\n"
+        "print(runpod.Endpoint('e').rp_client.api_key, runpod.endpoint_url_base)"
+    ).stdout.split()
+    assert found == ["mine", "http://here"]
+
+
 def test_addresses_come_from_the_environment():
     found = python(
         "from handler import sdk; s = sdk.load(); print(s.job_done_url, s.job_stream_url)\n"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import requests
+from onnx import numpy_helper
 
 from benchmarks.emulator import EmulatorThread, Fault
 from benchmarks.worker_process import WorkerProcess
+from engine.bundle import open_bundle, write_manifest
 
 BAD_PAYLOADS: list[tuple[Any, str]] = [
     ({"texts": "not a list"}, "invalid input: `texts` must be a list of strings, got a string"),
@@ -87,6 +91,9 @@ def test_health(emulator: EmulatorThread, small_bundle: Path):
         assert (health["jobs_done"], health["jobs_running"], health["rows_per_batch"]) == (1, 1, {"1": 1})
         assert set(health["stages_ms"]) == {"prepare", "queue", "run", "engine", "finish"}
         assert set(health["memory_mb"]) == {"front", "engine"}
+        (table,) = re.findall(r"## Health\n.*?(\|.*?)\n\n", Path("docs/api.md").read_text(), re.DOTALL)
+        told = {name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split(" | ")[0])}
+        assert set(health) == told
 
 
 def test_timings_when_asked(worker: WorkerProcess, emulator: EmulatorThread):
@@ -216,6 +223,28 @@ def test_a_damaged_bundle_is_refused_before_anything_in_it_is_read(small_bundle:
     assert done.returncode == 1
     assert "cannot start: " in done.stdout
     assert "does not match" in done.stdout
+
+
+@pytest.mark.parametrize("damaged", ["scale", "axis"])
+def test_weights_that_are_hashed_while_the_engine_loads_are_refused(small_bundle: Path, damaged: str):
+    """Also where the engine has failed on them before: with an axis that there is not, it cannot run."""
+    graph = small_bundle / "graphs/model/fp32.onnx"
+    model = onnx.load(graph)
+    for tensor in model.graph.initializer:  # only raw bytes move into a file
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(model, graph, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    stored = onnx.load(graph, load_external_data=False).graph.initializer
+    where = {one.name: int(next(e.value for e in one.external_data if e.key == "offset")) for one in stored}
+    weights = graph.with_name("weights.bin")
+    raw = bytearray(weights.read_bytes())
+    raw[where[damaged]] ^= 0x40
+    weights.write_bytes(raw)
+    done = start(small_bundle)
+    assert done.returncode == 1
+    assert done.stdout.count("cannot start: ") == 1
+    assert "weights.bin does not match the SHA-256 in the manifest" in done.stdout
+    assert "ONNX Runtime failed" not in done.stdout
 
 
 def start(

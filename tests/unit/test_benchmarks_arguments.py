@@ -48,6 +48,7 @@ def test_what_cannot_be_done_is_a_sentence(command: str, said: str, tmp_path: Pa
         ("throughput --plan-options '", 'argument --plan-options: "\'" cannot be taken apart as a shell does'),
         ("compare a b --effect x", "argument --effect: 'x' is not between 0 and 1"),
         ("gpu --out o --smoke /no/such", "argument --smoke: there is no file /no/such"),
+        ("distance --rtt-ms 0", "argument --rtt-ms: '0' is not a number above 0"),
         ("memory --model /no/such", "argument --model: there is no folder /no/such"),
         ("soak --json {folder}", "argument --json: {folder} is a folder; name a file"),
         ("soak --json {file}/a/b.json", "argument --json: {file}/a/b.json cannot be written: {file} is no folder"),

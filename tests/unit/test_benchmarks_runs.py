@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import coldstart, load, page_cache
+from benchmarks import coldstart, distance, load, page_cache
 from benchmarks.clients import Clients, embed_jobs
 from benchmarks.emulator import Emulator
 from benchmarks.emulator.exchange import now
@@ -21,7 +21,7 @@ from benchmarks.workload import stream, texts
 
 
 def run(command: str, *arguments: object) -> int:
-    module = {"coldstart": coldstart, "load": load}[command]
+    module = {"coldstart": coldstart, "distance": distance, "load": load}[command]
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     return module.main(parser.parse_args([str(argument) for argument in arguments]))
@@ -44,6 +44,18 @@ def test_one_cold_start(small_bundle: Path, tmp_path: Path, capsys: pytest.Captu
     assert figures["floor", "warm", "ready_s"] < figures["floor", "warm", "first_answer_s"]
     assert all(results.ratios(one) for one in results.of("coldstart") if one.target == "ours-fake")
     assert "exec to first answer / floor's exec to first answer" in capsys.readouterr().out
+
+
+def test_a_worker_at_a_distance(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Nothing is faster than light: what is half a round trip away takes a whole one to come and go."""
+    out = tmp_path / "distance.json"
+    short = ("--rounds", 1, "--jobs", 2, "--pause", 0.1, "--rtt-ms", 60, "--with", "none", "--engine", "fake")
+    assert run("distance", *short, "--bundle", small_bundle, "--json", out) == 0
+    figures = {one.key[2:]: one.median for one in read(out).of("distance")}
+    assert figures["in turn", "p50_ms"] >= 60
+    assert figures["after a pause", "p50_ms"] >= 60
+    assert figures["start", "first_answer_s"] >= 0.06
+    assert "| round trip 60 ms, TLS" in capsys.readouterr().out
 
 
 def test_what_imports_cost(small_bundle: Path, capsys: pytest.CaptureFixture[str]):

@@ -20,6 +20,13 @@ def task(small_bundle: Path) -> FeatureExtraction:
     return found
 
 
+def test_the_pipelines_name_takes_a_text_or_a_list(task: FeatureExtraction):
+    assert task.parse({"inputs": "a"}) == task.parse({"text": "a"})
+    assert task.parse({"inputs": ["a", "b"], "normalize": False}) == task.parse(
+        {"texts": ["a", "b"], "normalize": False}
+    )
+
+
 @pytest.mark.parametrize(
     ("payload", "sentence"),
     [
@@ -29,6 +36,8 @@ def task(small_bundle: Path) -> FeatureExtraction:
         ({"text": "a", "texts": ["b"]}, "needs either `text`"),
         ({"text": ["a"]}, "`text` must be a string, got a list; a list goes into `texts`"),
         ({"text": None}, "`text` must be a string, got null"),
+        ({"text": "a", "inputs": "b"}, "needs either `text`"),
+        ({"inputs": 3}, "`inputs` must be a string, got a number"),
         ({"texts": "a"}, "`texts` must be a list of strings, got a string"),
         ({"texts": []}, "`texts` must hold 1 to 100 strings, got 0"),
         ({"texts": ["a"] * 101}, "`texts` must hold 1 to 100 strings, got 101"),

@@ -29,6 +29,7 @@ def test_the_summary():
         "tokens_computed": 112,
         "batches_run": 3,
         "rows_per_batch": {"1": 1, "3": 2},
+        "lanes": 0,
         "stages_ms": {"run": {"p50": 51.0, "p90": 91.0, "p99": 100.0}},
     }
 
