@@ -16,14 +16,13 @@ import fcntl
 import hashlib
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import copyfile, copytree
 
@@ -34,6 +33,7 @@ from engine.plan import SUFFIX, TIMING_CACHE, PlanFile, plans_of, read_sidecar, 
 
 BUILD_COMMAND = (sys.executable, "-m", "export", "plan")
 """Followed by a folder with a bundle, to which it adds plans for this machine's GPU."""
+_LEASH = (sys.executable, "-m", "engine.leash")
 
 Say = Callable[[str], None]
 """Takes a line for the log."""
@@ -78,7 +78,7 @@ def build(bundle: Bundle, cache: Path, timeout_s: float, say: Say, is_there: Cal
             with tempfile.TemporaryDirectory(prefix="build-plan-") as work:
                 copy = _copy(bundle, Path(work) / "bundle")
                 _bring_timings(bundle, cache, copy)
-                _run([*BUILD_COMMAND, str(copy)], deadline, timeout_s, say)
+                _run([*BUILD_COMMAND, str(copy)], work, deadline, timeout_s, say)
                 _keep(open_bundle(copy), bundle, cache)
                 _keep_timings(bundle, cache, copy)
     except OSError as error:
@@ -129,13 +129,16 @@ def _copy(bundle: Bundle, to: Path) -> Path:
     return to
 
 
-def _run(command: list[str], deadline: float, timeout_s: float, say: Say) -> None:
-    """Run `command`, hand on what it prints, and end it at `deadline`. Raises EngineError unless it exits with 0."""
+def _run(command: list[str], work: str, deadline: float, timeout_s: float, say: Say) -> None:
+    """Run `command`, which works in the folder `work`, hand on what it prints, and end it at `deadline`.
+
+    It ends with us, too, however we do (engine/leash.py). Raises EngineError unless it exits with 0.
+    """
     begin, last = time.monotonic(), ""
     say(f"building a plan: {' '.join(command)}")
     process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
+        [*_LEASH, work, *command],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},  # lines when they are printed
@@ -143,7 +146,8 @@ def _run(command: list[str], deadline: float, timeout_s: float, say: Say) -> Non
         errors="replace",
         start_new_session=True,
     )
-    ended, parent, why = threading.Event(), os.getppid(), ""
+    assert process.stdin is not None and process.stdout is not None
+    leash, ended, parent, why = process.stdin, threading.Event(), os.getppid(), ""
 
     def watch() -> None:
         nonlocal why
@@ -158,22 +162,23 @@ def _run(command: list[str], deadline: float, timeout_s: float, say: Say) -> Non
                 said = now
                 say(f"building a plan: {now - begin:.0f} s")
             if why:
-                with suppress(ProcessLookupError):  # it has just ended by itself
-                    # The whole group; and no gentler signal, for this process ignores SIGTERM, and so does its child.
-                    os.killpg(process.pid, signal.SIGKILL)
+                leash.close()
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    assert process.stdout is not None
-    with process.stdout as lines:
-        for line in lines:
-            if line := line.strip():
-                last = line
-                say(f"building a plan: {line}")
-    code = process.wait()
-    ended.set()
-    watcher.join()
+    try:
+        with process.stdout as lines:
+            for line in lines:
+                if line := line.strip():
+                    last = line
+                    say(f"building a plan: {line}")
+        code = process.wait()
+    finally:
+        ended.set()
+        watcher.join()
+        leash.close()
+        process.wait()
     if why:
         raise EngineError(why)
     if code:

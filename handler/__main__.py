@@ -6,6 +6,11 @@ test_input.json in the working directory, or `--rp_serve_api`. So does WORKER_LO
 
 from __future__ import annotations
 
+from handler import signals
+
+if __name__ == "__main__":  # before what takes longer is imported
+    signals.end_by_ctrl_c()
+
 import gc
 import os
 import signal
@@ -16,7 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.errors import WorkerFault
-from handler import output, signals
+from handler import output
 from handler.beside import Beside
 from handler.fork import fork, wait_for
 from handler.log import log
@@ -31,13 +36,11 @@ _LAST_WORDS_S = 5.0
 _NICENESS = 5
 _STOP_S = 2.0  # for the engine's process to end after its last job
 
-_interrupted: list[int] = []
-"""Ctrl-C, while the one process of the SDK's modes boots."""
-
 
 def main() -> int:
     """Serve until told to stop. The exit code: 0 after a clean stop, 1 when it cannot start or go on, 130 by Ctrl-C."""
     timeline = Timeline()
+    signals.end_by_ctrl_c()
     gc.disable()  # until all is in place: to walk through what is being imported takes a twentieth of the imports
     _open_standard_files()
     try:
@@ -46,7 +49,7 @@ def main() -> int:
     except WorkerFault as error:
         log("ERROR", f"cannot start: {error}")
         return 1
-    except KeyboardInterrupt:  # before the SDK, or the job loop, listens for it
+    except KeyboardInterrupt:  # where something had to be cleaned up
         log("INFO", "interrupted")
         return 130
 
@@ -92,28 +95,14 @@ def _serve_stock(timeline: Timeline) -> int:
     from handler.sdk import start_stock
 
     settings = _settings()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
-    try:
-        worker = boot(settings, timeline)
-    finally:
-        if _interrupted:  # while modules load, what was raised may be swallowed, or leave them so that the end crashes
-            log("INFO", "interrupted")
-            os._exit(130)
+    worker = boot(settings, timeline)
     log("INFO", "ready", engine=worker.choice.engine, reason=worker.choice.reason, boot_ms=timeline.stages)
     worker.batcher.on_lost = _exit_soon
     gc.enable()
-    if signal.getsignal(signal.SIGINT) is _interrupt:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     mark_ready()
     start_stock(worker.handler.handle, settings.max_concurrency)
     worker.batcher.close()
     return 0
-
-
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    _interrupted.append(signum)
-    raise KeyboardInterrupt
 
 
 def _exit_soon(sentence: str) -> None:

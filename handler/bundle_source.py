@@ -58,7 +58,7 @@ def _commit(folder: Path, revision: str) -> str:
     """What a branch or tag points to; a commit is its own name."""
     try:
         return (folder / "refs" / revision).read_text().strip()
-    except OSError:
+    except (OSError, ValueError):  # none there, or one that is no text
         return revision
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import http.client
+import io
 import os
+import re
 import shutil
 import ssl
 import tarfile
@@ -20,11 +22,14 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
+from engine.authorities import advice, client_context
 from engine.bundle import MANIFEST, open_bundle
+from engine.config import shown
 from engine.errors import BundleError, ConfigError
+from handler import signals
 from handler.log import log
 
 _ATTEMPTS = 3
@@ -37,6 +42,7 @@ _BROKEN = (
     *(urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError),
     *(tarfile.TarError, EOFError, ValueError),
 )
+_TEMPORARY = (408, 425, 429)
 _HERE = ("localhost", "127.0.0.1", "::1")
 
 
@@ -45,13 +51,15 @@ def fetch(url: str, sha256: str, folder: Path) -> None:
 
     Raises ConfigError when the address is no good, BundleError when nothing, or another bundle, is behind it.
     """
-    _check(url)
+    if fault := _fault(url):
+        raise ConfigError(f"BUNDLE_URL={shown(url)!r} {fault}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _turn(folder.with_name(f".{folder.name}.lock")):
             if not is_bundle(folder, sha256):
                 _remove_abandoned(folder)
-                _fetch(url, sha256, folder)
+                with signals.raising():
+                    _fetch(url, sha256, folder)
     except OSError as error:
         raise BundleError(
             f"{folder.parent} cannot hold the bundle ({error.strerror}); point BUNDLE_CACHE to a folder with room that "
@@ -59,12 +67,31 @@ def fetch(url: str, sha256: str, folder: Path) -> None:
         ) from error
 
 
-def _check(url: str) -> None:
-    parts = urlsplit(url)
+def _fault(url: str) -> str:
+    """What is wrong with an address, as the rest of a sentence; empty when nothing is."""
+    try:
+        parts = urlsplit(url)
+        is_whole = bool(parts.hostname) and parts.port != 0 and re.fullmatch(r"[!-~]+", url)
+    except ValueError:
+        is_whole = False
+    if not is_whole:  # http.client would say so too, and show all of the query
+        return "is malformed; write it in ASCII, with other characters percent-encoded"
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _HERE):
-        raise ConfigError(f"BUNDLE_URL={_shown(url)!r} is not allowed; set it to an https:// address of a tar")
+        return "is not allowed; set it to an https:// address of a tar"
     if parts.username is not None:  # urllib would take the password for a port, and say which
-        raise ConfigError(f"BUNDLE_URL={_shown(url)!r} has a user name, which is not sent; set it to a signed address")
+        return "has a user name, which is not sent; set it to a signed address"
+    return ""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows to what BUNDLE_URL may be itself: urllib would also go to plain http, and to ftp."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """As in the base class. Raises BundleError."""
+        if fault := _fault(newurl):
+            fp.close()
+            raise BundleError(f"{_shown(req.full_url)} redirects to {shown(newurl)}, which {fault}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def is_bundle(folder: Path, sha256: str) -> bool:
@@ -100,31 +127,43 @@ def _fetch(url: str, sha256: str, folder: Path) -> None:
 
 def _download(url: str, partial: Path) -> int:
     """Unpack what is behind `url` into `partial`, trying again when the network fails; bytes written."""
+    opener = urllib.request.build_opener(_Redirects, urllib.request.HTTPSHandler(context=client_context()))
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with urllib.request.urlopen(url, timeout=_SILENCE_S, context=_tls()) as reply:  # noqa: S310 (see _check)
-                return _unpack(reply, partial)
+            with opener.open(url, timeout=_SILENCE_S) as reply:
+                return _unpack(_Reply(reply), partial)
         except _BROKEN as error:
-            refused = False
+            refused, help_ = False, "see that BUNDLE_URL is a tar"
             if isinstance(error, urllib.error.HTTPError):
-                refused = error.code < 500
+                refused = error.code < 500 and error.code not in _TEMPORARY
                 error.close()
+            elif isinstance(reason := getattr(error, "reason", None), ssl.SSLCertVerificationError):
+                refused, help_ = True, advice(reason) or help_
             if refused or attempt == _ATTEMPTS:
-                raise BundleError(f"{_shown(url)} cannot be fetched ({error}); see that BUNDLE_URL is a tar") from error
+                raise BundleError(f"{_shown(url)} cannot be fetched ({error}); {help_}") from error
             log("WARN", f"fetching the bundle failed ({error}); trying again")
             time.sleep(attempt)
             _empty(partial)
     raise AssertionError("unreachable")
 
 
-def _tls() -> ssl.SSLContext:
-    """With certifi's certificates: the base image may bring none."""
-    import certifi
+class _Reply(io.RawIOBase):
+    """Reads a reply so that what the network fails with (no route, say) does not look like the disk's fault."""
 
-    return ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or certifi.where())
+    def __init__(self, reply: IO[bytes]) -> None:
+        self._reply = reply
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to `size` bytes, none at the end. Raises what is in `_BROKEN`."""
+        try:
+            return self._reply.read(size)
+        except _BROKEN:
+            raise
+        except OSError as error:
+            raise urllib.error.URLError(error) from error
 
 
-def _unpack(stream: IO[bytes], folder: Path) -> int:
+def _unpack(stream: IO[bytes] | io.RawIOBase, folder: Path) -> int:
     """Files and folders of the tar; anything else, and any path that leaves `folder`, is refused. Bytes written."""
     size = 0
     with tarfile.open(fileobj=stream, mode="r|*") as archive:

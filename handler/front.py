@@ -23,6 +23,7 @@ from handler.sdk import Sdk
 from handler.timeline import Timeline
 
 _HEARTBEAT_DELAY_S = 0.5  # its imports take a tenth of a second of the interpreter: let a waiting job go first
+_HEARTBEAT_AGAIN_S = 10.0
 
 
 def serve_jobs(settings: Settings, timeline: Timeline, sdk: Sdk, end: socket.socket) -> int:
@@ -99,8 +100,8 @@ class _Front:
         log("INFO", "ready", **self.engine.ready, boot_ms=self._timeline.stages)
 
     def _start_heartbeat(self) -> None:
-        if not self.failed:  # a ping would say that all is well
-            self._heartbeat.start()
+        if not (self.failed or self._heartbeat.start()):  # a ping would say that all is well
+            asyncio.get_running_loop().call_later(_HEARTBEAT_AGAIN_S, self._start_heartbeat)
 
     def _on_failure(self, sentence: str) -> None:
         self.failed = sentence

@@ -23,20 +23,31 @@ class Heartbeat:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._job_ids: str | None = None
         self._wanted = all(environ.get(name) for name in _NEEDED)  # the stock SDK's own conditions
+        self._told = False
 
-    def start(self) -> None:
-        """Ping from now on, where the environment says that this is a worker."""
-        if self._wanted:
-            threading.Thread(target=self._ping, name="heartbeat", daemon=True).start()
+    def start(self) -> bool:
+        """Ping from now on, where the environment says that this is a worker. False where there is no thread for it."""
+        try:
+            if self._wanted:
+                threading.Thread(target=self._ping, name="heartbeat", daemon=True).start()
+        except RuntimeError as error:
+            if not self._told:
+                log(
+                    "WARN",
+                    f"no heartbeat yet ({error}); raise the limit of processes and threads (ulimit -u, pids.max)",
+                )
+            self._told = True
+            return False
+        return True
 
     def _ping(self) -> None:
-        from runpod.serverless.modules.rp_ping import Heartbeat as SdkHeartbeat
-
         # requests asks the environment for a proxy; aiohttp, which takes the jobs and answers them, does not. Pings
         # that are lost behind one cost a worker its jobs.
         os.environ["no_proxy"] = "*"
         while True:
             try:
+                from runpod.serverless.modules.rp_ping import Heartbeat as SdkHeartbeat
+
                 SdkHeartbeat.process_loop(self)
             except Exception as error:  # a worker that stops to ping loses its jobs to another one
                 log("ERROR", f"the heartbeat failed ({type(error).__name__}: {error}); it goes on")
@@ -44,7 +55,8 @@ class Heartbeat:
 
     def set(self, job_ids: str | None) -> None:
         """Take the comma-separated ids of the running jobs."""
-        self._job_ids = job_ids
+        # Half of a surrogate pair, which JSON can carry and no address, would cost all of them their pings.
+        self._job_ids = job_ids and job_ids.encode("utf-8", "replace").decode()
 
     def get(self) -> str | None:
         """The ids, None when no job runs."""

@@ -155,7 +155,8 @@ class JobLoop:
     def _start(self, job: Any) -> bool:
         """Whether `job` runs from now on."""
         job_id = job.get("id") if isinstance(job, dict) else None
-        if not isinstance(job_id, str) or not job_id:
+        # In an address a dot, or two, is the folder, or the one above: the result would go to another path.
+        if not isinstance(job_id, str) or job_id in ("", ".", ".."):
             log("ERROR", f"RunPod sent a job without an id, which nobody can answer: {reprlib.repr(job)}")
             return False
         if running := self._tasks.get(job_id):

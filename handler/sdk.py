@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from engine.config import shown
-from engine.errors import ConfigError
+from engine.errors import ConfigError, InvalidInput
 from handler import trust
 from handler.log import log
 
@@ -152,16 +152,18 @@ def check_environ(environ: MutableMapping[str, str]) -> None:
     for name in ("RUNPOD_WEBHOOK_GET_JOB", "RUNPOD_WEBHOOK_POST_OUTPUT"):
         if not environ.get(name, "").startswith(("https://", "http://")):
             raise ConfigError(f"{name}={shown(environ.get(name, ''))!r} is not an address; leave it as RunPod sets it")
-    if not environ.get("RUNPOD_AI_API_KEY", "").isprintable():
+    key = environ.get("RUNPOD_AI_API_KEY", "")
+    if not (key.isascii() and key.isprintable()):
         raise ConfigError(
             "RUNPOD_AI_API_KEY holds a line end or another character that no header can carry; set it anew"
         )
     interval = environ.get("RUNPOD_PING_INTERVAL", _PING_INTERVAL_MS)
-    if not (interval.isdecimal() and int(interval) >= 1000):  # it cuts to whole seconds
+    # It cuts to whole seconds, and cannot sleep for as long as a number of any length says.
+    if not (interval.isdecimal() and len(interval) < 8 and int(interval) >= 1000):
         environ["RUNPOD_PING_INTERVAL"] = _PING_INTERVAL_MS
         log(
             "WARN",
-            f"RUNPOD_PING_INTERVAL={interval[:80]!r} is not 1000 or more milliseconds; {_PING_INTERVAL_MS} it is",
+            f"RUNPOD_PING_INTERVAL={interval[:80]!r} is not 1000 to 9999999 milliseconds; {_PING_INTERVAL_MS} it is",
         )
 
 
@@ -207,7 +209,34 @@ def report_unhealthy(check: str, reason: str) -> None:
 
 def start_stock(handler: Any, max_concurrency: int) -> None:
     """The stock loop, local test modes included. Returns or exits as the SDK decides."""
+    from handler.reply import body_of_error  # not at the top: the job loop needs neither this early
+    from handler.take_body import UNREADABLE
+
     without_sleep()
     quieten()
     runpod = importlib.import_module("runpod")
-    runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda current: max_concurrency})
+    _salvage_what_cannot_be_read(importlib.import_module("aiohttp").ClientResponse)
+
+    async def answer(job: dict[str, Any]) -> Any:
+        if "input" not in job:
+            return body_of_error(InvalidInput(job.get(UNREADABLE) or "the job has no `input`"))
+        return await handler(job)
+
+    runpod.serverless.start({"handler": answer, "concurrency_modifier": lambda current: max_concurrency})
+
+
+def _salvage_what_cannot_be_read(response: Any) -> None:
+    """Let the SDK find the jobs in a reply to a take that Python's JSON reader refuses, as transport.py does."""
+    import asyncio
+
+    from handler.take_body import salvage
+
+    read_json = response.json
+
+    async def salvaged(self: Any, **options: Any) -> Any:
+        try:
+            return await read_json(self, **options)
+        except (ValueError, RecursionError):
+            return await asyncio.to_thread(salvage, await self.read())
+
+    response.json = salvaged

@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 UNREADABLE = "unreadable"
 """The field of a job that could not be read, in place of `input`: a sentence for its caller."""
 
-_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},:]', re.DOTALL)
+# A string in which a cut reply ends is a token, too: else each escaped quote in it would be tried as the start of a
+# string, and read to the end of the reply.
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{},:]', re.DOTALL)
 _WHY = "it is nested too deeply, or holds a number of too many digits"
 
 
@@ -56,5 +59,6 @@ def _objects(text: str) -> Iterator[tuple[int, int, str | None]]:
         elif found == ",":
             name = ""
         elif name == '"id"':
-            job_id = json.loads(found, strict=False)
+            with suppress(ValueError):
+                job_id = json.loads(found, strict=False)
         last = found

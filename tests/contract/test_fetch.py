@@ -187,6 +187,14 @@ def test_the_next_address_is_tried(server: TlsServer, limits: Limits):
         fetch(server.url(), limits, server.network(["127.0.0.2"], allowed=["127.0.0.2"]))
 
 
+def test_no_authority_is_read_for_a_connection(server: TlsServer, monkeypatch: pytest.MonkeyPatch):
+    """http.client would read them all, 20 ms of every request, for a context that nobody uses."""
+    server.answers["/a"] = content(b"a")
+    network = server.network()
+    monkeypatch.delattr(ssl.SSLContext, "load_default_certs")
+    assert fetch(server.url("/a"), Limits(fetch_hosts=(server.host,)), network) == b"a"
+
+
 def test_the_certificate_must_be_the_hosts(server: TlsServer, tmp_path: Path):
     limits = Limits(fetch_hosts=("*:" + str(server.port),))
     with pytest.raises(InvalidInput, match="certificate of wrong.test cannot be verified: Hostname mismatch"):

@@ -180,6 +180,16 @@ async def test_odd_ids_are_answered(sdk: Sdk, emulator: Emulator, job_id: str):
     assert not emulator.rejected
 
 
+@pytest.mark.parametrize("job_id", [".", "..", ""])
+async def test_an_id_that_is_another_path_is_told(sdk: Sdk, emulator: Emulator, capsys, job_id: str):
+    emulator.faults.add("job-take", Fault(body=f'[{{"id": "{job_id}", "input": 1}}]'))
+    async with serving(sdk, echo, result_timeout_s=1.0):
+        await emulator.wait(emulator.submit({"x": 1}))
+    said = capsys.readouterr().out
+    assert "RunPod sent a job without an id, which nobody can answer" in said
+    assert "sending a result failed" not in said
+
+
 async def test_too_many_requests_pauses(sdk: Sdk, emulator: Emulator, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("handler.job_loop._BUSY_PAUSE_S", 0.2)
     emulator.faults.add("job-take", Fault(status=429))

@@ -1,4 +1,7 @@
-"""Whom the worker trusts over TLS: those whom the machine trusts, though it does not read them all at boot."""
+"""Whom the worker trusts over TLS: those whom the machine trusts, though it does not read them all at boot.
+
+RunPod's API, BUNDLE_URL and the URLs in jobs go by one rule, engine/authorities.py.
+"""
 
 import os
 import ssl
@@ -20,6 +23,35 @@ ASK = (
     "    async with aiohttp.ClientSession() as session, session.get(url) as reply:\n"
     "        return reply.status\n"
 )
+
+
+EACH = (
+    LOAD
+    + ASK
+    + """
+import certifi, sys
+from pathlib import Path
+from engine.config import Limits
+from engine.fetch import Network, fetch
+from handler.fetch_bundle import fetch as fetch_bundle
+
+url, cache, pem, machine = sys.argv[1:]
+certifi.where = lambda: pem
+paths = ssl.DefaultVerifyPaths(None, None, "SSL_CERT_FILE", machine, "SSL_CERT_DIR", "/none")
+ssl.get_default_verify_paths = lambda: paths
+network = Network(lambda host, port: ["127.0.0.1"], lambda address: True)
+for use in (
+    lambda: print(asyncio.run(ask(url))),
+    lambda: fetch_bundle(url, "0" * 64, Path(cache) / "0"),
+    lambda: fetch(url, Limits(fetch_hosts=(url.removeprefix("https://"),)), network),
+):
+    try:
+        use()
+    except Exception as error:  # the server has nothing at that path
+        print("404" if "404" in str(error) else "unknown" if "certificate" in str(error) else repr(error))
+"""
+)
+"""What each of three uses makes of a server."""
 
 
 @pytest.fixture
@@ -46,6 +78,32 @@ def test_none_is_read_before_the_first_connection(tmp_path: Path):
     )
     pem = certificate(tmp_path)
     assert run(code, SSL_CERT_FILE=str(pem)) == ["2", "0", "0", "True", "1"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "file", "folder", "each"),
+    [
+        ("other.pem", "own", None, "404"),
+        ("other.pem", None, "own", "404"),
+        ("other.pem", None, None, "unknown"),
+        ("none", "", "", "404"),  # certifi's count, and what is empty names nothing
+        ("none", None, "other", "unknown"),  # who names authorities means no others
+        ("none", "none", None, "unknown"),
+    ],
+)
+def test_one_rule_for_each_use(
+    front: TlsFront, tmp_path: Path, machine: str, file: str | None, folder: str | None, each: str
+):
+    """RunPod's API, BUNDLE_URL, and a URL in a job; certifi has our authority, which counts on a bare machine only."""
+    places = {
+        "own": {"SSL_CERT_FILE": front.pem, "SSL_CERT_DIR": searchable(tmp_path / "authorities", front.pem)},
+        "other": {"SSL_CERT_DIR": searchable(tmp_path / "others", certificate(tmp_path, "other"))},
+        "none": {"SSL_CERT_FILE": tmp_path / "none"},
+    }
+    named = {"SSL_CERT_FILE": file, "SSL_CERT_DIR": folder}
+    env = {name: str(places[key][name]) if key else "" for name, key in named.items() if key is not None}
+    said = run(EACH, front.url, str(tmp_path / "cache"), str(front.pem), str(tmp_path / machine), **env)
+    assert [line for line in said if line in ("404", "unknown")] == [each] * 3
 
 
 @pytest.mark.parametrize("way", ["file", "folder"])

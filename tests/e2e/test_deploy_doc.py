@@ -118,6 +118,7 @@ def test_every_variable_of_the_page_is_in_the_readme_or_the_dockerfile():
         "PIP_INDEX_URL",
         "UV_DEFAULT_INDEX",
         "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
         "REQUESTS_CA_BUNDLE",
     }
     pools = {name for name in ours if name.startswith(("AMPERE_", "ADA_"))}

@@ -1,5 +1,6 @@
 """SIGTERM before the worker is ready: it ends at once, in peace, and takes nothing with it."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -118,3 +119,43 @@ def test_a_worker_that_is_stopped_while_its_settings_are_read_stops_in_peace():
     """
     env = {"RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1:9/"}
     assert subprocess.run([sys.executable, "-c", code], env=env, timeout=30).returncode == 0
+
+
+@pytest.mark.parametrize("module", ["gc", "handler.sdk", "numpy"])
+def test_ctrl_c_while_a_module_is_imported_is_one_line(small_bundle: Path, module: str):
+    """One that is written in C may turn what is raised meanwhile into errors of its own, over pages."""
+    code = f"""if True:
+        import builtins, os, runpy, signal
+        kept = builtins.__import__
+        def interrupted_import(name, *arguments, **named):
+            if name == {module!r}:
+                os.kill(os.getpid(), signal.SIGINT)
+            return kept(name, *arguments, **named)
+        builtins.__import__ = interrupted_import
+        runpy.run_module("handler", run_name="__main__", alter_sys=True)
+    """
+    command = [sys.executable, "-c", code, "--test_input", '{"input": {"text": "a"}}']
+    env = {**os.environ, "BUNDLE": str(small_bundle), "ENGINE": "onnxruntime-cpu"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "INFO  | interrupted\n", "")
+
+
+def test_ctrl_c_while_a_local_worker_fetches_its_bundle_leaves_nothing_of_it(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        env = {
+            **os.environ,
+            "BUNDLE_URL": f"http://127.0.0.1:{server.getsockname()[1]}/bundle.tar",
+            "BUNDLE_SHA256": "0" * 64,
+            "BUNDLE_CACHE": str(tmp_path),
+        }
+        command = [sys.executable, "-m", "handler", "--test_input", '{"input": {"text": "a"}}']
+        worker = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        server.settimeout(20)
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(1)
+            worker.send_signal(signal.SIGINT)
+            output, _ = worker.communicate(timeout=20)
+    assert worker.returncode == 130
+    assert output.splitlines()[1:] == ["INFO  | interrupted"]
+    assert [path.name for path in tmp_path.iterdir()] == [f".{'0' * 64}.lock"]

@@ -1,7 +1,12 @@
 """The whole worker on the TensorRT engine, whose CUDA and TensorRT are doubles."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +87,62 @@ def test_a_broken_context_fails_what_it_held_and_ends_the_worker(emulator: Emula
         if loop == "events":  # the SDK's loop has nobody to tell it
             reports = [ping for ping in emulator.workers["worker-1"].pings if ping.get("status") == "unhealthy"]
             assert "ILLEGAL_ADDRESS" in str(reports)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("loop", "number"), [("events", signal.SIGTERM), ("sdk", signal.SIGKILL), ("local", signal.SIGINT)]
+)
+def test_a_build_ends_with_the_worker_however_that_ends(
+    small_bundle: Path, tmp_path: Path, loop: str, number: signal.Signals
+):
+    """And leaves nothing in the folder that it works in. What builds is a script; the real one needs a GPU."""
+    build, pids = tmp_path / "build.py", tmp_path / "pids"
+    build.write_text(
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(pids) + '.new'!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
+        f"os.rename({str(pids) + '.new'!r}, {str(pids)!r})\n"
+        "time.sleep(600)\n"
+    )
+    code = (
+        "import sys; from engine import plan_cache; from tests.e2e.tensorrt_worker import main\n"
+        f"plan_cache.BUILD_COMMAND = (sys.executable, {str(build)!r})\n"
+        "sys.exit(main())"
+    )
+    env = {**os.environ, "BUNDLE": str(small_bundle), "BUILD_ON_BOOT": "1", "PLAN_CACHE": str(tmp_path / "plans")}
+    env["TMPDIR"] = str(tmp_path)
+    options = ["--test_input", '{"input": {"text": "a"}}']
+    if loop != "local":
+        options = []
+        env |= {"RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1:9/", "RUNPOD_WEBHOOK_POST_OUTPUT": "http://127.0.0.1:9/"}
+        env["WORKER_LOOP"] = loop
+    worker = subprocess.Popen([sys.executable, "-c", code, *options], env=env, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not pids.exists():
+        assert worker.poll() is None, worker.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    building = [psutil.Process(int(pid)) for pid in pids.read_text().split()]
+    try:
+        worker.send_signal(number)
+        said, _ = worker.communicate(timeout=20)
+        while any(map(_runs, building)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        for process in building:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    if number == signal.SIGINT:
+        assert worker.returncode == 130
+        assert "Traceback" not in said
+    while list(tmp_path.glob("build-plan-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

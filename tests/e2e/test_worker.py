@@ -67,6 +67,18 @@ def test_nan_in_a_job_is_refused(emulator: EmulatorThread, small_bundle: Path):
     assert record.error == "invalid input: `dimensions` must be a whole number from 1 to 8, got nan"
 
 
+def test_the_stock_loop_loses_no_job_to_one_that_python_cannot_read(emulator: EmulatorThread, small_bundle: Path):
+    bad = '{"input": %s, "id": "bad"}' % ("[" * 5000 + "]" * 5000)
+    body = f'[{{"id": "one", "input": {{"text": "a"}}}}, {bad}, {{"id": "none"}}]'
+    emulator.inject("job-take", Fault(body=body, hang_up_after="after"))
+    records = [emulator.submit({"text": "a"}, job_id=name) for name in ("one", "bad", "none")]
+    with WorkerProcess.ours(emulator, small_bundle, env={"WORKER_LOOP": "sdk", "MAX_CONCURRENCY": "4"}):
+        one, unreadable, without = (emulator.wait(record) for record in records)
+    assert one.status == "COMPLETED"
+    assert unreadable.error.startswith("invalid input: the job cannot be read: it is nested too deeply")
+    assert without.error == "invalid input: the job has no `input`"
+
+
 def test_health(emulator: EmulatorThread, small_bundle: Path):
     with WorkerProcess.ours(emulator, small_bundle) as worker:
         emulator.wait(emulator.submit({"text": "a"}))

@@ -4,6 +4,7 @@ import errno
 import functools
 import http.server
 import os
+import re
 import socket
 import tarfile
 import threading
@@ -22,14 +23,20 @@ from handler.bundle_source import bundle_folder
 from handler.fetch_bundle import fetch
 from handler.timeline import Timeline
 from tests.bundles import write_small_bundle
+from tests.tls_server import TlsServer, certificate
 
 
 class Server:
-    """Serves a folder and counts the requests; the first `failures` of them get status 503."""
+    """Serves a folder and counts the requests; the first `failures` of them get status 503.
+
+    `always` is a status and a location instead; `moved` says where some paths redirect to.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.requests: list[str] = []
         self.failures = 0
+        self.always: tuple[int, str] | None = None
+        self.moved: dict[str, str] = {}
         self.delay_s = 0.0
         outer = self
 
@@ -37,7 +44,12 @@ class Server:
             def do_GET(self) -> None:
                 outer.requests.append(self.path)
                 time.sleep(outer.delay_s)
-                if len(outer.requests) <= outer.failures:
+                moved = outer.moved.get(self.path.partition("?")[0])
+                if status := outer.always or (moved and (302, moved)):
+                    self.send_response(status[0])
+                    self.send_header("Location", status[1])
+                    self.end_headers()
+                elif len(outer.requests) <= outer.failures:
                     self.send_error(503)
                 else:
                     super().do_GET()
@@ -176,6 +188,63 @@ def test_a_server_that_fails_is_asked_again(server: Server, small_bundle: Path, 
     assert len(server.requests) == 3
 
 
+@pytest.mark.parametrize(
+    ("location", "fault"),
+    [
+        ("http://x.example/b.tar?signature=secret", "http://x.example/b.tar?***, which is not allowed"),
+        ("ftp://x.example/b.tar", "ftp://x.example/b.tar, which is not allowed"),
+        ("https://me:secret@x.example/b.tar", "https://***@x.example/b.tar, which has a user name"),
+    ],
+)
+def test_a_redirect_goes_where_the_address_itself_may(
+    server: Server, small_bundle: Path, tmp_path: Path, location: str, fault: str
+):
+    server.always = (302, location)
+    with pytest.raises(BundleError, match=re.escape(f"/bundle.tar redirects to {fault}")) as error:
+        fetched(server, small_bundle, tmp_path / "cache")
+    assert "secret" not in str(error.value)
+
+
+def test_a_redirect_is_followed(server: Server, small_bundle: Path, tmp_path: Path):
+    pack(small_bundle, tmp_path / "www" / "other.tar")
+    server.moved = {"/bundle.tar": "/other.tar"}
+    open_bundle(fetched(server, small_bundle, tmp_path / "cache")).verify()
+
+
+@pytest.mark.parametrize(("status", "times"), [(408, 3), (429, 3), (403, 1)])
+def test_a_server_that_says_later_is_asked_again(
+    server: Server, small_bundle: Path, tmp_path: Path, status: int, times: int, quick: None
+):
+    server.always = (status, "")
+    with pytest.raises(BundleError, match=f"cannot be fetched .HTTP Error {status}"):
+        fetched(server, small_bundle, tmp_path / "cache")
+    assert len(server.requests) == times
+
+
+def test_a_server_that_nobody_vouches_for_is_asked_once_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    server = TlsServer(certificate(tmp_path))
+    try:
+        with pytest.raises(BundleError, match=r"VERIFY_FAILED.*; the worker trusts .*have SSL_CERT_FILE name a file"):
+            fetch(f"https://127.0.0.1:{server.port}/b.tar", "0" * 64, tmp_path / "cache" / "0")
+    finally:
+        server.close()
+    assert "trying again" not in capsys.readouterr().out
+
+
+def test_a_network_that_goes_away_is_not_the_disks_fault(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+):
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+
+    def read(self: object, size: int) -> bytes:
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
+
+    monkeypatch.setattr("http.client.HTTPResponse.read", read)
+    with pytest.raises(BundleError, match="cannot be fetched .*No route to host"):
+        fetched(server, small_bundle, tmp_path / "cache")
+    assert len(server.requests) == 3
+
+
 def test_a_damaged_manifest_in_the_cache_is_replaced(server: Server, small_bundle: Path, tmp_path: Path):
     pack(small_bundle, tmp_path / "www" / "bundle.tar")
     folder = fetched(server, small_bundle, tmp_path / "cache")
@@ -290,7 +359,14 @@ def test_a_cache_that_cannot_be_written_is_named(small_bundle: Path, tmp_path: P
         ({"bundle_url": "https://x.example/b.tar", "bundle_repo": "org/name"}, "are both set"),
         (
             {"bundle_url": "https://me:hunter2@x.example/b.tar", "bundle_sha256": "0" * 64},
-            "BUNDLE_URL='https://x.example/b.tar' has a user name, which is not sent; set it to a signed address",
+            "BUNDLE_URL='https://***@x.example/b.tar' has a user name, which is not sent; set it to a signed address",
+        ),
+        *(
+            (
+                {"bundle_url": f"https://{address}?sig=hunter2", "bundle_sha256": "0" * 64},
+                f"BUNDLE_URL='https://{address}?***' is malformed; write it in ASCII, with other characters percent-",
+            )
+            for address in ("[bad/b.tar", "x.example:port/b.tar", "x.example:0/b.tar", "/b.tar", "x.example/\u00e9.tar")
         ),
         ({"bundle_repo": "no-slash"}, "BUNDLE_REPO='no-slash' is not allowed"),
         ({"bundle_sha256": "abc"}, "BUNDLE_SHA256='abc' is not allowed"),
@@ -300,6 +376,7 @@ def test_settings_that_do_not_fit(values: dict[str, str], sentence: str, tmp_pat
     with pytest.raises(ConfigError) as error:
         bundle_folder(settings(**values, bundle_cache=str(tmp_path)))
     assert sentence in str(error.value)
+    assert "hunter2" not in str(error.value)
 
 
 def hub_cache(cache: Path, bundle: Path, revision: str = "main") -> Path:
@@ -343,6 +420,14 @@ def test_a_repository_that_is_not_cached_is_not_downloaded(small_bundle: Path, t
     wanted = settings(bundle_repo="org/name", bundle_sha256=hash_of(small_bundle))
     with pytest.raises(BundleError, match="is not in the Hub's cache"):
         bundle_folder(wanted, {"HOME": str(tmp_path)}, tmp_path)
+
+
+def test_a_branch_that_is_no_text_is_a_commit_that_is_not_there(small_bundle: Path, tmp_path: Path):
+    snapshot = hub_cache(tmp_path / "hub", small_bundle)
+    (snapshot.parents[1] / "refs" / "main").write_bytes(b"\xff\xfe")
+    wanted = settings(bundle_repo="org/name", bundle_sha256=hash_of(small_bundle))
+    with pytest.raises(BundleError, match="is not in the Hub's cache"):
+        bundle_folder(wanted, {"HF_HUB_CACHE": str(tmp_path / "hub")}, tmp_path)
 
 
 def test_a_folder_may_be_pinned_too(small_bundle: Path):
