@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _LAST_WORDS_S = 5.0
 # While it imports: the engine's process has more to do before it is ready. A twentieth of a boot on two CPUs.
-_NICENESS = 5
+_NICENESS = 8
 _STOP_S = 2.0  # for the engine's process to end after its last job
 
 

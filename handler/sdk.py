@@ -20,7 +20,7 @@ from typing import Any
 
 from engine.config import shown
 from engine.errors import ConfigError, InvalidInput
-from handler import trust
+from handler import shells, trust
 from handler.log import log
 
 TESTED_VERSION = "1.12.0"
@@ -37,51 +37,14 @@ _SHELLS = (
 )
 
 
-class _Shell(ModuleType):
-    """A package that is importable, and whose `__init__` runs when a name that it would define is asked for."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        submodule = f"{self.__name__}.{name}"
-        if hasattr(self, "__path__") and importlib.util.find_spec(submodule):
-            return importlib.import_module(submodule)
-        self._run_init()
-        return getattr(self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """A setting, such as `runpod.api_key`, is set after `__init__` has given it its default."""
-        is_new = name not in self.__dict__ and not name.startswith("__") and not isinstance(value, ModuleType)
-        if self.__class__ is _Shell and is_new:
-            self._run_init()
-        ModuleType.__setattr__(self, name, value)  # it may have become one
-
-    def _run_init(self) -> None:
-        # From here on this is an ordinary module: while `__init__` runs, and after it, a missing name is missing.
-        self.__class__ = ModuleType  # type: ignore[assignment]
-        assert self.__spec__ is not None and self.__spec__.loader is not None
-        self.__spec__.loader.exec_module(self)
-
-
 def _enter_through_shells() -> None:
     if "runpod" in sys.modules:  # somebody imported it before us: nothing left to save
         return
     if importlib.util.find_spec("runpod") is None:
         raise ConfigError("the RunPod SDK is not installed; install requirements/cpu.txt or requirements/all.txt")
     for name in _SHELLS:
-        if name in sys.modules:
-            continue
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.submodule_search_locations is None:
+        if not shells.enter(name):
             return  # the SDK's layout changed: import the rest of it in the ordinary way
-        shell = _Shell(name)
-        shell.__spec__, shell.__loader__, shell.__file__ = spec, spec.loader, spec.origin
-        shell.__path__ = list(spec.submodule_search_locations)
-        shell.__package__ = name
-        sys.modules[name] = shell
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], child, shell)
 
 
 def _load_aiohttp() -> None:
@@ -107,7 +70,7 @@ def _load_http_client() -> ModuleType:
     finally:
         del sys.modules["requests"]
     del client.requests, client.SyncClientSession
-    client.__class__ = _Shell
+    client.__class__ = shells.Shell
     return client
 
 

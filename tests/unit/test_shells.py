@@ -1,0 +1,87 @@
+"""Packages whose `__init__` runs when it is needed: once, whoever asks, and however many at a time."""
+
+import importlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from handler import shells
+
+INIT = """
+import time
+from . import below
+began = globals().get("began", 0) + 1
+time.sleep(0.05)
+setting = "default"
+assert not hasattr(__import__("shelled"), "never")
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    folder = tmp_path / "shelled"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(INIT)
+    (folder / "below.py").write_text("value = 7\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "shelled"
+    for name in ("shelled", "shelled.below"):
+        sys.modules.pop(name, None)
+
+
+def test_what_lies_below_is_imported_without_it(package: str):
+    assert shells.enter(package)
+    assert importlib.import_module("shelled.below").value == 7
+    assert sys.modules[package].below.value == 7
+    assert isinstance(sys.modules[package], shells.Shell)
+
+
+def test_it_runs_once_for_all_who_ask_at_the_same_time(package: str):
+    shells.enter(package)
+    module, found = sys.modules[package], []
+    threads = [threading.Thread(target=lambda: found.append((module.setting, module.began))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [("default", 1)] * 8
+    assert not isinstance(module, shells.Shell)
+    with pytest.raises(AttributeError, match="never"):
+        _ = module.never
+
+
+def test_a_setting_outlives_its_default(package: str):
+    shells.enter(package)
+    sys.modules[package].setting = "mine"  # type: ignore[attr-defined]
+    assert (sys.modules[package].setting, sys.modules[package].began) == ("mine", 1)
+
+
+def test_what_is_imported_or_not_there_gets_none(package: str):
+    module = importlib.import_module(package)
+    assert shells.enter(package)
+    assert sys.modules[package] is module
+    assert not shells.enter("shelled.below.none")
+    assert not shells.enter("no_such_package")
+    assert not shells.enter("no_such_package.random")
+
+
+def test_numpy_works_whole_without_the_packages_that_nobody_asked_for():
+    code = """if True:
+        from handler.frugal import be_frugal
+        be_frugal()
+        import sys
+        import engine.backends.onnxruntime, tokenizers
+        import numpy as np
+        names = ("random", "ma", "polynomial", "fft")
+        print(*[type(sys.modules["numpy." + name]).__name__ for name in names])
+        from numpy.random import Generator
+        import numpy.ma.core
+        print(np.random.default_rng(0).integers(9), np.ma.array([1, 2], mask=[0, 1]).sum(), np.fft.rfft([1, 2])[0].real)
+        print(np.polynomial.Polynomial([1, 2])(2), *[type(sys.modules["numpy." + name]).__name__ for name in names])
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["Shell"] * 4 + ["7", "1", "3.0", "5.0"] + ["module"] * 4, done.stderr
