@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 _LAST_WORDS_S = 5.0
 # While it imports: the engine's process has more to do before it is ready. A twentieth of a boot on two CPUs.
 _NICENESS = 8
+_SIGNAL_HINTS: dict[int, str] = {
+    signal.SIGKILL: "; the machine, or the container, may be out of memory",
+    signal.SIGBUS: "; a file that is mapped, such as the bundle's weights, was cut or cannot be read",
+}
 _STOP_S = 2.0  # for the engine's process to end after its last job
 
 
@@ -151,8 +155,7 @@ def _serve(timeline: Timeline) -> int:
         status = wait_for(pid, _STOP_S)
         if os.WIFSIGNALED(status):
             by = os.WTERMSIG(status)
-            hint = "; the machine, or the container, may be out of memory" if by == signal.SIGKILL else ""
-            log("ERROR", f"the engine's process was ended by signal {by}{hint}")
+            log("ERROR", f"the engine's process was ended by signal {by}{_SIGNAL_HINTS.get(by, '')}")
 
 
 def _import_front() -> tuple[Sdk, Callable[[Settings, Timeline, Sdk, socket.socket], int]]:

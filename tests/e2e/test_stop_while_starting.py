@@ -56,13 +56,17 @@ def test_a_worker_that_is_killed_while_it_starts_takes_its_engine_with_it(tmp_pa
         assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
 
 
-def test_an_engine_that_is_killed_while_it_starts_is_told(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [(signal.SIGKILL, "the machine, or the container, may be out of memory"), (signal.SIGBUS, "a file that is mapped")],
+)
+def test_an_engine_that_is_killed_while_it_starts_is_told(tmp_path: Path, number: signal.Signals, hint: str):
     with waiting_for_its_bundle(tmp_path) as (worker, engine):
-        engine.kill()
+        engine.send_signal(number)
         output, _ = worker.communicate(timeout=20)
         assert worker.returncode == 1
         assert "cannot start: the engine's process ended unexpectedly" in output
-        assert "ended by signal 9; the machine, or the container, may be out of memory" in output
+        assert f"ended by signal {number:d}; {hint}" in output
         assert "Traceback" not in output
 
 
