@@ -190,6 +190,7 @@ async def test_a_sandbox_without_these_options_gets_connections_all_the_same(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ):
     class Simple(socket.socket):
+        # The real one also takes no value, and a length: nobody here does.
         def setsockopt(self, level: int, option: int, value: Any) -> None:  # type: ignore[override]
             if level == socket.SOL_SOCKET or option != socket.TCP_NODELAY:
                 raise OSError(92, "Protocol not available")

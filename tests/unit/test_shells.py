@@ -56,6 +56,7 @@ def test_it_runs_once_for_all_who_ask_at_the_same_time(package: str):
 
 def test_a_setting_outlives_its_default(package: str):
     shells.enter(package)
+    # A module of this test's own, of which no type checker knows.
     sys.modules[package].setting = "mine"  # type: ignore[attr-defined]
     assert (sys.modules[package].setting, sys.modules[package].began) == ("mine", 1)
 
