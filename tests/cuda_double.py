@@ -3,10 +3,14 @@
 What is queued runs when something waits for it, not before: who reads results without waiting, or refills a buffer
 that is still to be copied, gets wrong answers. Device addresses are no host addresses, and every access is checked
 against what was allocated. It knows the rules of capture and of sticky errors that the engine relies on, and no others.
+
+What pycuda and cuda-python make of their arguments and of the driver's errors is as in pycuda 2026.1 and cuda-python
+11.8.7: the tests that use this run on the real ones as well, over the software driver (`make test-driver`).
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +25,8 @@ import engine.backends.cuda
 from engine.tensors import Array
 
 _FIRST_ADDRESS = 0x7F00_0000_0000
+STREAM = 0x5EA
+"""The handle of the one stream."""
 
 
 class CUresult(IntEnum):
@@ -28,17 +34,31 @@ class CUresult(IntEnum):
     CUDA_ERROR_INVALID_VALUE = 1
     CUDA_ERROR_OUT_OF_MEMORY = 2
     CUDA_ERROR_INVALID_CONTEXT = 201
+    CUDA_ERROR_INVALID_HANDLE = 400
     CUDA_ERROR_ILLEGAL_ADDRESS = 700
     CUDA_ERROR_LAUNCH_FAILED = 719
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
     CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
 
 
+_TEXTS = {
+    1: "invalid argument",
+    2: "out of memory",
+    201: "invalid device context",
+    400: "invalid resource handle",
+    700: "an illegal memory access was encountered",
+    719: "unspecified launch failure",
+    900: "operation not permitted when stream is capturing",
+    901: "operation failed due to a previous error during capture",
+}
+"""Of cuGetErrorString, which is what pycuda tells; cuda-python gives the names."""
+
+
 class Fault(Exception):
     """What a call of the driver ends with; each binding shows it in its own way."""
 
-    def __init__(self, code: CUresult) -> None:
-        super().__init__(code.name)
+    def __init__(self, code: int) -> None:
+        super().__init__(str(code))
         self.code = code
 
 
@@ -71,6 +91,11 @@ class Device:
 
     @property
     def stack(self) -> list[Any]:
+        """This thread's contexts in the driver: one at most, since pycuda pops the one before it pushes the next."""
+        return self.contexts[-1:]
+
+    @property
+    def contexts(self) -> list[Any]:
         """The contexts that this thread has pushed."""
         if not hasattr(self._stacks, "contexts"):
             self._stacks.contexts = []
@@ -85,7 +110,12 @@ class Device:
         if self.sticky:
             raise Fault(self.sticky)
         if name in self.faults:
-            raise Fault(self.faults.pop(name))
+            fault = self.faults.pop(name)
+            if fault in (CUresult.CUDA_ERROR_ILLEGAL_ADDRESS, CUresult.CUDA_ERROR_LAUNCH_FAILED):
+                self.sticky = fault
+            raise Fault(fault)
+        if name in self.unnamed:
+            raise Fault(self.unnamed[name])
         if unsafe and self.capturing is not None:
             self.invalidated = True
             raise Fault(CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)
@@ -109,12 +139,22 @@ class Device:
         self.sticky = CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
         raise Fault(self.sticky)
 
+    def check(self, address: int, size: int) -> None:
+        """What a copy does at once: an address that is none never reaches the device."""
+        if not any(base <= address and address + size <= base + len(memory) for base, memory in self.memory.items()):
+            raise Fault(CUresult.CUDA_ERROR_INVALID_VALUE)
+
     def is_pinned(self, array: Array) -> bool:
         return any(np.shares_memory(array, one) for one in self.pinned)
 
     # The stream
 
-    def submit(self, work: Callable[[], None]) -> None:
+    def invalidate(self, stream: int) -> None:
+        """Do what a capture does not survive."""
+        self.invalidated = True
+
+    def submit(self, work: Callable[[], None], stream: int = STREAM) -> None:
+        assert stream == STREAM
         (self.queue if self.capturing is None else self.capturing.work).append(work)
 
     def drain(self, until: int | None = None) -> None:
@@ -146,68 +186,89 @@ class PycudaDouble(ModuleType):
         self.device = device
 
         @contextmanager
-        def guarded() -> Iterator[None]:
+        def guarded(name: str) -> Iterator[None]:
             try:
                 yield
             except Fault as fault:
                 kind = {2: self.MemoryError, 719: self.LaunchError}.get(fault.code, self.LogicError)
-                raise kind(f"driver call failed: {fault.code.name}") from None
+                raise kind(f"{name} failed: {_TEXTS.get(fault.code, 'an error without a text here')}") from None
+
+        def free(name: str, done: bool, work: Callable[[], object]) -> None:
+            """pycuda warns of what the driver refuses here, and goes on."""
+            with guarded("free"):
+                if done:
+                    raise Fault(CUresult.CUDA_ERROR_INVALID_HANDLE)
+            try:
+                device.call(name, unsafe=True)
+                work()
+            except Fault as fault:
+                print(f"PyCUDA WARNING: {name} failed: {_TEXTS.get(fault.code)}", file=sys.stderr)
 
         class Context:
             def __del__(self) -> None:
                 device.leaked.append("context")  # pycuda detaches it, as no primary context may be
 
             def push(self) -> None:
-                device.stack.append(self)
+                device.contexts.append(self)
 
             @staticmethod
             def pop() -> None:
-                with guarded():
+                with guarded("context::pop"):
                     if not device.stack:
                         raise Fault(CUresult.CUDA_ERROR_INVALID_CONTEXT)
-                    device.stack.pop()
+                    device.contexts.pop()
+
+            @staticmethod
+            def synchronize() -> None:
+                with guarded("cuCtxSynchronize"):
+                    device.call("cuCtxSynchronize", unsafe=True)
+                    device.drain()
 
         class DeviceAllocation:
             def __init__(self, address: int) -> None:
                 self.address = address
+                self.freed = False
 
             def __int__(self) -> int:
                 return self.address
 
             def free(self) -> None:
-                with guarded():
-                    device.call("cuMemFree", unsafe=True)
-                    del device.memory[self.address]
+                free("cuMemFree", self.freed, lambda: device.memory.pop(self.address))
+                self.freed = True
 
         class HostAllocation:
             def __init__(self, size: int) -> None:
-                with guarded():
+                with guarded("cuMemHostAlloc"):
                     device.call("cuMemHostAlloc", unsafe=True)
+                self.freed = False
                 self.bytes = np.full(size, 0xCD, np.uint8)
                 self.__array_interface__ = self.bytes.__array_interface__  # an array of it has it as its base
                 device.pinned.append(self.bytes)
 
             def free(self) -> None:
-                with guarded():
-                    device.call("cuMemFreeHost", unsafe=True)
-                    device.pinned = [one for one in device.pinned if one is not self.bytes]
+                free("cuMemFreeHost", self.freed, self._unmap)
+                self.freed = True
+
+            def _unmap(self) -> None:
+                self.bytes.fill(0xDD)  # whoever looks at it now would crash
+                device.pinned = [one for one in device.pinned if one is not self.bytes]
 
         class Stream:
-            handle = 0x5EA
+            handle = STREAM
 
             def __init__(self, flags: int = 0) -> None:
-                with guarded():
+                with guarded("cuStreamCreate"):
                     device.call("cuStreamCreate")
 
             def synchronize(self) -> None:
-                with guarded():
+                with guarded("cuStreamSynchronize"):
                     device.call("cuStreamSynchronize", unsafe=True)
                     device.drain()
 
         class Event:
             def __init__(self, flags: int = 0) -> None:
-                with guarded():
-                    device.call("cuEventCreate", unsafe=True)
+                with guarded("cuEventCreate"):
+                    device.call("cuEventCreate")
 
             def __del__(self) -> None:
                 # pycuda's destructor makes the context current by itself, but only in the thread that retained it.
@@ -215,21 +276,21 @@ class PycudaDouble(ModuleType):
                     device.leaked.append("event")
 
             def record(self, stream: Stream) -> Event:
-                with guarded():
+                with guarded("cuEventRecord"):
                     device.call("cuEventRecord")
                     self.passed = False
                     device.submit(lambda: setattr(self, "passed", True))
                 return self
 
             def synchronize(self) -> Event:
-                with guarded():
+                with guarded("cuEventSynchronize"):
                     device.call("cuEventSynchronize", unsafe=True)
                     while not self.passed:
                         device.drain(1)
                 return self
 
             def query(self) -> bool:
-                with guarded():
+                with guarded("cuEventQuery"):
                     device.call("cuEventQuery", unsafe=True)
                     device.drain(1)  # time passes while somebody asks
                 return bool(self.passed)
@@ -239,14 +300,21 @@ class PycudaDouble(ModuleType):
             return np.asarray(HostAllocation(shape))
 
         def mem_alloc(size: int) -> DeviceAllocation:
-            with guarded():
+            with guarded("cuMemAlloc"):
+                try:
+                    return DeviceAllocation(device.allocate(size))
+                except Fault as fault:
+                    if fault.code != CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+                        raise
+                gc.collect()  # as pycuda does, before it asks once more
                 return DeviceAllocation(device.allocate(size))
 
         def memcpy_htod_async(dest: int, src: Array, stream: Stream) -> None:
-            with guarded():
+            with guarded("cuMemcpyHtoDAsync"):
                 device.call("cuMemcpyHtoDAsync")
                 assert device.is_pinned(src), "an asynchronous copy wants pinned memory"
                 assert src.flags.c_contiguous
+                device.check(dest, src.nbytes)
 
                 def copy() -> None:
                     device.at(dest, src.nbytes)[:] = src.view(np.uint8)
@@ -254,10 +322,11 @@ class PycudaDouble(ModuleType):
                 device.submit(copy)
 
         def memcpy_dtoh_async(dest: Array, src: int, stream: Stream) -> None:
-            with guarded():
+            with guarded("cuMemcpyDtoHAsync"):
                 device.call("cuMemcpyDtoHAsync")
                 assert device.is_pinned(dest), "an asynchronous copy wants pinned memory"
                 assert dest.flags.c_contiguous
+                device.check(src, dest.nbytes)
 
                 def copy() -> None:
                     dest.view(np.uint8)[:] = device.at(src, dest.nbytes)
@@ -271,7 +340,7 @@ class PycudaDouble(ModuleType):
                 return Context()
 
         def init() -> None:
-            with guarded():
+            with guarded("cuInit"):
                 device.call("cuInit")
 
         def mem_get_info() -> tuple[int, int]:
@@ -296,22 +365,19 @@ class BindingsDouble(ModuleType):
 
         def binding(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
             def call(*arguments: Any) -> tuple[Any, ...]:
-                if function.__name__ in device.unnamed:
-                    return (CUresult(device.unnamed[function.__name__]),)
                 try:
                     return (CUresult.CUDA_SUCCESS, *function(*arguments))
                 except Fault as fault:
-                    return (fault.code, None) if function.__name__ not in _ALONE else (fault.code,)
+                    code = CUresult(fault.code)  # a ValueError, where it has no name for the code
+                    return (code, Graph()) if function.__name__ not in _ALONE else (code,)
 
             call.__name__ = function.__name__
             setattr(self, function.__name__, call)
             return call
 
         @binding
-        def cuCtxSynchronize() -> tuple[Any, ...]:
-            device.call("cuCtxSynchronize", unsafe=True)
-            device.drain()
-            return ()
+        def cuDevicePrimaryCtxRetain(index: int) -> tuple[Any, ...]:
+            return (object(),)
 
         @binding
         def cuStreamBeginCapture(stream: int, mode: int) -> tuple[Any, ...]:
@@ -362,7 +428,7 @@ class BindingsDouble(ModuleType):
             return ()
 
 
-_ALONE = ("cuCtxSynchronize", "cuStreamBeginCapture", "cuGraphUpload", "cuGraphLaunch", "cuGraphExecDestroy")
+_ALONE = ("cuStreamBeginCapture", "cuGraphUpload", "cuGraphLaunch", "cuGraphExecDestroy")
 
 
 @contextmanager

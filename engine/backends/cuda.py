@@ -68,6 +68,7 @@ class Cuda:
                 _contexts[index] = driver.Device(index).retain_primary_context()
                 # Kept beyond the end of Python as well: pycuda's destructor calls cuCtxDetach, which is not for it.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(_contexts[index]))
+                bindings.cuDevicePrimaryCtxRetain(index)  # for `_abandon`, which gives up the other one
             self._context = _contexts[index]
         except driver.Error as error:
             raise EngineError(f"CUDA does not start: {error}") from error
@@ -97,7 +98,21 @@ class Cuda:
             finally:
                 self._driver.Context.pop()
         except self._driver.Error as error:  # of push and pop themselves
+            self._abandon()
+            if isinstance(error.__context__, EngineLost):  # what the block ended with; pop's error only follows from it
+                raise error.__context__ from error.__context__.__cause__
             raise EngineLost(f"CUDA failed while {doing}: {error}") from error
+
+    def _abandon(self) -> None:
+        """Empty pycuda's own stack of contexts in this thread, where its pop did not.
+
+        A thread that ends with one on it takes the whole process along: pycuda calls abort. A context that was detached
+        is dropped from every thread's stack, and what is left of its memory is no longer freed.
+        """
+        with suppress(self._driver.Error):  # it was detached before
+            self._context.detach()
+        with suppress(self._driver.Error):
+            self._driver.Context.get_current()  # drops those that were detached
 
     # Memory
 
@@ -198,10 +213,12 @@ class Cuda:
     def _call(self, function: Any, *arguments: Any) -> Any:
         try:
             code, *values = function(*arguments)
-        except ValueError as error:  # "721 is not a valid CUresult": an error of drivers newer than cuda-python
+        except (ValueError, RuntimeError) as error:
+            # "914 is not a valid CUresult": an error of drivers newer than cuda-python. "Function ... not found": of
+            # those that are older.
             raise _Failure(_UNKNOWN, f"{function.__name__} failed: {error}") from error
         if int(code):
-            raise _Failure(int(code), f"{function.__name__} failed: {_name(code)}")
+            raise _Failure(int(code), f"{function.__name__} failed: {code.name}")
         return values[0] if values else None
 
     def _translated(self, error: Exception, doing: str) -> EngineError:
@@ -217,14 +234,11 @@ class Cuda:
     def _sticky(self) -> str | None:
         """The error that every further call would meet; None when the context works.
 
-        Asked of CUDA rather than looked up in a list of codes: a sticky error is one that comes back.
+        Asked of CUDA rather than looked up in a list of codes: a sticky error is one that comes back. Asked through
+        pycuda, since cuda-python holds the interpreter lock for as long as the device takes.
         """
         try:
-            (code,) = self._bindings.cuCtxSynchronize()
-        except ValueError as error:  # as in `_call`
+            self._driver.Context.synchronize()
+        except self._driver.Error as error:
             return str(error)
-        return _name(code) if int(code) else None
-
-
-def _name(code: Any) -> str:
-    return str(getattr(code, "name", code))
+        return None
