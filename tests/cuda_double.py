@@ -105,7 +105,7 @@ class Device:
     def call(self, name: str, *, unsafe: bool = False) -> None:
         """What every driver function begins with; `unsafe` ones end a capture."""
         self.calls.append(name)
-        if not self.stack and name != "cuInit":
+        if not self.stack and name not in ("cuInit", "cuDevicePrimaryCtxRetain"):
             raise Fault(CUresult.CUDA_ERROR_INVALID_CONTEXT)
         if self.sticky:
             raise Fault(self.sticky)
@@ -148,6 +148,10 @@ class Device:
         return any(np.shares_memory(array, one) for one in self.pinned)
 
     # The stream
+
+    def captures(self, stream: int) -> bool:
+        """Whether what is queued is recorded instead."""
+        return self.capturing is not None
 
     def invalidate(self, stream: int) -> None:
         """Do what a capture does not survive."""
@@ -337,6 +341,8 @@ class PycudaDouble(ModuleType):
             def __init__(self, index: int) -> None: ...
 
             def retain_primary_context(self) -> Context:
+                with guarded("cuDevicePrimaryCtxRetain"):
+                    device.call("cuDevicePrimaryCtxRetain")
                 return Context()
 
         def init() -> None:

@@ -217,7 +217,7 @@ class TensorRtDouble(ModuleType):
                     self.engine.logger.log(Severity.ERROR, double.refuse_to_run)
                     return False
                 assert set(self.addresses) == set(self.engine.names)
-                if device.capturing is not None and (self.ran_at != self.changes or double.refuse_to_capture):
+                if device.captures(stream) and (self.ran_at != self.changes or double.refuse_to_capture):
                     device.invalidate(stream)
                     self.engine.logger.log(Severity.ERROR, "operation not permitted when stream is capturing")
                     return False

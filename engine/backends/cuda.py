@@ -71,7 +71,8 @@ class Cuda:
                 bindings.cuDevicePrimaryCtxRetain(index)  # for `_abandon`, which gives up the other one
             self._context = _contexts[index]
         except driver.Error as error:
-            raise EngineError(f"CUDA does not start: {error}") from error
+            kind = OutOfMemory if isinstance(error, driver.MemoryError) else EngineError
+            raise kind(f"CUDA does not start: {error}") from error
         with self.active("creating a stream"):
             self._stream = driver.Stream(_NON_BLOCKING)
 

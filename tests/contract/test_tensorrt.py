@@ -307,6 +307,8 @@ def test_closed_twice(small_bundle: Path):
     engine = warm(small_bundle)
     engine.close()
     engine.close()
+    with pytest.raises(AttributeError):  # not views of memory that is no longer there
+        engine.feeds(Bucket(1, 8))
 
 
 def test_nothing_of_cuda_outlives_the_close(small_bundle: Path):

@@ -112,6 +112,11 @@ class SoftwareDevice:
     def capturing(self) -> Any:
         return library().emu_capturing() or None
 
+    def captures(self, stream: int) -> bool:
+        status = ctypes.c_int()
+        library().cuStreamIsCapturing(ctypes.c_void_p(stream), ctypes.byref(status))
+        return status.value != 0
+
     def invalidate(self, stream: int) -> None:
         library().emu_invalidate(stream)
 
@@ -129,6 +134,12 @@ class SoftwareDevice:
         if host is None:
             raise Fault(CUresult.CUDA_ERROR_ILLEGAL_ADDRESS)
         return np.frombuffer((ctypes.c_uint8 * size).from_address(host), np.uint8)
+
+    def sleep(self, milliseconds: int, stream: int) -> None:
+        """Queue a kernel that takes so long."""
+        lib = library()
+        kernel = ctypes.cast(lib.emu_sleep, _HOST_FUNCTION)
+        assert lib.cuLaunchHostFunc(stream, kernel, milliseconds) == 0
 
     def submit(self, work: Callable[[], None], stream: int) -> None:
         """Queue a kernel."""

@@ -20,6 +20,7 @@ CUDADRV_LIB_DIR = ["$scratch"]
 CUDA_INC_DIR = [f"$scratch/cuda/nvidia/{name}/include" for name in ("cuda_runtime", "cuda_profiler_api")]
 END
 export UV_CACHE_DIR="${UV_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/uv}" XDG_CONFIG_HOME="${XDG_CONFIG_HOME:-$HOME/.config}"
-rm -rf "$target"
-HOME="$scratch" CFLAGS="-O1 -g0" uv "$target" --no-deps --constraint "$pins/tensorrt.txt" \
+rm -rf "$target" "$target.new"
+HOME="$scratch" CFLAGS="-O1 -g0" uv "$target.new" --no-deps --constraint "$pins/tensorrt.txt" \
     --build-constraints "$pins/build.txt" pycuda pytools mako platformdirs siphash24 typing-extensions
+mv "$target.new" "$target"

@@ -189,3 +189,9 @@ def test_a_driver_that_does_not_start(device: Device):
     device.faults["cuInit"] = CUresult.CUDA_ERROR_INVALID_VALUE
     with installed(device), pytest.raises(EngineError, match="CUDA does not start"):
         Cuda()
+
+
+def test_no_memory_for_a_context_is_memory_that_does_not_suffice(device: Device):
+    device.faults["cuDevicePrimaryCtxRetain"] = CUresult.CUDA_ERROR_OUT_OF_MEMORY
+    with installed(device), pytest.raises(OutOfMemory, match="CUDA does not start: cuDevicePrimaryCtxRetain failed"):
+        Cuda()

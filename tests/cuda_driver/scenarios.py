@@ -1,0 +1,212 @@
+"""`python -m tests.cuda_driver.scenarios NAME`: what needs a whole process, on real pycuda and cuda-python.
+
+Each ends with exit code 0, and "reports: " with what the software driver found wrong, or fails.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from tests.cuda_driver.device import SoftwareDevice, library, replace_double, reports
+
+replace_double()
+
+from engine.backends.cuda import Cuda  # noqa: E402
+from engine.errors import EngineError, EngineLost  # noqa: E402
+from engine.feed import run_rows  # noqa: E402
+from engine.tensors import Row  # noqa: E402
+from tests.bundles import write_small_bundle  # noqa: E402
+from tests.tensorrt_double import TensorRtDouble, engine_on_double  # noqa: E402
+
+device = SoftwareDevice()
+
+
+def in_thread(work: Callable[[], Any]) -> Any:
+    """What `work` returns, or raises, in a thread of its own that has ended."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
+
+
+def break_context(cuda: Cuda) -> None:
+    device.submit(lambda: device.at(5, 5).fill(0), cuda.stream)
+    cuda.wait_all()
+
+
+def lost(work: Callable[[], object]) -> str:
+    try:
+        work()
+    except EngineLost as error:
+        return str(error)
+    raise AssertionError("not lost")
+
+
+def a_thread_ends_after_the_context_broke() -> None:
+    """Where the driver answers pop with the sticky error too, pycuda's own stack is not empty when the thread ends."""
+    cuda = Cuda()
+
+    def run(work: Callable[[Cuda], None]) -> None:
+        with cuda.active("running"):
+            work(cuda)
+
+    said = "CUDA failed while running: cuStreamSynchronize failed: an illegal memory access was encountered"
+    assert in_thread(lambda: lost(lambda: run(break_context))) == said
+    for elsewhere in (in_thread, lambda work: work()):
+        assert "an illegal memory access" in elsewhere(lambda: lost(lambda: run(Cuda.wait_all)))
+    with suppress(EngineLost):
+        cuda.close()
+
+
+def a_context_cannot_be_pushed_within_a_block() -> None:
+    cuda = Cuda()
+
+    def nested() -> None:
+        with cuda.active("outer"):
+            library().emu_fail(b"cuCtxPushCurrent", 1, 1, 999)
+            with cuda.active("inner"):
+                raise AssertionError
+
+    assert in_thread(lambda: lost(nested)) == "CUDA failed while inner: cuCtxPushCurrent failed: unknown error"
+
+
+def an_error_while_the_device_is_busy() -> None:
+    """Other Python threads run while it is found out whether the error is sticky."""
+    cuda, ticks, done = Cuda(), [0], threading.Event()
+
+    def tick() -> None:
+        while not done.wait(0.01):
+            ticks[0] += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        with cuda.active("running"):
+            device.sleep(300, cuda.stream)
+            before = ticks[0]
+            raise EngineError("TensorRT says no")
+    except EngineError:
+        pass
+    assert ticks[0] - before > 5, ticks[0] - before
+    done.set()
+    cuda.close()
+
+
+def an_engine_is_never_closed() -> None:
+    cuda = Cuda()
+    with cuda.active("allocating"):
+        cuda.device(8), cuda.pinned(8), cuda.event()
+        cuda.capture(lambda: None)
+    in_thread(Cuda)
+
+
+def nor_one_that_was_lost() -> None:
+    an_engine_is_never_closed()
+    cuda = Cuda()
+    with cuda.active("allocating"):
+        cuda.device(8), cuda.pinned(8), cuda.event()
+    try:
+        with cuda.active("running"):
+            break_context(cuda)
+    except EngineLost:
+        return
+    raise AssertionError
+
+
+def row(length: int) -> Row:
+    return Row({name: np.ones(length, np.int32) for name in ("input_ids", "attention_mask")}, length)
+
+
+def an_engine_goes_from_thread_to_thread() -> None:
+    with TemporaryDirectory() as folder:
+        engine = in_thread(lambda: engine_on_double(write_small_bundle(Path(folder) / "bundle"), device=device))
+        in_thread(engine.warm_up)
+        found = [in_thread(lambda: run_rows(engine, [row(9)])) for _ in range(3)]
+        assert all(np.isclose(one["embedding"][0], 0.009) for (one,) in found)
+        in_thread(engine.close)
+        assert not device.memory
+        assert not device.pinned
+
+
+def two_engines_at_once() -> None:
+    """As a worker of two graphs, and one of them is captured while the other allocates."""
+    with TemporaryDirectory() as folder:
+        failed: list[BaseException] = []
+        trt = sys.modules["tensorrt"] = TensorRtDouble(device)
+
+        def serve(bundle: Path) -> None:
+            try:
+                for _ in range(3):
+                    engine = engine_on_double(bundle, device=device, trt=trt)
+                    engine.warm_up()
+                    assert not engine.notes, engine.notes
+                    for number in range(60):
+                        slot, length = number % 2, 1 + number % 32
+                        (found,) = run_rows(engine, [row(length)], slot)
+                        assert np.isclose(found["embedding"][0], length / 1000)
+                    engine.close()
+                    time.sleep(0.001)
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [
+            threading.Thread(target=serve, args=[write_small_bundle(Path(folder) / name)]) for name in ("a", "b")
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failed, failed
+        assert not device.memory
+
+
+def a_driver_without_a_function() -> None:
+    """EMU_HIDDEN=cuGraphUpload: one that is older than cuda-python. Buckets run without a CUDA graph, and say so."""
+    with TemporaryDirectory() as folder:
+        engine = engine_on_double(write_small_bundle(Path(folder) / "bundle"), device=device)
+        engine.warm_up()
+        assert engine.notes == [
+            '9 of 9 buckets run without a CUDA graph: CUDA failed while capturing Bucket(batch=8, length=32): '
+            'cuGraphUpload failed: Function "cuGraphUpload" not found'
+        ], engine.notes
+        run_rows(engine, [row(9)])
+        engine.close()
+
+
+SCENARIOS: dict[str, Callable[[], None]] = {
+    work.__name__: work
+    for work in (
+        a_thread_ends_after_the_context_broke,
+        a_context_cannot_be_pushed_within_a_block,
+        an_error_while_the_device_is_busy,
+        an_engine_is_never_closed,
+        nor_one_that_was_lost,
+        an_engine_goes_from_thread_to_thread,
+        two_engines_at_once,
+        a_driver_without_a_function,
+    )
+}
+
+if __name__ == "__main__":
+    SCENARIOS[sys.argv[1]]()
+    print(f"reports: {reports()}", flush=True)
