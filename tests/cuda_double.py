@@ -222,12 +222,6 @@ class PycudaDouble(ModuleType):
                         raise Fault(CUresult.CUDA_ERROR_INVALID_CONTEXT)
                     device.contexts.pop()
 
-            @staticmethod
-            def synchronize() -> None:
-                with guarded("cuCtxSynchronize"):
-                    device.call("cuCtxSynchronize", unsafe=True)
-                    device.drain()
-
         class DeviceAllocation:
             def __init__(self, address: int) -> None:
                 self.address = address

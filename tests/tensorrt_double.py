@@ -234,7 +234,7 @@ class TensorRtDouble(ModuleType):
                             {n: _read(device, self.engine.get_tensor_dtype(n), *i) for n, i in inputs.items()}
                         )
                     except Fault as fault:
-                        device.sticky = fault.code
+                        device.sticky = CUresult(fault.code)
                         raise
                     for name, values in found.items():
                         raw = np.ascontiguousarray(values).view(np.uint8).ravel()

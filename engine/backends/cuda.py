@@ -55,6 +55,7 @@ class Cuda:
         self._held: list[Any] = []
         self._events: list[Any] = []
         self._replays: list[Any] = []
+        self._stream: Any = None
         try:
             import pycuda.driver as driver
             from cuda.bindings import driver as bindings  # `cuda.cuda`, its old name, warns
@@ -207,7 +208,7 @@ class Cuda:
         """Free everything. pycuda can free only where the context is current, so it is not left to chance."""
         with self.active("freeing memory"):
             self.free()
-            del self._stream
+            self._stream = None
 
     # Errors
 
@@ -235,11 +236,15 @@ class Cuda:
     def _sticky(self) -> str | None:
         """The error that every further call would meet; None when the context works.
 
-        Asked of CUDA rather than looked up in a list of codes: a sticky error is one that comes back. Asked through
+        Asked of CUDA rather than looked up in a list of codes: a sticky error is one that comes back. Asked of the
+        stream, not of the whole context, which must not be waited for while another thread captures. And asked through
         pycuda, since cuda-python holds the interpreter lock for as long as the device takes.
         """
         try:
-            self._driver.Context.synchronize()
+            if self._stream is not None:
+                self._stream.synchronize()
+            else:
+                self._driver.mem_get_info()
         except self._driver.Error as error:
             return str(error)
         return None

@@ -155,6 +155,7 @@ def test_tests_written_on_doubles_pass_on_the_real_packages(run_with_pycuda: Run
         ("a_thread_ends_after_the_context_broke", {"EMU_STICKY_STACK": "1"}),
         ("a_context_cannot_be_pushed_within_a_block", {}),
         ("an_error_while_the_device_is_busy", {}),
+        ("an_error_while_another_engine_is_captured", {}),
         ("an_engine_is_never_closed", {}),
         ("nor_one_that_was_lost", {"EMU_STICKY_STACK": "0"}),
         ("nor_one_that_was_lost", {"EMU_STICKY_STACK": "1"}),

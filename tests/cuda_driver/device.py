@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.tensors import Array
 import tests.cuda_double
+from engine.tensors import Array
 from tests.cuda_double import CUresult, Fault
 
 _HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -70,7 +70,7 @@ class SoftwareDevice:
     def __init__(self, capacity: int = 1 << 30) -> None:
         self.capacity = capacity
         self.faults: Mapping[str, CUresult] = _Faults(1)
-        self.unnamed: Mapping[str, int] = _Faults(1 << 30)  # type: ignore[assignment]
+        self.unnamed: Mapping[str, int] = _Faults(1 << 30)
         self.leaked: list[str] = []
         """Stays empty: what leaks is in `reports`, or warned of by pycuda."""
         self.kernels: list[Any] = []
@@ -133,7 +133,7 @@ class SoftwareDevice:
         host = library().emu_at(address, size)
         if host is None:
             raise Fault(CUresult.CUDA_ERROR_ILLEGAL_ADDRESS)
-        return np.frombuffer((ctypes.c_uint8 * size).from_address(host), np.uint8)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(host))
 
     def sleep(self, milliseconds: int, stream: int) -> None:
         """Queue a kernel that takes so long."""

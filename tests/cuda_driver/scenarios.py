@@ -5,11 +5,10 @@ Each ends with exit code 0, and "reports: " with what the software driver found 
 
 from __future__ import annotations
 
-import ctypes
 import sys
 import threading
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,25 +27,19 @@ from engine.tensors import Row  # noqa: E402
 from tests.bundles import write_small_bundle  # noqa: E402
 from tests.tensorrt_double import TensorRtDouble, engine_on_double  # noqa: E402
 
-device = SoftwareDevice()
+device: Any = SoftwareDevice()
 
 
 def in_thread(work: Callable[[], Any]) -> Any:
     """What `work` returns, or raises, in a thread of its own that has ended."""
-    found: list[Any] = []
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(work).result()
 
-    def run() -> None:
-        try:
-            found.append(work())
-        except BaseException as error:
-            found.append(error)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if isinstance(found[0], BaseException):
-        raise found[0]
-    return found[0]
+def raised_by(work: Callable[[], Any]) -> BaseException | None:
+    """What `work` raises in a thread of its own."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(work).exception()
 
 
 def break_context(cuda: Cuda) -> None:
@@ -112,6 +105,28 @@ def an_error_while_the_device_is_busy() -> None:
     cuda.close()
 
 
+def an_error_while_another_engine_is_captured() -> None:
+    """It is found out whether the error is sticky, and the capture survives that."""
+    captured, other = Cuda(), Cuda()
+
+    def fail() -> None:
+        with other.active("running"):
+            raise EngineError("TensorRT says no")
+
+    def work() -> None:
+        captured.copy_in(address, source)
+        kinds.append(type(raised_by(fail)))
+
+    kinds: list[type] = []
+    with captured.active("capturing"):
+        address, source = captured.device(8), captured.pinned(8)
+        captured.replay(captured.capture(work))
+        captured.wait_all()
+    assert kinds == [EngineError]
+    for cuda in (captured, other):
+        cuda.close()
+
+
 def an_engine_is_never_closed() -> None:
     cuda = Cuda()
     with cuda.active("allocating"):
@@ -151,32 +166,22 @@ def an_engine_goes_from_thread_to_thread() -> None:
 def two_engines_at_once() -> None:
     """As a worker of two graphs, and one of them is captured while the other allocates."""
     with TemporaryDirectory() as folder:
-        failed: list[BaseException] = []
         trt = sys.modules["tensorrt"] = TensorRtDouble(device)
 
-        def serve(bundle: Path) -> None:
-            try:
-                for _ in range(3):
-                    engine = engine_on_double(bundle, device=device, trt=trt)
-                    engine.warm_up()
-                    assert not engine.notes, engine.notes
-                    for number in range(60):
-                        slot, length = number % 2, 1 + number % 32
-                        (found,) = run_rows(engine, [row(length)], slot)
-                        assert np.isclose(found["embedding"][0], length / 1000)
-                    engine.close()
-                    time.sleep(0.001)
-            except BaseException as error:
-                failed.append(error)
+        def serve(name: str) -> None:
+            bundle = write_small_bundle(Path(folder) / name)
+            for _ in range(3):
+                engine = engine_on_double(bundle, device=device, trt=trt)
+                engine.warm_up()
+                assert not engine.notes, engine.notes
+                for number in range(60):
+                    slot, length = number % 2, 1 + number % 32
+                    (found,) = run_rows(engine, [row(length)], slot)
+                    assert np.isclose(found["embedding"][0], length / 1000)
+                engine.close()
 
-        threads = [
-            threading.Thread(target=serve, args=[write_small_bundle(Path(folder) / name)]) for name in ("a", "b")
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not failed, failed
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(serve, ("a", "b")))
         assert not device.memory
 
 
@@ -186,7 +191,7 @@ def a_driver_without_a_function() -> None:
         engine = engine_on_double(write_small_bundle(Path(folder) / "bundle"), device=device)
         engine.warm_up()
         assert engine.notes == [
-            '9 of 9 buckets run without a CUDA graph: CUDA failed while capturing Bucket(batch=8, length=32): '
+            "9 of 9 buckets run without a CUDA graph: CUDA failed while capturing Bucket(batch=8, length=32): "
             'cuGraphUpload failed: Function "cuGraphUpload" not found'
         ], engine.notes
         run_rows(engine, [row(9)])
@@ -199,6 +204,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         a_thread_ends_after_the_context_broke,
         a_context_cannot_be_pushed_within_a_block,
         an_error_while_the_device_is_busy,
+        an_error_while_another_engine_is_captured,
         an_engine_is_never_closed,
         nor_one_that_was_lost,
         an_engine_goes_from_thread_to_thread,

@@ -122,8 +122,16 @@ int cuStreamSynchronize(Stream *stream) {
     return leave(code ? code : drain(stream, NULL, 0));
 }
 
+/* "It is also invalid to ... synchronize a broader handle which encompasses stream capture, such as a device or context
+ * handle when any associated stream is in capture mode." */
 int cuCtxSynchronize(void) {
     int code = enter("cuCtxSynchronize", UNSAFE);
+    for (int index = 0; !code && index < STREAMS; index++)
+        if (streams[index] && streams[index]->capture) {
+            report("cuCtxSynchronize while a stream captures");
+            streams[index]->invalidated = 1;
+            code = CAPTURE_UNSUPPORTED;
+        }
     for (int index = 0; !code && index < STREAMS; index++)
         if (streams[index]) code = drain(streams[index], NULL, 0);
     return leave(code);

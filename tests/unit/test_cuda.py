@@ -97,7 +97,10 @@ def test_the_stack_is_left_clean_by_an_error(cuda: Cuda, device: Device):
 
 
 def test_out_of_memory_is_told_apart_and_leaves_the_context_usable(cuda: Cuda):
-    with pytest.raises(OutOfMemory, match="CUDA failed while loading: cuMemAlloc failed: out of memory"), cuda.active("loading"):
+    with (
+        pytest.raises(OutOfMemory, match="CUDA failed while loading: cuMemAlloc failed: out of memory"),
+        cuda.active("loading"),
+    ):
         cuda.device(20_000)
     with cuda.active("loading"):
         cuda.device(5_000)
@@ -123,9 +126,9 @@ def test_a_copy_to_nobodys_address_is_refused_at_once(cuda: Cuda):
     with cuda.active("allocating"):
         source, address = cuda.pinned(8), cuda.device(4)
     for wrong in (12345, address):
-        with pytest.raises(EngineError, match="cuMemcpyHtoDAsync failed: invalid argument") as caught:
-            with cuda.active("running"):
-                cuda.copy_in(wrong, source)
+        said = "cuMemcpyHtoDAsync failed: invalid argument"
+        with pytest.raises(EngineError, match=said) as caught, cuda.active("running"):
+            cuda.copy_in(wrong, source)
         assert type(caught.value) is EngineError
 
 
@@ -144,7 +147,10 @@ def test_an_error_of_the_engines_own_becomes_lost_when_the_context_is(cuda: Cuda
         raise EngineError("TensorRT says no")
     assert type(caught.value) is EngineError
     device.sticky = CUresult.CUDA_ERROR_LAUNCH_FAILED
-    with pytest.raises(EngineLost, match=r"says no \(cuCtxSynchronize failed: unspecified launch"), cuda.active("running"):
+    with (
+        pytest.raises(EngineLost, match=r"says no \(cuStreamSynchronize failed: unspecified launch"),
+        cuda.active("running"),
+    ):
         raise EngineError("TensorRT says no")
 
 
@@ -156,8 +162,8 @@ def test_an_error_that_cuda_python_has_no_name_for(cuda: Cuda, device: Device):
     with pytest.raises(EngineError, match="914 is not a valid CUresult") as caught, cuda.active("running"):
         cuda.replay(replay)
     assert type(caught.value) is EngineError
-    device.unnamed["cuCtxSynchronize"] = 914  # and it comes back
-    with pytest.raises(EngineLost, match=r"it says no \(cuCtxSynchronize failed: an error"), cuda.active("running"):
+    device.unnamed["cuStreamSynchronize"] = 914  # and it comes back
+    with pytest.raises(EngineLost, match=r"it says no \(cuStreamSynchronize failed: an error"), cuda.active("running"):
         raise EngineError("it says no")
 
 
