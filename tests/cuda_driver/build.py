@@ -21,7 +21,7 @@ def compiler() -> str | None:
 
 def compile_driver(folder: Path) -> Path:
     """Make libcuda.so.1 in `folder`, and give the folder back. Needs no CUDA."""
-    command = [str(compiler()), "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
+    command = [str(compiler()), "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-pthread"]
     sources = sorted(map(str, HERE.glob("*.c")))
     made = ["-Wl,-soname,libcuda.so.1", "-o", str(folder / "libcuda.so.1"), *sources, "-ldl"]
     subprocess.run([*command, *made], check=True)

@@ -198,6 +198,20 @@ def a_driver_without_a_function() -> None:
         engine.close()
 
 
+def the_tests_of_running_engines_on_a_gpu() -> None:
+    """Before a GPU's time is spent on them: that they hold here, where TensorRT is the double."""
+    from tests.gpu import test_running
+
+    with TemporaryDirectory() as folder:
+        engine = engine_on_double(write_small_bundle(Path(folder) / "bundle"), device=device)
+        engine.warm_up()
+        test_running.test_every_bucket_is_captured_for_every_slot(engine)
+        test_running.test_a_replay_equals_a_plain_run_bit_for_bit(engine)
+        test_running.test_slots_do_not_disturb_each_other(engine)
+        test_running.test_ten_thousand_runs_allocate_nothing(engine)
+        engine.close()
+
+
 SCENARIOS: dict[str, Callable[[], None]] = {
     work.__name__: work
     for work in (
@@ -210,6 +224,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         an_engine_goes_from_thread_to_thread,
         two_engines_at_once,
         a_driver_without_a_function,
+        the_tests_of_running_engines_on_a_gpu,
     )
 }
 
