@@ -170,5 +170,5 @@ def test_tests_written_on_doubles_pass_on_the_real_packages(run_with_pycuda: Run
     ],
 )
 def test_a_process(run_with_pycuda: Run, name: str, settings: dict[str, str]):
-    said = run_with_pycuda("-m", "tests.cuda_driver.scenarios", name, **settings)
-    assert "reports: \n" in said, said
+    said = run_with_pycuda("-m", "tests.cuda_driver.scenarios", name, EMU_STRICT="1", **settings)
+    assert "\n done\n" in f"\n{said}", said
