@@ -58,7 +58,7 @@ class Fault(Exception):
     """What a call of the driver ends with; each binding shows it in its own way."""
 
     def __init__(self, code: int) -> None:
-        super().__init__(str(code))
+        super().__init__(_TEXTS.get(code, "an error without a text here"))
         self.code = code
 
 
@@ -195,7 +195,7 @@ class PycudaDouble(ModuleType):
                 yield
             except Fault as fault:
                 kind = {2: self.MemoryError, 719: self.LaunchError}.get(fault.code, self.LogicError)
-                raise kind(f"{name} failed: {_TEXTS.get(fault.code, 'an error without a text here')}") from None
+                raise kind(f"{name} failed: {fault}") from None
 
         def free(name: str, done: bool, work: Callable[[], object]) -> None:
             """pycuda warns of what the driver refuses here, and goes on."""
@@ -206,7 +206,7 @@ class PycudaDouble(ModuleType):
                 device.call(name, unsafe=True)
                 work()
             except Fault as fault:
-                print(f"PyCUDA WARNING: {name} failed: {_TEXTS.get(fault.code)}", file=sys.stderr)
+                print(f"PyCUDA WARNING: {name} failed: {fault}", file=sys.stderr)
 
         class Context:
             def __del__(self) -> None:

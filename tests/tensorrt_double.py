@@ -240,7 +240,11 @@ class TensorRtDouble(ModuleType):
                         raw = np.ascontiguousarray(values).view(np.uint8).ravel()
                         device.at(outputs[name], raw.nbytes)[:] = raw
 
-                device.submit(run, stream)
+                try:
+                    device.submit(run, stream)
+                except Fault as fault:
+                    self.engine.logger.log(Severity.ERROR, f"Error Code 1: Cuda Runtime ({fault})")
+                    return False
                 return True
 
         class ExecutionContext10(ExecutionContext):

@@ -106,15 +106,15 @@ class Cuda:
             raise EngineLost(f"CUDA failed while {doing}: {error}") from error
 
     def _abandon(self) -> None:
-        """Empty pycuda's own stack of contexts in this thread, where its pop did not.
+        """Give the context up where it can no longer be pushed or popped.
 
-        A thread that ends with one on it takes the whole process along: pycuda calls abort. A context that was detached
-        is dropped from every thread's stack, and what is left of its memory is no longer freed.
+        pycuda would end the whole process: with abort when a thread ends while a context is on pycuda's own stack, and
+        with an exception in a destructor that cannot push the context. One that was detached is dropped from the stacks
+        of all threads, and destructors leave it alone.
         """
         with suppress(self._driver.Error):  # it was detached before
             self._context.detach()
-        with suppress(self._driver.Error):
-            self._driver.Context.get_current()  # drops those that were detached
+        self._driver.Context.get_current()  # drops what was detached from this thread's stack
 
     # Memory
 

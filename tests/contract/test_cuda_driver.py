@@ -172,3 +172,13 @@ def test_tests_written_on_doubles_pass_on_the_real_packages(run_with_pycuda: Run
 def test_a_process(run_with_pycuda: Run, name: str, settings: dict[str, str]):
     said = run_with_pycuda("-m", "tests.cuda_driver.scenarios", name, EMU_STRICT="1", **settings)
     assert "\n done\n" in f"\n{said}", said
+
+
+@pytest.mark.driver
+@pytest.mark.parametrize(
+    ("code", "step", "settings"),
+    [(1, 11, {}), (700, 7, {"EMU_STICKY_STACK": "0"}), (700, 4, {"EMU_STICKY_STACK": "1"})],
+)
+def test_a_call_that_fails(run_with_pycuda: Run, tmp_path: Path, code: int, step: int, settings: dict[str, str]):
+    """Whichever of an engine's life it is: no crash, no error but ours, and no memory left where CUDA still works."""
+    run_with_pycuda("-m", "tests.cuda_driver.faults", str(code), str(step), str(tmp_path), **settings)

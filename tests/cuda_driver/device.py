@@ -32,7 +32,7 @@ failures: list[str] = []
 def library() -> ctypes.CDLL:
     """libcuda.so.1, with the types of what tests call."""
     found = ctypes.CDLL("libcuda.so.1")
-    found.emu_reports.restype = found.emu_call.restype = ctypes.c_char_p
+    found.emu_reports.restype = found.emu_call.restype = found.emu_fault_met.restype = ctypes.c_char_p
     found.emu_at.restype = ctypes.c_void_p
     found.emu_at.argtypes = [ctypes.c_uint64, ctypes.c_size_t]
     found.emu_call.argtypes = [ctypes.c_size_t]
@@ -156,7 +156,7 @@ class SoftwareDevice:
         self.kernels.append(kernel)  # a graph may run it again
         code = library().cuLaunchHostFunc(stream, kernel, None)
         if code:
-            raise Fault(CUresult(code))
+            raise Fault(code)
 
 
 @contextmanager

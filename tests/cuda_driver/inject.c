@@ -21,6 +21,7 @@ static Fault faults[FAULTS];
 static const char *calls[CALLS];
 static size_t call_count;
 static char reports[1 << 14];
+static const char *fault_met = "";
 static int sticky_code;
 static pid_t initialized_by;
 
@@ -57,8 +58,9 @@ static int is_sticky(int code) { return code == 214 || code == 220 || (code >= 7
 
 int injected(const char *name) {
     for (Fault *fault = faults; fault < faults + FAULTS; fault++)
-        if (fault->times && !strcmp(fault->name, name) && --fault->nth <= 0) {
+        if (fault->times && (!strcmp(fault->name, name) || !strcmp(fault->name, "*")) && --fault->nth <= 0) {
             fault->times--;
+            fault_met = name;
             if (is_sticky(fault->code)) stick(fault->code);
             return fault->code;
         }
@@ -102,7 +104,7 @@ int leave(int code) {
 
 /* For tests. */
 
-/* From its `nth` call on, `name` gives `code`, `times` times. */
+/* From its `nth` call on, `name`, or "*" for any, gives `code`, `times` times. */
 void emu_fail(const char *name, long nth, long times, int code) {
     lock();
     for (Fault *fault = faults; fault < faults + FAULTS; fault++)
@@ -121,6 +123,7 @@ void emu_stick(int code) {
     unlock();
 }
 
+const char *emu_fault_met(void) { return fault_met; }
 int emu_sticky(void) { return sticky_code; }
 const char *emu_reports(void) { return reports; }
 void emu_forget_calls(void) { call_count = 0; }
