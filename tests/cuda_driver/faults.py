@@ -1,4 +1,4 @@
-"""`python -m tests.cuda_driver.faults CODE STEP FOLDER`: an engine's life in which one call of the driver ends with CODE.
+"""`python -m tests.cuda_driver.faults CODE STEP FOLDER`: an engine's life in which one call ends with CODE.
 
 For the first, the STEP-th after it and so on, each in a process of its own, which must end as if nothing had been: with
 EngineErrors where they belong and no others, and with memory freed where the context works.
