@@ -69,7 +69,8 @@ class Cuda:
                 _contexts[index] = driver.Device(index).retain_primary_context()
                 # Kept beyond the end of Python as well: pycuda's destructor calls cuCtxDetach, which is not for it.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(_contexts[index]))
-                bindings.cuDevicePrimaryCtxRetain(index)  # for `_abandon`, which gives up the other one
+                with suppress(_Failure):  # for `_abandon`, which gives up the other one
+                    self._call(bindings.cuDevicePrimaryCtxRetain, index)
             self._context = _contexts[index]
         except driver.Error as error:
             kind = OutOfMemory if isinstance(error, driver.MemoryError) else EngineError
