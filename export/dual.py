@@ -13,8 +13,7 @@ from engine.images.dual import IMAGE, TEXT
 from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, from_pixels, image_inputs, is_image_model, task_of
-from export.measures import NEIGHBOURS, Measure, neighbours, of_both
-from export.tasks.image_feature_extraction import VECTORS, compare_vectors
+from export.measures import NEIGHBOURS, VECTORS, Measure, compare_vectors, same_neighbours
 from export.text import fast_tokenizer, longest_row, texts, tokenizer_file
 from export.torch_onnx import Traced
 
@@ -122,7 +121,7 @@ class DualExport(ImageExport):
 
     def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
         """Whether the neighbours of every image among the images are the same, and those of every text among texts."""
-        return [neighbours(*of_both(expected, found, OUTPUT))]
+        return [same_neighbours(expected, found, OUTPUT)]
 
 
 def is_siglip(config: Any) -> bool:

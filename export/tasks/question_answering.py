@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.tasks.question_answering import WINDOW
 from engine.text.scores import softmax
 from export.errors import Refused
-from export.measures import Measure, agreement
+from export.measures import SCORES, Measure, agreement, compare_scores
 from export.nodes import require_output, set_outputs
 from export.tasks.base import Layout, Probe
-from export.tasks.text_classification import SCORES, compare_scores
 from export.text import TOKENS, TextExport, run, sample_texts, texts
 
 if TYPE_CHECKING:

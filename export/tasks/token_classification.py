@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from engine.text.scores import softmax
-from export.measures import Measure
+from export.measures import SCORES, Measure, compare_scores
 from export.nodes import require_output, set_outputs
 from export.tasks.base import labels
-from export.tasks.text_classification import SCORES, compare_scores
 from export.text import TOKENS, TextExport, run, sample_texts
 
 if TYPE_CHECKING:
