@@ -27,8 +27,6 @@ class Measure:
     column: str = ""
     half_limit: float | None = None
     """For fp16 and bf16; None: ten times as far from perfect as fp32 may be."""
-    of_all: bool = False
-    """A figure of all answers together, not of each: it has no worst row."""
 
     @property
     def key(self) -> str:
@@ -167,7 +165,7 @@ def of_both(expected: Sequence[Arrays], found: Sequence[Arrays], name: str) -> t
     return np.stack(a), np.stack(b)
 
 
-NEIGHBOURS = Measure("neighbours", 0.99, 0.7, at_least=True, column="same neighbours", half_limit=0.9, of_all=True)
+NEIGHBOURS = Measure("neighbours", 0.99, 0.7, at_least=True, column="same neighbours", half_limit=0.9)
 """Of tasks that answer with vectors: of the ten nearest of every row, how many are. What a search would notice."""
 
 VECTORS = (
@@ -191,7 +189,7 @@ SCORES = (
 )
 """Measures of tasks that answer with scores."""
 
-SAME_BEST = Measure("same_best", 0.99, 0.9, at_least=True, column="same best", half_limit=0.98, of_all=True)
+SAME_BEST = Measure("same_best", 0.99, 0.9, at_least=True, column="same best", half_limit=0.98)
 """Of such tasks: the share of all rows whose best label is the same, nearly equal ones included."""
 
 

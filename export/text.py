@@ -25,6 +25,7 @@ LONGEST_CHECKED = 2048
 
 _SHORTEST_WORD = 3  # shorter tokens are mostly pieces of words
 _MOST_WORDS = 90
+_SAMPLES = 500
 _FREQUENT = 200
 _WRITTEN = "a word, \u2603 and \U0001d518"  # with what a vocabulary may not hold
 
@@ -209,8 +210,8 @@ def texts(source: Source, examples: Sequence[Any]) -> Iterator[tuple[str, str]]:
     yield "longest", longest_text(source, length)
 
 
-def sample_texts(source: Source, count: int = 500) -> Iterator[str]:
-    """`count` texts of 1 to 90 words out of the tokenizer's own vocabulary; the same ones at every call.
+def sample_texts(source: Source) -> Iterator[str]:
+    """500 texts of 1 to 90 words out of the tokenizer's own vocabulary; the same ones at every call.
 
     Every other text is made of frequent words, which vocabularies begin with: int8 answers differently on them, on
     all-MiniLM-L6-v2 with a least cosine of 0.976 where that of texts out of all words is 0.990.
@@ -222,7 +223,7 @@ def sample_texts(source: Source, count: int = 500) -> Iterator[str]:
     by_number = sorted(source.tokenizer.get_vocab().items(), key=lambda pair: pair[1])
     starts = [token.lstrip("▁Ġ") for token, _ in by_number if not token.startswith("##")]
     frequent = [word for word in starts if word.isascii() and word.isalpha() and len(word) > 1][:_FREQUENT]
-    for number in range(count):
+    for number in range(_SAMPLES):
         out_of = (frequent if number % 2 else words) or words or ["word"]
         yield " ".join(draw.choices(out_of, k=draw.randint(1, _MOST_WORDS)))
 

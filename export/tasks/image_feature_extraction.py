@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from export.source import Source
     from export.torch_onnx import Traced
 
+
 class ImageFeatureExtractionExport(ImageExport):
     """Models without a head."""
 

@@ -33,7 +33,7 @@ class QuestionAnsweringExport(TextExport):
     measures: ClassVar[Sequence[Measure]] = SCORES
     measures_of_all: ClassVar[Sequence[Measure]] = (
         # The share of rows whose best place for a beginning and for an end is the same.
-        Measure("spans", 0.99, 0.8, at_least=True, column="same span", half_limit=0.97, of_all=True),
+        Measure("spans", 0.99, 0.8, at_least=True, column="same span", half_limit=0.97),
     )
 
     def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from engine.tensors import Arrays
     from export.source import Source
 
+
 class TextClassificationExport(TextExport):
     """Sequence classification models."""
 

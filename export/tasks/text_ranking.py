@@ -34,7 +34,7 @@ class TextRankingExport(TextClassificationExport):
     measures_of_all: ClassVar[Sequence[Measure]] = (
         # The order of documents: one moves past another where their scores are nearly equal. A tau of 0.9 is one pair
         # of twenty.
-        Measure("kendall", 0.99, 0.8, at_least=True, column="order", half_limit=0.95, of_all=True),
+        Measure("kendall", 0.99, 0.8, at_least=True, column="order", half_limit=0.95),
     )
     heads: ClassVar[tuple[str, ...]] = ()  # text-classification's; a CrossEncoder's own files claim it
 

@@ -27,7 +27,7 @@ class TokenClassificationExport(TextExport):
     measures: ClassVar[Sequence[Measure]] = SCORES
     measures_of_all: ClassVar[Sequence[Measure]] = (
         # F1 over all spans of tokens with one label: what a caller gets is such spans.
-        Measure("spans", 0.99, 0.8, at_least=True, column="same spans", half_limit=0.97, of_all=True),
+        Measure("spans", 0.99, 0.8, at_least=True, column="same spans", half_limit=0.97),
     )
 
     def head(self, graph: Any, source: Source) -> None:
