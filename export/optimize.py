@@ -78,8 +78,8 @@ def load_whole(path: Path) -> Any:
     """
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
-        if tensor.data_location == TensorProto.EXTERNAL:
-            tensor.raw_data = _outside(tensor, path.parent)
+        if (content := outside(tensor, path.parent)) is not None:
+            tensor.raw_data = content
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
     return model
@@ -138,15 +138,15 @@ class _Weights:
 def _save(model: Any, path: Path, weights: _Weights, beside: Path | None = None) -> None:
     """Write `model` to `path` and its weights to `weights`; those that it has outside are in files of `beside`."""
     for tensor in model.graph.initializer:
-        content = _outside(tensor, beside) or tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
+        content = outside(tensor, beside) or tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
         if len(content) >= INSIDE_BELOW:
             _move_out(tensor, *weights.add(content), len(content))
     model.graph.value_info.sort(key=lambda tensor: tensor.name)  # ONNX Runtime's order is that of addresses in memory
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _outside(tensor: Any, folder: Path | None) -> bytes | None:
-    """The content of a tensor that is in a file; from there it goes to the next without a copy of the whole model."""
+def outside(tensor: Any, folder: Path | None) -> bytes | None:
+    """The content of a tensor that lies in a file of `folder`; None for one that the model itself holds."""
     if folder is None or tensor.data_location != TensorProto.EXTERNAL:
         return None
     place = {entry.key: entry.value for entry in tensor.external_data}
