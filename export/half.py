@@ -108,7 +108,8 @@ def _convert(graph: Any, floats: set[str], dtype: int, kinds: Set[str], kept: Co
     for index, node in enumerate(list(graph.node)):
         if node.op_type not in _ANY_TYPE:
             wanted = dtype if index in chosen else TensorProto.FLOAT
-            rename_read(node, {name: as_type(name, wanted) for name in names_read(node)})
+            # In an order of its own, for that of a set differs from run to run, and equal models give equal bytes.
+            rename_read(node, {name: as_type(name, wanted) for name in sorted(names_read(node))})
         nodes.append(node)
     _keep_outputs(graph, nodes, is_half, dtype)
     replace_all(graph.node, nodes)
