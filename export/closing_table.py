@@ -10,7 +10,7 @@ from typing import Any, TextIO, TypeAlias
 
 from engine.bundle import Bundle, open_bundle
 from engine.tasks import task_class
-from export.progress import megabytes, table
+from export.progress import megabytes, size_of, table
 from export.recipe import Recipe
 from export.terminal import is_rich
 
@@ -35,7 +35,7 @@ class Result:
     @property
     def size(self) -> int:
         """Bytes of everything in it."""
-        return sum(file.stat().st_size for file in self.bundle.path.rglob("*") if file.is_file())
+        return size_of(self.bundle.path)
 
     @property
     def next(self) -> str:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engine.bundle import open_bundle
 from export.candidates import Candidate, candidate_of, of_bundle
 from export.errors import ParityFailed
 from export.int8_gate import Int8Gate
@@ -218,8 +219,6 @@ def _chosen(
 
 def _fp32_of(folder: Path) -> Candidate:
     """The fused fp32 graph."""
-    from engine.bundle import open_bundle
-
     return next(iter(of_bundle(open_bundle(folder))))
 
 

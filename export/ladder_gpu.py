@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.bundle import open_bundle, write_manifest
+from engine.bundle import open_bundle
 from export.candidates import candidate_of
 from export.errors import ParityFailed
 from export.half import half, lean_graph
@@ -29,6 +29,7 @@ from export.precision_options import AUTO, TARGETS
 from export.rounded import rounded
 from export.source import Source
 from export.trials import Outcome, Record, record_of
+from export.write import add_portable
 
 _FIRST_KEPT = 4
 _MOST_KEPT = 0.5
@@ -132,12 +133,8 @@ class HalfGraphs:
 
     def keep(self, precision: str) -> None:
         """Enter the graphs of `precision` in the manifest."""
-        manifest = open_bundle(self._folder).manifest
-        graphs = {}
-        for name, graph in manifest.graphs.items():
-            path = self._graphs[name].with_name(f"{precision}.onnx").relative_to(self._folder).as_posix()
-            graphs[name] = replace(graph, onnx={**graph.onnx, precision: path})
-        write_manifest(self._folder, replace(manifest, graphs=graphs))
+        paths = {name: path.with_name(f"{precision}.onnx") for name, path in self._graphs.items()}
+        add_portable(self._folder, precision, paths)
 
     def nodes(self) -> int:
         """Of the largest graph, those that make a tensor that could be half."""

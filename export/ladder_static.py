@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.bundle import open_bundle, write_manifest
 from export.calibrate import METHODS
 from export.candidates import Candidate, candidate_of
 from export.errors import ParityFailed
@@ -26,6 +25,7 @@ from export.precision import Int8
 from export.static_graphs import StaticInt8
 from export.static_int8 import TENSORRT
 from export.trials import Outcome, Record, record_of, summed
+from export.write import add_portable
 
 if TYPE_CHECKING:
     from export.optimize import Places
@@ -57,12 +57,8 @@ def climb_static(
             return replace(left, records=[*outcome.records, *left.records])
         step, method, figures = Step(), METHODS[-1], dict(failure.figures)
         outcome.failures.append(str(failure))
-    onnx = static.write(step, method).relative_to(folder).as_posix()
+    add_portable(folder, "int8", {"model": static.write(step, method)})
     outcome.graphs = figures["graphs"]
-    manifest = open_bundle(folder).manifest
-    graph = manifest.graphs["model"]
-    graph = replace(graph, onnx={**graph.onnx, "int8": onnx})
-    write_manifest(folder, replace(manifest, graphs={"model": graph}))
     return outcome
 
 
@@ -76,7 +72,7 @@ def search_static(
 ) -> tuple[dict[str, Any], Step, str]:
     """The fastest step that passes: its figures, the step, and how it was calibrated. Its graph is not written.
 
-    Every step is told to `record`, `named` so. Raises ParityFailed where none passes.
+    Every step is added to `records`; their names begin with `named`. Raises ParityFailed where none passes.
     """
     bundled = static.path.relative_to(folder).as_posix()
     judge = Int8Gate(gate, limits)

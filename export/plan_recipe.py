@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.bucket import Bucket, Ladder
-from engine.plan import HARDWARE_COMPATIBILITY
+from engine.plan import HARDWARE_COMPATIBILITY, PRECISIONS
 from export.arguments import Parser, file_path
 from export.errors import Refused
 
 if TYPE_CHECKING:
     from engine.bundle import Manifest
 
-PLAN_PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 AS_BUNDLE = ""
 """Stands for the precision that the bundle's ladder found for TensorRT; fp16 where it has looked for none."""
 BUILDERS = ("tensorrt", "tensorrt-rtx")
@@ -94,7 +93,7 @@ def add_plan_arguments(parser: argparse._ActionsContainer, precision: str) -> No
     parser.add_argument(
         precision,
         dest="plan_precision",
-        choices=PLAN_PRECISIONS,
+        choices=PRECISIONS,
         default=AS_BUNDLE,
         help="of plans (default: what the bundle's ladder found for TensorRT, else fp16); int8 needs a bundle that was "
         "exported with tensorrt=int8",

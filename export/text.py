@@ -93,13 +93,9 @@ class TextExport(ExportTask):
 
     def inputs_of(self, source: Source, payload: Any, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]] | None:
         """Rows of tokens are what the model reads; the probes show that they are transformers' own."""
-        import torch
-
         if any(not set(row.feeds) <= set(self.input_axes()) for row in rows):
             return None
-        return [
-            {name: torch.from_numpy(values[None].astype("int64")) for name, values in row.feeds.items()} for row in rows
-        ]
+        return [row_tokens(row) for row in rows]
 
     def probe(self, source: Source, label: str, text: str) -> Probe:
         """`text` as a payload, and as transformers tokenizes it; one row each."""
@@ -127,6 +123,13 @@ def tokens_of(source: Source, text: str, pair: str | None = None, **options: Any
         [text if pair is None else (text, pair)], return_tensors="pt", **options
     )
     return found
+
+
+def row_tokens(row: Row) -> Mapping[str, Any]:
+    """What the worker tokenized, for the model in PyTorch: int64 tensors with a batch of one."""
+    import torch
+
+    return {name: torch.from_numpy(values[None].astype("int64")) for name, values in row.feeds.items()}
 
 
 def run(model: Any, inputs: Mapping[str, Any], *outputs: str) -> Arrays | None:

@@ -163,7 +163,7 @@ def test_rows_end_as_the_tasks_own_and_say_how_much_there_is(tmp_path: Path):
 )
 def test_whole_numbers_of_a_list_may_change_places(shape: Any, axis: str, expected: Any, found: Any, equal: float):
     pair = (np.array(expected), np.array(found))
-    assert _figure(Bucket(1, 1), TensorSpec("tokens", "int32", shape), [pair], [1]).equal == equal
+    assert _figure(Bucket(1, 1), TensorSpec("tokens", "int32", shape), [pair]).equal == equal
 
 
 def test_a_score_alone_is_relative_where_it_is_large():
@@ -171,7 +171,7 @@ def test_a_score_alone_is_relative_where_it_is_large():
 
     def difference(expected: float, found: float) -> float:
         pair = (np.array([expected], np.float32), np.array([found], np.float32))
-        return _figure(Bucket(1, 1), spec, [pair], [1]).difference
+        return _figure(Bucket(1, 1), spec, [pair]).difference
 
     assert difference(0.001, 0.002) == pytest.approx(0.001)
     assert difference(100, 101) == pytest.approx(0.01)
