@@ -19,12 +19,13 @@ from typing import Any
 from engine.bundle import open_bundle, write_manifest
 from engine.bundle_folder import new_bundle_folder
 from engine.errors import BundleError, MissingPackage
+from engine.table import table
 from export import interrupts
 from export.errors import ParityFailed, Refused, blaming_the_disk, refusal_of
 from export.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED, UNAVAILABLE
 from export.outcome import Outcome, plans_added
 from export.packages import INSTALL, other_versions
-from export.progress import megabytes, recorded, size_of, stage, table
+from export.progress import megabytes, recorded, size_of, stage
 from export.recipe import Command, Recipe, command_from_argv
 from export.tasks import export_task
 from export.terminal import only_json
@@ -125,7 +126,8 @@ def _plan(argv: Sequence[str]) -> Outcome:
 
     names = add_plans(path, recipe)
     bundle = open_bundle(path)
-    print(f"\n{table(('plan', 'size'), [(name, megabytes(bundle.manifest.files[name][0])) for name in names])}")
+    sizes = [(name, megabytes(bundle.manifest.files[name][0])) for name in names]
+    print(f"\n{table([('plan', 'size'), *sizes])}")
     print(f"\nbundle    {path}  {megabytes(size_of(path))}")
     return Outcome(OK, next=f"python -m engine inspect {quote(str(path))}", more=plans_added(bundle, names))
 

@@ -21,6 +21,7 @@ from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, open_bundle
 from engine.bundle_folder import changed_bundle_folder
 from engine.errors import BundleError
 from engine.plan import SUFFIX
+from engine.table import table
 from export.arguments import Parser, file_path
 from export.errors import Refused, Unavailable
 from export.exit_codes import OK
@@ -29,7 +30,7 @@ from export.plan_recipe import plan_command
 from export.pod import Pod, hourly_price, load_api, rented
 from export.pod_client import PodClient
 from export.pod_server import PORT
-from export.progress import megabytes, stage, table
+from export.progress import megabytes, stage
 
 PROXY = "https://{pod}-{port}.proxy.runpod.net"
 _BLACKWELL = ("B200", "B300", "GB200", "RTX 50", "RTX PRO")
@@ -131,11 +132,11 @@ def order_from_argv(argv: Sequence[str]) -> Order:
 
 
 def _print_prices(order: Order, prices: dict[str, float]) -> None:
-    rows = []
+    rows = [("GPU", "an hour", "at most")]
     for gpu_type, price in prices.items():
         most = min(order.cost_limit, price * order.time_limit_s / 3600)
         rows.append((gpu_type, f"${price:.2f}", f"${most:.2f}"))
-    print(table(("GPU", "an hour", "at most"), rows))
+    print(table(rows))
     print(f"limits: {order.time_limit_s:.0f} s a GPU, ${order.cost_limit:.2f} in all; image {order.image}")
 
 

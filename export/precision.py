@@ -30,6 +30,7 @@ from export.int8_tables import shrink
 from export.observed import observed
 from export.optimize import Places, add_graph, fuse
 from export.smooth import ALPHAS, maxima, products, scale_of, smooth
+from export.source import unlogged
 
 _ROWS_OBSERVED = 60
 _ROWS_COMPARED, _TOKENS_COMPARED = 24, 128
@@ -176,11 +177,6 @@ def _loss(values: Array, matrix: Array, exact: Array | None = None) -> float:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep back advice to pre-process, which the fusing afterwards does, and warnings of onnx.mapping's end."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        logging.disable(before)
+    with unlogged(logging.WARNING), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield

@@ -76,14 +76,6 @@ def _print_line(name: str, seconds: float, notes: str, rich: bool) -> None:
     Console(soft_wrap=True, highlight=False).print(text)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows in columns that are as wide as their widest cell."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    padded = ((cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    return "\n".join("  ".join(cells).rstrip() for cells in padded)
-
-
 def size_of(folder: Path) -> int:
     """Bytes of all files below `folder`."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

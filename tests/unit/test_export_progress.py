@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from engine.table import table
 from export import interrupts
-from export.progress import megabytes, recorded, stage, stages, table
+from export.progress import megabytes, recorded, stage, stages
 
 
 def test_a_line_a_stage(capsys: pytest.CaptureFixture[str]):
@@ -86,5 +87,5 @@ def test_a_stage_that_fails_prints_nothing(capsys: pytest.CaptureFixture[str]):
 
 
 def test_tables_and_sizes():
-    assert table(("a", "long"), [("wide cell", "b")]) == "a          long\nwide cell  b"
+    assert table([("a", "long"), ("wide cell", "b")]) == "a          long\nwide cell  b"
     assert (megabytes(612), megabytes(90_352_600)) == ("0.6 kB", "90.4 MB")
