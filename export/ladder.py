@@ -20,7 +20,7 @@ from export.ladder_gpu import HalfGraphs, climb_gpu
 from export.ladder_static import climb_static
 from export.parity import Gate, worst
 from export.parity_data import read_payloads
-from export.parity_limits import Limits
+from export.parity_limits import GateLimits
 from export.parity_reply import check_reply
 from export.precision_options import AUTO, wanted
 from export.progress import stage
@@ -46,7 +46,7 @@ def choose_precisions(
     and Refused for parity data or limits that do not fit the task.
     """
     asked = wanted(recipe)
-    limits = Limits(recipe.parity_thresholds)
+    limits = GateLimits(recipe.parity_thresholds)
     limits.of(source.task, "fp32")  # an unknown name is found out before the work
     only_fp32 = set(asked.values()) <= {"fp32", AUTO}
     failures: list[str] = []

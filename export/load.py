@@ -18,7 +18,7 @@ from export.hub import download, locate, refuse_pointer
 from export.infer import infer_task
 from export.json_files import read_json
 from export.parity_data import check_payload_file
-from export.parity_limits import Limits
+from export.parity_limits import GateLimits
 from export.precision_options import wanted
 from export.progress import megabytes
 from export.recipe import TASK_OPTIONS, Recipe
@@ -47,7 +47,7 @@ def load(recipe: Recipe) -> Source:
     of_adapters = [adapter.task for adapter in adapters if adapter.task]
     task = export_task(recipe.task or (of_adapters[0] if of_adapters else infer_task(root, model)))
     _check_options(recipe, task)
-    Limits(recipe.parity_thresholds).of(task, "fp32")
+    GateLimits(recipe.parity_thresholds).of(task, "fp32")
     layout = task.layout(root, recipe)
     folder = root / layout.transformer
     _check_files(folder, model, recipe.trust_remote_code)

@@ -19,6 +19,7 @@ from engine.bundle import Bundle, Graph
 from engine.feed import run_rows
 from engine.tasks import load_task
 from engine.tensors import Array, Arrays, Row, TensorSpec
+from export.candidates import in_precision
 from export.errors import ParityFailed
 from export.parity_cases import without_padding
 
@@ -108,14 +109,6 @@ def gate(
         "min_equal": round(min(figure.equal for figure in figures), 4),
         "limits": {"min_cosine": MIN_COSINE, "max_relative_difference": limit},
     }
-
-
-def in_precision(bundle: Bundle, graph: str, precision: str) -> Bundle:
-    """`bundle` as if it had the graph of this precision only."""
-    found = bundle.manifest.graphs[graph]
-    fused = {precision: found.fused[precision]} if precision in found.fused and precision != "int8" else {}
-    graphs = {graph: replace(found, onnx={precision: found.onnx[precision]}, fused=fused)}
-    return replace(bundle, manifest=replace(bundle.manifest, precision=precision, graphs=graphs))
 
 
 def _cells(figure: _Figure) -> tuple[str, ...]:

@@ -26,11 +26,11 @@ from typing import Any
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle, write_manifest
 from engine.bundle_folder import changed_bundle_folder
-from export.candidates import candidate_of
+from export.candidates import candidate_of, in_precision
 from export.errors import ParityFailed, Refused
 from export.half import TYPES, half
 from export.optimize import remove_graph
-from export.plan_gate import gate, in_precision
+from export.plan_gate import gate
 from export.plan_recipe import PlanRecipe
 from export.progress import megabytes, stage
 from export.rounded import rounded

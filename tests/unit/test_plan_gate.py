@@ -21,10 +21,11 @@ from engine.bucket import Bucket, Ladder
 from engine.bundle import Graph, open_bundle, write_manifest
 from engine.plan import PlanFile, plans_of
 from engine.tensors import Arrays, Row, TensorSpec
+from export.candidates import in_precision
 from export.errors import ParityFailed
 from export.optimize import add_graph
 from export.plan_from_onnx import add_plans
-from export.plan_gate import _figure, _Rows, gate, in_precision
+from export.plan_gate import _figure, _Rows, gate
 from export.plan_recipe import PlanRecipe
 from export.trt_builder import Builder, Target
 
