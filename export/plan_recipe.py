@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine.bucket import Bucket, Ladder
 from engine.plan import HARDWARE_COMPATIBILITY, PRECISIONS
-from export.arguments import Parser, file_path
+from export.arguments import Parser
 from export.errors import Refused
 
 if TYPE_CHECKING:
@@ -192,10 +192,9 @@ def plan_command(argv: Sequence[str]) -> tuple[Path, PlanRecipe]:
         epilog="Exit codes: 0 added, 1 a plan failed the parity gate, 2 refused (one sentence says why), 3 disk, "
         "memory, a package or a GPU is missing, 4 a defect of the export, 130 interrupted. Without code 0 the bundle "
         "is as it was.",
-        allow_abbrev=False,
     )
-    parser.add_argument("bundle", type=file_path, metavar="BUNDLE", help="folder of the bundle")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
+    parser.add_bundle()
+    parser.add_json()
     add_plan_arguments(parser, "--precision")
     asked = parser.parse_args(argv)
     return asked.bundle, plan_recipe(asked)
