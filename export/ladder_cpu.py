@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from export.optimize import Places
 
 _WORTH = 1.05
-"""Times fp32. What is hardly faster is not worth answers that differ."""
+"""Times fp32: a graph that is hardly faster is not worth answers that differ."""
 
 _STATIC_WORTH = 1.2
 """Times dynamic int8. Calibrated scales are right for rows like those that were calibrated on, and trying them takes
-longer; and a machine's mood must not decide between the two, for equal recipes are to give equal graphs."""
+longer. And where the two are about as fast the noise of a timing would choose, though equal recipes are to give equal
+graphs."""
 
 _DYNAMIC, _STATIC = "int8", "int8, static"
 """What the forms are called in parity.json."""
