@@ -59,7 +59,7 @@ def climb_cpu(
     outcome = Climbed("fp32", [])
     if len(files) > 1:
         outcome.records.append(Record("int8", False, 0.0, reason="int8 is for bundles of one graph"))
-        return _fp32(outcome)
+        return outcome.stay_fp32()
     gate.add_samples()
     portable, _, places = files["model"]
     # Odd rows first: their activations are the largest.
@@ -88,7 +88,7 @@ def climb_cpu(
         return _chosen(outcome, folder, form, figures, step)
     remove_graph(*(form.path for form in forms.values()))
     if asked == AUTO or last is None:
-        return _fp32(outcome)
+        return outcome.stay_fp32()
     if not allow_failure:
         raise last
     choose(folder, "int8", int8.write(Step()))
@@ -150,11 +150,6 @@ def _told(speed: Sequence[float]) -> dict[str, Any]:
         "fp32_rows_per_s": round(speed[0]),
         "times_fp32": round(speed[1] / speed[0], 2),
     }
-
-
-def _fp32(outcome: Climbed) -> Climbed:
-    outcome.records.append(Record("fp32", True, 0.0, more={"because": "it is what is left"}))
-    return outcome
 
 
 def _spread(rows: Sequence[Row]) -> Sequence[Row]:

@@ -157,8 +157,7 @@ def climb_gpu(graphs: HalfGraphs, target: str, asked: str) -> Climbed:
         outcome.precision, outcome.graphs = rung.precision, checked["graphs"]
         return outcome
     if asked in (AUTO, "fp32"):
-        outcome.records.append(Record("fp32", True, 0.0, reason="", more={"because": "it is what is left"}))
-        return outcome
+        return outcome.stay_fp32()
     assert rung is not None and last is not None
     if not graphs.allow_failure:
         raise last
