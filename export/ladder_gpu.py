@@ -137,7 +137,7 @@ class HalfGraphs:
         add_portable(self._folder, precision, paths)
 
     def nodes(self) -> int:
-        """Of the largest graph, those that make a tensor that could be half."""
+        """How many nodes of the largest graph make a tensor that could be in half precision."""
         return max((len(found) for found in self._lost.values()), default=0)
 
 
