@@ -19,8 +19,14 @@ if TYPE_CHECKING:
     from engine.tensors import Arrays
 
 
+_OUR_NAMES = {"docs": "documents", "return_docs": "return_documents"}
+
+
 class TextRanking(TextTask):
-    """`{"query": ..., "documents": [...]}`; the whole job is one item, a row a document."""
+    """`{"query": ..., "documents": [...]}`; the whole job is one item, a row a document.
+
+    RunPod's infinity worker calls them `docs`, and takes `return_docs` and the name of a model, which is repeated.
+    """
 
     summary: ClassVar[str] = "Rerank documents by relevance to a query, as a sentence-transformers CrossEncoder does."
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
@@ -33,7 +39,9 @@ class TextRanking(TextTask):
     def parse(self, payload: Json) -> Request:
         """Check the job's input. Raises InvalidInput."""
         payload = check.require_object(payload)
-        check.refuse_unknown(payload, ("query", "documents", *self.option_names), check.OF_EVERY_JOB)
+        if "docs" in payload and not {"documents", "return_documents"} & set(payload):
+            payload = {_OUR_NAMES.get(name, name): value for name, value in payload.items()}
+        check.refuse_unknown(payload, ("query", "documents", "model", *self.option_names), check.OF_EVERY_JOB)
         if "query" not in payload or "documents" not in payload:
             raise InvalidInput("`input` needs `query` (a string) and `documents` (a list of strings)")
         limits = self.limits
@@ -45,8 +53,12 @@ class TextRanking(TextTask):
                 if isinstance(one, dict):
                     raise InvalidInput(f'`documents[{index}]` must be a string or {{"text": ...}} and nothing else')
         documents = check.texts(documents, "documents", limits.max_items, limits.max_chars)
+        model = payload.get("model")
+        if model is not None and not isinstance(model, str):
+            raise InvalidInput(f"`model` must be a string, got {check.kind(model)}")
         options = {
             **self.options(payload),
+            "model": model,
             "top_n": check.whole_number(payload, "top_n", 1, 1_000_000),
             "return_documents": check.boolean(payload, "return_documents", False),
             "raw_scores": check.boolean(payload, "raw_scores", False),
@@ -67,7 +79,8 @@ class TextRanking(TextTask):
         if options["return_documents"]:
             results = [{**result, "document": item[1][result["index"]]} for result in results]
         tokens = sum(row.length for row in part.rows)
-        return {"results": results, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+        named = {} if options["model"] is None else {"model": options["model"]}
+        return {**named, "results": results, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 
 
 TASK = TextRanking
