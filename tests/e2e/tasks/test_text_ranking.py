@@ -101,7 +101,10 @@ def test_what_the_models_files_say(zoo: Any, make: Any):
         ({"query": 1, "documents": ["a"]}, "`query` must be a string, got a number"),
         ({"query": "a", "documents": "b"}, "`documents` must be a list of strings, got a string"),
         ({"query": "a", "documents": ["b", {"txt": "c"}]}, '`documents[1]` must be a string or {"text": ...} and'),
-        ({"query": "a", "documents": ["b"], "top_k": 1}, "unknown field `top_k`; known are `documents`, `model`, `query`"),
+        (
+            {"query": "a", "documents": ["b"], "top_k": 1},
+            "unknown field `top_k`; known are `documents`, `model`, `query`",
+        ),
         ({"query": "a", "documents": ["b"], "top_n": 0}, "`top_n` must be a whole number from 1"),
     ],
 )
