@@ -89,8 +89,8 @@ def load_whole(path: Path) -> Any:
     """
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
-        if tensor.data_location == TensorProto.EXTERNAL:
-            tensor.raw_data = _outside(tensor, path.parent)
+        if (content := outside(tensor, path.parent)) is not None:
+            tensor.raw_data = content
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
     return model
@@ -161,11 +161,11 @@ def _digest(content: bytes) -> bytes:
 
 
 def _content(tensor: Any, beside: Path | None = None) -> bytes:
-    return _outside(tensor, beside) or tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
+    return outside(tensor, beside) or tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
 
 
-def _outside(tensor: Any, folder: Path | None) -> bytes | None:
-    """The content of a tensor that is in a file; from there it goes to the next without a copy of the whole model."""
+def outside(tensor: Any, folder: Path | None) -> bytes | None:
+    """The content of a tensor that lies in a file of `folder`; None for one that the model itself holds."""
     if folder is None or tensor.data_location != TensorProto.EXTERNAL:
         return None
     place = {entry.key: entry.value for entry in tensor.external_data}

@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
-
 from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
-from engine.text.tokens import Tokens
-from engine.vectors import FORMATS, OUTPUT, in_base64, normalized
+from engine.text.tokens import Tokens, usage
+from engine.vectors import FORMATS, encoded
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -151,21 +149,14 @@ class FeatureExtraction:
         return [self._tokens.row(encoding) for encoding in encodings]
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
-        """The reply: `embedding` or `embeddings`, as arrays that the handler turns into JSON, or base64 strings.
-
-        Shortened vectors are cut first and normalised then, as OpenAI does.
-        """
-        vectors = np.stack([row[OUTPUT] for row in outputs])[:, : request.dimensions]
-        if request.normalize:
-            vectors = normalized(vectors)
-        encoded = in_base64(vectors) if request.encoding_format == "base64" else vectors
-        usage = {"prompt_tokens": request.tokens, "total_tokens": request.tokens}
+        """The reply: `embedding` or `embeddings`, as arrays that the handler turns into JSON, or base64 strings."""
+        vectors, dimensions = encoded(outputs, request.normalize, request.encoding_format, request.dimensions)
         if request.openai_model is not None:
-            data = [{"object": "embedding", "index": i, "embedding": e} for i, e in enumerate(encoded)]
-            reply = {"object": "list", "data": data, "model": request.openai_model, "usage": usage}
+            data = [{"object": "embedding", "index": i, "embedding": e} for i, e in enumerate(vectors)]
+            reply = {"object": "list", "data": data, "model": request.openai_model, "usage": usage(request.tokens)}
             return [reply] if request.openai_route else reply  # RunPod's OpenAI routes reply with the first of a list
-        key, value = ("embedding", encoded[0]) if request.single else ("embeddings", encoded)
-        return {key: value, "dimensions": vectors.shape[1], "usage": usage}
+        key, value = ("embedding", vectors[0]) if request.single else ("embeddings", vectors)
+        return {key: value, "dimensions": dimensions, "usage": usage(request.tokens)}
 
 
 TASK = FeatureExtraction

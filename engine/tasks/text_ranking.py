@@ -13,6 +13,7 @@ from engine.tasks import payload as check
 from engine.tasks.items import Part, Request
 from engine.text.scores import FUNCTIONS
 from engine.text.task import TextTask
+from engine.text.tokens import usage
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -78,9 +79,8 @@ class TextRanking(TextTask):
         results = [{"index": index, "relevance_score": scores[index]} for index in best]
         if options["return_documents"]:
             results = [{**result, "document": item[1][result["index"]]} for result in results]
-        tokens = sum(row.length for row in part.rows)
         named = {} if options["model"] is None else {"model": options["model"]}
-        return {**named, "results": results, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+        return {**named, "results": results, "usage": usage(sum(row.length for row in part.rows))}
 
 
 TASK = TextRanking
