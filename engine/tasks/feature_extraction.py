@@ -74,10 +74,9 @@ class FeatureExtraction:
     def parse(self, payload: Json) -> Request:
         """Check the job's input; `inputs`, the pipelines' name, may hold one text or a list. Raises InvalidInput."""
         payload = check.require_object(payload)
-        if "openai_route" in payload or "openai_input" in payload:
-            return self._parse_openai_route(payload)
-        if "input" in payload:
-            return self._parse_openai(payload, route=False)
+        body = check.openai_body(payload, _OPENAI_ROUTE)
+        if body is not None or "input" in payload:
+            return self._parse_openai(payload if body is None else body, route=body is not None)
         check.refuse_unknown(payload, (*_FIELDS, *_OPTIONS), check.OF_EVERY_JOB)
         present = [name for name in _FIELDS if name in payload]
         if len(present) != 1:
@@ -90,14 +89,6 @@ class FeatureExtraction:
             )
         return self._request(payload, field, single)
 
-    def _parse_openai_route(self, payload: dict[str, Any]) -> Request:
-        check.refuse_unknown(payload, ("openai_route", "openai_input"))
-        if payload.get("openai_route") != _OPENAI_ROUTE:
-            raise InvalidInput(
-                f"`openai_route` must be {_OPENAI_ROUTE}, got {check.shown(payload.get('openai_route'))}"
-            )
-        return self._parse_openai(check.require_object(payload.get("openai_input"), "`openai_input`"), route=True)
-
     def _parse_openai(self, body: dict[str, Any], *, route: bool) -> Request:
         # `user` is for OpenAI's abuse monitoring; clients send it, nothing depends on it.
         of_every_job = "" if route else check.OF_EVERY_JOB
@@ -106,10 +97,9 @@ class FeatureExtraction:
             raise InvalidInput("`openai_input` needs `input`, a string or a list of strings")
         if isinstance(body["input"], list) and body["input"] and not isinstance(body["input"][0], str):
             raise InvalidInput("`input` must be a string or a list of strings; token ids are not supported")
-        model = body.get("model") or self._model
-        if not isinstance(model, str):
-            raise InvalidInput(f"`model` must be a string, got {check.kind(model)}")
-        return self._request(body, "input", isinstance(body["input"], str), model, route)
+        return self._request(
+            body, "input", isinstance(body["input"], str), check.model_name(body) or self._model, route
+        )
 
     def _request(
         self,

@@ -70,6 +70,24 @@ def test_what_the_infinity_worker_takes(zoo: Any):
             entry.served.task.parse({**theirs, **bad})
 
 
+def test_the_rerank_route(zoo: Any):
+    """As servers with Jina's form of it answer, https://docs.vllm.ai/en/stable/serving/openai_compatible_server.html."""
+    entry = zoo(TASK, "bert")
+    body = {"model": "m", "query": QUERY, "documents": DOCUMENTS, "top_n": 2, "return_documents": True}
+    (found,) = entry.served.ask({"openai_route": "/v1/rerank", "openai_input": body})
+    expected = entry.served.ask(body)
+    assert [one.pop("document") for one in found["results"]] == [
+        {"text": one.pop("document")} for one in expected["results"]
+    ]
+    assert_same(found, expected, 1e-6)
+    for bad, sentence in (
+        ({"openai_route": "/v1/embeddings", "openai_input": body}, "`openai_route` must be /v1/rerank, got /v1/embed"),
+        ({"openai_route": "/v1/rerank"}, "`openai_input` must be an object, got null"),
+    ):
+        with pytest.raises(InvalidInput, match=sentence):
+            entry.served.task.parse(bad)
+
+
 def old_form(folder: Path) -> Path:
     """As sentence-transformers before 4 wrote it."""
     edit_json(folder / "config.json", sbert_ce_default_activation_function="torch.nn.modules.linear.Identity")
