@@ -27,8 +27,8 @@ _OUR_NAMES = {"docs": "documents", "return_docs": "return_documents"}
 class TextRanking(TextTask):
     """`{"query": ..., "documents": [...]}`; the whole job is one item, a row a document.
 
-    Two other forms are taken: `/v1/rerank` as Jina, Cohere and vLLM have it, and that of RunPod's infinity worker, which
-    says `docs` and `return_docs`.
+    Two other forms are taken: `/v1/rerank` as Jina, Cohere and vLLM have it, and that of RunPod's infinity worker, with
+    `docs` and `return_docs`.
     """
 
     summary: ClassVar[str] = "Rerank documents by relevance to a query, as a sentence-transformers CrossEncoder does."
