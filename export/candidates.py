@@ -19,7 +19,7 @@ class Candidate:
 
 
 def of_bundle(bundle: Bundle, name: str = "model") -> Iterator[Candidate]:
-    """A graph as the bundle has it in its precision: the fused file, and as if it had the portable one alone."""
+    """Graph `name` in the precision of the bundle: the fused file, and the portable one as if it were the only one."""
     graph, precision = bundle.manifest.graphs[name], bundle.manifest.precision
     if precision in graph.fused:
         yield Candidate(name, graph.fused[precision], bundle)

@@ -13,13 +13,13 @@ from engine.images.dual import IMAGE, TEXT
 from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, from_pixels, image_inputs, is_image_model, task_of
-from export.measures import NEIGHBOURS, VECTORS, Measure, compare_vectors, same_neighbours
+from export.judged import VectorsExport
 from export.text import fast_tokenizer, longest_row, row_tokens, texts, tokenizer_file, tokens_of
 from export.torch_onnx import Traced
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
-    from engine.tensors import Arrays, Row
+    from engine.tensors import Row
     from export.nodes import Axes
     from export.recipe import Recipe
     from export.source import Source
@@ -29,15 +29,13 @@ _SIGLIP_TOKENS = 64
 """What the pipeline pads every text for SigLIP to."""
 
 
-class DualExport(ImageExport):
+class DualExport(VectorsExport, ImageExport):
     """The models that AutoModelForZeroShotImageClassification loads."""
 
     graphs: ClassVar[tuple[str, ...]] = (IMAGE, TEXT)
     options: ClassVar[tuple[str, ...]] = ("image_size", "max_length")
     reads: ClassVar[str] = "images and texts"
     unit: ClassVar[str] = "inputs"
-    measures: ClassVar[Sequence[Measure]] = VECTORS
-    measures_of_all: ClassVar[Sequence[Measure]] = (NEIGHBOURS,)
 
     def check(self, model: str, config: Any) -> None:
         """Refuse models that do not compare a vector of the image with one of the text."""
@@ -107,14 +105,6 @@ class DualExport(ImageExport):
             return None
         pictures = iter(images)
         return [next(pictures) if row.graph == IMAGE else row_tokens(row) for row in rows]
-
-    def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
-        """Of the vectors."""
-        return compare_vectors(expected[OUTPUT], found[OUTPUT])
-
-    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
-        """Whether the neighbours of every image among the images are the same, and those of every text among texts."""
-        return [same_neighbours(expected, found, OUTPUT)]
 
 
 def is_siglip(config: Any) -> bool:

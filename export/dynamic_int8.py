@@ -37,10 +37,12 @@ _ROWS_COMPARED, _TOKENS_COMPARED = 24, 128
 
 
 class DynamicInt8:
-    """Makes int8 graphs of the portable graph at `portable`, beside it.
+    """Makes int8 graphs of the portable graph at `portable`, beside it: a Form (ladder_int8.py).
 
     `work` is a folder that comes and goes; `rows` are what activations are observed on.
     """
+
+    methods = ("",)
 
     def __init__(self, portable: Path, work: Path, places: Places, rows: Sequence[Row]) -> None:
         self.path = portable.with_name("int8.cpu.onnx")
@@ -49,11 +51,22 @@ class DynamicInt8:
         self.places = places
         self.rows = rows[:_ROWS_OBSERVED]
         self._largest: Mapping[str, Array] | None = None
+        self._written: Step | None = None
 
-    def write(self, step: Step) -> Path:
-        """Write the graph of `step`; it replaces the one before."""
+    def untuned(self) -> Path:
+        """Write the graph of the first step."""
+        return self.write(Step())
+
+    def trial(self, step: Step, method: str = "") -> Path:
+        """Write what the gate compares: the graph itself."""
+        return self.write(step)
+
+    def write(self, step: Step, method: str = "") -> Path:
+        """Write the graph of `step`, unless it is there; it replaces the one before. There is nothing to calibrate."""
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
+        if step == self._written and self.path.exists():
+            return self.path
         whole, quantized = self.whole(step), self.work / "quantized.onnx"
         with _quiet():
             quantize_dynamic(
@@ -66,6 +79,7 @@ class DynamicInt8:
                 use_external_data_format=True,
                 extra_options={"MatMulConstBOnly": True},  # products of two activations have nothing to gain
             )
+        self._written = step
         return self.fused(quantized, self.path.name)
 
     def whole(self, step: Step) -> Path:
@@ -128,8 +142,11 @@ class DynamicInt8:
             and all(axis.dim_param or axis.dim_value > 1 for axis in one.type.tensor_type.shape.dim)
         }
 
-    def suffering(self) -> list[str]:
-        """Names of the nodes that multiply by a weight matrix, the one whose product loses most by int8 first."""
+    def suffering(self, step: Step, method: str = "") -> list[str]:
+        """Names of the nodes that multiply by a weight matrix, the one whose product loses most by int8 first.
+
+        As the portable graph has them: whatever `step` smooths.
+        """
         model = onnx.load(self.portable)
         weights = {tensor.name: tensor for tensor in model.graph.initializer}
         nodes = products(model)

@@ -149,7 +149,7 @@ class _Choice:
             return True
         inputs = self._activations(node)
         in_single = [name for name in inputs if name in single]
-        if len(in_single) == len(inputs):  # goes on what a sum or a softmax began, until something heavy comes
+        if len(in_single) == len(inputs):  # what follows a sum or a softmax stays fp32 until something heavy comes
             return False
         readers = [reader for name in node.output for reader in self._readers[name]]
         if readers and all(reader.op_type == "Softmax" and self._is_fixed(reader) for reader in readers):

@@ -1,4 +1,4 @@
-"""What ONNX Runtime's optimiser leaves undone around products of bytes. Answers change by less than bytes change them.
+"""What ONNX Runtime's optimiser leaves undone around products of bytes. It changes answers less than the bytes do.
 
 Its fusions put the bias of a quantized product, and the sum in front of a LayerNorm, into the one kernel only where
 shapes that it infers say so, which behind a Reshape they do not; here the graph's own weights do.

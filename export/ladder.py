@@ -17,7 +17,7 @@ from engine.bundle import open_bundle
 from export.errors import ParityFailed
 from export.ladder_cpu import climb_cpu
 from export.ladder_gpu import HalfGraphs, climb_gpu
-from export.ladder_static import climb_static
+from export.ladder_int8 import climb_int8
 from export.parity import Gate, worst
 from export.parity_data import read_payloads
 from export.parity_limits import GateLimits
@@ -77,7 +77,7 @@ def choose_precisions(
         if target == "cpu":
             return climb_cpu(gate, folder, files, asked[target], limits, recipe.allow_parity_failure)
         if asked[target] == "int8":
-            return climb_static(halves, folder, files, limits, recipe.allow_parity_failure)
+            return climb_int8(halves, folder, files, limits, recipe.allow_parity_failure)
         return climb_gpu(halves, target, asked[target])
 
     for target in _ORDER:

@@ -137,7 +137,7 @@ class HalfGraphs:
         add_portable(self._folder, precision, paths)
 
     def nodes(self) -> int:
-        """Of the largest graph, those that make a tensor that could be half."""
+        """How many nodes of the largest graph make a tensor that could be in half precision."""
         return max((len(found) for found in self._lost.values()), default=0)
 
 
@@ -157,8 +157,7 @@ def climb_gpu(graphs: HalfGraphs, target: str, asked: str) -> Climbed:
         outcome.precision, outcome.graphs = rung.precision, checked["graphs"]
         return outcome
     if asked in (AUTO, "fp32"):
-        outcome.records.append(Record("fp32", True, 0.0, reason="", more={"because": "it is what is left"}))
-        return outcome
+        return outcome.stay_fp32()
     assert rung is not None and last is not None
     if not graphs.allow_failure:
         raise last

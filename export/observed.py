@@ -1,4 +1,4 @@
-"""What tensors inside a graph hold, row by row: what calibration, int8 and half precision are looked into by."""
+"""What tensors inside a graph hold, row by row: for calibration, and to see where int8 and half precision lose."""
 
 from __future__ import annotations
 

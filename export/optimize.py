@@ -108,7 +108,7 @@ def fuse(portable: Path, work: Path) -> Path:
     options.optimized_model_filepath = str(fused)
     options.log_severity_level = _LOG_ERRORS_ONLY
     options.enable_cpu_mem_arena = False  # it would keep what it had
-    options.add_session_config_entry("session.disable_prepacking", "1")  # nothing is run: a copy of the weights less
+    options.add_session_config_entry("session.disable_prepacking", "1")  # nothing is run, so no copy of the weights
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "fused.bin")
     smallest = str(INSIDE_BELOW)
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", smallest)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _WORST_SHOWN = 10
 _SAMPLE = "sample "
 _ENOUGH = 8
-"""Answers over a limit, after which a check that may stop early does: enough to compare those first next time."""
+"""A check with `stop_early` ends after so many answers over a limit; the next one compares these rows first."""
 
 
 class Gate:

@@ -37,6 +37,7 @@ class PlanRecipe:
     """The plans of one bundle."""
 
     precision: str = AS_BUNDLE
+    """One of engine.plan.PRECISIONS; tf32 is fp32 with shorter mantissas in products."""
     batches: tuple[int, ...] = _BATCHES
     lengths: tuple[int, ...] | None = None
     """None: powers of two from 16 up and the model's maximum."""
@@ -44,15 +45,20 @@ class PlanRecipe:
     """bucket: kernels for exactly one shape each. length: one profile a length, for all batch sizes; builds faster."""
     builder: str = "tensorrt"
     compute_capabilities: tuple[tuple[int, int], ...] = ()
+    """Of tensorrt-rtx, which builds without a GPU."""
     hardware_compatibility: str = "none"
     version_compatible: bool = False
     optimization_level: int = 3
     workspace_mib: int | None = None
+    """Scratch memory of the builder; None: as much as the GPU has."""
     library_tactics: bool = True
+    """False leaves cuBLAS and cuDNN out."""
     pin_types: bool = False
+    """Hold an untyped network (before TensorRT 10) to the fp32 of its layers, instead of letting it choose."""
     form: str = ""
     """Of the graph in half precision, which is then made anew; "": the bundle's, else the first that passes."""
     layers: bool = False
+    """Have the builder tell of its kernels, whose names the plan then holds."""
 
     def of(self, precisions: Mapping[str, str]) -> PlanRecipe:
         """With a precision; `precisions` are the bundle's by target."""

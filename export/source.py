@@ -43,9 +43,9 @@ class Source:
     exporter: str = "optimum"
     """What traces it (export/exporters.py)."""
     exporter_why: str = ""
-    """Why it; empty where it simply comes first for such models."""
+    """Why that one; empty where it is the first choice for such models."""
     other_exporter: str = ""
-    """What traces it where that one cannot."""
+    """What traces the model where the first one cannot; empty where nothing does."""
     adapters: tuple[Adapter, ...] = ()
     """To be merged into the weights."""
 

@@ -20,10 +20,12 @@ FILES = {TENSORRT: "int8.onnx", CPU: "int8-static.cpu.onnx"}
 
 
 class StaticInt8:
-    """Makes the graphs of one form, TENSORRT or CPU, of the portable graph that `int8` has, beside it.
+    """Makes the graphs of one kind, TENSORRT or CPU, of the portable graph that `int8` has: a Form (ladder_int8.py).
 
     `int8` smooths as well, and has the rows that are calibrated on.
     """
+
+    methods = METHODS
 
     def __init__(self, int8: DynamicInt8, form: str) -> None:
         self.form = form
@@ -31,19 +33,18 @@ class StaticInt8:
         self._int8 = int8
         self._found: tuple[object, dict[str, Ranges]] | None = None
 
-    def products(self) -> list[Any]:
-        """The nodes whose weights can be bytes."""
-        return quantizable(onnx.load(self._int8.portable, load_external_data=False))
-
     def gaining(self) -> list[tuple[str, float]]:
         """As DynamicInt8 says."""
         return self._int8.gaining()
 
-    def untuned(self) -> Path:
+    def untuned(self) -> Path | None:
         """Write a graph as fast as that of the first step, calibrated on two rows, for finding ranges takes time.
 
-        Any range would do, but for its lower end: a Relu is part of a kernel on bytes only where that is 0.
+        Any range would do, but for its lower end: a Relu is part of a kernel on bytes only where that is 0. None where
+        no weights can be bytes.
         """
+        if not quantizable(onnx.load(self._int8.portable, load_external_data=False)):
+            return None
         whole = self._int8.whole(Step())
         model = onnx.load(whole)
         found = ranges(observed(whole, activations(model, self.form), self._int8.rows[-2:]))

@@ -30,9 +30,9 @@ TENSORRT, COMPARED, CPU = "tensorrt", "compared", "cpu"
 _LARGEST = 127  # of a byte with a sign
 _BYTES = 255  # steps of one without
 _BEHIND_CONV = ("Relu", "Clip")
-"""Are part of the kernel of the Conv."""
+"""Operators that become part of the kernel of the Conv before them."""
 _OF_BYTES = ("Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool")
-"""Have a kernel on bytes; read bytes where all that they read is bytes anyway."""
+"""Operators that have a kernel on bytes. They read bytes where all of their inputs are bytes anyway."""
 
 
 def quantizable(model: Any) -> list[Any]:

@@ -27,7 +27,7 @@ _INLINE_CHARS = 4_000
 _INLINE_ROWS = 16
 _STREAM_ROWS = 64  # rows of a streamed part: some batches' worth, and at 384 numbers a row a third of a MB
 _PART_BYTES = 1_000_000  # RunPod's limit; 64 rows of 1536 numbers are more
-_FILL = 0.8  # of that, for parts differ
+_FILL = 0.8  # smaller parts are planned to fill so much of it, for no two are of one size
 _BLOCKING_THREADS = 32
 """For tasks that wait, beside the threads that compute, so that slow servers keep nobody from those."""
 _MODELS_ROUTE = "/v1/models"

@@ -70,7 +70,7 @@ def model_name(payload: dict[str, Any]) -> str | None:
 
 
 def refuse_unknown(payload: dict[str, Any], known: Iterable[str], told: str = "") -> None:
-    """Refuse fields that are not in `known`: a misspelt option that is ignored is a wrong answer. `told` ends it."""
+    """Refuse fields that are not in `known`: ignoring a misspelt option would be wrong. `told` ends the sentence."""
     known = sorted(known)
     unknown = sorted(str(name) for name in payload if name not in known)
     if unknown:

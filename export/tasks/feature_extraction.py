@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.vectors import OUTPUT
 from export.dense import append_dense
 from export.errors import Refused
-from export.measures import NEIGHBOURS, VECTORS, Measure, compare_vectors, same_neighbours
+from export.judged import VectorsExport
 from export.nodes import find_output
 from export.pooling import append_pooling
 from export.sentence_files import read_modules, read_sentence_files
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _HIDDEN_STATES = "last_hidden_state"
 
 
-class FeatureExtractionExport(TextExport):
+class FeatureExtractionExport(VectorsExport, TextExport):
     """Models as sentence-transformers loads them."""
 
     tag: ClassVar[str] = "feature-extraction"
@@ -36,8 +36,6 @@ class FeatureExtractionExport(TextExport):
     options: ClassVar[tuple[str, ...]] = ("max_length", "pooling")
     encoders: ClassVar[tuple[str, ...]] = ("t5", "mt5", "umt5")  # as sentence-transformers loads them
     may_miss: ClassVar[tuple[str, ...]] = ("pooler",)
-    measures: ClassVar[Sequence[Measure]] = VECTORS
-    measures_of_all: ClassVar[Sequence[Measure]] = (NEIGHBOURS,)
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A sentence-transformers model that pools."""
@@ -114,14 +112,6 @@ class FeatureExtractionExport(TextExport):
         for layer in source.settings["dense"]:
             pooled = layer.apply(pooled)
         return {OUTPUT: pooled}
-
-    def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
-        """Cosine, and the largest difference relative to the norm of what was expected."""
-        return compare_vectors(expected[OUTPUT], found[OUTPUT])
-
-    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
-        """Whether the neighbours of every text are the same."""
-        return [same_neighbours(expected, found, OUTPUT)]
 
 
 def _lowercase(backend: Any) -> None:

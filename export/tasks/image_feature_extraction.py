@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, is_image_model
-from export.measures import NEIGHBOURS, VECTORS, Measure, compare_vectors, same_neighbours
+from export.judged import VectorsExport
 from export.source import quiet
 from export.tasks.base import Layout
 
@@ -21,15 +21,13 @@ if TYPE_CHECKING:
     from export.torch_onnx import Traced
 
 
-class ImageFeatureExtractionExport(ImageExport):
+class ImageFeatureExtractionExport(VectorsExport, ImageExport):
     """Models without a head."""
 
     tag: ClassVar[str] = "image-feature-extraction"
     options: ClassVar[tuple[str, ...]] = ("image_size", "pooling")
     poolings: ClassVar[tuple[str, ...]] = ("pooler", "cls", "mean", "none")
     may_miss: ClassVar[tuple[str, ...]] = ("pooler",)
-    measures: ClassVar[Sequence[Measure]] = VECTORS
-    measures_of_all: ClassVar[Sequence[Measure]] = (NEIGHBOURS,)
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A model class that ends in Model, on images alone."""
@@ -74,14 +72,6 @@ class ImageFeatureExtractionExport(ImageExport):
     def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
         """How the vector was made."""
         return {**super().task_config(source, outputs), "pooling": _pooling(source)}
-
-    def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
-        """Cosine, and the largest difference relative to the norm of what was expected."""
-        return compare_vectors(expected[OUTPUT], found[OUTPUT])
-
-    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
-        """Whether the neighbours of every image are the same."""
-        return [same_neighbours(expected, found, OUTPUT)]
 
 
 def _decided(source: Source) -> Source:

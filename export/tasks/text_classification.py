@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.text.scores import FUNCTIONS, default_function
-from export.measures import SAME_BEST, SCORES, Measure, compare_scores, same_best
+from engine.text.scores import default_function
+from export.judged import LabelsExport
 from export.nodes import require_output, set_outputs
 from export.tasks.base import labels
 from export.text import TextExport, run, sample_texts
@@ -17,13 +17,11 @@ if TYPE_CHECKING:
     from export.source import Source
 
 
-class TextClassificationExport(TextExport):
+class TextClassificationExport(LabelsExport, TextExport):
     """Sequence classification models."""
 
     tag: ClassVar[str] = "text-classification"
     heads: ClassVar[tuple[str, ...]] = ("ForSequenceClassification",)
-    measures: ClassVar[Sequence[Measure]] = SCORES
-    measures_of_all: ClassVar[Sequence[Measure]] = (SAME_BEST,)
 
     def head(self, graph: Any, source: Source) -> None:
         """The logits as they are."""
@@ -33,8 +31,7 @@ class TextClassificationExport(TextExport):
     def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
         """Labels, and the function that the model was trained with."""
         names = labels(source.model, source.config)
-        function = default_function(source.config.problem_type, len(names))
-        return {**super().task_config(source, outputs), "labels": names, "function": function}
+        return {**super().task_config(source, outputs), "labels": names, "function": self.function(source)}
 
     def samples(self, source: Source) -> Iterator[Json]:
         """Texts."""
@@ -44,14 +41,9 @@ class TextClassificationExport(TextExport):
         """The logits."""
         return run(model, inputs, "logits")
 
-    def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
-        """Of the scores, with the model's own function."""
-        function = FUNCTIONS[default_function(source.config.problem_type, source.config.num_labels)]
-        return compare_scores(function(expected["logits"]), function(found["logits"]))
-
-    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
-        """How often the best label is the same."""
-        return [same_best(expected, found, "logits")]
+    def function(self, source: Source) -> str:
+        """The model's own."""
+        return default_function(source.config.problem_type, source.config.num_labels)
 
 
 TASK = TextClassificationExport()

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.text.scores import FUNCTIONS
 from export.errors import Refused
 from export.json_files import TEXT, check_keys, read_json
-from export.measures import Measure, compare_scores, kendall, of_both
+from export.measures import Measure, kendall, of_both
 from export.sentence_files import read_transformer_options
 from export.tasks.base import Layout, Probe
 from export.tasks.text_classification import TextClassificationExport
@@ -76,7 +75,7 @@ class TextRankingExport(TextClassificationExport):
 
     def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
         """The function and the length."""
-        return {"max_length": source.max_length, "function": source.settings["function"]}
+        return {"max_length": source.max_length, "function": self.function(source)}
 
     def probes(self, source: Source) -> Iterator[Probe]:
         """One query with every text."""
@@ -87,10 +86,9 @@ class TextRankingExport(TextClassificationExport):
         """One query with every text."""
         return ({"query": _QUERY, "documents": [text]} for text in sample_texts(source))
 
-    def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
-        """Of the scores, with the model's function."""
-        function = FUNCTIONS[source.settings["function"]]
-        return compare_scores(function(expected["logits"]), function(found["logits"]))
+    def function(self, source: Source) -> str:
+        """As the CrossEncoder's files say."""
+        return str(source.settings["function"])
 
     def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
         """Whether the documents are in the same order."""
