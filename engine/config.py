@@ -83,7 +83,7 @@ class Limits:
         "MAX_QUEUED_ROWS",
         50_000,
         _whole(1, 10_000_000),
-        "Rows that may wait; beyond it a job is refused with a retry, one that makes more by itself for good.",
+        "Rows that may wait. A job that does not fit is told to retry; one with more by itself is refused for good.",
     )
     max_chars: int = _setting("MAX_CHARS", 100_000, _whole(1, 10_000_000), "Characters in one text.")
     max_media_bytes: int = _setting(

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from engine.bucket import Bucket
 
 _NEAR = 0.95
-"""Of the highest rate of tokens: what is above it by measuring error is no reason to wait for more rows."""
+"""Of the highest rate of tokens: a rate above this counts as the highest, for a larger bucket that is faster by no more
+than timings vary is no reason to wait for more rows."""
 
 
 def overhead_tokens(latencies_us: Mapping[Bucket, int]) -> int:

@@ -60,7 +60,7 @@ def sha256_and_pieces(path: Path, size: int) -> tuple[str, list[str]]:
 def side_by_side(work: Callable[[T], R], of: Iterable[T]) -> list[R]:
     """What `work` returns for each, in order; hashing releases the interpreter lock. Raises what the first one raised.
 
-    One CPU is left to whoever waits for it.
+    One CPU stays free for whoever waits for the result.
     """
     from engine.probe import cpu_quota
 

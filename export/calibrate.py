@@ -22,7 +22,7 @@ BINS = 512
 with all of them."""
 
 PERCENTILE = 99.999
-"""There, 99.99 comes to 0.963, and 100, the largest magnitude, to 0.989: as good, but for one row that is far off."""
+"""There, 99.99 comes to 0.963, and 100, which cuts nothing off, to 0.989: as good, unless one row is far off."""
 
 _LEVELS = 128  # of a byte with a sign, on one side
 _ENTROPY_STEP = 8  # bins; between two that are so near to each other there is nothing to choose

@@ -19,7 +19,7 @@ class Candidate:
 
 
 def of_bundle(bundle: Bundle, name: str = "model") -> Iterator[Candidate]:
-    """A graph as the bundle has it in its precision: the fused file, and as if it had the portable one alone."""
+    """Graph `name` in the precision of the bundle: the fused file, and the portable one as if it were the only one."""
     graph, precision = bundle.manifest.graphs[name], bundle.manifest.precision
     if precision in graph.fused:
         yield Candidate(name, graph.fused[precision], bundle)
@@ -31,6 +31,14 @@ def portable(bundle: Bundle, name: str, precision: str = "fp32") -> Bundle:
     """`bundle` as if it had the portable graph `name` of `precision` alone."""
     graphs = {**bundle.manifest.graphs, name: replace(bundle.manifest.graphs[name], fused={})}
     return replace(bundle, manifest=replace(bundle.manifest, graphs=graphs, precision=precision))
+
+
+def in_precision(bundle: Bundle, graph: str, precision: str) -> Bundle:
+    """`bundle` as if it had the graph of this precision only."""
+    found = bundle.manifest.graphs[graph]
+    fused = {precision: found.fused[precision]} if precision in found.fused and precision != "int8" else {}
+    graphs = {graph: replace(found, onnx={precision: found.onnx[precision]}, fused=fused)}
+    return replace(bundle, manifest=replace(bundle.manifest, precision=precision, graphs=graphs))
 
 
 def candidate_of(folder: Path, precision: str, path: Path, *, file: str = "", name: str = "model") -> Candidate:

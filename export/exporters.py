@@ -29,7 +29,7 @@ class Exporter:
 
     name: str
     why: str = ""
-    """Why it; empty where it simply comes first for such models."""
+    """Why this one; empty where it is the first choice for such models."""
     other: str = ""
     """What traces the model where this one cannot; empty where nothing does."""
 

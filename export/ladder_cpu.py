@@ -12,24 +12,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from engine.bundle import open_bundle
 from export.candidates import Candidate, candidate_of, of_bundle
+from export.dynamic_int8 import DynamicInt8
 from export.errors import ParityFailed
-from export.int8_gate import Int8Gate
-from export.int8_search import Step, search
-from export.ladder_static import search_static
+from export.int8_search import Step
+from export.ladder_int8 import Form, search_form
 from export.optimize import remove_graph
 from export.parity import Gate
-from export.parity_limits import Limits
-from export.precision import Int8
+from export.parity_limits import GateLimits
 from export.precision_options import AUTO
 from export.rates import rates
 from export.static_graphs import StaticInt8
 from export.static_int8 import CPU
-from export.trials import Outcome, Record, record_of
+from export.trials import Climbed, Record
 from export.write import choose
 
 if TYPE_CHECKING:
@@ -37,13 +36,15 @@ if TYPE_CHECKING:
     from export.optimize import Places
 
 _WORTH = 1.05
-"""Times fp32. What is hardly faster is not worth answers that differ."""
+"""Times fp32: a graph that is hardly faster is not worth answers that differ."""
 
 _STATIC_WORTH = 1.2
 """Times dynamic int8. Calibrated scales are right for rows like those that were calibrated on, and trying them takes
-longer; and a machine's mood must not decide between the two, for equal recipes are to give equal graphs."""
+longer. And where the two are about as fast the noise of a timing would choose, though equal recipes are to give equal
+graphs."""
 
-_STATIC = "int8, static"
+_DYNAMIC, _STATIC = "int8", "int8, static"
+"""What the forms are called in parity.json."""
 
 
 def climb_cpu(
@@ -51,30 +52,31 @@ def climb_cpu(
     folder: Path,
     files: Mapping[str, tuple[Path, Path, Places]],
     asked: str,
-    limits: Limits,
+    limits: GateLimits,
     allow_failure: bool,
-) -> Outcome:
+) -> Climbed:
     """The fastest precision of the CPU that passes. Raises ParityFailed where none does that was asked for."""
-    outcome = Outcome("fp32", [])
+    outcome = Climbed("fp32", [])
     if len(files) > 1:
         outcome.records.append(Record("int8", False, 0.0, reason="int8 is for bundles of one graph"))
-        return _fp32(outcome)
+        return outcome.stay_fp32()
     gate.add_samples()
     portable, _, places = files["model"]
-    work = folder / "work"
-    int8 = Int8(portable, work, places, gate.rows)  # odd rows first: their activations are the largest
-    static = StaticInt8(int8, portable, work, places, CPU)
-    forms: list[_Form] = [_Dynamic(gate, folder, int8, limits), _Static(gate, folder, static, limits)]
+    # Odd rows first: their activations are the largest.
+    int8 = DynamicInt8(portable, folder / "work", places, gate.rows)
+    forms: dict[str, Form] = {_DYNAMIC: int8, _STATIC: StaticInt8(int8, CPU)}
     last: ParityFailed | None = None
-    for form, speed in _in_order(forms, folder, gate.rows, outcome.records):
+    for name, speed in _in_order(forms, folder, gate.rows, outcome.records):
+        form = forms[name]
         if asked == AUTO and speed[1] < _WORTH * speed[0]:
-            outcome.records.append(Record(f"{form.name}: {Step()}", False, 0.0, reason=_slow(speed), more=_told(speed)))
+            outcome.records.append(Record(f"{name}: {Step()}", False, 0.0, reason=_slow(speed), more=_told(speed)))
             continue
         try:
-            figures, step = form.search(outcome.records)
+            figures, step, method = search_form(gate, folder, form, limits, name, outcome.records)
         except ParityFailed as failure:
             last = failure
             continue
+        form.write(step, method)
         record = outcome.records[-1]
         if step != Step():
             speed = rates([_fp32_of(folder), candidate_of(folder, "int8", form.path)], _spread(gate.rows))
@@ -82,10 +84,11 @@ def climb_cpu(
         if asked == AUTO and speed[1] < _WORTH * speed[0]:
             record.passed, record.reason = False, _slow(speed)
             continue
-        return _chosen(outcome, folder, forms, form, figures, step)
-    remove_graph(*(form.path for form in forms))
+        remove_graph(*(other.path for other in forms.values() if other is not form))
+        return _chosen(outcome, folder, form, figures, step)
+    remove_graph(*(form.path for form in forms.values()))
     if asked == AUTO or last is None:
-        return _fp32(outcome)
+        return outcome.stay_fp32()
     if not allow_failure:
         raise last
     choose(folder, "int8", int8.write(Step()))
@@ -95,94 +98,18 @@ def climb_cpu(
     return outcome
 
 
-class _Form(Protocol):
-    """A form of int8: one graph, searched step by step."""
-
-    name: str
-    path: Path
-
-    def first(self) -> Path | None:
-        """A graph as fast as the first step's; None where it has no bytes."""
-
-    def search(self, records: list[Record]) -> tuple[dict[str, Any], Step]:
-        """The fastest step that passes, whose graph is written and whose record is the last. Raises ParityFailed."""
-
-
-class _Dynamic:
-    """Scales that come with the activations."""
-
-    name = "int8"
-
-    def __init__(self, gate: Gate, folder: Path, int8: Int8, limits: Limits) -> None:
-        self._judge = Int8Gate(gate, limits)
-        self._folder = folder
-        self._int8 = int8
-        self.path = int8.path
-
-    def first(self) -> Path | None:
-        """As _Form says."""
-        return self._int8.write(Step())
-
-    def search(self, records: list[Record]) -> tuple[dict[str, Any], Step]:
-        """As _Form says."""
-        told: dict[Step, Record] = {}
-
-        def candidate(step: Step) -> Candidate:
-            return candidate_of(self._folder, "int8", self._int8.write(step))
-
-        def attempt(step: Step) -> dict[str, Any]:
-            began = time.perf_counter()
-            checked = self._judge.check(candidate(step))
-            told[step] = record_of(f"{self.name}: {step}", began, checked, **_kept(step))
-            records.append(told[step])
-            if isinstance(checked, ParityFailed):
-                raise checked
-            return checked
-
-        def gaining() -> Sequence[tuple[str, float]]:
-            return self._judge.inputs(self._int8.gaining(), lambda one: candidate(Step((one,))))
-
-        def ranked(smoothed: Step) -> Sequence[str]:
-            return self._judge.matrices(self._int8.suffering(), lambda name: candidate(replace(smoothed, kept=(name,))))
-
-        figures, step = search(attempt, gaining, ranked)
-        if records[-1] is not told[step]:
-            self._int8.write(step)
-            records.append(records.pop(records.index(told[step])))
-        return figures, step
-
-
-class _Static:
-    """Scales that were calibrated."""
-
-    name = _STATIC
-
-    def __init__(self, gate: Gate, folder: Path, static: StaticInt8, limits: Limits) -> None:
-        self._gate = gate
-        self._folder = folder
-        self._limits = limits
-        self._static = static
-        self.path = self._static.path
-
-    def first(self) -> Path | None:
-        """As _Form says."""
-        return self._static.untuned() if self._static.products() else None
-
-    def search(self, records: list[Record]) -> tuple[dict[str, Any], Step]:
-        """As _Form says."""
-        figures, step, method = search_static(self._gate, self._folder, self._static, self._limits, self.name, records)
-        self._static.write(step, method)
-        return figures, step
-
-
 def _in_order(
-    forms: Sequence[_Form], folder: Path, rows: Sequence[Row], records: list[Record]
-) -> Sequence[tuple[_Form, Sequence[float]]]:
-    """The forms to search, each with the rows/s of fp32 and of its first step. The static one, or a record why not."""
+    forms: Mapping[str, Form], folder: Path, rows: Sequence[Row], records: list[Record]
+) -> Sequence[tuple[str, Sequence[float]]]:
+    """The forms to search, each with the rows/s of fp32 and of its first step.
+
+    That with calibrated scales comes first where it is much faster; else it is left out, and a record says why.
+    """
     began = time.perf_counter()
-    made = [(form, path) for form in forms if (path := form.first()) is not None]
-    fp32, *speeds = rates([_fp32_of(folder), *(candidate_of(folder, "int8", path) for _, path in made)], _spread(rows))
-    found = [(form, (fp32, speed)) for (form, _), speed in zip(made, speeds, strict=True)]
+    made = {name: path for name, form in forms.items() if (path := form.untuned()) is not None}
+    candidates = (candidate_of(folder, "int8", path) for path in made.values())
+    fp32, *speeds = rates([_fp32_of(folder), *candidates], _spread(rows))
+    found = [(name, (fp32, speed)) for name, speed in zip(made, speeds, strict=True)]
     if len(found) == 1:
         return found
     dynamic, static = found
@@ -194,15 +121,7 @@ def _in_order(
     return [dynamic]
 
 
-def _chosen(
-    outcome: Outcome,
-    folder: Path,
-    forms: Sequence[_Form],
-    form: _Form,
-    figures: dict[str, Any],
-    step: Step,
-) -> Outcome:
-    remove_graph(*(other.path for other in forms if other is not form))
+def _chosen(outcome: Climbed, folder: Path, form: Form, figures: dict[str, Any], step: Step) -> Climbed:
     choose(folder, "int8", form.path)
     outcome.precision, outcome.graphs = "int8", figures["graphs"]
     refused = {one.step.removeprefix("int8: "): one.reason for one in outcome.records if not one.passed}
@@ -218,17 +137,11 @@ def _chosen(
 
 def _fp32_of(folder: Path) -> Candidate:
     """The fused fp32 graph."""
-    from engine.bundle import open_bundle
-
     return next(iter(of_bundle(open_bundle(folder))))
 
 
 def _slow(speed: Sequence[float]) -> str:
     return f"{speed[1] / speed[0]:.2f} times fp32, which is not worth it"
-
-
-def _kept(step: Step) -> dict[str, Any]:
-    return {"kept_in_fp32": list(step.kept)} if step.kept else {}
 
 
 def _told(speed: Sequence[float]) -> dict[str, Any]:
@@ -237,11 +150,6 @@ def _told(speed: Sequence[float]) -> dict[str, Any]:
         "fp32_rows_per_s": round(speed[0]),
         "times_fp32": round(speed[1] / speed[0], 2),
     }
-
-
-def _fp32(outcome: Outcome) -> Outcome:
-    outcome.records.append(Record("fp32", True, 0.0, more={"because": "it is what is left"}))
-    return outcome
 
 
 def _spread(rows: Sequence[Row]) -> Sequence[Row]:

@@ -1,4 +1,4 @@
-"""Tracing without carrying the weights along: what torch's exporter needs beside the model is its graph.
+"""Tracing without copies of the weights, of which torch's exporter needs none to make a graph.
 
 By itself it holds every weight three times more when it ends: in the ONNX model, in that model as bytes, and in a model
 parsed from these bytes. Here the weights go from torch into files beside the graph, one after the other, as the

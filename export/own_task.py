@@ -1,4 +1,4 @@
-"""Mistakes in the offline file of a task that would else go unseen, or end in a library's traceback: a sentence each.
+"""Mistakes in a task's offline file that would otherwise go unseen, or end in a library's traceback: a sentence each.
 
 Rule: nothing is imported at the top that help and wrong arguments do not need.
 """

@@ -30,7 +30,7 @@ from export.plan_recipe import PlanRecipe
 from export.plan_times import latency_us
 from export.progress import megabytes, stage
 from export.trt_builder import Builder, Target, open_builder
-from export.trt_network import BuildOptions, build_plan, is_strongly_typed
+from export.trt_network import build_plan, is_strongly_typed
 
 
 def add_plans(path: Path, recipe: PlanRecipe) -> list[str]:
@@ -84,7 +84,7 @@ def _add_plan(folder: Path, name: str, recipe: PlanRecipe, builder: Builder, tar
             folder / onnx,
             graph.inputs,
             [shapes for _, shapes in profiles],
-            _options(recipe, target),
+            _for_target(recipe, target),
             cache.read_bytes() if cache.exists() else b"",
         )
         plan = Plan(
@@ -128,20 +128,10 @@ def _add_plan(folder: Path, name: str, recipe: PlanRecipe, builder: Builder, tar
     return path.relative_to(folder).as_posix()
 
 
-def _options(recipe: PlanRecipe, target: Target) -> BuildOptions:
-    major, minor = target.compute_capability.split(".")
-    return BuildOptions(
-        precision=recipe.precision,
-        hardware_compatibility=recipe.hardware_compatibility,
-        version_compatible=recipe.version_compatible,
-        optimization_level=recipe.optimization_level,
-        workspace_mib=recipe.workspace_mib,
-        library_tactics=recipe.library_tactics,
-        pin_types=recipe.pin_types,
-        share_profiles=recipe.profiles == "length",
-        compute_capabilities=((int(major), int(minor)),) if recipe.compute_capabilities else (),
-        layers=recipe.layers,
-    )
+def _for_target(recipe: PlanRecipe, target: Target) -> PlanRecipe:
+    """`recipe` for one of the GPUs that it names, where it names any."""
+    major, minor = map(int, target.compute_capability.split("."))
+    return replace(recipe, compute_capabilities=((major, minor),)) if recipe.compute_capabilities else recipe
 
 
 def _shapes(graph: Graph, three: tuple[Bucket, Bucket, Bucket]) -> Mapping[str, Any]:

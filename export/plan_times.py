@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from engine.bucket import Bucket
 
 _IDLE_RUNS = 3
-"""The GPU was idle while the CPU computed the reference, and has lowered its clock."""
+"""Runs before any is timed: the GPU was idle while the CPU computed the reference, and has lowered its clock."""
 _RUNS = 5, 100
+"""At least and at most; between these, as many as fit into _SECONDS."""
 _SECONDS = 0.1
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _BATCH = 16
 _TURNS = 4
 _SECONDS = 10.0
-"""Of a large model half as many turns are enough, for they take long: its rates vary less."""
+"""After so long half of the turns are enough: the rates of a model whose turns take long vary less."""
 
 
 def rates(candidates: Sequence[Candidate], rows: Sequence[Row]) -> list[float]:

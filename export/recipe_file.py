@@ -41,7 +41,7 @@ python -m export --recipe {RECIPE} --out FOLDER
 A model, an adapter or a file that was local is here by its name alone; give its path."""
 PLAN = "plan"
 MODEL = "--model"
-"""The option that MODEL becomes, which may be given twice as an argument of its own may not."""
+"""The option that a file's model becomes: an option may be given twice, the argument MODEL may not."""
 NOT_IN_FILES = frozenset("help list-tasks recipe write-recipe json plan".split())
 _FOLDERS_OR_IDS = frozenset(("model", "adapter"))
 _KEYS = {

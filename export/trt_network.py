@@ -7,51 +7,28 @@ test_tensorrt_names.py` holds every name against the real bindings). Rule: no de
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.bucket import Bucket
 from engine.tensors import TensorSpec
 from export.errors import Refused, Unavailable
+from export.plan_recipe import PlanRecipe
 from export.trt_messages import deferred_interrupt, errors_of, kernels_of, logger_of, monitor_of
 
 _FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
 """Builder flags of a network whose types are only hints, which is every network before TensorRT 10."""
-_DEFAULT_LEVEL = 3  # TensorRT's own
+_DEFAULT_LEVEL = 3  # TensorRT's own, and PlanRecipe's
 
 
 @dataclass(frozen=True)
-class BuildOptions:
-    """What the builder is asked for, beside the network and its shapes."""
-
-    precision: str = "fp32"
-    """fp32, tf32, fp16, bf16 or int8. The ONNX has these types already, and the scales of int8, so that nothing is
-    calibrated; tf32 is fp32 with shorter mantissas in products."""
-    hardware_compatibility: str = "none"
-    version_compatible: bool = False
-    optimization_level: int = _DEFAULT_LEVEL
-    workspace_mib: int | None = None
-    """None: as much as the GPU has."""
-    library_tactics: bool = True
-    """False leaves cuBLAS and cuDNN out."""
-    pin_types: bool = False
-    """Hold an untyped network (before 10) to the fp32 of its layers, instead of letting it choose."""
-    share_profiles: bool = False
-    """Several execution contexts may use one profile, which before TensorRT 10 has to be asked for."""
-    compute_capabilities: Sequence[tuple[int, int]] = ()
-    """Of TensorRT-RTX, which builds without a GPU."""
-    layers: bool = False
-    """Have the builder tell of its kernels, whose names the plan then holds."""
-
-
-@dataclass
-class Plan:
-    """What a build returns. `warnings` are the builder's."""
+class Built:
+    """What a build returns."""
 
     content: bytes
+    """The plan."""
     timing_cache: bytes | None
-    warnings: list[str] = field(default_factory=list)
     kernels: tuple[int, int] = (0, 0)
     """All, and those of fused attention; (0, 0) where the builder was not asked."""
 
@@ -61,29 +38,30 @@ def build_plan(
     onnx: Path,
     inputs: Sequence[TensorSpec],
     profiles: Sequence[tuple[Bucket, Bucket, Bucket]],
-    options: BuildOptions,
+    recipe: PlanRecipe,
     timing_cache: bytes = b"",
-) -> Plan:
+) -> Built:
     """Parse `onnx` and build it for `profiles`, one optimization profile each: (smallest, best, largest) bucket.
 
-    Without a driver, `trt` must be TensorRT-RTX: the builder of plain TensorRT crashes the process. Raises Refused with
-    the parser's or the builder's own words.
+    The ONNX has the types of `recipe.precision` already, and the scales of int8, so that nothing is calibrated. Of
+    `recipe` its batches, lengths and form are not looked at. Without a driver, `trt` must be TensorRT-RTX: the builder
+    of plain TensorRT crashes the process. Raises Refused with the parser's or the builder's own words.
     """
     logger = logger_of(trt)
-    logger.messages.clear()
+    logger.errors.clear()
     logger.layers.clear()
     builder = _start(trt, logger)
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
-    if _needs_native_norms(trt, onnx, options):
+    if _needs_native_norms(trt, onnx, recipe):
         parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
     if not parser.parse_from_file(str(onnx)):
         raise Refused(_parser_sentence(trt, parser, onnx))
     config = builder.create_builder_config()
-    _set_options(trt, config, network, options)
+    _set_options(trt, config, network, recipe)
     for shapes in profiles:
         _add_profile(builder, config, inputs, shapes)
-    cache = _set_timing_cache(config, timing_cache) if _has_timing_cache(options) else None
+    cache = _set_timing_cache(config, timing_cache) if _has_timing_cache(recipe) else None
     with deferred_interrupt() as stop:
         monitor = monitor_of(trt, stop)  # referenced until this function returns
         if monitor is not None:
@@ -91,13 +69,12 @@ def build_plan(
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise Refused(
-            f"TensorRT {trt.__version__} cannot build {onnx.name} in {options.precision}: "
+            f"TensorRT {trt.__version__} cannot build {onnx.name} in {recipe.precision}: "
             f"{errors_of(logger) or 'the builder gave no reason'}; try another --precision, or other --batches"
         )
     if cache is not None:
         cache = bytes(memoryview(config.get_timing_cache().serialize()))
-    warnings = [text for is_error, text in logger.messages if not is_error]
-    return Plan(bytes(memoryview(plan)), cache, warnings, kernels_of(logger))
+    return Built(bytes(memoryview(plan)), cache, kernels_of(logger))
 
 
 def _start(trt: Any, logger: Any) -> Any:
@@ -132,13 +109,13 @@ def _network_flags(trt: Any) -> int:
     return 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
 
 
-def _needs_native_norms(trt: Any, onnx: Path, options: BuildOptions) -> bool:
+def _needs_native_norms(trt: Any, onnx: Path, recipe: PlanRecipe) -> bool:
     """Whether the parser must be kept from making InstanceNormalization a plugin.
 
     NvOnnxParser.h of 8.6: "This flag is required when building version-compatible or hardware-compatible engines." From
     10 on it is always set.
     """
-    compatible = options.version_compatible or options.hardware_compatibility != "none"
+    compatible = recipe.version_compatible or recipe.hardware_compatibility != "none"
     if is_strongly_typed(trt) or not compatible:
         return False
     return any(node.op_type == "InstanceNormalization" for node in _nodes(onnx))
@@ -151,42 +128,42 @@ def _nodes(onnx: Path) -> Sequence[Any]:
     return nodes
 
 
-def _set_options(trt: Any, config: Any, network: Any, options: BuildOptions) -> None:
-    if options.precision == "tf32":
+def _set_options(trt: Any, config: Any, network: Any, recipe: PlanRecipe) -> None:
+    if recipe.precision == "tf32":
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)  # it is on unless cleared
     if not is_strongly_typed(trt):
-        _set_hints(trt, config, network, options)
-        if options.share_profiles:
+        _set_hints(trt, config, network, recipe)
+        if recipe.profiles == "length":  # several execution contexts use one profile: from 10 on they always may
             config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
-    if options.version_compatible:
+    if recipe.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options.hardware_compatibility != "none":
-        config.hardware_compatibility_level = hardware_levels(trt)[options.hardware_compatibility]
-    if options.optimization_level != _DEFAULT_LEVEL:
-        config.builder_optimization_level = options.optimization_level
-    if options.workspace_mib is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-    if not options.library_tactics:
+    if recipe.hardware_compatibility != "none":
+        config.hardware_compatibility_level = hardware_levels(trt)[recipe.hardware_compatibility]
+    if recipe.optimization_level != _DEFAULT_LEVEL:
+        config.builder_optimization_level = recipe.optimization_level
+    if recipe.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_mib << 20)
+    if not recipe.library_tactics:
         sources = (trt.TacticSource.EDGE_MASK_CONVOLUTIONS, trt.TacticSource.JIT_CONVOLUTIONS)
         config.set_tactic_sources(sum(1 << int(source) for source in sources))
-    if options.layers:
+    if recipe.layers:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if options.compute_capabilities:
-        _set_targets(trt, config, options.compute_capabilities)
+    if recipe.compute_capabilities:
+        _set_targets(trt, config, recipe.compute_capabilities)
 
 
-def _set_hints(trt: Any, config: Any, network: Any, options: BuildOptions) -> None:
+def _set_hints(trt: Any, config: Any, network: Any, recipe: PlanRecipe) -> None:
     """Let a network of 8.x use half precision; `pin_types` makes the fp32 of its layers more than a hint."""
-    name = _FLAGS.get(options.precision)
+    name = _FLAGS.get(recipe.precision)
     if name is None:
         return
     flag = getattr(trt.BuilderFlag, name, None)
     if flag is None:
-        raise Refused(f"TensorRT {trt.__version__} has no {options.precision}; use fp16, or TensorRT 10")
+        raise Refused(f"TensorRT {trt.__version__} has no {recipe.precision}; use fp16, or TensorRT 10")
     config.set_flag(flag)
-    if not options.pin_types or options.precision == "int8":  # there Q and DQ say what is fp32
+    if not recipe.pin_types or recipe.precision == "int8":  # there Q and DQ say what is fp32
         return
     config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
     loose = (trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.CAST)  # have no precision to hold
@@ -220,9 +197,9 @@ def _add_profile(
         )
 
 
-def _has_timing_cache(options: BuildOptions) -> bool:
+def _has_timing_cache(recipe: PlanRecipe) -> bool:
     """TensorRT-RTX measures nothing while it builds."""
-    return not options.compute_capabilities
+    return not recipe.compute_capabilities
 
 
 def _set_timing_cache(config: Any, content: bytes) -> bytes:

@@ -16,16 +16,15 @@ if TYPE_CHECKING:
     from engine.bundle import Bundle
     from engine.tasks.base import Task
 
-_NOT_TASKS = {"__init__", "base", "items", "media", "payload"}
 
-
-def _tags() -> tuple[str, ...]:
+def tags_beside(file: str, *others: str) -> tuple[str, ...]:
+    """The tags that have a file in the folder of `file`; `others` are the names of files that are no task's."""
     # Not pkgutil, which imports `inspect`: a worker that boots would pay for it.
-    names = (name.removesuffix(".py") for name in os.listdir(os.path.dirname(__file__)) if name.endswith(".py"))
-    return tuple(sorted(name.replace("_", "-") for name in names if name not in _NOT_TASKS))
+    names = (name.removesuffix(".py") for name in os.listdir(os.path.dirname(file)) if name.endswith(".py"))
+    return tuple(sorted(name.replace("_", "-") for name in names if name not in ("__init__", *others)))
 
 
-TASKS = _tags()
+TASKS = tags_beside(__file__, "base", "items", "media", "payload")
 """The tags that have a file here."""
 
 DEFAULT_LIMITS = Limits()

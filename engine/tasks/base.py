@@ -47,8 +47,8 @@ class Task(Protocol):
     def preprocess(self, request: Any) -> Sequence[Row]:
         """The rows that answer `request`, at least one. Raises InvalidInput. May run off the event loop.
 
-        It always does in a task with `blocking = True`, which is for those that wait here, for a server or a disk;
-        leaving the attribute out means False.
+        A task that waits here, for a server or a disk, says so with `blocking = True`, and is always run off the loop;
+        without that attribute it is only for large payloads and parts of a stream.
         """
         ...
 

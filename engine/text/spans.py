@@ -36,8 +36,8 @@ def answers_of(
 ) -> list[dict[str, Any]]:
     """The `top_k` best answers of at most `max_tokens` tokens; fewer where the context has no more.
 
-    Spans of equal text count as one answer. `align` widens them to whole words. With `impossible`, "" competes with the
-    least probability that a window gives to there being no answer.
+    Spans of equal text count as one answer. `align` widens them to whole words. With `impossible`, having no answer is
+    an answer as well: the empty text, with the least probability that any window gives to it.
     """
     candidates = top_k * 2 + 10 if align else top_k  # some fall together when they are widened
     found: dict[str, dict[str, Any]] = {}

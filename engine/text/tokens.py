@@ -23,9 +23,10 @@ Encoding: TypeAlias = Any
 
 
 MOST_OVERLAP = 16
-"""How often overlapping windows may repeat what is long: memory goes with what they hold."""
+"""Overlapping windows may hold a long input at most so many times over, for each of them takes memory."""
 _FREE_TOKENS = 1 << 18
-"""Below which they may at any rate; a token of a window takes up to 0.5 kB until its row is made."""
+"""Windows with no more tokens than this in all may overlap as they like; a token takes up to 0.5 kB until its row is
+made."""
 
 
 class Tokens:
@@ -120,3 +121,8 @@ class Tokens:
             feeds["token_type_ids"] = np.array(encoding.type_ids, np.int32)
         # A tokenizer without special tokens makes an empty row of an empty text; a bucket is at least one token long.
         return Row(feeds, max(1, len(ids)))
+
+
+def usage(tokens: int) -> dict[str, int]:
+    """`usage` of a reply, as OpenAI has it: the tokens of all rows of the job."""
+    return {"prompt_tokens": tokens, "total_tokens": tokens}

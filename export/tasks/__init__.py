@@ -5,25 +5,17 @@ Nothing here is imported to list the tags: help and wrong arguments need no torc
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from engine.tasks import tags_beside
 from export.errors import Refused
 from export.own_task import check_class
 
 if TYPE_CHECKING:
     from export.tasks.base import ExportTask
 
-_NOT_TASKS = {"__init__", "base"}
-
-TAGS = tuple(
-    sorted(
-        name.removesuffix(".py").replace("_", "-")
-        for name in os.listdir(os.path.dirname(__file__))
-        if name.endswith(".py") and name.removesuffix(".py") not in _NOT_TASKS
-    )
-)
+TAGS = tags_beside(__file__, "base")
 """The tags that a model can be exported for."""
 
 

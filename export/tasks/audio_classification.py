@@ -6,26 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.text.scores import softmax
 from export.audio import AudioExport
 from export.json_files import read_json
-from export.measures import Measure, of_both
+from export.judged import LabelsExport
 from export.nodes import require_output, set_outputs
 from export.tasks.base import labels
-from export.tasks.text_classification import SAME_BEST, SCORES, compare_scores, same_best
 
 if TYPE_CHECKING:
     from engine.tensors import Arrays
     from export.source import Source
 
 
-class AudioClassificationExport(AudioExport):
-    """Sequence classification on speech models, and on spectrograms (AST)."""
+class AudioClassificationExport(LabelsExport, AudioExport):
+    """Sequence classification on speech models, and on spectrograms (AST); scores are softmax's, as the pipeline's."""
 
     tag: ClassVar[str] = "audio-classification"
     heads: ClassVar[tuple[str, ...]] = ("ForAudioClassification",)
-    measures: ClassVar[Sequence[Measure]] = SCORES
-    measures_of_all: ClassVar[Sequence[Measure]] = (SAME_BEST,)
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A classifier with a feature extractor: a speech model's class is named like a text model's."""
@@ -44,14 +40,6 @@ class AudioClassificationExport(AudioExport):
     def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
         """The logits."""
         return {"logits": model(**inputs).logits[0].numpy()}
-
-    def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
-        """Of the scores, by softmax, the pipeline's default."""
-        return compare_scores(softmax(expected["logits"]), softmax(found["logits"]))
-
-    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
-        """How often the best label is the same."""
-        return [same_best(*of_both(expected, found, "logits"))]
 
 
 TASK = AudioClassificationExport()

@@ -64,7 +64,7 @@ class ExportTask:
     poolings: ClassVar[tuple[str, ...]] = ("mean", "cls", "lasttoken", "max")
     """Values of --pooling, for tasks that it means something to."""
     encoders: ClassVar[tuple[str, ...]] = ()
-    """Architectures of an encoder with a decoder of which the encoder alone does the task."""
+    """Architectures with an encoder and a decoder, of which the encoder alone does the task."""
     may_miss: ClassVar[tuple[str, ...]] = ()
     """Parts of names of weights that the graph does not use, so that a checkpoint may lack them."""
     reads: ClassVar[str] = ""
@@ -123,7 +123,7 @@ class ExportTask:
         return 1
 
     def asked_length(self, recipe: Recipe, source: Source) -> int | None:
-        """The `--max-length` that comes to the longest row of `source` again, for the recipe in the bundle."""
+        """The value of `--max-length` that gives the longest row of `source` again, for the recipe in the bundle."""
         return source.max_length
 
     def describe(self, source: Source) -> str:
@@ -131,7 +131,7 @@ class ExportTask:
         return source.architecture
 
     def exporters(self, config: Any) -> Sequence[str]:
-        """What can trace a model of that config, the one to try first in front."""
+        """The exporters that can trace a model of that config, in the order in which to try them."""
         return (OPTIMUM, DYNAMO)
 
     # Stage 2, onnx
@@ -184,7 +184,7 @@ class ExportTask:
         raise missing(self, "probes")
 
     def samples(self, source: Source) -> Iterator[Json]:
-        """Many ordinary payloads: what a precision that answers a little differently is measured on. None here."""
+        """Many ordinary payloads, on which precisions below fp32 are measured; none unless a task has some."""
         return iter(())
 
     def inputs_of(self, source: Source, payload: Json, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]] | None:
@@ -212,13 +212,11 @@ def _by_optimum(source: Source, folder: Path, task: str) -> Path:
 
     from export.lean_trace import weights_outside
     from export.onnx_from_model import OPSET
-    from export.padding import hide_padding
+    from export.padding import model_to_trace
     from export.torch_onnx import silent
 
     # main_export would do the same, but load weights that are missing as random numbers
-    model = hide_padding(source.load_model())
-    if getattr(model.config, "use_cache", False):
-        model.config.use_cache = False  # a decoder would return its cache, one output a layer
+    model = model_to_trace(source)
     with quiet(), silent(), weights_outside():
         try:
             onnx_export_from_model(model, folder, opset=OPSET, task=task, do_validation=False)

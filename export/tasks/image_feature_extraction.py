@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, is_image_model
-from export.measures import NEIGHBOURS, Measure, cosine, neighbours, of_both, relative_difference
+from export.judged import VectorsExport
 from export.source import quiet
 from export.tasks.base import Layout
 
@@ -20,23 +20,14 @@ if TYPE_CHECKING:
     from export.source import Source
     from export.torch_onnx import Traced
 
-VECTORS = (
-    # As for texts. In fp32 the same model in another runtime differs by about 1e-6.
-    Measure("cosine", 0.99999, 0.98, at_least=True, column="cosine", half_limit=0.999),
-    Measure("relative_difference", 1e-3, 0.1, column="difference", half_limit=0.03),
-)
-"""Measures of tasks that answer with vectors."""
 
-
-class ImageFeatureExtractionExport(ImageExport):
+class ImageFeatureExtractionExport(VectorsExport, ImageExport):
     """Models without a head."""
 
     tag: ClassVar[str] = "image-feature-extraction"
     options: ClassVar[tuple[str, ...]] = ("image_size", "pooling")
     poolings: ClassVar[tuple[str, ...]] = ("pooler", "cls", "mean", "none")
     may_miss: ClassVar[tuple[str, ...]] = ("pooler",)
-    measures: ClassVar[Sequence[Measure]] = VECTORS
-    measures_of_all: ClassVar[Sequence[Measure]] = (NEIGHBOURS,)
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A model class that ends in Model, on images alone."""
@@ -81,20 +72,6 @@ class ImageFeatureExtractionExport(ImageExport):
     def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
         """How the vector was made."""
         return {**super().task_config(source, outputs), "pooling": _pooling(source)}
-
-    def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
-        """Cosine, and the largest difference relative to the norm of what was expected."""
-        return compare_vectors(expected[OUTPUT], found[OUTPUT])
-
-    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
-        """Whether the neighbours of every image are the same."""
-        return [neighbours(*of_both(expected, found, OUTPUT))]
-
-
-def compare_vectors(expected: Any, found: Any) -> Sequence[float]:
-    """The figures of VECTORS, over all vectors of an image."""
-    a, b = expected.reshape(-1), found.reshape(-1)
-    return cosine(a, b), relative_difference(a, b)
 
 
 def _decided(source: Source) -> Source:

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.text.scores import FUNCTIONS
 from export.errors import Refused
 from export.json_files import TEXT, check_keys, read_json
 from export.measures import Measure, kendall, of_both
 from export.sentence_files import read_transformer_options
 from export.tasks.base import Layout, Probe
-from export.tasks.text_classification import TextClassificationExport, compare_scores
+from export.tasks.text_classification import TextClassificationExport
 from export.text import sample_texts, texts, tokens_of
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class TextRankingExport(TextClassificationExport):
     measures_of_all: ClassVar[Sequence[Measure]] = (
         # The order of documents: one moves past another where their scores are nearly equal. A tau of 0.9 is one pair
         # of twenty.
-        Measure("kendall", 0.99, 0.8, at_least=True, column="order", half_limit=0.95, of_all=True),
+        Measure("kendall", 0.99, 0.8, at_least=True, column="order", half_limit=0.95),
     )
     heads: ClassVar[tuple[str, ...]] = ()  # text-classification's; a CrossEncoder's own files claim it
 
@@ -76,7 +75,7 @@ class TextRankingExport(TextClassificationExport):
 
     def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
         """The function and the length."""
-        return {"max_length": source.max_length, "function": source.settings["function"]}
+        return {"max_length": source.max_length, "function": self.function(source)}
 
     def probes(self, source: Source) -> Iterator[Probe]:
         """One query with every text."""
@@ -87,10 +86,9 @@ class TextRankingExport(TextClassificationExport):
         """One query with every text."""
         return ({"query": _QUERY, "documents": [text]} for text in sample_texts(source))
 
-    def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
-        """Of the scores, with the model's function."""
-        function = FUNCTIONS[source.settings["function"]]
-        return compare_scores(function(expected["logits"]), function(found["logits"]))
+    def function(self, source: Source) -> str:
+        """As the CrossEncoder's files say."""
+        return str(source.settings["function"])
 
     def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
         """Whether the documents are in the same order."""

@@ -26,7 +26,7 @@ def main() -> int:
     if "SOFTWARE_DRIVER" in os.environ:
         software.replace_double()
     else:
-        probe.gpu = lambda root=None: probe.Gpu("NVIDIA L4", (8, 9), "550.54.15", "12.4")
+        probe.gpu = lambda: probe.Gpu("NVIDIA L4", (8, 9), "550.54.15", "12.4")
         probe.missing_packages = lambda *names: ()
     from tests.tensorrt_double import TensorRtDouble
 

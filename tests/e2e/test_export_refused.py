@@ -174,5 +174,5 @@ def test_our_own_defects_keep_their_traceback(run: Export, bert: Path, monkeypat
 def test_a_task_that_cannot_answer_is_refused_before_its_first_job(
     run: Export, bert: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("engine.tasks.feature_extraction.OUTPUT", "embeding")
+    monkeypatch.setattr("engine.vectors.OUTPUT", "embeding")
     assert "FeatureExtraction.postprocess fails at line" in refused(run(bert))

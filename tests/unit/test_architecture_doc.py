@@ -8,9 +8,9 @@ import pytest
 
 PAGE = Path("docs/architecture.md").read_text()
 PAGES = [Path("README.md"), Path("CHANGELOG.md"), *sorted(Path("docs").glob("*.md"))]
-FILES = sorted(set(re.findall(r"\b(?:engine|handler|tests)/[a-z0-9_/]+\.py\b", PAGE)))
+FILES = sorted(set(re.findall(r"\b(?:engine|export|handler|tests)/[a-z0-9_/]+\.py\b", PAGE)))
 # A line of the diagram: a file, and the names in it that it speaks of.
-NAMED = re.findall(r"^ .* ((?:engine|handler)/[\w/]+\.py) +([\w., ]+)$", PAGE, re.MULTILINE)
+NAMED = re.findall(r"^ .* ((?:engine|export|handler)/[\w/]+\.py) +([\w., ]+)$", PAGE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -189,7 +189,7 @@ def check(bundle: Path) -> None:
 
 def test_a_task_that_fails_on_what_the_graph_gives(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     check(small_bundle)
-    monkeypatch.setattr("engine.tasks.feature_extraction.OUTPUT", "embeding")
+    monkeypatch.setattr("engine.vectors.OUTPUT", "embeding")
     said = (
         r"FeatureExtraction\.postprocess fails at line \d+ on what the model gives: KeyError: 'embeding'; the payload"
     )

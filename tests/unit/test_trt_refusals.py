@@ -20,8 +20,9 @@ from engine.tensors import TensorSpec
 from export import trt_builder, trt_messages, trt_network
 from export.__main__ import main
 from export.errors import Refused, Unavailable
+from export.plan_recipe import PlanRecipe
 from export.trt_messages import monitor_of
-from export.trt_network import BuildOptions, _set_hints, build_plan
+from export.trt_network import _set_hints, build_plan
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, str]:
@@ -134,7 +135,7 @@ def test_a_driver_that_is_too_old_for_the_builder(tmp_path: Path):
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
     with pytest.raises(Unavailable) as refused:
-        build_plan(Trt, tmp_path / "fp32.onnx", [], [], BuildOptions())
+        build_plan(Trt, tmp_path / "fp32.onnx", [], [], PlanRecipe())
     assert str(refused.value) == (
         "TensorRT 10.13.0.35 does not start (CUDA initialization failure with error: 35); update the NVIDIA driver"
     )
@@ -185,7 +186,7 @@ def test_the_parser_of_8_makes_no_plugin_for_plans_that_may_hold_none(
     made = helper.make_graph([helper.make_node(kind, ["x"], ["y"])], "g", [], [])
     onnx.save(helper.make_model(made), path)
     with pytest.raises(Refused, match="cannot read fp32.onnx"):
-        build_plan(Trt, path, [], [], BuildOptions(**options))
+        build_plan(Trt, path, [], [], PlanRecipe(**options))
     assert found == set_
 
 
@@ -193,7 +194,7 @@ def test_bf16_before_tensorrt_10():
     config = SimpleNamespace()
     trt = SimpleNamespace(__version__="8.6.1", BuilderFlag=SimpleNamespace(FP16=0))
     with pytest.raises(Refused, match=r"TensorRT 8.6.1 has no bf16; use fp16, or TensorRT 10"):
-        _set_hints(trt, config, None, BuildOptions("bf16"))
+        _set_hints(trt, config, None, PlanRecipe("bf16"))
 
 
 # By a real builder
@@ -218,7 +219,7 @@ def graph(folder: Path, table: int) -> Path:
 
 def refusal(path: Path, *buckets: Bucket) -> str:
     trt: Any = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
-    options = BuildOptions(compute_capabilities=((8, 9),), optimization_level=0)
+    options = PlanRecipe("fp32", compute_capabilities=((8, 9),), optimization_level=0)
     low, best, high = buckets
     with pytest.raises(Refused) as refused:
         build_plan(trt, path, [SPEC], [(low, best, high)], options)
