@@ -105,7 +105,14 @@ image: ## the image around bundle/, or around an export of MODEL=...; IMAGE=... 
 test-image: setup ## build the image and run it (root, buildah and debootstrap; no docker)
 	@$(BIN)/python -m pytest -m image -rs tests/image tests/unit/test_dockerfile.py
 
-.PHONY: test-zoo test-large
+build/pycuda: tests/cuda_driver/install_pycuda.sh requirements/tensorrt.txt requirements/build.txt | setup
+	@echo "== build/pycuda: PyCUDA, compiled"
+	@$< $(BIN)/python $(CURDIR)/$@ && touch $@
+
+.PHONY: test-driver test-zoo test-large
+test-driver: build/pycuda ## real PyCUDA and cuda-python on a CUDA driver made of software, no GPU (C and C++ compilers)
+	@$(BIN)/python -m pytest -m driver -rs tests/contract/test_cuda_driver.py
+
 test-zoo: setup ## every architecture of docs/models.md exported and compared, every task's plan built; minutes
 	@$(BIN)/python -m pytest -m zoo -rs --durations=10 tests/e2e
 

@@ -3,6 +3,8 @@
 What is queued runs when something waits for it, not before: who reads results without waiting, or refills a buffer
 that is still to be copied, gets wrong answers. Device addresses are no host addresses, and every access is checked
 against what was allocated. It knows the rules of capture and of sticky errors that the engine relies on, and no others.
+
+The modules over it are in tests/cuda_modules_double.py.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import engine.backends.cuda
 from engine.tensors import Array
 
 _FIRST_ADDRESS = 0x7F00_0000_0000
+STREAM = 0x5EA
+"""The handle of the one stream."""
 
 
 class CUresult(IntEnum):
@@ -28,17 +32,31 @@ class CUresult(IntEnum):
     CUDA_ERROR_INVALID_VALUE = 1
     CUDA_ERROR_OUT_OF_MEMORY = 2
     CUDA_ERROR_INVALID_CONTEXT = 201
+    CUDA_ERROR_INVALID_HANDLE = 400
     CUDA_ERROR_ILLEGAL_ADDRESS = 700
     CUDA_ERROR_LAUNCH_FAILED = 719
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
     CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
 
 
+_TEXTS = {
+    1: "invalid argument",
+    2: "out of memory",
+    201: "invalid device context",
+    400: "invalid resource handle",
+    700: "an illegal memory access was encountered",
+    719: "unspecified launch failure",
+    900: "operation not permitted when stream is capturing",
+    901: "operation failed due to a previous error during capture",
+}
+"""Of cuGetErrorString, which is what pycuda tells; cuda-python gives the names."""
+
+
 class Fault(Exception):
     """What a call of the driver ends with; each binding shows it in its own way."""
 
-    def __init__(self, code: CUresult) -> None:
-        super().__init__(code.name)
+    def __init__(self, code: int) -> None:
+        super().__init__(_TEXTS.get(code, "an error without a text here"))
         self.code = code
 
 
@@ -71,6 +89,11 @@ class Device:
 
     @property
     def stack(self) -> list[Any]:
+        """This thread's contexts in the driver: one at most, since pycuda pops the one before it pushes the next."""
+        return self.contexts[-1:]
+
+    @property
+    def contexts(self) -> list[Any]:
         """The contexts that this thread has pushed."""
         if not hasattr(self._stacks, "contexts"):
             self._stacks.contexts = []
@@ -80,12 +103,17 @@ class Device:
     def call(self, name: str, *, unsafe: bool = False) -> None:
         """What every driver function begins with; `unsafe` ones end a capture."""
         self.calls.append(name)
-        if not self.stack and name != "cuInit":
+        if not self.stack and name not in ("cuInit", "cuDevicePrimaryCtxRetain"):
             raise Fault(CUresult.CUDA_ERROR_INVALID_CONTEXT)
         if self.sticky:
             raise Fault(self.sticky)
         if name in self.faults:
-            raise Fault(self.faults.pop(name))
+            fault = self.faults.pop(name)
+            if fault in (CUresult.CUDA_ERROR_ILLEGAL_ADDRESS, CUresult.CUDA_ERROR_LAUNCH_FAILED):
+                self.sticky = fault
+            raise Fault(fault)
+        if name in self.unnamed:
+            raise Fault(self.unnamed[name])
         if unsafe and self.capturing is not None:
             self.invalidated = True
             raise Fault(CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)
@@ -109,12 +137,26 @@ class Device:
         self.sticky = CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
         raise Fault(self.sticky)
 
+    def check(self, address: int, size: int) -> None:
+        """What a copy does at once: an address that is none never reaches the device."""
+        if not any(base <= address and address + size <= base + len(memory) for base, memory in self.memory.items()):
+            raise Fault(CUresult.CUDA_ERROR_INVALID_VALUE)
+
     def is_pinned(self, array: Array) -> bool:
         return any(np.shares_memory(array, one) for one in self.pinned)
 
     # The stream
 
-    def submit(self, work: Callable[[], None]) -> None:
+    def captures(self, stream: int) -> bool:
+        """Whether what is queued is recorded instead."""
+        return self.capturing is not None
+
+    def invalidate(self, stream: int) -> None:
+        """Do what a capture does not survive."""
+        self.invalidated = True
+
+    def submit(self, work: Callable[[], None], stream: int = STREAM) -> None:
+        assert stream == STREAM
         (self.queue if self.capturing is None else self.capturing.work).append(work)
 
     def drain(self, until: int | None = None) -> None:
@@ -127,247 +169,11 @@ class Device:
             one()
 
 
-class PycudaDouble(ModuleType):
-    """The names of pycuda.driver that the project uses."""
-
-    class Error(Exception): ...
-
-    class MemoryError(Error): ...  # noqa: A001
-
-    class LogicError(Error): ...
-
-    class LaunchError(Error): ...
-
-    class event_flags:  # noqa: N801
-        DISABLE_TIMING = 2
-
-    def __init__(self, device: Device) -> None:
-        super().__init__("pycuda.driver")
-        self.device = device
-
-        @contextmanager
-        def guarded() -> Iterator[None]:
-            try:
-                yield
-            except Fault as fault:
-                kind = {2: self.MemoryError, 719: self.LaunchError}.get(fault.code, self.LogicError)
-                raise kind(f"driver call failed: {fault.code.name}") from None
-
-        class Context:
-            def __del__(self) -> None:
-                device.leaked.append("context")  # pycuda detaches it, as no primary context may be
-
-            def push(self) -> None:
-                device.stack.append(self)
-
-            @staticmethod
-            def pop() -> None:
-                with guarded():
-                    if not device.stack:
-                        raise Fault(CUresult.CUDA_ERROR_INVALID_CONTEXT)
-                    device.stack.pop()
-
-        class DeviceAllocation:
-            def __init__(self, address: int) -> None:
-                self.address = address
-
-            def __int__(self) -> int:
-                return self.address
-
-            def free(self) -> None:
-                with guarded():
-                    device.call("cuMemFree", unsafe=True)
-                    del device.memory[self.address]
-
-        class HostAllocation:
-            def __init__(self, size: int) -> None:
-                with guarded():
-                    device.call("cuMemHostAlloc", unsafe=True)
-                self.bytes = np.full(size, 0xCD, np.uint8)
-                self.__array_interface__ = self.bytes.__array_interface__  # an array of it has it as its base
-                device.pinned.append(self.bytes)
-
-            def free(self) -> None:
-                with guarded():
-                    device.call("cuMemFreeHost", unsafe=True)
-                    device.pinned = [one for one in device.pinned if one is not self.bytes]
-
-        class Stream:
-            handle = 0x5EA
-
-            def __init__(self, flags: int = 0) -> None:
-                with guarded():
-                    device.call("cuStreamCreate")
-
-            def synchronize(self) -> None:
-                with guarded():
-                    device.call("cuStreamSynchronize", unsafe=True)
-                    device.drain()
-
-        class Event:
-            def __init__(self, flags: int = 0) -> None:
-                with guarded():
-                    device.call("cuEventCreate", unsafe=True)
-
-            def __del__(self) -> None:
-                # pycuda's destructor makes the context current by itself, but only in the thread that retained it.
-                if not device.stack:
-                    device.leaked.append("event")
-
-            def record(self, stream: Stream) -> Event:
-                with guarded():
-                    device.call("cuEventRecord")
-                    self.passed = False
-                    device.submit(lambda: setattr(self, "passed", True))
-                return self
-
-            def synchronize(self) -> Event:
-                with guarded():
-                    device.call("cuEventSynchronize", unsafe=True)
-                    while not self.passed:
-                        device.drain(1)
-                return self
-
-            def query(self) -> bool:
-                with guarded():
-                    device.call("cuEventQuery", unsafe=True)
-                    device.drain(1)  # time passes while somebody asks
-                return bool(self.passed)
-
-        def pagelocked_empty(shape: int, dtype: Any) -> Array:
-            assert dtype is np.uint8
-            return np.asarray(HostAllocation(shape))
-
-        def mem_alloc(size: int) -> DeviceAllocation:
-            with guarded():
-                return DeviceAllocation(device.allocate(size))
-
-        def memcpy_htod_async(dest: int, src: Array, stream: Stream) -> None:
-            with guarded():
-                device.call("cuMemcpyHtoDAsync")
-                assert device.is_pinned(src), "an asynchronous copy wants pinned memory"
-                assert src.flags.c_contiguous
-
-                def copy() -> None:
-                    device.at(dest, src.nbytes)[:] = src.view(np.uint8)
-
-                device.submit(copy)
-
-        def memcpy_dtoh_async(dest: Array, src: int, stream: Stream) -> None:
-            with guarded():
-                device.call("cuMemcpyDtoHAsync")
-                assert device.is_pinned(dest), "an asynchronous copy wants pinned memory"
-                assert dest.flags.c_contiguous
-
-                def copy() -> None:
-                    dest.view(np.uint8)[:] = device.at(src, dest.nbytes)
-
-                device.submit(copy)
-
-        class Gpu:
-            def __init__(self, index: int) -> None: ...
-
-            def retain_primary_context(self) -> Context:
-                return Context()
-
-        def init() -> None:
-            with guarded():
-                device.call("cuInit")
-
-        def mem_get_info() -> tuple[int, int]:
-            used = sum(map(len, device.memory.values()))
-            return device.capacity - used, device.capacity
-
-        for thing in (pagelocked_empty, mem_alloc, memcpy_htod_async, memcpy_dtoh_async, init, mem_get_info):
-            setattr(self, thing.__name__, thing)
-        self.Context, self.Stream, self.Event, self.Device = Context, Stream, Event, Gpu
-
-
-class BindingsDouble(ModuleType):
-    """The names of cuda.bindings.driver that the project uses. Functions return (code, value...)."""
-
-    class CUstreamCaptureMode(IntEnum):
-        CU_STREAM_CAPTURE_MODE_GLOBAL = 0
-        CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
-
-    def __init__(self, device: Device) -> None:
-        super().__init__("cuda.bindings.driver")
-        self.CUresult = CUresult
-
-        def binding(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-            def call(*arguments: Any) -> tuple[Any, ...]:
-                if function.__name__ in device.unnamed:
-                    return (CUresult(device.unnamed[function.__name__]),)
-                try:
-                    return (CUresult.CUDA_SUCCESS, *function(*arguments))
-                except Fault as fault:
-                    return (fault.code, None) if function.__name__ not in _ALONE else (fault.code,)
-
-            call.__name__ = function.__name__
-            setattr(self, function.__name__, call)
-            return call
-
-        @binding
-        def cuCtxSynchronize() -> tuple[Any, ...]:
-            device.call("cuCtxSynchronize", unsafe=True)
-            device.drain()
-            return ()
-
-        @binding
-        def cuStreamBeginCapture(stream: int, mode: int) -> tuple[Any, ...]:
-            device.call("cuStreamBeginCapture")
-            assert device.capturing is None
-            device.capturing, device.invalidated = Graph(), False
-            return ()
-
-        @binding
-        def cuStreamEndCapture(stream: int) -> tuple[Any, ...]:
-            graph, device.capturing = device.capturing, None
-            device.call("cuStreamEndCapture")
-            if device.invalidated:
-                raise Fault(CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED)
-            return (graph,)
-
-        @binding
-        def cuGraphInstantiateWithFlags(graph: Graph, flags: int) -> tuple[Any, ...]:
-            device.call("cuGraphInstantiateWithFlags")
-            made = Graph()
-            made.work = list(graph.work)
-            device.graphs.append(made)
-            return (made,)
-
-        @binding
-        def cuGraphDestroy(graph: Graph) -> tuple[Any, ...]:
-            graph.destroyed = True
-            return ()
-
-        @binding
-        def cuGraphExecDestroy(graph: Graph) -> tuple[Any, ...]:
-            device.call("cuGraphExecDestroy")
-            assert not graph.destroyed
-            graph.destroyed = True
-            return ()
-
-        @binding
-        def cuGraphUpload(graph: Graph, stream: int) -> tuple[Any, ...]:
-            device.call("cuGraphUpload")
-            return ()
-
-        @binding
-        def cuGraphLaunch(graph: Graph, stream: int) -> tuple[Any, ...]:
-            device.call("cuGraphLaunch")
-            assert not graph.destroyed
-            assert device.capturing is None
-            device.queue.extend(graph.work)
-            return ()
-
-
-_ALONE = ("cuCtxSynchronize", "cuStreamBeginCapture", "cuGraphUpload", "cuGraphLaunch", "cuGraphExecDestroy")
-
-
 @contextmanager
 def installed(device: Device, **modules: ModuleType) -> Iterator[Device]:
     """Let imports of pycuda.driver and cuda.bindings.driver find doubles of `device`; add `modules` by their names."""
+    from tests.cuda_modules_double import BindingsDouble, PycudaDouble
+
     pycuda, cuda, bindings = ModuleType("pycuda"), ModuleType("cuda"), ModuleType("cuda.bindings")
     pycuda.driver = PycudaDouble(device)  # type: ignore[attr-defined]
     cuda.bindings = bindings  # type: ignore[attr-defined]

@@ -183,7 +183,7 @@ class TensorRtDouble(ModuleType):
                 self._scratch = address
 
             def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-                assert stream == 0x5EA
+                assert stream, "the legacy stream would wait for others"
                 if index >= len(self.engine.plan["profiles"]):
                     self.engine.logger.log(Severity.ERROR, f"profile {index} is out of range")
                     raise RuntimeError("Error in set optimization profile async.")  # as the bindings do
@@ -213,13 +213,12 @@ class TensorRtDouble(ModuleType):
                 return address % 256 == 0
 
             def execute_async_v3(self, stream: int) -> bool:
-                assert stream == 0x5EA
                 if double.refuse_to_run:
                     self.engine.logger.log(Severity.ERROR, double.refuse_to_run)
                     return False
                 assert set(self.addresses) == set(self.engine.names)
-                if device.capturing is not None and (self.ran_at != self.changes or double.refuse_to_capture):
-                    device.invalidated = True
+                if device.captures(stream) and (self.ran_at != self.changes or double.refuse_to_capture):
+                    device.invalidate(stream)
                     self.engine.logger.log(Severity.ERROR, "operation not permitted when stream is capturing")
                     return False
                 self.ran_at = changes = self.changes
@@ -235,13 +234,17 @@ class TensorRtDouble(ModuleType):
                             {n: _read(device, self.engine.get_tensor_dtype(n), *i) for n, i in inputs.items()}
                         )
                     except Fault as fault:
-                        device.sticky = fault.code
+                        device.sticky = CUresult(fault.code)
                         raise
                     for name, values in found.items():
                         raw = np.ascontiguousarray(values).view(np.uint8).ravel()
                         device.at(outputs[name], raw.nbytes)[:] = raw
 
-                device.submit(run)
+                try:
+                    device.submit(run, stream)
+                except Fault as fault:
+                    self.engine.logger.log(Severity.ERROR, f"Error Code 1: Cuda Runtime ({fault})")
+                    return False
                 return True
 
         class ExecutionContext10(ExecutionContext):

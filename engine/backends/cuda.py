@@ -55,6 +55,7 @@ class Cuda:
         self._held: list[Any] = []
         self._events: list[Any] = []
         self._replays: list[Any] = []
+        self._stream: Any = None
         try:
             import pycuda.driver as driver
             from cuda.bindings import driver as bindings  # `cuda.cuda`, its old name, warns
@@ -68,9 +69,12 @@ class Cuda:
                 _contexts[index] = driver.Device(index).retain_primary_context()
                 # Kept beyond the end of Python as well: pycuda's destructor calls cuCtxDetach, which is not for it.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(_contexts[index]))
+                with suppress(_Failure):  # for `_abandon`, which gives up the other one
+                    self._call(bindings.cuDevicePrimaryCtxRetain, index)
             self._context = _contexts[index]
         except driver.Error as error:
-            raise EngineError(f"CUDA does not start: {error}") from error
+            kind = OutOfMemory if isinstance(error, driver.MemoryError) else EngineError
+            raise kind(f"CUDA does not start: {error}") from error
         with self.active("creating a stream"):
             self._stream = driver.Stream(_NON_BLOCKING)
 
@@ -97,7 +101,21 @@ class Cuda:
             finally:
                 self._driver.Context.pop()
         except self._driver.Error as error:  # of push and pop themselves
+            self._abandon()
+            if isinstance(error.__context__, EngineLost):  # what the block ended with; pop's error only follows from it
+                raise error.__context__ from error.__context__.__cause__
             raise EngineLost(f"CUDA failed while {doing}: {error}") from error
+
+    def _abandon(self) -> None:
+        """Give the context up where it can no longer be pushed or popped.
+
+        pycuda would end the whole process: with abort when a thread ends while a context is on pycuda's own stack, and
+        with an exception in a destructor that cannot push the context. One that was detached is dropped from the stacks
+        of all threads, and destructors leave it alone.
+        """
+        with suppress(self._driver.Error):  # it was detached before
+            self._context.detach()
+        self._driver.Context.get_current()  # drops what was detached from this thread's stack
 
     # Memory
 
@@ -191,17 +209,19 @@ class Cuda:
         """Free everything. pycuda can free only where the context is current, so it is not left to chance."""
         with self.active("freeing memory"):
             self.free()
-            del self._stream
+            self._stream = None
 
     # Errors
 
     def _call(self, function: Any, *arguments: Any) -> Any:
         try:
             code, *values = function(*arguments)
-        except ValueError as error:  # "721 is not a valid CUresult": an error of drivers newer than cuda-python
+        except (ValueError, RuntimeError) as error:
+            # "914 is not a valid CUresult": an error of drivers newer than cuda-python. "Function ... not found": of
+            # those that are older.
             raise _Failure(_UNKNOWN, f"{function.__name__} failed: {error}") from error
         if int(code):
-            raise _Failure(int(code), f"{function.__name__} failed: {_name(code)}")
+            raise _Failure(int(code), f"{function.__name__} failed: {code.name}")
         return values[0] if values else None
 
     def _translated(self, error: Exception, doing: str) -> EngineError:
@@ -217,14 +237,15 @@ class Cuda:
     def _sticky(self) -> str | None:
         """The error that every further call would meet; None when the context works.
 
-        Asked of CUDA rather than looked up in a list of codes: a sticky error is one that comes back.
+        Asked of CUDA rather than looked up in a list of codes: a sticky error is one that comes back. Asked of the
+        stream, not of the whole context, which must not be waited for while another thread captures. And asked through
+        pycuda, since cuda-python holds the interpreter lock for as long as the device takes.
         """
         try:
-            (code,) = self._bindings.cuCtxSynchronize()
-        except ValueError as error:  # as in `_call`
+            if self._stream is not None:
+                self._stream.synchronize()
+            else:
+                self._driver.mem_get_info()
+        except self._driver.Error as error:
             return str(error)
-        return _name(code) if int(code) else None
-
-
-def _name(code: Any) -> str:
-    return str(getattr(code, "name", code))
+        return None

@@ -250,6 +250,7 @@ class TensorRtEngine(WithoutLanes):
         self._runs.clear()
         self._started.clear()
         self._done = []  # an event that outlives the block may be dropped where no context is current
+        vars(self).pop("_buffers", None)  # to touch a view of memory that is gone crashes the process
         self._cuda.free()
 
     # Running

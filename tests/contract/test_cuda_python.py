@@ -16,7 +16,7 @@ import engine.boot
 cuda = pytest.importorskip("cuda.bindings.driver", reason="cuda-python is not installed")
 
 SIGNATURES = {
-    "cuCtxSynchronize": "()",
+    "cuDevicePrimaryCtxRetain": "(dev)",
     "cuStreamBeginCapture": "(hStream, mode: CUstreamCaptureMode)",
     "cuStreamEndCapture": "(hStream)",
     "cuGraphInstantiateWithFlags": "(hGraph, unsigned long long flags)",

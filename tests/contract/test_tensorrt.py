@@ -156,11 +156,11 @@ def test_a_profile_for_several_buckets_where_they_do_not(tmp_path: Path):
         "9 of 9 buckets run without a CUDA graph: they share optimization profiles, and TensorRT 8.6.1 gives each "
         "profile one execution context"
     ]
+    assert not device.graphs
     captured = warm(write_small_bundle(tmp_path / "b"))
     for count, length in ((1, 9), (8, 9), (4, 30), (1, 9), (2, 1)):
         rows = [row(length, seed=index) for index in range(count)]
         assert np.array_equal(answers(engine, rows), answers(captured, rows))
-    assert not device.graphs
 
 
 def test_only_the_buckets_that_a_worker_may_use_are_prepared(small_bundle: Path):
@@ -307,6 +307,8 @@ def test_closed_twice(small_bundle: Path):
     engine = warm(small_bundle)
     engine.close()
     engine.close()
+    with pytest.raises(AttributeError):  # not views of memory that is no longer there
+        engine.feeds(Bucket(1, 8))
 
 
 def test_nothing_of_cuda_outlives_the_close(small_bundle: Path):

@@ -1,10 +1,14 @@
 """`python tests/e2e/tensorrt_worker.py`: the worker on a machine with an L4, of which CUDA and TensorRT are doubles.
 
+With SOFTWARE_DRIVER in the environment only TensorRT is: pycuda and cuda-python are real, and probe finds the GPU of
+tests/cuda_driver.
+
 A job that holds the token `POISON` breaks the CUDA context, as a kernel that reads beyond its memory does.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,13 +19,18 @@ def main() -> int:
     """Put the doubles in place, then be the worker."""
     from engine import probe
     from handler.__main__ import main as serve
-    from tests.cuda_double import Device, installed
+    from tests import cuda_double
+    from tests.cuda_driver import device as software
+
+    probe.tensorrt_version = lambda: "10.13.0.35"
+    if "SOFTWARE_DRIVER" in os.environ:
+        software.replace_double()
+    else:
+        probe.gpu = lambda: probe.Gpu("NVIDIA L4", (8, 9), "550.54.15", "12.4")
+        probe.missing_packages = lambda *names: ()
     from tests.tensorrt_double import TensorRtDouble
 
-    probe.gpu = lambda: probe.Gpu("NVIDIA L4", (8, 9), "550.54.15", "12.4")
-    probe.tensorrt_version = lambda: "10.13.0.35"
-    probe.missing_packages = lambda *names: ()
-    device = Device()
+    device, installed = cuda_double.Device(), cuda_double.installed
     with installed(device, tensorrt=TensorRtDouble(device)):
         return serve()
 

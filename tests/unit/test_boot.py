@@ -115,16 +115,7 @@ def test_memory_that_does_not_suffice_is_no_reason_to_take_the_next_best(
 
 def test_nor_is_a_broken_context(small_bundle: Path, tmp_path: Path, device: Device):
     add_plan(small_bundle, plan_bytes())
-    device.sticky = None
     device.faults["cuMemAlloc"] = CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
-    original = device.call
-
-    def call(name: str, **options: Any) -> None:
-        if name == "cuMemAlloc":
-            device.sticky = CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
-        original(name, **options)
-
-    device.call = call  # type: ignore[method-assign]
     with pytest.raises(EngineLost):
         open_engine(open_bundle(small_bundle), settings(tmp_path, allow_cpu=True))
 
