@@ -17,6 +17,7 @@ from export.exporters import Exporter, choose_exporter
 from export.hub import download, locate, refuse_pointer
 from export.infer import infer_task
 from export.json_files import read_json
+from export.own_code import CODE, fetch_code
 from export.parity_data import check_payload_file
 from export.parity_limits import Limits
 from export.precision_options import wanted
@@ -33,14 +34,13 @@ DISK_FACTOR = 3
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model"]
 _WEIGHTS = ["*.safetensors"]
-_CODE = ["*.py"]
 
 
 def load(recipe: Recipe) -> Source:
     """Find the model of `recipe` and check that it fits the task. Raises Refused."""
     if recipe.parity_data is not None:
         check_payload_file(recipe.parity_data)
-    base = locate(recipe.model, recipe.revision, _SMALL_FILES + (_CODE if recipe.trust_remote_code else []))
+    base = locate(recipe.model, recipe.revision, _SMALL_FILES + (CODE if recipe.trust_remote_code else []))
     root, model = base.folder, base.name
     _check_is_model(root, model)
     adapters = find_adapters(recipe.adapters, base)
@@ -51,6 +51,8 @@ def load(recipe: Recipe) -> Source:
     layout = task.layout(root, recipe)
     folder = root / layout.transformer
     _check_files(folder, model, recipe.trust_remote_code)
+    if recipe.trust_remote_code:
+        fetch_code(folder, model)
     with quiet():
         config, auto_class, architecture, positions, exporter = _check_architecture(folder, model, task, recipe)
         task.check(model, config)

@@ -40,6 +40,16 @@ def _cls(nodes: Nodes, hidden: str, mask: str) -> None:
     nodes.add("Gather", "first", hidden, nodes.constant("first_index", 0, np.int64), axis=1, output=OUTPUT)
 
 
+def _weightedmean(nodes: Nodes, hidden: str, mask: str) -> None:
+    """The mean in which the n-th token counts n times: sum(hidden * n * mask) / max(sum(n * mask), 1e-9)."""
+    shape = nodes.add("Shape", "shape", mask)
+    length = nodes.add("Gather", "length", shape, nodes.constant("length_axis", 1, np.int64), axis=0)
+    one = nodes.constant("one", 1, np.int64)
+    numbers = nodes.add("Range", "numbers", one, nodes.add("Add", "end", length, one), one)
+    numbers = nodes.add("Cast", "numbers_float", numbers, to=TensorProto.FLOAT)
+    _mean(nodes, hidden, nodes.add("Mul", "numbered", nodes.add("Cast", "real", mask, to=TensorProto.FLOAT), numbers))
+
+
 def _lasttoken(nodes: Nodes, hidden: str, mask: str) -> None:
     """hidden[:, sum(mask) - 1], row by row."""
     wide_mask = nodes.add("Cast", "mask_wide", mask, to=TensorProto.INT64)
@@ -62,5 +72,6 @@ POOLINGS: Mapping[str, Callable[[Nodes, str, str], None]] = {
     "cls": _cls,
     "lasttoken": _lasttoken,
     "max": _max,
+    "weightedmean": _weightedmean,
 }
 """By sentence-transformers' names."""

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from engine.vectors import OUTPUT
 from export.dense import append_dense
 from export.errors import Refused
@@ -119,6 +121,7 @@ class FeatureExtractionExport(TextExport):
             "cls": lambda: vectors[0],
             "lasttoken": lambda: vectors[-1],
             "max": lambda: vectors.max(0),
+            "weightedmean": lambda: np.average(vectors, 0, np.arange(1, len(vectors) + 1, dtype=np.float32)),
         }[source.settings["pooling"]]()
         for layer in source.settings["dense"]:
             pooled = layer.apply(pooled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,6 +133,14 @@ def test_a_tokenizer_of_a_kind_that_the_library_does_not_know(tmp_path: Path):
     write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
     write_json(tmp_path / "tokenizer.json", {"version": "1.0", "model": {"type": "New"}})
     with pytest.raises(Refused, match="m has no tokenizer that can be loaded: "):
+        fast_tokenizer(tmp_path, "m", recipe("m"))
+
+
+def test_sentence_pieces_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)  # not installed, wherever this runs
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"")
+    with pytest.raises(Unavailable, match="m has no tokenizer.json, and making it from sentencepiece.bpe.model needs"):
         fast_tokenizer(tmp_path, "m", recipe("m"))
 
 
