@@ -42,13 +42,10 @@ class DualExport(ImageExport):
 
     def check(self, model: str, config: Any) -> None:
         """Refuse models that do not compare a vector of the image with one of the text."""
-        if config.model_type == "siglip2":
-            raise Refused(
-                f"{model} cuts every image into another number of patches (NaFlex); export a SigLIP 2 of one size, as "
-                "google/siglip2-base-patch16-224 is"
-            )
-        # SigLIP's config leaves the initial scale out.
-        if not hasattr(config, "text_config") or not (hasattr(config, "logit_scale_init_value") or is_siglip(config)):
+        super().check(model, config)
+        # SigLIP's config leaves the initial scale out; ALIGN divides by a temperature.
+        scaled = any(hasattr(config, name) for name in ("logit_scale_init_value", "temperature_init_value"))
+        if not hasattr(config, "text_config") or not (scaled or is_siglip(config)):
             raise Refused(
                 f"{model} ({config.model_type}) does not compare vectors; choose a model such as CLIP or SigLIP"
             )
@@ -74,6 +71,8 @@ class DualExport(ImageExport):
         """The vector of images, or of texts."""
         if "pixel_values" in values:
             return {OUTPUT: model.get_image_features(pixel_values=values["pixel_values"])}
+        if model.config.model_type == "chinese_clip":  # whose own method asks for a pooler that it has not
+            return {OUTPUT: model.text_projection(model.text_model(**values).last_hidden_state[:, 0])}
         return {OUTPUT: model.get_text_features(**values)}
 
     def traced(self, source: Source, name: str, folder: Path) -> Traced:

@@ -153,6 +153,11 @@ def _check_architecture(
 
     raw = read_json(folder / "config.json")
     kind, custom = raw.get("model_type"), "auto_map" in raw
+    if kind == "timm_wrapper" or (kind is None and "pretrained_cfg" in raw):
+        raise Refused(
+            f"{model} is a model of the timm package, which a bundle cannot hold; choose one of transformers' own "
+            "architectures (docs/models.md)"
+        )
     if kind is None or (kind not in CONFIG_MAPPING_NAMES and not custom):
         raise Refused(
             f"{model} is of type {kind}, which transformers {transformers.__version__} does not know; choose another "

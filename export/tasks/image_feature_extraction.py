@@ -52,6 +52,7 @@ class ImageFeatureExtractionExport(ImageExport):
         """Refuse models that read texts as well."""
         if hasattr(config, "text_config"):
             raise Refused(f"{model} reads images and texts; export it with --task image-text-embedding")
+        super().check(model, config)
         if config.model_type == "vit_mae":
             raise Refused(
                 f"{model} hides patches that it draws at random; save its encoder with "

@@ -119,6 +119,13 @@ def test_a_config_that_makes_no_model(tmp_path: Path):
         load.load(recipe(str(tmp_path)))
 
 
+def test_a_model_of_another_library(tmp_path: Path):
+    config = {"architecture": "resnet50", "num_classes": 1000, "pretrained_cfg": {"input_size": [3, 224, 224]}}
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(Refused, match="is a model of the timm package, which a bundle cannot hold; choose one of tr"):
+        load.load(Recipe(str(tmp_path), "image-classification", Path("bundle")))
+
+
 def test_code_of_a_model_that_needs_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
     write_json(tmp_path / "config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}})

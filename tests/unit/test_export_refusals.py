@@ -51,6 +51,11 @@ def test_labels_with_gaps(names: dict[int, str]):
             "m cuts every image into another number of patches (NaFlex); export a SigLIP",
         ),
         (
+            "siglip2_vision_model",
+            "image-feature-extraction",
+            "m cuts every image into another number of patches (NaFlex); export a SigLIP",
+        ),
+        (
             "vit_mae",
             "image-feature-extraction",
             "m hides patches that it draws at random; save its encoder with ViTModel",
