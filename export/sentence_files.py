@@ -140,6 +140,11 @@ def read_transformer_options(folder: Path, task: str = "feature-extraction") -> 
     expected = _EXPECTED[task]
     for name, value in options.items():
         if value and name not in _HARMLESS and value != expected.get(name) and not _is_harmless(name, value):
+            if name == "modality_config" and isinstance(value, dict) and "message" in value:
+                raise Refused(
+                    "the model's sentence-transformers settings put every text into the tokenizer's chat template "
+                    "(modality_config has message), which a bundle cannot hold; export a model without it"
+                )
             raise Refused(
                 f"the model's sentence-transformers settings have {name} = {json.dumps(value)[:80]}, "
                 "which a bundle cannot hold; export a model without it"

@@ -101,6 +101,7 @@ def test_the_transformer_may_have_a_folder_of_its_own(tmp_path: Path):
             {"model_args": {"trust_remote_code": True, "variant": "fp16"}},
             "have model_args",
         ),
+        ("sentence_bert_config.json", {"modality_config": {"message": {}}}, "put every text into the tokenizer's chat"),
         ("sentence_bert_config.json", {"processing_kwargs": {"text": {"truncation": False}}}, "processing_kwargs"),
         ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "the model is a SparseEncoder"),
         ("config_sentence_transformers.json", {"truncate_dim": 16}, "cut every embedding to 16 numbers (truncate_dim)"),
