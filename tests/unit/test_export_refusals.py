@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from benchmarks.zoo.vocabulary import word_piece_tokenizer
 from export import exit_codes, image_processor
 from export.__main__ import main
-from benchmarks.zoo.vocabulary import word_piece_tokenizer
 from export.errors import Refused
 from export.nodes import require_output
 from export.recipe import Recipe
