@@ -14,6 +14,8 @@ from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, from_pixels, image_inputs, is_image_model, task_of
 from export.measures import NEIGHBOURS, Measure, neighbours, of_both
+from export.sentence_files import read_modules
+from export.tasks.base import Layout
 from export.tasks.image_feature_extraction import VECTORS, compare_vectors
 from export.text import fast_tokenizer, longest_row, texts, tokenizer_file
 from export.torch_onnx import Traced
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from export.nodes import Axes
     from export.recipe import Recipe
     from export.source import Source
-    from export.tasks.base import Layout
 
 _SIGLIP_TOKENS = 64
 """What the pipeline pads every text for SigLIP to."""
@@ -39,6 +40,10 @@ class DualExport(ImageExport):
     unit: ClassVar[str] = "inputs"
     measures: ClassVar[Sequence[Measure]] = VECTORS
     measures_of_all: ClassVar[Sequence[Measure]] = (NEIGHBOURS,)
+
+    def layout(self, root: Path, recipe: Recipe) -> Layout:
+        """The folder of the model inside `root`, as sentence-transformers' clip-ViT-B-32 has one."""
+        return Layout(clip_folder(root) or "")
 
     def check(self, model: str, config: Any) -> None:
         """Refuse models that do not compare a vector of the image with one of the text."""
@@ -127,6 +132,12 @@ class DualExport(ImageExport):
 def is_siglip(config: Any) -> bool:
     """As the pipeline asks."""
     return "siglip" in config.model_type
+
+
+def clip_folder(root: Path) -> str | None:
+    """Where the files of a sentence-transformers model that is nothing but a CLIPModel lie; None where it is none."""
+    modules = read_modules(root)
+    return modules[0][1] if len(modules) == 1 and modules[0][0].endswith(".CLIPModel") else None
 
 
 def is_dual_model(root: Path, config: Mapping[str, Any]) -> bool:

@@ -24,7 +24,7 @@ from export.precision_options import wanted
 from export.progress import megabytes
 from export.recipe import TASK_OPTIONS, Recipe
 from export.source import Source, first_line, quiet
-from export.tasks import export_task
+from export.tasks import TAGS, export_task
 
 if TYPE_CHECKING:
     from export.tasks.base import ExportTask
@@ -208,7 +208,10 @@ def _auto_class(kind: str, task: ExportTask, custom: bool) -> str | None:
 
 def _hint(config: Mapping[str, Any]) -> str:
     classes = config.get("architectures") or []
-    return f"; it holds a {classes[0]}, so --task may be another" if classes else ""
+    if not classes:
+        return ""
+    fits = any(classes[0].endswith(export_task(tag).heads) for tag in TAGS)
+    return f"; it holds a {classes[0]}, {'so --task may be another' if fits else 'which no task here takes'}"
 
 
 def _positions(config: Any, model: Any) -> int | None:

@@ -51,8 +51,8 @@ class FeatureExtractionExport(TextExport):
     measures_of_all: ClassVar[Sequence[Measure]] = (NEIGHBOURS,)
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
-        """A sentence-transformers model that pools."""
-        return any(kind.endswith(".Pooling") for kind, _ in read_modules(root))
+        """A sentence-transformers model that pools, or one of no transformer, which is refused in its own words."""
+        return any(kind.endswith((".Pooling", ".StaticEmbedding")) for kind, _ in read_modules(root))
 
     def layout(self, root: Path, recipe: Recipe) -> Layout:
         """Pooling, normalisation, lengths and prompts, from sentence-transformers' files."""

@@ -126,6 +126,19 @@ def test_a_model_of_another_library(tmp_path: Path):
         load.load(Recipe(str(tmp_path), "image-classification", Path("bundle")))
 
 
+@pytest.mark.parametrize(
+    ("kind", "architecture", "hint"),
+    [
+        ("mask2former", "Mask2FormerForUniversalSegmentation", "which no task here takes"),
+        ("vit", "ViTForImageClassification", "so --task may be another"),
+    ],
+)
+def test_a_model_of_another_task(tmp_path: Path, kind: str, architecture: str, hint: str):
+    write_json(tmp_path / "config.json", {"model_type": kind, "architectures": [architecture]})
+    with pytest.raises(Refused, match=f"AutoModelForSemanticSegmentation cannot load it; it holds a .*, {hint}"):
+        load.load(Recipe(str(tmp_path), "image-segmentation", Path("bundle")))
+
+
 def test_code_of_a_model_that_needs_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
     write_json(tmp_path / "config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}})
