@@ -14,15 +14,16 @@ from export.hub import download
 from export.json_files import read_json
 
 CODE = ["*.py"]
+_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
 _ELSEWHERE = "--"
 """Between the repository and the class, as in `nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel`."""
 
 
 def fetch_code(folder: Path, model: str) -> None:
     """Bring the code that the files in `folder` name in other repositories into the cache. Raises Refused."""
-    maps = [read_json(folder / name).get("auto_map") for name in ("config.json", "tokenizer_config.json")]
-    classes = {one.partition(_ELSEWHERE)[0] for one in _texts(maps) if _ELSEWHERE in one}
-    for repository in sorted(classes):
+    maps = [read_json(folder / name).get("auto_map") for name in _FILES]
+    repositories = {one.partition(_ELSEWHERE)[0] for one in _texts(maps) if _ELSEWHERE in one}
+    for repository in sorted(repositories):
         try:
             download(repository, None, CODE)
         except Unavailable as error:

@@ -115,12 +115,20 @@ class TextExport(ExportTask):
 
 def _unknown_attention(config: Any) -> str:
     """What `config` asks of attention that the class in transformers 4.57 does not know, where it is that class."""
-    if getattr(config, "auto_map", None):
+    asked = {
+        "is_causal false": getattr(config, "is_causal", None) is False,  # from transformers 5.2 on
+        "use_bidirectional_attention true": getattr(config, "use_bidirectional_attention", None) is True,
+    }
+    if not any(asked.values()) or getattr(config, "auto_map", None):
         return ""
-    if getattr(config, "is_causal", None) is False:  # from transformers 5.2 on
-        return "is_causal false"
-    both_ways = getattr(config, "use_bidirectional_attention", None) is True
-    return "use_bidirectional_attention true" if both_ways and not config.model_type.startswith("gemma3") else ""
+    from transformers.models.auto import modeling_auto as auto
+
+    looks_back = config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not looks_back or config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return ""
+    if config.model_type.startswith("gemma3"):
+        asked["use_bidirectional_attention true"] = False
+    return next((words for words, is_asked in asked.items() if is_asked), "")
 
 
 def tokenizer_file(source: Source) -> str:

@@ -34,7 +34,8 @@ def test_attention_that_transformers_does_not_know_is_refused(name: str):
     config = SimpleNamespace(model_type="qwen2", **{name: asked})
     with pytest.raises(Refused, match=f"has {name} (true|false), which transformers' qwen2 takes no notice of: its to"):
         export_task("feature-extraction").check("m", config)
-    for known in ({"model_type": "gemma3_text"} if asked else {name: True}, {"auto_map": {"AutoModel": "own.Model"}}):
+    encoder, own_code = {"model_type": "bert"}, {"auto_map": {"AutoModel": "own.Model"}}
+    for known in ({"model_type": "gemma3_text"} if asked else {name: True}, encoder, own_code):
         export_task("feature-extraction").check("m", SimpleNamespace(**{**vars(config), **known}))
 
 
