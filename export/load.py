@@ -17,7 +17,7 @@ from export.exporters import Exporter, choose_exporter
 from export.hub import download, locate, refuse_pointer
 from export.infer import infer_task
 from export.json_files import read_json
-from export.own_code import CODE, fetch_code
+from export.own_code import CODE, fetch_code, refuse_fast_paths
 from export.parity_data import check_payload_file
 from export.parity_limits import Limits
 from export.precision_options import wanted
@@ -167,6 +167,8 @@ def _check_architecture(
         config = transformers.AutoConfig.from_pretrained(
             folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True
         )
+    if custom:
+        refuse_fast_paths(config, model)
     auto_class = _auto_class(kind, task, custom)
     if auto_class is None:
         names = " nor ".join(task.auto_classes())

@@ -35,6 +35,16 @@ def fetch_code(folder: Path, model: str) -> None:
             raise Refused(f"{model} takes its code from {repository}: {error}") from error
 
 
+def refuse_fast_paths(config: Any, model: str) -> None:
+    """Raise Refused for what gte's code, as in snowflake-arctic-embed-m-v2.0, does with xformers on a GPU alone."""
+    asked = [name for name in ("unpad_inputs", "use_memory_efficient_attention") if getattr(config, name, False)]
+    if asked:
+        raise Refused(
+            f"{model}'s own code asks for xformers ({' and '.join(asked)} in its config.json), which no graph holds; "
+            "set that to false in a copy of the model, which changes nothing but its speed"
+        )
+
+
 def _texts(values: Any) -> Iterator[str]:
     """All texts in lists and objects, however deep."""
     if isinstance(values, str):

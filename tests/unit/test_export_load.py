@@ -149,6 +149,13 @@ def test_code_of_a_model_that_needs_another_package(tmp_path: Path, monkeypatch:
         load.load(recipe(str(tmp_path), trust_remote_code=True))
 
 
+def test_code_of_a_model_that_asks_for_kernels(tmp_path: Path):
+    fast = {"unpad_inputs": True, "use_memory_efficient_attention": True}
+    write_json(tmp_path / "config.json", {"model_type": "bert", "auto_map": {"AutoModel": "own.OwnModel"}, **fast})
+    with pytest.raises(Refused, match="asks for xformers .unpad_inputs and use_memory_efficient_attention in its con"):
+        load.load(recipe(str(tmp_path), trust_remote_code=True))
+
+
 def test_a_tokenizer_of_a_kind_that_the_library_does_not_know(tmp_path: Path):
     write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
     write_json(tmp_path / "tokenizer.json", {"version": "1.0", "model": {"type": "New"}})
