@@ -99,7 +99,7 @@ def fuse(portable: Path, work: Path) -> Path:
     options.enable_cpu_mem_arena = False  # it would keep what it had
     options.add_session_config_entry("session.disable_prepacking", "1")  # nothing is run: a copy of the weights less
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "fused.bin")
-    # What stays inside keeps its old place where it had one, and onnx puts tensors of 991 bytes and more beside a graph.
+    # What stays inside keeps its old place where it had one, and onnx puts tensors from 991 bytes on beside a graph.
     smallest = str(INSIDE_BELOW // 2)
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", smallest)
     ort.InferenceSession(str(portable), options, providers=["CPUExecutionProvider"])
