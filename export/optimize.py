@@ -79,9 +79,7 @@ def load_whole(path: Path) -> Any:
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
-            tensor.raw_data = _outside(tensor, path.parent)
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
+            _move_in(tensor, _outside(tensor, path.parent) or b"")
     return model
 
 
@@ -142,6 +140,8 @@ def _save(model: Any, path: Path, weights: _Weights, beside: Path | None = None)
         content = _outside(tensor, beside) or tensor.raw_data or numpy_helper.to_array(tensor).tobytes()
         if len(content) >= INSIDE_BELOW:
             _move_out(tensor, *weights.add(content), len(content))
+        elif tensor.data_location == TensorProto.EXTERNAL:
+            _move_in(tensor, content)
     model.graph.value_info.sort(key=lambda tensor: tensor.name)  # ONNX Runtime's order is that of addresses in memory
     path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -154,6 +154,12 @@ def _outside(tensor: Any, folder: Path | None) -> bytes | None:
     with open(folder / place["location"], "rb") as file:
         file.seek(int(place.get("offset", 0)))
         return file.read(int(place["length"]))
+
+
+def _move_in(tensor: Any, content: bytes) -> None:
+    tensor.raw_data = content
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
 
 
 def _move_out(tensor: Any, location: str, offset: int, size: int) -> None:
