@@ -29,7 +29,16 @@ LONGEST_DEFAULT_S = 30
 with the square of the length. Longer recordings are transcribed in windows."""
 
 LONGEST_CHECKED_S = 5.0
-_ARCHITECTURES = ("audio-spectrogram-transformer", "hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
+_ARCHITECTURES = (
+    "audio-spectrogram-transformer",
+    "data2vec-audio",
+    "hubert",
+    "unispeech",
+    "unispeech-sat",
+    "wav2vec2",
+    "wav2vec2-conformer",
+    "wavlm",
+)
 """Of which it was tested that padding changes nothing. SEW, for one, averages neighbouring frames."""
 
 _KINDS = {"Wav2Vec2FeatureExtractor": "waveform", "ASTFeatureExtractor": "fbank"}

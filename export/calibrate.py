@@ -43,7 +43,9 @@ class Histogram:
         self._counts = np.zeros(BINS, np.int64)
 
     def add(self, values: Array) -> None:
-        """Count `values`, of any shape."""
+        """Count `values`, of any shape; an expert that no token went to has none."""
+        if not values.size:
+            return
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
         largest = max(-self.low, self.high)
         while largest > 2.0**self._exponent:
@@ -54,7 +56,9 @@ class Histogram:
         self._counts += np.bincount(np.minimum(places, BINS - 1), minlength=BINS)
 
     def range(self, method: str) -> tuple[float, float]:
-        """The range by one of METHODS."""
+        """The range by one of METHODS; (0, 0) where nothing came."""
+        if not self._counts.any():
+            return 0.0, 0.0
         used = int(np.flatnonzero(self._counts).max(initial=0)) + 1
         counts = self._counts[:used].astype(np.float64)
         kept = entropy(counts) if method == "entropy" else _percentile(counts)

@@ -14,6 +14,8 @@ from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, from_pixels, image_inputs, is_image_model, task_of
 from export.judged import VectorsExport
+from export.sentence_files import read_modules
+from export.tasks.base import Layout
 from export.text import fast_tokenizer, longest_row, row_tokens, texts, tokenizer_file, tokens_of
 from export.torch_onnx import Traced
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from export.nodes import Axes
     from export.recipe import Recipe
     from export.source import Source
-    from export.tasks.base import Layout
 
 _SIGLIP_TOKENS = 64
 """What the pipeline pads every text for SigLIP to."""
@@ -37,15 +38,16 @@ class DualExport(VectorsExport, ImageExport):
     reads: ClassVar[str] = "images and texts"
     unit: ClassVar[str] = "inputs"
 
+    def layout(self, root: Path, recipe: Recipe) -> Layout:
+        """The folder of the model inside `root`, as sentence-transformers' clip-ViT-B-32 has one."""
+        return Layout(clip_folder(root) or "")
+
     def check(self, model: str, config: Any) -> None:
         """Refuse models that do not compare a vector of the image with one of the text."""
-        if config.model_type == "siglip2":
-            raise Refused(
-                f"{model} cuts every image into another number of patches (NaFlex); export a SigLIP 2 of one size, as "
-                "google/siglip2-base-patch16-224 is"
-            )
-        # SigLIP's config leaves the initial scale out.
-        if not hasattr(config, "text_config") or not (hasattr(config, "logit_scale_init_value") or is_siglip(config)):
+        super().check(model, config)
+        # SigLIP's config leaves the initial scale out; ALIGN divides by a temperature.
+        scaled = any(hasattr(config, name) for name in ("logit_scale_init_value", "temperature_init_value"))
+        if not hasattr(config, "text_config") or not (scaled or is_siglip(config)):
             raise Refused(
                 f"{model} ({config.model_type}) does not compare vectors; choose a model such as CLIP or SigLIP"
             )
@@ -71,6 +73,8 @@ class DualExport(VectorsExport, ImageExport):
         """The vector of images, or of texts."""
         if "pixel_values" in values:
             return {OUTPUT: model.get_image_features(pixel_values=values["pixel_values"])}
+        if model.config.model_type == "chinese_clip":  # whose own method asks for a pooler that it has not
+            return {OUTPUT: model.text_projection(model.text_model(**values).last_hidden_state[:, 0])}
         return {OUTPUT: model.get_text_features(**values)}
 
     def traced(self, source: Source, name: str, folder: Path) -> Traced:
@@ -110,6 +114,12 @@ class DualExport(VectorsExport, ImageExport):
 def is_siglip(config: Any) -> bool:
     """As the pipeline asks."""
     return "siglip" in config.model_type
+
+
+def clip_folder(root: Path) -> str | None:
+    """Where the files of a sentence-transformers model that is nothing but a CLIPModel lie; None where it is none."""
+    modules = read_modules(root)
+    return modules[0][1] if len(modules) == 1 and modules[0][0].endswith(".CLIPModel") else None
 
 
 def is_dual_model(root: Path, config: Mapping[str, Any]) -> bool:

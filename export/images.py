@@ -19,6 +19,7 @@ from engine.images.geometry import EXTENT, PIXELS
 from engine.images.maps import png
 from engine.tasks import DEFAULT_LIMITS
 from engine.tasks.media import bytes_of
+from export.errors import Refused
 from export.exporters import DYNAMO, TORCHSCRIPT, trace_module
 from export.image_processor import image_processor
 from export.json_files import read_json
@@ -45,6 +46,14 @@ class ImageExport(ExportTask):
     reads: ClassVar[str] = "images"
     unit: ClassVar[str] = "images"
     graph: ClassVar[str] = "model"
+
+    def check(self, model: str, config: Any) -> None:
+        """Refuse models without one size of images."""
+        if config.model_type.startswith("siglip2"):
+            raise Refused(
+                f"{model} cuts every image into another number of patches (NaFlex); export a SigLIP 2 of one size, as "
+                "google/siglip2-base-patch16-224 is"
+            )
 
     def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
         """The image processor, taken apart."""

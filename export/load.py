@@ -17,13 +17,14 @@ from export.exporters import Exporter, choose_exporter
 from export.hub import download, locate, refuse_pointer
 from export.infer import infer_task
 from export.json_files import read_json
+from export.own_code import CODE, fetch_code, refuse_fast_paths
 from export.parity_data import check_payload_file
 from export.parity_limits import GateLimits
 from export.precision_options import wanted
 from export.progress import megabytes
 from export.recipe import TASK_OPTIONS, Recipe
 from export.source import Source, first_line, quiet
-from export.tasks import export_task
+from export.tasks import TAGS, export_task
 
 if TYPE_CHECKING:
     from export.tasks.base import ExportTask
@@ -33,14 +34,13 @@ DISK_FACTOR = 3
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model"]
 _WEIGHTS = ["*.safetensors"]
-_CODE = ["*.py"]
 
 
 def load(recipe: Recipe) -> Source:
     """Find the model of `recipe` and check that it fits the task. Raises Refused."""
     if recipe.parity_data is not None:
         check_payload_file(recipe.parity_data)
-    base = locate(recipe.model, recipe.revision, _SMALL_FILES + (_CODE if recipe.trust_remote_code else []))
+    base = locate(recipe.model, recipe.revision, _SMALL_FILES + (CODE if recipe.trust_remote_code else []))
     root, model = base.folder, base.name
     _check_is_model(root, model)
     adapters = find_adapters(recipe.adapters, base)
@@ -51,6 +51,8 @@ def load(recipe: Recipe) -> Source:
     layout = task.layout(root, recipe)
     folder = root / layout.transformer
     _check_files(folder, model, recipe.trust_remote_code)
+    if recipe.trust_remote_code:
+        fetch_code(folder, model)
     with quiet():
         config, auto_class, architecture, positions, exporter = _check_architecture(folder, model, task, recipe)
         task.check(model, config)
@@ -156,6 +158,11 @@ def _check_architecture(
 
     raw = read_json(folder / "config.json")
     kind, custom = raw.get("model_type"), "auto_map" in raw
+    if kind == "timm_wrapper" or (kind is None and "pretrained_cfg" in raw):
+        raise Refused(
+            f"{model} is a model of the timm package, which a bundle cannot hold; choose one of transformers' own "
+            "architectures (docs/models.md)"
+        )
     if kind is None or (kind not in CONFIG_MAPPING_NAMES and not custom):
         raise Refused(
             f"{model} is of type {kind}, which transformers {transformers.__version__} does not know; choose another "
@@ -165,6 +172,8 @@ def _check_architecture(
         config = transformers.AutoConfig.from_pretrained(
             folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True
         )
+    if custom:
+        refuse_fast_paths(config, model)
     auto_class = _auto_class(kind, task, custom)
     if auto_class is None:
         names = " nor ".join(task.auto_classes())
@@ -206,7 +215,10 @@ def _auto_class(kind: str, task: ExportTask, custom: bool) -> str | None:
 
 def _hint(config: Mapping[str, Any]) -> str:
     classes = config.get("architectures") or []
-    return f"; it holds a {classes[0]}, so --task may be another" if classes else ""
+    if not classes:
+        return ""
+    fits = any(classes[0].endswith(export_task(tag).heads) for tag in TAGS)
+    return f"; it holds a {classes[0]}, {'so --task may be another' if fits else 'which no task here takes'}"
 
 
 def _positions(config: Any, model: Any) -> int | None:

@@ -90,9 +90,7 @@ def load_whole(path: Path) -> Any:
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
         if (content := outside(tensor, path.parent)) is not None:
-            tensor.raw_data = content
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
+            _move_in(tensor, content)
     return model
 
 
@@ -110,7 +108,8 @@ def fuse(portable: Path, work: Path) -> Path:
     options.enable_cpu_mem_arena = False  # it would keep what it had
     options.add_session_config_entry("session.disable_prepacking", "1")  # nothing is run, so no copy of the weights
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "fused.bin")
-    smallest = str(INSIDE_BELOW)
+    # What stays inside keeps its old place where it had one, and onnx puts tensors from 991 bytes on beside a graph.
+    smallest = str(INSIDE_BELOW // 2)
     options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", smallest)
     ort.InferenceSession(str(portable), options, providers=["CPUExecutionProvider"])
     return fused
@@ -152,6 +151,8 @@ def _save(model: Any, path: Path, weights: _Weights, beside: Path | None = None)
         content = _content(tensor, beside)
         if len(content) >= INSIDE_BELOW:
             _move_out(tensor, *weights.add(content), len(content))
+        elif tensor.data_location == TensorProto.EXTERNAL:
+            _move_in(tensor, content)
     model.graph.value_info.sort(key=lambda tensor: tensor.name)  # ONNX Runtime's order is that of addresses in memory
     path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -172,6 +173,12 @@ def outside(tensor: Any, folder: Path | None) -> bytes | None:
     with open(folder / place["location"], "rb") as file:
         file.seek(int(place.get("offset", 0)))
         return file.read(int(place["length"]))
+
+
+def _move_in(tensor: Any, content: bytes) -> None:
+    tensor.raw_data = content
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
 
 
 def _move_out(tensor: Any, location: str, offset: int, size: int) -> None:

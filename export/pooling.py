@@ -40,6 +40,22 @@ def _cls(nodes: Nodes, hidden: str, mask: str) -> None:
     nodes.add("Gather", "first", hidden, nodes.constant("first_index", 0, np.int64), axis=1, output=OUTPUT)
 
 
+def _weightedmean(nodes: Nodes, hidden: str, mask: str) -> None:
+    """The mean in which the n-th token counts n times.
+
+    Of a row of N tokens it weighs n / N: a long row's n times its values would not fit into half precision.
+    """
+    shape = nodes.add("Shape", "shape", mask)
+    length = nodes.add("Gather", "length", shape, nodes.constant("length_axis", 1, np.int64), axis=0)
+    one = nodes.constant("one", 1, np.int64)
+    numbers = nodes.add("Range", "numbers", one, nodes.add("Add", "end", length, one), one)
+    numbers = nodes.add("Cast", "numbers_float", numbers, to=TensorProto.FLOAT)
+    real = nodes.add("Cast", "real", mask, to=TensorProto.FLOAT)
+    of_row = nodes.add("ReduceSum", "of_row", real, nodes.constant("row_axis", [1], np.int64), keepdims=1)
+    of_row = nodes.add("Max", "of_row_floor", of_row, nodes.constant("fewest_of_row", _FEWEST_TOKENS, np.float32))
+    _mean(nodes, hidden, nodes.add("Div", "numbered", nodes.add("Mul", "numbered_real", real, numbers), of_row))
+
+
 def _lasttoken(nodes: Nodes, hidden: str, mask: str) -> None:
     """hidden[:, sum(mask) - 1], row by row."""
     wide_mask = nodes.add("Cast", "mask_wide", mask, to=TensorProto.INT64)
@@ -62,5 +78,6 @@ POOLINGS: Mapping[str, Callable[[Nodes, str, str], None]] = {
     "cls": _cls,
     "lasttoken": _lasttoken,
     "max": _max,
+    "weightedmean": _weightedmean,
 }
 """By sentence-transformers' names."""

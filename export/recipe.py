@@ -17,7 +17,7 @@ from export.precision_options import add_precision_arguments, check_precision, t
 from export.recipe_file import MODEL, PLAN, arguments_of, options_of
 from export.tasks import TAGS
 
-POOLINGS = ("mean", "cls", "lasttoken", "max", "pooler", "none")
+POOLINGS = ("mean", "cls", "lasttoken", "max", "weightedmean", "pooler", "none")
 """Ways to make one vector of those of all tokens (sentence-transformers' names) or patches; a task lists its own."""
 TASK_OPTIONS = ("pooling", "max_length", "image_size")
 """Options that mean something to some tasks only; a task lists its own."""

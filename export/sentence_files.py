@@ -25,6 +25,8 @@ _TRANSFORMER_FILES = tuple(
 )
 _TRANSFORMER_KEYS: Mapping[str, Kind] = {"max_seq_length": COUNT, "do_lower_case": FLAG}
 _HARMLESS = {*_TRANSFORMER_KEYS, "unpad_inputs"}
+_HARMLESS_ARGUMENTS = {"trust_remote_code", "attn_implementation", "dtype", "torch_dtype", "padding_side"}
+"""Of the loading of model, config and tokenizer: what a bundle does in a way of its own, with the same numbers."""
 
 
 def _as_task(task: str, output: str, module_output: str) -> Mapping[str, Any]:
@@ -137,12 +139,22 @@ def read_transformer_options(folder: Path, task: str = "feature-extraction") -> 
     )
     expected = _EXPECTED[task]
     for name, value in options.items():
-        if value and name not in _HARMLESS and value != expected.get(name):
+        if value and name not in _HARMLESS and value != expected.get(name) and not _is_harmless(name, value):
+            if name == "modality_config" and isinstance(value, dict) and "message" in value:
+                raise Refused(
+                    "the model's sentence-transformers settings put every text into the tokenizer's chat template "
+                    "(modality_config has message), which a bundle cannot hold; export a model without it"
+                )
             raise Refused(
                 f"the model's sentence-transformers settings have {name} = {json.dumps(value)[:80]}, "
                 "which a bundle cannot hold; export a model without it"
             )
     return options
+
+
+def _is_harmless(name: str, value: Any) -> bool:
+    """Whether `value` holds arguments alone that change nothing, as jina-embeddings-v2 has them."""
+    return name.endswith(("_args", "_kwargs")) and isinstance(value, dict) and set(value) <= _HARMLESS_ARGUMENTS
 
 
 def read_prompts(folder: Path, kind: str = "SentenceTransformer") -> tuple[dict[str, str], str | None]:

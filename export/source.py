@@ -60,7 +60,7 @@ class Source:
 
         with quiet():
             try:
-                model, found = getattr(transformers, self.auto_class).from_pretrained(
+                loaded = getattr(transformers, self.auto_class).from_pretrained(
                     self.folder,
                     dtype=torch.float32,
                     attn_implementation="eager",
@@ -73,6 +73,8 @@ class Source:
                 if refusal_of(error) is not None:  # of memory
                     raise
                 raise Refused(f"{self.model} cannot be loaded: {first_line(error)}") from error
+        # A model's own code may load it in a way of its own, and tell nothing.
+        model, found = loaded if isinstance(loaded, tuple) else (loaded, {"missing_keys": self._missing(loaded)})
         # transformers fills missing weights with random numbers. Some are not part of the graph.
         unused = (*self.task.may_miss, *(name for adapter in self.adapters for name in adapter.whole))
         missing = sorted(name for name in found["missing_keys"] if not any(part in name for part in unused))
@@ -89,6 +91,26 @@ class Source:
             with quiet():
                 model = merge(model, self.adapters)
         return model.eval()
+
+    def _missing(self, model: Any) -> list[str]:
+        """Parameters of `model` that the files have under no name, with or without a prefix."""
+        stored = weight_names(self.folder)
+        return [
+            name
+            for name, _ in model.named_parameters()
+            if not any(f".{one}".endswith(f".{name}") or f".{name}".endswith(f".{one}") for one in stored)
+        ]
+
+
+def weight_names(folder: Path) -> list[str]:
+    """The names of all tensors in the safetensors files of `folder`."""
+    from safetensors import safe_open
+
+    names: list[str] = []
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="np") as tensors:
+            names.extend(tensors.keys())
+    return names
 
 
 def untraceable(source: Source, error: Exception) -> Refused:

@@ -1,9 +1,11 @@
 """Speech models traced so that padding changes nothing: a row's answer is that of the recording alone.
 
-transformers' models see padding in two places. Attention and pooling do where no mask is given, as for the models
+transformers' models see padding in three places. Attention and pooling do where no mask is given, as for the models
 whose feature extractor makes none; here the mask is made inside the graph, from the true number of samples. And a
 normalisation over time, behind the first convolution of wav2vec2-base and its like, averages over the padding too; it
-is replaced by one over the real frames. Everything else between samples and frames looks at one frame's samples only.
+is replaced by one over the real frames. Last, convolutions over frames between the layers, as data2vec and conformers
+have them, are given zeros where there is padding, as behind the end of a recording. Everything else between samples and
+frames looks at one frame's samples only.
 """
 
 from __future__ import annotations
@@ -18,6 +20,10 @@ from export.torch_onnx import Traced
 
 _TRACED_SAMPLES = (9000, 6000)
 """Lengths of the two rows of the traced batch; any will do, for every axis is dynamic."""
+
+
+_BETWEEN_LAYERS = ("pos_conv_embed.layers.", ".conv_module.depthwise_conv")
+"""In the names of data2vec's and conformers' convolutions over frames, whose input has been through a layer."""
 
 
 class _Lengths:
@@ -63,9 +69,15 @@ class _Padded(nn.Module):
                     )
                 field, stride = config.conv_kernel[0], config.conv_stride[0]
                 layer.layer_norm = _NormOverRealFrames(layer.layer_norm, self._lengths, field, stride)
-        for module in model.modules():
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv1d) and any(part in name for part in _BETWEEN_LAYERS):
+                module.register_forward_pre_hook(lambda _, values: (self._real(values[0], frame),))
             if hasattr(module, "_get_feature_vector_attention_mask"):
                 module._get_feature_vector_attention_mask = lambda frames, *_, **__: self._lengths.valid(frames, *frame)
+
+    def _real(self, values: Tensor, frame: tuple[int, int]) -> Tensor:
+        """`values`, (batch, channels, frames), with zeros where there is padding."""
+        return values * self._lengths.valid(values.shape[2], *frame)[:, None, :].to(values.dtype)
 
     def forward(self, input_values: Tensor, input_length: Tensor) -> dict[str, Tensor]:
         self._lengths.samples = input_length

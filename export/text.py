@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
 from engine.tensors import Arrays, Row
-from export.errors import Refused
+from export.errors import Refused, Unavailable
 from export.esm_tokenizer import esm_tokenizer
 from export.nodes import Axes
 from export.rare_tokens import rare_texts
@@ -48,6 +49,13 @@ class TextExport(ExportTask):
             raise Refused(
                 f"{model} attends to blocks drawn at random where a text is long, and to everything once it has met a "
                 "short one; set attention_type to original_full in its config.json"
+            )
+        said = _unknown_attention(config)
+        if said:
+            raise Refused(
+                f"{model}'s config.json has {said}, which transformers' {config.model_type} takes no notice of: its "
+                "tokens would look back alone, and answer with other numbers than the model's; choose one whose own "
+                "code looks both ways (--trust-remote-code)"
             )
 
     def input_axes(self) -> Mapping[str, tuple[str, Axes]]:
@@ -100,6 +108,24 @@ class TextExport(ExportTask):
     def probe(self, source: Source, label: str, text: str) -> Probe:
         """`text` as a payload, and as transformers tokenizes it; one row each."""
         return Probe(label, {"text": text}, [tokens_of(source, text)])
+
+
+def _unknown_attention(config: Any) -> str:
+    """What `config` asks of attention that the class in transformers 4.57 does not know, where it is that class."""
+    asked = {
+        "is_causal false": getattr(config, "is_causal", None) is False,  # from transformers 5.2 on
+        "use_bidirectional_attention true": getattr(config, "use_bidirectional_attention", None) is True,
+    }
+    if not any(asked.values()) or getattr(config, "auto_map", None):
+        return ""
+    from transformers.models.auto import modeling_auto as auto
+
+    looks_back = config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not looks_back or config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return ""
+    if config.model_type.startswith("gemma3"):
+        asked["use_bidirectional_attention true"] = False
+    return next((words for words, is_asked in asked.items() if is_asked), "")
 
 
 def tokenizer_file(source: Source) -> str:
@@ -170,7 +196,14 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, use_fast=True, trust_remote_code=recipe.trust_remote_code, local_files_only=True
             )
-    except Refused:
+    except Refused as error:
+        pieces = [] if (folder / "tokenizer.json").is_file() else sorted(folder.glob("*.model"))
+        if pieces and find_spec("sentencepiece") is None:
+            raise Unavailable(
+                f"{model} has no tokenizer.json, and making it from {pieces[0].name} needs the package sentencepiece: "
+                "pip install sentencepiece, or save the tokenizer with AutoTokenizer.from_pretrained(ID)."
+                "save_pretrained(folder) where it is installed"
+            ) from error
         if any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
             raise
         raise Refused(  # transformers says that a path is None

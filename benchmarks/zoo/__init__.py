@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.zoo.case import Case, Stages
 
-_FAMILIES = ("audio", "decoders", "encoders", "images", "text", "vision")
+_FAMILIES = ("audio", "decoders", "encoders", "images", "text", "towers", "vision")
 
 
 def cases() -> list[Case]:

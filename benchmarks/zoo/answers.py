@@ -44,7 +44,7 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
 _PICTURES: Mapping[str, tuple[int, int]] = {"glpn": (105, 70), "depth-anything": (90, 90)}
 """Width and height, where a processor keeps the aspect ratio and the bundle has one; 4 : 3 fits the others."""
 
-_ON_A_CANVAS = ("detr", "conditional-detr", "deformable_detr", "table-transformer")
+_ON_A_CANVAS = ("detr", "conditional-detr", "dab-detr", "deformable_detr", "table-transformer")
 
 Compare: TypeAlias = Callable[[Path, Mapping[str, Any], Any, Case], float]
 """Folder of the model, payload, reply and case -> the largest difference."""
@@ -141,7 +141,7 @@ def _rows(folder: Path, auto_class: str, texts: list[Any]) -> list[Any]:
 
 
 def _class_of(case: Case) -> str:
-    return "AutoModelForTextEncoding" if case.architecture == "t5-encoder" else "AutoModel"
+    return "AutoModelForTextEncoding" if case.architecture.endswith("t5-encoder") else "AutoModel"
 
 
 def _vectors(folder: Path, texts: list[str], case: Case) -> Any:

@@ -36,6 +36,9 @@ SPEECH: dict[str, tuple[str, dict[str, Any], bool]] = {
     "unispeech": ("UniSpeech", {}, False),
     "unispeech-sat": ("UniSpeechSat", _LAYER_NORM, True),
     "wavlm": ("WavLM", {}, False),
+    "data2vec-audio": ("Data2VecAudio", {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 7}, False),
+    "wav2vec2-conformer": ("Wav2Vec2Conformer", {**_LAYER_NORM, "position_embeddings_type": "relative"}, True),
+    "wav2vec2-conformer-rope": ("Wav2Vec2Conformer", {**_LAYER_NORM, "position_embeddings_type": "rotary"}, False),
     "sew": ("SEW", {"squeeze_factor": 2}, False),
 }
 """Architecture -> transformers' prefix of classes, settings, whether the feature extractor makes a mask."""
@@ -127,6 +130,24 @@ def whisper(folder: Path) -> Path:
 
 
 MORE = [
+    Case(
+        "automatic-speech-recognition",
+        "data2vec-audio",
+        partial(tiny_speech, architecture="data2vec-audio", head="ForCTC"),
+        note="positions from convolutions one behind the other, which see no padding in a bundle",
+    ),
+    Case(
+        "audio-classification",
+        "wav2vec2-conformer",
+        partial(classifier, architecture="wav2vec2-conformer"),
+        note="a convolution in every layer, which sees no padding in a bundle; relative positions",
+    ),
+    Case(
+        "automatic-speech-recognition",
+        "wav2vec2-conformer-rope",
+        partial(tiny_speech, architecture="wav2vec2-conformer-rope", head="ForCTC"),
+        note="rotary positions",
+    ),
     Case(
         "automatic-speech-recognition",
         "sew",

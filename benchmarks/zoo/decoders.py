@@ -24,12 +24,39 @@ def _spec(config: str, settings: dict[str, Any]) -> Spec:
     return f"{config}Config", end_of_text_tokenizer, settings
 
 
+_EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2}
+_DEEPSEEK: dict[str, Any] = {
+    **_ROTARY,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 32,
+}
+
 SPECS: dict[str, Spec] = {
     "qwen2": _spec("Qwen2", _GROUPED),
     "qwen3": _spec("Qwen3", _GROUPED),
     "qwen3_moe": _spec(
         "Qwen3Moe", {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     ),
+    "deepseek_v3": _spec("DeepseekV3", _DEEPSEEK),
+    "olmoe": _spec("Olmoe", {**_GROUPED, **_EXPERTS}),
+    "granitemoe": _spec("GraniteMoe", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "glm4": _spec("Glm4", _GROUPED),
+    "ernie4_5": _spec("Ernie4_5", _GROUPED),
+    "seed_oss": _spec("SeedOss", _GROUPED),
+    "hunyuan_v1_dense": _spec("HunYuanDenseV1", _GROUPED),
+    "persimmon": _spec("Persimmon", _ROTARY),
+    "vaultgemma": _spec("VaultGemma", {**_GROUPED, "sliding_window": 24, "query_pre_attn_scalar": 8}),
+    "openai-gpt": _spec("OpenAIGPT", {**_GPT2, "afn": "gelu"}),
+    "bert-generation": _spec("BertGeneration", _ROTARY),
+    "gpt_neox_japanese": _spec("GPTNeoXJapanese", _ROTARY),
     "llama": _spec("Llama", _GROUPED),
     "mistral": _spec("Mistral", {**_GROUPED, "sliding_window": 24}),
     "gemma": _spec("Gemma", {**_ROTARY, "num_key_value_heads": 1, "head_dim": 8}),
@@ -99,6 +126,18 @@ SPECS: dict[str, Spec] = {
 
 # Architecture -> task, and what the row says.
 _TASKS: dict[str, tuple[str, str]] = {
+    "deepseek_v3": ("feature-extraction", "queries, keys and values squeezed; experts behind the first layer"),
+    "olmoe": ("feature-extraction", "two experts of four a token"),
+    "granitemoe": ("feature-extraction", "two experts of four a token"),
+    "glm4": ("feature-extraction", ""),
+    "ernie4_5": ("feature-extraction", ""),
+    "seed_oss": ("feature-extraction", ""),
+    "hunyuan_v1_dense": ("feature-extraction", ""),
+    "persimmon": ("feature-extraction", "half of a head rotates"),
+    "vaultgemma": ("feature-extraction", "sees 24 tokens back"),
+    "openai-gpt": ("text-classification", "normalises behind each part"),
+    "bert-generation": ("feature-extraction", ""),
+    "gpt_neox_japanese": ("feature-extraction", ""),
     "qwen2": ("text-classification", "two heads of keys for four of queries"),
     "qwen3": ("feature-extraction", "queries and keys normalised"),
     "qwen3_moe": ("feature-extraction", "two experts of four a token"),

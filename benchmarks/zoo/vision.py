@@ -64,6 +64,15 @@ def _deformable() -> dict[str, Any]:
     return {**DETR, **own, "backbone_config": backbone, "encoder_n_points": 2, "decoder_n_points": 2}
 
 
+def _dab_detr() -> dict[str, Any]:
+    import transformers
+
+    own = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
+    settings = {**DETR, **own, "hidden_size": DETR["d_model"], "backbone_config": transformers.ResNetConfig(**BACKBONE)}
+    del settings["d_model"]
+    return settings
+
+
 def _table() -> dict[str, Any]:
     import transformers
 
@@ -195,6 +204,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "rt_detr_v2": ("RTDetrV2Config", _rt_detr_v2, "RTDetrImageProcessor", {"size": {"height": 64, "width": 64}}),
     "d_fine": ("DFineConfig", _d_fine, "RTDetrImageProcessor", {"size": {"height": 64, "width": 64}}),
     "deformable_detr": ("DeformableDetrConfig", _deformable, "DeformableDetrImageProcessor", {"size": DETR_SIZE}),
+    "dab-detr": ("DabDetrConfig", _dab_detr, "ConditionalDetrImageProcessor", {"size": DETR_SIZE}),
     "table-transformer": ("TableTransformerConfig", _table, "DetrImageProcessor", {"size": DETR_SIZE}),
     "dinov3_vit": ("DINOv3ViTConfig", {**VIT, "num_register_tokens": 4}, *_PROCESSOR),
     "dinov3_convnext": (
@@ -207,6 +217,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "siglip_vision_model": ("SiglipVisionConfig", VIT, "SiglipImageProcessor", {"size": EXACT}),
     "clip_vision_model": ("CLIPVisionConfig", VIT, *_CLIP),
     "aimv2_vision_model": ("Aimv2VisionConfig", VIT, *_PROCESSOR),
+    "donut-swin": (
+        "DonutSwinConfig",
+        {"image_size": SIDE, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
+        *_PROCESSOR,
+    ),
     "hgnet_v2": ("HGNetV2Config", {**_HGNET, "embedding_size": 8}, *_LARGER),
     "metaclip_2": ("MetaClip2Config", partial(two_towers, False), *_CLIP),
 }
@@ -235,7 +250,9 @@ _TASKS: Mapping[str, tuple[str, str]] = {
     "rt_detr_v2": ("object-detection", "deformable attention"),
     "d_fine": ("object-detection", "boxes as distributions"),
     "deformable_detr": ("object-detection", "deformable attention on two levels"),
+    "dab-detr": ("object-detection", "queries are boxes that every layer moves"),
     "table-transformer": ("object-detection", ""),
+    "donut-swin": ("image-classification", "the encoder of Donut"),
     "bit": ("image-classification", "standardised weights"),
     "dinov3_vit": ("image-feature-extraction", "four registers; rotary positions"),
     "dinov3_convnext": ("image-feature-extraction", ""),

@@ -61,7 +61,7 @@ class ExportTask:
     """Endings of model classes in config.json that speak for this task when none is named, e.g. ForMaskedLM."""
     options: ClassVar[tuple[str, ...]] = ()
     """Options of the command line that mean something to this task, as attributes of a recipe."""
-    poolings: ClassVar[tuple[str, ...]] = ("mean", "cls", "lasttoken", "max")
+    poolings: ClassVar[tuple[str, ...]] = ("mean", "cls", "lasttoken", "max", "weightedmean")
     """Values of --pooling, for tasks that it means something to."""
     encoders: ClassVar[tuple[str, ...]] = ()
     """Architectures with an encoder and a decoder, of which the encoder alone does the task."""

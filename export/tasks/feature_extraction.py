@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from engine.vectors import OUTPUT
 from export.dense import append_dense
 from export.errors import Refused
@@ -38,8 +40,8 @@ class FeatureExtractionExport(VectorsExport, TextExport):
     may_miss: ClassVar[tuple[str, ...]] = ("pooler",)
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
-        """A sentence-transformers model that pools."""
-        return any(kind.endswith(".Pooling") for kind, _ in read_modules(root))
+        """A sentence-transformers model that pools, or one of no transformer, which is refused in its own words."""
+        return any(kind.endswith((".Pooling", ".StaticEmbedding")) for kind, _ in read_modules(root))
 
     def layout(self, root: Path, recipe: Recipe) -> Layout:
         """Pooling, normalisation, lengths and prompts, from sentence-transformers' files."""
@@ -108,6 +110,7 @@ class FeatureExtractionExport(VectorsExport, TextExport):
             "cls": lambda: vectors[0],
             "lasttoken": lambda: vectors[-1],
             "max": lambda: vectors.max(0),
+            "weightedmean": lambda: np.average(vectors, 0, np.arange(1, len(vectors) + 1, dtype=np.float32)),
         }[source.settings["pooling"]]()
         for layer in source.settings["dense"]:
             pooled = layer.apply(pooled)

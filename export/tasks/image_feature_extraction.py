@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, is_image_model
 from export.judged import VectorsExport
-from export.source import quiet
+from export.source import quiet, weight_names
 from export.tasks.base import Layout
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from engine.tensors import Arrays
     from export.recipe import Recipe
     from export.source import Source
@@ -42,6 +43,7 @@ class ImageFeatureExtractionExport(VectorsExport, ImageExport):
         """Refuse models that read texts as well."""
         if hasattr(config, "text_config"):
             raise Refused(f"{model} reads images and texts; export it with --task image-text-embedding")
+        super().check(model, config)
         if config.model_type == "vit_mae":
             raise Refused(
                 f"{model} hides patches that it draws at random; save its encoder with "
@@ -100,7 +102,7 @@ def _has_pooler(source: Source) -> bool:
     if found.get("pooler_output") is None:
         return False
     wanted = [name for name, _ in empty.named_parameters() if "pooler" in name]
-    present = _weight_names(source.folder)
+    present = weight_names(source.folder)
     return all(any(name.endswith(one) for name in present) for one in wanted)
 
 
@@ -115,16 +117,6 @@ def _answer_of_noise(source: Source, device: str) -> tuple[Any, Any]:
             source.config, trust_remote_code=source.trust_remote_code
         )
         return empty, empty.eval()(pixel_values=torch.zeros(1, 3, geometry.height, geometry.width))
-
-
-def _weight_names(folder: Path) -> list[str]:
-    from safetensors import safe_open
-
-    names: list[str] = []
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="np") as tensors:
-            names.extend(tensors.keys())
-    return names
 
 
 TASK = ImageFeatureExtractionExport()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from export.dual import DualExport, text_inputs
+from export.dual import DualExport, clip_folder, text_inputs
 from export.images import images
 from export.tasks.base import Probe
 
@@ -17,6 +18,10 @@ class ImageTextEmbeddingExport(DualExport):
     """CLIP, SigLIP and their relatives; to be asked for by name, for zero-shot-image-classification fits as well."""
 
     tag: ClassVar[str] = "image-text-embedding"
+
+    def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
+        """A CLIPModel of sentence-transformers."""
+        return clip_folder(root) is not None
 
     def probes(self, source: Source) -> Iterator[Probe]:
         """A probe an image, and a probe a text."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from export.errors import Refused
 from export.json_files import TEXT, check_keys, read_json
 from export.measures import Measure, kendall, of_both
-from export.sentence_files import read_transformer_options
+from export.sentence_files import MODULES, read_transformer_options
 from export.tasks.base import Layout, Probe
 from export.tasks.text_classification import TextClassificationExport
 from export.text import sample_texts, texts, tokens_of
@@ -63,7 +63,19 @@ class TextRankingExport(TextClassificationExport):
                 "another model"
             )
         options = read_transformer_options(root, _TRANSFORMER)
-        return Layout(settings={"function": _FUNCTIONS[name], "max_length": options.get("max_seq_length")})
+        settings = {"function": _FUNCTIONS[name], "max_length": options.get("max_seq_length")}
+        return Layout(settings={**settings, "says_how": (root / MODULES).is_file()})
+
+    def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
+        """The tokenizer. Raises Refused for a chat template, into which a CrossEncoder puts the pairs by itself."""
+        found = super().processors(folder, model, layout, recipe)
+        if found["tokenizer"].chat_template is not None and not layout.settings["says_how"]:
+            raise Refused(
+                f"{model}'s tokenizer has a chat template, into which sentence-transformers puts query and document, "
+                "and a bundle cannot; export another model, or, where this one was trained on plain pairs, take the "
+                "template out of its files"
+            )
+        return found
 
     def check(self, model: str, config: Any) -> None:
         """One output."""

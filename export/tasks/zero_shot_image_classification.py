@@ -27,14 +27,14 @@ class ZeroShotImageClassificationExport(DualExport):
 
     def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
         """Scale, bias and function."""
-        scale = weight(source, "logit_scale")
+        scale = _scale(source)
         if scale is None:
             raise Refused(
                 f"{source.model} has no logit_scale, which makes scores of its cosines; choose a model such as CLIP"
             )
         return {
             **super().task_config(source, outputs),
-            "scale": exp(scale),
+            "scale": scale,
             "bias": weight(source, "logit_bias") or 0.0,
             "function": "sigmoid" if is_siglip(source.config) else "softmax",
         }
@@ -46,6 +46,15 @@ class ZeroShotImageClassificationExport(DualExport):
             name, value, image = pictures[number % len(pictures)]
             payload = {"image": value, "candidate_labels": [text], "hypothesis_template": "{}"}
             yield Probe(f"{name}, {label}", payload, [source.processor.inputs(image), text_inputs(source, text)])
+
+
+def _scale(source: Source) -> float | None:
+    """What cosines are multiplied by: CLIP keeps its logarithm, ALIGN its inverse."""
+    logarithm = weight(source, "logit_scale")
+    if logarithm is not None:
+        return exp(logarithm)
+    temperature = weight(source, "temperature")
+    return 1 / temperature if temperature else None
 
 
 TASK = ZeroShotImageClassificationExport()

@@ -74,10 +74,17 @@ def modernbert_embed(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "make",
-    [qwen3_embedding, embedding_gemma, labse, sentence_t5, pytest.param(modernbert_embed, marks=pytest.mark.zoo)],
-)
+def sgpt(folder: Path) -> Path:
+    """Later tokens of a decoder, which have seen more, count more."""
+    decoders.model(folder, "feature-extraction", "gpt_neo")
+    write_sentence_files(folder, "weightedmean")
+    return folder
+
+
+_NIGHTLY = [pytest.param(make, marks=pytest.mark.zoo) for make in (modernbert_embed, sgpt)]
+
+
+@pytest.mark.parametrize("make", [qwen3_embedding, embedding_gemma, labse, sentence_t5, *_NIGHTLY])
 def test_it_answers_like_sentence_transformers(make: Callable[[Path], Path], tmp_path: Path):
     from sentence_transformers import SentenceTransformer
 

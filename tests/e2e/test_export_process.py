@@ -11,12 +11,16 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from engine.bundle import open_bundle
 from tests import models
 from tests.export_process import Ended, Exports, exports
+from tests.exports import TEXTS, embed, reference
 from tests.hub_server import COMMIT, TOKEN, Hub, hub
+from tests.models import edit_json
 
 STAGES = ["", "load", "onnx", "optimize", "write", "parity", "cpu"]
 
@@ -230,6 +234,48 @@ def test_a_hub_that_does_not_answer(export: Exports, the_hub: Hub, tmp_path: Pat
     ended = export.run("owner/unseen", "--out", tmp_path / "bundle")
     the_hub.is_broken = False
     refused(ended, 3, "it is not in the local Hub cache, and the Hub cannot be reached")
+
+
+CODE = """
+from safetensors.torch import load_file
+from transformers import BertModel
+
+
+class OwnBert(BertModel):
+    @classmethod
+    def from_pretrained(cls, folder, *_, config, **options):
+        model = cls(config)
+        model.load_state_dict(load_file(f"{folder}/model.safetensors"), strict=False)
+        return model
+"""
+
+
+def test_code_in_another_repository_that_loads_the_weights_itself(
+    export: Exports, the_hub: Hub, bert: Path, tmp_path: Path
+):
+    """As nomic-embed-text has it."""
+    the_hub.repositories["owner/code"] = tmp_path / "code"
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/modeling.py").write_text(CODE)
+    model = Path(shutil.copytree(bert, tmp_path / "model"))
+    edit_json(model / "config.json", auto_map={"AutoModel": "owner/code--modeling.OwnBert"})
+    argv = (model, "--trust-remote-code", "--out", tmp_path / "bundle")
+    the_hub.is_broken = True
+    refused(export.run(*argv), 3, "model takes its code from owner/code, which is not in the local Hub cache, and the")
+    the_hub.is_broken = False
+    the_hub.gated.add("owner/code")
+    refused(export.run(*argv), 2, "model takes its code from owner/code: owner/code is gated; accept its terms on the")
+    the_hub.gated.clear()
+    ended = export.run(*argv)
+    assert ended.code == 0, ended.err
+    np.testing.assert_allclose(embed(tmp_path / "bundle", TEXTS), reference(bert, TEXTS), atol=1e-5)
+
+    weights = load_file(model / "model.safetensors")
+    lost = weights.pop("encoder.layer.1.output.dense.weight")
+    save_file(weights, model / "model.safetensors")
+    assert lost.shape == (32, 64)
+    again = (*argv[:-1], tmp_path / "other")
+    refused(export.run(*again), 2, "lacks 1 weights of OwnBert, encoder.layer.1.output.dense.weight for one")
 
 
 def test_two_exports_by_one_recipe_have_the_same_bytes(export: Exports, bert: Path, tmp_path: Path):

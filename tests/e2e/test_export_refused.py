@@ -116,7 +116,7 @@ def changed(file: str, **changes: Any) -> Callable[[Path], None]:
         (pointer("tokenizer.json"), "tokenizer.json is what Git LFS has in place of the file; run git lfs pull"),
         (lambda model: (model / "model.safetensors").unlink(), "tiny-bert has no weights (*.safetensors), the one"),
         (lose_a_part, "tiny-bert lacks 1 of 2 files of weights, model-00002-of-00002.safetensors for one"),
-        (changed("1_Pooling/config.json", pooling_mode="weightedmean"), "the model's pooling is weightedmean"),
+        (changed("1_Pooling/config.json", pooling_mode="mean_sqrt_len_tokens"), "the model's pooling is mean_sqrt_len"),
     ],
 )
 def test_models_that_are_refused(run: Export, model: Path, spoil: Callable[[Path], None], sentence: str):

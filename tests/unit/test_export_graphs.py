@@ -40,7 +40,13 @@ def test_pooling_sees_tokens_and_no_padding(mode: str):
     (found,) = session.run(["embedding"], {"hidden": hidden, "mask": mask})
     for row, length, vector in zip(hidden, lengths, found, strict=True):
         tokens = row[:length]
-        expected = {"mean": tokens.mean(0), "cls": tokens[0], "lasttoken": tokens[-1], "max": tokens.max(0)}[mode]
+        expected = {
+            "mean": tokens.mean(0),
+            "cls": tokens[0],
+            "lasttoken": tokens[-1],
+            "max": tokens.max(0),
+            "weightedmean": sum(number * token for number, token in enumerate(tokens, 1)) / sum(range(length + 1)),
+        }[mode]
         np.testing.assert_allclose(vector, expected, rtol=1e-6)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,6 +119,26 @@ def test_a_config_that_makes_no_model(tmp_path: Path):
         load.load(recipe(str(tmp_path)))
 
 
+def test_a_model_of_another_library(tmp_path: Path):
+    config = {"architecture": "resnet50", "num_classes": 1000, "pretrained_cfg": {"input_size": [3, 224, 224]}}
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(Refused, match="is a model of the timm package, which a bundle cannot hold; choose one of tr"):
+        load.load(Recipe(str(tmp_path), "image-classification", Path("bundle")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "hint"),
+    [
+        ("mask2former", "Mask2FormerForUniversalSegmentation", "which no task here takes"),
+        ("vit", "ViTForImageClassification", "so --task may be another"),
+    ],
+)
+def test_a_model_of_another_task(tmp_path: Path, kind: str, architecture: str, hint: str):
+    write_json(tmp_path / "config.json", {"model_type": kind, "architectures": [architecture]})
+    with pytest.raises(Refused, match=f"AutoModelForSemanticSegmentation cannot load it; it holds a .*, {hint}"):
+        load.load(Recipe(str(tmp_path), "image-segmentation", Path("bundle")))
+
+
 def test_code_of_a_model_that_needs_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
     write_json(tmp_path / "config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}})
@@ -128,10 +149,25 @@ def test_code_of_a_model_that_needs_another_package(tmp_path: Path, monkeypatch:
         load.load(recipe(str(tmp_path), trust_remote_code=True))
 
 
+def test_code_of_a_model_that_asks_for_kernels(tmp_path: Path):
+    fast = {"unpad_inputs": True, "use_memory_efficient_attention": True}
+    write_json(tmp_path / "config.json", {"model_type": "bert", "auto_map": {"AutoModel": "own.OwnModel"}, **fast})
+    with pytest.raises(Refused, match="asks for xformers .unpad_inputs and use_memory_efficient_attention in its con"):
+        load.load(recipe(str(tmp_path), trust_remote_code=True))
+
+
 def test_a_tokenizer_of_a_kind_that_the_library_does_not_know(tmp_path: Path):
     write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
     write_json(tmp_path / "tokenizer.json", {"version": "1.0", "model": {"type": "New"}})
     with pytest.raises(Refused, match="m has no tokenizer that can be loaded: "):
+        fast_tokenizer(tmp_path, "m", recipe("m"))
+
+
+def test_sentence_pieces_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)  # not installed, wherever this runs
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "XLMRobertaTokenizer"})
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"")
+    with pytest.raises(Unavailable, match="m has no tokenizer.json, and making it from sentencepiece.bpe.model needs"):
         fast_tokenizer(tmp_path, "m", recipe("m"))
 
 

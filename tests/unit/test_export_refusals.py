@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from benchmarks.zoo.vocabulary import word_piece_tokenizer
 from export import exit_codes, image_processor
 from export.__main__ import main
 from export.errors import Refused
@@ -51,6 +52,11 @@ def test_labels_with_gaps(names: dict[int, str]):
             "m cuts every image into another number of patches (NaFlex); export a SigLIP",
         ),
         (
+            "siglip2_vision_model",
+            "image-feature-extraction",
+            "m cuts every image into another number of patches (NaFlex); export a SigLIP",
+        ),
+        (
             "vit_mae",
             "image-feature-extraction",
             "m hides patches that it draws at random; save its encoder with ViTModel",
@@ -64,6 +70,17 @@ def test_models_on_images_that_no_graph_repeats(kind: str, tag: str, sentence: s
     with pytest.raises(Refused) as refused:
         export_task(tag).check("m", AutoConfig.for_model(kind))
     assert sentence in str(refused.value)
+
+
+def test_a_reranker_with_a_chat_template(tmp_path: Path):
+    recipe, task = Recipe("m", "text-ranking", tmp_path), export_task("text-ranking")
+    tokenizer = word_piece_tokenizer("BertTokenizerFast")(tmp_path)
+    tokenizer.chat_template = "{% for message in messages %}{{ message.role }}: {{ message.content }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(Refused, match="m's tokenizer has a chat template, into which sentence-transformers puts query"):
+        task.processors(tmp_path, "m", task.layout(tmp_path, recipe), recipe)
+    write_json(tmp_path / "modules.json", [])  # with which the library leaves it out, unless told otherwise
+    assert task.processors(tmp_path, "m", task.layout(tmp_path, recipe), recipe)["tokenizer"].chat_template
 
 
 def test_a_reranker_with_a_prompt(tmp_path: Path):

@@ -48,7 +48,7 @@ def test_everything_that_they_say(tmp_path: Path):
     assert read_sentence_files(tmp_path) == SentenceFiles("", "cls", True, 48, True, prompts_read, "query")
 
 
-@pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken", "max"])
+@pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken", "max", "weightedmean"])
 def test_pooling_in_both_forms(tmp_path: Path, mode: str):
     write_sentence_files(tmp_path, mode, normalize=False)
     assert read_sentence_files(tmp_path).pooling == mode
@@ -56,6 +56,13 @@ def test_pooling_in_both_forms(tmp_path: Path, mode: str):
     for value in (mode, [mode]):
         write_json(tmp_path / "1_Pooling/config.json", {"embedding_dimension": 32, "pooling_mode": value})
         assert read_sentence_files(tmp_path).pooling == mode
+
+
+def test_arguments_that_change_no_number(tmp_path: Path):
+    write_sentence_files(tmp_path, max_length=48)
+    arguments = {"model_args": {"trust_remote_code": True}, "tokenizer_args": {"padding_side": "left"}}
+    edit_json(tmp_path / "sentence_bert_config.json", **arguments)
+    assert read_sentence_files(tmp_path).max_length == 48
 
 
 def test_pooling_without_a_mode_is_mean(tmp_path: Path):
@@ -84,11 +91,17 @@ def test_the_transformer_may_have_a_folder_of_its_own(tmp_path: Path):
         (
             "1_Pooling/config.json",
             {"pooling_mode_cls_token": True},
-            "the model's pooling is cls + mean, a bundle takes one of mean, cls, lasttoken, max; choose it",
+            "the model's pooling is cls + mean, a bundle takes one of mean, cls, lasttoken, max, weightedmean; choose",
         ),
-        ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "the model's pooling is weightedmean"),
+        ("1_Pooling/config.json", {"pooling_mode": "mean_sqrt_len_tokens"}, "the model's pooling is mean_sqrt_len"),
         ("1_Pooling/config.json", {"include_prompt": False}, "the model leaves its prompts out of pooling"),
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, 'have transformer_task = "fill-mask"'),
+        (
+            "sentence_bert_config.json",
+            {"model_args": {"trust_remote_code": True, "variant": "fp16"}},
+            "have model_args",
+        ),
+        ("sentence_bert_config.json", {"modality_config": {"message": {}}}, "put every text into the tokenizer's chat"),
         ("sentence_bert_config.json", {"processing_kwargs": {"text": {"truncation": False}}}, "processing_kwargs"),
         ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "the model is a SparseEncoder"),
         ("config_sentence_transformers.json", {"truncate_dim": 16}, "cut every embedding to 16 numbers (truncate_dim)"),
@@ -184,7 +197,7 @@ def test_custom_modules_are_refused(tmp_path: Path):
 
 def test_a_chosen_pooling_replaces_one_that_is_refused(tmp_path: Path):
     write_sentence_files(tmp_path)
-    edit_json(tmp_path / "1_Pooling/config.json", pooling_mode="weightedmean")
+    edit_json(tmp_path / "1_Pooling/config.json", pooling_mode="mean_sqrt_len_tokens")
     assert read_sentence_files(tmp_path, "max").pooling == "max"
 
 

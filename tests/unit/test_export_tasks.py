@@ -64,6 +64,9 @@ def test_files_of_sentence_transformers_say_more(tmp_path: Path):
     write_json(tmp_path / "new/config.json", classifier)
     write_json(tmp_path / "new/config_sentence_transformers.json", {"model_type": "CrossEncoder"})
     assert infer_task(tmp_path / "new", "m") == "text-ranking"
+    for kind, tag in (("StaticEmbedding", "feature-extraction"), ("CLIPModel", "image-text-embedding")):
+        write_json(tmp_path / kind / "modules.json", [{"path": "", "type": f"sentence_transformers.models.{kind}"}])
+        assert infer_task(tmp_path / kind, "m") == tag
     write_json(tmp_path / "splade/config.json", masked)
     kinds = ["MLMTransformer", "SpladePooling"]
     write_json(tmp_path / "splade/modules.json", [{"type": f"sentence_transformers.models.{kind}"} for kind in kinds])

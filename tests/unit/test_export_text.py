@@ -28,6 +28,17 @@ def test_attention_to_blocks_drawn_at_random_is_refused(task: str):
     export_task(task).check("m", config)
 
 
+@pytest.mark.parametrize("name", ["is_causal", "use_bidirectional_attention"])
+def test_attention_that_transformers_does_not_know_is_refused(name: str):
+    asked = name != "is_causal"
+    config = SimpleNamespace(model_type="qwen2", **{name: asked})
+    with pytest.raises(Refused, match=f"has {name} (true|false), which transformers' qwen2 takes no notice of: its to"):
+        export_task("feature-extraction").check("m", config)
+    encoder, own_code = {"model_type": "bert"}, {"auto_map": {"AutoModel": "own.Model"}}
+    for known in ({"model_type": "gemma3_text"} if asked else {name: True}, encoder, own_code):
+        export_task("feature-extraction").check("m", SimpleNamespace(**{**vars(config), **known}))
+
+
 @pytest.mark.parametrize("make", [models.tiny_bert, models.tiny_roberta])
 def test_rare_texts_are_made_of_tokens_that_no_sample_holds(make: Callable[[Path], Path], tmp_path: Path):
     from transformers import AutoTokenizer

@@ -29,6 +29,24 @@ def test_a_range_does_not_depend_on_the_order_of_what_comes(method: str):
     assert ranges(rows[::-1])[method]["x"] == found
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tensor_of_an_expert_that_no_token_went_to(method: str):
+    empty, values = np.zeros((0, 4), np.float32), np.ones((2, 4), np.float32)
+    found = ranges([{"never": empty, "once": empty}, {"never": empty, "once": values}])[method]
+    assert found["never"] == (0.0, 0.0)
+    assert found["once"] == ranges([{"once": values}])[method]["once"]
+
+
+def test_a_tensor_just_below_a_kilobyte_beside_a_graph_is_found_again(tmp_path: Path):
+    bias = numpy_helper.from_array(RNG.normal(size=250).astype(np.float32), "bias")  # as of a head of 250 labels
+    shape = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 250]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "bias"], ["y"])], "g", shape[:1], shape[1:], [bias])
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    onnx.save(model, tmp_path / "whole.onnx", save_as_external_data=True, location="whole.bin")
+    (found,) = onnx.load(fuse(tmp_path / "whole.onnx", tmp_path / "fused")).graph.initializer
+    np.testing.assert_array_equal(numpy_helper.to_array(found), numpy_helper.to_array(bias))
+
+
 def test_one_value_that_is_far_larger_than_all_others_is_cut_off():
     values = RNG.normal(size=200_000).astype(np.float32)
     values[0] = 100.0

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.zoo.images import HEADS, task_model
 from export.__main__ import main
 from tests.e2e.images.test_classification import CANDIDATES, pipeline_images
-from tests.models import edit_json
+from tests.models import edit_json, write_json
 from tests.served import Served
 
 TASK, BOTH = "image-feature-extraction", "image-text-embedding"
@@ -113,3 +113,21 @@ def test_a_text_encoder_of_one_length_that_takes_a_mask(tmp_path: Path):
 )
 def test_what_is_wrong_gets_a_sentence(zoo: Any, payload: dict[str, Any], sentence: str):
     assert sentence in zoo(BOTH, "clip").served.refusal(payload)
+
+
+def test_a_clip_model_of_sentence_transformers(images: list[str], tmp_path: Path):
+    """As clip-ViT-B-32: one module, in a folder of its own; the task follows."""
+    from sentence_transformers import SentenceTransformer
+
+    model = tmp_path / "model"
+    task_model(model / "0_CLIPModel", BOTH, "clip")
+    modules = [{"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}]
+    write_json(model / "modules.json", modules)
+    assert main([str(model), "--out", str(tmp_path / "bundle")]) == 0
+    served = Served(tmp_path / "bundle")
+    assert served.bundle.manifest.task == BOTH
+    theirs = SentenceTransformer(str(model), device="cpu")
+    answers = served.ask({"texts": CANDIDATES, "normalize": False}), served.ask({"images": images, "normalize": False})
+    served.close()
+    assert_near(answers[0]["embeddings"], theirs.encode(CANDIDATES))
+    assert_near(answers[1]["embeddings"], theirs.encode(pipeline_images(images)))

@@ -250,7 +250,9 @@ def test_the_examples_are_answered(served: Served, pair_of: Callable[[str, str],
 def test_models_that_would_see_padding_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model = tiny_speech(tmp_path / "sew", "sew", "ForCTC")
     assert main([str(model), "--out", str(tmp_path / "bundle")]) == 2
-    assert "sew is a sew; the worker takes audio-spectrogram-transformer, hubert" in capsys.readouterr().err
+    assert (
+        "sew is a sew; the worker takes audio-spectrogram-transformer, data2vec-audio, hub" in capsys.readouterr().err
+    )
     model = tiny_speech(tmp_path / "hubert", "hubert", "ForCTC", conv_pos_batch_norm=True)
     assert main([str(model), "--out", str(tmp_path / "bundle")]) == 2
     assert "hubert has conv_pos_batch_norm in its config.json" in capsys.readouterr().err
