@@ -69,8 +69,7 @@ def end_with(end: socket.socket, grace_s: float = 0.0) -> None:
         closed = select.poll()
         closed.register(end, 0)  # a hang-up is told all the same
         closed.poll()
-        if signals.cleans_up():
-            os.kill(os.getpid(), signal.SIGTERM)
+        signals.clean_up_soon()
         time.sleep(grace_s)
         os._exit(1)
 

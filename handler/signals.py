@@ -6,17 +6,21 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PLAIN = (signal.SIG_DFL, signal.default_int_handler)
-# The SDK's order of precedence. A job on the command line that nobody answers is no success, a server's end is one.
-_IS_SERVER = "--rp_serve_api" in sys.argv or (
+# In the SDK's order of precedence.
+IS_SERVER = "--rp_serve_api" in sys.argv or (
     ("RUNPOD_WEBHOOK_GET_JOB" in os.environ or "RUNPOD_REALTIME_PORT" in os.environ)
     and not any(argument.startswith("--test_input") for argument in sys.argv)
 )
+"""Whether this process waits for jobs; else it has one, and to end without an answer is no success."""
+
+_AGAIN_S = 0.1
 
 _raises = _holds = False
 _came = 0
@@ -80,16 +84,24 @@ def cleaning_up(clean_up: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def cleans_up() -> bool:
-    """Whether a signal would make this process clean up before it ends."""
-    return _raises
+def clean_up_soon() -> None:
+    """Let the main thread, where it is in a block of `cleaning_up`, clean up and end the process; for another thread.
+
+    A signal to the process may be taken by any thread, while the main one goes on waiting for the network.
+    """
+    import threading
+
+    while _raises:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        time.sleep(_AGAIN_S)
 
 
 def _end(signum: int, frame: FrameType | None) -> None:
-    global _came
+    global _raises, _holds, _came
     if _raises or _holds:
         _came = _came or signum
-        if _raises:
+        if _raises:  # once: an exception that comes while another one is on its way may cut that way short
+            _raises, _holds = False, True
             raise KeyboardInterrupt
         return
     listener = signal.getsignal(signal.SIGTERM)
@@ -105,7 +117,7 @@ def _leave(signum: int) -> None:
         if _tells and select.select([], [1], [], 1.0)[1]:  # a pipe whose reader hangs is not waited for
             os.write(1, b"INFO  | interrupted\n" if signum == signal.SIGINT else b"INFO  | told to stop\n")
     finally:
-        os._exit(0 if signum != signal.SIGINT and _IS_SERVER else 128 + signum)
+        os._exit(0 if signum != signal.SIGINT and IS_SERVER else 128 + signum)
 
 
 def hold() -> None:

@@ -352,7 +352,10 @@ def test_a_tar_of_anything_ends_before_it_fills_the_volume(
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("tokenizer.json", r"the tar's tokenizer.json has 10+ bytes, manifest.json says \d+"), ("manifest.sig", "has 10+ ")],
+    [
+        ("tokenizer.json", r"the tar's tokenizer.json has 10+ bytes, manifest.json says \d+"),
+        ("manifest.sig", "has 10+ "),
+    ],
 )
 def test_a_manifest_that_came_first_bounds_the_rest(
     server: Server, small_bundle: Path, tmp_path: Path, name: str, sentence: str
