@@ -72,8 +72,10 @@ def _check_arguments() -> None:
 
 def _settings() -> Settings:
     from engine.config import Settings, misspelt
+    from handler.limits import allow_files
 
     settings = Settings.from_environ(os.environ)
+    allow_files(settings.max_concurrency)
     for name, meant in misspelt(os.environ):
         log("WARN", f"{name} is no setting and changes nothing; did you mean {meant}?")
     return settings
