@@ -10,17 +10,39 @@ GPU_PINS := requirements/all.txt
 # What PyTorch is measured with; the one in here is for the CPU.
 TORCH_PYTHON ?= $(BIN)/python
 
-# uv does not read pip's settings: hand over where wheels and packages are to be found.
-ifneq ($(PIP_FIND_LINKS),)
-export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# Where packages are found is what uv is told, by its variables or a uv.toml; or else what pip is told, by its variables or
+# a pip.conf, which uv does not read. Where neither names a place it is PyPI; but torch comes from PyTorch's own index for
+# the CPU: PyPI's is for CUDA, takes gigabytes, and wants another cuda-python than the image has.
+CONFIG := $(or $(XDG_CONFIG_HOME),$(HOME)/.config)
+UV_FILES := $(or $(UV_CONFIG_FILE),uv.toml $(CONFIG)/uv/uv.toml /etc/uv/uv.toml)
+PIP_FILES := $(if $(filter /dev/null,$(PIP_CONFIG_FILE)),,$(wildcard \
+	/etc/pip.conf /etc/xdg/pip/pip.conf $(HOME)/.pip/pip.conf $(CONFIG)/pip/pip.conf $(PIP_CONFIG_FILE)))
+UV_PLACES := $(UV_FIND_LINKS)$(UV_DEFAULT_INDEX)$(UV_INDEX)$(UV_INDEX_URL)$(UV_EXTRA_INDEX_URL)$(if $(UV_NO_CONFIG),,$(shell \
+	grep -lsE '^ *([[][[](pip[.])?index]]|(index|index-url|extra-index-url|find-links) *=)' $(UV_FILES)))
+# As words NAME=PLACE, of [global] and [install].
+PIP_SAYS := $(if $(PIP_FILES),$(shell $(PYTHON) -c 'import configparser, sys; \
+	found = configparser.RawConfigParser(strict=False); found.read(sys.argv[1:]); \
+	print(*(key.replace("_", "-") + "=" + place for name in ("global", "install") if name in found \
+	for key, value in found[name].items() for place in value.split()))' $(PIP_FILES)))
+COMMA := ,
+pip_says = $(patsubst $1=%,%,$(filter $1=%,$(PIP_SAYS)))
+ifeq ($(UV_PLACES),)
+PIP_PLACES := $(or $(PIP_FIND_LINKS),$(call pip_says,find-links))
+PIP_INDEX := $(or $(PIP_INDEX_URL),$(lastword $(call pip_says,index-url)))
+PIP_INDEXES := $(or $(PIP_EXTRA_INDEX_URL),$(call pip_says,extra-index-url))
+ifneq ($(PIP_PLACES),)
+export UV_FIND_LINKS := $(subst $() ,$(COMMA),$(strip $(PIP_PLACES)))
 endif
-ifneq ($(PIP_INDEX_URL),)
-export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+ifneq ($(PIP_INDEX),)
+export UV_DEFAULT_INDEX := $(PIP_INDEX)
 endif
-# torch for the CPU, from PyTorch's own index: PyPI's is for CUDA, takes gigabytes, and wants another cuda-python than the
-# image has. Where packages are found elsewhere, torch is too; UV_TORCH_BACKEND=cpu asks PyTorch's index all the same.
-ifeq ($(UV_FIND_LINKS)$(UV_DEFAULT_INDEX)$(UV_INDEX),)
+ifneq ($(PIP_INDEXES),)
+export UV_INDEX := $(PIP_INDEXES)
+export UV_INDEX_STRATEGY ?= unsafe-best-match
+endif
+ifeq ($(PIP_PLACES)$(PIP_INDEX)$(PIP_INDEXES),)
 export UV_TORCH_BACKEND ?= cpu
+endif
 endif
 # Test and demo models are local; nothing here may wait for a model hub.
 export HF_HUB_OFFLINE ?= 1

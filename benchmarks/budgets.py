@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import figure, markdown, percentile, times
+from benchmarks.measure import figure, markdown, percentile, text_of, times
 from benchmarks.results_file import Key, Results
 
 BUDGETS = Path(__file__).parent / "budgets.toml"
@@ -67,7 +67,7 @@ class Outcome:
 def read(path: Path = BUDGETS) -> list[Budget]:
     """The budgets of a file. Raises ValueError, with the entry, when one lacks something or has a word too many."""
     try:
-        entries = tomllib.loads(path.read_text())["budget"]
+        entries = tomllib.loads(text_of(path))["budget"]
     except (tomllib.TOMLDecodeError, KeyError) as error:
         raise ValueError(f"{path} holds no [[budget]] entries that can be read: {error}") from error
     return [_budget(path, entry) for entry in entries]

@@ -30,6 +30,7 @@ from benchmarks.bert_graph import SHAPES
 from benchmarks.exported import BUILD
 from benchmarks.machine import machine
 from benchmarks.measure import markdown, write_json
+from benchmarks.shapes import torch_python
 from engine.probe import gpu
 
 STEPS = ("smoke", "plan", "tests", "coldstart", "latency", "throughput")
@@ -84,6 +85,8 @@ def main(args: argparse.Namespace) -> int:
         return 2
     end = time.monotonic() + args.total_s
     args.out.mkdir(parents=True, exist_ok=True)
+    if {"latency", "throughput"} & set(args.steps):  # told now: where they run it is a line in a log
+        args.torch_python = torch_python(args.torch_python, "tensorrt", _say) or "none"
     steps = steps_of(args)
     before = _earlier(args.out / "gpu.json", {step.name for step in steps})
     for step in steps:
@@ -96,6 +99,10 @@ def main(args: argparse.Namespace) -> int:
         write_json(args.out / "gpu.json", {"machine": machine(), "steps": [*before, *done]})
     print(markdown(["step", "exit code", "s"], [[s.name, str(s.exit_code), f"{s.seconds:.0f}"] for s in steps]))
     return 0 if all(step.exit_code == 0 for step in steps) else 1
+
+
+def _say(line: str) -> None:
+    print(f"gpu: {line}", file=sys.stderr, flush=True)
 
 
 def _bundle_is_there(step: Step, path: Path, log: Path) -> bool:
@@ -121,8 +128,7 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     plan = [python, "-m", "export", "plan", bundle, *args.plan_options.split()]
     latency = [python, "-m", "benchmarks", "latency", "--json", str(out / "latency.json"), "--work", str(args.work)]
     latency += args.latency_options.split()
-    if args.torch_python:
-        latency += ["--torch-python", args.torch_python]
+    torch = ["--torch-python", args.torch_python] if args.torch_python else []
     coldstart = [python, "-m", "benchmarks", "coldstart", "--bundle", bundle, "--engine", "tensorrt", "--warm-only"]
     throughput = [python, "-m", "benchmarks", "throughput", "--bundle", bundle, "--engine", "tensorrt"]
     tests = [python, "-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "--durations=0", "--junit-xml"]
@@ -132,8 +138,8 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
         "plan": plan,
         "tests": tests,
         "coldstart": [*coldstart, "--json", str(out / "coldstart.json")],
-        "latency": latency,
-        "throughput": [*throughput, "--json", str(out / "throughput.json")],
+        "latency": [*latency, *torch],
+        "throughput": [*throughput, "--json", str(out / "throughput.json"), *torch],
     }
     wanted = [name for name in STEPS if name in args.steps and (name != "smoke" or args.smoke)]
     return [Step(name, commands[name]) for name in wanted]

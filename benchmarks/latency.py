@@ -79,6 +79,7 @@ def main(args: argparse.Namespace) -> int:
         return 2
     for note in notes(args, args.engine):
         _say(f"latency: {note}")
+    args.torch_python = shapes.torch_python(args.torch_python, args.engine, _say)
     environment = results_file.environment()
     found: list[Measurement] = []
     times: list[tuple[str, str, Sequence[float]]] = []
@@ -128,9 +129,8 @@ def measure(model: str, args: argparse.Namespace, switches: Switches) -> shapes.
     if args.engine == "onnxruntime-cpu":
         commands["floor"] = shapes.floor(bundle)
         asked.append(Asked("floor", "floor"))
-    python = shapes.torch_python(args.torch_python)
-    if python is not None:
-        commands |= {f"torch-{mode}": shapes.torch(python, SHAPES[model], mode) for mode in args.torch_modes}
+    if args.torch_python is not None:
+        commands |= {f"torch-{mode}": shapes.torch(args.torch_python, SHAPES[model], mode) for mode in args.torch_modes}
         asked += [Asked(f"torch-{mode}", f"torch-{mode}") for mode in args.torch_modes]
     with shapes.started(commands, _say) as processes:
         return shapes.measure(

@@ -63,6 +63,13 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, aligned: b
     return "\n".join("|" + "|".join(f" {cell} " if cell else " " for cell in line) + "|" for line in lines)
 
 
+def text_of(path: Path) -> str:
+    """The content of a file that a user names. Raises OSError, and ValueError for a pipe or a device."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is not a file; name one that is")
+    return path.read_text()
+
+
 def write_json(path: Path, results: Any) -> None:
     """Write a results file, folders included; NaN, which JSON has not, becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)

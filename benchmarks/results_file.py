@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.machine import machine
-from benchmarks.measure import write_json
+from benchmarks.measure import text_of, write_json
 
 SCHEMA_VERSION = 1
 
@@ -97,7 +97,7 @@ def write(path: Path, results: Results) -> None:
 def read(path: Path) -> Results:
     """Read a results file. Raises ValueError, with the fix, for one of another form."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(text_of(path))
         version = found["schema_version"]
         if version != SCHEMA_VERSION:
             raise ValueError(f"{path} has schema_version {version}, this reads {SCHEMA_VERSION}; measure it anew")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,9 @@ from engine.bundle import open_bundle
 from engine.probe import cpu_quota
 
 _TARGETS = Path(__file__).parent / "targets"
+
+_ASK_TORCH = "import torch; print(torch.__version__, torch.cuda.is_available())"
+_ASK_S = 120.0
 
 TORCH_MODES = ("eager", "compile")
 """Ways to run PyTorch."""
@@ -83,11 +87,30 @@ def torch(python: str, shape: Shape, mode: str) -> Command:
     return [python, str(_TARGETS / "torch_latency.py"), json.dumps({"shape": asdict(shape), "mode": mode})]
 
 
-def torch_python(given: str | None) -> str | None:
-    """The Python to take for torch: the one given, or else this one where it has torch; "none" is none."""
-    if given == "none":
+def torch_python(given: str | None, engine: str, say: Callable[[str], None]) -> str | None:
+    """The Python to take for torch: the one given, or else this one where it has torch; "none" is none.
+
+    None as well, and told, where `engine` is on a GPU and that torch is not: the two are no comparison.
+    """
+    python = given or (sys.executable if find_spec("torch") else "none")
+    if python == "none":
         return None
-    return given or (sys.executable if find_spec("torch") else None)
+    if engine != "onnxruntime-cpu" and (why := why_no_gpu(python)):
+        say(f"torch is left out: {why}; name a Python that has torch for this GPU (--torch-python, TORCH_PYTHON)")
+        return None
+    return python
+
+
+def why_no_gpu(python: str) -> str:
+    """Why the torch of `python` cannot run on this machine's GPU; empty where it can. Takes seconds."""
+    try:
+        asked = subprocess.run([python, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=_ASK_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if asked.returncode:
+        return f"{python} cannot import torch ({(asked.stderr.strip() or 'no word why').splitlines()[-1]})"
+    version, sees = asked.stdout.split()[-2:]
+    return "" if sees == "True" else f"{python} has torch {version}, which sees no GPU"
 
 
 @contextmanager

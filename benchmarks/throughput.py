@@ -173,7 +173,7 @@ def _default_bundle(engine: str) -> Path:
 
 
 def _torch(path: Path, args: argparse.Namespace) -> Mapping[str, shapes.Command]:
-    python = shapes.torch_python(args.torch_python)
+    python = shapes.torch_python(args.torch_python, args.engine, _say)
     if python is None:
         return {}
     config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}

@@ -1,4 +1,4 @@
-"""Which authorities TLS trusts: the one rule, for RunPod's API, for BUNDLE_URL and for the URLs in jobs.
+"""Which authorities TLS trusts: the one rule, for RunPod's API and pings, for BUNDLE_URL and for the URLs in jobs.
 
 Those of the machine, where OpenSSL looks for them: in a file and in a folder, which SSL_CERT_FILE and SSL_CERT_DIR
 name. A machine that has neither, such as a bare Debian or Ubuntu, gets certifi's; not where one of the two variables

@@ -23,6 +23,7 @@ from engine.table import table
 from export import interrupts
 from export.errors import ParityFailed, Refused, blaming_the_disk, refusal_of
 from export.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED, UNAVAILABLE
+from export.list_tasks import LIST_TASKS, tasks
 from export.outcome import Outcome, plans_added
 from export.packages import INSTALL, other_versions
 from export.progress import megabytes, recorded, size_of, stage
@@ -65,10 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _outcome(argv: Sequence[str]) -> Outcome:
     try:
+        os.getcwd()
+    except OSError:
+        return Outcome(REFUSED, "the folder that this runs in was removed; change to one that is there")
+    try:
         if argv and (command := _command(argv)):
             return command(argv[1:])
         if argv[:1] == ["plan"]:
             return _plan(argv[1:])
+        if "--json" in argv and LIST_TASKS in argv:
+            return Outcome(OK, more={"status": "listed", "tasks": tasks()})
         return _export(command_from_argv(argv))
     except ParityFailed as failure:
         return Outcome(failure.exit_code, str(failure), failure.header, failure.rows)

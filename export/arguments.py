@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
+import stat
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,3 +42,21 @@ class Parser(argparse.ArgumentParser):
 def file_path(text: str) -> Path:
     """The path that an option names; a shell leaves the ~ of --out=~/bundle to the program."""
     return Path(os.path.expanduser(text))
+
+
+def check_file(path: Path, most_mb: int) -> None:
+    """Raise OSError for a file that cannot be read, or may have no end, or keep one waiting for its beginning."""
+    found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device; write its content to a file")
+    if found.st_size > most_mb * 10**6:
+        raise OSError(errno.EFBIG, f"it has more than {most_mb} MB")
+    path.open("rb").close()
+
+
+def read_file(path: Path, most_mb: int) -> str:
+    """The text of a file that a user names. Raises as `check_file`, and UnicodeDecodeError where it is not UTF-8."""
+    check_file(path, most_mb)
+    return path.read_text(encoding="utf-8")

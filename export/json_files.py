@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from export.arguments import read_file
 from export.errors import Refused
+
+_MOST_MB = 500
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def read_json(
     cannot be read, is not JSON, or holds something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_file(path, _MOST_MB))
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
             return kind()

@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 from engine.table import table
 from export.tasks import TAGS
 
+LIST_TASKS = "--list-tasks"
+
 
 class ListTasks(argparse.Action):
     """Prints the table and exits, like --help does."""
@@ -24,7 +26,13 @@ class ListTasks(argparse.Action):
 
 def tasks_table() -> str:
     """Every tag, transformers' class that loads its models, and a sentence."""
+    rows = [(one["task"], one["model_class"] or "-", one["summary"]) for one in tasks()]
+    return table([("task", "model class", "what it does"), *rows])
+
+
+def tasks() -> list[dict[str, Any]]:
+    """The same, for --json; no class for a task without a model."""
     from engine.tasks import task_class  # brings numpy and tokenizers, which --help needs not
 
-    rows = [(tag, task_class(tag).auto_class or "-", task_class(tag).summary) for tag in TAGS]
-    return table([("task", "model class", "what it does"), *rows])
+    found = {tag: task_class(tag) for tag in TAGS}
+    return [{"task": tag, "model_class": one.auto_class or None, "summary": one.summary} for tag, one in found.items()]

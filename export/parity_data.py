@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import InvalidInput
+from export.arguments import check_file
 from export.errors import Refused
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
 
+_MOST_MB = 1000
 _SHOWN = 60
 
 
 def check_payload_file(file: Path) -> None:
     """Raise Refused where there is no such file, before the model is loaded; what stands in it is checked later."""
     try:
-        file.open("rb").close()
+        check_file(file, _MOST_MB)
     except OSError as error:
         raise Refused(f"--parity-data {file} cannot be read ({error.strerror}); name a file of JSON lines") from None
 

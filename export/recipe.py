@@ -11,7 +11,7 @@ from pathlib import Path
 
 from export.arguments import Parser, file_path
 from export.errors import Refused
-from export.list_tasks import ListTasks
+from export.list_tasks import LIST_TASKS, ListTasks
 from export.plan_recipe import PlanRecipe, add_plan_arguments, plan_recipe
 from export.precision_options import add_precision_arguments, check_precision, targets_of, thresholds
 from export.recipe_file import MODEL, PLAN, arguments_of, options_of
@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--task", metavar="TAG", help=f"one of: {', '.join(TAGS)} (default: what the model's files say)"
     )
-    parser.add_argument("--list-tasks", action=ListTasks, help="print every task with a sentence, and exit")
+    parser.add_argument(LIST_TASKS, action=ListTasks, help="print every task with a sentence, and exit")
     parser.add_argument(MODEL, dest="model_of_recipe", default="", help=argparse.SUPPRESS)
     parser.add_argument(
         "--out",

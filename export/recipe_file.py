@@ -27,7 +27,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.arguments import file_path
+from export.arguments import file_path, read_file
 from export.errors import Refused
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ A model, an adapter or a file that was local is here by its name alone; give its
 PLAN = "plan"
 MODEL = "--model"
 """The option that a file's model becomes: an option may be given twice, the argument MODEL may not."""
+_MOST_MB = 10
 NOT_IN_FILES = frozenset("help list-tasks recipe write-recipe json plan".split())
 _FOLDERS_OR_IDS = frozenset(("model", "adapter"))
 _KEYS = {
@@ -59,7 +60,7 @@ def arguments_of(path: Path, parser: argparse.ArgumentParser, given: Sequence[st
     Raises Refused, with the line where it can be told, for what is no TOML, no key, or no value for its key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, _MOST_MB)
         content = tomllib.loads(text)
     except FileNotFoundError:
         raise Refused(f"there is no recipe {path}; check the path, or write one with --write-recipe") from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine.bundle import MANIFEST, SIGNATURE, open_bundle
 from engine.errors import ConfigError
-from export.arguments import Parser, file_path
+from export.arguments import Parser, file_path, read_file
 from export.errors import Refused
 from export.exit_codes import OK
 from export.outcome import Outcome
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _VARIABLE = "BUNDLE_PUBLIC_KEY"
+_MOST_MB = 1
 _MAKE_ONE = "make one with `python -m export keygen --key FILE`"
 
 
@@ -96,7 +97,7 @@ def _read_private_key(path: Path) -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
+        key = load_pem_private_key(read_file(path, _MOST_MB).encode(), password=None)
     except OSError as error:
         raise Refused(f"{path} cannot be read ({error.strerror}); {_MAKE_ONE}") from None
     except (ValueError, TypeError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from handler import signals
 
 if __name__ == "__main__":  # before what takes longer is imported
-    signals.end_by_ctrl_c()
+    signals.end_at_once()
 
 import gc
 import os
@@ -18,6 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.errors import WorkerFault
@@ -40,12 +41,16 @@ _SIGNAL_HINTS: dict[int, str] = {
     signal.SIGBUS: "; a file that is mapped, such as the bundle's weights, was cut or cannot be read",
 }
 _STOP_S = 2.0  # for the engine's process to end after its last job
+_CLEAN_UP_S = 5.0  # for it to remove what it has fetched so far
 
 
 def main() -> int:
-    """Serve until told to stop. The exit code: 0 after a clean stop, 1 when it cannot start or go on, 130 by Ctrl-C."""
+    """Serve until told to stop. The exit code: 0 after a clean stop, 1 when it cannot start or go on.
+
+    A signal before the job loop or the SDK listens ends the process in handler/signals.py.
+    """
     timeline = Timeline()
-    signals.end_by_ctrl_c()
+    signals.end_at_once()
     gc.disable()  # until all is in place: to walk through what is being imported takes a twentieth of the imports
     _open_standard_files()
     try:
@@ -54,9 +59,6 @@ def main() -> int:
     except WorkerFault as error:
         log("ERROR", f"cannot start: {error}")
         return 1
-    except KeyboardInterrupt:  # where something had to be cleaned up
-        log("INFO", "interrupted")
-        return 130
 
 
 def _check_arguments() -> None:
@@ -70,8 +72,10 @@ def _check_arguments() -> None:
 
 def _settings() -> Settings:
     from engine.config import Settings, misspelt
+    from handler.limits import allow_files
 
     settings = Settings.from_environ(os.environ)
+    allow_files(settings.max_concurrency)
     for name, meant in misspelt(os.environ):
         log("WARN", f"{name} is no setting and changes nothing; did you mean {meant}?")
     return settings
@@ -124,12 +128,16 @@ def _exit_soon(sentence: str) -> None:
 def _serve(timeline: Timeline) -> int:
     output.install()
     pid = 0
+    end: socket.socket
 
     def stop_before_ready(signum: int, frame: object) -> NoReturn:
         # Nothing is raised here: while modules load, an exception may end up in a callback that swallows it.
         try:
-            if pid:
-                wait_for(pid, 0.0)  # it holds no job yet
+            if pid:  # it holds no job yet, and perhaps half a bundle, which it removes
+                with suppress(OSError):  # it has ended by itself
+                    os.kill(pid, signal.SIGTERM)
+                    end.shutdown(socket.SHUT_RDWR)  # should it be ready in this very instant
+                wait_for(pid, _CLEAN_UP_S)
             output.Patient(1).write(b"told to stop before the first job\n")
         finally:
             os._exit(130 if signum == signal.SIGINT else 0)  # that one is a terminal's
@@ -170,8 +178,8 @@ def _import_front() -> tuple[Sdk, Callable[[Settings, Timeline, Sdk, socket.sock
 
 
 def _serve_engine(end: socket.socket, settings: Settings, timeline: Timeline) -> None:
-    signals.ignore()  # a group's reach us too; the other process decides when we are done
-    signals.release()  # what is started from here can be stopped
+    signals.end_plainly()  # until there is a job to finish
+    signals.release()
     from handler import engine_process
 
     engine_process.serve(end, settings, timeline)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -27,14 +28,21 @@ def check(argv: Sequence[str], *, on_runpod: bool) -> None:
     elif not asked.rp_serve_api and not on_runpod:
         if not _TEST_INPUT.is_file():
             raise ConfigError(
-                f"this is not RunPod, and there is no {_TEST_INPUT} in {Path.cwd()}: nothing to do; give a job as "
-                f"{_EXAMPLE}, or serve with --rp_serve_api"
+                f"this is not RunPod, and there is no {_TEST_INPUT} in {_working_directory()}: nothing to do; give a "
+                f"job as {_EXAMPLE}, or serve with --rp_serve_api"
             )
         try:
             text = _TEST_INPUT.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise ConfigError(f"{_TEST_INPUT} cannot be read ({error}); correct it, or give {_EXAMPLE}") from None
         _check_job(text, str(_TEST_INPUT), f"correct it, or give {_EXAMPLE}")
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "the working directory, which was removed"
 
 
 def _check_job(text: str, whose: str, fix: str) -> None:
@@ -57,10 +65,10 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1024")
-    return int(text)
+def _one(text: str) -> int:
+    if text != "1":  # it starts more only of what it can import by name, and ends with code 3 instead
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1: the SDK's server runs a worker in one process")
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,14 +79,15 @@ def _parser() -> argparse.ArgumentParser:
         "of --test_input or of test_input.json in the working directory, and exits; or serves with --rp_serve_api.",
         epilog="All settings are environment variables, BUNDLE first (default: the folder bundle); README.md lists "
         "them. Exit codes: 0 after a clean stop, or a local job that was answered; 1 when the worker cannot start or "
-        "go on, or a local job failed: a sentence says why; 130 by Ctrl-C while it starts.",
+        "go on, or a local job failed: a sentence says why; 130 by Ctrl-C while it starts; 143 by SIGTERM, and 129 by "
+        "SIGHUP, before a local job was answered.",
         allow_abbrev=False,
     )
     parser.add_argument("--test_input", metavar="JSON", help=f"answer this job and exit, such as {_JOB}")
     parser.add_argument("--rp_serve_api", action="store_true", help="serve /runsync and /run over HTTP, for tests")
     parser.add_argument("--rp_api_host", metavar="HOST", help="where to listen (default: localhost)")
     parser.add_argument("--rp_api_port", type=_port, metavar="PORT", help="(default: 8000)")
-    parser.add_argument("--rp_api_concurrency", type=_count, metavar="N", help="processes of that server (default: 1)")
+    parser.add_argument("--rp_api_concurrency", type=_one, metavar="1", help="processes of that server (default: 1)")
     parser.add_argument("--rp_log_level", metavar="LEVEL", help="the SDK's: ERROR, WARN, INFO, DEBUG (default: INFO)")
     parser.add_argument("--rp_debugger", action="store_true", help="the SDK's debugger")
     return parser

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from engine.errors import WorkerFault
+from handler import signals
 from handler.fork import end_with
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def serve(end: socket.socket, settings: Settings, timeline: Timeline) -> None:
     except Exception as error:  # a defect of ours, or a machine that lacks something: told as well as one can
         _fail(end, f"{type(error).__name__}: {error}")
         raise
+    signals.ignore()  # a group's reach this process too, and the other one decides when it is done
     from handler import engine_server  # not at the top: the boot imports asyncio beside what takes longer
 
     engine_server.serve(end, worker)

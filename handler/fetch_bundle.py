@@ -15,13 +15,12 @@ import re
 import shutil
 import ssl
 import tarfile
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -31,12 +30,12 @@ from engine.config import shown
 from engine.errors import BundleError, ConfigError
 from handler import signals
 from handler.log import log
+from handler.unpack import unpack
 
 _ATTEMPTS = 3
 _SILENCE_S = 30.0  # of a server, before the attempt counts as failed
 _TURN_S = 400.0  # to wait for another worker; RunPod gives up on a worker that takes longer than 7 minutes to start
 _ABANDONED_S = 3600.0
-_ODD_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 # What a server, or a connection, makes of a reply; ValueError is http.client's for a chunk of negative size.
 _BROKEN = (
     *(urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError),
@@ -58,8 +57,7 @@ def fetch(url: str, sha256: str, folder: Path) -> None:
         with _turn(folder.with_name(f".{folder.name}.lock")):
             if not is_bundle(folder, sha256):
                 _remove_abandoned(folder)
-                with signals.raising():
-                    _fetch(url, sha256, folder)
+                _fetch(url, sha256, folder)
     except OSError as error:
         raise BundleError(
             f"{folder.parent} cannot hold the bundle ({error.strerror}); point BUNDLE_CACHE to a folder with room that "
@@ -112,26 +110,25 @@ def discard(folder: Path) -> None:
 
 def _fetch(url: str, sha256: str, folder: Path) -> None:
     begin = time.monotonic()
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    try:
+    partial = folder.with_name(f".{folder.name}.partial-{os.urandom(4).hex()}")
+    with signals.cleaning_up(lambda: shutil.rmtree(partial, ignore_errors=True)):
+        partial.mkdir(0o700)
         log("INFO", f"fetching the bundle from {_shown(url)}")
-        size = _download(url, partial)
+        size = _download(url, sha256, partial)
         root = _root(partial, url)
         open_bundle(root, sha256=sha256).verify()
         root.chmod(0o755)
         _put(root, folder, sha256)
         log("INFO", f"fetched {size / 1e6:.1f} MB", seconds=round(time.monotonic() - begin, 1))
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _download(url: str, partial: Path) -> int:
-    """Unpack what is behind `url` into `partial`, trying again when the network fails; bytes written."""
+def _download(url: str, sha256: str, partial: Path) -> int:
+    """Unpack the bundle behind `url` into `partial`, trying again when the network fails; bytes written."""
     opener = urllib.request.build_opener(_Redirects, urllib.request.HTTPSHandler(context=client_context()))
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             with opener.open(url, timeout=_SILENCE_S) as reply:
-                return _unpack(_Reply(reply), partial)
+                return unpack(_Reply(reply), partial, sha256, reply.length)
         except _BROKEN as error:
             refused, help_ = False, "see that BUNDLE_URL is a tar"
             if isinstance(error, urllib.error.HTTPError):
@@ -161,37 +158,6 @@ class _Reply(io.RawIOBase):
             raise
         except OSError as error:
             raise urllib.error.URLError(error) from error
-
-
-def _unpack(stream: IO[bytes] | io.RawIOBase, folder: Path) -> int:
-    """Files and folders of the tar; anything else, and any path that leaves `folder`, is refused. Bytes written."""
-    size = 0
-    with tarfile.open(fileobj=stream, mode="r|*") as archive:
-        for member in archive:
-            name = PurePosixPath(member.name)
-            refusal = BundleError(
-                f"the tar holds {member.name[:80]!r}, which no bundle does; make it of the bundle's folder"
-            )
-            if name.is_absolute() or ".." in name.parts or "\0" in member.name:
-                raise refusal
-            if not (member.isreg() or member.isdir()):
-                raise refusal
-            target = folder / name
-            try:
-                (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
-                if member.isdir():
-                    continue
-                file = target.open("xb")
-            except OSError as error:
-                if error.errno in _ODD_NAME:  # twice the same name, a file below a file, a name that is too long
-                    raise refusal from None
-                raise
-            content = archive.extractfile(member)
-            assert content is not None  # a regular file has content
-            with file:
-                shutil.copyfileobj(content, file, 1 << 20)
-            size += member.size
-    return size
 
 
 def _root(partial: Path, url: str) -> Path:

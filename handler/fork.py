@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from handler import signals
 from handler.beside import Beside
 
 _KILL_S = 2.0
@@ -68,6 +69,7 @@ def end_with(end: socket.socket, grace_s: float = 0.0) -> None:
         closed = select.poll()
         closed.register(end, 0)  # a hang-up is told all the same
         closed.poll()
+        signals.clean_up_soon()
         time.sleep(grace_s)
         os._exit(1)
 

@@ -6,11 +6,11 @@ engine has the process of its own, and nothing that runs beside this thread comp
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Mapping
 
+from handler import sdk
 from handler.log import log
 
 _NEEDED = ("RUNPOD_AI_API_KEY", "RUNPOD_POD_ID", "RUNPOD_WEBHOOK_PING")
@@ -41,14 +41,9 @@ class Heartbeat:
         return True
 
     def _ping(self) -> None:
-        # requests asks the environment for a proxy; aiohttp, which takes the jobs and answers them, does not. Pings
-        # that are lost behind one cost a worker its jobs.
-        os.environ["no_proxy"] = "*"
         while True:
             try:
-                from runpod.serverless.modules.rp_ping import Heartbeat as SdkHeartbeat
-
-                SdkHeartbeat.process_loop(self)
+                sdk.heartbeat().process_loop(self)
             except Exception as error:  # a worker that stops to ping loses its jobs to another one
                 log("ERROR", f"the heartbeat failed ({type(error).__name__}: {error}); it goes on")
                 time.sleep(_PAUSE_S)

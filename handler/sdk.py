@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from engine import authorities
 from engine.config import shown
 from engine.errors import ConfigError, InvalidInput
-from handler import shells, trust
+from handler import shells, signals, trust
 from handler.log import log
 
 TESTED_VERSION = "1.12.0"
@@ -161,11 +162,45 @@ def load() -> Sdk:
         ) from error
 
 
+def heartbeat() -> Any:
+    """The SDK's Heartbeat, whose pings go the way that jobs take."""
+    found = importlib.import_module("runpod.serverless.modules.rp_ping").Heartbeat
+    if "make" not in vars(found):
+        found.make = found.__init__
+        found.__init__ = _make_heartbeat
+    return found
+
+
+def _make_heartbeat(self: Any, *arguments: Any, **options: Any) -> None:
+    self.make(*arguments, **options)
+    _take_the_way_of_jobs(self._session)
+
+
+def _take_the_way_of_jobs(session: Any) -> Any:
+    """`session`, of requests, without rules of its own; pings that are lost to them cost a worker its jobs.
+
+    It would ask the environment for a proxy, for REQUESTS_CA_BUNDLE and for ~/.netrc, and trust certifi's authorities
+    instead of those of engine/authorities.py.
+    """
+    session.trust_env = False
+    if os.environ.get("RUNPOD_WEBHOOK_PING", "").startswith("https://"):
+        adapter = session.get_adapter("https://")
+        adapter.poolmanager.connection_pool_kw["ssl_context"] = authorities.client_context()
+        adapter.cert_verify = lambda *_: None  # it would add certifi's to that context, which verifies by itself
+    return session
+
+
 def report_unhealthy(check: str, reason: str) -> None:
     """Tell RunPod that this worker is to be replaced, as the SDK does for a failed fitness check. Best effort."""
     try:
+        client: Any = importlib.import_module("runpod.http_client")
         fitness = importlib.import_module("runpod.serverless.modules.rp_fitness")
-        fitness._report_unhealthy(check, reason)
+        make = client.SyncClientSession
+        client.SyncClientSession = lambda: _take_the_way_of_jobs(make())
+        try:
+            fitness._report_unhealthy(check, reason)
+        finally:
+            client.SyncClientSession = make
     except Exception as error:  # the worker exits all the same, and RunPod sees that too
         log("WARN", f"reporting the worker as unhealthy failed: {type(error).__name__}: {error}")
 
@@ -177,8 +212,13 @@ def start_stock(handler: Any, max_concurrency: int) -> None:
 
     without_sleep()
     quieten()
-    runpod = importlib.import_module("runpod")
+    with trust.at_once():
+        runpod = importlib.import_module("runpod")
     _salvage_what_cannot_be_read(importlib.import_module("aiohttp").ClientResponse)
+    heartbeat()
+    if signals.IS_SERVER:
+        _check_shared_memory()
+    os.register_at_fork(after_in_child=signals.end_plainly)  # the process that it pings from is stopped by a signal
 
     async def answer(job: dict[str, Any]) -> Any:
         if "input" not in job:
@@ -188,8 +228,19 @@ def start_stock(handler: Any, max_concurrency: int) -> None:
     runpod.serverless.start({"handler": answer, "concurrency_modifier": lambda current: max_concurrency})
 
 
+def _check_shared_memory() -> None:
+    """Raise ConfigError where the SDK would not get what it shares with the process that it pings from."""
+    try:
+        importlib.import_module("runpod.serverless.modules.worker_state").PingJobMirror()
+    except OSError as error:
+        raise ConfigError(
+            f"the RunPod SDK's own loop and server need shared memory, and /dev/shm has none ({error.strerror}); give "
+            "the container some (docker run --shm-size 64m), or leave out WORKER_LOOP=sdk"
+        ) from error
+
+
 def _salvage_what_cannot_be_read(response: Any) -> None:
-    """Let the SDK find the jobs in a reply to a take that Python's JSON reader refuses, as transport.py does."""
+    """Let the SDK find the jobs in a reply that it, or Python's JSON reader, refuses, as transport.py does."""
     import asyncio
 
     from handler.take_body import salvage
@@ -198,8 +249,10 @@ def _salvage_what_cannot_be_read(response: Any) -> None:
 
     async def salvaged(self: Any, **options: Any) -> Any:
         try:
-            return await read_json(self, **options)
+            found = await read_json(self, **options)
         except (ValueError, RecursionError):
             return await asyncio.to_thread(salvage, await self.read())
+        # It refuses a lone job without input, and passes on one in a list, which `answer` then answers.
+        return [found] if isinstance(found, dict) and "id" in found and "input" not in found else found
 
     response.json = salvaged

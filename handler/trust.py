@@ -8,8 +8,8 @@ machine's folder of authorities can be searched (0.2 ms), and all of them where 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from engine import authorities
@@ -34,15 +34,24 @@ class _Later(ssl.SSLContext):
         return ssl.SSLContext.wrap_socket(self, *args, **kwargs)
 
 
-@contextmanager
-def later() -> Iterator[None]:
+def later() -> AbstractContextManager[None]:
     """Contexts that are made meanwhile read the machine's authorities when they are first used."""
 
     def postpone(context: ssl.SSLContext) -> None:
         context.__class__ = _Later
 
+    return _reading(postpone)
+
+
+def at_once() -> AbstractContextManager[None]:
+    """Contexts that are made meanwhile read them all, and certifi's where that is the rule."""
+    return _reading(authorities.load)
+
+
+@contextmanager
+def _reading(read: Callable[[ssl.SSLContext], None]) -> Iterator[None]:
     # The types forbid to replace a method, which is the purpose: aiohttp offers no other way in while it is imported.
-    ssl.SSLContext.set_default_verify_paths = postpone  # type: ignore[assignment, method-assign]
+    ssl.SSLContext.set_default_verify_paths = read  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import ssl
 import threading
@@ -23,6 +24,22 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 def certificate(folder: Path, host: str = HOST) -> Path:
     """A self-signed certificate for `host` and its key, in one PEM file that is its own authority."""
     return self_signed(folder, host)
+
+
+def searchable(folder: Path, pem: Path) -> Path:
+    """`folder` with the authority in `pem`, whose subject is a common name alone, as `openssl rehash` files it.
+
+    The file's name is the hash of the subject in canonical form: X509_NAME_hash, and x509_name_canon in OpenSSL's
+    crypto/x509/x_name.c.
+    """
+    name = pem.stem.encode()
+    text = bytes([0x0C, len(name)]) + name
+    attribute = b"\x06\x03\x55\x04\x03" + text
+    canonical = bytes([0x31, len(attribute) + 2, 0x30, len(attribute)]) + attribute
+    number = int.from_bytes(hashlib.sha1(canonical, usedforsecurity=False).digest()[:4], "little")
+    folder.mkdir(exist_ok=True)
+    (folder / f"{number:08x}.0").write_bytes(pem.read_bytes())
+    return folder
 
 
 class TlsServer:

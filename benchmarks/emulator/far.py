@@ -12,7 +12,7 @@ import ssl
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,8 +37,7 @@ class FarEmulatorThread(EmulatorThread):
         super().__enter__()
         try:
             self._folder = tempfile.TemporaryDirectory()
-            self._pem = self_signed(Path(self._folder.name), _HOST)
-            self._way = _Way(urlsplit(self.url).port or 0, self._rtt_s, self._pem)
+            self._way = TlsFront(Path(self._folder.name), urlsplit(self.url).port or 0, self._rtt_s).__enter__()
         except BaseException:
             super().__exit__(None, None, None)
             raise
@@ -47,46 +46,65 @@ class FarEmulatorThread(EmulatorThread):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._way.close()
+        self._way.__exit__(kind, error, traceback)
         self._folder.cleanup()
         super().__exit__(kind, error, traceback)
 
     def worker_env(self, worker_id: str = "worker-1", *, ping_interval_ms: int = 4000) -> dict[str, str]:
         """See Emulator.worker_env; also who is to be trusted."""
-        near, far = self.url.rstrip("/"), f"https://{_HOST}:{self._way.port}"
         env = super().worker_env(worker_id, ping_interval_ms=ping_interval_ms)
-        trusted = {"SSL_CERT_FILE": str(self._pem), "REQUESTS_CA_BUNDLE": str(self._pem)}
-        return {name: value.replace(near, far) for name, value in env.items()} | trusted
+        # What is measured beside this worker pings through requests, which has a variable of its own.
+        trusted = {"SSL_CERT_FILE": str(self._way.pem), "REQUESTS_CA_BUNDLE": str(self._way.pem)}
+        return {name: value.replace(self.url.rstrip("/"), self._way.url) for name, value in env.items()} | trusted
 
 
-class _Way:
-    """The relay, which is at `port`, and TLS behind it, in a thread with its own event loop."""
+class TlsFront:
+    """TLS at `url` for the server at `backend`, a port here, and a relay before it where that is to be far away.
 
-    def __init__(self, backend: int, rtt_s: float, pem: Path) -> None:
-        self._backend, self._rtt_s, self._pem = backend, rtt_s, pem
+    A context manager, in a thread with an event loop of its own. `pem`, in `folder`, is its certificate, which is its
+    own authority.
+    """
+
+    def __init__(self, folder: Path, backend: int, rtt_s: float = 0.0) -> None:
+        self.pem = self_signed(folder, _HOST)
+        self._backend, self._rtt_s = backend, rtt_s
         self._open: set[asyncio.Task[None]] = set()
         self._listening = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="distance", daemon=True)
+
+    def __enter__(self) -> Self:
         self._thread.start()
         self._listening.wait()
+        return self
 
-    def close(self) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self._pem)
-        inner = await asyncio.start_server(self._passing(self._backend, 0.0), "127.0.0.1", 0, ssl=context)
-        outer = await asyncio.start_server(self._passing(_port(inner), self._rtt_s), "127.0.0.1", 0)
-        self.port = _port(outer)
-        self._listening.set()
-        async with inner, outer:
+        context.load_cert_chain(self.pem)
+        async with AsyncExitStack() as servers:
+            port = await self._relay(servers, self._backend, 0.0, context)
+            if self._rtt_s:
+                port = await self._relay(servers, port, self._rtt_s)
+            self.url = f"https://{_HOST}:{port}"
+            self._listening.set()
             await self._stop.wait()
             for task in self._open:
                 task.cancel()
             await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _relay(
+        self, servers: AsyncExitStack, to: int, rtt_s: float, context: ssl.SSLContext | None = None
+    ) -> int:
+        """Its port."""
+        server = await asyncio.start_server(self._passing(to, rtt_s), "127.0.0.1", 0, ssl=context)
+        await servers.enter_async_context(server)
+        return int(server.sockets[0].getsockname()[1])
 
     def _passing(self, port: int, rtt_s: float) -> Pass:
         async def both_ways(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -117,10 +135,6 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dela
             loop.call_later(delay_s, writer.write, data)
     await asyncio.sleep(delay_s)
     writer.close()
-
-
-def _port(server: asyncio.Server) -> int:
-    return int(server.sockets[0].getsockname()[1])
 
 
 def self_signed(folder: Path, host: str) -> Path:

@@ -124,15 +124,24 @@ def _tag(label: str) -> tuple[bool, str]:
 
 
 def merge_windows(entities: Sequence[Entity]) -> list[Entity]:
-    """Of entities that overlap, as windows that share tokens find them, the longer one, or the one of higher score."""
+    """Of entities that overlap, as windows that share tokens find them, the longer one, or the one of higher score.
+
+    As transformers' pipeline does, but for entities of no width, such as the piece that SentencePiece puts before a
+    text: each is listed once. There the first of a text is listed twice, and any other once a window.
+    """
     merged: list[Entity] = []
     for entity in sorted(entities, key=lambda entity: entity["start"]):
         last = merged[-1] if merged else None
-        if last is None or not last["start"] <= entity["start"] < last["end"]:
+        if last is None or not _overlap(last, entity):
             merged.append(entity)
         elif _weight(entity) > _weight(last):
             merged[-1] = entity
     return merged
+
+
+def _overlap(last: Entity, entity: Entity) -> bool:
+    """Of two in the order of their starts; one without width overlaps its like."""
+    return bool(entity["start"] < last["end"] or (entity["start"], entity["end"]) == (last["start"], last["end"]))
 
 
 def _weight(entity: Entity) -> tuple[int, float]:

@@ -1,21 +1,22 @@
 """Whom the worker trusts over TLS: those whom the machine trusts, though it does not read them all at boot.
 
-RunPod's API, BUNDLE_URL and the URLs in jobs go by one rule, engine/authorities.py.
+RunPod's API, pings, BUNDLE_URL and the URLs in jobs go by one rule, engine/authorities.py.
 """
 
 import os
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.emulator import EmulatorThread
+from benchmarks.emulator.far import TlsFront
 from benchmarks.worker_process import WorkerProcess
-from tests.tls_front import TlsFront, searchable
-from tests.tls_server import certificate
+from tests.tls_server import certificate, searchable
 
 LOAD = "from handler import sdk, trust; sdk.load(); import aiohttp, asyncio, os, ssl\n"
 ASK = (
@@ -30,6 +31,7 @@ EACH = (
     + ASK
     + """
 import certifi, sys
+import requests.adapters, requests.utils
 from pathlib import Path
 from engine.config import Limits
 from engine.fetch import Network, fetch
@@ -37,13 +39,19 @@ from handler.fetch_bundle import fetch as fetch_bundle
 
 url, cache, pem, machine = sys.argv[1:]
 certifi.where = lambda: pem
+requests.adapters.DEFAULT_CA_BUNDLE_PATH = requests.utils.DEFAULT_CA_BUNDLE_PATH = pem
 paths = ssl.DefaultVerifyPaths(None, None, "SSL_CERT_FILE", machine, "SSL_CERT_DIR", "/none")
 ssl.get_default_verify_paths = lambda: paths
+def ping():
+    session = sdk.heartbeat()()._session
+    session.get_adapter(url).max_retries = requests.adapters.Retry(0)  # which take seconds
+    print(session.get(url).status_code)
 network = Network(lambda host, port: ["127.0.0.1"], lambda address: True)
 for use in (
     lambda: print(asyncio.run(ask(url))),
     lambda: fetch_bundle(url, "0" * 64, Path(cache) / "0"),
     lambda: fetch(url, Limits(fetch_hosts=(url.removeprefix("https://"),)), network),
+    ping,
 ):
     try:
         use()
@@ -51,7 +59,7 @@ for use in (
         print("404" if "404" in str(error) else "unknown" if "certificate" in str(error) else repr(error))
 """
 )
-"""What each of three uses makes of a server."""
+"""What each of four uses makes of a server."""
 
 
 @pytest.fixture
@@ -94,7 +102,7 @@ def test_none_is_read_before_the_first_connection(tmp_path: Path):
 def test_one_rule_for_each_use(
     front: TlsFront, tmp_path: Path, machine: str, file: str | None, folder: str | None, each: str
 ):
-    """RunPod's API, BUNDLE_URL, and a URL in a job; certifi has our authority, which counts on a bare machine only."""
+    """RunPod's API, BUNDLE_URL, a job's URL, pings; certifi has our authority, which counts on a bare machine only."""
     places = {
         "own": {"SSL_CERT_FILE": front.pem, "SSL_CERT_DIR": searchable(tmp_path / "authorities", front.pem)},
         "other": {"SSL_CERT_DIR": searchable(tmp_path / "others", certificate(tmp_path, "other"))},
@@ -102,8 +110,9 @@ def test_one_rule_for_each_use(
     }
     named = {"SSL_CERT_FILE": file, "SSL_CERT_DIR": folder}
     env = {name: str(places[key][name]) if key else "" for name, key in named.items() if key is not None}
+    env |= {"RUNPOD_WEBHOOK_PING": front.url, "REQUESTS_CA_BUNDLE": str(front.pem)}
     said = run(EACH, front.url, str(tmp_path / "cache"), str(front.pem), str(tmp_path / machine), **env)
-    assert [line for line in said if line in ("404", "unknown")] == [each] * 3
+    assert [line for line in said if line in ("404", "unknown")] == [each] * 4
 
 
 @pytest.mark.parametrize("way", ["file", "folder"])
@@ -165,7 +174,7 @@ def test_a_worker_answers_over_tls(way: str, small_bundle: Path, tmp_path: Path,
         for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
             monkeypatch.delenv(name, raising=False)
         env = {name: value.replace(emulator.url, front.url) for name, value in emulator.worker_env().items()}
-        env |= {"BUNDLE": str(small_bundle), "REQUESTS_CA_BUNDLE": str(front.pem), **named}
+        env |= {"BUNDLE": str(small_bundle), **named}
         code = (
             "import os, runpy, handler.trust\n"
             "kept = handler.trust.read_all\n"
@@ -177,5 +186,9 @@ def test_a_worker_answers_over_tls(way: str, small_bundle: Path, tmp_path: Path,
         )
         with WorkerProcess(emulator, [sys.executable, "-c", code], env):
             record = emulator.wait(emulator.submit({"text": "a"}))
+            deadline = time.monotonic() + 20
+            while not emulator.workers["worker-1"].ping_count and time.monotonic() < deadline:
+                time.sleep(0.05)
     assert record.status == "COMPLETED"
+    assert emulator.workers["worker-1"].ping_count
     assert ssl.OPENSSL_VERSION_INFO >= (1, 1)  # whose folders are filed by the hash that `searchable` computes

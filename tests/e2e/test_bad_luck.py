@@ -96,6 +96,45 @@ def test_an_interval_that_the_heartbeat_would_fail_on_is_replaced(
     )
 
 
+@pytest.mark.parametrize("limit", ["-S", ""])
+def test_a_worker_that_may_open_few_files_raises_the_limit_or_takes_no_job(
+    emulator: EmulatorThread, small_bundle: Path, tmp_path: Path, limit: str
+):
+    """With 8 a worker takes a job and has no socket left to post its result."""
+    command = (*SHELL, f'ulimit {limit} -n 8; exec "{sys.executable}" -m handler')
+    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "MAX_CONCURRENCY": "8"}
+    if limit == "-S":  # the one that a program may raise
+        with WorkerProcess(emulator, command, env):
+            assert emulator.wait(emulator.submit({"text": "a"}), 20).status == "COMPLETED"
+        return
+    ended = subprocess.run(
+        command, env=worker_env(emulator, small_bundle, **env), capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    assert (
+        "cannot start: this process may open 8 files, and needs 40, sockets included; raise the limit" in ended.stdout
+    )
+    assert emulator.workers == {}, "no job was asked for"
+
+
+def test_the_sdks_own_server_without_shared_memory_is_told(emulator: EmulatorThread, small_bundle: Path):
+    own_mounts = ("unshare", "--mount", *SHELL)
+    read_only = "mount -t tmpfs -o ro none /dev/shm"
+    if subprocess.run([*own_mounts, read_only], capture_output=True, check=False).returncode:
+        pytest.skip("this user may mount nothing")
+    ended = subprocess.run(
+        [*own_mounts, f'{read_only}; exec "{sys.executable}" -m handler'],
+        env=worker_env(emulator, small_bundle, WORKER_LOOP="sdk"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "need shared memory, and /dev/shm has none (Read-only file system); give the container some" in ended.stdout
+    assert "Traceback" not in ended.stderr
+
+
 def test_pings_take_the_way_that_jobs_take(emulator: EmulatorThread, small_bundle: Path):
     """requests would send them to the proxy of the environment, which here is none."""
     env = {"ENGINE": "fake", "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "NO_PROXY": "x"}

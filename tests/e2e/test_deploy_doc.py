@@ -119,7 +119,6 @@ def test_every_variable_of_the_page_is_in_the_readme_or_the_dockerfile():
         "UV_DEFAULT_INDEX",
         "SSL_CERT_FILE",
         "SSL_CERT_DIR",
-        "REQUESTS_CA_BUNDLE",
     }
     pools = {name for name in ours if name.startswith(("AMPERE_", "ADA_"))}
     later = {"BUILD_ON_BOOT", "HEALTHCHECK", "NAME"}

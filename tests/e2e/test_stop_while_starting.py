@@ -37,6 +37,10 @@ def waiting_for_its_bundle(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[st
         assert emulator.workers == {}, "no job was asked for"
 
 
+def only_a_lock(cache: Path) -> bool:
+    return [path.name for path in cache.iterdir()] == [f".{'0' * 64}.lock"]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)])
 def test_a_worker_that_waits_for_its_bundle_stops(tmp_path: Path, number: signal.Signals, code: int):
     with waiting_for_its_bundle(tmp_path) as (worker, engine):
@@ -46,6 +50,7 @@ def test_a_worker_that_waits_for_its_bundle_stops(tmp_path: Path, number: signal
         assert "told to stop before the first job" in output
         assert "Traceback" not in output
         assert not engine.is_running()
+    assert only_a_lock(tmp_path)
 
 
 def test_a_worker_that_is_killed_while_it_starts_takes_its_engine_with_it(tmp_path: Path):
@@ -54,6 +59,7 @@ def test_a_worker_that_is_killed_while_it_starts_takes_its_engine_with_it(tmp_pa
         assert worker.communicate(timeout=20)  # both have closed their output
         psutil.wait_procs([engine], timeout=5)
         assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+    assert only_a_lock(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +150,27 @@ def test_ctrl_c_while_a_module_is_imported_is_one_line(small_bundle: Path, modul
     assert (done.returncode, done.stdout, done.stderr) == (130, "INFO  | interrupted\n", "")
 
 
-def test_ctrl_c_while_a_local_worker_fetches_its_bundle_leaves_nothing_of_it(tmp_path: Path):
+AS_PROCESS_1 = ("unshare", "--pid", "--fork", "--mount-proc")
+"""Which the kernel spares every signal that it has no handler for."""
+
+
+@pytest.mark.parametrize(
+    ("option", "number", "code", "line"),
+    [
+        ("--test_input={}", signal.SIGINT, 130, "interrupted"),
+        ("--test_input={}", signal.SIGTERM, 143, "told to stop"),
+        ("--rp_serve_api", signal.SIGHUP, 0, "told to stop"),
+        pytest.param("--rp_serve_api", signal.SIGTERM, 0, "told to stop", id="process 1"),
+    ],
+)
+def test_a_local_worker_that_is_stopped_while_it_fetches_its_bundle_leaves_nothing_of_it(
+    tmp_path: Path, option: str, number: signal.Signals, code: int, line: str, request: pytest.FixtureRequest
+):
+    before: tuple[str, ...] = ()
+    if "process 1" in request.node.name:
+        before = AS_PROCESS_1
+        if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
+            pytest.skip("no process namespaces for this user")
     with socket.create_server(("127.0.0.1", 0)) as server:
         env = {
             **os.environ,
@@ -152,14 +178,17 @@ def test_ctrl_c_while_a_local_worker_fetches_its_bundle_leaves_nothing_of_it(tmp
             "BUNDLE_SHA256": "0" * 64,
             "BUNDLE_CACHE": str(tmp_path),
         }
-        command = [sys.executable, "-m", "handler", "--test_input", '{"input": {"text": "a"}}']
+        command = [*before, sys.executable, "-m", "handler", option.format('{"input": {"text": "a"}}')]
+        outlives = signal.signal(signal.SIGHUP, signal.SIG_DFL)
         worker = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        signal.signal(signal.SIGHUP, outlives)
         server.settimeout(20)
         connection, _ = server.accept()
         with connection:
             connection.recv(1)
-            worker.send_signal(signal.SIGINT)
+            process = psutil.Process(worker.pid)
+            (process.children() or [process])[0].send_signal(number)
             output, _ = worker.communicate(timeout=20)
-    assert worker.returncode == 130
-    assert output.splitlines()[1:] == ["INFO  | interrupted"]
-    assert [path.name for path in tmp_path.iterdir()] == [f".{'0' * 64}.lock"]
+    assert worker.returncode == code
+    assert output.splitlines()[1:] == [f"INFO  | {line}"]
+    assert only_a_lock(tmp_path)

@@ -79,6 +79,14 @@ def test_the_stock_loop_loses_no_job_to_one_that_python_cannot_read(emulator: Em
     assert without.error == "invalid input: the job has no `input`"
 
 
+def test_the_stock_loop_answers_a_lone_job_without_input(emulator: EmulatorThread, small_bundle: Path):
+    """Taken alone it is an object, which the SDK refuses; in a list it does not."""
+    emulator.inject("job-take", Fault(body='{"id": "alone"}', hang_up_after="after"))
+    record = emulator.submit({"text": "a"}, job_id="alone")
+    with WorkerProcess.ours(emulator, small_bundle, env={"WORKER_LOOP": "sdk", "MAX_CONCURRENCY": "1"}):
+        assert emulator.wait(record, 20).error == "invalid input: the job has no `input`"
+
+
 def test_health(emulator: EmulatorThread, small_bundle: Path):
     with WorkerProcess.ours(emulator, small_bundle) as worker:
         emulator.wait(emulator.submit({"text": "a"}))

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.emulator import EmulatorThread
+from benchmarks.emulator.far import TlsFront
 from tests.image.buildah import Buildah, Image
 from tests.image.container import Container
 from tests.image.test_image import SITE
-from tests.tls_front import TlsFront, searchable
-from tests.tls_server import certificate
+from tests.tls_server import certificate, searchable
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1500)]
 

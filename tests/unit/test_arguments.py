@@ -20,7 +20,7 @@ from handler.arguments import check
         (["--test_input", "{'input': 1}"], "--test_input is not JSON (Expecting property name"),
         (["--test_input", '{"text": "a"}'], "--test_input is not a job, an object with `input`; write --test_input"),
         (["--rp_serve_api", "--rp_api_port", "70000"], "argument --rp_api_port: '70000' is not a port from 1 to 65535"),
-        (["--rp_api_concurrency", "0"], "--rp_api_concurrency: '0' is not a whole number from 1 to 1024; see python"),
+        (["--rp_api_concurrency", "2"], "--rp_api_concurrency: '2' is not 1: the SDK's server runs a worker in one"),
         ([], "there is no test_input.json in"),
     ],
 )
@@ -32,6 +32,14 @@ def test_what_the_sdk_would_ignore_or_stumble_over_is_refused(
         check(argv, on_runpod=False)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_working_directory_that_was_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match="there is no test_input.json in the working directory, which was removed: "):
+        check([], on_runpod=False)
 
 
 def test_the_file_beside_it_is_looked_at_where_it_is_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

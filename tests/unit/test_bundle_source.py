@@ -5,12 +5,14 @@ import functools
 import http.server
 import os
 import re
+import shutil
 import socket
 import tarfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -320,13 +322,69 @@ def test_a_server_that_breaks_the_protocol_is_asked_again(
 def test_a_tar_of_odd_names_is_refused(server: Server, small_bundle: Path, tmp_path: Path, name: str, quick: None):
     """Twice the same, a file below a file, too long, none, one that ends in the middle."""
     with tarfile.open(tmp_path / "www" / "bundle.tar", "w", format=tarfile.PAX_FORMAT) as archive:
-        archive.add(small_bundle, ".")
         for _ in range(2):
             entry = tarfile.TarInfo(name)
             entry.pax_headers = {"path": name} if "\0" in name else {}
             archive.addfile(entry)
+        archive.add(small_bundle, ".")
     with pytest.raises(BundleError, match="which no bundle does; make it of the bundle's folder"):
         fetched(server, small_bundle, tmp_path / "cache")
+
+
+def huge(name: str, size: int) -> bytes:
+    """The header of a file in a tar, whose content nobody has to send: it is refused before."""
+    entry = tarfile.TarInfo(name)
+    entry.size = size
+    return entry.tobuf()
+
+
+@pytest.mark.parametrize(
+    ("size", "sentence"), [(10**13, "more than 20 GB before manifest.json"), (10**9, "has room for 900.0 MB, the tar")]
+)
+def test_a_tar_of_anything_ends_before_it_fills_the_volume(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, sentence: str
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=2 * 10**9, free=10**9))
+    (tmp_path / "www" / "bundle.tar").write_bytes(huge("dataset.parquet", size) + bytes(1 << 20))
+    with pytest.raises(BundleError, match=sentence):
+        fetched(server, small_bundle, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("tokenizer.json", r"the tar's tokenizer.json has 10+ bytes, manifest.json says \d+"),
+        ("manifest.sig", "has 10+ "),
+    ],
+)
+def test_a_manifest_that_came_first_bounds_the_rest(
+    server: Server, small_bundle: Path, tmp_path: Path, name: str, sentence: str
+):
+    with tarfile.open(tmp_path / "www" / "bundle.tar", "w") as archive:
+        archive.add(small_bundle / "manifest.json", "manifest.json")
+        end = archive.offset
+    tar = (tmp_path / "www" / "bundle.tar").read_bytes()[:end]
+    (tmp_path / "www" / "bundle.tar").write_bytes(tar + huge(name, 10**13) + bytes(1 << 20))
+    with pytest.raises(BundleError, match=sentence):
+        fetched(server, small_bundle, tmp_path / "cache")
+
+
+def test_a_bundle_for_which_there_is_no_room_is_refused_when_its_manifest_has_come(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    manifest = (small_bundle / "manifest.json").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=0, free=manifest))
+    with tarfile.open(tmp_path / "www" / "bundle.tar.gz", "w:gz") as archive:
+        archive.add(small_bundle / "manifest.json", "manifest.json")
+    with pytest.raises(BundleError, match=r"the tar needs \d\.\d MB more; .*point BUNDLE_CACHE to a folder with room"):
+        fetched(server, small_bundle, tmp_path / "cache", "bundle.tar.gz")
+
+
+def test_what_the_manifest_does_not_list_is_left_out(server: Server, small_bundle: Path, tmp_path: Path):
+    with tarfile.open(tmp_path / "www" / "bundle.tar", "w") as archive:
+        archive.add(small_bundle, ".")
+        archive.addfile(tarfile.TarInfo("graphs/._fp32.onnx"))
+    assert not list(fetched(server, small_bundle, tmp_path / "cache").rglob("._*"))
 
 
 def test_what_a_killed_worker_left_is_removed_when_it_is_old(server: Server, small_bundle: Path, tmp_path: Path):

@@ -30,6 +30,7 @@ ALLOWED = {
         "within 30 minutes": "RunPod's limit for a build",
         "up to 80 GB": "RunPod's limit for an image",
         "container disk 20 GB": "a setting of the endpoint",
+        "up to 20 GB before it": "a limit of handler/unpack.py",
         "within the 7 minutes": "RunPod's limit for a start",
         "1800 s a GPU": "a default of --on-runpod, in a transcript that a test compares",
         "budget is 450 MB": "the limit that make test-image checks",

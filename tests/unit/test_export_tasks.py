@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from engine.tasks import TASKS, task_class
+from export.__main__ import main
 from export.errors import Refused
 from export.infer import infer_task
 from export.load import load
@@ -37,6 +39,24 @@ def test_the_table_of_tasks(capsys: pytest.CaptureFixture[str]):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["task", "model", "class", "what", "it", "does"]
     assert [line.split()[0] for line in lines[1:]] == list(TAGS)
+
+
+def test_a_folder_that_was_removed_under_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["owner/model", "--out", "b"]) == 2
+    assert "the folder that this runs in was removed; change to one that is there" in capsys.readouterr().err
+
+
+def test_the_tasks_as_json(capfd: pytest.CaptureFixture[str]):
+    assert main(["--json", "--list-tasks"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["status"], found["exit_code"]) == ("listed", 0)
+    assert [one["task"] for one in found["tasks"]] == list(TAGS)
+    assert found["tasks"][0].keys() == {"task", "model_class", "summary"}
 
 
 @pytest.mark.parametrize(

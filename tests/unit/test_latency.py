@@ -206,7 +206,7 @@ def test_all_steps_end_within_the_total_and_one_without_its_bundle_ends_alone(
     steps = [Step("plan", ["true"]), Step("smoke", ["sleep", "60"]), Step("tests", ["true"])]
     monkeypatch.setattr(benchmarks.gpu, "steps_of", lambda args: steps)
     begin = time.perf_counter()
-    assert main(["gpu", "--out", str(tmp_path), "--total-s", "0.5"]) == 1
+    assert main(["gpu", "--out", str(tmp_path), "--total-s", "0.5", "--torch-python", "none"]) == 1
     assert time.perf_counter() - begin < 30
     summary = json.loads((tmp_path / "gpu.json").read_text())
     assert [(step["name"], step["exit_code"]) for step in summary["steps"]] == [
@@ -228,13 +228,46 @@ def test_the_summary_has_the_machine_and_every_step(
     monkeypatch.setattr("benchmarks.machine.gpu", lambda: found)
     steps = [Step("good", ["true"]), Step("bad", ["false"])]
     monkeypatch.setattr(benchmarks.gpu, "steps_of", lambda args: steps)
-    assert main(["gpu", "--out", str(tmp_path)]) == 1
+    options = ["--out", str(tmp_path), "--torch-python", "none"]
+    assert main(["gpu", *options]) == 1
     summary = json.loads((tmp_path / "gpu.json").read_text())
     assert [(step["name"], step["exit_code"]) for step in summary["steps"]] == [("good", 0), ("bad", 1)]
     machine = summary["machine"]
     assert (machine["gpu"], machine["driver"], machine["cuda"]) == ("NVIDIA L4", "550.54.15", "12.4")
     assert "bad ... exit code 1" in capsys.readouterr().out
     monkeypatch.setattr(benchmarks.gpu, "steps_of", lambda args: [Step("bad", ["true"])])
-    assert main(["gpu", "--out", str(tmp_path)]) == 0
+    assert main(["gpu", *options]) == 0
     summary = json.loads((tmp_path / "gpu.json").read_text())
     assert [(step["name"], step["exit_code"]) for step in summary["steps"]] == [("good", 0), ("bad", 0)]
+
+
+@pytest.mark.parametrize(
+    ("script", "told", "torch"),
+    [
+        ("echo 2.13.0+cpu False", "has torch 2.13.0+cpu, which sees no GPU; name a Python that has torch for", "none"),
+        ("echo No module >&2; exit 1", "cannot import torch (No module); name a Python", "none"),
+        ("echo 2.13.0+cu126 True", "", "python"),
+    ],
+)
+def test_a_torch_that_is_not_on_the_gpu_is_told_before_anything_is_measured(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    script: str,
+    told: str,
+    torch: str,
+):
+    from engine.probe import Gpu
+
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    commands: list[str] = []
+    for module in ("benchmarks.gpu", "benchmarks.machine"):
+        monkeypatch.setattr(f"{module}.gpu", lambda: Gpu("NVIDIA L4", (8, 9)))
+    monkeypatch.setattr(benchmarks.gpu, "_bundle_is_there", lambda *_: True)
+    monkeypatch.setattr(benchmarks.gpu, "run", lambda step, *_: commands.append(" ".join(step.command)))
+    main(["gpu", "--out", str(tmp_path / "o"), "--steps", "latency,throughput", "--torch-python", str(python)])
+    assert told in capsys.readouterr().err
+    assert len(commands) == 2
+    assert all(command.split("--torch-python ")[1].endswith(torch) for command in commands)

@@ -2,20 +2,26 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
 ROOT_CAUSE = "PyPI's torch is for CUDA and needs another cuda-python than requirements/dev.txt pins"
 
 
-def exported(**environ: str) -> dict[str, str]:
+def exported(*options: str, **environ: str) -> dict[str, str]:
     """uv's variables as a recipe of the Makefile sees them."""
     ours = ("PIP_", "UV_", "MAKE")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    clean |= {"PIP_CONFIG_FILE": "/dev/null", "UV_CONFIG_FILE": "/dev/null"}  # this machine's own change nothing
     recipe = "include Makefile\nshown:\n\t@env\n"
-    command = ["make", "--no-print-directory", "--silent", "--file", "-", "shown"]
+    command = ["make", "--no-print-directory", "--silent", "--file", "-", "shown", *options]
     done = subprocess.run(command, input=recipe, env={**clean, **environ}, text=True, capture_output=True, check=True)
-    return dict(line.split("=", 1) for line in done.stdout.splitlines() if line.startswith("UV_"))
+    return dict(
+        line.split("=", 1)
+        for line in done.stdout.splitlines()
+        if line.startswith("UV_") and not line.startswith("UV_CONFIG_FILE=")
+    )
 
 
 def test_torch_is_the_one_for_the_cpu_where_packages_come_from_pypi():
@@ -27,9 +33,41 @@ def test_torch_is_the_one_for_the_cpu_where_packages_come_from_pypi():
     [
         ({"PIP_FIND_LINKS": "/wheels"}, {"UV_FIND_LINKS": "/wheels"}),
         ({"PIP_INDEX_URL": "https://example.org/simple"}, {"UV_DEFAULT_INDEX": "https://example.org/simple"}),
+        (
+            {"PIP_EXTRA_INDEX_URL": "https://example.org/simple"},
+            {"UV_INDEX": "https://example.org/simple", "UV_INDEX_STRATEGY": "unsafe-best-match"},  # as pip chooses
+        ),
         ({"UV_INDEX": "https://example.org/simple"}, {"UV_INDEX": "https://example.org/simple"}),
+        ({"UV_INDEX_URL": "https://example.org/simple"}, {"UV_INDEX_URL": "https://example.org/simple"}),
+        ({"UV_INDEX": "https://a.example/", "PIP_INDEX_URL": "https://b.example/"}, {"UV_INDEX": "https://a.example/"}),
     ],
 )
 def test_places_of_ones_own_are_the_only_ones(given: dict[str, str], uv: dict[str, str]):
     assert exported(**given) == uv
     assert exported(**given, UV_TORCH_BACKEND="cpu") == {**uv, "UV_TORCH_BACKEND": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("content", "uv"),
+    [
+        ("[global]\nindex-url = https://example.org/simple\n", {"UV_DEFAULT_INDEX": "https://example.org/simple"}),
+        ("[install]\nfind-links =\n    /wheels\n    /more\n", {"UV_FIND_LINKS": "/wheels,/more"}),
+        ("[global]\ncert = /authorities.pem\n", {"UV_TORCH_BACKEND": "cpu"}),
+    ],
+)
+def test_a_pip_conf_counts_as_pips_variables_do(tmp_path: Path, content: str, uv: dict[str, str]):
+    (tmp_path / "pip.conf").write_text(content)
+    assert exported(f"PIP_FILES={tmp_path / 'pip.conf'}") == uv
+
+
+@pytest.mark.parametrize(
+    ("content", "uv"),
+    [
+        ('[[index]]\nurl = "https://example.org/simple"\n', {}),
+        ('[pip]\nindex-url = "https://example.org/simple"\n', {}),
+        ('link-mode = "copy"\n', {"UV_TORCH_BACKEND": "cpu"}),
+    ],
+)
+def test_a_uv_toml_that_names_places_counts(tmp_path: Path, content: str, uv: dict[str, str]):
+    (tmp_path / "uv.toml").write_text(content)
+    assert exported(UV_CONFIG_FILE=str(tmp_path / "uv.toml")) == uv

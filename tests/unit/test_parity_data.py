@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from engine.bundle import open_bundle
 from export.errors import Refused
-from export.parity_data import read_payloads
+from export.json_files import read_json
+from export.parity_data import check_payload_file, read_payloads
+from export.recipe import command_from_argv
+from export.signing import sign
 
 
 def test_a_file_that_cannot_be_read(small_bundle: Path, tmp_path: Path):
@@ -22,6 +26,26 @@ def test_a_file_that_cannot_be_read(small_bundle: Path, tmp_path: Path):
         with pytest.raises(Refused) as refused:
             read_payloads(tmp_path / name, bundle)
         assert str(refused.value) == f"--parity-data {tmp_path / sentence}"
+
+
+@pytest.mark.timeout(20)
+def test_a_file_without_an_end_is_not_read(tmp_path: Path):
+    """Nor one that nobody writes to, or that would not fit into memory."""
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "large").open("wb") as large:
+        large.truncate(10**9 + 1)
+    pipe = "it is a pipe or a device; write its content to a file"
+    for name, why in ((Path("/dev/zero"), pipe), ("pipe", pipe), ("large", "it has more than 1000 MB")):
+        with pytest.raises(Refused, match=f"--parity-data .* cannot be read .{why}"):
+            check_payload_file(tmp_path / name)
+    for arguments in (["--recipe", "/dev/zero"], ["--recipe", str(tmp_path / "pipe")]):
+        with pytest.raises(Refused, match=pipe):
+            command_from_argv(arguments)
+    with pytest.raises(Refused, match=pipe):
+        sign(["bundle", "--key", "/dev/zero"])
+    (tmp_path / "config.json").symlink_to("/dev/zero")
+    with pytest.raises(Refused, match=pipe):
+        read_json(tmp_path / "config.json")
 
 
 def test_a_line_ends_where_json_lines_do(small_bundle: Path, tmp_path: Path):

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +38,9 @@ def test_another_file_is_refused_with_what_to_do(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(ValueError, match="measure it anew"):
         read(tmp_path / "r.json")
+
+
+@pytest.mark.timeout(20)
+def test_a_file_without_an_end_is_not_read():
+    with pytest.raises(ValueError, match="/dev/zero is not a file"):
+        read(Path("/dev/zero"))
