@@ -15,7 +15,7 @@ from typing import Any
 from export.errors import Refused, refusal_of
 from export.hub import Located, locate, refuse_pointer
 from export.json_files import read_json
-from export.source import first_line
+from export.said import first_line
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TASKS = {

@@ -13,10 +13,11 @@ from engine.audio.example import wav
 from engine.tasks import DEFAULT_LIMITS
 from engine.tensors import Array, Row
 from export.errors import Refused
-from export.exporters import DYNAMO, OPTIMUM, TORCHSCRIPT, trace_module
+from export.exporters import trace_module
 from export.json_files import FLAG, NUMBER, RATE, SIZE, check_keys
 from export.nodes import Axes, value_info
-from export.source import needing, quiet
+from export.said import needing, quiet
+from export.source import DYNAMO, OPTIMUM, TORCHSCRIPT
 from export.tasks.base import ExportTask, Layout, Probe
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.json_files import TEXT, read_module
 from export.nodes import Nodes, set_outputs
-from export.source import first_line
+from export.said import first_line
 
 _DEFAULT = "torch.nn.modules.activation.Tanh"  # sentence-transformers', where the file says none
 _ACTIVATIONS: Mapping[str, tuple[str, Callable[[Array], Array]]] = {

@@ -30,8 +30,8 @@ from export.int8_search import Step
 from export.int8_tables import shrink
 from export.observed import observed
 from export.optimize import Places, add_graph, fuse
+from export.said import unlogged
 from export.smooth import ALPHAS, maxima, products, scale_of, smooth
-from export.source import unlogged
 
 _ROWS_OBSERVED = 60
 _ROWS_COMPARED, _TOKENS_COMPARED = 24, 128

@@ -18,7 +18,8 @@ import numpy as np
 from export.errors import refusal_of
 from export.nodes import complete_norms, keep_padding
 from export.opset import to_opset_17
-from export.source import Source, first_line, quiet, unlogged, untraceable
+from export.said import first_line, quiet, unlogged
+from export.source import Source, untraceable
 from export.torch_onnx import declare, flat_module, outputs_of
 from export.traceable import traceable
 
@@ -63,7 +64,7 @@ def _others(traced: Traced) -> list[list[Any]]:
 def _export(flat: Any, traced: Traced, outputs: Sequence[str], path: Path) -> None:
     import torch
 
-    from export.onnx_from_model import OPSET
+    from export.opset import OPSET
 
     free = [
         {at: torch.export.Dim.AUTO for at, one in enumerate(axes) if isinstance(one, str)}

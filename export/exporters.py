@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 from export import interrupts
 from export.errors import Refused, Untraceable
 from export.own_task import check_exporter
+from export.source import CALLED, DYNAMO, OPTIMUM
 
 if TYPE_CHECKING:
     from export.source import Source
     from export.tasks.base import ExportTask
     from export.torch_onnx import Traced
 
-OPTIMUM, DYNAMO, TORCHSCRIPT = "optimum", "dynamo", "torchscript"
-CALLED = {OPTIMUM: "optimum", DYNAMO: "torch.export", TORCHSCRIPT: "torchscript"}
-"""In sentences."""
 _ASKED = "--exporter"
 _FIX = "change that in the model, or export another architecture (docs/models.md)"
 

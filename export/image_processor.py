@@ -18,7 +18,7 @@ from engine.images.geometry import EXTENT, PIXELS, Geometry
 from engine.tensors import Array
 from export.errors import Refused
 from export.json_files import read_json
-from export.source import first_line, needing, quiet
+from export.said import first_line, needing, quiet
 
 _NOISE = ((97, 131), (140, 60), (33, 33))  # (height, width): landscape, portrait, square; all odd sizes
 _TOLERANCE = 1e-5

@@ -20,11 +20,12 @@ from engine.images.maps import png
 from engine.tasks import DEFAULT_LIMITS
 from engine.tasks.media import bytes_of
 from export.errors import Refused
-from export.exporters import DYNAMO, TORCHSCRIPT, trace_module
+from export.exporters import trace_module
 from export.image_processor import image_processor
 from export.json_files import read_json
 from export.nodes import Axes
 from export.own_task import missing
+from export.source import DYNAMO, TORCHSCRIPT
 from export.tasks.base import ExportTask, Layout, Probe
 from export.torch_onnx import Traced
 

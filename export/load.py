@@ -23,7 +23,8 @@ from export.parity_limits import GateLimits
 from export.precision_options import wanted
 from export.progress import megabytes
 from export.recipe import TASK_OPTIONS, Recipe
-from export.source import Source, first_line, quiet
+from export.said import first_line, quiet
+from export.source import Source
 from export.tasks import TAGS, export_task
 
 if TYPE_CHECKING:

@@ -17,14 +17,9 @@ import onnx
 from export.errors import Refused
 from export.lean_trace import release
 from export.nodes import Nodes, drop_unused, keep_padding, rename_inputs
+from export.opset import IR_VERSION
 from export.own_task import add_head
 from export.source import Source
-
-OPSET = 17
-"""The newest that TensorRT 8.6's parser takes."""
-
-IR_VERSION = 8
-"""What belongs to opset 17."""
 
 
 def onnx_from_model(source: Source, folder: Path, name: str = "model") -> Any:

@@ -9,6 +9,12 @@ from onnx import helper, numpy_helper
 
 from export.nodes import replace_all
 
+OPSET = 17
+"""The newest that TensorRT 8.6's parser takes."""
+
+IR_VERSION = 8
+"""What belongs to opset 17."""
+
 _AXES_AS_INPUT = frozenset(
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSumSquare".split()
 )

@@ -19,7 +19,8 @@ from export.errors import Refused, refusal_of
 from export.measures import Measure
 from export.own_task import file_of
 from export.parity_cases import Case, without_padding
-from export.source import Source, first_line
+from export.said import first_line
+from export.source import Source
 
 _BATCH_SIZES = (3, 5, 2)
 

@@ -15,7 +15,8 @@ from engine.feed import run_rows
 from engine.tasks import load_task
 from engine.tensors import Arrays, Row, TensorSpec
 from export.errors import Refused
-from export.source import Source, quiet
+from export.said import quiet
+from export.source import Source
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json, Task

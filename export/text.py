@@ -15,7 +15,8 @@ from export.esm_tokenizer import esm_tokenizer
 from export.nodes import Axes
 from export.rare_tokens import rare_texts
 from export.recipe import Recipe
-from export.source import Source, needing
+from export.said import needing
+from export.source import Source
 from export.tasks.base import ExportTask, Layout, Probe
 
 LONGEST_DEFAULT = 8192

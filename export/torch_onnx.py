@@ -14,7 +14,8 @@ import numpy as np
 
 from export.lean_trace import weights_outside
 from export.nodes import Axes, replace_all, set_outputs, value_info
-from export.source import quiet, untraceable
+from export.said import quiet
+from export.source import untraceable
 from export.traceable import traceable
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def trace(source: Source, traced: Traced, path: Path) -> Path:
     import onnx
     import torch
 
-    from export.onnx_from_model import OPSET
+    from export.opset import OPSET
 
     names = [name for name, *_ in traced.inputs]
     with quiet(), torch.inference_mode(), traceable():

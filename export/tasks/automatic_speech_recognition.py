@@ -13,7 +13,7 @@ from export.audio import AudioExport
 from export.errors import Refused
 from export.measures import Measure
 from export.nodes import Nodes, require_output, set_outputs
-from export.source import needing
+from export.said import needing
 
 if TYPE_CHECKING:
     from engine.tensors import Array, Arrays

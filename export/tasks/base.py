@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.tasks import task_class
 from export.errors import Refused
-from export.exporters import DYNAMO, OPTIMUM, trace_module
+from export.exporters import trace_module
 from export.nodes import Axes, Nodes
 from export.own_task import missing
-from export.source import quiet, untraceable
+from export.said import quiet
+from export.source import DYNAMO, OPTIMUM, untraceable
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json, Task
@@ -211,7 +212,7 @@ def _by_optimum(source: Source, folder: Path, task: str) -> Path:
     from optimum.exporters.onnx import onnx_export_from_model
 
     from export.lean_trace import weights_outside
-    from export.onnx_from_model import OPSET
+    from export.opset import OPSET
     from export.padding import model_to_trace
     from export.torch_onnx import silent
 

@@ -10,7 +10,8 @@ from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, is_image_model
 from export.judged import VectorsExport
-from export.source import quiet, weight_names
+from export.said import quiet
+from export.source import weight_names
 from export.tasks.base import Layout
 
 if TYPE_CHECKING:
