@@ -66,7 +66,7 @@ class Server:
 def server(tmp_path: Path) -> Iterator[Server]:
     (tmp_path / "www").mkdir()
     server = Server(tmp_path / "www")
-    thread = threading.Thread(target=server.server.serve_forever)
+    thread = threading.Thread(target=server.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
     server.server.shutdown()
