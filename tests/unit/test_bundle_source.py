@@ -209,6 +209,18 @@ def test_a_reply_that_ends_in_the_middle_is_asked_for_again(
     assert len(server.requests) == 3
 
 
+def test_a_turn_that_never_comes_is_told(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+):
+    monkeypatch.setattr("handler.fetch_bundle._TURN_S", 0.1)
+    (tmp_path / "cache").mkdir()
+    with open(tmp_path / "cache" / f".{hash_of(small_bundle)}.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(BundleError, match=r"another worker has held .*\.lock for 0\.1 s; remove it"):
+            fetched(server, small_bundle, tmp_path / "cache")
+    assert server.requests == []
+
+
 def test_where_the_volume_knows_no_locks_each_worker_fetches(
     server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
