@@ -60,6 +60,7 @@ RUN --mount=type=secret,id=HF_TOKEN --mount=type=secret,id=build_env \
         echo "the bundle is not the one that BUNDLE_SHA256 names; build with the hash in bundle/manifest.sha256" >&2; \
         exit 1; \
     fi \
+    && python -m engine inspect bundle --verify \
     && chmod --recursive u=rwX,go=rX bundle
 
 FROM tools AS packages

@@ -152,6 +152,7 @@ lock: $(VENV)/uv.stamp ## resolve the pins in requirements/ anew; UPGRADE= keeps
 		| $(PINS) - -o requirements/peers-infinity.txt
 	@printf '%s\n' 'infinity-emb[server,torch]==0.0.78' 'optimum<2' 'transformers<4.49' 'torch==2.13.0' 'numpy<2' \
 		| $(PINS) - -o requirements/peers-infinity-server.txt
+	@printf '%s\n' 'fastembed==0.9.1' 'runpod==1.12.0' | $(PINS) - -o requirements/peers-fastembed.txt
 	@printf '%s\n' 'litserve==0.2.19' 'sentence-transformers==5.7.0' 'torch==2.13.0' 'transformers>=4.57,<4.58' 'numpy<2' \
 		| $(PINS) - -o requirements/peers-litserve.txt
 	@sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' $(TORCH_PINS)

@@ -86,8 +86,8 @@ def _forms(name: str, rounds: int) -> Iterator[Measurement]:
     from engine.bundle import open_bundle
     from engine.tensors import Row
     from export.candidates import candidate_of, of_bundle
+    from export.dynamic_int8 import DynamicInt8
     from export.int8_search import Step
-    from export.precision import Int8
     from export.rates import rates
     from export.static_graphs import StaticInt8
     from export.static_int8 import CPU
@@ -104,8 +104,8 @@ def _forms(name: str, rounds: int) -> Iterator[Measurement]:
         shape = [int(axis) for axis in pixels.shape[1:]]
         rows = [Row({pixels.name: noise.integers(0, 256, shape, np.uint8)}, 1) for _ in range(_ROWS)]
         portable = copy / opened.manifest.graphs["model"].onnx["fp32"]
-        int8 = Int8(portable, copy / "work", {}, rows)
-        made = [int8.write(Step()), StaticInt8(int8, portable, copy / "work", {}, CPU).untuned()]
+        int8 = DynamicInt8(portable, copy / "work", {}, rows)
+        made = [int8.write(Step()), StaticInt8(int8, CPU).untuned()]
         candidates = [next(iter(of_bundle(opened))), *(candidate_of(copy, "int8", path) for path in made)]
         found = [rates(candidates, rows) for _ in range(rounds)]
     for place, form in enumerate(FORMS):

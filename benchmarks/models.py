@@ -91,7 +91,7 @@ def ask(bundle: Path, payload: Mapping[str, Any], precision: str | None = None) 
     from engine.bundle import open_bundle
     from engine.feed import run_rows
     from engine.tasks import load_task
-    from export.plan_gate import in_precision
+    from export.candidates import in_precision
 
     opened = open_bundle(bundle)
     opened.verify()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from engine import plan_cache, probe
 from engine.backends import load_engine
-from engine.errors import BundleError, EngineError, EngineLost, OutOfMemory
+from engine.errors import BundleError, EngineError, EngineLost, OutOfMemory, WorkerError
 from engine.plan import plans_of, stale
 from engine.select import Choice, Facts, select
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _BESIDE_TENSORRT = ("pycuda.driver", "cuda.bindings.driver")
 """What engine/backends/cuda.py imports."""
 
+Need: TypeAlias = Callable[[Sequence[str]], None]
+"""Called with files of the bundle that are opened next; returns when they may be. Raises BundleError."""
+
 
 def open_engine(
     bundle: Bundle,
@@ -30,11 +33,13 @@ def open_engine(
     graph: str = "model",
     say: plan_cache.Say = lambda line: None,
     struck: dict[str, str] | None = None,
+    need: Need = lambda names: None,
 ) -> tuple[Engine, Choice]:
-    """The best engine that loads here for one graph of a verified bundle, not yet warmed up, and why that one.
+    """The best engine that loads here for one graph of a bundle, not yet warmed up, and why that one.
 
     `say` gets a line for the log about everything that takes long or fails on the way, and `struck` what is out from
-    now on, as `Facts` has it; `warmed` goes on from there. Raises ConfigError when nothing works that the settings
+    now on, as `Facts` has it; `warmed` goes on from there. `need` is for a bundle of which `verify_common` has passed
+    and no more. Raises ConfigError when nothing works that the settings
     allow, EngineError when the engine asked for does not load, BundleError when the bundle failed its parity gate and
     the settings do not allow that.
     """
@@ -53,6 +58,7 @@ def open_engine(
                 continue
             if choice.plan is not None and choice.plan in facts.cached:
                 plan_cache.verify(choice.plan)
+            need(_opened_by(choice, bundle, graph))
             return load_engine(choice, bundle, settings, graph), choice
         except (EngineLost, OutOfMemory):
             raise  # the next best would meet the same
@@ -72,6 +78,7 @@ def warmed(
     graph: str = "model",
     say: plan_cache.Say = lambda line: None,
     struck: dict[str, str] | None = None,
+    need: Need = lambda names: None,
 ) -> tuple[Engine, Choice]:
     """What `open_engine` returned, warm; the next best that is, where it loads and yet does not run.
 
@@ -92,7 +99,23 @@ def warmed(
         engine.close()  # only now, for the error's traceback holds on to what is to be freed
         say(f"{key}: {reason}")
         struck[key] = reason
-        engine, choice = open_engine(bundle, settings, graph, say, struck)
+        engine, choice = open_engine(bundle, settings, graph, say, struck, need)
+
+
+def foreseen(bundle: Bundle, settings: Settings, graph: str) -> list[str]:
+    """The files that `open_engine` will probably need first. What it cannot do is told by itself."""
+    try:
+        return _opened_by(select(settings, gather(bundle, settings, graph)), bundle, graph)
+    except WorkerError:
+        return []
+
+
+def _opened_by(choice: Choice, bundle: Bundle, graph: str) -> list[str]:
+    """Those files of the bundle that the engine of `choice` opens and `verify_common` leaves out."""
+    if choice.plan is not None:  # one on the volume is none of the bundle's
+        return [name for name in bundle.manifest.files if bundle.path / name == choice.plan.path]
+    runtime, _, provider = choice.engine.partition("-")
+    return bundle.weights_of(bundle.onnx_of(graph, provider)[0]) if runtime == "onnxruntime" else []
 
 
 def import_ahead(settings: Settings) -> None:

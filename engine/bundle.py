@@ -84,7 +84,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle. Nothing but the manifest has been read until `verify` or `verify_all_but_weights` passed."""
+    """An opened bundle. Nothing but the manifest has been read until `verify` or `verify_common` passed."""
 
     path: Path
     manifest: Manifest
@@ -97,28 +97,43 @@ class Bundle:
             raise BundleError(f"{self.path} has no {name!r}; export the model again")
         return self.path / name
 
-    def verify(self) -> None:
-        """Compare every file with its recorded size and SHA-256.
+    def onnx_of(self, graph: str, provider: str) -> tuple[str, bool]:
+        """The ONNX file of `graph` for a provider of ONNX Runtime, "cpu" or "cuda", and whether it is a fused one."""
+        found, precision = self.manifest.graphs[graph], self.manifest.precision
+        if provider != "cpu":  # the CPU's int8 is for the CPU alone
+            precision = self.manifest.precisions.get(provider) or ("fp32" if precision == "int8" else precision)
+        elif precision in found.fused:
+            return found.fused[precision], True
+        return found.onnx.get(precision) or found.onnx["fp32"], False
+
+    def weights_of(self, onnx: str) -> list[str]:
+        """The files of weights that the ONNX file names, as external data does; perhaps more, if it names them else.
+
+        To be asked when that file was compared with the manifest. Raises BundleError when it cannot be read.
+        """
+        try:
+            content = self.file(onnx).read_bytes()
+        except OSError as error:
+            raise BundleError(f"{self.path / onnx} cannot be read ({error.strerror}); {REBUILD}") from error
+        weights = filter(is_weights, self.manifest.files)
+        return [name for name in weights if os.fsencode(PurePosixPath(name).name) in content]
+
+    def verify(self, names: Iterable[str] | None = None) -> None:
+        """Compare files, all of them unless they are named, with their recorded sizes and SHA-256.
 
         Files, and the pieces of large ones, are hashed side by side. Raises BundleError for the first that is missing
         or differs.
         """
-        self._verify(self.manifest.files)
-
-    def verify_all_but_weights(self) -> None:
-        """As `verify`, but of weights only that they are there in their size."""
-        for name in filter(_is_weights, self.manifest.files):
-            self._verify_size(name)
-        self._verify([name for name in self.manifest.files if not _is_weights(name)])
-
-    def verify_weights(self) -> None:
-        """As `verify`, of what `verify_all_but_weights` left: numbers, which ONNX Runtime maps and nobody parses."""
-        self._verify(list(filter(_is_weights, self.manifest.files)))
-
-    def _verify(self, names: Iterable[str]) -> None:
+        names = self.manifest.files if names is None else list(names)
         known = self.manifest.pieces
         pieces = [(name, index) for name in names for index in range(len(known.get(name, ())))]
         digest.side_by_side(self._verify_part, [*pieces, *((name, None) for name in names if name not in known)])
+
+    def verify_common(self) -> None:
+        """As `verify`, but of files that only one engine opens no more than that they are there in their size."""
+        for name in filter(_is_for_one_engine, self.manifest.files):
+            self._verify_size(name)
+        self.verify(name for name in self.manifest.files if not _is_for_one_engine(name))
 
     def _verify_size(self, name: str) -> None:
         path, size = self.path / name, self.manifest.files[name][0]
@@ -149,9 +164,17 @@ class Bundle:
             raise BundleError(f"{path} does not match the SHA-256 in the manifest; {REBUILD}")
 
 
-def _is_weights(name: str) -> bool:
+def is_weights(name: str) -> bool:
     """Whether the file holds tensors beside a graph, as ONNX's external data: no structure, nothing to be parsed."""
     return name.startswith("graphs/") and name.endswith(".bin")
+
+
+def _is_for_one_engine(name: str) -> bool:
+    """Whether a boot whose engine is another one never opens the file: weights, plans, and what their builder measured.
+
+    They are most of a bundle, and one for many GPUs holds many of them.
+    """
+    return is_weights(name) or (name.startswith("graphs/") and name.endswith((".plan", ".cache")))
 
 
 def _no_bundle(path: Path) -> str:

@@ -11,6 +11,7 @@ from engine.bundle import REBUILD, Bundle, open_bundle
 from engine.errors import BundleError
 from engine.plan import Machine, Plan, PlanFile, mismatch, plans_of, stale
 from engine.probe import gpu, tensorrt_version
+from engine.table import table
 
 _PARITY = "parity.json"
 
@@ -141,13 +142,6 @@ def text(found: Mapping[str, Any]) -> str:
     header = ("PLAN", "GRAPH", "FOR", "TENSORRT", "PRECISION", "BATCHES x LENGTHS", "US A RUN", "SIZE", "PARITY")
     here = [(Path(plan["file"]).name, plan["obstacle"] or "usable") for plan in found["plans"]]
     return "\n\n".join([*parts, table([header, *plans]), table([("PLAN", "HERE"), *here])])
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in columns that are as wide as their widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = ((cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def _figures(parity: Mapping[str, Any] | None) -> str:

@@ -47,12 +47,6 @@ class Profile:
     buckets: tuple[Bucket, ...]
     shapes: Mapping[str, tuple[Shape, Shape, Shape]]
 
-    def covers(self, shapes: Mapping[str, Shape]) -> bool:
-        """Whether every input may have its shape in `shapes`."""
-        return set(shapes) == set(self.shapes) and all(
-            _ordered(self.shapes[name][0], shape, self.shapes[name][2]) for name, shape in shapes.items()
-        )
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -35,23 +35,24 @@ class Gpu:
         return f"{self.name} ({self.architecture})"
 
 
-def gpu(root: Path = Path("/")) -> Gpu | None:
+def gpu() -> Gpu | None:
     """The first CUDA device, or None without a driver or a device.
 
     Asked through libcuda itself: without a driver, TensorRT and ONNX Runtime's CUDA provider crash the process
     instead of raising.
     """
-    found = _first_device(root)
+    found = _first_device()
     return found if isinstance(found, Gpu) else None
 
 
 def why_no_gpu() -> str:
     """What the driver says where it shows no device; empty without a driver."""
-    found = _first_device(Path("/"))
+    found = _first_device()
     return found if isinstance(found, str) else ""
 
 
-def _first_device(root: Path) -> Gpu | str:
+def _first_device() -> Gpu | str:
+    """The first CUDA device, or what the driver says instead; empty without a driver."""
     load_kernels_lazily()
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
@@ -72,7 +73,7 @@ def _first_device(root: Path) -> Gpu | str:
         if code := cuda[function](*arguments):
             return f"{function} ends with error {code}{_name_of(cuda, code)}"
     cuda_version = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    return Gpu(name.value.decode(), (major.value, minor.value), driver_version(root), cuda_version)
+    return Gpu(name.value.decode(), (major.value, minor.value), driver_version(), cuda_version)
 
 
 def _name_of(cuda: ctypes.CDLL, code: int) -> str:

@@ -30,12 +30,22 @@ def options(payload: dict[str, Any], normalize: bool) -> Mapping[str, Any]:
 
 def reply(outputs: Sequence[Arrays], options: Mapping[str, Any], single: bool) -> Json:
     """`{"embedding": ..., "dimensions": n}`, or `embeddings`; an embedding may be several vectors, one a row."""
-    vectors = np.stack([row[OUTPUT] for row in outputs])
-    if options["normalize"]:
+    vectors, dimensions = encoded(outputs, options["normalize"], options["encoding_format"])
+    key, value = ("embedding", vectors[0]) if single else ("embeddings", vectors)
+    return {key: value, "dimensions": dimensions}
+
+
+def encoded(
+    outputs: Sequence[Arrays], normalize: bool, encoding_format: str, dimensions: int | None = None
+) -> tuple[Any, int]:
+    """The embeddings of `outputs` as one of FORMATS, and how many numbers each vector has.
+
+    Vectors are cut to their first `dimensions` before they are normalised, as OpenAI does it.
+    """
+    vectors = np.stack([row[OUTPUT] for row in outputs])[..., :dimensions]
+    if normalize:
         vectors = normalized(vectors)
-    encoded: Any = in_base64(vectors) if options["encoding_format"] == "base64" else vectors
-    key, value = ("embedding", encoded[0]) if single else ("embeddings", encoded)
-    return {key: value, "dimensions": vectors.shape[-1]}
+    return in_base64(vectors) if encoding_format == "base64" else vectors, vectors.shape[-1]
 
 
 def normalized(vectors: Array) -> Array:

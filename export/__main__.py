@@ -13,19 +13,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
-from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from engine.bundle import open_bundle, write_manifest
 from engine.bundle_folder import new_bundle_folder
 from engine.errors import BundleError, MissingPackage
+from engine.table import table
 from export import interrupts
 from export.errors import ParityFailed, Refused, blaming_the_disk, refusal_of
 from export.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED, UNAVAILABLE
 from export.outcome import Outcome, plans_added
 from export.packages import INSTALL, other_versions
-from export.progress import megabytes, recorded, stage, table
+from export.progress import megabytes, recorded, size_of, stage
 from export.recipe import Command, Recipe, command_from_argv
 from export.tasks import export_task
 from export.terminal import only_json
@@ -126,8 +126,9 @@ def _plan(argv: Sequence[str]) -> Outcome:
 
     names = add_plans(path, recipe)
     bundle = open_bundle(path)
-    print(f"\n{table(('plan', 'size'), [(name, megabytes(bundle.manifest.files[name][0])) for name in names])}")
-    print(f"\nbundle    {path}  {megabytes(_size(path))}")
+    sizes = [(name, megabytes(bundle.manifest.files[name][0])) for name in names]
+    print(f"\n{table([('plan', 'size'), *sizes])}")
+    print(f"\nbundle    {path}  {megabytes(size_of(path))}")
     return Outcome(OK, next=f"python -m engine inspect {quote(str(path))}", more=plans_added(bundle, names))
 
 
@@ -164,7 +165,7 @@ def export(recipe: Recipe) -> dict[str, Any]:
                 name: optimize(graphs.pop(name), folder / "graphs" / name, work / name) for name in source.task.graphs
             }
             shutil.rmtree(work)
-            note(megabytes(_size(folder)))
+            note(megabytes(size_of(folder)))
         with stage("write"):
             from export.recipe_file import HEAD, RECIPE, resolved, text_of
             from export.write import write
@@ -188,10 +189,6 @@ def export(recipe: Recipe) -> dict[str, Any]:
 def _chosen(recipe: Recipe, figures: dict[str, Any]) -> str:
     """What the ladders came to, as --precision takes it: on another machine they may come to something else."""
     return ",".join(f"{target}={figures['precisions'][target]}" for target in recipe.targets)
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from export.errors import Refused
 
@@ -15,7 +15,18 @@ _ALIKE = 0.7
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises Refused instead of printing and ending the program."""
+    """Takes options by their whole names only, and raises Refused instead of printing and ending the program."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def add_bundle(self) -> None:
+        """The argument BUNDLE."""
+        self.add_argument("bundle", type=file_path, metavar="BUNDLE", help="folder of the bundle")
+
+    def add_json(self) -> None:
+        """The option --json, which export/__main__.py looks for before anything is parsed."""
+        self.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
 
     def error(self, message: str) -> NoReturn:
         """Refuse, and say which option may have been meant."""

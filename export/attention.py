@@ -13,7 +13,6 @@ kernels a layer of BERT, 1.4.0 none (docs/plans.md). Whatever does not look exac
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.tensors import Array
-from export.nodes import names_read, rename_read, sort_nodes
+from export.nodes import attribute_of, readers_of, rename_read, sort_nodes
+from export.optimize import outside
 
 _HEADS, _KEYS = (0, 2, 1, 3), (0, 2, 3, 1)
 """Axes of (batch, tokens, heads, head size) as queries and values have them, and as the keys do."""
@@ -69,10 +69,7 @@ class _Rewriting:
         self._folder = folder
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
         self._makers = {name: node for node in graph.node for name in node.output}
-        self._readers: dict[str, list[Any]] = defaultdict(list)
-        for node in graph.node:
-            for name in names_read(node):
-                self._readers[name].append(node)
+        self._readers = readers_of(graph)
         for tensor in graph.output:
             self._readers[tensor.name].append(None)
 
@@ -107,7 +104,7 @@ class _Rewriting:
         while node is not None and (node.op_type == "Add" or self._is_mask(node)):
             between.append(node)
             node = self._only_reader(node.output[0])
-        found = node is not None and node.op_type == "Softmax" and _ints(node, "axis", (-1,)) in ((-1,), (3,))
+        found = node is not None and node.op_type == "Softmax" and attribute_of(node, "axis", -1) in (-1, 3)
         return scales, between, node if found else None
 
     def _scale_queries(self, scores: Any, scales: Sequence[Any]) -> None:
@@ -151,7 +148,7 @@ class _Rewriting:
             steps.append(node)
             before = node
         transpose, reshape, product, _ = steps
-        if _ints(transpose, "perm", ()) != _HEADS or product.input[1] not in self._weights:
+        if tuple(attribute_of(transpose, "perm", ())) != _HEADS or product.input[1] not in self._weights:
             return None
         width = self._weights[product.input[1]].dims[0]
         return steps if self._last_sizes(reshape.input[1], 3) in ((width,), (_REST,)) else None
@@ -178,7 +175,7 @@ class _Rewriting:
         node = self._makers.get(name)
         while node is not None and self._is_read_once(node) and node.op_type != "Reshape":
             if node.op_type == "Transpose":
-                perm = _ints(node, "perm", ())
+                perm = attribute_of(node, "perm", ())
                 if len(perm) != 4:
                     return None
                 order = [perm[axis] for axis in order]
@@ -286,12 +283,10 @@ class _Rewriting:
         return tuple(found) if len(found) == rank - 2 else None
 
     def _values(self, tensor: Any) -> Array:
-        if tensor.data_location != TensorProto.EXTERNAL:
+        content = outside(tensor, self._folder)
+        if content is None:
             return numpy_helper.to_array(tensor)
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        path, offset = self._folder / place["location"], int(place.get("offset", 0))
-        return np.fromfile(path, dtype, int(np.prod(tensor.dims)), offset=offset).reshape(tuple(tensor.dims))
+        return np.frombuffer(content, helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
 
     def _constant(self, values: Array, name: str) -> str:
         tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
@@ -299,10 +294,3 @@ class _Rewriting:
         self._weights[name] = self._graph.initializer[-1]
         self.made.add(name)
         return name
-
-
-def _ints(node: Any, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return tuple(attribute.ints) or (attribute.i,)
-    return default

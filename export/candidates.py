@@ -33,6 +33,14 @@ def portable(bundle: Bundle, name: str, precision: str = "fp32") -> Bundle:
     return replace(bundle, manifest=replace(bundle.manifest, graphs=graphs, precision=precision))
 
 
+def in_precision(bundle: Bundle, graph: str, precision: str) -> Bundle:
+    """`bundle` as if it had the graph of this precision only."""
+    found = bundle.manifest.graphs[graph]
+    fused = {precision: found.fused[precision]} if precision in found.fused and precision != "int8" else {}
+    graphs = {graph: replace(found, onnx={precision: found.onnx[precision]}, fused=fused)}
+    return replace(bundle, manifest=replace(bundle.manifest, precision=precision, graphs=graphs))
+
+
 def candidate_of(folder: Path, precision: str, path: Path, *, file: str = "", name: str = "model") -> Candidate:
     """The graph at `path`, below `folder`, as ONNX Runtime runs it on the CPU without changing it.
 

@@ -9,8 +9,9 @@ from shlex import quote
 from typing import Any, TextIO, TypeAlias
 
 from engine.bundle import Bundle, open_bundle
+from engine.table import table
 from engine.tasks import task_class
-from export.progress import megabytes, table
+from export.progress import megabytes, size_of
 from export.recipe import Recipe
 from export.terminal import is_rich
 
@@ -35,7 +36,7 @@ class Result:
     @property
     def size(self) -> int:
         """Bytes of everything in it."""
-        return sum(file.stat().st_size for file in self.bundle.path.rglob("*") if file.is_file())
+        return size_of(self.bundle.path)
 
     @property
     def next(self) -> str:
@@ -122,7 +123,7 @@ def print_result(result: Result, to: TextIO) -> None:
         _print_rich(tables, result.facts(), to)
         return
     for header, rows in tables:
-        print(f"\n{table(header, rows)}", file=to)
+        print(f"\n{table([header, *rows])}", file=to)
     print(file=to)
     for word, said in result.facts():
         print(f"{word:<9} {said}", file=to)

@@ -13,9 +13,8 @@ from engine.images.dual import IMAGE, TEXT
 from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, from_pixels, image_inputs, is_image_model, task_of
-from export.measures import NEIGHBOURS, Measure, neighbours, of_both
-from export.tasks.image_feature_extraction import VECTORS, compare_vectors
-from export.text import fast_tokenizer, longest_row, texts, tokenizer_file
+from export.measures import NEIGHBOURS, VECTORS, Measure, compare_vectors, same_neighbours
+from export.text import fast_tokenizer, longest_row, row_tokens, texts, tokenizer_file, tokens_of
 from export.torch_onnx import Traced
 
 if TYPE_CHECKING:
@@ -102,19 +101,12 @@ class DualExport(ImageExport):
 
     def inputs_of(self, source: Source, payload: Json, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]] | None:
         """Images through transformers' own processor; of texts the tokens that the worker makes, as for texts alone."""
-        import torch
-
         of_images = [row for row in rows if row.graph == IMAGE]
         images = super().inputs_of(source, payload, of_images) if of_images else ()
         if images is None:
             return None
         pictures = iter(images)
-        return [
-            next(pictures)
-            if row.graph == IMAGE
-            else {name: torch.from_numpy(values[None].astype("int64")) for name, values in row.feeds.items()}
-            for row in rows
-        ]
+        return [next(pictures) if row.graph == IMAGE else row_tokens(row) for row in rows]
 
     def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
         """Of the vectors."""
@@ -122,7 +114,7 @@ class DualExport(ImageExport):
 
     def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
         """Whether the neighbours of every image among the images are the same, and those of every text among texts."""
-        return [neighbours(*of_both(expected, found, OUTPUT))]
+        return [same_neighbours(expected, found, OUTPUT)]
 
 
 def is_siglip(config: Any) -> bool:
@@ -137,10 +129,8 @@ def is_dual_model(root: Path, config: Mapping[str, Any]) -> bool:
 
 def text_inputs(source: Source, text: str) -> Mapping[str, Any]:
     """One text as the pipeline makes it for the model: tensors with a batch of one."""
-    padding: dict[str, Any] = {"padding": "max_length"} if is_siglip(source.config) else {}
-    found: Mapping[str, Any] = source.tokenizer(
-        [text], return_tensors="pt", truncation=True, max_length=source.max_length, **padding
-    )
+    padding = {"padding": "max_length"} if is_siglip(source.config) else {}
+    found = tokens_of(source, text, **padding)
     return {name: found[name] for name in _token_names(source)}
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from export.errors import refusal_of
 from export.nodes import complete_norms, keep_padding
 from export.opset import to_opset_17
-from export.source import Source, first_line, quiet, untraceable
+from export.source import Source, first_line, quiet, unlogged, untraceable
 from export.torch_onnx import declare, flat_module, outputs_of
 from export.traceable import traceable
 
@@ -162,10 +162,5 @@ def _root(error: BaseException) -> Exception:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Keep back the tracer's notes on its steps, and the program that it prints where it fails."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+    with unlogged(logging.CRITICAL), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        yield

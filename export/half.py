@@ -10,7 +10,6 @@ Every runtime runs the types that it finds here; export/rounded.py computes on a
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.attention import lean_attention
-from export.nodes import names_read, rename_read, subgraphs
+from export.nodes import drop_unread_constants, names_read, readers_of, rename_read, replace_all, subgraphs
 from export.optimize import add_graph, load_whole
 
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -69,7 +68,7 @@ def lean_graph(portable: Path) -> Iterator[Path]:
     model = onnx.load(portable, load_external_data=False)
     _constants_to_initializers(model.graph)
     lean_attention(model.graph, float_tensors(portable), portable.parent)
-    _drop_unread(model.graph)
+    drop_unread_constants(model.graph)
     del model.graph.value_info[:]
     path = portable.with_name("lean.onnx")
     try:
@@ -109,12 +108,12 @@ def _convert(graph: Any, floats: set[str], dtype: int, kinds: Set[str], kept: Co
     for index, node in enumerate(list(graph.node)):
         if node.op_type not in _ANY_TYPE:
             wanted = dtype if index in chosen else TensorProto.FLOAT
-            rename_read(node, {name: as_type(name, wanted) for name in names_read(node)})
+            # In an order of its own, for that of a set differs from run to run, and equal models give equal bytes.
+            rename_read(node, {name: as_type(name, wanted) for name in sorted(names_read(node))})
         nodes.append(node)
     _keep_outputs(graph, nodes, is_half, dtype)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    _drop_unread(graph)
+    replace_all(graph.node, nodes)
+    drop_unread_constants(graph)
 
 
 class _Choice:
@@ -126,10 +125,7 @@ class _Choice:
         self._nodes = list(graph.node)
         self._floats = floats
         self._sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in graph.initializer}
-        self._readers: dict[str, list[Any]] = defaultdict(list)
-        for node in self._nodes:
-            for name in names_read(node):
-                self._readers[name].append(node)
+        self._readers = readers_of(graph)
         self._from_indices = self._derived_from_indices({tensor.name for tensor in graph.input} & floats)
 
     def half_nodes(self) -> set[int]:
@@ -196,8 +192,7 @@ def _constants_to_initializers(graph: Any) -> None:
             graph.initializer.append(values[0])
         else:
             kept.append(node)
-    del graph.node[:]
-    graph.node.extend(kept)
+    replace_all(graph.node, kept)
 
 
 def _converted(tensor: Any, name: str, dtype: int) -> Any:
@@ -222,10 +217,3 @@ def _keep_outputs(graph: Any, nodes: list[Any], is_half: set[str], dtype: int) -
                 rename_read(node, {output.name: inner})
             # A reader in fp32 has its own cast already.
             nodes.append(helper.make_node("Cast", [inner], [output.name], name=inner, to=TensorProto.FLOAT))
-
-
-def _drop_unread(graph: Any) -> None:
-    read = {name for node in graph.node for name in names_read(node)} | {tensor.name for tensor in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)

@@ -12,12 +12,13 @@ on the answers 6 come to 0.985.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from export.candidates import Candidate
 from export.errors import ParityFailed
 from export.parity import Gate
-from export.parity_limits import Limits
+from export.parity_limits import GateLimits
+from export.trials import Checked
 
 RESERVE = 0.1
 """Of what a limit of int8 allows, this share must be left: texts that nobody tried are worse than those that were."""
@@ -36,15 +37,13 @@ _INPUTS_TRIED = 16
 
 _One = TypeVar("_One")
 
-Checked: TypeAlias = "dict[str, Any] | ParityFailed"
-
 
 class Int8Gate:
     """The gate as steps of int8 must pass it; limits that were asked for are taken as they are."""
 
-    def __init__(self, gate: Gate, limits: Limits) -> None:
+    def __init__(self, gate: Gate, limits: GateLimits) -> None:
         self.gate = gate
-        self._limits = Limits(limits.given, 0.0 if limits.given else RESERVE)
+        self._limits = GateLimits(limits.given, 0.0 if limits.given else RESERVE)
 
     def check(self, candidate: Candidate) -> Checked:
         """The figures of parity.json, or why it is left; figures are then of what was compared until then."""

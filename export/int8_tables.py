@@ -9,13 +9,13 @@ Measured on all-MiniLM-L6-v2 (30,522 rows of 384): a scale a row leaves a relati
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.tensors import Array
+from export.nodes import attribute_of, readers_of
 
 LARGE = 1 << 20
 """Values. Smaller tables save less than 3 MB, and three nodes more are not free in a small model."""
@@ -26,10 +26,7 @@ _LARGEST_BYTE = 127
 
 def shrink(model: Any) -> None:
     """Turn the large fp32 tables in place that are only gathered from, row by row."""
-    readers: dict[str, list[Any]] = defaultdict(list)
-    for node in model.graph.node:
-        for name in node.input:
-            readers[name].append(node)
+    readers = readers_of(model.graph)
     outputs = {tensor.name for tensor in model.graph.output}
     for table in list(model.graph.initializer):
         large = table.data_type == TensorProto.FLOAT and len(table.dims) == _AXES and np.prod(table.dims) >= LARGE
@@ -48,7 +45,7 @@ def bytes_of_rows(table: Array) -> tuple[Array, Array]:
 def _gathers_rows(node: Any, table: str) -> bool:
     if node.op_type != "Gather" or node.input[0] != table or node.input[1] == table:
         return False
-    return next((int(one.i) for one in node.attribute if one.name == "axis"), 0) == 0
+    return bool(attribute_of(node, "axis", 0) == 0)
 
 
 def _shrink(graph: Any, table: Any, gathers: list[Any]) -> None:

@@ -20,11 +20,11 @@ from export.ladder_gpu import HalfGraphs, climb_gpu
 from export.ladder_static import climb_static
 from export.parity import Gate, worst
 from export.parity_data import read_payloads
-from export.parity_limits import Limits
+from export.parity_limits import GateLimits
 from export.parity_reply import check_reply
 from export.precision_options import AUTO, wanted
 from export.progress import stage
-from export.trials import Record
+from export.trials import Climbed, Record
 from export.write import add_parity
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from export.source import Source
 
 LADDER_HEADER = ("target", "tried", "outcome", "figures", "seconds")
-_GPU = ("cuda", "tensorrt")
+_ORDER = ("cuda", "tensorrt", "cpu")
+"""In which the targets are put through their ladders."""
 
 
 def choose_precisions(
@@ -46,7 +47,7 @@ def choose_precisions(
     and Refused for parity data or limits that do not fit the task.
     """
     asked = wanted(recipe)
-    limits = Limits(recipe.parity_thresholds)
+    limits = GateLimits(recipe.parity_thresholds)
     limits.of(source.task, "fp32")  # an unknown name is found out before the work
     only_fp32 = set(asked.values()) <= {"fp32", AUTO}
     failures: list[str] = []
@@ -71,24 +72,23 @@ def choose_precisions(
     records: dict[str, list[Record]] = {}
     chosen: dict[str, str] = {}
     halves = HalfGraphs(gate, source, folder, limits, recipe.allow_parity_failure)
-    for target in (name for name in _GPU if name in asked):
+
+    def climb(target: str) -> Climbed:
+        if target == "cpu":
+            return climb_cpu(gate, folder, files, asked[target], limits, recipe.allow_parity_failure)
+        if asked[target] == "int8":
+            return climb_static(halves, folder, files, limits, recipe.allow_parity_failure)
+        return climb_gpu(halves, target, asked[target])
+
+    for target in _ORDER:
+        if target not in asked or (target, asked[target]) == ("cpu", "fp32"):
+            continue
         with stage(target) as note:
-            found = (
-                climb_static(halves, folder, files, limits, recipe.allow_parity_failure)
-                if asked[target] == "int8"
-                else climb_gpu(halves, target, asked[target])
-            )
+            found = climb(target)
             records[target], chosen[target] = found.records, found.precision
-            figures["graphs"].update(found.graphs)
-            failures += found.failures
-            note(found.said)
-    if asked.get("cpu", "fp32") != "fp32":
-        with stage("cpu") as note:
-            found = climb_cpu(gate, folder, files, asked["cpu"], limits, recipe.allow_parity_failure)
-            records["cpu"], chosen["cpu"] = found.records, found.precision
-            fp32 = figures["graphs"]
+            graphs = figures["graphs"]
             figures = {**figures, **found.figures}
-            figures["graphs"] = {**found.graphs, **fp32}
+            figures["graphs"] = {**found.graphs, **graphs} if target == "cpu" else {**graphs, **found.graphs}
             failures += found.failures
             note(found.said)
     figures["precisions"] = {"cpu": "fp32", **chosen}

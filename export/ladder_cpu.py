@@ -16,20 +16,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engine.bundle import open_bundle
 from export.candidates import Candidate, candidate_of, of_bundle
+from export.dynamic_int8 import DynamicInt8
 from export.errors import ParityFailed
 from export.int8_gate import Int8Gate
 from export.int8_search import Step, search
 from export.ladder_static import search_static
 from export.optimize import remove_graph
 from export.parity import Gate
-from export.parity_limits import Limits
-from export.precision import Int8
+from export.parity_limits import GateLimits
 from export.precision_options import AUTO
 from export.rates import rates
 from export.static_graphs import StaticInt8
 from export.static_int8 import CPU
-from export.trials import Outcome, Record, record_of
+from export.trials import Climbed, Record, record_of
 from export.write import choose
 
 if TYPE_CHECKING:
@@ -51,19 +52,19 @@ def climb_cpu(
     folder: Path,
     files: Mapping[str, tuple[Path, Path, Places]],
     asked: str,
-    limits: Limits,
+    limits: GateLimits,
     allow_failure: bool,
-) -> Outcome:
+) -> Climbed:
     """The fastest precision of the CPU that passes. Raises ParityFailed where none does that was asked for."""
-    outcome = Outcome("fp32", [])
+    outcome = Climbed("fp32", [])
     if len(files) > 1:
         outcome.records.append(Record("int8", False, 0.0, reason="int8 is for bundles of one graph"))
         return _fp32(outcome)
     gate.add_samples()
     portable, _, places = files["model"]
     work = folder / "work"
-    int8 = Int8(portable, work, places, gate.rows)  # odd rows first: their activations are the largest
-    static = StaticInt8(int8, portable, work, places, CPU)
+    int8 = DynamicInt8(portable, work, places, gate.rows)  # odd rows first: their activations are the largest
+    static = StaticInt8(int8, CPU)
     forms: list[_Form] = [_Dynamic(gate, folder, int8, limits), _Static(gate, folder, static, limits)]
     last: ParityFailed | None = None
     for form, speed in _in_order(forms, folder, gate.rows, outcome.records):
@@ -113,7 +114,7 @@ class _Dynamic:
 
     name = "int8"
 
-    def __init__(self, gate: Gate, folder: Path, int8: Int8, limits: Limits) -> None:
+    def __init__(self, gate: Gate, folder: Path, int8: DynamicInt8, limits: GateLimits) -> None:
         self._judge = Int8Gate(gate, limits)
         self._folder = folder
         self._int8 = int8
@@ -157,7 +158,7 @@ class _Static:
 
     name = _STATIC
 
-    def __init__(self, gate: Gate, folder: Path, static: StaticInt8, limits: Limits) -> None:
+    def __init__(self, gate: Gate, folder: Path, static: StaticInt8, limits: GateLimits) -> None:
         self._gate = gate
         self._folder = folder
         self._limits = limits
@@ -195,13 +196,13 @@ def _in_order(
 
 
 def _chosen(
-    outcome: Outcome,
+    outcome: Climbed,
     folder: Path,
     forms: Sequence[_Form],
     form: _Form,
     figures: dict[str, Any],
     step: Step,
-) -> Outcome:
+) -> Climbed:
     remove_graph(*(other.path for other in forms if other is not form))
     choose(folder, "int8", form.path)
     outcome.precision, outcome.graphs = "int8", figures["graphs"]
@@ -218,8 +219,6 @@ def _chosen(
 
 def _fp32_of(folder: Path) -> Candidate:
     """The fused fp32 graph."""
-    from engine.bundle import open_bundle
-
     return next(iter(of_bundle(open_bundle(folder))))
 
 
@@ -239,7 +238,7 @@ def _told(speed: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _fp32(outcome: Outcome) -> Outcome:
+def _fp32(outcome: Climbed) -> Climbed:
     outcome.records.append(Record("fp32", True, 0.0, more={"because": "it is what is left"}))
     return outcome
 

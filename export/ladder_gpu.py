@@ -13,22 +13,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.bundle import open_bundle, write_manifest
+from engine.bundle import open_bundle
 from export.candidates import candidate_of
 from export.errors import ParityFailed
 from export.half import half, lean_graph
 from export.optimize import remove_graph
 from export.overflow import layers, losing, magnitudes, touching
 from export.parity import Gate
-from export.parity_limits import Limits
+from export.parity_limits import GateLimits
 from export.precision_options import AUTO, TARGETS
 from export.rounded import rounded
 from export.source import Source
-from export.trials import Outcome, Record, record_of
+from export.trials import Checked, Climbed, Record, record_of
+from export.write import add_portable
 
 _FIRST_KEPT = 4
 _MOST_KEPT = 0.5
@@ -56,7 +57,7 @@ class _Rung:
 class HalfGraphs:
     """Makes and compares graphs in half precision, each once, whatever targets it is for."""
 
-    def __init__(self, gate: Gate, source: Source, folder: Path, limits: Limits, allow_failure: bool) -> None:
+    def __init__(self, gate: Gate, source: Source, folder: Path, limits: GateLimits, allow_failure: bool) -> None:
         self.gate = gate
         self.allow_failure = allow_failure
         self._source = source
@@ -66,7 +67,7 @@ class HalfGraphs:
             name: folder / graph.onnx["fp32"] for name, graph in open_bundle(folder).manifest.graphs.items()
         }
         self._rows = {name: [row for row in gate.rows if row.graph == name] for name in self._graphs}
-        self._done: dict[tuple[Any, ...], tuple[Record, dict[str, Any] | ParityFailed]] = {}
+        self._done: dict[tuple[Any, ...], tuple[Record, Checked]] = {}
         self._near: Kept | None = None
         self._lost: dict[str, list[tuple[str, float]]] = {}
 
@@ -91,13 +92,13 @@ class HalfGraphs:
                 remove_graph(made, seen)
         return self._lost
 
-    def check(self, rung: _Rung) -> tuple[Record, dict[str, Any] | ParityFailed]:
+    def check(self, rung: _Rung) -> tuple[Record, Checked]:
         """Make the rung's graphs, compare them, and leave them where they stand if they pass."""
         if rung.key in self._done:
             return self._done[rung.key]
         began = time.perf_counter()
         made = self.write(rung)
-        checked: dict[str, Any] | ParityFailed
+        checked: Checked
         seen = {name: rounded(path, path.with_name("rounded.onnx")) for name, path in made.items()}
         try:
             candidates = [
@@ -132,21 +133,17 @@ class HalfGraphs:
 
     def keep(self, precision: str) -> None:
         """Enter the graphs of `precision` in the manifest."""
-        manifest = open_bundle(self._folder).manifest
-        graphs = {}
-        for name, graph in manifest.graphs.items():
-            path = self._graphs[name].with_name(f"{precision}.onnx").relative_to(self._folder).as_posix()
-            graphs[name] = replace(graph, onnx={**graph.onnx, precision: path})
-        write_manifest(self._folder, replace(manifest, graphs=graphs))
+        paths = {name: path.with_name(f"{precision}.onnx") for name, path in self._graphs.items()}
+        add_portable(self._folder, precision, paths)
 
     def nodes(self) -> int:
         """Of the largest graph, those that make a tensor that could be half."""
         return max((len(found) for found in self._lost.values()), default=0)
 
 
-def climb_gpu(graphs: HalfGraphs, target: str, asked: str) -> Outcome:
+def climb_gpu(graphs: HalfGraphs, target: str, asked: str) -> Climbed:
     """The fastest precision of `target` that passes. Raises ParityFailed where none does that was asked for."""
-    outcome = Outcome("fp32", [])
+    outcome = Climbed("fp32", [])
     wanted = [one for one in TARGETS[target] if one != "int8"] if asked == AUTO else (asked,)
     last: ParityFailed | None = None
     rung: _Rung | None = None

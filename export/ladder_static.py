@@ -1,8 +1,8 @@
 """The ladder of int8 with scales that were calibrated, in the graph: for TensorRT, asked for by name, and for CPUs.
 
-The steps are those of dynamic int8 (precision.py), each calibrated in two ways, of which the one that is nearer to the
-model is kept. For TensorRT what is compared is the graph in ONNX Runtime on the CPU, which computes the same bytes;
-where no step passes, what is left is fp16.
+The steps are those of dynamic_int8.py. Each is calibrated in two ways, and the one whose answers are nearer to the
+model's is kept. For TensorRT, ONNX Runtime on the CPU runs the graph that is compared, which computes the same bytes;
+where no step passes, the graph is fp16.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.bundle import open_bundle, write_manifest
 from export.calibrate import METHODS
 from export.candidates import Candidate, candidate_of
+from export.dynamic_int8 import DynamicInt8
 from export.errors import ParityFailed
 from export.int8_gate import Int8Gate, figures_of
 from export.int8_search import Step, search
 from export.ladder_gpu import HalfGraphs, climb_gpu
 from export.parity import Gate
-from export.parity_limits import Limits
-from export.precision import Int8
+from export.parity_limits import GateLimits
 from export.static_graphs import StaticInt8
 from export.static_int8 import TENSORRT
-from export.trials import Outcome, Record, record_of, summed
+from export.trials import Climbed, Record, record_of, summed
+from export.write import add_portable
 
 if TYPE_CHECKING:
     from export.optimize import Places
@@ -35,9 +35,9 @@ def climb_static(
     halves: HalfGraphs,
     folder: Path,
     files: Mapping[str, tuple[Path, Path, Places]],
-    limits: Limits,
+    limits: GateLimits,
     allow_failure: bool,
-) -> Outcome:
+) -> Climbed:
     """The int8 graph for TensorRT of a model of one graph, or else the fp16 graph.
 
     Raises ParityFailed where neither passes.
@@ -45,9 +45,8 @@ def climb_static(
     gate = halves.gate
     gate.add_samples()
     portable, _, places = files["model"]
-    work = folder / "work"
-    static = StaticInt8(Int8(portable, work, places, gate.rows), portable, work, places, TENSORRT)
-    outcome = Outcome("int8", [])
+    static = StaticInt8(DynamicInt8(portable, folder / "work", places, gate.rows), TENSORRT)
+    outcome = Climbed("int8", [])
     try:
         figures, step, method = search_static(gate, folder, static, limits, "int8", outcome.records)
     except ParityFailed as failure:
@@ -57,12 +56,8 @@ def climb_static(
             return replace(left, records=[*outcome.records, *left.records])
         step, method, figures = Step(), METHODS[-1], dict(failure.figures)
         outcome.failures.append(str(failure))
-    onnx = static.write(step, method).relative_to(folder).as_posix()
+    add_portable(folder, "int8", {"model": static.write(step, method)})
     outcome.graphs = figures["graphs"]
-    manifest = open_bundle(folder).manifest
-    graph = manifest.graphs["model"]
-    graph = replace(graph, onnx={**graph.onnx, "int8": onnx})
-    write_manifest(folder, replace(manifest, graphs={"model": graph}))
     return outcome
 
 
@@ -70,13 +65,13 @@ def search_static(
     gate: Gate,
     folder: Path,
     static: StaticInt8,
-    limits: Limits,
+    limits: GateLimits,
     named: str,
     records: list[Record],
 ) -> tuple[dict[str, Any], Step, str]:
     """The fastest step that passes: its figures, the step, and how it was calibrated. Its graph is not written.
 
-    Every step is told to `record`, `named` so. Raises ParityFailed where none passes.
+    Every step is added to `records`; their names begin with `named`. Raises ParityFailed where none passes.
     """
     bundled = static.path.relative_to(folder).as_posix()
     judge = Int8Gate(gate, limits)

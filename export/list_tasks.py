@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from export.progress import table
+from engine.table import table
 from export.tasks import TAGS
 
 
@@ -27,4 +27,4 @@ def tasks_table() -> str:
     from engine.tasks import task_class  # brings numpy and tokenizers, which --help needs not
 
     rows = [(tag, task_class(tag).auto_class or "-", task_class(tag).summary) for tag in TAGS]
-    return table(("task", "model class", "what it does"), rows)
+    return table([("task", "model class", "what it does"), *rows])

@@ -18,7 +18,7 @@ from export.hub import download, locate, refuse_pointer
 from export.infer import infer_task
 from export.json_files import read_json
 from export.parity_data import check_payload_file
-from export.parity_limits import Limits
+from export.parity_limits import GateLimits
 from export.precision_options import wanted
 from export.progress import megabytes
 from export.recipe import TASK_OPTIONS, Recipe
@@ -47,7 +47,7 @@ def load(recipe: Recipe) -> Source:
     of_adapters = [adapter.task for adapter in adapters if adapter.task]
     task = export_task(recipe.task or (of_adapters[0] if of_adapters else infer_task(root, model)))
     _check_options(recipe, task)
-    Limits(recipe.parity_thresholds).of(task, "fp32")
+    GateLimits(recipe.parity_thresholds).of(task, "fp32")
     layout = task.layout(root, recipe)
     folder = root / layout.transformer
     _check_files(folder, model, recipe.trust_remote_code)
@@ -113,11 +113,11 @@ def _check_files(folder: Path, model: str, trust_remote_code: bool) -> None:
         )
     if "quantization_config" in config:
         raise Refused(f"{model} is quantized already; export the model that it was made from")
-    _check_weights(folder, model, in_full=False)
+    _refuse_other_weights(folder, model)
 
 
-def _check_weights(folder: Path, model: str, *, in_full: bool) -> None:
-    """What the names and beginnings of files tell about weights; `in_full`: those that are missing as well."""
+def _refuse_other_weights(folder: Path, model: str) -> list[Path]:
+    """The files of weights that are there. Raises Refused for pickled ones, and for what Git LFS has in their place."""
     files = sorted(folder.glob("*.safetensors"))
     if not files and any(folder.glob("pytorch_model*.bin")):
         raise Refused(
@@ -127,8 +127,12 @@ def _check_weights(folder: Path, model: str, *, in_full: bool) -> None:
         )
     for file in (*files, folder / "tokenizer.json"):
         refuse_pointer(file)
-    if not in_full:
-        return
+    return files
+
+
+def _weights_files(folder: Path, model: str) -> list[Path]:
+    """All files of weights. Raises Refused where one is missing."""
+    files = _refuse_other_weights(folder, model)
     if not files:
         raise Refused(
             f"{model} has no weights (*.safetensors), the one format that is read; download it again with them"
@@ -139,6 +143,7 @@ def _check_weights(folder: Path, model: str, *, in_full: bool) -> None:
         raise Refused(
             f"{model} lacks {len(lacking)} of {len(parts)} files of weights, {lacking[0]} for one; download it again"
         )
+    return files
 
 
 def _check_architecture(
@@ -226,9 +231,8 @@ def _weights_bytes(folder: Path, model: str) -> int:
 
     from safetensors import SafetensorError, safe_open
 
-    _check_weights(folder, model, in_full=True)
     total = 0
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in _weights_files(folder, model):
         try:
             with safe_open(file, framework="np") as tensors:
                 total += sum(4 * prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118

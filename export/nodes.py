@@ -5,6 +5,7 @@ Names of axes are "batch" and "length", and whole numbers for what is fixed.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -72,9 +73,7 @@ def require_output(graph: Any, name: str, tag: str) -> Any:
 
 def set_outputs(graph: Any, outputs: Iterable[tuple[str, str, Axes]]) -> None:
     """Make tensors of the graph its only outputs: (name, dtype, axes) each."""
-    infos = [value_info(*output) for output in outputs]
-    del graph.output[:]
-    graph.output.extend(infos)
+    replace_all(graph.output, [value_info(*output) for output in outputs])
 
 
 def rename_inputs(graph: Any, new_names: Mapping[str, str]) -> None:
@@ -98,9 +97,15 @@ def drop_unused(graph: Any) -> None:
         if needed.intersection(node.output):
             kept.append(node)
             needed |= names_read(node)
-    _replace(graph.node, reversed(kept))
-    _replace(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed])
-    _replace(graph.input, [tensor for tensor in graph.input if tensor.name in needed])
+    replace_all(graph.node, reversed(kept))
+    replace_all(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed])
+    replace_all(graph.input, [tensor for tensor in graph.input if tensor.name in needed])
+
+
+def drop_unread_constants(graph: Any) -> None:
+    """Drop the initializers that neither a node nor the graph's caller reads."""
+    read = {tensor.name for tensor in graph.output}.union(*(names_read(node) for node in graph.node))
+    replace_all(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in read])
 
 
 def keep_padding(graph: Any) -> None:
@@ -111,7 +116,7 @@ def keep_padding(graph: Any) -> None:
     padded = {node.output[0] for node in graph.node if node.op_type == "Pad"}
     for node in graph.node:
         if node.op_type == "MaxPool" and node.input[0] in padded:
-            _replace(node.attribute, [one for one in node.attribute if one.name != "pads" or any(one.ints)])
+            replace_all(node.attribute, [one for one in node.attribute if one.name != "pads" or any(one.ints)])
 
 
 def complete_norms(graph: Any) -> None:
@@ -141,10 +146,11 @@ def sort_nodes(graph: Any) -> None:
                 left.append(node)
         assert len(left) < len(waiting), "the graph has a cycle"
         waiting = left
-    _replace(graph.node, ordered)
+    replace_all(graph.node, ordered)
 
 
-def _replace(field: Any, items: Iterable[Any]) -> None:
+def replace_all(field: Any, items: Iterable[Any]) -> None:
+    """Make `items` all that a repeated field of ONNX's, such as `graph.node`, holds."""
     kept = list(items)
     del field[:]
     field.extend(kept)
@@ -154,6 +160,20 @@ def names_read(node: Any) -> set[str]:
     """What `node` reads, inside its nested graphs as well; an input that is left out has no name."""
     nested = (inner for graph in subgraphs(node) for inner in graph.node)
     return set(node.input).union(*(names_read(inner) for inner in nested)) - {""}
+
+
+def readers_of(graph: Any) -> dict[str, list[Any]]:
+    """Tensor -> the nodes that read it, in their order; none for a tensor that no node reads."""
+    readers: dict[str, list[Any]] = defaultdict(list)
+    for node in graph.node:
+        for name in names_read(node):
+            readers[name].append(node)
+    return readers
+
+
+def attribute_of(node: Any, name: str, default: Any) -> Any:
+    """The value of an attribute, a list for one that holds several; `default` where it is left out."""
+    return next((helper.get_attribute_value(one) for one in node.attribute if one.name == name), default)
 
 
 def subgraphs(node: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What tensors inside a graph hold, row by row: what calibration and the search for what int8 loses look at."""
+"""What tensors inside a graph hold, row by row: what calibration, int8 and half precision are looked into by."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ import onnxruntime as ort
 from onnx import helper
 
 from engine.tensors import Array, Row
+from export.nodes import replace_all
 
 
-def observed(path: Path, names: Sequence[str], rows: Iterable[Row], model: Any = None) -> Iterator[Mapping[str, Array]]:
+def observed(
+    path: Path, names: Sequence[str], rows: Iterable[Row], *, model: Any = None, optimised: bool = True
+) -> Iterator[Mapping[str, Array]]:
     """The tensors `names` of the graph at `path`, one row at a time.
 
-    `model` is another graph to run in its place, whose weights lie beside `path`.
+    `model` is another graph to run in its place, whose weights lie beside `path`. Without `optimised` every node is run
+    as it stands in the graph.
     """
     model = onnx.load(path, load_external_data=False) if model is None else model
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    replace_all(model.graph.output, map(helper.make_empty_tensor_value_info, names))
     file = path.with_name("observed.onnx")  # where the weights are
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         onnx.save(model, file)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
         session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     finally:
         file.unlink(missing_ok=True)

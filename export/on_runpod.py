@@ -21,7 +21,8 @@ from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, open_bundle
 from engine.bundle_folder import changed_bundle_folder
 from engine.errors import BundleError
 from engine.plan import SUFFIX
-from export.arguments import Parser, file_path
+from engine.table import table
+from export.arguments import Parser
 from export.errors import Refused, Unavailable
 from export.exit_codes import OK
 from export.outcome import Outcome, plans_added
@@ -29,7 +30,7 @@ from export.plan_recipe import plan_command
 from export.pod import Pod, hourly_price, load_api, rented
 from export.pod_client import PodClient
 from export.pod_server import PORT
-from export.progress import megabytes, stage, table
+from export.progress import megabytes, stage
 
 PROXY = "https://{pod}-{port}.proxy.runpod.net"
 _BLACKWELL = ("B200", "B300", "GB200", "RTX 50", "RTX PRO")
@@ -131,11 +132,11 @@ def order_from_argv(argv: Sequence[str]) -> Order:
 
 
 def _print_prices(order: Order, prices: dict[str, float]) -> None:
-    rows = []
+    rows = [("GPU", "an hour", "at most")]
     for gpu_type, price in prices.items():
         most = min(order.cost_limit, price * order.time_limit_s / 3600)
         rows.append((gpu_type, f"${price:.2f}", f"${most:.2f}"))
-    print(table(("GPU", "an hour", "at most"), rows))
+    print(table(rows))
     print(f"limits: {order.time_limit_s:.0f} s a GPU, ${order.cost_limit:.2f} in all; image {order.image}")
 
 
@@ -213,15 +214,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Build plans on rented RunPod pods and bring them into a bundle. Needs RUNPOD_API_KEY.",
         epilog="All other options go to `python -m export plan` on the pod. Every pod is terminated: when its plan is "
         "there, on an error, on Ctrl-C, and when a limit is reached. Exit codes are those of `python -m export plan`.",
-        allow_abbrev=False,
     )
-    parser.add_argument("bundle", type=file_path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_bundle()
     parser.add_argument("--on-runpod", required=True, metavar="GPU[,GPU]", help="RunPod's GPU ids, such as 'NVIDIA L4'")
     parser.add_argument("--image", required=True, metavar="NAME", help="this worker's image, built with WITH_BUILDER=1")
     parser.add_argument("--cloud", choices=("secure", "community"), default="secure", help="(default: %(default)s)")
     parser.add_argument("--cost-limit", type=float, default=2.0, metavar="USD", help="for all pods (default: 2.00)")
     parser.add_argument("--time-limit", type=float, default=1800.0, metavar="S", help="for each pod (default: 1800)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
+    parser.add_json()
     parser.add_argument("--dry-run", action="store_true", help="show prices and limits, create nothing")
     # For tests:
     parser.add_argument("--proxy", default=PROXY, help=argparse.SUPPRESS)

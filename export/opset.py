@@ -7,6 +7,8 @@ from typing import Any
 
 from onnx import helper, numpy_helper
 
+from export.nodes import replace_all
+
 _AXES_AS_INPUT = frozenset(
     "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSumSquare".split()
 )
@@ -70,7 +72,5 @@ def _without_attributes(node: Any, new: Mapping[str, Any]) -> bool:
     values = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     if any(name in values and meaning is not None and values[name] != meaning for name, meaning in new.items()):
         return False
-    kept = [one for one in node.attribute if one.name not in new]
-    del node.attribute[:]
-    node.attribute.extend(kept)
+    replace_all(node.attribute, [one for one in node.attribute if one.name not in new])
     return True

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
+from engine.table import table
 from export.exit_codes import INTERRUPTED, STATUS
-from export.progress import Done, stages, table
+from export.progress import Done, stages
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -41,7 +42,7 @@ class Outcome:
             said = self.sentence if self.code == INTERRUPTED else f"error: {self.sentence}"
             print(said, file=sys.stderr)
         if self.rows:
-            print(f"\n{table(self.header, self.rows)}", file=sys.stderr)
+            print(f"\n{table([self.header, *self.rows])}", file=sys.stderr)
 
     def as_json(self, done: Sequence[Done]) -> dict[str, Any]:
         """For --json; docs/export.md has the keys."""

@@ -7,17 +7,16 @@ node whose inputs are right and whose output is not lost it itself.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
-from onnx import TensorProto, helper
+from onnx import helper
 
 from engine.tensors import Array, Row
 from export.half import LARGEST, float_tensors
+from export.observed import observed
 
 NEAR = LARGEST / 2
 """What is larger in fp32 is kept there: inputs that nobody tried may be twice as large as those that somebody did."""
@@ -36,9 +35,9 @@ def magnitudes(portable: Path, rows: Iterable[Row]) -> dict[str, float]:
         model.graph.node.append(helper.make_node("ReduceMax", [f"{name}/abs"], [f"{name}{_MAX}"], keepdims=0))
     outputs = [f"{name}{_MAX}" for name in names]
     largest = dict.fromkeys(names, 0.0)
-    for found in _run(model, portable, outputs, rows):
-        for name, value in zip(names, found, strict=True):
-            largest[name] = float(np.fmax(largest[name], value))
+    for found in observed(portable, outputs, rows, model=model, optimised=False):
+        for name in names:
+            largest[name] = float(np.fmax(largest[name], found[f"{name}{_MAX}"]))
     return largest
 
 
@@ -63,13 +62,12 @@ def losing(portable: Path, rounded: Path, rows: Sequence[Row]) -> list[tuple[str
     names = [name for name in names if name in both]
     short = [row for row in rows if row.length <= _TOKENS_COMPARED][-_ROWS_COMPARED:] or list(rows[:1])
     off = dict.fromkeys(names, 0.0)
-    models = [(onnx.load(path, load_external_data=False), path) for path in (portable, rounded)]
-    exact, ours = (_run(model, path, names, short) for model, path in models)
-    for a, b in zip(exact, ours, strict=True):
-        for name, expected, found in zip(names, a, b, strict=True):
-            off[name] = max(off[name], _difference(expected, found))
+    exact, ours = (observed(path, names, short, optimised=False) for path in (portable, rounded))
+    for expected, found in zip(exact, ours, strict=True):
+        for name in names:
+            off[name] = max(off[name], _difference(expected[name], found[name]))
     added = {}
-    for node in models[0][0].graph.node:
+    for node in onnx.load(portable, load_external_data=False).graph.node:
         before = max((off.get(name, 0.0) for name in node.input), default=0.0)
         for name in node.output:
             if name in off and np.isfinite(before):
@@ -99,21 +97,3 @@ def _difference(expected: Array, found: Array) -> float:
     a, b = expected[kept].astype(np.float64), found[kept].astype(np.float64)
     norm = float(np.linalg.norm(a))
     return float(np.linalg.norm(a - b)) / norm if norm else float(np.linalg.norm(b) > 0)
-
-
-def _run(model: Any, path: Path, names: Sequence[str], rows: Iterable[Row]) -> Iterator[Sequence[Array]]:
-    """The tensors `names` of `model`, whose weights lie beside `path`, row by row."""
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    observed = path.with_name(f"observed-{path.name}")
-    try:
-        onnx.save(model, observed)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = ort.InferenceSession(str(observed), options, providers=["CPUExecutionProvider"])
-    finally:
-        observed.unlink(missing_ok=True)
-    inputs = [tensor.name for tensor in session.get_inputs()]
-    for row in rows:
-        yield session.run(list(names), {name: row.feeds[name][None] for name in inputs})

@@ -22,7 +22,7 @@ def lacking(error: ImportError) -> str:
     module, _, inner = (error.name or "").partition(".")
     package = _BROUGHT_BY.get(module, re.sub(r"[-_.]+", "-", module).lower())
     is_pinned = any(package == name for name, _, _ in _pins())
-    if isinstance(error, ModuleNotFoundError) and is_pinned and not (inner and _installed(package)):
+    if isinstance(error, ModuleNotFoundError) and is_pinned and not (inner and installed_version(package)):
         return f"the package {package} is not installed; {INSTALL}"
     others = other_versions()
     return f"{others}; {INSTALL} ({error})" if others else ""
@@ -34,7 +34,7 @@ def other_versions() -> str:
     Empty where none is.
     """
     pinned = {name: version for name, version, why in _pins() if why.endswith(_OURS)}
-    installed = {name: version for name in pinned if (version := _installed(name)) is not None}
+    installed = {name: version for name in pinned if (version := installed_version(name)) is not None}
     return ", ".join(
         f"{name} is {version}, not {pinned[name]}"
         for name, version in installed.items()
@@ -50,7 +50,8 @@ def _pins() -> list[tuple[str, str, str]]:
         return []
 
 
-def _installed(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of an installed package; None for one that is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

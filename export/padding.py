@@ -7,7 +7,10 @@ the last one these models see zeros; hooks put zeros where the padding is, and n
 from __future__ import annotations
 
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from export.source import Source
 
 
 class _Mask:
@@ -18,6 +21,14 @@ class _Mask:
     def on(self, values: Any) -> Any:
         """`values`, (batch, length, size), with zeros where the padding is."""
         return values if self.values is None else values * self.values[:, :, None].to(values.dtype)
+
+
+def model_to_trace(source: Source) -> Any:
+    """The model of `source` without padding in sight, and without a cache, which a decoder would return as outputs."""
+    model = hide_padding(source.load_model())
+    if getattr(model.config, "use_cache", False):
+        model.config.use_cache = False
+    return model
 
 
 def hide_padding(model: Any) -> Any:

@@ -19,7 +19,7 @@ from export.errors import ParityFailed
 from export.measures import Measure
 from export.parity_answers import Answer, answers_of, batches_of, summary_of
 from export.parity_cases import cases_of, sample_cases
-from export.parity_limits import Limits
+from export.parity_limits import GateLimits
 from export.source import Source
 
 if TYPE_CHECKING:
@@ -72,7 +72,11 @@ class Gate:
         return [case.row for case in self._cases]
 
     def check(
-        self, limits: Limits | None = None, candidates: Sequence[Candidate] | None = None, *, stop_early: bool = False
+        self,
+        limits: GateLimits | None = None,
+        candidates: Sequence[Candidate] | None = None,
+        *,
+        stop_early: bool = False,
     ) -> dict[str, Any]:
         """Compare `candidates`, or else the bundle in its precision, with the reference; the figures for parity.json.
 
@@ -83,7 +87,7 @@ class Gate:
         bundle = open_bundle(self._folder)
         if candidates is None:
             candidates = [one for name in bundle.manifest.graphs for one in of_bundle(bundle, name)]
-        limits = limits or Limits()
+        limits = limits or GateLimits()
         precision = candidates[0].view.manifest.precision
         measures, of_all = limits.of(source.task, precision)
         told = replace(limits, reserve=0.0).of(source.task, precision)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Limits:
+class GateLimits:
     """What a check is held to. `given` are limits that were asked for, by name; the empty name is the first measure's.
 
     `reserve` is the share of every limit that must be left over, for a search that would otherwise stop at the edge.

@@ -19,7 +19,9 @@ from engine.bundle import Bundle, Graph
 from engine.feed import run_rows
 from engine.tasks import load_task
 from engine.tensors import Array, Arrays, Row, TensorSpec
+from export.candidates import in_precision
 from export.errors import ParityFailed
+from export.parity_cases import without_padding
 
 if TYPE_CHECKING:
     from engine.backends.base import Engine
@@ -109,14 +111,6 @@ def gate(
     }
 
 
-def in_precision(bundle: Bundle, graph: str, precision: str) -> Bundle:
-    """`bundle` as if it had the graph of this precision only."""
-    found = bundle.manifest.graphs[graph]
-    fused = {precision: found.fused[precision]} if precision in found.fused and precision != "int8" else {}
-    graphs = {graph: replace(found, onnx={precision: found.onnx[precision]}, fused=fused)}
-    return replace(bundle, manifest=replace(bundle.manifest, precision=precision, graphs=graphs))
-
-
 def _cells(figure: _Figure) -> tuple[str, ...]:
     shape = f"{figure.bucket.batch} x {figure.bucket.length}"
     return shape, figure.output, f"{figure.cosine:.7f}", f"{figure.difference:.1e}", f"{figure.equal:.3f}"
@@ -127,36 +121,23 @@ def _compare(
 ) -> Iterator[_Figure]:
     checked = max(1, min(len(rows), _REFERENCE_TOKENS // bucket.length))
     indices = sorted({round(index) for index in np.linspace(0, len(rows) - 1, checked)})
+    expected = {index: run_rows(reference, [rows[index]])[0] for index in indices}
     for output in engine.outputs:
-        pairs = [(_alone(reference, rows[index])[output.name], found[index][output.name]) for index in indices]
-        figure = _figure(bucket, output, pairs, [rows[index].length for index in indices])
-        yield figure if _all_finite(output, found, rows) else replace(figure, cosine=float("nan"))
-
-
-def _all_finite(output: TensorSpec, found: Sequence[Arrays], rows: Sequence[Row]) -> bool:
-    """Whether no row holds NaN or infinity, of those as well that are not compared."""
-    axis = output.length_axis
-    values = (one[output.name] for one in found)
-    if axis is not None:  # what stands behind a row's end is nobody's
-        values = (_first(one, axis - 1, row.length) for one, row in zip(values, rows, strict=True))
-    return not output.dtype.startswith("float") or all(np.isfinite(one).all() for one in values)
-
-
-def _alone(reference: Engine, row: Row) -> Arrays:
-    return run_rows(reference, [row])[0]
-
-
-def _figure(
-    bucket: Bucket, output: TensorSpec, pairs: Sequence[tuple[Array, Array]], lengths: Sequence[int]
-) -> _Figure:
-    axis = output.length_axis
-    if axis is not None:  # what stands behind a row's end is nobody's
+        ours = [without_padding(one[output.name], output, row) for one, row in zip(found, rows, strict=True)]
         pairs = [
-            (_first(a, axis - 1, length), _first(b, axis - 1, length))
-            for (a, b), length in zip(pairs, lengths, strict=True)
+            (without_padding(answer[output.name], output, rows[index]), ours[index])
+            for index, answer in expected.items()
         ]
+        figure = _figure(bucket, output, pairs)
+        # Rows that are not compared must not hold NaN or infinity either.
+        is_finite = not output.dtype.startswith("float") or all(np.isfinite(one).all() for one in ours)
+        yield figure if is_finite else replace(figure, cosine=float("nan"))
+
+
+def _figure(bucket: Bucket, output: TensorSpec, pairs: Sequence[tuple[Array, Array]]) -> _Figure:
+    """The worst of the rows, each expected and found, without padding."""
     if not output.dtype.startswith("float"):
-        is_list = axis is None and len(output.shape) == 2
+        is_list = output.length_axis is None and len(output.shape) == 2
         same = _in_both if is_list else _at_the_same_place
         return _Figure(bucket, output.name, equal=min(same(a, b) for a, b in pairs))
     found = [_distance(a.astype(np.float64).ravel(), b.astype(np.float64).ravel()) for a, b in pairs]
@@ -171,10 +152,6 @@ def _at_the_same_place(expected: Array, found: Array) -> float:
 
 def _in_both(expected: Array, found: Array) -> float:
     return float(np.mean(np.isin(expected, found)))
-
-
-def _first(values: Array, axis: int, length: int) -> Array:
-    return values[(slice(None),) * axis + (slice(0, length),)]
 
 
 def _distance(expected: Array, found: Array) -> tuple[float, float]:

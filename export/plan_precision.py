@@ -20,22 +20,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle, write_manifest
 from engine.bundle_folder import changed_bundle_folder
-from export.candidates import candidate_of
+from export.candidates import candidate_of, in_precision
 from export.errors import ParityFailed, Refused
 from export.half import TYPES, half
 from export.optimize import remove_graph
-from export.plan_gate import gate, in_precision
+from export.plan_gate import gate
 from export.plan_recipe import PlanRecipe
 from export.progress import megabytes, stage
 from export.rounded import rounded
-from export.write import PARITY
+from export.write import PARITY, add_portable
 
 _CPU_CHECKS = (Bucket(1, 16), Bucket(4, 64))
 """Buckets at which a graph is checked on the CPU, which computes it slowly; the plan is checked at all."""
@@ -85,14 +84,12 @@ def _make(folder: Path, name: str, precision: str, form: str, rounding: bool, be
     Without `rounding` bf16 is not checked, which ONNX Runtime's CPU build cannot run.
     """
     before = open_bundle(folder).manifest
-    graph = before.graphs[name]
-    portable = folder / graph.onnx["fp32"]
+    portable = folder / before.graphs[name].onnx["fp32"]
     remove_graph(portable.with_name(f"{precision}.onnx"))  # what stands there may be a link to another bundle's
     with stage(precision) as note:
         path = half(portable, precision, sums=form != "sums", lean=form != "exported")
         onnx = path.relative_to(folder).as_posix()
-        graph = replace(graph, onnx={**graph.onnx, precision: onnx})
-        write_manifest(folder, replace(before, graphs={**before.graphs, name: graph}))
+        add_portable(folder, precision, {name: path})
         try:
             if rounding:
                 figures = _check_rounded(folder, name, precision, path)
@@ -118,8 +115,7 @@ def _check_rounded(folder: Path, name: str, precision: str, path: Path) -> dict[
     try:
         return _check(open_bundle(folder), candidate_of(folder, precision, seen, name=name).view, name, precision)
     finally:
-        for file in (seen, seen.with_suffix(".bin")):
-            file.unlink(missing_ok=True)
+        remove_graph(seen)
 
 
 def _check(bundle: Bundle, view: Bundle, name: str, precision: str) -> dict[str, Any]:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.bucket import Bucket, Ladder
-from engine.plan import HARDWARE_COMPATIBILITY
-from export.arguments import Parser, file_path
+from engine.plan import HARDWARE_COMPATIBILITY, PRECISIONS
+from export.arguments import Parser
 from export.errors import Refused
 
 if TYPE_CHECKING:
     from engine.bundle import Manifest
 
-PLAN_PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 AS_BUNDLE = ""
 """Stands for the precision that the bundle's ladder found for TensorRT; fp16 where it has looked for none."""
 BUILDERS = ("tensorrt", "tensorrt-rtx")
@@ -94,7 +93,7 @@ def add_plan_arguments(parser: argparse._ActionsContainer, precision: str) -> No
     parser.add_argument(
         precision,
         dest="plan_precision",
-        choices=PLAN_PRECISIONS,
+        choices=PRECISIONS,
         default=AS_BUNDLE,
         help="of plans (default: what the bundle's ladder found for TensorRT, else fp16); int8 needs a bundle that was "
         "exported with tensorrt=int8",
@@ -193,10 +192,9 @@ def plan_command(argv: Sequence[str]) -> tuple[Path, PlanRecipe]:
         epilog="Exit codes: 0 added, 1 a plan failed the parity gate, 2 refused (one sentence says why), 3 disk, "
         "memory, a package or a GPU is missing, 4 a defect of the export, 130 interrupted. Without code 0 the bundle "
         "is as it was.",
-        allow_abbrev=False,
     )
-    parser.add_argument("bundle", type=file_path, metavar="BUNDLE", help="folder of the bundle")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
+    parser.add_bundle()
+    parser.add_json()
     add_plan_arguments(parser, "--precision")
     asked = parser.parse_args(argv)
     return asked.bundle, plan_recipe(asked)

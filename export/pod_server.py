@@ -76,14 +76,14 @@ class Build:
         self._state = "failed" if process.returncode else "done"
 
 
-def server(build: Build, token: str, port: int = PORT, host: str = "0.0.0.0") -> ThreadingHTTPServer:  # noqa: S104
+def server(build: Build, token: str, port: int = PORT) -> ThreadingHTTPServer:
     """A server for `build` that refuses whoever does not know `token`."""
 
     class Handler(_Handler):
         pass
 
     Handler.build, Handler.token = build, token
-    return ThreadingHTTPServer((host, port), Handler)
+    return ThreadingHTTPServer(("0.0.0.0", port), Handler)  # noqa: S104
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from export import interrupts
@@ -24,22 +25,6 @@ class Done:
     notes: tuple[str, ...]
 
 
-@dataclass
-class Note:
-    """Called with what is to end the stage's line; `now` shows meanwhile what the stage is at, on a terminal."""
-
-    texts: list[str] = field(default_factory=list)
-    _show: Callable[[str], None] = lambda text: None
-
-    def __call__(self, text: str) -> None:
-        """Add `text` to the end of the line."""
-        self.texts.append(text)
-
-    def now(self, text: str) -> None:
-        """Show `text` beside the stage's name until the next call, or its end."""
-        self._show(text)
-
-
 _done: list[Done] = []
 
 
@@ -51,40 +36,32 @@ def recorded() -> Iterator[Sequence[Done]]:
 
 
 @contextmanager
-def stage(name: str) -> Iterator[Note]:
-    """Time the block and print a line about it; what is passed to the yielded object ends the line.
+def stage(name: str) -> Iterator[Callable[[str], None]]:
+    """Time the block and print a line about it, which ends with the texts that the yielded function was called with.
 
-    On a terminal a spinner, the seconds so far and what the block is at stand there meanwhile. Nothing is printed when
-    the block raises. Raises KeyboardInterrupt where a library has swallowed one.
+    On a terminal a spinner and the seconds so far stand there meanwhile. Nothing is printed when the block raises.
+    Raises KeyboardInterrupt where a library has swallowed one.
     """
     interrupts.check()
     start = time.perf_counter()
+    notes: list[str] = []
     rich = is_rich(sys.stdout)
-    if rich:
-        with _spinner(name) as show:
-            note = Note(_show=show)
-            yield note
-    else:
-        note = Note()
-        yield note
+    with _spinner(name) if rich else nullcontext():
+        yield notes.append
     interrupts.check()
     seconds = time.perf_counter() - start
-    _done.append(Done(name, round(seconds, 3), tuple(note.texts)))
-    _print_line(name, seconds, ", ".join(note.texts), rich)
+    _done.append(Done(name, round(seconds, 3), tuple(notes)))
+    _print_line(name, seconds, ", ".join(notes), rich)
 
 
 @contextmanager
-def _spinner(name: str) -> Iterator[Callable[[str], None]]:
+def _spinner(name: str) -> Iterator[None]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn(f"{name:<{_WIDTH}}"), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (SpinnerColumn(), TextColumn(f"{name:<{_WIDTH}}"), TimeElapsedColumn())
     with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("")
-
-        def show(text: str) -> None:
-            progress.update(task, description=text.replace("[", "\\["))
-
-        yield show
+        progress.add_task("")
+        yield
 
 
 def _print_line(name: str, seconds: float, notes: str, rich: bool) -> None:
@@ -99,12 +76,9 @@ def _print_line(name: str, seconds: float, notes: str, rich: bool) -> None:
     Console(soft_wrap=True, highlight=False).print(text)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows in columns that are as wide as their widest cell."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    padded = ((cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    return "\n".join("  ".join(cells).rstrip() for cells in padded)
+def size_of(folder: Path) -> int:
+    """Bytes of all files below `folder`."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def megabytes(size: int) -> str:

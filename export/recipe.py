@@ -195,7 +195,6 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit codes: 0 the bundle is written, 1 the parity gate failed, 2 refused (one sentence says why), "
         "3 disk, memory, a package, the Hub or, for plans, a GPU is missing, 4 a defect of the export, 130 "
         "interrupted. Without code 0 there is no bundle.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", default="", help="a folder, or an id on the Hugging Face Hub"
@@ -220,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write these options as a recipe.toml, and do nothing else",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
+    parser.add_json()
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub id (default: main)")
     parser.add_argument(
         "--pooling",

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.nodes import replace_all
 from export.optimize import add_graph, load_whole
 
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -40,8 +41,8 @@ def rounded(half: Path, path: Path) -> Path:
                 nodes.append(helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT))
         if node.op_type == "Cast" and node.attribute[0].i in _HALF:  # the rounding behind it makes the type
             node.attribute[0].i = TensorProto.FLOAT
-    del graph.node[:], graph.value_info[:]
-    graph.node.extend(nodes)
+    replace_all(graph.node, nodes)
+    del graph.value_info[:]
     add_graph(model, path, {})
     return path
 

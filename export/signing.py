@@ -51,7 +51,7 @@ def keygen(argv: Sequence[str]) -> Outcome:
 def sign(argv: Sequence[str]) -> Outcome:
     """Check every file of a bundle, then sign its manifest. Raises Refused or BundleError."""
     parser = _Parser("sign", "Sign a bundle, after every file in it was compared with its SHA-256.")
-    parser.add_argument("bundle", type=file_path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_bundle()
     parser.add_argument("--key", required=True, type=file_path, metavar="FILE", help="private key that keygen wrote")
     asked = parser.parse_args(argv)
     key = _read_private_key(asked.key)
@@ -73,7 +73,7 @@ def sign_manifest(folder: Path, key: Ed25519PrivateKey) -> None:
 def verify(argv: Sequence[str]) -> Outcome:
     """Check every file of a bundle, and its signature where a key is given. Raises Refused or BundleError."""
     parser = _Parser("verify", "Compare every file of a bundle with its SHA-256, and check who signed it.")
-    parser.add_argument("bundle", type=file_path, metavar="BUNDLE", help="folder of the bundle")
+    parser.add_bundle()
     parser.add_argument(
         "--public-key",
         default=os.environ.get(_VARIABLE, ""),
@@ -117,5 +117,4 @@ class _Parser(Parser):
             description=description,
             epilog="Exit codes: 0 done, 2 refused, 3 a package or the disk is missing, 4 a defect, 130 interrupted. "
             "What is not 0 has one sentence that says why.",
-            allow_abbrev=False,
         )

@@ -18,6 +18,7 @@ import numpy as np
 from onnx import helper, numpy_helper
 
 from engine.tensors import Array
+from export.nodes import drop_unread_constants, replace_all
 
 ALPHAS = (0.5, 0.6, 0.7, 0.8)
 """Which is best depends on the input: with 0.5 for all, all-MiniLM-L6-v2 falls to 0.964, with 0.8 it is 0.990."""
@@ -81,8 +82,5 @@ def _place(graph: Any, divisions: Mapping[str, Any]) -> None:
     for node in list(graph.node):
         nodes.append(node)
         nodes += [divisions[name] for name in node.output if name in divisions]
-    read = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(kept)
+    replace_all(graph.node, nodes)
+    drop_unread_constants(graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -107,12 +108,13 @@ def quiet() -> Iterator[None]:
     """Keep what transformers and optimum say beside errors off the terminal, inside the block only."""
     import torch  # noqa: F401  (without it transformers has a warning to say before the import fails)
     from optimum.utils import logging as optimum_logging
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    levels, bars = (logging.get_verbosity(), optimum_logging.get_verbosity()), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    optimum_logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    libraries = (transformers_logging, optimum_logging)
+    levels, has_bars = [one.get_verbosity() for one in libraries], transformers_logging.is_progress_bar_enabled()
+    for one in libraries:
+        one.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             # Deprecations inside the libraries and notes on tracing: nothing a user can act on. What would be wrong
@@ -120,10 +122,21 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(levels[0])
-        optimum_logging.set_verbosity(levels[1])
-        if bars:
-            logging.enable_progress_bar()
+        for one, level in zip(libraries, levels, strict=True):
+            one.set_verbosity(level)
+        if has_bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def unlogged(level: int) -> Iterator[None]:
+    """Inside the block, nothing up to `level` of Python's own logging is told."""
+    before = logging.root.manager.disable
+    logging.disable(level)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager

@@ -10,36 +10,33 @@ import onnx
 from onnx import helper, numpy_helper
 
 from export.calibrate import METHODS, Ranges, ranges
+from export.dynamic_int8 import DynamicInt8
 from export.int8_search import Step
 from export.observed import observed
-from export.optimize import Places, add_graph, fuse, remove_graph
-from export.precision import Int8
+from export.optimize import add_graph, fuse, remove_graph
 from export.static_int8 import COMPARED, CPU, TENSORRT, activations, pair_of, quantizable, quantize, rounded_weights
 
 FILES = {TENSORRT: "int8.onnx", CPU: "int8-static.cpu.onnx"}
 
 
 class StaticInt8:
-    """Makes the graphs of one form, TENSORRT or CPU, of the portable graph at `portable`, beside it.
+    """Makes the graphs of one form, TENSORRT or CPU, of the portable graph that `int8` has, beside it.
 
-    `work` is a folder that comes and goes; `int8` smooths, and has the rows that are calibrated on.
+    `int8` smooths as well, and has the rows that are calibrated on.
     """
 
-    def __init__(self, int8: Int8, portable: Path, work: Path, places: Places, form: str) -> None:
+    def __init__(self, int8: DynamicInt8, form: str) -> None:
         self.form = form
-        self.path = portable.with_name(FILES[form])
+        self.path = int8.portable.with_name(FILES[form])
         self._int8 = int8
-        self._portable = portable
-        self._work = work
-        self._places = places
         self._found: tuple[object, dict[str, Ranges]] | None = None
 
     def products(self) -> list[Any]:
         """The nodes whose weights can be bytes."""
-        return quantizable(onnx.load(self._portable, load_external_data=False))
+        return quantizable(onnx.load(self._int8.portable, load_external_data=False))
 
     def gaining(self) -> list[tuple[str, float]]:
-        """As Int8 says."""
+        """As DynamicInt8 says."""
         return self._int8.gaining()
 
     def untuned(self) -> Path:
@@ -57,24 +54,24 @@ class StaticInt8:
         """Write what the gate compares; it replaces the one before. For the CPU it is the graph itself."""
         if self.form == CPU:
             return self.write(step, method)
-        return fuse(self._saved(self._quantized(step, method, COMPARED)), self._work / "fused")
+        return fuse(self._saved(self._quantized(step, method, COMPARED)), self._int8.work / "fused")
 
     def write(self, step: Step, method: str) -> Path:
         """Write the graph of `step`, with ranges calibrated by `method`; it replaces the one before."""
         model = self._quantized(step, method, self.form)
         if self.form == CPU:
             return self._int8.fused(self._saved(model), self.path.name)
-        add_graph(model, self.path, self._places)
+        add_graph(model, self.path, self._int8.places)
         onnx.checker.check_model(self.path, full_check=True)
         if not self.path.with_suffix(".bin").stat().st_size:  # all weights are those of the fp32 graph
             self.path.with_suffix(".bin").unlink()
-        shutil.rmtree(self._work)
+        shutil.rmtree(self._int8.work)
         return self.path
 
     def remove(self) -> None:
         """Take back what `write` wrote, and the folder that comes and goes."""
         remove_graph(self.path)
-        shutil.rmtree(self._work, ignore_errors=True)
+        shutil.rmtree(self._int8.work, ignore_errors=True)
 
     def suffering(self, step: Step, method: str) -> list[str]:
         """Names of the nodes that have weights, the one first whose own output bytes of its inputs change most."""
@@ -87,7 +84,7 @@ class StaticInt8:
         for seen in observed(self._saved(model), outputs, self._int8.rows):
             for name, (off, all_) in names.items():
                 lost[name] += float(seen[off]) / (float(seen[all_]) or 1.0)
-        shutil.rmtree(self._work)
+        shutil.rmtree(self._int8.work)
         return sorted(lost, key=lambda name: -lost[name])
 
     def _quantized(self, step: Step, method: str, form: str) -> Any:
@@ -105,7 +102,7 @@ class StaticInt8:
         return self._found[1]
 
     def _saved(self, model: Any) -> Path:
-        path = self._work / "static.onnx"
+        path = self._int8.work / "static.onnx"
         onnx.save(model, path, save_as_external_data=True, location="static.bin")
         return path
 

@@ -22,6 +22,7 @@ from onnx import helper, numpy_helper
 
 from engine.tensors import Array
 from export.calibrate import Ranges
+from export.nodes import drop_unread_constants, readers_of, replace_all
 from export.smooth import products
 
 TENSORRT, COMPARED, CPU = "tensorrt", "compared", "cpu"
@@ -75,11 +76,8 @@ def quantize(model: Any, found: Ranges, kept: Collection[str], form: str) -> Non
         nodes.append(node)
         for name in node.output:
             nodes += pairs.get(name, ())
-    read = {name for node in nodes for name in node.input}
-    initializers = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(initializers)
+    replace_all(graph.node, nodes)
+    drop_unread_constants(graph)
 
 
 def rounded_weights(node: Any, values: Array) -> Array:
@@ -92,16 +90,13 @@ def rounded_weights(node: Any, values: Array) -> Array:
 
 def _made_by_convs(model: Any, chosen: Iterable[Any]) -> Iterator[str]:
     """What each Conv makes, behind the activation that is part of its kernel; whoever reads it reads bytes."""
-    readers: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = readers_of(model.graph)
     outputs = {tensor.name for tensor in model.graph.output}
     for node in chosen:
         if node.op_type != "Conv":
             continue
         made = node.output[0]
-        behind = readers.get(made, [])
+        behind = readers[made]
         if len(behind) == 1 and behind[0].op_type in _BEHIND_CONV and made not in outputs:
             made = behind[0].output[0]
         if made not in outputs:

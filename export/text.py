@@ -25,6 +25,7 @@ LONGEST_CHECKED = 2048
 
 _SHORTEST_WORD = 3  # shorter tokens are mostly pieces of words
 _MOST_WORDS = 90
+_SAMPLES = 500
 _FREQUENT = 200
 _WRITTEN = "a word, \u2603 and \U0001d518"  # with what a vocabulary may not hold
 
@@ -92,13 +93,9 @@ class TextExport(ExportTask):
 
     def inputs_of(self, source: Source, payload: Any, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]] | None:
         """Rows of tokens are what the model reads; the probes show that they are transformers' own."""
-        import torch
-
         if any(not set(row.feeds) <= set(self.input_axes()) for row in rows):
             return None
-        return [
-            {name: torch.from_numpy(values[None].astype("int64")) for name, values in row.feeds.items()} for row in rows
-        ]
+        return [row_tokens(row) for row in rows]
 
     def probe(self, source: Source, label: str, text: str) -> Probe:
         """`text` as a payload, and as transformers tokenizes it; one row each."""
@@ -126,6 +123,13 @@ def tokens_of(source: Source, text: str, pair: str | None = None, **options: Any
         [text if pair is None else (text, pair)], return_tensors="pt", **options
     )
     return found
+
+
+def row_tokens(row: Row) -> Mapping[str, Any]:
+    """What the worker tokenized, for the model in PyTorch: int64 tensors with a batch of one."""
+    import torch
+
+    return {name: torch.from_numpy(values[None].astype("int64")) for name, values in row.feeds.items()}
 
 
 def run(model: Any, inputs: Mapping[str, Any], *outputs: str) -> Arrays | None:
@@ -209,8 +213,8 @@ def texts(source: Source, examples: Sequence[Any]) -> Iterator[tuple[str, str]]:
     yield "longest", longest_text(source, length)
 
 
-def sample_texts(source: Source, count: int = 500) -> Iterator[str]:
-    """`count` texts of 1 to 90 words out of the tokenizer's own vocabulary; the same ones at every call.
+def sample_texts(source: Source) -> Iterator[str]:
+    """500 texts of 1 to 90 words out of the tokenizer's own vocabulary; the same ones at every call.
 
     Every other text is made of frequent words, which vocabularies begin with: int8 answers differently on them, on
     all-MiniLM-L6-v2 with a least cosine of 0.976 where that of texts out of all words is 0.990.
@@ -222,7 +226,7 @@ def sample_texts(source: Source, count: int = 500) -> Iterator[str]:
     by_number = sorted(source.tokenizer.get_vocab().items(), key=lambda pair: pair[1])
     starts = [token.lstrip("▁Ġ") for token, _ in by_number if not token.startswith("##")]
     frequent = [word for word in starts if word.isascii() and word.isalpha() and len(word) > 1][:_FREQUENT]
-    for number in range(count):
+    for number in range(_SAMPLES):
         out_of = (frequent if number % 2 else words) or words or ["word"]
         yield " ".join(draw.choices(out_of, k=draw.randint(1, _MOST_WORDS)))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from export.lean_trace import weights_outside
-from export.nodes import Axes
+from export.nodes import Axes, replace_all, set_outputs, value_info
 from export.source import quiet, untraceable
 from export.traceable import traceable
 
@@ -79,11 +79,8 @@ def declare(source: Source, graph: Any, traced: Traced, outputs: Mapping[str, An
 
     The outputs of a whole model are left to what the task puts behind them.
     """
-    from export.nodes import set_outputs, value_info
-
     given = {tensor.name for tensor in graph.input}
-    del graph.input[:]
-    graph.input.extend(value_info(name, dtype, of) for name, dtype, of, _ in traced.inputs if name in given)
+    replace_all(graph.input, [value_info(name, dtype, of) for name, dtype, of, _ in traced.inputs if name in given])
     if source.task.traces_itself:
         set_outputs(graph, [(name, _dtype(values), ("batch", *values.shape[1:])) for name, values in outputs.items()])
 

@@ -5,7 +5,7 @@ Images have one size in a graph, so that resizing and pooling are products with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,22 +13,32 @@ from typing import Any
 @contextmanager
 def traceable() -> Iterator[None]:
     """Inside the block, run a module once as it is and trace it afterwards."""
+    from torch.nn import AdaptiveAvgPool2d, AvgPool2d, functional
+
     with (
-        _pools_as_matrices(),
-        _pools_over_everything_as_means(),
-        _antialiased_as_matrices(),
-        _standardised(),
-        _folded(),
+        _replaced(AdaptiveAvgPool2d, "forward", _pool_as_matrices),
+        _replaced(AvgPool2d, "forward", _pool_over_everything_as_mean),
+        _replaced(functional, "interpolate", _antialiased_as_matrices),
+        _replaced(functional, "batch_norm", _standardised),
+        _replaced(functional, "fold", _folded),
     ):
         yield
 
 
 @contextmanager
-def _standardised() -> Iterator[None]:
+def _replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside the block, what `owner` has under `name` is what `make` makes of it."""
+    before = getattr(owner, name)
+    setattr(owner, name, make(before))
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _standardised(before: Any) -> Any:
     """BiT standardises weights by a batch normalisation of what is there; the exporter takes it for a trained one."""
     import torch
-
-    before = torch.nn.functional.batch_norm
 
     def batch_norm(values: Any, mean: Any, variance: Any, *rest: Any, **options: Any) -> Any:
         if mean is not None or rest or set(options) - {"training", "momentum", "eps"}:
@@ -37,19 +47,11 @@ def _standardised() -> Iterator[None]:
         spread, centre = torch.var_mean(values, places, correction=0, keepdim=True)
         return (values - centre) * torch.rsqrt(spread + options.get("eps", 1e-5))
 
-    torch.nn.functional.batch_norm = batch_norm
-    try:
-        yield
-    finally:
-        torch.nn.functional.batch_norm = before
+    return batch_norm
 
 
-@contextmanager
-def _folded() -> Iterator[None]:
+def _folded(before: Any) -> Any:
     """MobileViTv2 puts patches that do not overlap side by side by an operator that ONNX has from opset 18 on."""
-    import torch
-
-    before = torch.nn.functional.fold
 
     def fold(values: Any, output_size: Any, kernel_size: Any, *rest: Any, **options: Any) -> Any:
         apart = not rest and tuple(options.get("stride", (1, 1))) == tuple(kernel_size)
@@ -61,20 +63,11 @@ def _folded() -> Iterator[None]:
         )
         return patches.permute(0, 1, 4, 2, 5, 3).reshape(-1, patches.shape[1], height, width)
 
-    torch.nn.functional.fold = fold
-    try:
-        yield
-    finally:
-        torch.nn.functional.fold = before
+    return fold
 
 
-@contextmanager
-def _pools_as_matrices() -> Iterator[None]:
-    """Trace adaptive pools, which the exporter takes only where it knows every size, as products with two matrices."""
-    import torch
-
-    pool = torch.nn.AdaptiveAvgPool2d
-    before = pool.forward
+def _pool_as_matrices(_: Any) -> Any:
+    """Adaptive pools, which the exporter takes only where it knows every size, as products with two matrices."""
 
     def forward(self: Any, values: Any) -> Any:
         sizes = self.output_size if isinstance(self.output_size, tuple) else (self.output_size,) * 2
@@ -82,11 +75,7 @@ def _pools_as_matrices() -> Iterator[None]:
         down, across = _means(rows, sizes[0] or rows), _means(columns, sizes[1] or columns)
         return down @ values @ across.T
 
-    pool.forward = forward
-    try:
-        yield
-    finally:
-        pool.forward = before
+    return forward
 
 
 def _means(size: int, out: int) -> Any:
@@ -100,13 +89,8 @@ def _means(size: int, out: int) -> Any:
     return matrix
 
 
-@contextmanager
-def _pools_over_everything_as_means() -> Iterator[None]:
+def _pool_over_everything_as_mean(before: Any) -> Any:
     """EfficientNet pools with a kernel larger than the map: torch divides by the map, ONNX Runtime by the kernel."""
-    import torch
-
-    pool = torch.nn.AvgPool2d
-    before = pool.forward
 
     def forward(self: Any, values: Any) -> Any:
         sizes = self.kernel_size if isinstance(self.kernel_size, tuple) else (self.kernel_size,) * 2
@@ -115,22 +99,16 @@ def _pools_over_everything_as_means() -> Iterator[None]:
             return before(self, values)
         return values.mean((2, 3), keepdim=True)
 
-    pool.forward = forward
-    try:
-        yield
-    finally:
-        pool.forward = before
+    return forward
 
 
-@contextmanager
-def _antialiased_as_matrices() -> Iterator[None]:
+def _antialiased_as_matrices(before: Any) -> Any:
     """Resizing with antialiasing, as of position embeddings, is a product with a matrix a side.
 
     The matrices are found in the run before the trace, for whatever runs meanwhile is traced itself.
     """
     import torch
 
-    before = torch.nn.functional.interpolate
     matrices: dict[tuple[Any, ...], Any] = {}
 
     def side(size: int, out: int, options: Any) -> Any:
@@ -150,8 +128,4 @@ def _antialiased_as_matrices() -> Iterator[None]:
         )
         return (down @ values.to(torch.float32) @ across.T).to(values.dtype)
 
-    torch.nn.functional.interpolate = interpolate
-    try:
-        yield
-    finally:
-        torch.nn.functional.interpolate = before
+    return interpolate

@@ -6,9 +6,12 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from export.errors import ParityFailed
+
+Checked: TypeAlias = "dict[str, Any] | ParityFailed"
+"""What a check came to: the figures of parity.json, or why it failed."""
 
 
 @dataclass
@@ -32,7 +35,7 @@ class Record:
 
 
 @dataclass
-class Outcome:
+class Climbed:
     """Where a ladder ended."""
 
     precision: str
@@ -63,7 +66,7 @@ def summed(figures: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def record_of(step: str, began: float, checked: Mapping[str, Any] | ParityFailed, **more: Any) -> Record:
+def record_of(step: str, began: float, checked: Checked, **more: Any) -> Record:
     """A record of what the gate returned, or raised; `began` is time.perf_counter()'s at the beginning."""
     seconds = time.perf_counter() - began
     if isinstance(checked, ParityFailed):

@@ -1,4 +1,4 @@
-"""What a TensorRT builder says: its messages, kept for the error that may follow, and its progress.
+"""What a TensorRT builder says: its errors, kept for the sentence that may follow, and its progress.
 
 `trt` is the module: tensorrt, or tensorrt_rtx, whose names are the same.
 """
@@ -24,24 +24,22 @@ _LAYER = re.compile(r"^Name: (.*?), LayerType: (\w+)", re.MULTILINE)
 
 @cache
 def logger_of(trt: Any) -> Any:
-    """The logger of `trt`, one a process: TensorRT keeps the first that it is given. Clear `messages` before a build.
+    """The logger of `trt`, one a process: TensorRT keeps the first that it is given. Clear both lists before a build.
 
-    `messages` holds (is an error, text) of the latest warnings and errors, `layers` what was said of layers that were
-    built.
+    `errors` holds the latest errors, `layers` what was said of layers that were built.
     """
     severities = trt.ILogger.Severity
-    errors = (severities.INTERNAL_ERROR, severities.ERROR)
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
             super().__init__()
-            self.messages: deque[tuple[bool, str]] = deque(maxlen=_KEPT)
+            self.errors: deque[str] = deque(maxlen=_KEPT)
             self.layers: list[str] = []
 
         def log(self, severity: Any, text: str) -> None:
-            if severity in errors or severity == severities.WARNING:
-                self.messages.append((severity in errors, text))
-            elif ", LayerType: " in text:
+            if severity in (severities.INTERNAL_ERROR, severities.ERROR):
+                self.errors.append(text)
+            elif severity != severities.WARNING and ", LayerType: " in text:
                 self.layers.append(text)
 
     return Logger()
@@ -58,8 +56,8 @@ def kernels_of(logger: Any) -> tuple[int, int]:
 
 
 def errors_of(logger: Any) -> str:
-    """The errors since `messages` was cleared, the first ones, on one line; they name the layer. "" when none."""
-    found = list(dict.fromkeys(" ".join(text.split()) for is_error, text in logger.messages if is_error))
+    """The first errors since the list was cleared, on one line; they name the layer. Empty without any."""
+    found = list(dict.fromkeys(" ".join(text.split()) for text in logger.errors))
     return "; ".join(found[:_MOST_SHOWN])
 
 

@@ -7,7 +7,7 @@ test_tensorrt_names.py` holds every name against the real bindings). Rule: no de
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,13 @@ class BuildOptions:
     """Have the builder tell of its kernels, whose names the plan then holds."""
 
 
-@dataclass
-class Plan:
-    """What a build returns. `warnings` are the builder's."""
+@dataclass(frozen=True)
+class Built:
+    """What a build returns."""
 
     content: bytes
+    """The plan."""
     timing_cache: bytes | None
-    warnings: list[str] = field(default_factory=list)
     kernels: tuple[int, int] = (0, 0)
     """All, and those of fused attention; (0, 0) where the builder was not asked."""
 
@@ -63,14 +63,14 @@ def build_plan(
     profiles: Sequence[tuple[Bucket, Bucket, Bucket]],
     options: BuildOptions,
     timing_cache: bytes = b"",
-) -> Plan:
+) -> Built:
     """Parse `onnx` and build it for `profiles`, one optimization profile each: (smallest, best, largest) bucket.
 
     Without a driver, `trt` must be TensorRT-RTX: the builder of plain TensorRT crashes the process. Raises Refused with
     the parser's or the builder's own words.
     """
     logger = logger_of(trt)
-    logger.messages.clear()
+    logger.errors.clear()
     logger.layers.clear()
     builder = _start(trt, logger)
     network = builder.create_network(_network_flags(trt))
@@ -96,8 +96,7 @@ def build_plan(
         )
     if cache is not None:
         cache = bytes(memoryview(config.get_timing_cache().serialize()))
-    warnings = [text for is_error, text in logger.messages if not is_error]
-    return Plan(bytes(memoryview(plan)), cache, warnings, kernels_of(logger))
+    return Built(bytes(memoryview(plan)), cache, kernels_of(logger))
 
 
 def _start(trt: Any, logger: Any) -> Any:

@@ -7,7 +7,7 @@ from inspect import signature
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from export.padding import hide_padding
+from export.padding import model_to_trace
 from export.torch_onnx import Traced
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ def whole_model(source: Source) -> Traced:
     """The model of `source`, with two of the gate's rows, of different lengths where there are such."""
     import torch
 
-    model = hide_padding(source.load_model())
-    if getattr(model.config, "use_cache", False):
-        model.config.use_cache = False  # a decoder would return its cache
+    model = model_to_trace(source)
     first, other = _rows(source, model)
 
     class Whole(torch.nn.Module):

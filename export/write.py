@@ -6,7 +6,6 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ from onnx import helper
 
 from engine.bundle import Graph, Manifest, open_bundle, write_manifest
 from engine.tensors import TensorSpec
+from export.packages import installed_version
 from export.source import Source
 
 PARITY = "parity.json"
+# Of ONNX Runtime's two packages one is installed.
 _MADE_BY = ("onnx", "onnxruntime", "onnxruntime-gpu", "optimum", "optimum-onnx", "tokenizers", "torch", "transformers")
 _MADE_BY_DYNAMO = ("onnxscript", "onnx-ir")
 
@@ -85,15 +86,18 @@ def _spec(tensor: Any, pads: Mapping[str, int]) -> TensorSpec:
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Of this project and of `packages`."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    installed = {name: version for name in packages if (version := _version(name))}
+    installed = {name: version for name in packages if (version := installed_version(name))}
     return {project["name"]: project["version"], **installed}
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # of ONNX Runtime's two packages there is one
-        return None
+def add_portable(folder: Path, precision: str, paths: Mapping[str, Path]) -> None:
+    """Enter portable graphs of `precision`, by the names of their graphs, in the manifest of the bundle in `folder`."""
+    manifest = open_bundle(folder).manifest
+    graphs = dict(manifest.graphs)
+    for name, path in paths.items():
+        onnx_files = {**graphs[name].onnx, precision: path.relative_to(folder).as_posix()}
+        graphs[name] = replace(graphs[name], onnx=onnx_files)
+    write_manifest(folder, replace(manifest, graphs=graphs))
 
 
 def choose(folder: Path, precision: str, fused: Path) -> None:

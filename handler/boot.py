@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,34 +86,36 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
 
             load_kernels_lazily()
             Beside(wake_gpu)  # not where a plan may be built, by another process that may want the whole device
-        from engine.boot import import_ahead, open_engine, warmed
+        from engine.boot import foreseen, import_ahead, open_engine, warmed
         from engine.select import Choice
 
+        _verified(verification.wait, bundle, settings)  # nothing but the manifest is parsed before this line
+        for graph in bundle.manifest.graphs:
+            verification.ask(foreseen(bundle, settings, graph))
         if bundle.manifest.graphs:
             import_ahead(settings)
-    if not verification.is_at_weights:
+    if verification.delays:
         _import_serving()
     choices, engines = {}, {}
     struck: dict[str, dict[str, str]] = {graph: {} for graph in bundle.manifest.graphs}
-    if not verification.has_passed_all_but_weights():  # nothing else of the bundle is parsed before this line
-        _verified(verification, bundle, settings)
     try:
         with timeline.stage("engine load"):
             for graph in bundle.manifest.graphs:
-                engines[graph], choices[graph] = open_engine(bundle, settings, graph, _info, struck[graph])
+                asked = (bundle, settings, graph, _info, struck[graph], verification.need)
+                engines[graph], choices[graph] = open_engine(*asked)
         if not choices:
             choices[bundle.manifest.task] = Choice("none", f"{bundle.manifest.task} has no model")
         # Not earlier: ONNX Runtime holds the interpreter lock while it loads a graph, but not while it runs one.
         loading = Beside(lambda: _load_task(bundle, settings, timeline))
         with timeline.stage("warm-up"):
             for graph, engine in engines.items():
-                opened = (engine, choices[graph], bundle, settings, graph)
-                engines[graph], choices[graph] = warmed(*opened, say=_info, struck=struck[graph])
+                asked = (bundle, settings, graph, _info, struck[graph], verification.need)
+                engines[graph], choices[graph] = warmed(engine, choices[graph], *asked)
         task = loading.result()
     except Exception:
-        _verified(verification, bundle, settings)  # damaged weights say more than what followed from them
+        _verified(verification.result, bundle, settings)  # damaged weights say more than what followed from them
         raise
-    timeline.stages["verify"] = _verified(verification, bundle, settings)
+    timeline.stages["verify"] = _verified(verification.result, bundle, settings)
     from engine.batcher import Batcher
     from engine.passage import Passage
     from engine.router import Router
@@ -143,10 +145,10 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
     return worker
 
 
-def _verified(verification: Verification, bundle: Bundle, settings: Settings) -> float:
-    """Wait for the end of it; ms that it took. Raises BundleError; a bundle that was fetched is then discarded."""
+def _verified(wait: Callable[[], float], bundle: Bundle, settings: Settings) -> float:
+    """What `wait` returns. Raises BundleError as it does; a bundle that was fetched is then discarded."""
     try:
-        return verification.result()
+        return wait()
     except BundleError as error:
         if not settings.bundle_url:
             raise

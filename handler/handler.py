@@ -30,6 +30,7 @@ _PART_BYTES = 1_000_000  # RunPod's limit; 64 rows of 1536 numbers are more
 _FILL = 0.8  # of that, for parts differ
 _BLOCKING_THREADS = 32
 """For tasks that wait, beside the threads that compute, so that slow servers keep nobody from those."""
+_MODELS_ROUTE = "/v1/models"
 _PARTS_AHEAD = 4  # parts in work, so that the engine is busy while one is being sent
 
 
@@ -104,6 +105,8 @@ class Handler:
     ) -> Any:
         if payload == {"health": True}:
             return finish(self._health())
+        if isinstance(payload, dict) and payload.get("openai_route") == _MODELS_ROUTE:
+            return finish(_models(self._health()["model"]))
         check.refuse_lone_surrogates(payload)
         payload, timings, stream, progress = _options(payload)
         request = self._task.parse(payload)
@@ -171,6 +174,11 @@ class Handler:
         result = await _run(len(rows) > _INLINE_ROWS or self._waiting is not None, conclude)
         clock.lap("finish")
         return result
+
+
+def _models(name: str) -> Json:
+    """What OpenAI's client gets for its list of models. Nobody knows when a model was made; it wants a number."""
+    return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "worker-tensorrt"}]}
 
 
 def _options(payload: Json) -> tuple[Json, bool, bool, bool]:

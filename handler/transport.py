@@ -54,24 +54,31 @@ class Poll:
         self._body = b""
         self._replying = False
         self._connector = _OneRequest()
-        trace = aiohttp.TraceConfig()
-        trace.on_request_end.append(self._note_reply)
-        trace.on_response_chunk_received.append(self._remember)
         headers, timeout = sdk.auth_header(), aiohttp.ClientTimeout(total=None, connect=30)
         self._jobs_session = aiohttp.ClientSession(
             connector=self._connector,
             headers=headers,
             timeout=timeout,
-            trace_configs=[trace],
+            response_class=self._remembering_reply(),
             cookie_jar=aiohttp.DummyCookieJar(),  # a jar would be searched before every request
         )
         self._signals_session = aiohttp.ClientSession(connector=Connector(), headers=headers, timeout=timeout)
 
-    async def _note_reply(self, session: Any, context: Any, params: aiohttp.TraceRequestEndParams) -> None:
-        self._replying = True  # its headers are here
+    def _remembering_reply(self) -> type[aiohttp.ClientResponse]:
+        """A reply that this object knows of. aiohttp's tracing would tell as much, and costs more."""
+        poll = self
 
-    async def _remember(self, session: Any, context: Any, params: aiohttp.TraceResponseChunkReceivedParams) -> None:
-        self._body = params.chunk
+        class Reply(aiohttp.ClientResponse):
+            async def start(self, connection: Any) -> aiohttp.ClientResponse:
+                await super().start(connection)
+                poll._replying = True  # its headers are here
+                return self
+
+            async def read(self) -> bytes:
+                poll._body = await super().read()
+                return poll._body
+
+        return Reply
 
     async def open_ahead(self) -> None:
         """Open the connection that the first take will find."""

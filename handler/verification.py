@@ -6,97 +6,157 @@ modules load; and hashing a mapped file in one call takes a third more CPU time 
 
 from __future__ import annotations
 
-import marshal
+import json
 import os
 import select
 import socket
 import time
+from collections import deque
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import TypeAlias
 
-from engine.bundle import Bundle
+from engine.bundle import Bundle, is_weights
 from engine.errors import BundleError
 from handler import signals
 from handler.fork import end_with, fork
 
-_PASSED, _FAILED = b".", b"!"
-_NICENESS = 8  # as of what else nobody waits for yet, so that the engine has a CPU of two for itself
+_NICENESS = 8  # while nobody waits for it, so that the engine has a CPU of two for itself
+
+_Files: TypeAlias = "Sequence[str] | None"  # None: those that every boot reads
 
 
 class Verification:
     """Begins at once. To be made before CUDA exists, which does not survive a fork.
 
-    In two parts, so that an engine may load while its weights are hashed: they are numbers, which nobody parses, and
+    First come the files that every boot reads, then those that are asked for: of a bundle for many machines only what
+    this one uses is read. An engine may load while its weights are hashed: they are numbers, which nobody parses, and
     no answer goes out before `result`.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
+        self._numbers = {name: number for number, name in enumerate(bundle.manifest.files)}
+        self._asked: set[str] = set()
+        self._pending: deque[_Files] = deque([None])
+        self._told = b""
+        self._took_ms = 0.0
+        self._damage: BundleError | None = None
         self._pid = 0
         with suppress(OSError):  # there is no other process to be had
             self._pid, self._end = fork(self._serve)
 
+    def ask(self, names: Iterable[str]) -> None:
+        """Have these files compared as well, after what was asked for before."""
+        new = [name for name in names if name not in self._asked]
+        if new:
+            self._asked.update(new)
+            self._pending.append(new)
+            if self._pid:
+                with suppress(OSError):  # it has ended: `wait` finds that out
+                    self._end.sendall(" ".join(str(self._numbers[name]) for name in new).encode() + b"\n")
+
+    def need(self, names: Sequence[str]) -> None:
+        """`ask`, and `wait` unless all of them are weights."""
+        self.ask(names)
+        if not _are_weights(names):
+            self.wait()
+
     @property
-    def is_at_weights(self) -> bool:
-        """Whether the other process has told of everything else, or ended."""
-        if not self._pid:
+    def delays(self) -> bool:
+        """Whether `wait` would wait for something that is no weights."""
+        if not self._pid or self._told or all(map(_are_weights, self._pending)):
             return False
         told = select.poll()
         told.register(self._end, select.POLLIN)
-        return bool(told.poll(0))
+        return not told.poll(0)
 
-    def has_passed_all_but_weights(self) -> bool:
-        """Wait until these were compared with the manifest; whether they agree. `result` says what does not.
+    def wait(self) -> float:
+        """Wait until all that was asked for was compared; ms that it took. Raises as `Bundle.verify` does.
 
         What the other process does not tell, because it could not be had or was killed, is found out here.
         """
-        if self._pid and (told := self._end.recv(1)):
-            return told == _PASSED
-        try:
-            self._bundle.verify_all_but_weights()
-        except BundleError:
-            return False
-        return True
+        while self._pending and self._damage is None:
+            try:
+                self._took_ms += self._compared(self._pending.popleft())
+            except BundleError as error:
+                self._damage = error
+        if self._damage is not None:
+            raise self._damage
+        return round(self._took_ms, 1)
 
     def result(self) -> float:
-        """Wait until every file was compared, after the above; ms that it took. Raises as `Bundle.verify` does."""
-        if self._pid and (took_ms := self._told()) is not None:
-            return took_ms
+        """`wait`, and let the other process end."""
+        try:
+            return self.wait()
+        finally:
+            self._end_other()
+
+    def _compared(self, names: _Files) -> float:
+        if self._pid and (line := self._line()):
+            took_ms, why = json.loads(line)
+            if why:
+                raise BundleError(why)
+            return float(took_ms)
+        self._end_other()
         begin = time.perf_counter()
-        self._bundle.verify()
+        _compare(self._bundle, names)
         return _ms_since(begin)
 
-    def _told(self) -> float | None:
-        """What the other process said in the end, None where it ended without. Raises what it raised."""
-        with self._end:
-            told = b"".join(iter(lambda: self._end.recv(65536), b""))
-        with suppress(ChildProcessError):  # whoever started us ignores SIGCHLD
-            os.waitpid(self._pid, 0)
-        self._pid = 0
-        if not told:
-            return None
-        took_ms, why = marshal.loads(told)  # noqa: S302 - from our own fork
-        if why:
-            raise BundleError(why)
-        return float(took_ms)
+    def _line(self) -> bytes:
+        """The next one that the other process tells; empty where it ends without."""
+        while b"\n" not in self._told:
+            try:
+                received = self._end.recv(65536)
+            except ConnectionError:  # it was asked something after its end
+                received = b""
+            if not received:
+                return b""
+            self._told += received
+        line, _, self._told = self._told.partition(b"\n")
+        return line
+
+    def _end_other(self) -> None:
+        if self._pid:
+            self._end.close()
+            with suppress(ChildProcessError):  # whoever started us ignores SIGCHLD
+                os.waitpid(self._pid, 0)
+            self._pid = 0
+
+    # In the other process
 
     def _serve(self, end: socket.socket) -> None:
         signals.ignore()  # a terminal's; this process ends with the one that began it
         _close_all_but(end.fileno())  # else whoever listens to the process that forked would not hear of its end
-        begin, why, open_part = time.perf_counter(), "", _FAILED
-        try:
+        files, is_nice = list(self._numbers), False
+        with suppress(Exception):  # no thread, no memory, a defect: found out, and told, by the process that forked
             end_with(end)
-            self._bundle.verify_all_but_weights()
-            open_part = b""
-            with suppress(OSError):  # it has just been killed
-                end.sendall(_PASSED)
-            os.nice(_NICENESS)
-            self._bundle.verify_weights()
+            self._tell(end, None)
+            for line in end.makefile("rb"):
+                names = [files[int(number)] for number in line.split()]
+                if _are_weights(names) and not is_nice:
+                    os.nice(_NICENESS)
+                    is_nice = True
+                self._tell(end, names)
+
+    def _tell(self, end: socket.socket, names: _Files) -> None:
+        begin, why = time.perf_counter(), ""
+        try:
+            _compare(self._bundle, names)
         except BundleError as error:
             why = str(error)
-        except Exception:  # no thread, no memory, a defect: found out, and told, by the other process
-            return
-        with suppress(OSError):  # as above
-            end.sendall(open_part + marshal.dumps((_ms_since(begin), why)))
+        end.sendall(json.dumps([_ms_since(begin), why]).encode() + b"\n")
+
+
+def _compare(bundle: Bundle, names: _Files) -> None:
+    if names is None:
+        bundle.verify_common()
+    else:
+        bundle.verify(names)
+
+
+def _are_weights(names: _Files) -> bool:
+    return names is not None and all(map(is_weights, names))
 
 
 def _close_all_but(kept: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from engine.bundle import Graph, Manifest, open_bundle, write_manifest
@@ -50,6 +50,21 @@ def write_small_bundle(out: Path, **changes: object) -> Path:
         toy_tokenizer().save(str(folder / "tokenizer.json"))
         write_manifest(folder, Manifest(**fields))  # type: ignore[arg-type]
     return out
+
+
+def move_weights_out(bundle: Path, *, integers: bool = False) -> Path:
+    """Put the weights of the bundle's graph into graphs/model/weights.bin; the graph's path.
+
+    With `integers` those as well, where ONNX Runtime does not look for them.
+    """
+    graph = bundle / "graphs/model/fp32.onnx"
+    model = onnx.load(graph)
+    for tensor in model.graph.initializer:
+        if integers or tensor.data_type == TensorProto.FLOAT:  # only raw bytes move into a file
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(model, graph, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    write_manifest(bundle, open_bundle(bundle).manifest)
+    return graph
 
 
 def overflowing(bundle: Path, *, square: bool = False) -> None:

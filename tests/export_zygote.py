@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import Any
 
 _IMPORTS = """torch transformers optimum.exporters.onnx onnx onnxruntime safetensors peft export.__main__ export.load
-export.onnx_from_model export.optimize export.write export.parity export.ladder export.precision export.smooth
+export.onnx_from_model export.optimize export.write export.parity export.ladder export.dynamic_int8 export.smooth
 export.closing_table export.dynamo rich.progress onnxruntime.quantization""".split()
 
 

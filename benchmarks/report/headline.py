@@ -11,7 +11,7 @@ from benchmarks.report.compared import QUESTIONS, against, chosen, ours
 from benchmarks.report.stored import Stored
 from benchmarks.report.targets import Colour
 
-_SHOWN = ("ours-int8", "stock", "infinity", "infinity-http", "litserve", "tei", "triton", "floor")
+_SHOWN = ("ours-int8", "stock", "fastembed", "infinity", "infinity-http", "litserve", "tei", "triton", "floor")
 """What a user would run instead; libraries without a worker around them are in the plot and its table only."""
 
 

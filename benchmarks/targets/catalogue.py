@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks import peer_env
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor_files import files
+from benchmarks.optimum_graph import optimum_graph
 from benchmarks.targets.base import Target
 from benchmarks.targets.dialects import LITSERVE, OPENAI, SDK_TEST_SERVER, TEI, triton
 from benchmarks.targets.http_server import PORT, HttpServer, RemoteServer
@@ -23,6 +24,7 @@ from engine.probe import cpu_quota, gpu
 
 _SCRIPTS = Path(__file__).parent
 _TORCH = ("torch", "transformers")
+_FASTEMBED_POOLINGS = ("mean", "cls")
 _INFINITY_JOBS = 300  # what its worker takes at once, however many clients there are
 
 
@@ -61,6 +63,7 @@ LABELS: Mapping[str, str] = {
     "ours-http": "ours, the SDK's test server",
     "floor": "onnxruntime and tokenizers alone",
     "stock": "stock SDK + sentence-transformers",
+    "fastembed": "stock SDK + fastembed",
     "infinity": "stock SDK + infinity",
     "infinity-http": "infinity's own server",
     "litserve": "LitServe + sentence-transformers",
@@ -98,6 +101,19 @@ def _stock(needs: Needs) -> Target:
         )
 
     return QueueWorker("stock", LABELS["stock"], needs.concurrency, made)
+
+
+def _fastembed(needs: Needs) -> Target:
+    def made() -> Command:
+        python, config = peer_env.python_of("fastembed"), open_bundle(needs.fp32()).manifest.task_config
+        if config["pooling"] not in _FASTEMBED_POOLINGS:
+            raise RuntimeError(f"fastembed has no pooling {config['pooling']}, only {', '.join(_FASTEMBED_POOLINGS)}")
+        env = {"POOLING": config["pooling"], "NORMALIZE": str(int(config["normalize"])), "HF_HUB_OFFLINE": "1"}
+        env |= {"MODEL_FOLDER": str(optimum_graph(needs.folder())), "DIMENSION": str(config["dimension"])}
+        found = peer_env.versions(python, ("fastembed", "onnxruntime", "runpod"))
+        return Command([str(python), str(_SCRIPTS / "stock_fastembed.py")], env, found)
+
+    return QueueWorker("fastembed", LABELS["fastembed"], needs.concurrency, made)
 
 
 def _infinity(needs: Needs) -> Target:
@@ -182,6 +198,7 @@ _MADE: Mapping[str, Callable[[Needs], Target]] = {
     "ours-http": _ours_http,
     "floor": _floor,
     "stock": _stock,
+    "fastembed": _fastembed,
     "infinity": _infinity,
     "infinity-http": _infinity_http,
     "litserve": _litserve,

@@ -28,7 +28,6 @@ class CtcVocabulary:
     """
 
     def __init__(self, tokens: Sequence[str], config: Mapping[str, Any]) -> None:
-        self._tokens = list(tokens)
         self._space = str(config["space"])
         self._lowercase, self._clean_up = bool(config["lowercase"]), bool(config["clean_up"])
         # Ids that mean the same token count as one when repetitions are merged.
@@ -36,9 +35,6 @@ class CtcVocabulary:
         self._same = np.array([first.setdefault(token, index) for index, token in enumerate(tokens)])
         self._shown = [self._space if token == config["delimiter"] else token for token in tokens]
         self._is_blank = np.array([token == config["pad"] for token in tokens])
-
-    def __len__(self) -> int:
-        return len(self._tokens)
 
     def characters(self, ids: Array) -> list[Piece]:
         """The characters of `ids` (a token a frame): repetitions merged, blanks dropped."""

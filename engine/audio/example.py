@@ -11,13 +11,14 @@ import numpy as np
 from engine.tensors import Array
 
 _LOUDNESS = 0.3
+_RATE = 16_000  # samples a second
 
 
-def recording(seconds: float, hertz: float = 440.0, rate: int = 16_000) -> str:
+def recording(seconds: float, hertz: float = 440.0) -> str:
     """A WAV file in base64: a tone that rises by an octave, 16 bits a sample."""
-    time = np.arange(int(seconds * rate)) / rate
+    time = np.arange(int(seconds * _RATE)) / _RATE
     phase = 2 * np.pi * hertz * (time + time**2 / (2 * seconds))
-    return wav((_LOUDNESS * 32767 * np.sin(phase)).astype("<i2"), rate)
+    return wav((_LOUDNESS * 32767 * np.sin(phase)).astype("<i2"), _RATE)
 
 
 def wav(samples: Array, rate: int) -> str:

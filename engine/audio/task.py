@@ -1,4 +1,4 @@
-"""Base of the tasks on sound: the items are recordings, and waiting for one that is fetched happens in a thread."""
+"""Base of the tasks on sound: every recording is decoded, at the model's rate."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from engine.audio.decode import decode
 from engine.audio.example import recording
 from engine.audio.features import features_from
 from engine.config import Limits
-from engine.tasks import media
-from engine.tasks.items import ItemsTask, Part, Request
+from engine.tasks.items import Part
+from engine.tasks.media import MediaTask
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
     from engine.tensors import Array
 
 
-class AudioTask(ItemsTask):
+class AudioTask(MediaTask):
     """`{"audio": ...}` or `{"audios": [...]}`: WAV, FLAC, Ogg or MP3, as base64, data URI or https URL.
 
     One row a recording unless a subclass makes more.
@@ -25,8 +25,6 @@ class AudioTask(ItemsTask):
 
     one: ClassVar[str] = "audio"
     many: ClassVar[str] = "audios"
-    noun: ClassVar[str] = media.FORMS
-    blocking: ClassVar[bool] = True
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"audio": recording(0.5)},
         {"audios": [recording(0.3, 300.0), recording(1.0, 900.0)]},
@@ -42,20 +40,10 @@ class AudioTask(ItemsTask):
         """Read the task_config, which the subclass documents beside `features` (engine/audio/features.py)."""
         return cls(bundle.manifest.task_config, limits)
 
-    def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
-        """The field's name, for errors, and what stands in it."""
-        return name, media.require(value, name)
+    def part(self, field: str, content: bytes, options: Mapping[str, Any]) -> Part:
+        """The rows of one file, through its samples."""
+        return self.part_of(field, decode(content, self.features.rate, self.limits.max_audio_s, field), options)
 
-    def parts(self, request: Request) -> list[Part]:
-        """Every recording's samples, at the model's rate, in rows. Raises InvalidInput, Unreachable."""
-        contents = media.each_bytes_of(request.items, self.limits, request.spent)
-        room, parts = media.Room(self.limits), []
-        for (name, _), content in zip(request.items, contents, strict=True):
-            samples = decode(content, self.features.rate, self.limits.max_audio_s, name)
-            parts.append(self.part(name, samples, request.options))
-            room.take(parts[-1].rows, name)
-        return parts
-
-    def part(self, name: str, samples: Array, options: Mapping[str, Any]) -> Part:
-        """The rows of one recording; one unless a subclass makes more."""
-        return Part([self.features.row(samples, name)])
+    def part_of(self, field: str, samples: Array, options: Mapping[str, Any]) -> Part:
+        """The rows of one recording, float32 samples at the model's rate; one row unless a subclass makes more."""
+        return Part([self.features.row(samples, field)])

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
 from engine.backends.buffers import Buffers
 from engine.bucket import Bucket, Ladder, rungs
-from engine.bundle import Bundle, Graph
+from engine.bundle import Bundle
 from engine.errors import EngineError
 from engine.probe import cpu_quota, cpus_of_threads, memory_left
 from engine.tensors import Arrays
@@ -77,7 +76,7 @@ class OnnxRuntimeEngine:
         self.buckets = Ladder(range(1, max_batch + 1), rungs(bundle.manifest.max_length(graph), LENGTH_STEP))
         self._in = Buffers(self.inputs, self.buckets)
         self._out = Buffers(self.outputs, self.buckets)
-        self._open = partial(_open_session, bundle, found, provider, shares_arena=self.lanes > 0)
+        self._open = partial(_open_session, bundle, graph, provider, shares_arena=self.lanes > 0)
         self._session: Any = self._open(threads, cpus[1:])
         self._bindings: dict[Bucket, Any] = {}
         self._started = self.buckets[0]
@@ -150,10 +149,9 @@ def _within(bucket: Bucket, largest: Bucket) -> tuple[int, int]:
 
 
 def _size_of_weights(bundle: Bundle, graph: str) -> int:
-    """Bytes of the files beside the graph's, plans left out: no less than what a session of it holds."""
-    folder = f"graphs/{graph}/"
-    files = bundle.manifest.files.items()
-    return sum(size for name, (size, _) in files if name.startswith(folder) and "/plans/" not in name)
+    """Bytes of the graph's file for the CPU and of its weights: no less than what a session of it holds."""
+    onnx, _ = bundle.onnx_of(graph, "cpu")
+    return sum(bundle.manifest.files[name][0] for name in (onnx, *bundle.weights_of(onnx)))
 
 
 @cache
@@ -172,11 +170,10 @@ def _make_arena() -> bool:
 
 
 def _open_session(
-    bundle: Bundle, graph: Graph, provider: str, threads: int, cpus: Sequence[int], *, shares_arena: bool
+    bundle: Bundle, graph: str, provider: str, threads: int, cpus: Sequence[int], *, shares_arena: bool
 ) -> Any:
-    precision = bundle.manifest.precision
-    if provider != "cpu":  # the CPU's int8 is for the CPU alone
-        precision = bundle.manifest.precisions.get(provider) or ("fp32" if precision == "int8" else precision)
+    file, is_fused = bundle.onnx_of(graph, provider)
+    path = bundle.file(file)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -193,12 +190,8 @@ def _open_session(
     # Its threads spin for some 30 ms after a run, as they do by default: on two cores a job that finds the worker idle
     # is then done 1.6 ms earlier, and 1, 4 or 32 clients lose nothing.
     providers: list[Any] = ["CPUExecutionProvider"]
-    if provider == "cpu" and precision in graph.fused:
-        # Already optimised at export: doing it again costs most of the load time.
+    if is_fused:  # already optimised at export: doing it again costs most of the load time
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        path = bundle.file(graph.fused[precision])
-    else:
-        path = bundle.file(graph.onnx.get(precision) or graph.onnx["fp32"])
     if provider == "cuda":
         # Else it rounds what it multiplies in fp32 to TF32's 10 bits of mantissa, no more than fp16 has
         # (https://github.com/microsoft/onnxruntime/pull/19357), and no gate has seen such answers.
@@ -206,7 +199,7 @@ def _open_session(
     try:
         session = ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
-        raise EngineError(f"ONNX Runtime {ort.__version__} cannot load {Path(path).name}: {error}") from error
+        raise EngineError(f"ONNX Runtime {ort.__version__} cannot load {path.name}: {error}") from error
     if provider == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise EngineError(
             "ONNX Runtime fell back from CUDA to the CPU; its CUDA 11.8 or cuDNN 8.9 libraries are missing"

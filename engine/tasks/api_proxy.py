@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from urllib.parse import unquote, urlencode
 
 import numpy as np
@@ -27,7 +27,6 @@ from engine.tasks.items import ItemsTask, Part, Request
 from engine.tensors import Row
 
 if TYPE_CHECKING:
-    from engine.bundle import Bundle
     from engine.tasks.base import Json
     from engine.tensors import Arrays
 
@@ -74,11 +73,6 @@ class ApiProxy(ItemsTask):
             raise ConfigError(f"UPSTREAM_URL={shown(self._url)!r} cannot be called: {error}") from None
         if not all(" " <= character <= "~" for character in limits.upstream_authorization):
             raise ConfigError("UPSTREAM_AUTHORIZATION holds characters that a header cannot; set it to plain ASCII")
-
-    @classmethod
-    def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
-        """Read the settings. Raises ConfigError."""
-        return cls(limits)
 
     def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
         """Method, URL and body."""

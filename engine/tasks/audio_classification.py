@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.audio.task import AudioTask
-from engine.tasks import payload as check
-from engine.text.scores import FUNCTIONS, best_labels
+from engine.text.scores import OPTIONS, best_labels, score_options
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -24,19 +23,15 @@ class AudioClassification(AudioTask):
 
     summary: ClassVar[str] = "Labels and scores of a recording: commands, speakers, languages, sounds."
     auto_class: ClassVar[str] = "AutoModelForAudioClassification"
-    option_names: ClassVar[tuple[str, ...]] = ("top_k", "function_to_apply")
+    option_names: ClassVar[tuple[str, ...]] = OPTIONS
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """`top_k`: all labels unless it is given; `function_to_apply`: softmax unless it is given."""
-        labels = len(self.config["labels"])
-        return {
-            "top_k": min(labels, check.whole_number(payload, "top_k", 1, 1_000_000) or labels),
-            "function": check.choice(payload, "function_to_apply", list(FUNCTIONS)),
-        }
+        return score_options(payload, self.config["labels"])
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`[{"label": ..., "score": ...}, ...]`, the best first."""
-        return best_labels(outputs[0]["logits"], self.config["labels"], options["function"], options["top_k"])
+        return best_labels(outputs[0]["logits"], self.config["labels"], options)
 
 
 TASK = AudioClassification

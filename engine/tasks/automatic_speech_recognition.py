@@ -91,28 +91,28 @@ class AutomaticSpeechRecognition(AudioTask):
         stride = self.features.stride
         return round(seconds * self.features.rate / stride) * stride
 
-    def part(self, name: str, samples: Array, options: Mapping[str, Any]) -> Part:
+    def part_of(self, field: str, samples: Array, options: Mapping[str, Any]) -> Part:
         """A row for each window; `data` are the frames of each that count."""
         windows = options["windows"]
         if windows is None:
             if len(samples) > self.features.max_samples:
                 raise InvalidInput(
-                    f"`{name}` lasts {len(samples) / self.features.rate:.4g} s, the model takes "
+                    f"`{field}` lasts {len(samples) / self.features.rate:.4g} s, the model takes "
                     f"{self.features.max_samples / self.features.rate:.4g} s at once; set `chunk_length_s`"
                 )
-            return Part([self.features.row(samples, name)], [slice(None)])
+            return Part([self.features.row(samples, field)], [slice(None)])
         length, left, right = windows
         count = len(samples) // (length - left - right) + 1
         self.refuse_rows(count)
         if count * length > max(_FREE_SAMPLES, MOST_OVERLAP * len(samples)):
             raise InvalidInput(
-                f"windows that overlap so far hold `{name}` more than {MOST_OVERLAP} times over; "
+                f"windows that overlap so far hold `{field}` more than {MOST_OVERLAP} times over; "
                 "lower `stride_length_s`"
             )
         found = list(_cut(samples, length, left, right))
         # What is too short for a frame says nothing, unless it is all there is.
         kept = [window for window in found if self.features.frames(len(window.samples)) > 0] or found[:1]
-        rows = [self.features.row(window.samples, name) for window in kept]
+        rows = [self.features.row(window.samples, field) for window in kept]
         return Part(rows, [window.frames(self.features.stride) for window in kept])
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:

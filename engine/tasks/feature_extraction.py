@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
-
 from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
-from engine.text.tokens import Tokens
-from engine.vectors import FORMATS, OUTPUT, in_base64, normalized
+from engine.text.tokens import Tokens, usage
+from engine.vectors import FORMATS, encoded
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -32,12 +30,14 @@ _OPTIONS = ("normalize", "dimensions", "encoding_format", "truncate", "prompt_na
 class Request:
     """A checked job: the texts and how to answer.
 
-    `first` is the place of the first text in the whole job, `tokens` is counted while preprocessing.
+    `first` is the place of the first text in the whole job, `tokens` is counted while preprocessing. With
+    `openai_model`, which is repeated, the answer has OpenAI's form; with `openai_route` it is the one of a list.
     """
 
     texts: list[str]
     single: bool
     openai_model: str | None
+    openai_route: bool
     normalize: bool
     dimensions: int | None
     encoding_format: str
@@ -48,7 +48,7 @@ class Request:
 
 
 class FeatureExtraction:
-    """`{"text": ...}` or `{"texts": [...]}`, or OpenAI's embeddings route."""
+    """`{"text": ...}` or `{"texts": [...]}`, or OpenAI's embeddings: by its route, or the body alone, as infinity's."""
 
     summary: ClassVar[str] = "Text embeddings: one vector a text, as sentence-transformers makes it."
     auto_class: ClassVar[str] = "AutoModel"
@@ -74,8 +74,9 @@ class FeatureExtraction:
     def parse(self, payload: Json) -> Request:
         """Check the job's input; `inputs`, the pipelines' name, may hold one text or a list. Raises InvalidInput."""
         payload = check.require_object(payload)
-        if "openai_route" in payload or "openai_input" in payload:
-            return self._parse_openai(payload)
+        body = check.openai_body(payload, _OPENAI_ROUTE)
+        if body is not None or "input" in payload:
+            return self._parse_openai(payload if body is None else body, route=body is not None)
         check.refuse_unknown(payload, (*_FIELDS, *_OPTIONS), check.OF_EVERY_JOB)
         present = [name for name in _FIELDS if name in payload]
         if len(present) != 1:
@@ -86,32 +87,34 @@ class FeatureExtraction:
             raise InvalidInput(
                 f"`{field}` must be a string, got {check.kind(payload[field])}; a list goes into `texts`"
             )
-        return self._request(payload, field, single, None)
+        return self._request(payload, field, single)
 
-    def _parse_openai(self, payload: dict[str, Any]) -> Request:
-        check.refuse_unknown(payload, ("openai_route", "openai_input"))
-        if payload.get("openai_route") != _OPENAI_ROUTE:
-            raise InvalidInput(
-                f"`openai_route` must be {_OPENAI_ROUTE}, got {check.shown(payload.get('openai_route'))}"
-            )
-        body = check.require_object(payload.get("openai_input"), "`openai_input`")
+    def _parse_openai(self, body: dict[str, Any], *, route: bool) -> Request:
         # `user` is for OpenAI's abuse monitoring; clients send it, nothing depends on it.
-        check.refuse_unknown(body, ("input", "model", "user", *_OPTIONS))
+        of_every_job = "" if route else check.OF_EVERY_JOB
+        check.refuse_unknown(body, ("input", "model", "user", *_OPTIONS), of_every_job)
         if "input" not in body:
             raise InvalidInput("`openai_input` needs `input`, a string or a list of strings")
         if isinstance(body["input"], list) and body["input"] and not isinstance(body["input"][0], str):
             raise InvalidInput("`input` must be a string or a list of strings; token ids are not supported")
-        model = body.get("model") or self._model
-        if not isinstance(model, str):
-            raise InvalidInput(f"`model` must be a string, got {check.kind(model)}")
-        return self._request(body, "input", isinstance(body["input"], str), model)
+        return self._request(
+            body, "input", isinstance(body["input"], str), check.model_name(body) or self._model, route
+        )
 
-    def _request(self, body: dict[str, Any], field: str, single: bool, openai_model: str | None) -> Request:
+    def _request(
+        self,
+        body: dict[str, Any],
+        field: str,
+        single: bool,
+        openai_model: str | None = None,
+        openai_route: bool = False,
+    ) -> Request:
         texts = [body[field]] if single else body[field]
         return Request(
             texts=check.texts(texts, field, self._limits.max_items, self._limits.max_chars),
             single=single,
             openai_model=openai_model,
+            openai_route=openai_route,
             normalize=check.boolean(body, "normalize", self._normalize),
             dimensions=check.whole_number(body, "dimensions", 1, self._dimension),
             encoding_format=check.choice(body, "encoding_format", FORMATS),
@@ -136,21 +139,14 @@ class FeatureExtraction:
         return [self._tokens.row(encoding) for encoding in encodings]
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
-        """The reply: `embedding` or `embeddings`, as arrays that the handler turns into JSON, or base64 strings.
-
-        Shortened vectors are cut first and normalised then, as OpenAI does.
-        """
-        vectors = np.stack([row[OUTPUT] for row in outputs])[:, : request.dimensions]
-        if request.normalize:
-            vectors = normalized(vectors)
-        encoded = in_base64(vectors) if request.encoding_format == "base64" else vectors
-        usage = {"prompt_tokens": request.tokens, "total_tokens": request.tokens}
+        """The reply: `embedding` or `embeddings`, as arrays that the handler turns into JSON, or base64 strings."""
+        vectors, dimensions = encoded(outputs, request.normalize, request.encoding_format, request.dimensions)
         if request.openai_model is not None:
-            data = [{"object": "embedding", "index": i, "embedding": e} for i, e in enumerate(encoded)]
-            # RunPod's OpenAI routes reply with the first element of a list.
-            return [{"object": "list", "data": data, "model": request.openai_model, "usage": usage}]
-        key, value = ("embedding", encoded[0]) if request.single else ("embeddings", encoded)
-        return {key: value, "dimensions": vectors.shape[1], "usage": usage}
+            data = [{"object": "embedding", "index": i, "embedding": e} for i, e in enumerate(vectors)]
+            reply = {"object": "list", "data": data, "model": request.openai_model, "usage": usage(request.tokens)}
+            return [reply] if request.openai_route else reply  # RunPod's OpenAI routes reply with the first of a list
+        key, value = ("embedding", vectors[0]) if request.single else ("embeddings", vectors)
+        return {key: value, "dimensions": dimensions, "usage": usage(request.tokens)}
 
 
 TASK = FeatureExtraction

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.images import examples
 from engine.images.task import ImageTask
-from engine.tasks import payload as check
-from engine.text.scores import FUNCTIONS, best_labels
+from engine.text.scores import OPTIONS, best_labels, score_options
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -32,20 +31,15 @@ class ImageClassification(ImageTask):
         {"images": [examples.PORTRAIT, examples.GRADIENT], "top_k": 2},
         {"image": examples.GRADIENT, "function_to_apply": "sigmoid", "top_k": None},
     )
-    option_names: ClassVar[tuple[str, ...]] = ("top_k", "function_to_apply")
+    option_names: ClassVar[tuple[str, ...]] = OPTIONS
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
-        """`top_k`: null gives all labels."""
-        names = [self.config["function"], *(name for name in FUNCTIONS if name != self.config["function"])]
-        labels = len(self.config["labels"])
-        return {
-            "top_k": min(labels, check.whole_number({"top_k": _TOP_K, **payload}, "top_k", 1, 1_000_000) or labels),
-            "function": check.choice(payload, "function_to_apply", names),
-        }
+        """`top_k`: five labels unless it says otherwise; null gives all."""
+        return score_options(payload, self.config["labels"], function=self.config["function"], top_k=_TOP_K)
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`[{"label": ..., "score": ...}, ...]`, the best first."""
-        return best_labels(outputs[0]["logits"], self.config["labels"], options["function"], options["top_k"])
+        return best_labels(outputs[0]["logits"], self.config["labels"], options)
 
 
 TASK = ImageClassification

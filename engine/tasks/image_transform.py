@@ -1,6 +1,6 @@
 """A task without a model: an image is resized and encoded anew. An example to copy for any transformation of data.
 
-The work is done in `parts`, in a thread; what the rows hold comes back unchanged to `answer`. `task_config` is empty.
+The work is done in `part`, in a thread; what the rows hold comes back unchanged to `answer`. `task_config` is empty.
 EXIF orientation is applied; metadata and transparency do not survive.
 """
 
@@ -9,22 +9,20 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.images.decode import decode
 from engine.images.examples import GRADIENT, LANDSCAPE, PORTRAIT
-from engine.tasks import media
 from engine.tasks import payload as check
-from engine.tasks.items import ItemsTask, Part, Request
+from engine.tasks.items import Part
+from engine.tasks.media import MediaTask
 from engine.tensors import Row
 
 if TYPE_CHECKING:
-    from engine.bundle import Bundle
     from engine.tasks.base import Json
     from engine.tensors import Arrays
 
@@ -35,7 +33,7 @@ _LONGEST_SIDES = {"jpeg": 65_500, "png": 1 << 31, "webp": _LONGEST_SIDE}  # of a
 _QUALITY = 85
 
 
-class ImageTransform(ItemsTask):
+class ImageTransform(MediaTask):
     """`{"image": ..., "width": 640}`: the reply holds the image in base64, its size and its format."""
 
     summary: ClassVar[str] = "Resizes an image and encodes it anew; no model. An example to copy."
@@ -46,18 +44,7 @@ class ImageTransform(ItemsTask):
     )
     one: ClassVar[str] = "image"
     many: ClassVar[str] = "images"
-    noun: ClassVar[str] = media.FORMS
     option_names: ClassVar[tuple[str, ...]] = ("width", "height", "fit", "format", "quality")
-    blocking: ClassVar[bool] = True
-
-    @classmethod
-    def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
-        """There is nothing to read."""
-        return cls(limits)
-
-    def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
-        """The field's name, for errors, and what stands in it."""
-        return name, media.require(value, name)
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """`width`, `height` (either keeps the shape), `fit` of both, `format`, `quality` (not of png)."""
@@ -72,21 +59,13 @@ class ImageTransform(ItemsTask):
             raise InvalidInput("`fit` needs both `width` and `height`")
         return options
 
-    def parts(self, request: Request) -> list[Part]:
+    def part(self, field: str, content: bytes, options: Mapping[str, Any]) -> Part:
         """A row with the bytes of the new file; `data` is its width and height."""
-        contents = media.each_bytes_of(request.items, self.limits, request.spent)
-        room, parts = media.Room(self.limits), []
-        for (name, _), content in zip(request.items, contents, strict=True):
-            parts.append(self._part(name, content, request.options))
-            room.take(parts[-1].rows, name)
-        return parts
-
-    def _part(self, name: str, content: bytes, options: Mapping[str, Any]) -> Part:
-        image = decode(content, name, self.limits.max_pixels)
+        image = decode(content, field, self.limits.max_pixels)
         image = self._resized(image, options)
         if max(image.size) > (longest := _LONGEST_SIDES[options["format"]]):
             raise InvalidInput(
-                f"`{name}` has {image.width} x {image.height} pixels, {options['format']} takes {longest} a side; "
+                f"`{field}` has {image.width} x {image.height} pixels, {options['format']} takes {longest} a side; "
                 "give `width` or `height`"
             )
         file = io.BytesIO()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from engine.config import Limits
 from engine.errors import InvalidInput
@@ -17,6 +17,7 @@ from engine.tasks import payload as check
 from engine.tensors import Row
 
 if TYPE_CHECKING:
+    from engine.bundle import Bundle
     from engine.tasks.base import Json
     from engine.tensors import Arrays
 
@@ -55,6 +56,11 @@ class ItemsTask:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
+        """For a task that needs nothing of its bundle."""
+        return cls(limits)
 
     def parse(self, payload: Json) -> Request:
         """Check the job's input; `inputs`, the pipelines' name, may hold one item or a list. Raises InvalidInput."""
@@ -120,7 +126,7 @@ class ItemsTask:
 
     def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
         """One item, checked; `name` is its field in words for the caller. Raises InvalidInput."""
-        raise _missing(self, "item")
+        raise missing(self, "item")
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """The options, checked, with their defaults. Raises InvalidInput."""
@@ -128,12 +134,13 @@ class ItemsTask:
 
     def parts(self, request: Request) -> list[Part]:
         """The rows of each item, at least one. Raises InvalidInput."""
-        raise _missing(self, "parts")
+        raise missing(self, "parts")
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """The answer to one item, from the outputs of its rows."""
-        raise _missing(self, "answer")
+        raise missing(self, "answer")
 
 
-def _missing(task: object, method: str) -> NotImplementedError:
+def missing(task: object, method: str) -> NotImplementedError:
+    """For a method that a base class leaves to the task."""
     return NotImplementedError(f"{type(task).__name__} has no method `{method}`, which every task must have")

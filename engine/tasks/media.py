@@ -1,7 +1,7 @@
 """Images and audio in a payload: base64, a data URI or an https URL becomes bytes. Decoding them is the tasks' affair.
 
-Call `each_bytes_of`, or `bytes_of`, in `preprocess`, never in `parse`: a fetch blocks. A task that calls it sets
-`blocking = True`.
+`MediaTask` does it for lists of them. Whoever calls `bytes_of` or `each_bytes_of` directly does so in `preprocess`,
+never in `parse`, since a fetch blocks, and sets `blocking = True`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import base64
 import binascii
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.errors import InvalidInput, Unreachable
 from engine.spent import Spent
+from engine.tasks.items import ItemsTask, Part, Request, missing
 from engine.tasks.payload import kind
 
 if TYPE_CHECKING:
@@ -61,6 +62,31 @@ def each_bytes_of(items: Sequence[tuple[str, Json]], limits: Limits, spent: Spen
         finally:
             for future in ahead:  # behind one that failed
                 future.cancel()
+
+
+class MediaTask(ItemsTask):
+    """Base of tasks on images or recordings: an item is the name of its field, for errors, and what stands in it."""
+
+    noun: ClassVar[str] = FORMS
+    blocking: ClassVar[bool] = True
+    """An item may have to be fetched."""
+
+    def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
+        """Any string; what it holds is looked at in `parts`, off the event loop."""
+        return name, require(value, name)
+
+    def parts(self, request: Request) -> list[Part]:
+        """The part of every item, in order. Raises InvalidInput or Unreachable."""
+        contents = each_bytes_of(request.items, self.limits, request.spent)
+        room, parts = Room(self.limits), []
+        for (field, _), content in zip(request.items, contents, strict=True):
+            parts.append(self.part(field, content, request.options))
+            room.take(parts[-1].rows, field)
+        return parts
+
+    def part(self, field: str, content: bytes, options: Mapping[str, Any]) -> Part:
+        """The rows that the bytes of one file make. Raises InvalidInput; `field` names the file in errors."""
+        raise missing(self, "part")
 
 
 class Room:

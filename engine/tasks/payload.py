@@ -51,6 +51,24 @@ def require_object(payload: Any, name: str = "`input`") -> dict[str, Any]:
     return payload
 
 
+def openai_body(payload: dict[str, Any], route: str) -> dict[str, Any] | None:
+    """What an OpenAI client sent to `route`, below the endpoint's /openai; None for a payload of ours."""
+    if "openai_route" not in payload and "openai_input" not in payload:
+        return None
+    refuse_unknown(payload, ("openai_route", "openai_input"))
+    if payload.get("openai_route") != route:
+        raise InvalidInput(f"`openai_route` must be {route}, got {shown(payload.get('openai_route'))}")
+    return require_object(payload.get("openai_input"), "`openai_input`")
+
+
+def model_name(payload: dict[str, Any]) -> str | None:
+    """The field `model`, which other servers' clients send: repeated, and not looked at. None when it is absent."""
+    name = payload.get("model")
+    if name is not None and not isinstance(name, str):
+        raise InvalidInput(f"`model` must be a string, got {kind(name)}")
+    return name
+
+
 def refuse_unknown(payload: dict[str, Any], known: Iterable[str], told: str = "") -> None:
     """Refuse fields that are not in `known`: a misspelt option that is ignored is a wrong answer. `told` ends it."""
     known = sorted(known)

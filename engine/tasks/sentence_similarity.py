@@ -14,6 +14,7 @@ import numpy as np
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
 from engine.tasks.feature_extraction import FeatureExtraction, Request
+from engine.text.tokens import usage
 from engine.vectors import OUTPUT, normalized
 
 if TYPE_CHECKING:
@@ -59,8 +60,7 @@ class SentenceSimilarity(FeatureExtraction):
         if not isinstance(request, Comparison):
             return super().postprocess(request, outputs)
         vectors = normalized(np.stack([row[OUTPUT] for row in outputs]))
-        usage = {"prompt_tokens": request.tokens, "total_tokens": request.tokens}
-        return {"similarities": (vectors[1:] @ vectors[0]).tolist(), "usage": usage}
+        return {"similarities": (vectors[1:] @ vectors[0]).tolist(), "usage": usage(request.tokens)}
 
 
 TASK = SentenceSimilarity

@@ -15,6 +15,7 @@ import numpy as np
 from engine.tasks import payload as check
 from engine.tasks.items import Part, Request
 from engine.text.task import TextTask
+from engine.text.tokens import usage
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -63,8 +64,7 @@ class SparseEncoder(TextTask):
         """`embedding`, or `embeddings`, and `usage`."""
         answers = super().postprocess(request, outputs)
         tokens = sum(row.length for part in request.parts for row in part.rows)
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return {"embedding" if request.single else "embeddings": answers, "usage": usage}
+        return {"embedding" if request.single else "embeddings": answers, "usage": usage(tokens)}
 
 
 TASK = SparseEncoder

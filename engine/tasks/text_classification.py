@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
 from engine.tasks.items import Part
-from engine.text.scores import FUNCTIONS, best_labels
+from engine.text.scores import OPTIONS, best_labels, score_options
 from engine.text.task import TextTask
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class TextClassification(TextTask):
         {"texts": ["The best film of the year.", "Ein Satz auf Deutsch, etwas länger."], "top_k": None},
         {"text": "The cat sits on the mat.", "text_pair": "An animal is indoors.", "function_to_apply": "sigmoid"},
     )
-    option_names: ClassVar[tuple[str, ...]] = ("text_pair", "top_k", "function_to_apply", "truncate")
+    option_names: ClassVar[tuple[str, ...]] = ("text_pair", *OPTIONS, "truncate")
 
     def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
         """A text, or a pair as a tuple."""
@@ -48,17 +48,12 @@ class TextClassification(TextTask):
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """`top_k`: the best label unless it says otherwise; null gives all."""
-        names = [self.config["function"], *(name for name in FUNCTIONS if name != self.config["function"])]
-        labels = len(self.config["labels"])
-        return {
-            **super().options(payload),
-            "top_k": min(labels, check.whole_number({"top_k": 1, **payload}, "top_k", 1, 1_000_000) or labels),
-            "function": check.choice(payload, "function_to_apply", names),
-        }
+        scores = score_options(payload, self.config["labels"], function=self.config["function"], top_k=1)
+        return {**super().options(payload), **scores}
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`[{"label": ..., "score": ...}, ...]`, the best first."""
-        return best_labels(outputs[0]["logits"], self.config["labels"], options["function"], options["top_k"])
+        return best_labels(outputs[0]["logits"], self.config["labels"], options)
 
 
 TASK = TextClassification

@@ -13,14 +13,23 @@ from engine.tasks import payload as check
 from engine.tasks.items import Part, Request
 from engine.text.scores import FUNCTIONS
 from engine.text.task import TextTask
+from engine.text.tokens import usage
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
     from engine.tensors import Arrays
 
 
+_ROUTE = "/v1/rerank"
+_OUR_NAMES = {"docs": "documents", "return_docs": "return_documents"}
+
+
 class TextRanking(TextTask):
-    """`{"query": ..., "documents": [...]}`; the whole job is one item, a row a document."""
+    """`{"query": ..., "documents": [...]}`; the whole job is one item, a row a document.
+
+    Two other forms are taken: `/v1/rerank` as Jina, Cohere and vLLM have it, and that of RunPod's infinity worker, with
+    `docs` and `return_docs`.
+    """
 
     summary: ClassVar[str] = "Rerank documents by relevance to a query, as a sentence-transformers CrossEncoder does."
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
@@ -33,7 +42,11 @@ class TextRanking(TextTask):
     def parse(self, payload: Json) -> Request:
         """Check the job's input. Raises InvalidInput."""
         payload = check.require_object(payload)
-        check.refuse_unknown(payload, ("query", "documents", *self.option_names), check.OF_EVERY_JOB)
+        body = check.openai_body(payload, _ROUTE)
+        payload = payload if body is None else body
+        if "docs" in payload and not {"documents", "return_documents"} & set(payload):
+            payload = {_OUR_NAMES.get(name, name): value for name, value in payload.items()}
+        check.refuse_unknown(payload, ("query", "documents", "model", *self.option_names), check.OF_EVERY_JOB)
         if "query" not in payload or "documents" not in payload:
             raise InvalidInput("`input` needs `query` (a string) and `documents` (a list of strings)")
         limits = self.limits
@@ -47,6 +60,8 @@ class TextRanking(TextTask):
         documents = check.texts(documents, "documents", limits.max_items, limits.max_chars)
         options = {
             **self.options(payload),
+            "route": body is not None,
+            "model": check.model_name(payload),
             "top_n": check.whole_number(payload, "top_n", 1, 1_000_000),
             "return_documents": check.boolean(payload, "return_documents", False),
             "raw_scores": check.boolean(payload, "raw_scores", False),
@@ -63,11 +78,14 @@ class TextRanking(TextTask):
         function = FUNCTIONS["none" if options["raw_scores"] else self.config["function"]]
         scores = [float(function(row["logits"])[0]) for row in outputs]
         best = sorted(range(len(scores)), key=lambda index: -scores[index])[: options["top_n"]]
-        results = [{"index": index, "relevance_score": scores[index]} for index in best]
+        results: list[dict[str, Any]] = [{"index": index, "relevance_score": scores[index]} for index in best]
         if options["return_documents"]:
-            results = [{**result, "document": item[1][result["index"]]} for result in results]
-        tokens = sum(row.length for row in part.rows)
-        return {"results": results, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+            for result in results:
+                document = item[1][result["index"]]
+                result["document"] = {"text": document} if options["route"] else document
+        named = {} if options["model"] is None else {"model": options["model"]}
+        reply = {**named, "results": results, "usage": usage(sum(row.length for row in part.rows))}
+        return [reply] if options["route"] else reply  # RunPod's OpenAI routes reply with the first of a list
 
 
 TASK = TextRanking

@@ -1,4 +1,4 @@
-"""From logits to scores."""
+"""From logits to scores, and what a classifier's job may ask of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from engine.tasks import payload as check
 from engine.tensors import Array
+
+OPTIONS = ("top_k", "function_to_apply")
+"""Fields of a job for a classifier, of texts, images or sound."""
 
 
 def softmax(logits: Array) -> Array:
@@ -31,10 +35,25 @@ FUNCTIONS: Mapping[str, Callable[[Array], Array]] = {
 """What a classifier's scores are made with; the pipelines' names."""
 
 
-def best_labels(logits: Array, labels: Sequence[str], function: str, top_k: int) -> list[dict[str, Any]]:
-    """`[{"label": ..., "score": ...}, ...]`: the `top_k` best, scored by one of FUNCTIONS; equal ones in order."""
-    scores = FUNCTIONS[function](logits)
-    best = (-scores).argsort(kind="stable")[:top_k]
+def score_options(
+    payload: dict[str, Any], labels: Sequence[str], *, function: str = "softmax", top_k: int | None = None
+) -> dict[str, Any]:
+    """OPTIONS, checked: `top_k`, at most as many as `labels`, and `function`, a key of FUNCTIONS.
+
+    `function` and `top_k` are the defaults; None, or null in a job, stands for all labels. Raises InvalidInput.
+    """
+    functions = [function, *(name for name in FUNCTIONS if name != function)]
+    asked = check.whole_number({"top_k": top_k, **payload}, "top_k", 1, 1_000_000)
+    return {
+        "top_k": min(len(labels), asked or len(labels)),
+        "function": check.choice(payload, "function_to_apply", functions),
+    }
+
+
+def best_labels(logits: Array, labels: Sequence[str], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`[{"label": ..., "score": ...}, ...]`, the best first, equal ones in order; `options` are `score_options`."""
+    scores = FUNCTIONS[options["function"]](logits)
+    best = (-scores).argsort(kind="stable")[: options["top_k"]]
     return [{"label": labels[index], "score": float(scores[index])} for index in best]
 
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.text.scores import softmax
 from export.audio import AudioExport
 from export.json_files import read_json
-from export.measures import Measure, of_both
+from export.measures import SAME_BEST, SCORES, Measure, compare_scores, same_best
 from export.nodes import require_output, set_outputs
 from export.tasks.base import labels
-from export.tasks.text_classification import SAME_BEST, SCORES, compare_scores, same_best
 
 if TYPE_CHECKING:
     from engine.tensors import Arrays
@@ -51,7 +50,7 @@ class AudioClassificationExport(AudioExport):
 
     def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
         """How often the best label is the same."""
-        return [same_best(*of_both(expected, found, "logits"))]
+        return [same_best(expected, found, "logits")]
 
 
 TASK = AudioClassificationExport()

@@ -37,7 +37,7 @@ class AutomaticSpeechRecognitionExport(AudioExport):
     )
     measures_of_all: ClassVar[Sequence[Measure]] = (
         # Of the text: characters that have to be changed, of those that are right.
-        Measure("character_errors", 0.01, 0.1, column="characters", half_limit=0.02, of_all=True),
+        Measure("character_errors", 0.01, 0.1, column="characters", half_limit=0.02),
     )
 
     def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:

@@ -212,13 +212,11 @@ def _by_optimum(source: Source, folder: Path, task: str) -> Path:
 
     from export.lean_trace import weights_outside
     from export.onnx_from_model import OPSET
-    from export.padding import hide_padding
+    from export.padding import model_to_trace
     from export.torch_onnx import silent
 
     # main_export would do the same, but load weights that are missing as random numbers
-    model = hide_padding(source.load_model())
-    if getattr(model.config, "use_cache", False):
-        model.config.use_cache = False  # a decoder would return its cache, one output a layer
+    model = model_to_trace(source)
     with quiet(), silent(), weights_outside():
         try:
             onnx_export_from_model(model, folder, opset=OPSET, task=task, do_validation=False)

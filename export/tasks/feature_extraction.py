@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.vectors import OUTPUT
 from export.dense import append_dense
 from export.errors import Refused
-from export.measures import NEIGHBOURS, Measure, cosine, neighbours, of_both, relative_difference
+from export.measures import NEIGHBOURS, VECTORS, Measure, compare_vectors, same_neighbours
 from export.nodes import find_output
 from export.pooling import append_pooling
 from export.sentence_files import read_modules, read_sentence_files
@@ -36,16 +36,7 @@ class FeatureExtractionExport(TextExport):
     options: ClassVar[tuple[str, ...]] = ("max_length", "pooling")
     encoders: ClassVar[tuple[str, ...]] = ("t5", "mt5", "umt5")  # as sentence-transformers loads them
     may_miss: ClassVar[tuple[str, ...]] = ("pooler",)
-    measures: ClassVar[Sequence[Measure]] = (
-        # Measured on all-MiniLM-L6-v2: runs that differ only in padding agree to 1 - 4e-13; a lost token, a wrong
-        # segment or position, or padding that is seen costs at least 2e-3 even in the text where it shows least.
-        # Deeper models are noisier, which is why the limit is not nearer to 1. In int8 mean cosines there are 0.99 and
-        # above; below 0.98 the order of near neighbours begins to change.
-        Measure("cosine", 0.99999, 0.98, at_least=True, column="cosine", half_limit=0.999),
-        # Sees a wrong scale, which a cosine does not, and a single wrong component. Of the runs above, equal ones
-        # differ by 2e-7 and wrong ones by at least 1e-2. In int8 a lost scale would cost several times 0.1.
-        Measure("relative_difference", 1e-3, 0.1, column="difference", half_limit=0.03),
-    )
+    measures: ClassVar[Sequence[Measure]] = VECTORS
     measures_of_all: ClassVar[Sequence[Measure]] = (NEIGHBOURS,)
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
@@ -126,12 +117,11 @@ class FeatureExtractionExport(TextExport):
 
     def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
         """Cosine, and the largest difference relative to the norm of what was expected."""
-        a, b = expected[OUTPUT], found[OUTPUT]
-        return cosine(a, b), relative_difference(a, b)
+        return compare_vectors(expected[OUTPUT], found[OUTPUT])
 
     def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
         """Whether the neighbours of every text are the same."""
-        return [neighbours(*of_both(expected, found, OUTPUT))]
+        return [same_neighbours(expected, found, OUTPUT)]
 
 
 def _lowercase(backend: Any) -> None:

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.text.scores import FUNCTIONS
 from export.images import ImageExport
-from export.measures import of_both
+from export.measures import SAME_BEST, SCORES, Measure, compare_scores, same_best
 from export.tasks.base import labels
-from export.tasks.text_classification import SAME_BEST, SCORES, compare_scores, same_best
 
 if TYPE_CHECKING:
     from engine.tensors import Arrays
-    from export.measures import Measure
     from export.source import Source
 
 
@@ -41,7 +39,7 @@ class ImageClassificationExport(ImageExport):
 
     def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
         """How often the best label is the same."""
-        return [same_best(*of_both(expected, found, "logits"))]
+        return [same_best(expected, found, "logits")]
 
 
 def _function(config: Any) -> str:

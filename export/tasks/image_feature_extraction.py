@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, is_image_model
-from export.measures import NEIGHBOURS, Measure, cosine, neighbours, of_both, relative_difference
+from export.measures import NEIGHBOURS, VECTORS, Measure, compare_vectors, same_neighbours
 from export.source import quiet
 from export.tasks.base import Layout
 
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
     from export.recipe import Recipe
     from export.source import Source
     from export.torch_onnx import Traced
-
-VECTORS = (
-    # As for texts. In fp32 the same model in another runtime differs by about 1e-6.
-    Measure("cosine", 0.99999, 0.98, at_least=True, column="cosine", half_limit=0.999),
-    Measure("relative_difference", 1e-3, 0.1, column="difference", half_limit=0.03),
-)
-"""Measures of tasks that answer with vectors."""
 
 
 class ImageFeatureExtractionExport(ImageExport):
@@ -88,13 +81,7 @@ class ImageFeatureExtractionExport(ImageExport):
 
     def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
         """Whether the neighbours of every image are the same."""
-        return [neighbours(*of_both(expected, found, OUTPUT))]
-
-
-def compare_vectors(expected: Any, found: Any) -> Sequence[float]:
-    """The figures of VECTORS, over all vectors of an image."""
-    a, b = expected.reshape(-1), found.reshape(-1)
-    return cosine(a, b), relative_difference(a, b)
+        return [same_neighbours(expected, found, OUTPUT)]
 
 
 def _decided(source: Source) -> Source:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.tasks.question_answering import WINDOW
 from engine.text.scores import softmax
 from export.errors import Refused
-from export.measures import Measure, agreement
+from export.measures import SCORES, Measure, agreement, compare_scores
 from export.nodes import require_output, set_outputs
 from export.tasks.base import Layout, Probe
-from export.tasks.text_classification import SCORES, compare_scores
 from export.text import TOKENS, TextExport, run, sample_texts, texts
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class QuestionAnsweringExport(TextExport):
     measures: ClassVar[Sequence[Measure]] = SCORES
     measures_of_all: ClassVar[Sequence[Measure]] = (
         # The share of rows whose best place for a beginning and for an end is the same.
-        Measure("spans", 0.99, 0.8, at_least=True, column="same span", half_limit=0.97, of_all=True),
+        Measure("spans", 0.99, 0.8, at_least=True, column="same span", half_limit=0.97),
     )
 
     def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:

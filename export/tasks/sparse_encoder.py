@@ -15,11 +15,10 @@ from onnx import TensorProto
 
 from export.errors import Refused
 from export.json_files import one_of, read_json
-from export.measures import Measure, cosine, neighbours, of_both, relative_difference
+from export.measures import NEIGHBOURS, VECTORS, Measure, compare_vectors, same_neighbours
 from export.nodes import Nodes, require_output, set_outputs
 from export.sentence_files import read_modules, read_prompts, read_transformer_options
 from export.tasks.base import Layout, Probe
-from export.tasks.feature_extraction import FeatureExtractionExport
 from export.text import TextExport, run, sample_texts, tokens_of
 
 if TYPE_CHECKING:
@@ -37,8 +36,8 @@ class SparseEncoderExport(TextExport):
 
     tag: ClassVar[str] = "sparse-encoder"
     exporter: ClassVar[str] = "fill-mask"
-    measures: ClassVar[Sequence[Measure]] = FeatureExtractionExport.measures  # vectors, judged as vectors are
-    measures_of_all: ClassVar[Sequence[Measure]] = FeatureExtractionExport.measures_of_all
+    measures: ClassVar[Sequence[Measure]] = VECTORS
+    measures_of_all: ClassVar[Sequence[Measure]] = (NEIGHBOURS,)
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A SparseEncoder's files."""
@@ -108,11 +107,11 @@ class SparseEncoderExport(TextExport):
         a, b = expected["weights"], found["weights"]
         if not a.any() and not b.any():  # a text about nothing
             return 1.0, 0.0
-        return cosine(a, b), relative_difference(a, b)
+        return compare_vectors(a, b)
 
     def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
         """Whether the neighbours of every text are the same."""
-        return [neighbours(*of_both(expected, found, "weights"))]
+        return [same_neighbours(expected, found, "weights")]
 
 
 def _logarithm(nodes: Nodes, values: str, times: int, output: str) -> str:

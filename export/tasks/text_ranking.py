@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.text.scores import FUNCTIONS
 from export.errors import Refused
 from export.json_files import TEXT, check_keys, read_json
-from export.measures import Measure, kendall, of_both
+from export.measures import Measure, compare_scores, kendall, of_both
 from export.sentence_files import read_transformer_options
 from export.tasks.base import Layout, Probe
-from export.tasks.text_classification import TextClassificationExport, compare_scores
+from export.tasks.text_classification import TextClassificationExport
 from export.text import sample_texts, texts, tokens_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class TextRankingExport(TextClassificationExport):
     measures_of_all: ClassVar[Sequence[Measure]] = (
         # The order of documents: one moves past another where their scores are nearly equal. A tau of 0.9 is one pair
         # of twenty.
-        Measure("kendall", 0.99, 0.8, at_least=True, column="order", half_limit=0.95, of_all=True),
+        Measure("kendall", 0.99, 0.8, at_least=True, column="order", half_limit=0.95),
     )
     heads: ClassVar[tuple[str, ...]] = ()  # text-classification's; a CrossEncoder's own files claim it
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from engine.text.scores import softmax
-from export.measures import Measure
+from export.measures import SCORES, Measure, compare_scores
 from export.nodes import require_output, set_outputs
 from export.tasks.base import labels
-from export.tasks.text_classification import SCORES, compare_scores
 from export.text import TOKENS, TextExport, run, sample_texts
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class TokenClassificationExport(TextExport):
     measures: ClassVar[Sequence[Measure]] = SCORES
     measures_of_all: ClassVar[Sequence[Measure]] = (
         # F1 over all spans of tokens with one label: what a caller gets is such spans.
-        Measure("spans", 0.99, 0.8, at_least=True, column="same spans", half_limit=0.97, of_all=True),
+        Measure("spans", 0.99, 0.8, at_least=True, column="same spans", half_limit=0.97),
     )
 
     def head(self, graph: Any, source: Source) -> None:

@@ -18,7 +18,7 @@ def main() -> int:
     from tests.cuda_double import Device, installed
     from tests.tensorrt_double import TensorRtDouble
 
-    probe.gpu = lambda root=None: probe.Gpu("NVIDIA L4", (8, 9), "550.54.15", "12.4")
+    probe.gpu = lambda: probe.Gpu("NVIDIA L4", (8, 9), "550.54.15", "12.4")
     probe.tensorrt_version = lambda: "10.13.0.35"
     probe.missing_packages = lambda *names: ()
     device = Device()

@@ -98,6 +98,8 @@ def test_the_openai_client(emulator: EmulatorThread, endpoint: Any, reference: A
         assert len(short.data[0].embedding) == 64
         with pytest.raises(openai.APIStatusError) as refused:
             client.embeddings.create(model="m", input=[1, 2, 3])
+        (model,) = client.models.list().data
+        assert (model.id, model.object) == (endpoint.run_sync({"health": True})["model"], "model")
         assert "token ids are not supported" in refused.value.response.text
 
 

@@ -10,8 +10,8 @@ import onnx
 
 from engine.bundle import open_bundle
 from export.__main__ import main
+from export.dynamic_int8 import DynamicInt8
 from export.int8_search import Step
-from export.precision import Int8
 from export.smooth import products
 
 
@@ -55,7 +55,7 @@ def test_int8_keeps_the_fewest_matrices_that_the_gate_allows_and_records_what_it
     # A matrix that is kept is computed in fp32.
     portable = out / "graphs/model/fp32.onnx"
     (name, *_) = (node.name for node in products(onnx.load(portable)))
-    Int8(portable, out / "work", {}, []).write(Step(kept=(name,)))
+    DynamicInt8(portable, out / "work", {}, []).write(Step(kept=(name,)))
     assert float_products(out) == everything + 1
 
 

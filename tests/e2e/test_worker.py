@@ -15,11 +15,11 @@ from typing import Any
 import onnx
 import pytest
 import requests
-from onnx import numpy_helper
 
 from benchmarks.emulator import EmulatorThread, Fault
 from benchmarks.worker_process import WorkerProcess
-from engine.bundle import open_bundle, write_manifest
+from tests.bundles import move_weights_out
+from tests.plans import add_plan
 
 BAD_PAYLOADS: list[tuple[Any, str]] = [
     ({"texts": "not a list"}, "invalid input: `texts` must be a list of strings, got a string"),
@@ -228,12 +228,7 @@ def test_a_damaged_bundle_is_refused_before_anything_in_it_is_read(small_bundle:
 @pytest.mark.parametrize("damaged", ["scale", "axis"])
 def test_weights_that_are_hashed_while_the_engine_loads_are_refused(small_bundle: Path, damaged: str):
     """Also where the engine has failed on them before: with an axis that there is not, it cannot run."""
-    graph = small_bundle / "graphs/model/fp32.onnx"
-    model = onnx.load(graph)
-    for tensor in model.graph.initializer:  # only raw bytes move into a file
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
-    onnx.save(model, graph, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    graph = move_weights_out(small_bundle, integers=True)
     stored = onnx.load(graph, load_external_data=False).graph.initializer
     where = {one.name: int(next(e.value for e in one.external_data if e.key == "offset")) for one in stored}
     weights = graph.with_name("weights.bin")
@@ -245,6 +240,23 @@ def test_weights_that_are_hashed_while_the_engine_loads_are_refused(small_bundle
     assert done.stdout.count("cannot start: ") == 1
     assert "weights.bin does not match the SHA-256 in the manifest" in done.stdout
     assert "ONNX Runtime failed" not in done.stdout
+
+
+def test_files_of_engines_that_are_not_used_are_not_read(small_bundle: Path):
+    """Of the weights of another precision, and of a plan for a GPU, not even one that was changed."""
+    weights = move_weights_out(small_bundle).with_name("other.bin")
+    weights.write_bytes(b"weights")
+    add_plan(small_bundle)
+    for path in (weights, next(small_bundle.rglob("*.plan"))):
+        path.write_bytes(bytes(path.stat().st_size))
+    done = start(small_bundle, "--test_input", '{"input": {"text": "hello"}}')
+    assert done.returncode == 0, done.stdout
+    assert "'dimensions': 8" in done.stdout
+    found = subprocess.run(
+        [sys.executable, "-m", "engine", "inspect", str(small_bundle), "--verify"], capture_output=True, text=True
+    )
+    assert found.returncode == 2
+    assert "does not match the SHA-256" in found.stderr
 
 
 def start(

@@ -12,7 +12,8 @@ from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from engine.bundle import open_bundle
 from engine.plan import PlanFile
 from engine.probe import Gpu, onnxruntime_providers, tensorrt_version
-from export.plan_gate import gate, in_precision
+from export.candidates import in_precision
+from export.plan_gate import gate
 from tests.gpu.conftest import BATCHES, BUILD_TIMEOUT_S, LENGTHS, opened
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(BUILD_TIMEOUT_S)]

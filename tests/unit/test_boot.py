@@ -10,12 +10,13 @@ import pytest
 from engine import boot, plan_cache, probe
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import TensorRtEngine
-from engine.boot import gather, open_engine, warmed
+from engine.boot import foreseen, gather, open_engine, warmed
 from engine.bucket import Bucket
 from engine.bundle import open_bundle
 from engine.config import Settings
-from engine.errors import ConfigError, EngineError, EngineLost, OutOfMemory
+from engine.errors import BundleError, ConfigError, EngineError, EngineLost, OutOfMemory
 from engine.probe import Gpu
+from tests.bundles import move_weights_out
 from tests.cuda_double import CUresult, Device, installed
 from tests.plans import add_plan
 from tests.tensorrt_double import TensorRtDouble, plan_bytes
@@ -73,6 +74,28 @@ def test_on_auto_the_next_best_is_taken_and_by_name_nothing_is(small_bundle: Pat
     engine.close()
     with pytest.raises(ConfigError, match="ENGINE=tensorrt cannot run here: .*magicTag"):
         open_engine(open_bundle(small_bundle), settings(tmp_path, engine="tensorrt", allow_cpu=True))
+
+
+def test_it_asks_for_what_it_opens_before_it_does(small_bundle: Path, tmp_path: Path):
+    move_weights_out(small_bundle)
+    add_plan(small_bundle, b"broken")
+    add_plan(small_bundle, b"of another GPU", compute_capability="8.6")
+    bundle, wanted = open_bundle(small_bundle), settings(tmp_path, allow_cpu=True)
+    plan = "graphs/model/plans/sm_89-trt10.13.0-fp16.plan"
+    assert foreseen(bundle, wanted, "model") == [plan]
+    asked: list[list[str]] = []
+    engine, _ = open_engine(bundle, wanted, need=lambda names: asked.append(list(names)))
+    assert asked == [[plan], ["graphs/model/weights.bin"]]
+    engine.close()
+
+    def refuse(names: Any) -> None:
+        raise BundleError("damaged")
+
+    with pytest.raises(BundleError, match="damaged"):  # and no other engine is looked for
+        open_engine(bundle, wanted, need=refuse)
+    assert foreseen(bundle, settings(tmp_path, engine="fake"), "model") == []
+    assert foreseen(bundle, settings(tmp_path, engine="onnxruntime-cpu"), "model") == ["graphs/model/weights.bin"]
+    assert foreseen(bundle, settings(tmp_path, engine="onnxruntime-cuda"), "model") == []  # which cannot run
 
 
 def test_a_plan_of_other_weights_is_not_loaded(small_bundle: Path, tmp_path: Path):

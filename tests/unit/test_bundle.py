@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto
 
 from engine import digest
-from engine.bundle import CHECKSUM, MANIFEST, open_bundle, write_manifest
+from engine.bundle import CHECKSUM, MANIFEST, Bundle, open_bundle, write_manifest
 from engine.bundle_folder import changed_bundle_folder, is_mount_point, new_bundle_folder
 from engine.errors import BundleError
 from tests.bundles import write_small_bundle
@@ -58,6 +61,66 @@ def rewrite_manifest(bundle: Path, **changes: object) -> None:
     raw = json.dumps(data).encode()
     (bundle / MANIFEST).write_bytes(raw)
     (bundle / CHECKSUM).write_text(f"{hashlib.sha256(raw).hexdigest()}  {MANIFEST}\n")
+
+
+def test_weights_are_those_that_a_graph_names(small_bundle: Path):
+    for name in ("weights.bin", "int8.cpu.bin", "plans/other.plan"):
+        (small_bundle / "graphs/model" / name).parent.mkdir(exist_ok=True)
+        (small_bundle / "graphs/model" / name).write_bytes(b"content")
+    model = onnx.load(small_bundle / GRAPH)
+    for tensor, location in zip(model.graph.initializer, ["int8.cpu.bin"], strict=False):
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+    (small_bundle / "graphs/model/int8.cpu.onnx").write_bytes(model.SerializeToString())
+    write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    bundle = open_bundle(small_bundle)
+    assert bundle.weights_of("graphs/model/int8.cpu.onnx") == ["graphs/model/int8.cpu.bin"]
+    assert bundle.weights_of(GRAPH) == []
+    (small_bundle / GRAPH).unlink()
+    with pytest.raises(BundleError, match=r"fp32\.onnx cannot be read"):
+        bundle.weights_of(GRAPH)
+
+
+@pytest.mark.parametrize("name", ["graphs/model/weights.bin", "graphs/model/plans/sm_89.plan"])
+def test_what_one_engine_opens_is_compared_when_it_is_named(small_bundle: Path, name: str):
+    (small_bundle / name).parent.mkdir(exist_ok=True)
+    (small_bundle / name).write_bytes(b"content")
+    write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    bundle = open_bundle(small_bundle)
+    (small_bundle / name).write_bytes(b"changed")
+    bundle.verify_common()
+    bundle.verify([GRAPH])
+    for names in ([GRAPH, name], None):
+        with pytest.raises(BundleError, match="does not match"):
+            bundle.verify(names)
+    (small_bundle / name).write_bytes(b"cut")
+    with pytest.raises(BundleError, match="has 3 bytes, the manifest says 7"):
+        bundle.verify_common()
+
+
+@pytest.mark.parametrize(
+    ("precision", "precisions", "provider", "file"),
+    [
+        ("fp32", {}, "cpu", ("fp32.cpu.onnx", True)),
+        ("fp32", {}, "cuda", ("fp32.onnx", False)),
+        ("int8", {}, "cpu", ("int8.cpu.onnx", True)),
+        ("int8", {}, "cuda", ("fp32.onnx", False)),
+        ("int8", {"cuda": "fp16"}, "cuda", ("fp16.onnx", False)),
+        ("fp16", {}, "cpu", ("fp16.onnx", False)),
+        ("bf16", {}, "cpu", ("fp32.onnx", False)),
+    ],
+)
+def test_the_file_of_a_provider(
+    precision: str, precisions: dict[str, str], provider: str, file: tuple[str, bool], small_bundle: Path
+):
+    manifest = open_bundle(small_bundle).manifest
+    graph = replace(
+        manifest.graphs["model"],
+        onnx={name: f"{name}.onnx" for name in ("fp32", "fp16")},
+        fused={name: f"{name}.cpu.onnx" for name in ("fp32", "int8")},
+    )
+    changed = replace(manifest, precision=precision, precisions=precisions, graphs={"model": graph})
+    assert Bundle(small_bundle, changed).onnx_of("model", provider) == file
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.lean_trace import INSIDE_BELOW
-from export.optimize import ALIGNMENT, WEIGHTS, optimize
+from export.optimize import ALIGNMENT, WEIGHTS, add_graph, load_whole, optimize
 from export.pooling import append_pooling
 from export.tasks.feature_extraction import TASK
 
@@ -87,6 +87,24 @@ def test_two_graphs_share_every_tensor(tmp_path: Path):
             offsets.add(int(place["offset"]))
     assert len(offsets) == 2
     assert (portable.parent / WEIGHTS).stat().st_size == 2 * 4096
+
+
+@pytest.mark.parametrize(("own", "shared"), [(2, True), (30, False)])
+def test_a_further_graph_shares_tensors_unless_they_are_few(tmp_path: Path, own: int, shared: bool):
+    """Of equal sizes; what few of them would save on the disk, a worker would read in whole."""
+    *_, places = optimize(layers(), tmp_path / "graph", tmp_path / "work")
+    model, rng = layers(), np.random.default_rng(1)
+    for number in range(own):
+        values = rng.normal(size=(32, 32)).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(values, f"own{number}"))
+    path = tmp_path / "graph" / "further.onnx"
+    add_graph(model, path, places)
+    stored = onnx.load(path, load_external_data=False).graph.initializer
+    files = {entry.value for tensor in stored for entry in tensor.external_data if entry.key == "location"}
+    assert files == {"further.bin", *([WEIGHTS] if shared else [])}
+    for tensor, was in zip(load_whole(path).graph.initializer, model.graph.initializer, strict=True):
+        assert tensor.name == was.name
+    assert numpy_helper.to_array(load_whole(path).graph.initializer[-1]).tolist() == values.tolist()
 
 
 def test_both_graphs_compute_what_the_model_did(tmp_path: Path):

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from engine.table import table
 from export import interrupts
-from export.progress import megabytes, recorded, stage, stages, table
+from export.progress import megabytes, recorded, stage, stages
 
 
 def test_a_line_a_stage(capsys: pytest.CaptureFixture[str]):
@@ -27,16 +28,15 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
-def test_a_terminal_shows_what_a_stage_is_at_and_then_a_mark(
+def test_a_terminal_shows_a_moving_line_and_then_a_mark(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     terminal(monkeypatch)
     with stage("int8") as note:
-        note.now("every weight [matrix]")
         time.sleep(0.15)  # ten times a second it is drawn
         note("0.1 MB")
     said = capsys.readouterr().out
-    assert "every weight [matrix]" in said
+    assert said.count("int8") > 1
     assert re.search(r"✓ int8        \d\.\d s  0\.1 MB\n$", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said))
 
 
@@ -46,8 +46,8 @@ def test_plain_lines_for_who_wants_them(
 ):
     terminal(monkeypatch)
     monkeypatch.setenv(name, value)
-    with stage("load") as note:
-        note.now("the weights")
+    with stage("load"):
+        pass
     assert re.fullmatch(r"load        \d\.\d s\n", capsys.readouterr().out)
 
 
@@ -87,5 +87,5 @@ def test_a_stage_that_fails_prints_nothing(capsys: pytest.CaptureFixture[str]):
 
 
 def test_tables_and_sizes():
-    assert table(("a", "long"), [("wide cell", "b")]) == "a          long\nwide cell  b"
+    assert table([("a", "long"), ("wide cell", "b")]) == "a          long\nwide cell  b"
     assert (megabytes(612), megabytes(90_352_600)) == ("0.6 kB", "90.4 MB")

@@ -59,6 +59,9 @@ def test_the_pipelines_name_takes_a_text_or_a_list(task: FeatureExtraction):
         ({"openai_route": "/v1/embeddings", "openai_input": {}}, "`openai_input` needs `input`"),
         ({"openai_route": "/v1/embeddings", "openai_input": {"input": [1, 2]}}, "token ids are not supported"),
         ({"openai_route": "/v1/embeddings", "openai_input": {"input": "a", "n": 2}}, "unknown field `n`"),
+        ({"input": "a", "text": "a"}, "unknown field `text`"),
+        ({"input": [1, 2]}, "token ids are not supported"),
+        ({"input": "a", "model": 1}, "`model` must be a string, got a number"),
     ],
 )
 def test_bad_input_gets_a_sentence_that_says_what_is_allowed(task: FeatureExtraction, payload: Any, sentence: str):
@@ -108,6 +111,21 @@ def test_the_openai_reply(task: FeatureExtraction):
     assert (reply["object"], reply["model"], reply["usage"]["total_tokens"]) == ("list", "m", 6)
     assert [entry["index"] for entry in reply["data"]] == [0, 1]
     assert {entry["object"] for entry in reply["data"]} == {"embedding"}
+
+
+def test_what_the_infinity_worker_takes_and_replies(task: FeatureExtraction):
+    """https://github.com/runpod-workers/worker-infinity-embedding: the body of OpenAI's route without it, no list."""
+    vector = [one / 5 for one in A]
+    usage = {"prompt_tokens": 3, "total_tokens": 3}
+    for text in ("a", ["a"]):
+        reply = answer(task, {"model": "BAAI/bge-small-en-v1.5", "input": text}, [A])
+        reply["data"][0]["embedding"] = reply["data"][0]["embedding"].tolist()
+        assert reply == {
+            "object": "list",
+            "model": "BAAI/bge-small-en-v1.5",
+            "data": [{"object": "embedding", "index": 0, "embedding": pytest.approx(vector)}],
+            "usage": usage,
+        }
 
 
 def test_a_long_text_is_cut_or_refused_as_asked(task: FeatureExtraction):

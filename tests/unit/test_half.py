@@ -50,6 +50,15 @@ def node(kind: str, inputs: str, output: str, **attributes: Any) -> Any:
     return helper.make_node(kind, inputs.split(), [output], name=output, **attributes)
 
 
+def test_what_is_added_to_the_graph_stands_in_the_same_order_in_every_run(tmp_path: Path):
+    rows = {name: np.ones((1, 64), np.float32) for name in "hbgdaecf"}  # a set of them has another order in each
+    nodes = [node("MatMul", "x w", "product"), node("Concat", f"product {' '.join(rows)}", "y", axis=0)]
+    made = onnx.load(half(write(tmp_path, nodes, {"y": ["rows", 64]}, w=SQUARE, **rows), "fp16"))
+    assert [one.name for one in made.graph.initializer if one.name[0] in rows] == [
+        f"{one}/float16" for one in "abcdefgh"
+    ]
+
+
 def test_products_are_half_and_what_sums_is_not(tmp_path: Path):
     nodes = [
         node("MatMul", "x w", "product"),

@@ -216,7 +216,7 @@ def test_a_peer_without_an_environment_says_why(tmp_path: Path):
 
 
 def test_every_environment_has_its_pins():
-    for name in ("infinity", "infinity-server", "litserve"):
+    for name in ("fastembed", "infinity", "infinity-server", "litserve"):
         lines = Path("requirements", f"peers-{name}.txt").read_text().splitlines()
         assert all("==" in line for line in lines if line.strip())
 

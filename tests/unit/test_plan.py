@@ -91,21 +91,6 @@ def test_the_smallest_profile_serves_a_bucket():
         made.profile_of(Bucket(2, 8))
 
 
-def test_a_profile_covers_what_lies_between_its_ends():
-    profile = profile_a_length((1, 8), (16,))[0]
-
-    def covers(batch: int, length: int, *names: str) -> bool:
-        return profile.covers(dict.fromkeys(names, (batch, length)))
-
-    both = ("input_ids", "attention_mask")
-    assert covers(1, 16, *both)
-    assert covers(5, 16, *both)
-    assert not covers(9, 16, *both)
-    assert not covers(1, 8, *both)
-    assert not covers(1, 16, "input_ids")
-    assert not covers(1, 16, *both, "token_type_ids")
-
-
 @pytest.mark.parametrize(
     ("changes", "stem"),
     [

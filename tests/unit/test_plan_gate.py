@@ -21,10 +21,11 @@ from engine.bucket import Bucket, Ladder
 from engine.bundle import Graph, open_bundle, write_manifest
 from engine.plan import PlanFile, plans_of
 from engine.tensors import Arrays, Row, TensorSpec
+from export.candidates import in_precision
 from export.errors import ParityFailed
 from export.optimize import add_graph
 from export.plan_from_onnx import add_plans
-from export.plan_gate import _figure, _Rows, gate, in_precision
+from export.plan_gate import _figure, _Rows, gate
 from export.plan_recipe import PlanRecipe
 from export.trt_builder import Builder, Target
 
@@ -163,7 +164,7 @@ def test_rows_end_as_the_tasks_own_and_say_how_much_there_is(tmp_path: Path):
 )
 def test_whole_numbers_of_a_list_may_change_places(shape: Any, axis: str, expected: Any, found: Any, equal: float):
     pair = (np.array(expected), np.array(found))
-    assert _figure(Bucket(1, 1), TensorSpec("tokens", "int32", shape), [pair], [1]).equal == equal
+    assert _figure(Bucket(1, 1), TensorSpec("tokens", "int32", shape), [pair]).equal == equal
 
 
 def test_a_score_alone_is_relative_where_it_is_large():
@@ -171,7 +172,7 @@ def test_a_score_alone_is_relative_where_it_is_large():
 
     def difference(expected: float, found: float) -> float:
         pair = (np.array([expected], np.float32), np.array([found], np.float32))
-        return _figure(Bucket(1, 1), spec, [pair], [1]).difference
+        return _figure(Bucket(1, 1), spec, [pair]).difference
 
     assert difference(0.001, 0.002) == pytest.approx(0.001)
     assert difference(100, 101) == pytest.approx(0.01)

@@ -19,7 +19,7 @@ from engine.plan import plans_of, stale
 from engine.tensors import Array
 from export.__main__ import main
 from export.trt_builder import Builder, Target
-from export.trt_network import Plan
+from export.trt_network import Built
 from tests.bundles import overflowing
 from tests.cuda_double import Device, installed
 from tests.plans import SPECS, profiles
@@ -51,7 +51,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, small_bundle: Path) -> Iterator[Run]:
         function: Function = toy,
         device: Device | None = None,
         content: bytes | None = None,
-        build: Callable[..., Plan] | None = None,
+        build: Callable[..., Built] | None = None,
         typed: bool = True,
     ) -> int:
         device = device or Device()
@@ -59,7 +59,7 @@ def plan(monkeypatch: pytest.MonkeyPatch, small_bundle: Path) -> Iterator[Run]:
         target = Target("8.9", "NVIDIA L4", "550.54.15", "12.4")
         made = plan_bytes(profiles(BATCHES, LENGTHS, SPECS)) if content is None else content
         monkeypatch.setattr("export.plan_from_onnx.open_builder", lambda _: Builder(trt, "tensorrt", [target]))
-        monkeypatch.setattr("export.plan_from_onnx.build_plan", build or (lambda *_: Plan(made, b"timings")))
+        monkeypatch.setattr("export.plan_from_onnx.build_plan", build or (lambda *_: Built(made, b"timings")))
         monkeypatch.setattr("export.plan_from_onnx.is_strongly_typed", lambda _: typed)
         with installed(device, tensorrt=trt):
             return main(["plan", str(small_bundle), *OPTIONS, *options])
@@ -126,10 +126,10 @@ def test_where_all_in_half_fails_on_the_gpu_sums_in_fp32_are_tried(
     def function(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         return toy(inputs) if builds > 1 else spoiled(np.nan, 8)(inputs)
 
-    def built(*_: Any) -> Plan:
+    def built(*_: Any) -> Built:
         nonlocal builds
         builds += 1
-        return Plan(plan_bytes(profiles(BATCHES, LENGTHS, SPECS)), b"timings")
+        return Built(plan_bytes(profiles(BATCHES, LENGTHS, SPECS)), b"timings")
 
     assert plan("--form", "half", function=spoiled(np.nan, 8)) == 1  # asked for by name it is not replaced
     capsys.readouterr()
@@ -144,9 +144,9 @@ def test_hints_are_built_from_fp32(plan: Run, small_bundle: Path):
     """By a builder that lowers types itself."""
     seen: list[tuple[str, str]] = []
 
-    def built(_: Any, onnx: Path, *rest: Any) -> Plan:
+    def built(_: Any, onnx: Path, *rest: Any) -> Built:
         seen.append((onnx.name, rest[2].precision))
-        return Plan(plan_bytes(profiles(BATCHES, LENGTHS, SPECS)), b"timings")
+        return Built(plan_bytes(profiles(BATCHES, LENGTHS, SPECS)), b"timings")
 
     assert plan("--form", "hints", build=built, typed=False) == 0
     assert seen == [("fp32.onnx", "fp16")]

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import resource
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,95 +25,162 @@ from pathlib import Path
 from engine.bundle import Bundle, open_bundle
 from handler.verification import Verification
 
-Bundle.verify_weights = lambda self: time.sleep(600)
+Bundle.verify_common = lambda self: time.sleep(600)
 verification = Verification(open_bundle(Path(sys.argv[1])))
 print(verification._pid, flush=True)
 os.kill(os.getpid(), 9)
 """
 
 
+WEIGHTS = "graphs/model/weights.bin"
+PLAN = "graphs/model/plans/sm_89.plan"
+
+
 @pytest.fixture
 def bundle(small_bundle: Path) -> Path:
-    """With weights in a file of their own."""
-    (small_bundle / "graphs/model/weights.bin").write_bytes(bytes(4096))
+    """With weights, and a plan, in files of their own."""
+    for name in (WEIGHTS, PLAN):
+        (small_bundle / name).parent.mkdir(exist_ok=True)
+        (small_bundle / name).write_bytes(bytes(4096))
     write_manifest(small_bundle, open_bundle(small_bundle).manifest)
     return small_bundle
 
 
-def test_it_tells_how_long_it_took(bundle: Path):
+def begun(bundle: Path, *asked: str) -> Verification:
     verification = Verification(open_bundle(bundle))
+    verification.ask(asked)
+    return verification
+
+
+def slowly(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """What is asked for takes so long; what every boot reads does not."""
+    monkeypatch.setattr(Bundle, "verify", lambda self, names: time.sleep(seconds))
+    monkeypatch.setattr(Bundle, "verify_common", lambda self: None)
+
+
+def damage(path: Path, how: str) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content if how == "changed" else content[:-1])
+
+
+def test_it_tells_how_long_it_took(bundle: Path):
+    verification = begun(bundle)
     pid = verification._pid
-    assert verification.has_passed_all_but_weights()
-    assert verification.result() > 0
+    before = verification.wait()
+    assert before > 0
+    verification.ask([WEIGHTS, PLAN])
+    verification.ask([WEIGHTS])
+    assert verification.result() > before
     with pytest.raises(ChildProcessError):  # waited for
         os.waitpid(pid, 0)
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, PLAN])
+@pytest.mark.parametrize("has_process", [True, False])
+def test_what_nobody_asks_for_is_not_read(bundle: Path, monkeypatch: pytest.MonkeyPatch, name: str, has_process: bool):
+    if not has_process:
+        monkeypatch.setattr(os, "fork", refuse_process)
+    damage(bundle / name, "changed")
+    begun(bundle, *{WEIGHTS, PLAN} - {name}).result()
+    verification = begun(bundle, WEIGHTS, PLAN)
+    for _ in range(2):
+        with pytest.raises(BundleError, match=f"{name} does not match the SHA-256"):
+            verification.result()
+
+
 def test_an_engine_may_load_while_weights_are_read(bundle: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Bundle, "verify_weights", lambda self: time.sleep(0.3))
-    verification = Verification(open_bundle(bundle))
-    while not verification.is_at_weights:
+    slowly(monkeypatch, 0.3)
+    verification = begun(bundle, WEIGHTS)
+    verification.need([WEIGHTS])
+    verification.need([])
+    while verification._pending[0] is None and verification.delays:
         time.sleep(0.001)
-    assert verification.has_passed_all_but_weights()
-    assert not verification.is_at_weights
-    assert verification.result() >= 300
+    assert verification.wait() >= 300
+    assert not verification.delays
+    verification.result()
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
-@pytest.mark.parametrize("kind", ["onnx", "bin"])
-def test_it_says_what_verify_says(bundle: Path, damage: str, kind: str):
-    file = next(bundle.rglob(f"*.{kind}"))
-    if damage == "gone":
-        file.unlink()
-    else:
-        content = bytearray(file.read_bytes())
-        content[-1] ^= 1
-        file.write_bytes(content if damage == "changed" else content[:-1])
-    verification = Verification(open_bundle(bundle))
+def test_and_no_plan_may(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    slowly(monkeypatch, 0.3)
+    verification = begun(bundle)
+    verification.wait()
+    verification.ask([WEIGHTS])
+    assert not verification.delays
+    verification.ask([PLAN])
+    assert verification.delays
+    verification.need([PLAN])
+    assert not verification._pending
+    assert verification.result() >= 600
+
+
+@pytest.mark.parametrize("how", ["changed", "cut", "gone"])
+@pytest.mark.parametrize("name", ["graphs/model/fp32.onnx", WEIGHTS, PLAN])
+def test_it_says_what_verify_says(bundle: Path, how: str, name: str):
+    damage(bundle / name, how)
+    verification = begun(bundle)
     # Weights that were cut may not be mapped: to read behind a file's end kills a process.
-    assert verification.has_passed_all_but_weights() == (kind == "bin" and damage == "changed")
-    with pytest.raises(BundleError) as told:
-        verification.result()
+    if name.endswith("onnx") or how != "changed":
+        with pytest.raises(BundleError) as told:
+            verification.wait()
+    else:
+        verification.wait()
+        verification.ask([name])
+        with pytest.raises(BundleError) as told:
+            verification.wait()
     with pytest.raises(BundleError) as said:
         open_bundle(bundle).verify()
     assert str(told.value) == str(said.value)
+    with pytest.raises(BundleError, match=re.escape(str(said.value))):
+        verification.result()
 
 
-@pytest.mark.parametrize("part", ["verify_all_but_weights", "verify_weights"])
+@pytest.mark.parametrize("part", ["verify_common", "verify"])
 def test_what_a_killed_process_did_not_tell_is_found_out(bundle: Path, monkeypatch: pytest.MonkeyPatch, part: str):
     here, verify = os.getpid(), getattr(Bundle, part)
 
-    def slow(self: Bundle) -> None:
+    def slow(self: Bundle, *names: Any) -> None:
         if os.getpid() != here:
             time.sleep(600)
-        verify(self)
+        verify(self, *names)
 
     monkeypatch.setattr(Bundle, part, slow)
-    next(bundle.rglob("*.bin")).write_bytes(b"changed".ljust(4096))
-    verification = Verification(open_bundle(bundle))
-    if part == "verify_weights":
-        assert verification.has_passed_all_but_weights()
-    assert not verification.is_at_weights
+    damage(bundle / WEIGHTS, "changed")
+    verification = begun(bundle)
     os.kill(verification._pid, signal.SIGKILL)
-    assert part == "verify_weights" or verification.has_passed_all_but_weights()
+    verification.wait()
+    verification.need([WEIGHTS])
     with pytest.raises(BundleError, match="does not match the SHA-256"):
         verification.result()
 
 
-def test_without_a_process_to_be_had_files_are_compared_all_the_same(bundle: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse() -> int:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
+def test_nor_one_that_is_asked_after_its_end(bundle: Path):
+    damage(bundle / WEIGHTS, "changed")
+    verification = begun(bundle)
+    verification.wait()
+    os.kill(verification._pid, signal.SIGKILL)
+    os.waitid(os.P_PID, verification._pid, os.WEXITED | os.WNOWAIT)
+    verification.ask([PLAN])
+    verification.ask([WEIGHTS])
+    with pytest.raises(BundleError, match="does not match the SHA-256"):
+        verification.result()
 
-    monkeypatch.setattr(os, "fork", refuse)
-    verification = Verification(open_bundle(bundle))
-    assert not verification.is_at_weights
-    assert verification.has_passed_all_but_weights()
+
+def refuse_process() -> int:
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+
+
+def test_without_a_process_to_be_had_files_are_compared_all_the_same(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "fork", refuse_process)
+    verification = begun(bundle, PLAN)
+    assert not verification.delays
     assert verification.result() > 0
     next(bundle.rglob("*.onnx")).unlink()
-    verification = Verification(open_bundle(bundle))
-    assert not verification.has_passed_all_but_weights()
     with pytest.raises(BundleError, match="is missing"):
-        verification.result()
+        begun(bundle).wait()
 
 
 def test_it_ends_with_the_process_that_began_it(bundle: Path):
@@ -126,14 +195,13 @@ def test_it_ends_with_the_process_that_began_it(bundle: Path):
 def test_it_keeps_nobody_from_hearing_the_end_of_the_process_that_began_it(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(Bundle, "verify_weights", lambda self: time.sleep(600))
+    slowly(monkeypatch, 600)
     ours, theirs = socket.socketpair()
-    verification = Verification(open_bundle(bundle))
+    verification = begun(bundle, WEIGHTS)
     theirs.close()
     ours.settimeout(30)
     assert ours.recv(1) == b""
     ours.close()
-    assert verification.has_passed_all_but_weights()
     os.kill(verification._pid, signal.SIGKILL)
     monkeypatch.undo()
     verification.result()
@@ -141,7 +209,7 @@ def test_it_keeps_nobody_from_hearing_the_end_of_the_process_that_began_it(
 
 def test_a_descriptor_above_the_limit_is_closed_as_well(bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """And one that select() could not wait for is waited for."""
-    monkeypatch.setattr(Bundle, "verify_weights", lambda self: time.sleep(600))
+    slowly(monkeypatch, 600)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
     ours, theirs = socket.socketpair()
@@ -149,43 +217,41 @@ def test_a_descriptor_above_the_limit_is_closed_as_well(bundle: Path, monkeypatc
     theirs.close()
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (1000, limits[1]))
-        verification = Verification(open_bundle(bundle))
+        verification = begun(bundle, PLAN)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     verification._end, low = high, verification._end
-    assert not verification.is_at_weights
+    assert verification.delays
     high.close()
     ours.settimeout(5)
     assert ours.recv(1) == b""
     ours.close()
     verification._end = low
-    assert verification.has_passed_all_but_weights()
     os.kill(verification._pid, signal.SIGKILL)
     monkeypatch.undo()
     verification.result()
 
 
 def test_a_terminal_does_not_interrupt_it(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    begun, here = tmp_path / "begun", os.getpid()
+    hashing = tmp_path / "hashing"
 
-    def slow(self: Bundle) -> None:
-        assert os.getpid() != here
-        begun.touch()
+    def slow(self: Bundle, names: Any) -> None:
+        hashing.touch()
         time.sleep(0.3)
 
-    monkeypatch.setattr(Bundle, "verify_weights", slow)
-    verification = Verification(open_bundle(bundle))
-    while not begun.exists():
+    monkeypatch.setattr(Bundle, "verify", slow)
+    monkeypatch.setattr(Bundle, "verify_common", lambda self: None)
+    verification = begun(bundle, WEIGHTS)
+    while not hashing.exists():
         time.sleep(0.001)
     os.kill(verification._pid, signal.SIGINT)
-    assert verification.has_passed_all_but_weights()
     assert verification.result() >= 300
 
 
 def test_one_whose_worker_was_killed_a_moment_ago_ends_in_peace(bundle: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("handler.verification.end_with", lambda end: None)  # which has not noticed yet
-    monkeypatch.setattr(Bundle, "verify_weights", lambda self: time.sleep(0.2))
-    verification = Verification(open_bundle(bundle))
+    slowly(monkeypatch, 0.2)
+    verification = begun(bundle, WEIGHTS)
     verification._end.close()
     assert os.waitpid(verification._pid, 0)[1] == 0
 
@@ -195,11 +261,7 @@ def test_without_a_thread_to_be_had_files_are_compared_all_the_same(bundle: Path
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    verification = Verification(open_bundle(bundle))
-    assert verification.has_passed_all_but_weights()
-    assert verification.result() > 0
+    assert begun(bundle, WEIGHTS).result() > 0
     next(bundle.rglob("*.onnx")).unlink()
-    verification = Verification(open_bundle(bundle))
-    assert not verification.has_passed_all_but_weights()
     with pytest.raises(BundleError, match="is missing"):
-        verification.result()
+        begun(bundle).wait()

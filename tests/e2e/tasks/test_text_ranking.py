@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.zoo.text import ARCHITECTURES
+from engine.errors import InvalidInput
 from tests.models import edit_json
 from tests.same import assert_same
 
@@ -54,6 +55,39 @@ def test_options(zoo: Any):
     assert_same([one["relevance_score"] for one in found], [one["score"] for one in raw])
 
 
+def test_what_the_infinity_worker_takes(zoo: Any):
+    """https://github.com/runpod-workers/worker-infinity-embedding; here the most relevant comes first."""
+    entry = zoo(TASK, "bert")
+    theirs = {"model": "BAAI/bge-reranker-large", "query": QUERY, "docs": DOCUMENTS, "return_docs": True}
+    found = entry.served.ask(theirs)
+    assert found.pop("model") == "BAAI/bge-reranker-large"
+    assert_same(found, entry.served.ask({"query": QUERY, "documents": DOCUMENTS, "return_documents": True}), 1e-6)
+    for bad, sentence in (
+        ({"documents": DOCUMENTS}, "unknown field `docs`"),
+        ({"model": 1}, "`model` must be a string, got a number"),
+    ):
+        with pytest.raises(InvalidInput, match=sentence):
+            entry.served.task.parse({**theirs, **bad})
+
+
+def test_the_rerank_route(zoo: Any):
+    """As servers with Jina's form of it answer, https://docs.vllm.ai/en/stable/serving/openai_compatible_server.html."""
+    entry = zoo(TASK, "bert")
+    body = {"model": "m", "query": QUERY, "documents": DOCUMENTS, "top_n": 2, "return_documents": True}
+    (found,) = entry.served.ask({"openai_route": "/v1/rerank", "openai_input": body})
+    expected = entry.served.ask(body)
+    assert [one.pop("document") for one in found["results"]] == [
+        {"text": one.pop("document")} for one in expected["results"]
+    ]
+    assert_same(found, expected, 1e-6)
+    for bad, sentence in (
+        ({"openai_route": "/v1/embeddings", "openai_input": body}, "`openai_route` must be /v1/rerank, got /v1/embed"),
+        ({"openai_route": "/v1/rerank"}, "`openai_input` must be an object, got null"),
+    ):
+        with pytest.raises(InvalidInput, match=sentence):
+            entry.served.task.parse(bad)
+
+
 def old_form(folder: Path) -> Path:
     """As sentence-transformers before 4 wrote it."""
     edit_json(folder / "config.json", sbert_ce_default_activation_function="torch.nn.modules.linear.Identity")
@@ -85,7 +119,10 @@ def test_what_the_models_files_say(zoo: Any, make: Any):
         ({"query": 1, "documents": ["a"]}, "`query` must be a string, got a number"),
         ({"query": "a", "documents": "b"}, "`documents` must be a list of strings, got a string"),
         ({"query": "a", "documents": ["b", {"txt": "c"}]}, '`documents[1]` must be a string or {"text": ...} and'),
-        ({"query": "a", "documents": ["b"], "top_k": 1}, "unknown field `top_k`; known are `documents`, `query`"),
+        (
+            {"query": "a", "documents": ["b"], "top_k": 1},
+            "unknown field `top_k`; known are `documents`, `model`, `query`",
+        ),
         ({"query": "a", "documents": ["b"], "top_n": 0}, "`top_n` must be a whole number from 1"),
     ],
 )

@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.tensors import Array
+from export.dynamic_int8 import _loss
 from export.errors import ParityFailed
 from export.int8_search import Step, search
-from export.precision import _loss
 from export.smooth import maxima, products, smooth
 
 RNG = np.random.default_rng(0)

@@ -1,6 +1,6 @@
-"""Stage 6, for int8 on the CPU: weights as bytes, found by trying from the fastest down, each step through the gate.
+"""Stage 6, dynamic int8 for CPUs: weights as bytes, found by trying from the fastest down, each step through the gate.
 
-Dynamic quantization: weight matrices are int8 with a scale a column, activations are scaled a tensor when they are
+Weight matrices are int8 with a scale a column, activations are scaled a tensor when they are
 known, large embedding tables are int8 with a scale a row (int8_tables.py). Everything else stays fp32. The portable
 fp32 graph stays in the bundle, for a GPU.
 
@@ -30,12 +30,13 @@ from export.int8_tables import shrink
 from export.observed import observed
 from export.optimize import Places, add_graph, fuse
 from export.smooth import ALPHAS, maxima, products, scale_of, smooth
+from export.source import unlogged
 
 _ROWS_OBSERVED = 60
 _ROWS_COMPARED, _TOKENS_COMPARED = 24, 128
 
 
-class Int8:
+class DynamicInt8:
     """Makes int8 graphs of the portable graph at `portable`, beside it.
 
     `work` is a folder that comes and goes; `rows` are what activations are observed on.
@@ -43,9 +44,9 @@ class Int8:
 
     def __init__(self, portable: Path, work: Path, places: Places, rows: Sequence[Row]) -> None:
         self.path = portable.with_name("int8.cpu.onnx")
-        self._portable = portable
-        self._work = work
-        self._places = places
+        self.portable = portable
+        self.work = work
+        self.places = places
         self.rows = rows[:_ROWS_OBSERVED]
         self._largest: Mapping[str, Array] | None = None
 
@@ -53,7 +54,7 @@ class Int8:
         """Write the graph of `step`; it replaces the one before."""
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        whole, quantized = self.whole(step), self._work / "quantized.onnx"
+        whole, quantized = self.whole(step), self.work / "quantized.onnx"
         with _quiet():
             quantize_dynamic(
                 whole,
@@ -69,10 +70,10 @@ class Int8:
 
     def whole(self, step: Step) -> Path:
         """The fp32 graph with the inputs of `step` smoothed, in the folder that comes and goes."""
-        shutil.rmtree(self._work, ignore_errors=True)
-        self._work.mkdir(parents=True)
-        whole = self._work / "whole.onnx"
-        model = onnx.load(self._portable)
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        whole = self.work / "whole.onnx"
+        model = onnx.load(self.portable)
         if step.smoothed:
             smooth(model, self._maxima(), dict(step.smoothed))
         onnx.save(model, whole, save_as_external_data=True, location="whole.bin")
@@ -80,17 +81,17 @@ class Int8:
 
     def fused(self, quantized: Path, name: str) -> Path:
         """Let ONNX Runtime optimise the graph at `quantized`, and write it as `name` beside the portable one."""
-        path = self._portable.with_name(name)
-        fused = onnx.load(fuse(quantized, self._work / "fused"))
+        path = self.portable.with_name(name)
+        fused = onnx.load(fuse(quantized, self.work / "fused"))
         finish(fused, self._known_ranks())
         shrink(fused)
-        add_graph(fused, path, self._places)
-        shutil.rmtree(self._work)
+        add_graph(fused, path, self.places)
+        shutil.rmtree(self.work)
         return path
 
     def gaining(self) -> list[tuple[str, float]]:
         """Inputs of products that smoothing helps, those first whose products gain most, with the best alpha each."""
-        model = onnx.load(self._portable)
+        model = onnx.load(self.portable)
         weights = {tensor.name: tensor for tensor in model.graph.initializer}
         largest = self._maxima()
         sharing: dict[str, list[Array]] = {}
@@ -117,7 +118,7 @@ class Int8:
 
     def _known_ranks(self) -> dict[str, int]:
         """Numbers of axes, by inference on the portable graph, whose names the quantizer keeps."""
-        model = onnx.shape_inference.infer_shapes(onnx.load(self._portable, load_external_data=False))
+        model = onnx.shape_inference.infer_shapes(onnx.load(self.portable, load_external_data=False))
         tensors = [*model.graph.value_info, *model.graph.input, *model.graph.output]
         return {
             one.name: len(one.type.tensor_type.shape.dim)
@@ -129,7 +130,7 @@ class Int8:
 
     def suffering(self) -> list[str]:
         """Names of the nodes that multiply by a weight matrix, the one whose product loses most by int8 first."""
-        model = onnx.load(self._portable)
+        model = onnx.load(self.portable)
         weights = {tensor.name: tensor for tensor in model.graph.initializer}
         nodes = products(model)
         lost = {node.name: 0.0 for node in nodes}
@@ -141,9 +142,9 @@ class Int8:
 
     def _observed(self, rows: Sequence[Row] | None = None) -> Iterator[Mapping[str, Array]]:
         """What goes into the products with weight matrices, tensor by tensor, for each row."""
-        model = onnx.load(self._portable, load_external_data=False)
+        model = onnx.load(self.portable, load_external_data=False)
         names = sorted({node.input[0] for node in products(model)})
-        return observed(self._portable, names, self.rows if rows is None else rows)
+        return observed(self.portable, names, self.rows if rows is None else rows)
 
 
 def _losses(
@@ -176,11 +177,6 @@ def _loss(values: Array, matrix: Array, exact: Array | None = None) -> float:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep back advice to pre-process, which the fusing afterwards does, and warnings of onnx.mapping's end."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        logging.disable(before)
+    with unlogged(logging.WARNING), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
