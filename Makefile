@@ -90,7 +90,7 @@ imports: setup
 	@$(BIN)/lint-imports
 
 unit: setup
-	@echo "== pytest, a process for each CPU"
+	@echo "== pytest, a process for each CPU and one more"
 	@$(BIN)/python -m pytest -n auto --dist loadfile
 	@echo "== pytest, what measures"
 	@$(BIN)/python -m pytest -m alone

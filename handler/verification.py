@@ -82,6 +82,7 @@ class Verification:
             except BundleError as error:
                 self._damage = error
         if self._damage is not None:
+            self._end_other()  # nothing more will be asked
             raise self._damage
         return round(self._took_ms, 1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import os
 import re
 import shutil
 from collections.abc import AsyncIterator
@@ -83,6 +84,7 @@ async def chromium() -> AsyncIterator[Page]:
         process = await asyncio.create_subprocess_exec(
             CHROMIUM, *options, "--no-first-run", "--remote-debugging-port=0", f"--user-data-dir={profile}",
             "about:blank", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "TMPDIR": profile},  # where it leaves folders
         )  # fmt: skip
         try:
             async with asyncio.timeout(_LIMIT_S):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,17 @@ _MOST_PROCESSES = 8  # each may hold torch and a model, 2 GB
 
 @pytest.hookimpl(optionalhook=True)  # tests on a GPU need no xdist
 def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` means: not the host's cores, of which a container may have few."""
-    return min(cpu_quota(), _MOST_PROCESSES)
+    """What `-n auto` means: not the host's cores, of which a container may have few.
+
+    One more than those, as for two fifths of their time the tests wait: for processes, timeouts, long polls.
+    """
+    return min(cpu_quota() + 1, _MOST_PROCESSES)
+
+
+def pytest_configure() -> None:
+    """A shell starts what runs in the background with SIGINT ignored, which every process of a test would inherit."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -18,7 +18,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,15 +26,18 @@ PRICES = {"NVIDIA L4": (0.44, 0.39), "NVIDIA A40": (0.40, None), "NVIDIA H100 80
 
 
 class EmulatedApi:
-    """A context manager. `pods` are the running ones, `created` the fields of every creation."""
+    """A context manager. `pods` are the running ones, `created` the fields of every creation.
 
-    def __init__(self, program: Sequence[str] = (sys.executable,), start_s: float = 0.2) -> None:
+    A pod that is ended cannot clean up; `scratch` is where it keeps its files.
+    """
+
+    def __init__(self, program: Sequence[str] = (sys.executable,), start_s: float = 0.2, scratch: str = "/tmp") -> None:
         self.pods: dict[str, dict[str, Any]] = {}
         self.created: list[dict[str, Any]] = []
         self.fail_terminations = 0
         self.drop_creation_reply = False
         self.nothing_free = False
-        self._program, self._start_s = program, start_s
+        self._program, self._start_s, self._scratch = program, start_s, scratch
         api = self
 
         class Handler(_Handler):
@@ -91,7 +93,7 @@ class EmulatedApi:
         process = subprocess.Popen(
             command,
             env={**env, "PORT_HERE": str(port), "RUNPOD_POD_ID": pod_id, "RUNPOD_API_BASE_URL": self.url}
-            | {"RUNPOD_API_KEY": KEY, "PATH": "/usr/bin:/bin", "BUNDLE": str(Path("/nonexistent"))},
+            | {"RUNPOD_API_KEY": KEY, "PATH": "/usr/bin:/bin", "BUNDLE": "/nonexistent", "TMPDIR": self._scratch},
         )
         pod = {"id": pod_id, "name": fields["name"], "desiredStatus": "RUNNING"}
         self.pods[pod_id] = pod

@@ -78,6 +78,15 @@ def test_content_arrives(server: TlsServer, limits: Limits):
     assert "authorization" not in headers
 
 
+def test_content_of_exactly_the_allowed_size_arrives(server: TlsServer, limits: Limits):
+    """Whether its size is told before, or found out at its end."""
+    assert fetch(server.url("/"), replace(limits, max_media_bytes=len(BODY)), server.network()) == BODY
+    assert fetch(server.url("/chunks"), replace(limits, max_media_bytes=5), server.network()) == b"hello"
+    for path, size in (("/", len(BODY)), ("/chunks", 5)):
+        with pytest.raises(InvalidInput, match=f"over the limit of {size - 1} bytes"):
+            fetch(server.url(path), replace(limits, max_media_bytes=size - 1), server.network())
+
+
 def test_paths_are_sent_as_browsers_send_them(server: TlsServer, limits: Limits):
     fetch(server.url("/?q=a b%20c&ü=1#part"), limits, server.network())
     assert server.seen[-1][1] == "/?q=a%20b%20c&%C3%BC=1"

@@ -57,8 +57,12 @@ async def serving(
     try:
         yield loop
     finally:
-        loop.stop()
-        await asyncio.wait_for(task, 15)
+        with (
+            pytest.MonkeyPatch.context() as patch
+        ):  # else half a second of every test; what is about it has its own loop
+            patch.setattr("handler.transport._SETTLE_S", 0.05)
+            loop.stop()
+            await asyncio.wait_for(task, 15)
         assert sdk.progress.get_job_count() == 0
 
 

@@ -1,6 +1,7 @@
 """What holds for all exports here."""
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,25 @@ def _speed_decides_nothing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ladder_cpu, "_STATIC_WORTH", float("inf"))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small are done before a second thread has woken up; on a busy machine waiting for it takes longer."""
+    import engine.backends.onnxruntime as backend
+
+    torch = sys.modules.get(
+        "torch"
+    )  # where it is still to come, as in exports of their own process, it reads the variable
+    before = torch.get_num_threads() if torch else 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(backend, "cpu_quota", lambda: 1)
+        if torch:
+            torch.set_num_threads(1)
+        yield
+    if torch:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ def test_both_forms_are_measured_beside_fp32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(int8, "BUILD", tmp_path)
+    monkeypatch.setattr(int8, "_ROWS", 4)
     monkeypatch.setitem(int8.MODELS, "tiny", ("ResNet", TINY))
     out = tmp_path / "int8.json"
     assert main(["int8", "--models", "tiny", "--texts", "0", "--rounds", "2", "--json", str(out)]) == 0

@@ -66,9 +66,3 @@ def float_products(bundle: Path) -> int:
     assert operators["DynamicQuantizeMatMul"] + operators["MatMulInteger"] + operators["MatMulIntegerToFloat"]
     weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
     return sum(node.op_type in ("MatMul", "FusedMatMul", "Gemm") and node.input[1] in weights for node in graph.node)
-
-
-def test_int8_that_never_passes_writes_nothing(bert: Path, tmp_path: Path):
-    arguments = ["--task", "feature-extraction", "--precision", "int8", "--parity-threshold", "0.99999999"]
-    assert main([str(bert), *arguments, "--out", str(tmp_path / "bundle")]) == 1
-    assert list(tmp_path.iterdir()) == []

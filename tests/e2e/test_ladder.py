@@ -168,7 +168,7 @@ def test_what_fails_is_written_only_when_allowed_and_served_only_when_told(
     impossible = ("--parity-threshold", "min_cosine=1", "--precision", "int8")
     out = tmp_path / "bundle"
     assert main([str(bert), *TASK, "--out", str(out), *impossible]) == 1
-    assert not out.exists()
+    assert list(tmp_path.iterdir()) == []
     figures = exported(bert, out, *impossible, "--allow-parity-failure")
     assert figures["overridden"] == ["min_cosine"]
     assert "cosine at least 1" in figures["failed"][0]

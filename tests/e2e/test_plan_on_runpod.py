@@ -64,7 +64,7 @@ def api(tmp_path: Path) -> Iterator[EmulatedApi]:
     root = f"import sys; sys.path.insert(0, {str(Path.cwd())!r})\n"
     builder.write_text(root + BUILDER)
     pod.write_text(root + POD.format(builder=str(builder)))
-    with EmulatedApi((sys.executable, str(pod))) as api:
+    with EmulatedApi((sys.executable, str(pod)), scratch=str(tmp_path)) as api:
         yield api
 
 

@@ -31,13 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def rows() -> Iterator[list[dict[str, Any]]]:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a model only loses with more
     found: list[dict[str, Any]] = []
     yield found
-    torch.set_num_threads(threads)
     if len(found) == len(CASES):
         BUILT.unlink(missing_ok=True)
         models.record(found, BUILT)

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,6 +67,24 @@ def test_rows_of_near_length_share_a_batch():
     jobs = [[10], [100], [11], [101], [12], [102]]
     batches = drained(queue_of(jobs, max_rows=3, max_tokens=10_000))
     assert [sorted(jobs[job][row] for job, row in batch) for batch in batches] == [[10, 11, 12], [100, 101, 102]]
+
+
+def test_rows_of_the_nearest_length_go_first():
+    queue = queue_of([[100], [50, 99, 140, 180]], max_rows=2, max_tokens=10_000, overhead_tokens=1000)
+    assert queue.pop(0.0) == [(0, 0), (1, 1)]
+
+
+def test_a_row_that_makes_all_others_longer_is_charged_for_it():
+    """Eight tokens to each of three rows are more than the 20 that a run costs; to one row they are not."""
+    queue = queue_of([[10, 10, 10], [18]], max_tokens=10_000, overhead_tokens=20)
+    assert sorted(queue.pop(0.0)) == [(0, 0), (0, 1), (0, 2)]
+    queue = queue_of([[10], [18]], max_tokens=10_000, overhead_tokens=20)
+    assert len(queue.pop(0.0)) == 2
+
+
+def test_jobs_share_a_batch_equally_beside_its_first_row():
+    queue = queue_of([[10] * 9] * 3, max_rows=10, max_tokens=10_000)
+    assert Counter(job for job, _ in queue.pop(0.0)) == {0: 4, 1: 3, 2: 3}
 
 
 def test_where_a_run_is_dear_everything_shares_it():

@@ -1,6 +1,7 @@
 """Bundles that are not a folder: a tar behind an address, and the Hub's cache."""
 
 import errno
+import fcntl
 import functools
 import http.server
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from engine.bundle import open_bundle
+from engine.bundle import open_bundle, write_manifest
 from engine.config import Settings
 from engine.errors import BundleError, ConfigError
 from handler.boot import boot
@@ -31,7 +32,8 @@ from tests.tls_server import TlsServer, certificate
 class Server:
     """Serves a folder and counts the requests; the first `failures` of them get status 503.
 
-    `always` is a status and a location instead; `moved` says where some paths redirect to.
+    `always` is a status and a location instead; `moved` says where some paths redirect to. The first `cut` replies end
+    in the middle.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,6 +42,7 @@ class Server:
         self.always: tuple[int, str] | None = None
         self.moved: dict[str, str] = {}
         self.delay_s = 0.0
+        self.cut = 0
         outer = self
 
         class Handler(http.server.SimpleHTTPRequestHandler):
@@ -53,6 +56,12 @@ class Server:
                     self.end_headers()
                 elif len(outer.requests) <= outer.failures:
                     self.send_error(503)
+                elif len(outer.requests) <= outer.cut:
+                    content = Path(self.translate_path(self.path)).read_bytes()
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content[: len(content) // 2])
                 else:
                     super().do_GET()
 
@@ -68,7 +77,7 @@ class Server:
 def server(tmp_path: Path) -> Iterator[Server]:
     (tmp_path / "www").mkdir()
     server = Server(tmp_path / "www")
-    thread = threading.Thread(target=server.server.serve_forever)
+    thread = threading.Thread(target=server.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
     server.server.shutdown()
@@ -190,6 +199,53 @@ def test_a_server_that_fails_is_asked_again(server: Server, small_bundle: Path, 
     assert len(server.requests) == 3
 
 
+def test_a_reply_that_ends_in_the_middle_is_asked_for_again(
+    server: Server, small_bundle: Path, tmp_path: Path, quick: None
+):
+    """The files that it brought are no files of the tar that stand there twice."""
+    (small_bundle / "vocabulary.txt").write_bytes(os.urandom(100_000))  # a tar is read in pieces
+    write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    server.cut = 2
+    open_bundle(fetched(server, small_bundle, tmp_path / "cache")).verify()
+    assert len(server.requests) == 3
+
+
+def test_a_turn_that_never_comes_is_told(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+):
+    monkeypatch.setattr("handler.fetch_bundle._TURN_S", 0.1)
+    (tmp_path / "cache").mkdir()
+    with open(tmp_path / "cache" / f".{hash_of(small_bundle)}.lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(BundleError, match=r"another worker has held .*\.lock for 0\.1 s; remove it"):
+            fetched(server, small_bundle, tmp_path / "cache")
+    assert server.requests == []
+
+
+def test_where_the_volume_knows_no_locks_each_worker_fetches(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def no_locks(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    server.delay_s = 0.3
+    folders: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: folders.append(fetched(server, small_bundle, tmp_path / "cache")))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(server.requests) == 2
+    open_bundle(folders[0]).verify()
+    assert [path.name for path in (tmp_path / "cache").iterdir() if ".partial" in path.name] == []
+
+
 @pytest.mark.parametrize(
     ("location", "fault"),
     [
@@ -213,7 +269,7 @@ def test_a_redirect_is_followed(server: Server, small_bundle: Path, tmp_path: Pa
     open_bundle(fetched(server, small_bundle, tmp_path / "cache")).verify()
 
 
-@pytest.mark.parametrize(("status", "times"), [(408, 3), (429, 3), (403, 1)])
+@pytest.mark.parametrize(("status", "times"), [(408, 3), (429, 3), (500, 3), (403, 1)])
 def test_a_server_that_says_later_is_asked_again(
     server: Server, small_bundle: Path, tmp_path: Path, status: int, times: int, quick: None
 ):

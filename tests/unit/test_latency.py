@@ -23,6 +23,7 @@ from benchmarks.shapes import Found
 from engine.bundle import open_bundle
 from engine.probe import gpu
 from engine.tasks import load_task
+from tests.processes import wait_until_dead
 
 SMALL = Shape(1, 32, 4, 64, vocab_size=500, max_position_embeddings=64)
 
@@ -184,12 +185,7 @@ def test_a_step_that_takes_too_long_ends_with_all_that_it_started(tmp_path: Path
     assert step.exit_code == 124
     lines = (tmp_path / "slow.log").read_text().split("\n")
     assert lines[1] == "begun"
-    child = Path("/proc", lines[2], "stat")
-    for _ in range(100):  # killed, and perhaps not yet collected by its new parent
-        if not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z":
-            return
-        time.sleep(0.05)
-    pytest.fail("the step's own child lives on")
+    wait_until_dead(int(lines[2]))
 
 
 def test_all_steps_end_within_the_total_and_one_without_its_bundle_ends_alone(

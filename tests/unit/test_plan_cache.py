@@ -19,6 +19,7 @@ from engine.plan_cache import build, cached_plans, verify
 from engine.probe import Gpu
 from tests.bundles import write_small_bundle
 from tests.plans import add_plan
+from tests.processes import wait_until_dead
 
 REPOSITORY = Path(__file__).parents[2]
 ADDS_A_PLAN = """
@@ -146,17 +147,6 @@ def test_a_build_ends_with_the_worker_that_it_was_for(small_bundle: Path, tmp_pa
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
     assert "the worker that the build was for has ended" in done.stderr  # closed by the last of the two
     wait_until_dead(int((tmp_path / "build.py.pids").read_text()))
-
-
-def wait_until_dead(pid: int) -> None:
-    for _ in range(200):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return
-        except (FileNotFoundError, ProcessLookupError):
-            return
-        time.sleep(0.05)
-    pytest.fail(f"process {pid} still runs")
 
 
 def test_a_long_build_says_that_it_is_at_it(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

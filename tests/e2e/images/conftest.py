@@ -51,10 +51,6 @@ Zoo = Callable[..., Entry]
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
     """`zoo(task, architecture, *options of the export, **config)`."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # such small models only lose by more
     made: dict[str, Entry] = {}
 
     def get(task: str, architecture: str, *options: str, **config: Any) -> Entry:
@@ -73,7 +69,6 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
     for entry in made.values():
         entry.served.close()
         shutil.rmtree(entry.folder.parent)
-    torch.set_num_threads(threads)
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:

@@ -45,22 +45,7 @@ Zoo = Callable[..., Entry]
 
 
 @pytest.fixture(scope="session")
-def one_thread() -> Iterator[None]:
-    """Models this small are done before a second thread has woken up; on a busy machine waiting for it takes longer."""
-    import torch
-
-    import engine.backends.onnxruntime as backend
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "cpu_quota", lambda: 1)
-        yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def zoo(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
     """`zoo(task, architecture, **config)`."""
     made: dict[str, Entry] = {}
 

@@ -44,10 +44,6 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], Pair]]:
     """Makes each pair once: architecture and head."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a model only loses with more
     pairs: dict[tuple[str, str], Pair] = {}
 
     def get(architecture: str, head: str) -> Pair:
@@ -61,7 +57,6 @@ def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str,
         return pairs[architecture, head]
 
     yield get
-    torch.set_num_threads(threads)
     for pair in pairs.values():
         pair.close()
 

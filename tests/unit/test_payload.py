@@ -1,0 +1,41 @@
+"""The checks that all tasks share, at their limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.errors import InvalidInput
+from engine.tasks import payload as check
+
+
+def test_a_string_is_as_long_as_allowed_and_no_longer():
+    assert check.string("abc", "query", 3) == "abc"
+    with pytest.raises(InvalidInput, match="`query` has 4 characters, allowed are 3"):
+        check.string("abcd", "query", 3)
+    with pytest.raises(InvalidInput, match="`query` must be a string, got a number"):
+        check.string(1, "query", 3)
+
+
+def test_texts_are_as_many_and_as_long_as_allowed_and_no_more():
+    assert check.texts(["abc", ""], "texts", 2, 3) == ["abc", ""]
+    for value, said in (
+        ([], "`texts` must hold 1 to 2 strings, got 0"),
+        (["a"] * 3, "`texts` must hold 1 to 2 strings, got 3"),
+        (["a", "abcd"], r"`texts\[1\]` has 4 characters, allowed are 3"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            check.texts(value, "texts", 2, 3)
+
+
+@pytest.mark.parametrize("value", [0, 1, 0.5])
+def test_numbers_up_to_both_ends(value: float):
+    assert check.number({"threshold": value}, "threshold", 0, 1, 0.5) == value
+    assert check.number({}, "threshold", 0, 1, 0.5) == 0.5
+
+
+@pytest.mark.parametrize("value", [True, "1", None, -0.001, 1.001, float("nan"), float("inf"), [1]])
+def test_what_is_no_number_or_beyond_the_ends(value: Any):
+    with pytest.raises(InvalidInput, match="`threshold` must be a number from 0 to 1, got "):
+        check.number({"threshold": value}, "threshold", 0, 1, 0.5)
