@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.bundle import open_bundle
 from engine.config import Settings
 from engine.errors import BundleError
+from engine.probe import has_device_file
 from handler.beside import Beside
 from handler.frugal import be_frugal
 from handler.log import log
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from engine.select import Choice
     from engine.tasks.base import Task
     from handler.handler import Handler
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -78,6 +81,7 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
             folder = bundle_folder(settings)
         bundle = open_bundle(folder, sha256=settings.bundle_sha256, public_key=settings.bundle_public_key)
     verification = Verification(bundle)
+    verification.ask(_probable_weights(bundle, settings))
     with timeline.stage("imports"):
         # Here and not at the top: while these modules load, the files are hashed and the driver starts.
         be_frugal()
@@ -145,7 +149,18 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
     return worker
 
 
-def _verified(wait: Callable[[], float], bundle: Bundle, settings: Settings) -> float:
+def _probable_weights(bundle: Bundle, settings: Settings) -> list[str]:
+    """Those that the CPU takes, where no GPU is to be seen: known before there is anything to decide with."""
+    if settings.engine not in ("auto", "onnxruntime-cpu") or has_device_file():
+        return []
+    try:
+        files = [bundle.onnx_of(graph, "cpu")[0] for graph in bundle.manifest.graphs]
+        return [name for file in files for name in bundle.weights_of(file)]
+    except (BundleError, KeyError):  # told by whoever opens it
+        return []
+
+
+def _verified(wait: Callable[[], T], bundle: Bundle, settings: Settings) -> T:
     """What `wait` returns. Raises BundleError as it does; a bundle that was fetched is then discarded."""
     try:
         return wait()

@@ -12,7 +12,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeAlias
 
@@ -57,26 +57,36 @@ class Verification:
                     self._end.sendall(" ".join(str(self._numbers[name]) for name in new).encode() + b"\n")
 
     def need(self, names: Sequence[str]) -> None:
-        """`ask`, and `wait` unless all of them are weights."""
+        """`ask`, and `wait`."""
         self.ask(names)
-        if not _are_weights(names):
-            self.wait()
+        self.wait()
 
     @property
     def delays(self) -> bool:
-        """Whether `wait` would wait for something that is no weights."""
+        """Whether `wait` would wait."""
         if not self._pid or self._told or all(map(_are_weights, self._pending)):
             return False
         told = select.poll()
         told.register(self._end, select.POLLIN)
         return not told.poll(0)
 
-    def wait(self) -> float:
-        """Wait until all that was asked for was compared; ms that it took. Raises as `Bundle.verify` does.
+    def wait(self) -> None:
+        """Wait until all that was asked for, and is no weights, was compared. Raises as `Bundle.verify` does.
 
         What the other process does not tell, because it could not be had or was killed, is found out here.
         """
-        while self._pending and self._damage is None:
+        self._settle(_are_weights)
+
+    def result(self) -> float:
+        """Wait for everything, and let the other process end; ms that it took. Raises as above."""
+        try:
+            self._settle(lambda names: False)
+            return round(self._took_ms, 1)
+        finally:
+            self._end_other()
+
+    def _settle(self, may_wait: Callable[[_Files], bool]) -> None:
+        while not all(map(may_wait, self._pending)) and self._damage is None:
             try:
                 self._took_ms += self._compared(self._pending.popleft())
             except BundleError as error:
@@ -84,14 +94,6 @@ class Verification:
         if self._damage is not None:
             self._end_other()  # nothing more will be asked
             raise self._damage
-        return round(self._took_ms, 1)
-
-    def result(self) -> float:
-        """`wait`, and let the other process end."""
-        try:
-            return self.wait()
-        finally:
-            self._end_other()
 
     def _compared(self, names: _Files) -> float:
         if self._pid and (line := self._line()):
