@@ -35,6 +35,9 @@ def decode(content: bytes, rate: int, max_s: float, field: str) -> Array:
     unknown = InvalidInput(f"`{field}` is not a WAV, FLAC, Ogg or MP3 recording")
     if not _MAGIC.match(content, _behind_tags(content)):
         raise unknown
+    cut_off = InvalidInput(f"`{field}` ends before its own header says; send the whole file")
+    if _is_cut(content):  # first, for of an Ogg file that is cut libsndfile may give any length
+        raise cut_off
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             if file.format not in _FORMATS:
@@ -45,8 +48,8 @@ def decode(content: bytes, rate: int, max_s: float, field: str) -> Array:
             decoded = file.tell() if file.seekable() else expected
     except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
         raise InvalidInput(f"`{field}` cannot be decoded; it is damaged or cut off") from error
-    if decoded < expected or _is_cut(content):
-        raise InvalidInput(f"`{field}` ends before its own header says; send the whole file")
+    if decoded < expected:
+        raise cut_off
     if not len(samples):
         raise InvalidInput(f"`{field}` holds no sound")
     if not np.isfinite(samples).all():
