@@ -111,11 +111,13 @@ class Bundle:
 
         To be asked when that file was compared with the manifest. Raises BundleError when it cannot be read.
         """
+        weights = [name for name in self.manifest.files if is_weights(name)]
+        if not weights:  # then they are inside, and that file may be large
+            return []
         try:
             content = self.file(onnx).read_bytes()
         except OSError as error:
             raise BundleError(f"{self.path / onnx} cannot be read ({error.strerror}); {REBUILD}") from error
-        weights = filter(is_weights, self.manifest.files)
         return [name for name in weights if os.fsencode(PurePosixPath(name).name) in content]
 
     def verify(self, names: Iterable[str] | None = None) -> None:

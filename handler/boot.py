@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.bundle import open_bundle
@@ -150,14 +151,19 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
 
 
 def _probable_weights(bundle: Bundle, settings: Settings) -> list[str]:
-    """Those that the CPU takes, where no GPU is to be seen: known before there is anything to decide with."""
+    """Those that the CPU takes, where no GPU is to be seen: known before there is anything to decide with.
+
+    By their names, for no graph was compared yet: in its place there may be a pipe, which would be waited for.
+    """
     if settings.engine not in ("auto", "onnxruntime-cpu") or has_device_file():
         return []
-    try:
-        files = [bundle.onnx_of(graph, "cpu")[0] for graph in bundle.manifest.graphs]
-        return [name for file in files for name in bundle.weights_of(file)]
-    except (BundleError, KeyError):  # told by whoever opens it
-        return []
+    found = []
+    for name, graph in bundle.manifest.graphs.items():
+        if graph.onnx:
+            path = PurePosixPath(bundle.onnx_of(name, "cpu")[0])
+            beside = (str(path.with_suffix(".bin")), str(path.with_name("weights.bin")))
+            found += [file for file in beside if file in bundle.manifest.files][:1]
+    return found
 
 
 def _verified(wait: Callable[[], T], bundle: Bundle, settings: Settings) -> T:

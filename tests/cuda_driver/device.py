@@ -176,5 +176,6 @@ def installed(device: SoftwareDevice, **modules: ModuleType) -> Iterator[Softwar
 
 def replace_double() -> None:
     """Let whoever takes Device and `installed` from tests/cuda_double.py from now on get those of this module."""
+    # Classes of their own with the same names: what is not the same in both, the tests that run on both would show.
     tests.cuda_double.Device = SoftwareDevice  # type: ignore[misc, assignment]
     tests.cuda_double.installed = installed  # type: ignore[assignment]

@@ -33,6 +33,7 @@ def live(bundle: Path) -> list[EngineError]:
     raised: list[EngineError] = []
     try:
         made = profiles(BATCHES, LENGTHS)
+        # It says that it takes the double's Device, in whose place this one stands: see `replace_double`.
         engine = engine_on_double(bundle, device=SoftwareDevice(), profiles=made, batches=BATCHES, lengths=LENGTHS)  # type: ignore[arg-type]
     except EngineError as error:
         return [error]
