@@ -63,5 +63,5 @@ def pack(*frame: Any) -> bytes:
 async def open_frames(end: socket.socket, on_frame: Callable[..., None], on_end: Callable[[], None]) -> Frames:
     """Attach `end` to the running event loop."""
     loop = asyncio.get_running_loop()
-    _, frames = await loop.create_connection(lambda: Frames(on_frame, on_end), sock=end)
+    _, frames = await loop.create_unix_connection(lambda: Frames(on_frame, on_end), sock=end)
     return frames

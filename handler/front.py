@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from engine.config import Settings
 from handler import sdk as sdk_module
 from handler import signals
@@ -32,7 +34,8 @@ def serve_jobs(settings: Settings, timeline: Timeline, sdk: Sdk, end: socket.soc
     Raises WorkerFault when the engine cannot start.
     """
     front = _Front(settings, timeline, sdk, end)
-    asyncio.run(front.run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(front.run())
     return 1 if front.failed else 0
 
 

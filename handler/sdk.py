@@ -2,9 +2,9 @@
 
 `import runpod` runs a second of sleep (py-cpuinfo measures the clock) and loads an SSH client, a GraphQL client and a
 command line. A worker needs four of its modules. So its packages are entered through shells: their `__init__` runs
-only when somebody asks for a name that it defines, which a fork's `import runpod; runpod.Endpoint` still can. The same
-goes for what those four modules import and a worker does not call: tomlkit (writes credentials), requests (pings, from
-the heartbeat's process) and aiodns (aiohttp resolves names in a thread without it).
+only when somebody asks for a name that it defines, which a fork's `import runpod; runpod.Endpoint` still can. What
+those four modules import and a worker does not call is not loaded either: tomlkit (writes credentials), requests (until
+the heartbeat pings with it) and aiohttp (transport.py brings its own HTTP; half of this process's imports).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ from engine import authorities
 from engine.config import shown
 from engine.errors import ConfigError, InvalidInput
 from handler import shells, signals, trust
+from handler.http1 import StatusError
 from handler.log import log
 
 TESTED_VERSION = "1.12.0"
@@ -48,30 +50,54 @@ def _enter_through_shells() -> None:
             return  # the SDK's layout changed: import the rest of it in the ordinary way
 
 
-def _load_aiohttp() -> None:
-    if "aiohttp" not in sys.modules and "aiodns" not in sys.modules:
-        sys.modules["aiodns"] = None  # type: ignore[assignment]  # the import system's own way to say "not there"
-        try:
-            with trust.later():
-                importlib.import_module("aiohttp")
-        finally:
-            del sys.modules["aiodns"]
+class _StandIn:
+    """A class of a library that is not loaded: what is called is the real one."""
+
+    def __new__(cls, *arguments: Any, **options: Any) -> Any:
+        """An object of the real class."""
+        return getattr(importlib.import_module(cls.__module__), cls.__name__)(*arguments, **options)
+
+
+def _module(name: str, classes: dict[str, type] | None = None, *callables: str) -> ModuleType:
+    module = ModuleType(name)
+    for one in callables:
+        setattr(module, one, type(one, (_StandIn,), {"__module__": name}))
+    for one, found in (classes or {}).items():
+        setattr(module, one, found)
+    return module
+
+
+def _stand_ins() -> dict[str, ModuleType]:
+    """What the SDK's modules take from libraries, by library: to derive from, to catch, and to call one day."""
+    caught = {"ClientError": OSError, "ContentTypeError": ValueError, "ClientResponseError": StatusError}
+    return {
+        "aiohttp": _module("aiohttp", caught, "ClientSession", "ClientTimeout", "TCPConnector"),
+        "aiohttp_retry": _module("aiohttp_retry", {}, "FibonacciRetry", "RetryClient"),
+        "requests": _module("requests", {"Session": object}),
+    }
+
+
+@contextmanager
+def _without(*libraries: str) -> Iterator[None]:
+    """Modules of the SDK that are imported meanwhile do not load `libraries`; those that are loaded they get."""
+    put = {name: module for name, module in _stand_ins().items() if name in libraries and name not in sys.modules}
+    sys.modules.update(put)
+    try:
+        yield
+    finally:
+        for name in put:
+            del sys.modules[name]
 
 
 def _load_http_client() -> ModuleType:
     """runpod.http_client without requests; its SyncClientSession is made when it is first asked for."""
     name = "runpod.http_client"
-    if name in sys.modules or "requests" in sys.modules:
-        return importlib.import_module(name)
-    stand_in = ModuleType("requests")
-    stand_in.Session = object  # type: ignore[attr-defined]
-    sys.modules["requests"] = stand_in
-    try:
-        client = importlib.import_module(name)
-    finally:
-        del sys.modules["requests"]
-    del client.requests, client.SyncClientSession
-    client.__class__ = shells.Shell
+    if name in sys.modules:
+        return sys.modules[name]
+    client = importlib.import_module(name)
+    if client.requests.__spec__ is None:  # the stand-in
+        del client.requests, client.SyncClientSession
+        client.__class__ = shells.Shell
     return client
 
 
@@ -93,7 +119,7 @@ class Sdk:
     """The SDK's protocol functions that the job loop calls."""
 
     get_job: Any
-    """async (session, count) -> list of jobs or None; raises TooManyRequests, aiohttp.ClientError, Exception."""
+    """async (session, count) -> list of jobs or None; raises TooManyRequests, what the session raises, Exception."""
     get_stop_signals: Any
     """async (session) -> list of job ids."""
     too_many_requests: type[Exception]
@@ -137,12 +163,12 @@ def load() -> Sdk:
     quieten()
     _enter_through_shells()
     try:
-        _load_aiohttp()
-        # By name, and untyped: the SDK ships no types.
-        http_client = _load_http_client()
-        rp_job = importlib.import_module("runpod.serverless.modules.rp_job")
-        rp_http = importlib.import_module("runpod.serverless.modules.rp_http")
-        worker_state = importlib.import_module("runpod.serverless.modules.worker_state")
+        with _without("aiohttp", "aiohttp_retry", "requests"):
+            # By name, and untyped: the SDK ships no types.
+            http_client = _load_http_client()
+            rp_job = importlib.import_module("runpod.serverless.modules.rp_job")
+            rp_http = importlib.import_module("runpod.serverless.modules.rp_http")
+            worker_state = importlib.import_module("runpod.serverless.modules.worker_state")
         return Sdk(
             get_job=rp_job.get_job,
             get_stop_signals=rp_job.get_stop_signals,
@@ -164,7 +190,8 @@ def load() -> Sdk:
 
 def heartbeat() -> Any:
     """The SDK's Heartbeat, whose pings go the way that jobs take."""
-    found = importlib.import_module("runpod.serverless.modules.rp_ping").Heartbeat
+    with _without("aiohttp"):
+        found = importlib.import_module("runpod.serverless.modules.rp_ping").Heartbeat
     if "make" not in vars(found):
         found.make = found.__init__
         found.__init__ = _make_heartbeat

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import random
+import ssl
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp
-
 from engine.errors import WorkerFault
 from handler import trust
-from handler.connections import AHEAD_S, Connector, open_ahead
+from handler.connections import AHEAD_S, Client
+from handler.http1 import Connection, Reply
 from handler.log import log
 from handler.reply import body_of_error, encode
 from handler.sdk import Sdk
@@ -29,21 +29,31 @@ _TOO_LARGE = 413
 _ATTEMPTS, _REFUSED_PAUSE_S = 3, 1.0  # for a status that says no: the stock SDK's, and some have passed
 _REST_S = 1.0  # for what follows the status of a reply
 _RECENT_S = 10.0  # after a result: its connection is still there
-_ONCE = aiohttp.ClientTimeout(total=10)
+_POST_S, _ONCE_S = 60.0, 10.0  # for one attempt
 _LARGE = 1_000_000  # bytes
+# The body is JSON although the header says otherwise: that is what the platform expects.
+_POST_HEADERS = "charset: utf-8\r\nContent-Type: application/x-www-form-urlencoded\r\n"
 
 
-class _OneRequest(Connector):
-    """Knows the connection of the request in flight, to end it from this side, and can refuse a further one."""
+class _Session:
+    """What the SDK's functions take for aiohttp's session: `async with session.get(url) as response`."""
 
-    current: Any = None
-    leaving = False
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.connection: Connection | None = None
+        """That of the last request."""
+        self.reply: Reply | None = None
+        """To the last request, once it is here."""
 
-    async def connect(self, *args: Any, **kwargs: Any) -> Any:
-        if self.leaving:  # aiohttp sends a GET again, unasked, when a kept-alive connection ends under it
-            raise aiohttp.ClientConnectionError("leaving")
-        self.current = await super().connect(*args, **kwargs)
-        return self.current
+    @asynccontextmanager
+    async def get(self, url: str) -> AsyncIterator[Reply]:
+        """As in aiohttp."""
+        self.connection = self.reply = None
+        self.reply = await self._client.get(url, self._goes_over)
+        yield self.reply
+
+    def _goes_over(self, connection: Connection) -> None:
+        self.connection = connection
 
 
 class Poll:
@@ -51,113 +61,90 @@ class Poll:
 
     def __init__(self, sdk: Sdk) -> None:
         self._sdk = sdk
-        self._body = b""
-        self._replying = False
-        self._connector = _OneRequest()
-        headers, timeout = sdk.auth_header(), aiohttp.ClientTimeout(total=None, connect=30)
-        self._jobs_session = aiohttp.ClientSession(
-            connector=self._connector,
-            headers=headers,
-            timeout=timeout,
-            response_class=self._remembering_reply(),
-            cookie_jar=aiohttp.DummyCookieJar(),  # a jar would be searched before every request
-        )
-        self._signals_session = aiohttp.ClientSession(connector=Connector(), headers=headers, timeout=timeout)
-
-    def _remembering_reply(self) -> type[aiohttp.ClientResponse]:
-        """A reply that this object knows of."""
-        poll = self  # not by aiohttp's tracing: with it one client of the fake engine got 2 % fewer answers
-
-        class Reply(aiohttp.ClientResponse):
-            async def start(self, connection: Any) -> aiohttp.ClientResponse:
-                await super().start(connection)
-                poll._replying = True  # its headers are here
-                return self
-
-            async def read(self) -> bytes:
-                poll._body = await super().read()
-                return poll._body
-
-        return Reply
+        self._jobs_client, self._signals_client = Client(sdk.auth_header()), Client(sdk.auth_header())
+        self._jobs_session, self._signals_session = _Session(self._jobs_client), _Session(self._signals_client)
+        self._begin = 0.0
+        self._limit: asyncio.Timeout | None = None
+        self._leaving: asyncio.Task[None] | None = None
 
     async def open_ahead(self) -> None:
         """Open the connection that the first take will find."""
-        await open_ahead(self._jobs_session, self._sdk.job_take_url)
+        await self._jobs_client.open_ahead(self._sdk.job_take_url)
 
-    async def take(self, count: int, stop: asyncio.Event) -> list[Any]:
-        """Up to `count` jobs; none when the platform has none, or when `stop` was set meanwhile.
+    async def take(self, count: int) -> list[Any]:
+        """Up to `count` jobs; none when the platform has none, or when `leave` was called meanwhile.
 
-        Raises what the SDK raises.
+        Raises what the SDK and its session raise.
         """
-        begin = time.monotonic()
-        poll = asyncio.ensure_future(self._sdk.get_job(self._jobs_session, count))
-        stopped = asyncio.ensure_future(stop.wait())
+        self._begin = time.monotonic()
+        timer = asyncio.get_running_loop().call_later(_POLL_TIMEOUT_S, self.leave)
         try:
-            await asyncio.wait({poll, stopped}, timeout=_POLL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-            if not poll.done():
-                # A server that reads a request and its end at once may choose a job and find nobody to give it to.
-                await asyncio.wait({poll}, timeout=max(0.0, begin + _SETTLE_S - time.monotonic()))
-            if poll.done():
-                return await self._jobs(poll)
-            return await self._leave(poll)
-        finally:
-            stopped.cancel()
-            self._body, self._replying = b"", False
-
-    async def _jobs(self, poll: asyncio.Future[Any]) -> list[Any]:
-        try:
-            jobs = await poll
-        except aiohttp.ClientConnectorCertificateError as error:
+            async with asyncio.timeout(None) as self._limit:
+                return await self._jobs(count)
+        except Exception as error:
+            if self._jobs_client.leaving:  # the server hung up, as it was asked to, or went on until the limit
+                return []
             _distrusted(error)
             raise
-        except (aiohttp.ClientError, asyncio.TimeoutError):
+        finally:
+            timer.cancel()
+            self._limit, self._jobs_client.leaving = None, False
+            if self._leaving is not None:
+                self._leaving.cancel()
+                self._leaving = None
+
+    async def _jobs(self, count: int) -> list[Any]:
+        try:
+            jobs = await self._sdk.get_job(self._jobs_session, count)
+        except OSError:
             raise
         except Exception:
             # The SDK refuses a job without input and does not say whose it is. Its body tells: it must be answered.
             if jobs := await self._salvaged():
                 return jobs
             raise
-        return list(jobs or (await self._salvaged() if jobs is None and self._body else []))
+        return list(jobs or (await self._salvaged() if jobs is None else []))
 
     async def _salvaged(self) -> list[Any]:
+        reply = self._jobs_session.reply
+        if reply is None or not reply.was_read:
+            return []
         from handler.take_body import salvage
 
-        return await asyncio.to_thread(salvage, self._body)
+        return await asyncio.to_thread(salvage, reply.body)
 
-    async def _leave(self, poll: asyncio.Future[Any]) -> list[Any]:
-        """End the poll so that a job handed over at this very instant still arrives; whatever did.
+    def leave(self) -> None:
+        """End a `take` that waits, so that a job handed over at this very instant still arrives."""
+        if self._limit is not None and self._leaving is None:
+            self._leaving = asyncio.create_task(self._leave(self._limit))
+
+    async def _leave(self, limit: asyncio.Timeout) -> None:
+        """`take` ends this when it ends.
 
         Closing the connection would throw away a reply that is on its way. Shutting down only our sending half tells
         the server that we are leaving, and lets us read until it has said its last word. TLS knows no half; there we
         wait as long for a reply to begin. One that has begun is read to its end.
         """
-        self._connector.leaving = True
-        try:
-            transport = self._connector.current.transport if self._connector.current is not None else None
-            if not self._replying and transport is not None and transport.can_write_eof():
-                transport.write_eof()
-            await asyncio.wait({poll}, timeout=_LEAVE_S)
-            if not poll.done() and self._replying:
-                await asyncio.wait({poll}, timeout=_BODY_S)
-            if poll.done():
-                return await self._jobs(poll)
-            poll.cancel()
-            await asyncio.wait({poll})
-            return []
-        except Exception:  # the server hung up, as it was asked to
-            return []
-        finally:
-            self._connector.leaving = False
+        # A server that reads a request and its end at once may choose a job and find nobody to give it to.
+        await asyncio.sleep(max(0.0, self._begin + _SETTLE_S - time.monotonic()))
+        self._jobs_client.leaving = True
+        connection = self._jobs_session.connection
+        if connection is not None and not connection.replying:
+            connection.end_sending()
+        await asyncio.sleep(_LEAVE_S)
+        if connection is not None and connection.replying:
+            await asyncio.sleep(_BODY_S)
+        limit.reschedule(0.0)  # long ago, on the event loop's clock
 
     async def stop_signals(self) -> list[str]:
         """Ids of jobs to stop, from the SDK's long poll; empty when there are none. Raises what the SDK raises."""
         async with asyncio.timeout(_POLL_TIMEOUT_S):  # wait_for loses a cancellation that comes as the poll ends
             return list(await self._sdk.get_stop_signals(self._signals_session))
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close the connections."""
-        await self._jobs_session.close()
-        await self._signals_session.close()
+        self._jobs_client.close()
+        self._signals_client.close()
 
 
 class Results:
@@ -172,18 +159,13 @@ class Results:
         self._timeout_s = timeout_s
         self._last_post = float("-inf")
         self._ahead: asyncio.Task[None] | None = None
-        self._session = aiohttp.ClientSession(
-            connector=Connector(),
-            headers=sdk.auth_header(),
-            timeout=aiohttp.ClientTimeout(total=60),
-            cookie_jar=aiohttp.DummyCookieJar(),  # as above
-        )
+        self._client = Client({name: value for name, value in sdk.auth_header().items() if name != "Content-Type"})
 
     def open_ahead(self) -> None:
         """See to a connection for the result of a job that begins now, where none was used a moment ago."""
         is_opening = self._ahead is not None and not self._ahead.done()
         if not is_opening and time.monotonic() - self._last_post > _RECENT_S:
-            self._ahead = asyncio.create_task(open_ahead(self._session, self._sdk.job_done_url))
+            self._ahead = asyncio.create_task(self._client.open_ahead(self._sdk.job_done_url))
 
     async def send(self, job_id: str, body: bytes, *, stream: bool = False) -> bool:
         """Post a job's final result, encoded; `stream` says that chunks went before it. Whether RunPod took it.
@@ -221,13 +203,12 @@ class Results:
         """
         name = quote(job_id, safe="", errors="replace")  # it may not change the path, or end the header
         url = f"{template.replace('$ID', name)}&isStream={'true' if stream else 'false'}"
-        # The body is JSON although the header says otherwise: that is what the platform expects.
-        headers = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded", "X-Request-ID": name}
+        headers = f"{_POST_HEADERS}X-Request-ID: {name}\r\n"
         deadline, pause, attempt = time.monotonic() + self._timeout_s, _FIRST_PAUSE_S, 0
         while True:
             attempt, refusal = attempt + 1, None
             try:
-                status = await self._post_once(url, body, headers, _ONCE if once else self._session.timeout)
+                status = await self._post_once(url, body, headers, _ONCE_S if once else _POST_S)
                 if status < 300:
                     return status
                 reason = f"status {status}"
@@ -235,10 +216,9 @@ class Results:
                     refusal, pause = status, max(pause, _REFUSED_PAUSE_S)
             except Exception as error:  # no memory, no thread, no descriptor: whatever it is, the job needs its answer
                 reason = f"{type(error).__name__}: {error}"
-                if isinstance(error, aiohttp.InvalidURL):
+                if isinstance(error, ValueError):  # no address
                     deadline = 0.0
-                elif isinstance(error, aiohttp.ClientConnectorCertificateError):
-                    _distrusted(error)
+                _distrusted(error)
             if once:
                 return None
             if refusal == _TOO_LARGE or (refusal is not None and attempt >= _ATTEMPTS):
@@ -252,32 +232,28 @@ class Results:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, guards nothing
             pause = min(pause * 2, _LONGEST_PAUSE_S)
 
-    async def _post_once(self, url: str, body: bytes, headers: dict[str, str], limit: aiohttp.ClientTimeout) -> int:
-        """The HTTP status, which decides, whatever becomes of the rest of the reply. Raises what aiohttp raises."""
+    async def _post_once(self, url: str, body: bytes, headers: str, limit_s: float) -> int:
+        """The HTTP status, which decides, whatever becomes of the rest of the reply. Raises as Client.post does."""
         if (ahead := self._ahead) is not None:
             await asyncio.wait({ahead}, timeout=AHEAD_S)
             if self._ahead is ahead:
                 self._ahead = None
         self._last_post = time.monotonic()
-        async with self._session.post(url, data=io.BytesIO(body), headers=headers, timeout=limit) as response:
-            if response.method != "POST":  # a redirect made a GET of it, and lost the body
-                raise aiohttp.ClientError(f"redirected to {response.url.host}")
-            with suppress(Exception):  # read so that the connection can be used again
-                async with asyncio.timeout(_REST_S):
-                    await response.read()
-            return response.status
+        async with asyncio.timeout(limit_s):
+            return await self._client.post(url, body, headers, rest_s=_REST_S)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close the connections."""
         if self._ahead is not None:
             self._ahead.cancel()
-        await self._session.close()
+        self._client.close()
 
 
-def _distrusted(error: aiohttp.ClientConnectorCertificateError) -> None:
-    if advice := trust.advice(error.certificate_error):
-        log("WARN", advice)
-    trust.read_all()
+def _distrusted(error: Exception) -> None:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if advice := trust.advice(error):
+            log("WARN", advice)
+        trust.read_all()
 
 
 def _refusal(why: str) -> bytes:

@@ -9,14 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import pytest
-from yarl import URL
 
 from benchmarks.emulator import Emulator
 from handler import sdk as sdk_module
 from handler import transport
-from handler.connections import Connector, open_ahead
+from handler.connections import Client
+from handler.http1 import Connection
 from handler.job_loop import JobLoop
 from handler.sdk import Sdk
 
@@ -162,28 +161,25 @@ async def test_an_engine_that_does_not_start_leaves_no_connection_open(sdk: Sdk,
 async def test_nobody_to_connect_to_is_told_by_the_request_that_follows():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/"
-    async with aiohttp.ClientSession(connector=Connector()) as session:
-        await open_ahead(session, url)
-        await open_ahead(session, "no address")
-        with pytest.raises(aiohttp.ClientConnectorError):
-            await session.get(url)
+    client = Client({})
+    await client.open_ahead(url)
+    await client.open_ahead("no address")
+    with pytest.raises(ConnectionRefusedError):
+        await client.get(url)
 
 
 async def test_a_peer_that_is_gone_is_noticed(gate: Gate):
     """The kernel asks whether it is there, and gives up what nobody acknowledges: the options arrive at the socket."""
-    async with aiohttp.ClientSession(connector=Connector()) as session:
-        async with session.get(gate.url) as response:
-            await response.read()
-        assert session.connector is not None
-        request = aiohttp.ClientRequest("GET", URL(gate.url), session=session, loop=asyncio.get_running_loop())
-        connection = await session.connector.connect(request, [], aiohttp.ClientTimeout())
-        assert connection.transport is not None
-        found = connection.transport.get_extra_info("socket")
-        assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
-        assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
-        connection.release()
-    assert len(gate.sent) == 1
+    used: list[Connection] = []
+    client = Client({})
+    await client.get(gate.url, used.append)
+    (connection,) = used
+    assert connection.transport is not None
+    found = connection.transport.get_extra_info("socket")
+    assert found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+    assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+    client.close()
 
 
 async def test_a_sandbox_without_these_options_gets_connections_all_the_same(
@@ -197,5 +193,6 @@ async def test_a_sandbox_without_these_options_gets_connections_all_the_same(
             super().setsockopt(level, option, value)
 
     monkeypatch.setattr("handler.connections.socket", SimpleNamespace(**{**vars(socket), "socket": Simple}))
-    async with aiohttp.ClientSession(connector=Connector()) as session, session.get(gate.url) as response:
-        assert response.status == 404
+    client = Client({})
+    assert (await client.get(gate.url)).status == 404
+    client.close()

@@ -415,7 +415,7 @@ async def test_a_result_is_sent_until_it_is_taken(sdk: Sdk, emulator: Emulator, 
 
 
 async def test_a_result_that_is_redirected_is_not_taken_for_sent(sdk: Sdk, emulator: Emulator):
-    """A gateway that sends all callers to a page: aiohttp follows with a GET, which is answered 200."""
+    """A gateway that sends all callers to a page: to follow would be a GET, which is answered 200."""
 
     async def page(request: web.Request) -> web.Response:
         return web.Response(status=302, headers={"Location": "/page"}) if request.path != "/page" else web.Response()
@@ -425,7 +425,7 @@ async def test_a_result_that_is_redirected_is_not_taken_for_sent(sdk: Sdk, emula
     async with TestServer(app) as gateway:
         results = Results(replace(sdk, job_done_url=f"{gateway.make_url('/job-done/$ID')}?a=b"), 0.2)
         assert not await results.send("1", b'{"output": 1}')
-        await results.close()
+        results.close()
 
 
 async def test_a_result_that_is_refused_for_its_size_becomes_an_error(sdk: Sdk, emulator: Emulator):
@@ -680,4 +680,4 @@ async def test_a_poll_for_stop_signals_that_ends_as_it_is_given_up_does_not_go_o
         assert following.cancelled()
     finally:
         following.cancel()
-        await poll.close()
+        poll.close()

@@ -77,8 +77,10 @@ def test_the_import_neither_sleeps_nor_loads_what_a_worker_does_not_need():
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     loaded = set(python(code).stdout.split())
-    assert "aiohttp" in loaded
+    assert {"asyncio", "httptools"} <= loaded
     assert not loaded & {
+        "aiohttp",
+        "aiohttp_retry",
         "paramiko",
         "boto3",
         "fastapi",
@@ -103,7 +105,7 @@ def test_the_whole_sdk_is_still_there_for_a_fork_that_asks():
         "print(runpod.__version__)\n"
         "print(runpod.serverless.utils.upload_file_to_bucket.__name__, hasattr(runpod, 'no_such_name'))\n"
         "from runpod.http_client import SyncClientSession\n"
-        "import aiodns, requests, tomlkit\n"
+        "import aiohttp, aiodns, requests, tomlkit\n"
         "print(issubclass(SyncClientSession, requests.Session), tomlkit.dumps({'a': 1}).strip() == 'a = 1')"
     )
     assert python(code).stdout.split() == [
@@ -116,6 +118,35 @@ def test_the_whole_sdk_is_still_there_for_a_fork_that_asks():
         "True",
         "True",
     ]
+
+
+def test_what_the_sdk_would_have_of_a_library_that_is_not_loaded_is_there_when_it_is_called():
+    code = (
+        "import asyncio, sys\n"
+        "from handler import sdk\n"
+        "sdk.load()\n"
+        "client = sys.modules['runpod.http_client']\n"
+        "assert 'aiohttp' not in sys.modules\n"
+        "async def make():\n"
+        "    async with client.AsyncClientSession() as session:\n"
+        "        return type(session)\n"
+        "made = asyncio.run(make())\n"
+        "import aiohttp\n"
+        "print(made is aiohttp.ClientSession)"
+    )
+    assert python(code).stdout.split() == ["True"]
+
+
+def test_the_heartbeat_loads_no_second_http_client():
+    code = (
+        "import sys\n"
+        "from handler import sdk\n"
+        "sdk.load()\n"
+        "session = sdk.heartbeat()()._session\n"
+        "import requests\n"
+        "print('aiohttp' in sys.modules, isinstance(session, requests.Session))"
+    )
+    assert python(code).stdout.split() == ["False", "True"]
 
 
 def test_an_sdk_that_moved_its_parts_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -38,7 +38,7 @@ async def results_to(answer: Answer, timeout_s: float) -> AsyncIterator[Results]
     try:
         yield results
     finally:
-        await results.close()
+        results.close()
         server.close()
         while open_ones:
             await asyncio.sleep(0.01)

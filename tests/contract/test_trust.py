@@ -18,12 +18,8 @@ from benchmarks.emulator.far import TlsFront
 from benchmarks.worker_process import WorkerProcess
 from tests.tls_server import certificate, searchable
 
-LOAD = "from handler import sdk, trust; sdk.load(); import aiohttp, asyncio, os, ssl\n"
-ASK = (
-    "async def ask(url):\n"
-    "    async with aiohttp.ClientSession() as session, session.get(url) as reply:\n"
-    "        return reply.status\n"
-)
+LOAD = "from handler import sdk, trust; sdk.load(); import asyncio, os, ssl; from handler.connections import Client\n"
+ASK = "async def ask(url):\n    return (await Client({}).get(url)).status\n"
 
 
 EACH = (
@@ -78,14 +74,13 @@ def run(code: str, *arguments: str, **env: str) -> list[str]:
 
 def test_none_is_read_before_the_first_connection(tmp_path: Path):
     code = (
-        "import ssl; read = []\n"
-        "was = ssl.SSLContext.set_default_verify_paths\n" + LOAD + "from aiohttp import connector\n"
-        "contexts = [one for one in vars(connector).values() if isinstance(one, ssl.SSLContext)]\n"
-        "print(len(contexts), *(len(one.get_ca_certs()) for one in contexts))\n"
-        "print(ssl.SSLContext.set_default_verify_paths is was, len(ssl.create_default_context().get_ca_certs()))"
+        "import ssl\n"
+        "def refuse(*arguments, **options): raise SystemExit('read')\n"
+        "ssl.SSLContext.load_verify_locations = ssl.SSLContext.set_default_verify_paths = refuse\n"
+        + LOAD
+        + "from handler import front; print('none')"
     )
-    pem = certificate(tmp_path)
-    assert run(code, SSL_CERT_FILE=str(pem)) == ["2", "0", "0", "True", "1"]
+    assert run(code, SSL_CERT_FILE=str(certificate(tmp_path))) == ["none"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +123,7 @@ def test_others_are_not(front: TlsFront, tmp_path: Path):
         LOAD + ASK + "import sys\n"
         "for _ in range(2):\n"
         "    try: asyncio.run(ask(sys.argv[1]))\n"
-        "    except aiohttp.ClientConnectorCertificateError: print('refused')\n"
+        "    except ssl.SSLCertVerificationError: print('refused')\n"
         "    trust.read_all()"
     )
     folder = searchable(tmp_path / "authorities", certificate(tmp_path, "other"))
@@ -141,7 +136,7 @@ def test_what_helps_is_said_once(front: TlsFront, tmp_path: Path):
         LOAD + ASK + "import sys\n"
         "for _ in range(3):\n"
         "    try: asyncio.run(ask(sys.argv[1]))\n"
-        "    except aiohttp.ClientConnectorCertificateError as error: print(trust.advice(error.certificate_error))\n"
+        "    except ssl.SSLCertVerificationError as error: print(trust.advice(error))\n"
         "    trust.read_all()"
     )
     folder = searchable(tmp_path / "authorities", certificate(tmp_path, "other"))
@@ -154,7 +149,7 @@ def test_a_name_that_the_certificate_does_not_carry_is_refused(front: TlsFront, 
     code = (
         LOAD + ASK + "import sys\n"
         "try: asyncio.run(ask(sys.argv[1].replace('localhost', '127.0.0.1')))\n"
-        "except aiohttp.ClientConnectorCertificateError as error: print('mismatch' in str(error))"
+        "except ssl.SSLCertVerificationError as error: print('mismatch' in str(error))"
     )
     folder = searchable(tmp_path / "authorities", front.pem)
     assert run(code, front.url, SSL_CERT_DIR=str(folder)) == ["True"]

@@ -1,0 +1,257 @@
+"""One request after the other on one connection, in HTTP/1.1. What is read is read by httptools, Node's own parser.
+
+aiohttp did this until its share was measured: half of what this process imports, and half of what it computes for a
+job. RunPod is one host that gets two kinds of request; what else aiohttp can do nobody here asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from dataclasses import dataclass
+from typing import Any, cast
+
+import httptools
+
+_WHOLE = 256 * 1024  # bytes of a body that are sent, and held twice if need be, without looking at the other end
+_COMPRESSED = ("gzip", "x-gzip", "deflate")
+
+
+class StatusError(Exception):
+    """A reply whose status says no. Takes what aiohttp's ClientResponseError takes, for the SDK derives from that."""
+
+    def __init__(self, request_info: object, history: object, *, status: int, message: str) -> None:
+        super().__init__(f"status {status} {message}".rstrip())
+
+
+class Interrupted(ConnectionError):
+    """The connection ended before the reply did, or what came is not HTTP.
+
+    `begun`: something of the reply was here; `status`: its status, where that was.
+    """
+
+    def __init__(self, message: str, *, begun: bool = False, status: int | None = None) -> None:
+        super().__init__(message)
+        self.begun = begun
+        self.status = status
+
+
+@dataclass(slots=True)
+class Reply:
+    """What RunPod said; with the names of aiohttp's ClientResponse, which the SDK's functions read."""
+
+    status: int
+    reason: str
+    headers: dict[str, str]
+    """Their names in lower case; of those with the same name the last."""
+    body: bytes
+    was_read: bool = False
+    """Whether its value was asked for."""
+    request_info: Any = None
+    history: tuple[()] = ()
+
+    @property
+    def content_type(self) -> str:
+        """Without its parameters, in lower case."""
+        return self.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
+
+    @property
+    def content_length(self) -> int:
+        """Bytes of the body."""
+        return len(self.body)
+
+    def raise_for_status(self) -> None:
+        """Raise StatusError for a status of 400 and above."""
+        if self.status >= 400:
+            raise StatusError(None, (), status=self.status, message=self.reason)
+
+    async def json(self) -> Any:
+        """The body's value. Raises ValueError, or RecursionError."""
+        self.was_read = True
+        return json.loads(self.body.decode())
+
+
+class Connection(asyncio.Protocol):
+    """`ask` sends a request and returns its reply; one at a time."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.used = 0
+        """Requests so far."""
+        self.idle_since = 0.0
+        self.replying = False
+        """The headers of a reply are here, and its end is not."""
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer: asyncio.Future[Reply] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._rest_s: float | None = None
+        self._cut: asyncio.TimerHandle | None = None
+        self._begun = False
+        self._surplus = False
+        self._reason = b""
+        self._headers: dict[str, str] = {}
+        self._body: list[bytes] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a further request may be sent."""
+        return self.transport is not None and not self.transport.is_closing()
+
+    async def ask(self, head: bytes, body: bytes = b"", *, rest_s: float | None = None) -> Reply:
+        """The reply to a request; `head` ends with an empty line.
+
+        With `rest_s` a reply counts as interrupted when so many seconds after its headers it has not ended. Raises
+        Interrupted. Whoever gives up on a reply ends the connection with it.
+        """
+        if self.transport is None or self.transport.is_closing():
+            raise Interrupted("the server has ended the connection")
+        self._answer = asyncio.get_running_loop().create_future()
+        self._rest_s, self._begun = rest_s, False
+        self.used += 1
+        is_sent = False
+        try:
+            is_sent = await self._send(head, body)
+            return await self._answer
+        finally:
+            if not is_sent or self._answer.cancelled():
+                self.transport.abort()
+            self._answer = None
+            if self._cut is not None:
+                self._cut.cancel()
+                self._cut = None
+
+    async def _send(self, head: bytes, body: bytes) -> bool:
+        """Whether all was sent before the server replied; a large body goes in parts."""
+        assert self.transport is not None and self._answer is not None
+        if len(body) <= _WHOLE:
+            self.transport.write(head + body)
+            return True
+        self.transport.write(head)
+        view = memoryview(body)
+        for begin in range(0, len(view), _WHOLE):
+            if self._writable is not None:
+                either: set[asyncio.Future[Any]] = {self._writable, self._answer}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if self._answer.done() or self.transport.is_closing():
+                return False
+            self.transport.write(view[begin : begin + _WHOLE])
+        return True
+
+    def end_sending(self) -> bool:
+        """Tell the server that no more will be sent, and go on reading. False where that cannot be said: in TLS."""
+        if self.transport is None or self.transport.is_closing() or not self.transport.can_write_eof():
+            return False
+        self.transport.write_eof()
+        return True
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self.transport is not None:
+            self.transport.close()
+
+    # Called by the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """As in asyncio.Protocol."""
+        self.transport = cast("asyncio.Transport", transport)
+
+    def pause_writing(self) -> None:
+        """As in asyncio.Protocol."""
+        self._writable = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        """As in asyncio.Protocol."""
+        if self._writable is not None:
+            self._writable.set_result(None)
+            self._writable = None
+
+    def data_received(self, data: bytes) -> None:
+        """As in asyncio.Protocol."""
+        if self._answer is None or self._answer.done():  # nobody asked: a server that says why it will close, say
+            self.close()
+            return
+        self._begun = True
+        self._surplus = False
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(f"what the server sent is not HTTP ({error})")
+            self.close()
+            return
+        if self._surplus:
+            self.close()
+        elif self.replying and self._rest_s is not None and self._cut is None:
+            self._cut = asyncio.get_running_loop().call_later(self._rest_s, self._fail, "the reply did not end")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As in asyncio.Protocol."""
+        self.resume_writing()
+        if self.replying and exc is None and not self._has_a_length():
+            self._settle()
+        else:
+            self._fail("the server has ended the connection" + (f" ({exc})" if exc else ""), exc)
+
+    # Called by the parser
+
+    def on_message_begin(self) -> None:
+        """As httptools wants it."""
+        self._reason, self._headers, self._body = b"", {}, []
+        self._surplus = self._answer is None or self._answer.done()
+
+    def on_status(self, reason: bytes) -> None:
+        """As httptools wants it."""
+        self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """As httptools wants it."""
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        """As httptools wants it."""
+        self.replying = self._parser.get_status_code() >= 200  # what comes before is no reply yet
+
+    def on_body(self, part: bytes) -> None:
+        """As httptools wants it."""
+        self._body.append(part)
+
+    def on_message_complete(self) -> None:
+        """As httptools wants it."""
+        if self.replying:
+            keeps = self._parser.should_keep_alive()
+            self._settle()
+            if not keeps:
+                self.close()
+
+    def _has_a_length(self) -> bool:
+        return "content-length" in self._headers or "chunked" in self._headers.get("transfer-encoding", "").lower()
+
+    def _settle(self) -> None:
+        self.replying = False
+        if self._answer is None or self._answer.done():
+            return
+        try:
+            body = self._inflated(b"".join(self._body))
+        except zlib.error as error:
+            self._fail(f"the reply is not compressed as it says ({error})")
+            return
+        status = self._parser.get_status_code()
+        self._answer.set_result(Reply(status, self._reason.decode("latin-1"), self._headers, body))
+
+    def _inflated(self, body: bytes) -> bytes:
+        if not body or self._headers.get("content-encoding", "").lower() not in _COMPRESSED:
+            return body
+        try:
+            return zlib.decompress(body, wbits=32 + zlib.MAX_WBITS)  # either header
+        except zlib.error:
+            return zlib.decompress(body, wbits=-zlib.MAX_WBITS)  # none, which some servers call deflate
+
+    def _fail(self, why: str, cause: Exception | None = None) -> None:
+        status = self._parser.get_status_code() if self.replying else None
+        self.replying = False
+        if self._answer is not None and not self._answer.done():
+            error = Interrupted(why, begun=self._begun, status=status)
+            error.__cause__ = cause
+            self._answer.set_exception(error)
+            if self.transport is not None:
+                self.transport.abort()
