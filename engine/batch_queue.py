@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from engine.errors import InvalidInput, Overloaded
@@ -14,13 +13,13 @@ J = TypeVar("J", bound=Hashable)
 R = TypeVar("R")
 
 
-@dataclass(slots=True)
 class _Job(Generic[R]):
     """A job's waiting rows by length, rows of equal length in their order."""
 
-    arrived: float
-    lengths: list[int] = field(default_factory=list)  # the keys of `rows`, sorted
-    rows: dict[int, deque[R]] = field(default_factory=dict)
+    def __init__(self, arrived: float) -> None:
+        self.arrived = arrived
+        self.lengths: list[int] = []  # the keys of `rows`, sorted
+        self.rows: dict[int, deque[R]] = {}
 
     def add(self, row: R, length: int) -> None:
         if length not in self.rows:

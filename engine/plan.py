@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from engine.bucket import Bucket, Ladder
 from engine.errors import BundleError
@@ -129,8 +129,7 @@ class Plan:
 _ALLOWED = {"runtime": RUNTIMES, "hardware_compatibility": HARDWARE_COMPATIBILITY, "precision": PRECISIONS}
 
 
-@dataclass(frozen=True)
-class PlanFile:
+class PlanFile(NamedTuple):
     """A plan and where its bytes lie."""
 
     plan: Plan
@@ -142,8 +141,7 @@ class PlanFile:
         return self.path.name
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(NamedTuple):
     """What a plan has to fit: the TensorRT that is installed and the GPU that is there."""
 
     tensorrt_version: str
@@ -217,10 +215,7 @@ def sidecar_of(plan_name: str) -> str:
 def write_sidecar(plan: Plan, folder: Path) -> Path:
     """Write `plan` beside the plan `<plan.stem>.plan` in `folder`; its path. Equal plans give equal bytes."""
     path = folder / f"{plan.stem}.json"
-    data = asdict(plan)
-    for profile in data["profiles"]:
-        profile["buckets"] = [[bucket["batch"], bucket["length"]] for bucket in profile["buckets"]]
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(asdict(plan), indent=1) + "\n", encoding="utf-8")
     return path
 
 

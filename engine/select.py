@@ -14,9 +14,9 @@ The ladder, best first; ENGINE=auto takes the first step that holds, every other
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import log
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from engine.config import Settings
 from engine.errors import ConfigError
@@ -61,8 +61,7 @@ class Facts:
     """Plans (by path), engines and "build" that are out, and why: stale, damaged, failed a moment ago."""
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """A step of the ladder that was looked at."""
 
     name: str
@@ -70,8 +69,7 @@ class Step:
     reason: str
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """The engine to load and the reason, in words for the log and the health reply."""
 
     engine: str
@@ -83,11 +81,10 @@ class Choice:
 
     def report(self) -> list[dict[str, Any]]:
         """The steps, for the health reply."""
-        return [asdict(step) for step in self.ladder]
+        return [step._asdict() for step in self.ladder]
 
 
-@dataclass(frozen=True)
-class _Taken:
+class _Taken(NamedTuple):
     engine: str
     reason: str
     plan: PlanFile | None = None
