@@ -182,6 +182,10 @@ def _is_for_one_engine(name: str) -> bool:
 def _no_bundle(path: Path) -> str:
     import shlex  # a worker that boots has a bundle
 
+    try:
+        path.absolute()
+    except FileNotFoundError:
+        return f"{path} is relative to a working directory that was deleted; start in another, or name the whole path"
     if path.is_file():
         return f"{path} is a file, and a bundle is a folder; name the folder that holds {MANIFEST}"
     # What is there already is not overwritten by an export.

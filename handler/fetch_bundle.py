@@ -13,6 +13,7 @@ import io
 import os
 import re
 import shutil
+import socket
 import ssl
 import tarfile
 import time
@@ -84,11 +85,16 @@ def _fault(url: str) -> str:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows to what BUNDLE_URL may be itself: urllib would also go to plain http, and to ftp."""
 
+    def __init__(self, url: str) -> None:
+        self.asked = url
+        """The last address."""
+
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         """As in the base class. Raises BundleError."""
         if fault := _fault(newurl):
             fp.close()
             raise BundleError(f"{_shown(req.full_url)} redirects to {shown(newurl)}, which {fault}")
+        self.asked = newurl
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -124,24 +130,48 @@ def _fetch(url: str, sha256: str, folder: Path) -> None:
 
 def _download(url: str, sha256: str, partial: Path) -> int:
     """Unpack the bundle behind `url` into `partial`, trying again when the network fails; bytes written."""
-    opener = urllib.request.build_opener(_Redirects, urllib.request.HTTPSHandler(context=client_context()))
+    redirects = _Redirects(url)
+    opener = urllib.request.build_opener(redirects, urllib.request.HTTPSHandler(context=client_context()))
     for attempt in range(1, _ATTEMPTS + 1):
+        redirects.asked = url
         try:
             with opener.open(url, timeout=_SILENCE_S) as reply:
                 return unpack(_Reply(reply), partial, sha256, reply.length)
         except _BROKEN as error:
-            refused, help_ = False, "see that BUNDLE_URL is a tar"
+            is_refused = isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError)
             if isinstance(error, urllib.error.HTTPError):
-                refused = error.code < 500 and error.code not in _TEMPORARY
+                is_refused = error.code < 500 and error.code not in _TEMPORARY
                 error.close()
-            elif isinstance(reason := getattr(error, "reason", None), ssl.SSLCertVerificationError):
-                refused, help_ = True, advice(reason) or help_
-            if refused or attempt == _ATTEMPTS:
-                raise BundleError(f"{_shown(url)} cannot be fetched ({error}); {help_}") from error
-            log("WARN", f"fetching the bundle failed ({error}); trying again")
+            what, fix = _told(error, redirects.asked)
+            if is_refused or attempt == _ATTEMPTS:
+                raise BundleError(f"{_shown(url)} cannot be fetched ({what}); {fix}") from error
+            log("WARN", f"fetching the bundle failed ({what}); trying again")
             time.sleep(attempt)
             _empty(partial)
     raise AssertionError("unreachable")
+
+
+def _told(error: Exception, url: str) -> tuple[str, str]:
+    """What happened while `url` was asked for, and what to do."""
+    host = urlsplit(url).netloc
+    if isinstance(error, urllib.error.HTTPError):
+        if error.code in (401, 403):
+            return str(error), "see that the signature in BUNDLE_URL is whole and has not expired"
+        is_later = error.code >= 500 or error.code in _TEMPORARY
+        return str(error), f"start again when {host} is well" if is_later else "see that BUNDLE_URL is right"
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    reachable = f"see that BUNDLE_URL is right and that {host} can be reached from here"
+    if isinstance(reason, socket.gaierror | UnicodeError):  # the latter for a label of more than 63 characters
+        return f"no address of {host} was found: {getattr(reason, 'strerror', reason)}", reachable
+    if isinstance(reason, TimeoutError):
+        return f"{host} did not answer: {reason.strerror or f'nothing for {_SILENCE_S:g} s'}", reachable
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return str(reason), advice(reason) or f"see that BUNDLE_URL is right, and the certificate of {host}"
+    if isinstance(reason, ssl.SSLError) and not isinstance(reason, ssl.SSLEOFError):
+        return str(reason), f"see that BUNDLE_URL is right and that {host} takes https"
+    if isinstance(reason, OSError):
+        return f"{host}: {reason.strerror or reason}", reachable
+    return str(reason), "see that BUNDLE_URL is a whole tar"
 
 
 class _Reply(io.RawIOBase):
@@ -220,4 +250,4 @@ def _empty(folder: Path) -> None:
 def _shown(url: str) -> str:
     """Without the query: that of a signed address is a secret."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"[:200]
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"[:200]

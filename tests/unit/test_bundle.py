@@ -252,6 +252,14 @@ def test_a_folder_that_is_no_bundle_says_how_to_make_one(tmp_path: Path):
         open_bundle(tmp_path)
 
 
+def test_a_path_from_a_folder_that_was_deleted_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(BundleError, match="relative to a working directory that was deleted; start in another"):
+        open_bundle(Path("bundle"))
+
+
 def test_an_error_leaves_nothing_behind(tmp_path: Path):
     with pytest.raises(RuntimeError), new_bundle_folder(tmp_path / "out") as folder:
         (folder / "half").write_text("x")
