@@ -11,6 +11,7 @@ from engine.bundle import REBUILD, Bundle, open_bundle
 from engine.errors import BundleError
 from engine.plan import Machine, Plan, PlanFile, mismatch, plans_of, stale
 from engine.probe import gpu, tensorrt_version
+from engine.sizes import readable
 from engine.table import table
 
 _PARITY = "parity.json"
@@ -115,12 +116,12 @@ def text(found: Mapping[str, Any]) -> str:
     if found["verified"]:
         head.append(("verified", "every file has the SHA-256 that the manifest says"))
     onnx = [
-        (name, file["file"], file["precision"], file["for"], _size(file["bytes"]), _figures(file["parity"]))
+        (name, file["file"], file["precision"], file["for"], readable(file["bytes"]), _figures(file["parity"]))
         for name, graph in found["graphs"].items()
         for file in graph["onnx"]
     ]
     parts = [
-        table([*head, ("size", _size(found["bytes"])), ("sha256", found["sha256"])]),
+        table([*head, ("size", readable(found["bytes"])), ("sha256", found["sha256"])]),
         table([("GRAPH", "ONNX", "PRECISION", "FOR", "SIZE", "PARITY"), *onnx]),
     ]
     plans = [
@@ -132,7 +133,7 @@ def text(found: Mapping[str, Any]) -> str:
             plan["precision"],
             f"{_range(plan['batches'])} x {_range(plan['lengths'])}",
             _latencies([us for *_, us in plan["latencies_us"]]),
-            _size(plan["bytes"]),
+            readable(plan["bytes"]),
             _figures(plan["parity"]),
         )
         for plan in found["plans"]
@@ -164,7 +165,3 @@ def _latencies(found: Sequence[int]) -> str:
 
 def _range(sizes: Sequence[int]) -> str:
     return ",".join(map(str, sizes)) if len(sizes) < 8 else f"{sizes[0]}..{sizes[-1]} ({len(sizes)})"
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

@@ -29,6 +29,7 @@ from engine.authorities import advice, client_context
 from engine.bundle import MANIFEST, open_bundle
 from engine.config import shown
 from engine.errors import BundleError, ConfigError
+from engine.sizes import readable
 from handler import signals
 from handler.log import log
 from handler.unpack import unpack
@@ -125,7 +126,7 @@ def _fetch(url: str, sha256: str, folder: Path) -> None:
         open_bundle(root, sha256=sha256).verify()
         root.chmod(0o755)
         _put(root, folder, sha256)
-        log("INFO", f"fetched {size / 1e6:.1f} MB", seconds=round(time.monotonic() - begin, 1))
+        log("INFO", f"fetched {readable(size)}", seconds=round(time.monotonic() - begin, 1))
 
 
 def _download(url: str, sha256: str, partial: Path) -> int:

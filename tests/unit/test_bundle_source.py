@@ -460,7 +460,7 @@ def test_a_bundle_for_which_there_is_no_room_is_refused_when_its_manifest_has_co
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=0, free=manifest))
     with tarfile.open(tmp_path / "www" / "bundle.tar.gz", "w:gz") as archive:
         archive.add(small_bundle / "manifest.json", "manifest.json")
-    with pytest.raises(BundleError, match=r"the tar needs \d\.\d MB more; .*point BUNDLE_CACHE to a folder with room"):
+    with pytest.raises(BundleError, match=r"the tar needs \d\.\d kB more; .*point BUNDLE_CACHE to a folder with room"):
         fetched(server, small_bundle, tmp_path / "cache", "bundle.tar.gz")
 
 
