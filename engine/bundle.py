@@ -24,7 +24,7 @@ from engine import digest
 from engine.errors import BundleError
 from engine.tensors import TensorSpec
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 MANIFEST = "manifest.json"
 CHECKSUM = "manifest.sha256"
 SIGNATURE = "manifest.sig"
@@ -75,6 +75,8 @@ class Manifest:
     """Why it, where another comes first for such models."""
     adapters: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     """Adapters merged into the weights, in that order: name -> revision and SHA-256 of its weights."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Hub repositories, beside the model's own, whose Python code was traced: name -> commit."""
 
     def max_length(self, graph: str) -> int:
         """The longest row that `graph` takes; 1 where none of its inputs grows with a length."""

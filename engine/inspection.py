@@ -27,6 +27,8 @@ def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
     return {
         "model": manifest.model,
         "revision": manifest.revision,
+        "code": dict(manifest.code),
+        "adapters": {name: dict(of) for name, of in manifest.adapters.items()},
         "architecture": manifest.architecture,
         "task": manifest.task,
         "precision": manifest.precision,
@@ -111,8 +113,10 @@ def _parity(bundle: Bundle) -> dict[str, Any]:
 
 def text(found: Mapping[str, Any]) -> str:
     """What `describe` returned, as tables for a terminal."""
-    names = ("model", "revision", "architecture", "task", "precision")
-    head = [(name, str(found[name] or "-")) for name in names]
+    head = [(name, str(found[name] or "-")) for name in ("model", "revision")]
+    head += [("code", f"{repository} at {commit}") for repository, commit in found["code"].items()]
+    head += [("adapter", f"{name} at {of['revision'] or of['sha256']}") for name, of in found["adapters"].items()]
+    head += [(name, str(found[name] or "-")) for name in ("architecture", "task", "precision")]
     if found["verified"]:
         head.append(("verified", "every file has the SHA-256 that the manifest says"))
     onnx = [

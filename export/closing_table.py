@@ -54,6 +54,7 @@ class Result:
             found.append(("model", f"{_pinned(manifest.model, manifest.revision)}, {manifest.task}{by}"))
             for name, of in manifest.adapters.items():
                 found.append(("adapter", f"{_pinned(name, of['revision'])}, merged into the weights"))
+            found += [("code", _pinned(repository, commit)) for repository, commit in manifest.code.items()]
             found.append(("precision", self._precision()))
         found += [("FAILED", f"{one}; workers refuse it unless ALLOW_PARITY_FAILURE=1") for one in self.failures]
         return [*found, ("parity", str(self.figures["worst"])), ("next", self.next)]
@@ -87,6 +88,7 @@ class Result:
             "exporter": manifest.exporter,
             "exporter_why": manifest.exporter_why,
             "adapters": manifest.adapters,
+            "code": manifest.code,
             "precision": {"asked": self.asked, **self.figures.get("precisions", {"cpu": manifest.precision})},
             "failed": self.failures,
             "parity": self.figures,

@@ -52,8 +52,7 @@ def load(recipe: Recipe) -> Source:
     layout = task.layout(root, recipe)
     folder = root / layout.transformer
     _check_files(folder, model, recipe.trust_remote_code)
-    if recipe.trust_remote_code:
-        fetch_code(folder, model)
+    code = fetch_code(folder, model) if recipe.trust_remote_code else {}
     with quiet():
         config, auto_class, architecture, positions, exporter = _check_architecture(folder, model, task, recipe)
         task.check(model, config)
@@ -78,6 +77,7 @@ def load(recipe: Recipe) -> Source:
         exporter_why=exporter.why,
         other_exporter=exporter.other,
         adapters=adapters,
+        code=code,
         **processors,
     )
 

@@ -180,7 +180,7 @@ def test_pieces_that_are_not_all_there_are_refused(large_bundle: Path):
 
 def test_a_newer_schema_is_refused_with_the_fix(small_bundle: Path):
     rewrite_manifest(small_bundle, schema_version="2.0")
-    with pytest.raises(BundleError, match=r"schema 2\.0, this worker reads 1\.2; update the worker"):
+    with pytest.raises(BundleError, match=r"schema 2\.0, this worker reads 1\.3; update the worker"):
         open_bundle(small_bundle)
 
 
