@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import handler.verification
 from engine.bundle import Bundle, open_bundle, write_manifest
 from engine.errors import BundleError
 from handler.verification import Verification
@@ -111,6 +112,27 @@ def test_and_no_plan_may(bundle: Path, monkeypatch: pytest.MonkeyPatch):
     verification.need([PLAN])
     assert not verification._pending
     assert verification.result() >= 600
+
+
+def test_what_takes_long_is_said_again_whenever_it_took_twice_as_long(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(handler.verification, "_LONG_S", 0.1)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(1, "w", closefd=False))  # the other process closes all above 2
+    (bundle / WEIGHTS).write_bytes(bytes(400_000))  # two reads
+    write_manifest(bundle, open_bundle(bundle).manifest)
+    read = handler.verification._Progress.read
+
+    def slowly(self: Any, name: str, size: int) -> None:
+        read(self, name, size)
+        time.sleep(0.35 * (name == WEIGHTS))
+
+    monkeypatch.setattr(handler.verification._Progress, "read", slowly)
+    begun(bundle, WEIGHTS).result()
+    lines = [line.partition(' {"seconds"')[0] for line in capfd.readouterr().out.splitlines()]
+    said = f"INFO  | still reading {WEIGHTS}, to compare its SHA-256:"
+    assert set(lines) == {f"{said} 0.3 MB of 0.4 MB", f"{said} 0.4 MB of 0.4 MB"}
+    assert len(lines) < 6
 
 
 @pytest.mark.parametrize("how", ["changed", "cut", "gone"])
