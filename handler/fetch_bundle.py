@@ -36,6 +36,7 @@ from handler.unpack import unpack
 
 _ATTEMPTS = 3
 _SILENCE_S = 30.0  # of a server, before the attempt counts as failed
+_LONG_S = 10.0
 _TURN_S = 400.0  # to wait for another worker; RunPod gives up on a worker that takes longer than 7 minutes to start
 _ABANDONED_S = 3600.0
 # What a server, or a connection, makes of a reply; ValueError is http.client's for a chunk of negative size.
@@ -137,7 +138,7 @@ def _download(url: str, sha256: str, partial: Path) -> int:
         redirects.asked = url
         try:
             with opener.open(url, timeout=_SILENCE_S) as reply:
-                return unpack(_Reply(reply), partial, sha256, reply.length)
+                return unpack(_Reply(reply, reply.length), partial, sha256, reply.length)
         except _BROKEN as error:
             is_refused = isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError)
             if isinstance(error, urllib.error.HTTPError):
@@ -176,19 +177,29 @@ def _told(error: Exception, url: str) -> tuple[str, str]:
 
 
 class _Reply(io.RawIOBase):
-    """Reads a reply so that what the network fails with (no route, say) does not look like the disk's fault."""
+    """Reads a reply so that what the network fails with (no route, say) does not look like the disk's fault.
 
-    def __init__(self, reply: IO[bytes]) -> None:
+    What takes `_LONG_S` is told with how much of `length` bytes has come; again when it has taken twice as long.
+    """
+
+    def __init__(self, reply: IO[bytes], length: int | None) -> None:
         self._reply = reply
+        self._of = f" of {readable(length)}" if length else ""
+        self._came, self._begin, self._due_s = 0, time.monotonic(), _LONG_S
 
     def read(self, size: int = -1, /) -> bytes:
         """Up to `size` bytes, none at the end. Raises what is in `_BROKEN`."""
         try:
-            return self._reply.read(size)
+            content = self._reply.read(size)
         except _BROKEN:
             raise
         except OSError as error:
             raise urllib.error.URLError(error) from error
+        self._came += len(content)
+        if (seconds := time.monotonic() - self._begin) >= self._due_s:
+            self._due_s *= 2
+            log("INFO", f"still fetching the bundle: {readable(self._came)}{self._of}", seconds=round(seconds, 1))
+        return content
 
 
 def _root(partial: Path, url: str) -> Path:

@@ -152,6 +152,21 @@ def test_workers_that_start_together_fetch_once(server: Server, small_bundle: Pa
     assert len(server.requests) == 1
 
 
+def test_a_fetch_that_takes_long_says_how_far_it_is(
+    server: Server,
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr("handler.fetch_bundle._LONG_S", 0.0001)
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    fetched(server, small_bundle, tmp_path / "cache")
+    said = re.findall(r"still fetching the bundle: [\d.]+ kB of ([\d.]+ kB) ", capsys.readouterr().out)
+    assert 0 < len(said) < 15
+    assert set(said) == {f"{(tmp_path / 'www' / 'bundle.tar').stat().st_size / 1e3:.1f} kB"}
+
+
 def test_another_bundle_behind_the_address_is_refused(server: Server, small_bundle: Path, tmp_path: Path):
     other = write_small_bundle(tmp_path / "other", model="other")
     pack(other, tmp_path / "www" / "bundle.tar")
