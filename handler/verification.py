@@ -12,15 +12,14 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeAlias
 
 from engine.bundle import Bundle, is_weights
 from engine.errors import BundleError
 from handler import signals
-from handler.beside import Beside
 from handler.fork import end_with, fork
 from handler.log import log
 
@@ -140,7 +139,6 @@ class Verification:
         with suppress(Exception):  # no thread, no memory, a defect: found out, and told, by the process that forked
             end_with(end)
             self._bundle = replace(self._bundle, told=self._progress.read)
-            Beside(self._progress.watch)
             self._tell(end, None)
             for line in end.makefile("rb"):
                 names = [files[int(number)] for number in line.split()]
@@ -152,55 +150,34 @@ class Verification:
     def _tell(self, end: socket.socket, names: _Files) -> None:
         begin, why = time.perf_counter(), ""
         try:
-            with self._progress.of(names):
-                _compare(self._bundle, names)
+            self._progress.begin(names)
+            _compare(self._bundle, names)
         except BundleError as error:
             why = str(error)
         end.sendall(json.dumps([_ms_since(begin), why]).encode() + b"\n")
 
 
 class _Progress:
-    """Says in the log what is read, and how much of it, where that takes long: a volume may be slow.
-
-    One thread compares, or several; another one watches, for what compares may hang in the system.
-    """
+    """Says in the log what is read and how much of it, where that takes `_LONG_S`; again when it took twice as long."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._began: float | None = None
-        self._name, self._read, self._all = "", 0, 0
 
-    @contextmanager
-    def of(self, names: _Files) -> Iterator[None]:
-        """While the block runs these files are compared."""
-        files = self._bundle.manifest.files
-        names = self._bundle.common if names is None else names
-        self._name, self._read, self._all = "the bundle", 0, sum(files[name][0] for name in names)
-        self._began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._began = None
+    def begin(self, names: _Files) -> None:
+        """These files are compared from now on."""
+        files, names = self._bundle.manifest.files, self._bundle.common if names is None else names
+        self._read, self._all = 0, sum(files[name][0] for name in names)
+        self._began, self._due_s = time.monotonic(), _LONG_S
 
     def read(self, name: str, size: int) -> None:
-        """`size` bytes more of the file `name`."""
-        self._name = name
+        """`size` bytes more of the file `name`; in any thread, of which two may say the same."""
         self._read += size
+        if (seconds := time.monotonic() - self._began) >= self._due_s:
+            self._due_s *= 2
+            from engine.sizes import readable
 
-    def watch(self) -> None:
-        """Wait for something that takes `_LONG_S`, and say so; again when it has taken twice as long."""
-        due = _LONG_S
-        while True:
-            time.sleep(_LONG_S / 10)
-            seconds = time.monotonic() - began if (began := self._began) is not None else 0.0
-            if seconds < _LONG_S:
-                due = _LONG_S
-            elif seconds >= due:
-                due *= 2
-                from engine.sizes import readable
-
-                read = f"{readable(self._read)} of {readable(self._all)}"
-                log("INFO", f"still reading {self._name}, to compare its SHA-256: {read}", seconds=round(seconds, 1))
+            read = f"{readable(self._read)} of {readable(self._all)}"
+            log("INFO", f"still reading {name}, to compare its SHA-256: {read}", seconds=round(seconds, 1))
 
 
 def _compare(bundle: Bundle, names: _Files) -> None:
