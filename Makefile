@@ -30,6 +30,9 @@ ifeq ($(UV_PLACES),)
 PIP_PLACES := $(or $(PIP_FIND_LINKS),$(call pip_says,find-links))
 PIP_INDEX := $(or $(PIP_INDEX_URL),$(lastword $(call pip_says,index-url)))
 PIP_INDEXES := $(or $(PIP_EXTRA_INDEX_URL),$(call pip_says,extra-index-url))
+# No index at all, which uv knows as an option alone: it has no variable for that. The words are those that pip takes.
+NO_INDEX := $(if $(filter 1 y yes t true on,$(shell echo '$(or $(PIP_NO_INDEX),$(lastword $(call pip_says,no-index)))' | \
+	tr A-Z a-z)),--no-index)
 ifneq ($(PIP_PLACES),)
 export UV_FIND_LINKS := $(subst $() ,$(COMMA),$(strip $(PIP_PLACES)))
 endif
@@ -40,7 +43,7 @@ ifneq ($(PIP_INDEXES),)
 export UV_INDEX := $(PIP_INDEXES)
 export UV_INDEX_STRATEGY ?= unsafe-best-match
 endif
-ifeq ($(PIP_PLACES)$(PIP_INDEX)$(PIP_INDEXES),)
+ifeq ($(PIP_PLACES)$(PIP_INDEX)$(PIP_INDEXES)$(NO_INDEX),)
 export UV_TORCH_BACKEND ?= cpu
 endif
 endif
@@ -56,13 +59,13 @@ $(VENV)/uv.stamp:
 
 $(VENV)/dev.stamp: $(VENV)/uv.stamp requirements/dev.txt
 	@echo "== $(VENV): packages of requirements/dev.txt (the first time this takes minutes)"
-	@$(BIN)/uv pip install --python $(BIN)/python -r requirements/dev.txt
+	@$(BIN)/uv pip install $(NO_INDEX) --python $(BIN)/python -r requirements/dev.txt
 	@touch $@
 
 $(VENV)/gpu.stamp: $(VENV)/dev.stamp $(GPU_PINS)
 	@echo "== $(VENV): packages of $(GPU_PINS)"
 	@$(BIN)/uv pip uninstall --quiet --python $(BIN)/python onnxruntime
-	@$(BIN)/uv pip install --python $(BIN)/python -r $(GPU_PINS)
+	@$(BIN)/uv pip install $(NO_INDEX) --python $(BIN)/python -r $(GPU_PINS)
 	@touch $@
 
 .PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers report coldstart load soak bench-quick lock clean
@@ -161,7 +164,7 @@ bench-quick: setup ## a few minutes that tell a regression: counts, and ratios t
 
 UPGRADE ?= --upgrade
 TORCH_PINS := $(addprefix requirements/,export.txt dev.txt peers-infinity.txt peers-infinity-server.txt peers-litserve.txt)
-PINS := $(BIN)/uv pip compile --quiet $(UPGRADE) --python-version 3.11 --no-header --annotation-style line
+PINS := $(BIN)/uv pip compile $(NO_INDEX) --quiet $(UPGRADE) --python-version 3.11 --no-header --annotation-style line
 
 lock: $(VENV)/uv.stamp ## resolve the pins in requirements/ anew; UPGRADE= keeps those that still fit
 	@# The build for the CPU names itself 2.13.0+cpu, the pin must fit every build of that version. A pin of before would

@@ -90,6 +90,11 @@ class Batcher:
         """Seconds for which the longest of the running batches has run; 0 when the engine is idle."""
         return self._flights.busy_s
 
+    @property
+    def running(self) -> str:
+        """How large that batch is, in words; empty when the engine is idle."""
+        return self._flights.running
+
     async def run(self, rows: Sequence[Row], on_rows_done: Callable[[int], None] | None = None) -> list[Arrays]:
         """The outputs of `rows`, in their order.
 

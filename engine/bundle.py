@@ -15,8 +15,9 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,7 +25,7 @@ from engine import digest
 from engine.errors import BundleError
 from engine.tensors import TensorSpec
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 MANIFEST = "manifest.json"
 CHECKSUM = "manifest.sha256"
 SIGNATURE = "manifest.sig"
@@ -75,6 +76,8 @@ class Manifest:
     """Why it, where another comes first for such models."""
     adapters: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     """Adapters merged into the weights, in that order: name -> revision and SHA-256 of its weights."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Hub repositories, beside the model's own, whose Python code was traced: name -> commit."""
 
     def max_length(self, graph: str) -> int:
         """The longest row that `graph` takes; 1 where none of its inputs grows with a length."""
@@ -90,6 +93,8 @@ class Bundle:
     manifest: Manifest
     sha256: str = ""
     """Of manifest.json, and so of everything in the bundle."""
+    told: Callable[[str, int], object] = field(default=lambda name, size: None, compare=False, repr=False)
+    """Of a file's name and how many bytes more of it were read, while files are compared; in any thread."""
 
     def file(self, name: str) -> Path:
         """The path of a file that the manifest lists. Raises BundleError for any other."""
@@ -135,7 +140,12 @@ class Bundle:
         """As `verify`, but of files that only one engine opens no more than that they are there in their size."""
         for name in filter(_is_for_one_engine, self.manifest.files):
             self._verify_size(name)
-        self.verify(name for name in self.manifest.files if not _is_for_one_engine(name))
+        self.verify(self.common)
+
+    @property
+    def common(self) -> list[str]:
+        """The files that every boot reads."""
+        return [name for name in self.manifest.files if not _is_for_one_engine(name)]
 
     def _verify_size(self, name: str) -> None:
         path, size = self.path / name, self.manifest.files[name][0]
@@ -154,12 +164,13 @@ class Bundle:
         name, piece = part
         self._verify_size(name)
         path, (size, wanted) = self.path / name, self.manifest.files[name]
+        told = partial(self.told, name)
         try:
             if piece is None:
-                same = digest.sha256(path) == wanted
+                same = digest.sha256(path, told) == wanted
             else:
                 begin = digest.pieces(size)[piece]
-                same = digest.sha256_of_piece(path, begin) == self.manifest.pieces[name][piece]
+                same = digest.sha256_of_piece(path, begin, told) == self.manifest.pieces[name][piece]
         except OSError as error:
             raise BundleError(f"{path} cannot be read ({error.strerror}); {REBUILD}") from error
         if not same:
@@ -182,6 +193,10 @@ def _is_for_one_engine(name: str) -> bool:
 def _no_bundle(path: Path) -> str:
     import shlex  # a worker that boots has a bundle
 
+    try:
+        path.absolute()
+    except FileNotFoundError:
+        return f"{path} is relative to a working directory that was deleted; start in another, or name the whole path"
     if path.is_file():
         return f"{path} is a file, and a bundle is a folder; name the folder that holds {MANIFEST}"
     # What is there already is not overwritten by an export.

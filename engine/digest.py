@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -21,10 +22,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of the whole file. Raises OSError."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _nobody(size: int) -> None: ...
+
+
+def sha256(path: Path, told: Callable[[int], object] = _nobody) -> str:
+    """Hexadecimal digest of the whole file; `told` of the bytes whenever some were read. Raises OSError."""
+    with open(path, "rb", buffering=0) as file:
+        return _sha256(file, None, told)
 
 
 def pieces(size: int) -> range:
@@ -32,11 +36,11 @@ def pieces(size: int) -> range:
     return range(0, size, PIECE_BYTES) if size > PIECE_BYTES else range(0)
 
 
-def sha256_of_piece(path: Path, begin: int) -> str:
-    """Hexadecimal digest of the piece that begins at byte `begin`. Raises OSError."""
+def sha256_of_piece(path: Path, begin: int, told: Callable[[int], object] = _nobody) -> str:
+    """Hexadecimal digest of the piece that begins at byte `begin`; `told` as above. Raises OSError."""
     with open(path, "rb", buffering=0) as file:
         file.seek(begin)
-        return _sha256(file, PIECE_BYTES)
+        return _sha256(file, PIECE_BYTES, told)
 
 
 def sha256_and_pieces(path: Path, size: int) -> tuple[str, list[str]]:
@@ -77,9 +81,12 @@ def side_by_side(work: Callable[[T], R], of: Iterable[T]) -> list[R]:
         return [work(part) for part in parts]
 
 
-def _sha256(file: FileIO, size: int) -> str:
+def _sha256(file: FileIO, size: int | None, told: Callable[[int], object]) -> str:
+    """Of `size` bytes, or of all that follow."""
     hashed, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER_BYTES))
-    while size > 0 and (got := file.readinto(buffer[: min(size, _BUFFER_BYTES)])):
+    left = sys.maxsize if size is None else size
+    while left > 0 and (got := file.readinto(buffer[: min(left, _BUFFER_BYTES)])):
         hashed.update(buffer[:got])
-        size -= got
+        left -= got
+        told(got)
     return hashed.hexdigest()

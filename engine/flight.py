@@ -65,6 +65,16 @@ class Flights:
         running = list(self._running)  # a copy in one step, which no other thread comes between
         return time.monotonic() - min(flight.begin for flight in running) if running else 0.0
 
+    @property
+    def running(self) -> str:
+        """How large that batch is, in words; empty when nothing runs."""
+        running = list(self._running)
+        if not running:
+            return ""
+        rows = min(running, key=lambda flight: flight.begin).rows
+        longest = max(row.length for row in rows)
+        return f"{len(rows)} row{'s' * (len(rows) > 1)}" + (f" up to {longest} long" if longest > 1 else "")
+
     def is_short(self, bucket: Bucket) -> bool:
         """Whether the last run of `bucket` took so little that an event loop may stand still for it."""
         return bucket in self._short

@@ -11,6 +11,7 @@ from engine.bundle import REBUILD, Bundle, open_bundle
 from engine.errors import BundleError
 from engine.plan import Machine, Plan, PlanFile, mismatch, plans_of, stale
 from engine.probe import gpu, tensorrt_version
+from engine.sizes import readable
 from engine.table import table
 
 _PARITY = "parity.json"
@@ -26,6 +27,8 @@ def describe(path: Path, *, verify: bool = False) -> dict[str, Any]:
     return {
         "model": manifest.model,
         "revision": manifest.revision,
+        "code": dict(manifest.code),
+        "adapters": {name: dict(of) for name, of in manifest.adapters.items()},
         "architecture": manifest.architecture,
         "task": manifest.task,
         "precision": manifest.precision,
@@ -110,17 +113,19 @@ def _parity(bundle: Bundle) -> dict[str, Any]:
 
 def text(found: Mapping[str, Any]) -> str:
     """What `describe` returned, as tables for a terminal."""
-    names = ("model", "revision", "architecture", "task", "precision")
-    head = [(name, str(found[name] or "-")) for name in names]
+    head = [(name, str(found[name] or "-")) for name in ("model", "revision")]
+    head += [("code", f"{repository} at {commit}") for repository, commit in found["code"].items()]
+    head += [("adapter", f"{name} at {of['revision'] or of['sha256']}") for name, of in found["adapters"].items()]
+    head += [(name, str(found[name] or "-")) for name in ("architecture", "task", "precision")]
     if found["verified"]:
         head.append(("verified", "every file has the SHA-256 that the manifest says"))
     onnx = [
-        (name, file["file"], file["precision"], file["for"], _size(file["bytes"]), _figures(file["parity"]))
+        (name, file["file"], file["precision"], file["for"], readable(file["bytes"]), _figures(file["parity"]))
         for name, graph in found["graphs"].items()
         for file in graph["onnx"]
     ]
     parts = [
-        table([*head, ("size", _size(found["bytes"])), ("sha256", found["sha256"])]),
+        table([*head, ("size", readable(found["bytes"])), ("sha256", found["sha256"])]),
         table([("GRAPH", "ONNX", "PRECISION", "FOR", "SIZE", "PARITY"), *onnx]),
     ]
     plans = [
@@ -132,7 +137,7 @@ def text(found: Mapping[str, Any]) -> str:
             plan["precision"],
             f"{_range(plan['batches'])} x {_range(plan['lengths'])}",
             _latencies([us for *_, us in plan["latencies_us"]]),
-            _size(plan["bytes"]),
+            readable(plan["bytes"]),
             _figures(plan["parity"]),
         )
         for plan in found["plans"]
@@ -164,7 +169,3 @@ def _latencies(found: Sequence[int]) -> str:
 
 def _range(sizes: Sequence[int]) -> str:
     return ",".join(map(str, sizes)) if len(sizes) < 8 else f"{sizes[0]}..{sizes[-1]} ({len(sizes)})"
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

@@ -15,6 +15,7 @@ class Passage:
 
     queued = 0
     busy_s = 0.0
+    running = ""
 
     def __init__(self, stats: Stats) -> None:
         self.stats = stats

@@ -31,6 +31,11 @@ class Router:
         return max(batcher.busy_s for batcher in self._batchers.values())
 
     @property
+    def running(self) -> str:
+        """How large that batch is, in words; empty when every engine is idle."""
+        return max(self._batchers.values(), key=lambda batcher: batcher.busy_s).running
+
+    @property
     def on_lost(self) -> Callable[[str], None]:
         """Called with a sentence when an engine is lost; see Batcher."""
         return next(iter(self._batchers.values())).on_lost

@@ -19,6 +19,7 @@ from typing import Any
 from engine.bundle import open_bundle, write_manifest
 from engine.bundle_folder import new_bundle_folder
 from engine.errors import BundleError, MissingPackage
+from engine.sizes import readable
 from engine.table import table
 from export import interrupts
 from export.errors import ParityFailed, Refused, blaming_the_disk, refusal_of
@@ -26,7 +27,7 @@ from export.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED, UNAVAILABLE
 from export.list_tasks import LIST_TASKS, tasks
 from export.outcome import Outcome, plans_added
 from export.packages import INSTALL, other_versions
-from export.progress import megabytes, recorded, size_of, stage
+from export.progress import recorded, size_of, stage
 from export.recipe import Command, Recipe, command_from_argv
 from export.tasks import export_task
 from export.terminal import only_json
@@ -133,9 +134,9 @@ def _plan(argv: Sequence[str]) -> Outcome:
 
     names = add_plans(path, recipe)
     bundle = open_bundle(path)
-    sizes = [(name, megabytes(bundle.manifest.files[name][0])) for name in names]
+    sizes = [(name, readable(bundle.manifest.files[name][0])) for name in names]
     print(f"\n{table([('plan', 'size'), *sizes])}")
-    print(f"\nbundle    {path}  {megabytes(size_of(path))}")
+    print(f"\nbundle    {path}  {readable(size_of(path))}")
     return Outcome(OK, next=f"python -m engine inspect {quote(str(path))}", more=plans_added(bundle, names))
 
 
@@ -160,7 +161,7 @@ def export(recipe: Recipe) -> dict[str, Any]:
         if recipe.task is None:
             note(source.task.tag)
         note(source.task.describe(source))
-        note(megabytes(source.weights_bytes))
+        note(readable(source.weights_bytes))
     with new_bundle_folder(recipe.out) as folder, blaming_the_disk(folder):
         work = folder / "work"
         with stage("onnx") as note:
@@ -172,7 +173,7 @@ def export(recipe: Recipe) -> dict[str, Any]:
                 name: optimize(graphs.pop(name), folder / "graphs" / name, work / name) for name in source.task.graphs
             }
             shutil.rmtree(work)
-            note(megabytes(size_of(folder)))
+            note(readable(size_of(folder)))
         with stage("write"):
             from export.recipe_file import HEAD, RECIPE, resolved, text_of
             from export.write import write

@@ -9,9 +9,10 @@ from shlex import quote
 from typing import Any, TextIO, TypeAlias
 
 from engine.bundle import Bundle, open_bundle
+from engine.sizes import readable
 from engine.table import table
 from engine.tasks import task_class
-from export.progress import megabytes, size_of
+from export.progress import size_of
 from export.recipe import Recipe
 from export.terminal import is_rich
 
@@ -46,13 +47,14 @@ class Result:
     def facts(self) -> list[tuple[str, str]]:
         """A word and what there is to say to it."""
         manifest = self.bundle.manifest
-        found = [("bundle", f"{self.bundle.path}  {megabytes(self.size)}")]
+        found = [("bundle", f"{self.bundle.path}  {readable(self.size)}")]
         if manifest.graphs:
             by = f", traced by {manifest.exporter}" if manifest.exporter else ""
             by += f" ({manifest.exporter_why})" if manifest.exporter_why else ""
             found.append(("model", f"{_pinned(manifest.model, manifest.revision)}, {manifest.task}{by}"))
             for name, of in manifest.adapters.items():
                 found.append(("adapter", f"{_pinned(name, of['revision'])}, merged into the weights"))
+            found += [("code", _pinned(repository, commit)) for repository, commit in manifest.code.items()]
             found.append(("precision", self._precision()))
         found += [("FAILED", f"{one}; workers refuse it unless ALLOW_PARITY_FAILURE=1") for one in self.failures]
         return [*found, ("parity", str(self.figures["worst"])), ("next", self.next)]
@@ -86,6 +88,7 @@ class Result:
             "exporter": manifest.exporter,
             "exporter_why": manifest.exporter_why,
             "adapters": manifest.adapters,
+            "code": manifest.code,
             "precision": {"asked": self.asked, **self.figures.get("precisions", {"cpu": manifest.precision})},
             "failed": self.failures,
             "parity": self.figures,
@@ -113,7 +116,7 @@ def result_of(recipe: Recipe, figures: dict[str, Any]) -> Result:
 
 def print_result(result: Result, to: TextIO) -> None:
     """As tables on a terminal, else as plain lines."""
-    files = [(name, megabytes(size)) for name, (size, _) in result.bundle.manifest.files.items()]
+    files = [(name, readable(size)) for name, (size, _) in result.bundle.manifest.files.items()]
     tables: list[_Table] = [(("file", "size"), files)] if files else []
     if result.figures.get("ladder"):
         from export.ladder import LADDER_HEADER, ladder_rows

@@ -11,7 +11,7 @@ products with a matrix have kernels that find the scale as they go.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,9 +66,9 @@ def climb_cpu(
     int8 = DynamicInt8(portable, folder / "work", places, gate.rows)
     forms: dict[str, Form] = {_DYNAMIC: int8, _STATIC: StaticInt8(int8, CPU)}
     last: ParityFailed | None = None
-    for name, speed in _in_order(forms, folder, gate.rows, outcome.records):
+    for name, speed in _in_order(forms, folder, gate.rows, asked, outcome.records):
         form = forms[name]
-        if asked == AUTO and speed[1] < _WORTH * speed[0]:
+        if asked == AUTO and not _is_worth(speed):
             outcome.records.append(Record(f"{name}: {Step()}", False, 0.0, reason=_slow(speed), more=_told(speed)))
             continue
         try:
@@ -79,9 +79,13 @@ def climb_cpu(
         form.write(step, method)
         record = outcome.records[-1]
         if step != Step():
-            speed = rates([_fp32_of(folder), candidate_of(folder, "int8", form.path)], _spread(gate.rows))
+            speed = rates(
+                [_fp32_of(folder), candidate_of(folder, "int8", form.path)],
+                _spread(gate.rows),
+                _is_worth if asked == AUTO else None,
+            )
         record.more = {**record.more, **_told(speed)}
-        if asked == AUTO and speed[1] < _WORTH * speed[0]:
+        if asked == AUTO and not _is_worth(speed):
             record.passed, record.reason = False, _slow(speed)
             continue
         remove_graph(*(other.path for other in forms.values() if other is not form))
@@ -99,7 +103,7 @@ def climb_cpu(
 
 
 def _in_order(
-    forms: Mapping[str, Form], folder: Path, rows: Sequence[Row], records: list[Record]
+    forms: Mapping[str, Form], folder: Path, rows: Sequence[Row], asked: str, records: list[Record]
 ) -> Sequence[tuple[str, Sequence[float]]]:
     """The forms to search, each with the rows/s of fp32 and of its first step.
 
@@ -108,17 +112,38 @@ def _in_order(
     began = time.perf_counter()
     made = {name: path for name, form in forms.items() if (path := form.untuned()) is not None}
     candidates = (candidate_of(folder, "int8", path) for path in made.values())
-    fp32, *speeds = rates([_fp32_of(folder), *candidates], _spread(rows))
+    fp32, *speeds = rates([_fp32_of(folder), *candidates], _spread(rows), _verdict(asked))
     found = [(name, (fp32, speed)) for name, speed in zip(made, speeds, strict=True)]
     if len(found) == 1:
         return found
     dynamic, static = found
-    if speeds[1] >= _STATIC_WORTH * speeds[0]:
+    if _is_much_faster(*speeds):
         return [static, dynamic]
     reason = f"{speeds[1]:.0f} rows/s beside {speeds[0]:.0f} of dynamic int8: not searched further"
     seconds = time.perf_counter() - began
     records.append(Record(f"{_STATIC}: {Step()}", False, seconds, reason=reason, more=_told(static[1])))
     return [dynamic]
+
+
+def _verdict(asked: str) -> Callable[[Sequence[float]], tuple[bool, bool]]:
+    """Of the rows/s of fp32, dynamic int8 and static int8: whether the last comes first, and what does is worth it."""
+
+    def conclude(speeds: Sequence[float]) -> tuple[bool, bool]:
+        fp32, *forms = speeds
+        is_static = len(forms) > 1 and _is_much_faster(*forms)
+        return is_static, asked != AUTO or _is_worth((fp32, forms[is_static]))
+
+    return conclude
+
+
+def _is_much_faster(dynamic: float, static: float) -> bool:
+    return static >= _STATIC_WORTH * dynamic
+
+
+def _is_worth(speed: Sequence[float]) -> bool:
+    """Of the rows/s of fp32 and of int8."""
+    fp32, int8 = speed
+    return int8 >= _WORTH * fp32
 
 
 def _chosen(outcome: Climbed, folder: Path, form: Form, figures: dict[str, Any], step: Step) -> Climbed:

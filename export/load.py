@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.sizes import readable
 from export.adapters import find_adapters, is_adapter
 from export.errors import Refused, Unavailable, refusal_of
 from export.exporters import Exporter, choose_exporter
@@ -21,7 +22,6 @@ from export.own_code import CODE, fetch_code, refuse_fast_paths
 from export.parity_data import check_payload_file
 from export.parity_limits import GateLimits
 from export.precision_options import wanted
-from export.progress import megabytes
 from export.recipe import TASK_OPTIONS, Recipe
 from export.said import first_line, quiet
 from export.source import Source
@@ -52,8 +52,7 @@ def load(recipe: Recipe) -> Source:
     layout = task.layout(root, recipe)
     folder = root / layout.transformer
     _check_files(folder, model, recipe.trust_remote_code)
-    if recipe.trust_remote_code:
-        fetch_code(folder, model)
+    code = fetch_code(folder, model) if recipe.trust_remote_code else {}
     with quiet():
         config, auto_class, architecture, positions, exporter = _check_architecture(folder, model, task, recipe)
         task.check(model, config)
@@ -78,6 +77,7 @@ def load(recipe: Recipe) -> Source:
         exporter_why=exporter.why,
         other_exporter=exporter.other,
         adapters=adapters,
+        code=code,
         **processors,
     )
 
@@ -261,6 +261,6 @@ def _check_disk(out: Path, weights_bytes: int) -> None:
     free, needed = shutil.disk_usage(existing).free, DISK_FACTOR * weights_bytes
     if free < needed:
         raise Unavailable(
-            f"the export needs about {megabytes(needed)} at {existing}, {megabytes(free)} are free; "
+            f"the export needs about {readable(needed)} at {existing}, {readable(free)} are free; "
             "free some space or name a folder on another disk with --out"
         )

@@ -21,6 +21,7 @@ from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, open_bundle
 from engine.bundle_folder import changed_bundle_folder
 from engine.errors import BundleError
 from engine.plan import SUFFIX
+from engine.sizes import readable
 from engine.table import table
 from export.arguments import Parser
 from export.errors import Refused, Unavailable
@@ -30,7 +31,7 @@ from export.plan_recipe import plan_command
 from export.pod import Pod, hourly_price, load_api, rented
 from export.pod_client import PodClient
 from export.pod_server import PORT
-from export.progress import megabytes, stage
+from export.progress import stage
 
 PROXY = "https://{pod}-{port}.proxy.runpod.net"
 _BLACKWELL = ("B200", "B300", "GB200", "RTX 50", "RTX PRO")
@@ -183,14 +184,14 @@ def _build(pod: Pod, order: Order, bundle: Bundle, copy: Path, deadline: float) 
         note(pod.id)
     with stage("send") as note:
         # An image that was built with this bundle has it already.
-        note("the image has it" if state["baked"] == bundle.sha256 else megabytes(client.send(bundle)))
+        note("the image has it" if state["baked"] == bundle.sha256 else readable(client.send(bundle)))
     with stage("build"):
         client.build(order.plan_arguments, show=lambda line: print(f"  | {line}", flush=True))
     with stage("fetch") as note:
         for name in (MANIFEST, CHECKSUM):
             client.fetch(name, copy / name)
         new = _new_files(bundle, open_bundle(copy))
-        note(megabytes(sum(client.fetch(name, copy / name) for name in new)))
+        note(readable(sum(client.fetch(name, copy / name) for name in new)))
     (copy / SIGNATURE).unlink(missing_ok=True)  # of the bundle as it was
     open_bundle(copy).verify()
 

@@ -19,13 +19,17 @@ _ELSEWHERE = "--"
 """Between the repository and the class, as in `nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel`."""
 
 
-def fetch_code(folder: Path, model: str) -> None:
-    """Bring the code that the files in `folder` name in other repositories into the cache. Raises Refused."""
+def fetch_code(folder: Path, model: str) -> dict[str, str]:
+    """Bring the code that the files in `folder` name in other repositories into the cache; the commit of each.
+
+    Raises Refused or Unavailable.
+    """
     maps = [read_json(folder / name).get("auto_map") for name in _FILES]
     repositories = {one.partition(_ELSEWHERE)[0] for one in _texts(maps) if _ELSEWHERE in one}
+    commits = {}
     for repository in sorted(repositories):
         try:
-            download(repository, None, CODE)
+            commits[repository] = download(repository, None, CODE).name
         except Unavailable as error:
             raise Unavailable(
                 f"{model} takes its code from {repository}, which is not in the local Hub cache, and the Hub cannot be "
@@ -33,6 +37,7 @@ def fetch_code(folder: Path, model: str) -> None:
             ) from error
         except Refused as error:
             raise Refused(f"{model} takes its code from {repository}: {error}") from error
+    return commits
 
 
 def refuse_fast_paths(config: Any, model: str) -> None:

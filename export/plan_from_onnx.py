@@ -22,13 +22,14 @@ from engine.bundle import Bundle, Graph, open_bundle, write_manifest
 from engine.bundle_folder import changed_bundle_folder
 from engine.errors import EngineError
 from engine.plan import TIMING_CACHE, Plan, PlanFile, Profile, source_digest, write_sidecar
+from engine.sizes import readable
 from export.errors import ParityFailed, Refused
 from export.half import TYPES
 from export.plan_gate import gate
 from export.plan_precision import add_precision, note_parity, replaced, told
 from export.plan_recipe import PlanRecipe
 from export.plan_times import latency_us
-from export.progress import megabytes, stage
+from export.progress import stage
 from export.trt_builder import Builder, Target, open_builder
 from export.trt_network import build_plan, is_strongly_typed
 
@@ -115,7 +116,7 @@ def _add_plan(folder: Path, name: str, recipe: PlanRecipe, builder: Builder, tar
         if built.timing_cache:
             replaced(cache, built.timing_cache)
         write_manifest(folder, bundle.manifest)
-        note(f"{plan.stem}, {len(profiles)} profiles, {megabytes(plan.size)}")
+        note(f"{plan.stem}, {len(profiles)} profiles, {readable(plan.size)}")
         if recipe.layers:
             note("{} kernels, {} of them fused attention".format(*built.kernels))
     if builder.runtime == "tensorrt":

@@ -26,13 +26,14 @@ from typing import Any
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle, write_manifest
 from engine.bundle_folder import changed_bundle_folder
+from engine.sizes import readable
 from export.candidates import candidate_of, in_precision
 from export.errors import ParityFailed, Refused
 from export.half import TYPES, half
 from export.optimize import remove_graph
 from export.plan_gate import gate
 from export.plan_recipe import PlanRecipe
-from export.progress import megabytes, stage
+from export.progress import stage
 from export.rounded import rounded
 from export.write import PARITY, add_portable
 
@@ -105,7 +106,7 @@ def _make(folder: Path, name: str, precision: str, form: str, rounding: bool, be
             raise
         if figures is not None:
             note_parity(folder, "graphs", onnx, figures)
-        said = [megabytes(path.with_suffix(".bin").stat().st_size), told(figures) if figures else "", because]
+        said = [readable(path.with_suffix(".bin").stat().st_size), told(figures) if figures else "", because]
         note(", ".join(part for part in said if part))
     return form
 

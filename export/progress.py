@@ -81,13 +81,6 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def megabytes(size: int) -> str:
-    """A size in bytes, readable."""
-    if size >= 1e9:
-        return f"{size / 1e9:.2f} GB"
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
-
-
 def stages(done: Sequence[Done]) -> list[dict[str, Any]]:
     """For --json."""
     return [{"name": one.name, "seconds": one.seconds, "notes": list(one.notes)} for one in done]

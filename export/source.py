@@ -50,6 +50,8 @@ class Source:
     """What traces the model where the first one cannot; empty where nothing does."""
     adapters: tuple[Adapter, ...] = ()
     """To be merged into the weights."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Repositories that its code lies in, beside its own: name -> commit."""
 
     def load_model(self) -> Any:
         """The model in float32 with plain attention and its adapters merged, ready to run.

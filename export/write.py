@@ -48,6 +48,7 @@ def write(source: Source, folder: Path, files: Mapping[str, tuple[Path, Path]]) 
             exporter=source.exporter,
             exporter_why=source.exporter_why,
             adapters={one.name: {"revision": one.revision, "sha256": one.sha256} for one in source.adapters},
+            code=source.code,
         ),
     )
 

@@ -35,6 +35,7 @@ class EngineClient:
         self._failure: str | None = None
         self._last_pong = 0.0
         self._busy_s = 0.0
+        self._running = ""
 
     async def start(self) -> dict[str, float]:
         """Wait until the engine is ready; its boot stages in ms. Raises WorkerFault with the reason when it is not."""
@@ -97,7 +98,8 @@ class EngineClient:
         elif kind == "lost":
             self._fail(content[1])
         elif kind == "pong":
-            self._last_pong, self._busy_s = time.monotonic(), content[1]
+            self._last_pong = time.monotonic()
+            _, self._busy_s, self._running = content
         elif kind in ("chunk", "progress"):
             if on_part := self._on_part.get(content[0]):
                 on_part(content[1])
@@ -136,8 +138,13 @@ class EngineClient:
                 now = time.monotonic()
                 if now - begin > 2 * pause:
                     self._last_pong = awake_since = now
-                elif max(min(self._busy_s, now - awake_since), now - self._last_pong) > timeout_s:
+                elif now - self._last_pong > timeout_s:
                     self._fail(f"the engine did not answer within {timeout_s:g} s (ENGINE_TIMEOUT_S)")
+                elif min(self._busy_s, now - awake_since) > timeout_s:
+                    self._fail(
+                        f"the engine did not end a batch of {self._running} within {timeout_s:g} s (ENGINE_TIMEOUT_S); "
+                        "raise that where this machine needs longer for it"
+                    )
             await asyncio.sleep(pause)
 
     def close(self) -> None:

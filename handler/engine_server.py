@@ -49,7 +49,8 @@ class _Server:
         elif kind == "health":
             self._frames.send("reply", number, self._worker.health())
         elif kind == "ping":
-            self._frames.send("pong", number, self._worker.batcher.busy_s)
+            batcher = self._worker.batcher
+            self._frames.send("pong", number, batcher.busy_s, batcher.running)
 
     async def _answer(self, number: int, job: dict[str, Any]) -> None:
         body = await self._worker.handler.body(

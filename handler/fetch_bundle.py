@@ -13,6 +13,7 @@ import io
 import os
 import re
 import shutil
+import socket
 import ssl
 import tarfile
 import time
@@ -28,12 +29,14 @@ from engine.authorities import advice, client_context
 from engine.bundle import MANIFEST, open_bundle
 from engine.config import shown
 from engine.errors import BundleError, ConfigError
+from engine.sizes import readable
 from handler import signals
 from handler.log import log
 from handler.unpack import unpack
 
 _ATTEMPTS = 3
 _SILENCE_S = 30.0  # of a server, before the attempt counts as failed
+_LONG_S = 10.0
 _TURN_S = 400.0  # to wait for another worker; RunPod gives up on a worker that takes longer than 7 minutes to start
 _ABANDONED_S = 3600.0
 # What a server, or a connection, makes of a reply; ValueError is http.client's for a chunk of negative size.
@@ -84,11 +87,16 @@ def _fault(url: str) -> str:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows to what BUNDLE_URL may be itself: urllib would also go to plain http, and to ftp."""
 
+    def __init__(self, url: str) -> None:
+        self.asked = url
+        """The last address."""
+
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         """As in the base class. Raises BundleError."""
         if fault := _fault(newurl):
             fp.close()
             raise BundleError(f"{_shown(req.full_url)} redirects to {shown(newurl)}, which {fault}")
+        self.asked = newurl
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -119,45 +127,79 @@ def _fetch(url: str, sha256: str, folder: Path) -> None:
         open_bundle(root, sha256=sha256).verify()
         root.chmod(0o755)
         _put(root, folder, sha256)
-        log("INFO", f"fetched {size / 1e6:.1f} MB", seconds=round(time.monotonic() - begin, 1))
+        log("INFO", f"fetched {readable(size)}", seconds=round(time.monotonic() - begin, 1))
 
 
 def _download(url: str, sha256: str, partial: Path) -> int:
     """Unpack the bundle behind `url` into `partial`, trying again when the network fails; bytes written."""
-    opener = urllib.request.build_opener(_Redirects, urllib.request.HTTPSHandler(context=client_context()))
+    redirects = _Redirects(url)
+    opener = urllib.request.build_opener(redirects, urllib.request.HTTPSHandler(context=client_context()))
     for attempt in range(1, _ATTEMPTS + 1):
+        redirects.asked = url
         try:
             with opener.open(url, timeout=_SILENCE_S) as reply:
-                return unpack(_Reply(reply), partial, sha256, reply.length)
+                return unpack(_Reply(reply, reply.length), partial, sha256, reply.length)
         except _BROKEN as error:
-            refused, help_ = False, "see that BUNDLE_URL is a tar"
+            is_refused = isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError)
             if isinstance(error, urllib.error.HTTPError):
-                refused = error.code < 500 and error.code not in _TEMPORARY
+                is_refused = error.code < 500 and error.code not in _TEMPORARY
                 error.close()
-            elif isinstance(reason := getattr(error, "reason", None), ssl.SSLCertVerificationError):
-                refused, help_ = True, advice(reason) or help_
-            if refused or attempt == _ATTEMPTS:
-                raise BundleError(f"{_shown(url)} cannot be fetched ({error}); {help_}") from error
-            log("WARN", f"fetching the bundle failed ({error}); trying again")
+            what, fix = _told(error, redirects.asked)
+            if is_refused or attempt == _ATTEMPTS:
+                raise BundleError(f"{_shown(url)} cannot be fetched ({what}); {fix}") from error
+            log("WARN", f"fetching the bundle failed ({what}); trying again")
             time.sleep(attempt)
             _empty(partial)
     raise AssertionError("unreachable")
 
 
-class _Reply(io.RawIOBase):
-    """Reads a reply so that what the network fails with (no route, say) does not look like the disk's fault."""
+def _told(error: Exception, url: str) -> tuple[str, str]:
+    """What happened while `url` was asked for, and what to do."""
+    host = urlsplit(url).netloc
+    if isinstance(error, urllib.error.HTTPError):
+        if error.code in (401, 403):
+            return str(error), "see that the signature in BUNDLE_URL is whole and has not expired"
+        is_later = error.code >= 500 or error.code in _TEMPORARY
+        return str(error), f"start again when {host} is well" if is_later else "see that BUNDLE_URL is right"
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    reachable = f"see that BUNDLE_URL is right and that {host} can be reached from here"
+    if isinstance(reason, socket.gaierror | UnicodeError):  # the latter for a label of more than 63 characters
+        return f"no address of {host} was found: {getattr(reason, 'strerror', reason)}", reachable
+    if isinstance(reason, TimeoutError):
+        return f"{host} did not answer: {reason.strerror or f'nothing for {_SILENCE_S:g} s'}", reachable
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return str(reason), advice(reason) or f"see that BUNDLE_URL is right, and the certificate of {host}"
+    if isinstance(reason, ssl.SSLError) and not isinstance(reason, ssl.SSLEOFError):
+        return str(reason), f"see that BUNDLE_URL is right and that {host} takes https"
+    if isinstance(reason, OSError):
+        return f"{host}: {reason.strerror or reason}", reachable
+    return str(reason), "see that BUNDLE_URL is a whole tar"
 
-    def __init__(self, reply: IO[bytes]) -> None:
+
+class _Reply(io.RawIOBase):
+    """Reads a reply so that what the network fails with (no route, say) does not look like the disk's fault.
+
+    What takes `_LONG_S` is told with how much of `length` bytes has come; again when it has taken twice as long.
+    """
+
+    def __init__(self, reply: IO[bytes], length: int | None) -> None:
         self._reply = reply
+        self._of = f" of {readable(length)}" if length else ""
+        self._came, self._begin, self._due_s = 0, time.monotonic(), _LONG_S
 
     def read(self, size: int = -1, /) -> bytes:
         """Up to `size` bytes, none at the end. Raises what is in `_BROKEN`."""
         try:
-            return self._reply.read(size)
+            content = self._reply.read(size)
         except _BROKEN:
             raise
         except OSError as error:
             raise urllib.error.URLError(error) from error
+        self._came += len(content)
+        if (seconds := time.monotonic() - self._begin) >= self._due_s:
+            self._due_s *= 2
+            log("INFO", f"still fetching the bundle: {readable(self._came)}{self._of}", seconds=round(seconds, 1))
+        return content
 
 
 def _root(partial: Path, url: str) -> Path:
@@ -220,4 +262,4 @@ def _empty(folder: Path) -> None:
 def _shown(url: str) -> str:
     """Without the query: that of a signed address is a secret."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"[:200]
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"[:200]

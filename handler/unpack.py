@@ -18,6 +18,7 @@ from typing import IO
 
 from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, open_bundle
 from engine.errors import BundleError
+from engine.sizes import readable
 
 _BEFORE_MANIFEST_BYTES = 20 * 10**9
 _LEAST_BYTES = 10**6  # for which each file of them counts, since a volume has room for so many files and no more
@@ -117,7 +118,7 @@ class _Unpacking:
         free = max(0, shutil.disk_usage(self._folder).free - kept)
         if size > free:
             raise BundleError(
-                f"{self._folder.parent} has room for {free / 1e6:.1f} MB, the tar needs {size / 1e6:.1f} MB more; see "
+                f"{self._folder.parent} has room for {readable(free)}, the tar needs {readable(size)} more; see "
                 "that BUNDLE_URL is right, or point BUNDLE_CACHE to a folder with room"
             )
 

@@ -14,6 +14,7 @@ from engine.bucket import Bucket, Ladder, rungs
 from engine.bundle import Bundle
 from engine.errors import EngineError
 from engine.probe import cpu_quota, cpus_of_threads, memory_left
+from engine.sizes import readable
 from engine.tensors import Arrays
 
 LENGTH_STEP = 1
@@ -89,7 +90,7 @@ class OnnxRuntimeEngine:
         """
         needed, left = _LANES_HOLD * _size_of_weights(self._bundle, self._graph), memory_left()
         if needed > left:
-            raise EngineError(f"a second copy of the weights takes {needed / 1e6:.0f} MB, {left / 1e6:.0f} are left")
+            raise EngineError(f"a second copy of the weights takes {readable(needed)}, {readable(left)} are left")
         session = self._open(1, ())
         return [self._lane(session, number) for number in range(self.lanes)]
 

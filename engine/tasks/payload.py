@@ -10,6 +10,8 @@ from engine.errors import InvalidInput
 
 OF_EVERY_JOB = ", and in every job `progress`, `stream`, `timings`"
 """For `refuse_unknown`: the options that the worker takes out of a job's payload before its task sees it."""
+_OF_EVERY_MODEL = {"query": "", "document": ""}
+"""Names of prompts, which a model's files may give a text to."""
 
 
 def kind(value: Any) -> str:
@@ -109,15 +111,18 @@ def choice(payload: dict[str, Any], name: str, allowed: Sequence[str]) -> str:
 def prompt(payload: dict[str, Any], config: Mapping[str, Any]) -> str:
     """What is to stand before a text: the prompt that `prompt_name` names, the model's default, or "".
 
-    `config` is a task_config with `prompts` (name -> prefix) and `default_prompt` (a name, or null).
+    `config` is a task_config with `prompts` (name -> prefix) and `default_prompt` (a name, or null). As in
+    sentence-transformers 5 every model knows the names `query` and `document`, which are empty where its files have
+    none; not here where they have others, such as `passage`, which may be what is meant.
     """
     prompts: Mapping[str, str] = config.get("prompts", {})
     name = payload.get("prompt_name")
     if name is None:
         return prompts.get(config.get("default_prompt") or "", "")
+    if not any(prefix for other, prefix in prompts.items() if other not in _OF_EVERY_MODEL):
+        prompts = {**_OF_EVERY_MODEL, **prompts}
     if not isinstance(name, str) or name not in prompts:
-        known = ", ".join(sorted(prompts)) or "none for this model"
-        raise InvalidInput(f"`prompt_name` must be one of: {known}; got {shown(name)}")
+        raise InvalidInput(f"`prompt_name` must be one of: {', '.join(sorted(prompts))}; got {shown(name)}")
     return prompts[name]
 
 

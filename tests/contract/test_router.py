@@ -64,6 +64,7 @@ async def test_what_waits_and_runs_is_told_of_all_graphs():
     running = [asyncio.ensure_future(graphs.router.run([row("text", 1)]))]
     while not graphs.router.busy_s:
         await asyncio.sleep(0.001)
+    assert graphs.router.running == "1 row"
     running += [asyncio.ensure_future(graphs.router.run([row(name, 2) for _ in range(3)])) for name in graphs.gates]
     await asyncio.sleep(0)
     while graphs.router.queued != 3:  # those of the image's batch run at once

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import signal
 import socket
 import struct
@@ -629,6 +630,8 @@ def test_an_engine_that_hangs(start_platform: StartPlatform, jobs: list[Job]):
     failed = [record for record in platform.records if record.status == "FAILED"]
     assert len(failed) <= ended * MAX_CONCURRENCY
     assert all(record.error.startswith(LOST) for record in failed)
+    told = r"worker fault: the engine did not end a batch of \d+ rows? up to \d+ long within 1 s .*; raise that where"
+    assert any(re.match(told, record.error) for record in failed)
     assert not platform.repeated()
 
 

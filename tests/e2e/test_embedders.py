@@ -91,8 +91,7 @@ def test_it_answers_like_sentence_transformers(make: Callable[[Path], Path], tmp
     model, out = make(tmp_path / "model"), tmp_path / "bundle"
     assert main([str(model), "--out", str(out)]) == 0
     theirs = SentenceTransformer(str(model), device="cpu")
-    names = [None, "query"] if theirs.prompts.get("query") else [None]
-    for name in names:
+    for name in (None, "query", "document"):
         options: dict[str, Any] = {} if name is None else {"prompt_name": name}
         expected = theirs.encode(TEXTS, **options)
         found = np.array(ask(out, {"texts": TEXTS, **options})["embeddings"])

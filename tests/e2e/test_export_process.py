@@ -269,6 +269,8 @@ def test_code_in_another_repository_that_loads_the_weights_itself(
     ended = export.run(*argv)
     assert ended.code == 0, ended.err
     np.testing.assert_allclose(embed(tmp_path / "bundle", TEXTS), reference(bert, TEXTS), atol=1e-5)
+    assert open_bundle(tmp_path / "bundle").manifest.code == {"owner/code": COMMIT}
+    assert f"code      owner/code at {COMMIT[:12]}" in ended.out
 
     weights = load_file(model / "model.safetensors")
     lost = weights.pop("encoder.layer.1.output.dense.weight")

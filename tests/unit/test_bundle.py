@@ -180,7 +180,7 @@ def test_pieces_that_are_not_all_there_are_refused(large_bundle: Path):
 
 def test_a_newer_schema_is_refused_with_the_fix(small_bundle: Path):
     rewrite_manifest(small_bundle, schema_version="2.0")
-    with pytest.raises(BundleError, match=r"schema 2\.0, this worker reads 1\.2; update the worker"):
+    with pytest.raises(BundleError, match=r"schema 2\.0, this worker reads 1\.3; update the worker"):
         open_bundle(small_bundle)
 
 
@@ -250,6 +250,14 @@ def test_the_checksum_is_what_sha256sum_reads(small_bundle: Path):
 def test_a_folder_that_is_no_bundle_says_how_to_make_one(tmp_path: Path):
     with pytest.raises(BundleError, match="python -m export MODEL --out"):
         open_bundle(tmp_path)
+
+
+def test_a_path_from_a_folder_that_was_deleted_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(BundleError, match="relative to a working directory that was deleted; start in another"):
+        open_bundle(Path("bundle"))
 
 
 def test_an_error_leaves_nothing_behind(tmp_path: Path):

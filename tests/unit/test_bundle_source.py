@@ -152,6 +152,21 @@ def test_workers_that_start_together_fetch_once(server: Server, small_bundle: Pa
     assert len(server.requests) == 1
 
 
+def test_a_fetch_that_takes_long_says_how_far_it_is(
+    server: Server,
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr("handler.fetch_bundle._LONG_S", 0.0001)
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    fetched(server, small_bundle, tmp_path / "cache")
+    said = re.findall(r"still fetching the bundle: [\d.]+ kB of ([\d.]+ kB) ", capsys.readouterr().out)
+    assert 0 < len(said) < 15
+    assert set(said) == {f"{(tmp_path / 'www' / 'bundle.tar').stat().st_size / 1e3:.1f} kB"}
+
+
 def test_another_bundle_behind_the_address_is_refused(server: Server, small_bundle: Path, tmp_path: Path):
     other = write_small_bundle(tmp_path / "other", model="other")
     pack(other, tmp_path / "www" / "bundle.tar")
@@ -183,10 +198,10 @@ def test_a_tar_that_leaves_its_folder_is_refused(server: Server, small_bundle: P
 
 def test_what_is_not_a_tar_and_what_is_not_there(server: Server, small_bundle: Path, tmp_path: Path, quick: None):
     (tmp_path / "www" / "bundle.tar").write_text("<html>" * 1000)
-    with pytest.raises(BundleError, match="cannot be fetched"):
+    with pytest.raises(BundleError, match="cannot be fetched .*; see that BUNDLE_URL is a whole tar"):
         fetched(server, small_bundle, tmp_path / "cache")
     server.requests.clear()
-    with pytest.raises(BundleError, match=r"404.*see that BUNDLE_URL is a tar") as error:
+    with pytest.raises(BundleError, match=r"404.*; see that BUNDLE_URL is right") as error:
         fetched(server, small_bundle, tmp_path / "cache", "missing.tar")
     assert "secret" not in str(error.value)
     assert len(server.requests) == 1, "what is not there is not asked for again"
@@ -269,12 +284,40 @@ def test_a_redirect_is_followed(server: Server, small_bundle: Path, tmp_path: Pa
     open_bundle(fetched(server, small_bundle, tmp_path / "cache")).verify()
 
 
-@pytest.mark.parametrize(("status", "times"), [(408, 3), (429, 3), (500, 3), (403, 1)])
+def test_a_server_that_cannot_be_reached_is_named_and_what_failed(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+):
+    monkeypatch.setattr("handler.fetch_bundle._SILENCE_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        urls = [f"https://127.0.0.1:{one.getsockname()[1]}/b.tar" for one in (silent, closed)]
+        happened = ["did not answer: nothing for 0.1 s", "Connection refused"]
+        for url, what in zip(urls, happened, strict=True):
+            host = url.split("/")[2]
+            with pytest.raises(BundleError, match=rf"{host}.* {what}\); see that .* {host} can be reached from here"):
+                fetch(url, "0" * 64, tmp_path / "cache" / "0")
+    for nowhere in ("nowhere.invalid", "x" * 64 + ".example"):
+        server.always = (302, f"https://{nowhere}/b.tar")
+        with pytest.raises(BundleError, match=rf"no address of {nowhere} was found: .* can be reached from here"):
+            fetched(server, small_bundle, tmp_path / "cache")
+    with pytest.raises(BundleError, match=r"\(\[SSL.*; see that BUNDLE_URL is right and that .* takes https"):
+        fetch(server.url.replace("http:", "https:") + "/b.tar", "0" * 64, tmp_path / "cache" / "0")
+
+
+@pytest.mark.parametrize(
+    ("status", "times", "fix"),
+    [
+        (408, 3, "start again when 127"),
+        (429, 3, "start again when 127"),
+        (500, 3, "start again when 127"),
+        (403, 1, "see that the signature in BUNDLE_URL is whole and has not expired"),
+    ],
+)
 def test_a_server_that_says_later_is_asked_again(
-    server: Server, small_bundle: Path, tmp_path: Path, status: int, times: int, quick: None
+    server: Server, small_bundle: Path, tmp_path: Path, status: int, times: int, fix: str, quick: None
 ):
     server.always = (status, "")
-    with pytest.raises(BundleError, match=f"cannot be fetched .HTTP Error {status}"):
+    with pytest.raises(BundleError, match=f"cannot be fetched .HTTP Error {status}.*; {fix}"):
         fetched(server, small_bundle, tmp_path / "cache")
     assert len(server.requests) == times
 
@@ -432,7 +475,7 @@ def test_a_bundle_for_which_there_is_no_room_is_refused_when_its_manifest_has_co
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=0, free=manifest))
     with tarfile.open(tmp_path / "www" / "bundle.tar.gz", "w:gz") as archive:
         archive.add(small_bundle / "manifest.json", "manifest.json")
-    with pytest.raises(BundleError, match=r"the tar needs \d\.\d MB more; .*point BUNDLE_CACHE to a folder with room"):
+    with pytest.raises(BundleError, match=r"the tar needs \d\.\d kB more; .*point BUNDLE_CACHE to a folder with room"):
         fetched(server, small_bundle, tmp_path / "cache", "bundle.tar.gz")
 
 

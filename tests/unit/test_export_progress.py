@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from engine.sizes import readable
 from engine.table import table
 from export import interrupts
-from export.progress import megabytes, recorded, stage, stages
+from export.progress import recorded, stage, stages
 
 
 def test_a_line_a_stage(capsys: pytest.CaptureFixture[str]):
@@ -88,4 +89,6 @@ def test_a_stage_that_fails_prints_nothing(capsys: pytest.CaptureFixture[str]):
 
 def test_tables_and_sizes():
     assert table([("a", "long"), ("wide cell", "b")]) == "a          long\nwide cell  b"
-    assert (megabytes(612), megabytes(90_352_600)) == ("0.6 kB", "90.4 MB")
+    assert [readable(size) for size in (612, 90_352_600, 999_960_000, 1_500_000_000)] == [
+        *("0.6 kB", "90.4 MB", "1.00 GB", "1.50 GB")
+    ]

@@ -9,6 +9,7 @@ from engine.bundle import open_bundle
 from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.tasks import load_task
+from engine.tasks import payload as check
 from engine.tasks.feature_extraction import FeatureExtraction
 from tests.bundles import DIMENSION, MAX_LENGTH
 
@@ -52,8 +53,8 @@ def test_the_pipelines_name_takes_a_text_or_a_list(task: FeatureExtraction):
         ({"text": "a", "dimensions": 9}, "`dimensions` must be a whole number from 1 to 8, got 9"),
         ({"text": "a", "encoding_format": "hex"}, "`encoding_format` must be one of float, base64, got hex"),
         ({"text": "a", "encoding_format": {}}, "`encoding_format` must be one of float, base64"),
-        ({"text": "a", "prompt_name": "x"}, "`prompt_name` must be one of: query; got x"),
-        ({"text": "a", "prompt_name": []}, "`prompt_name` must be one of: query"),
+        ({"text": "a", "prompt_name": "x"}, "`prompt_name` must be one of: document, query; got x"),
+        ({"text": "a", "prompt_name": []}, "`prompt_name` must be one of: document, query; got []"),
         ({"openai_route": "/v1/chat/completions", "openai_input": {}}, "`openai_route` must be /v1/embeddings"),
         ({"openai_route": "/v1/embeddings"}, "`openai_input` must be an object, got null"),
         ({"openai_route": "/v1/embeddings", "openai_input": {}}, "`openai_input` needs `input`"),
@@ -142,6 +143,29 @@ def test_a_prompt_is_put_before_the_text(task: FeatureExtraction):
     (whole,) = task.preprocess(task.parse({"text": "the quick fox"}))
     assert prompted.length == whole.length == plain.length + 2
     assert np.array_equal(prompted.feeds["input_ids"], whole.feeds["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("prompts", "name", "prefix"),
+    [
+        ({}, "query", ""),
+        ({}, "document", ""),
+        ({"query": "q: "}, "query", "q: "),
+        ({"query": "q: "}, "document", ""),
+        ({"query": "q: ", "passage": ""}, "document", ""),
+        ({"query": "q: ", "passage": "p: "}, "document", "`prompt_name` must be one of: passage, query; got document"),
+        ({"s2p_query": "q: "}, "query", "`prompt_name` must be one of: s2p_query; got query"),
+    ],
+)
+def test_every_model_knows_query_and_document_unless_it_names_them_otherwise(
+    prompts: dict[str, str], name: str, prefix: str
+):
+    config = {"prompts": prompts, "default_prompt": next(iter(prompts), None)}
+    try:
+        found = check.prompt({"prompt_name": name}, config)
+    except InvalidInput as error:
+        found = str(error)
+    assert found == prefix
 
 
 def test_the_examples_are_valid(task: FeatureExtraction):

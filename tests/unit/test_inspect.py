@@ -177,6 +177,18 @@ def test_a_reader_that_has_read_enough_is_no_error(small_bundle: Path):
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_code_and_adapters_are_named_beside_the_revision(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
+    of: dict[str, Any] = {
+        "code": {"owner/code": "c" * 40},
+        "adapters": {"lora": {"revision": None, "sha256": "d" * 64}},
+    }
+    write_manifest(small_bundle, replace(open_bundle(small_bundle).manifest, **of))
+    assert described(small_bundle, capsys).items() >= of.items()
+    assert main(["inspect", str(small_bundle)]) == 0
+    said = capsys.readouterr().out
+    assert f"\ncode          owner/code at {'c' * 40}\nadapter       lora at {'d' * 64}\n" in said
+
+
 def test_verify_finds_a_damaged_file(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["inspect", str(small_bundle), "--verify"]) == 0
     assert "verified      every file" in capsys.readouterr().out

@@ -11,17 +11,23 @@ ROOT_CAUSE = "PyPI's torch is for CUDA and needs another cuda-python than requir
 
 def exported(*options: str, **environ: str) -> dict[str, str]:
     """uv's variables as a recipe of the Makefile sees them."""
+    said = make("--silent", "--file", "-", "shown", *options, **environ)
+    return dict(
+        line.split("=", 1)
+        for line in said.splitlines()
+        if line.startswith("UV_") and not line.startswith("UV_CONFIG_FILE=")
+    )
+
+
+def make(*arguments: str, **environ: str) -> str:
+    """What make prints; `--file -` has a target `shown` that prints its environment."""
     ours = ("PIP_", "UV_", "MAKE")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     clean |= {"PIP_CONFIG_FILE": "/dev/null", "UV_CONFIG_FILE": "/dev/null"}  # this machine's own change nothing
     recipe = "include Makefile\nshown:\n\t@env\n"
-    command = ["make", "--no-print-directory", "--silent", "--file", "-", "shown", *options]
+    command = ["make", "--no-print-directory", *arguments]
     done = subprocess.run(command, input=recipe, env={**clean, **environ}, text=True, capture_output=True, check=True)
-    return dict(
-        line.split("=", 1)
-        for line in done.stdout.splitlines()
-        if line.startswith("UV_") and not line.startswith("UV_CONFIG_FILE=")
-    )
+    return done.stdout
 
 
 def test_torch_is_the_one_for_the_cpu_where_packages_come_from_pypi():
@@ -71,3 +77,25 @@ def test_a_pip_conf_counts_as_pips_variables_do(tmp_path: Path, content: str, uv
 def test_a_uv_toml_that_names_places_counts(tmp_path: Path, content: str, uv: dict[str, str]):
     (tmp_path / "uv.toml").write_text(content)
     assert exported(UV_CONFIG_FILE=str(tmp_path / "uv.toml")) == uv
+
+
+@pytest.mark.parametrize(
+    ("content", "environ", "is_handed_on"),
+    [
+        ("", {"PIP_NO_INDEX": "1"}, True),
+        ("[global]\nno-index = True\n", {}, True),
+        ("[install]\nno_index = yes\n", {"PIP_FIND_LINKS": "/wheels"}, True),
+        ("[global]\nno-index = true\n", {"PIP_NO_INDEX": "0"}, False),
+        ("", {"PIP_NO_INDEX": "1", "UV_INDEX": "https://example.org/simple"}, False),  # uv is told of its own
+        ("", {}, False),
+    ],
+)
+def test_pips_no_index_is_handed_on_to_uv_which_has_no_variable_for_it(
+    tmp_path: Path, content: str, environ: dict[str, str], is_handed_on: bool
+):
+    (tmp_path / "pip.conf").write_text(content)
+    options = [f"PIP_FILES={tmp_path / 'pip.conf'}", f"VENV={tmp_path / 'venv'}"]
+    said = make("--dry-run", "setup", *options, **environ)
+    (installs,) = (line for line in said.splitlines() if "uv pip install" in line)
+    assert ("--no-index" in installs.split()) == is_handed_on
+    assert ("UV_TORCH_BACKEND" in exported(options[0], **environ)) == (not is_handed_on and "UV_INDEX" not in environ)

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+import handler.verification
+from engine import digest
 from engine.bundle import Bundle, open_bundle, write_manifest
 from engine.errors import BundleError
 from handler.verification import Verification
@@ -111,6 +113,31 @@ def test_and_no_plan_may(bundle: Path, monkeypatch: pytest.MonkeyPatch):
     verification.need([PLAN])
     assert not verification._pending
     assert verification.result() >= 600
+
+
+def test_what_takes_long_is_said_again_whenever_it_took_twice_as_long(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(handler.verification, "_LONG_S", 0.1)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(1, "w", closefd=False))  # the other process closes all above 2
+    (bundle / WEIGHTS).write_bytes(bytes(800_000))  # four reads, of 262144 bytes
+    write_manifest(bundle, open_bundle(bundle).manifest)
+    sha256 = digest.sha256
+
+    def slow(path: Path, told: Any) -> str:
+        def told_late(size: int) -> None:
+            time.sleep(0.11 if path.name == "weights.bin" else 0)
+            told(size)
+
+        return sha256(path, told_late)
+
+    monkeypatch.setattr(digest, "sha256", slow)
+    begun(bundle, WEIGHTS).result()
+    lines = [line.partition(' {"seconds"')[0] for line in capfd.readouterr().out.splitlines()]
+    said = f"INFO  | still reading {WEIGHTS}, to compare its SHA-256:"
+    assert lines[0] == f"{said} 0.3 MB of 0.8 MB"
+    assert lines[-1] in (f"{said} 0.5 MB of 0.8 MB", f"{said} 0.8 MB of 0.8 MB")
+    assert 1 < len(lines) < 4
 
 
 @pytest.mark.parametrize("how", ["changed", "cut", "gone"])

@@ -121,7 +121,7 @@ def test_forms_of_a_sparse_embedding(zoo: Any):
 @pytest.mark.parametrize(
     ("task", "payload", "sentence"),
     [
-        ("sparse-encoder", {"text": "a", "prompt_name": "query"}, "`prompt_name` must be one of: none for this model"),
+        ("sparse-encoder", {"text": "a", "prompt_name": "x"}, "`prompt_name` must be one of: document, query; got x"),
         ("sparse-encoder", {"text": "a", "format": "dense"}, "`format` must be one of tokens, indices"),
         ("sparse-encoder", {"text": "a", "dimensions": 3}, "unknown field `dimensions`; known are"),
         ("sentence-similarity", {"source": "a"}, "`input` needs `source_sentence` (a string) and `sentences`"),

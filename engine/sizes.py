@@ -1,0 +1,10 @@
+"""Sizes in words: the one way in which all commands and logs write them."""
+
+from __future__ import annotations
+
+
+def readable(size: float) -> str:
+    """A size in bytes as kB, MB or GB, which are powers of ten."""
+    if size >= 999.95e6:  # rounded this would be 1000.0 MB
+        return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
