@@ -1,8 +1,8 @@
 """A second process for the engine. Rule: imports next to nothing, for what is imported before the fork costs both.
 
 Why two: a worker imports an engine (numpy, ONNX Runtime, tokenizers) and the SDK with an event loop and HTTP. Both
-hold the interpreter lock while they load, so threads cannot share the wait; two processes on two cores can. Afterwards a
-10 MB payload that is being parsed delays no batch, and an engine that hangs or crashes takes no job down unanswered.
+hold the interpreter lock while they load, so threads cannot share the wait; two processes on two cores can. Afterwards
+a 10 MB payload that is being parsed delays no batch, and an engine that hangs or crashes takes no job down unanswered.
 """
 
 from __future__ import annotations
