@@ -365,6 +365,7 @@ async def test_the_rest_of_a_reply_may_take_only_so_long(client: Client):
         await asyncio.sleep(0.1)
         writer.write(b"HTTP/1.1 201 OK\r\nContent-Length: 3\r\n\r\nok")
         if server.accepted > 1:
+            await asyncio.sleep(0.01)
             writer.write(b"!")
         await reader.read()
 
@@ -382,18 +383,31 @@ async def test_the_rest_of_a_reply_may_take_only_so_long(client: Client):
 
 
 @pytest.mark.parametrize("over_tls", [False, True])
-async def test_a_large_body_arrives_and_is_not_copied(client: Client, tls: ssl.SSLContext, over_tls: bool):
+async def test_a_large_body_arrives_and_is_not_copied(
+    client: Client, tls: ssl.SSLContext, over_tls: bool, monkeypatch: pytest.MonkeyPatch
+):
     async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await server.request(reader, 0, with_body=False)
         left = len(LARGE)
         while left:
             await asyncio.sleep(0.0005)  # the client has to wait for it
             left -= len(await reader.read(1 << 20))
+            transport = made[0].transport
+            assert transport is not None
+            waiting.append(transport.get_write_buffer_size())
         writer.write(EMPTY)
         await server.request(reader, 0)
         writer.write(EMPTY)
         await reader.read()
 
+    made: list[Connection] = []
+    waiting: list[int] = []
+
+    def connection() -> Connection:
+        made.append(Connection())
+        return made[-1]
+
+    monkeypatch.setattr(connections, "Connection", connection)
     async with serving(script, tls=tls if over_tls else None) as server:
         tracemalloc.start()
         try:
@@ -401,9 +415,24 @@ async def test_a_large_body_arrives_and_is_not_copied(client: Client, tls: ssl.S
             assert tracemalloc.get_traced_memory()[1] < 8_000_000  # of which the server holds up to 2 MB
         finally:
             tracemalloc.stop()
+        assert max(waiting) < 1_500_000
         assert await client.post(server.url, b"1") == 200
         assert server.of == [0, 0]
         client.close()
+
+
+@pytest.mark.parametrize("over_tls", [False, True])
+async def test_a_connection_that_ends_amid_a_large_body_is_told_as_such(
+    client: Client, tls: ssl.SSLContext, over_tls: bool
+):
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3_000_000)
+        writer.transport.abort()
+
+    async with serving(script, tls=tls if over_tls else None) as server:
+        with pytest.raises(Interrupted, match="the server has ended the connection") as error:
+            await client.post(server.url, LARGE)
+        assert error.value.status is None
 
 
 @pytest.mark.parametrize("over_tls", [False, True])
@@ -420,9 +449,11 @@ async def test_a_connection_whose_request_was_answered_before_it_was_sent_is_not
             await asyncio.sleep(0.02)
             writer.write(b"HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n")
             await asyncio.sleep(0.1)
+            waited.append(True)
         else:
             writer.write(EMPTY)
 
+    waited: list[bool] = []
     small = socket.socket.setsockopt
 
     def made(address: Any) -> socket.socket:  # else the kernel takes megabytes at once
@@ -433,6 +464,7 @@ async def test_a_connection_whose_request_was_answered_before_it_was_sent_is_not
     monkeypatch.setattr(connections, "_socket", made)
     async with serving(script, tls=tls if over_tls else None) as server:
         assert await client.post(server.url, LARGE[:size]) == 413
+        assert not waited  # for the server to end it
         assert await client.post(server.url, b"1") == 200
         assert server.of == [0, 1]
 
