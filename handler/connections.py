@@ -63,7 +63,7 @@ class Client:
         self._lines = "Accept: */*\r\n" + "".join(lines.values())
         self._idle: dict[Origin, list[Connection]] = {}
         """Those that are kept, longest first."""
-        self._sweep: asyncio.TimerHandle | None = None
+        self._is_swept = False
         self.leaving = False
         """Open no connection any more."""
 
@@ -135,8 +135,6 @@ class Client:
     def close(self) -> None:
         """Close the connections that are idle."""
         self.leaving = True
-        if self._sweep is not None:
-            self._sweep.cancel()
         for connections in self._idle.values():
             for connection in connections:
                 connection.close()
@@ -148,8 +146,9 @@ class Client:
         elif connection.is_open:
             connection.idle_since = time.monotonic()
             self._idle.setdefault(origin, []).append(connection)
-            if self._sweep is None:
-                self._sweep = asyncio.get_running_loop().call_later(_KEPT_S, self._end_idle)
+            if not self._is_swept:
+                self._is_swept = True
+                asyncio.get_running_loop().call_later(_KEPT_S, self._end_idle)
 
     def _end_idle(self) -> None:
         """End those that a burst left behind and nobody needed since, again and again while any is kept."""
@@ -157,8 +156,9 @@ class Client:
         for connections in self._idle.values():
             while connections and connections[0].idle_since <= ended:
                 connections.pop(0).close()
-        is_any = any(self._idle.values())
-        self._sweep = asyncio.get_running_loop().call_later(_KEPT_S, self._end_idle) if is_any else None
+        self._is_swept = any(self._idle.values())
+        if self._is_swept:
+            asyncio.get_running_loop().call_later(_KEPT_S, self._end_idle)
 
     def _kept(self, origin: Origin) -> Connection | None:
         """The one that was used last, for what is used least is ended first."""
@@ -213,8 +213,8 @@ def _socket(address: AddrInfoType) -> socket.socket:
 def _parts(url: str) -> tuple[Origin, str]:
     """Where to connect, and what to ask for there. Raises ValueError."""
     scheme, _, rest = url.partition("://")
-    netloc, slash, target = rest.partition("/")
-    if not slash or "#" in rest or "?" in netloc:  # rare, and urlsplit takes as long as all the rest
+    netloc, _, target = rest.partition("/")
+    if "#" in rest or "?" in netloc:  # rare, and urlsplit takes as long as all the rest
         parts = urlsplit(url)
         scheme, netloc = parts.scheme, parts.netloc
         target = parts.path.removeprefix("/") + (f"?{parts.query}" if parts.query else "")

@@ -191,7 +191,6 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         self._begun = True
-        self._surplus = False
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -204,7 +203,6 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As in asyncio.Protocol."""
-        self.resume_writing()
         if self.replying and exc is None and not self._has_a_length():
             self._settle()
         else:
@@ -258,7 +256,7 @@ class Connection(asyncio.Protocol):
         self.replying = False
 
     def _inflated(self, body: bytes) -> bytes:
-        if not body or self._headers.get("content-encoding", "").lower() not in _COMPRESSED:
+        if self._headers.get("content-encoding", "").lower() not in _COMPRESSED:
             return body
         try:
             return _inflate(body, 32 + zlib.MAX_WBITS)  # either header

@@ -127,7 +127,7 @@ class Poll:
         """
         session = self._jobs_session
         # A server that reads a request and its end at once may choose a job and find nobody to give it to.
-        while session.connection is not None and (wait := session.asked_at + _SETTLE_S - time.monotonic()) > 0:  # noqa: ASYNC110 - for a clock
+        while (wait := session.asked_at + _SETTLE_S - time.monotonic()) > 0:  # noqa: ASYNC110 - for a clock
             await asyncio.sleep(wait)
         self._jobs_client.leaving = True
         connection = session.connection
@@ -137,7 +137,7 @@ class Poll:
             await asyncio.sleep(_LEAVE_S)
             if connection.replying:
                 await asyncio.sleep(_BODY_S)
-            # Not by cancelling `take`: that would also throw away a reply which came in this very instant.
+            # Not by cancelling `take`, which by now may have a reply and look through it for jobs.
             connection.close()
         elif session.reply is None:  # it connects; where there is a reply, it is looked through for jobs
             limit.reschedule(0.0)  # long ago, on the event loop's clock

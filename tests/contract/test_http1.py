@@ -186,9 +186,10 @@ async def test_a_get_is_sent_again_where_its_kept_connection_ends_under_it(clien
     async with serving(replies(OK, None, OK)) as server, serving(replies(None, OK)) as other:
         await client.get(server.url)
         await client.open_ahead(other.url)
+        await client.open_ahead(other.url)
         assert (await client.get(server.url)).body == b"ok"
         assert (await client.get(other.url)).body == b"ok"
-        assert (server.of, other.of) == ([0, 0, 1], [0, 1])
+        assert (server.of, other.of, other.accepted) == ([0, 0, 1], [0, 1], 2)
         client.close()
 
 
@@ -217,8 +218,8 @@ async def test_a_connection_on_which_something_came_unasked_is_not_used(client: 
         await reader.read()
 
     async with serving(script) as server:
-        for _ in range(2):
-            assert (await client.get(server.url)).body == b"ok"
+        for _ in range(2):  # not with a GET, which would be sent again
+            assert await client.post(server.url, b"1") == 200
             await asyncio.sleep(0.03)
         assert server.of == [0, 1]
         client.close()
@@ -246,6 +247,30 @@ async def test_what_a_burst_leaves_is_ended_in_time_and_what_is_used_is_not(
         await server.all_gone()
         assert await client.post(server.url, b"1") == 200
         client.close()
+
+
+async def test_one_that_is_kept_holds_no_body_and_ends_at_once(client: Client, tls: ssl.SSLContext):
+    """Over TLS too, where the other end may never say that it has heard."""
+
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.request(reader, 0)
+        writer.write(OK)
+        cast("asyncio.Transport", writer.transport).pause_reading()
+        await ended.wait()
+
+    used: list[Connection] = []
+    ended = asyncio.Event()
+    async with serving(script, tls=tls) as server:
+        await client.get(server.url, used.append)
+        assert used[0]._body == []
+        transport = used[0].transport
+        assert transport is not None
+        found = transport.get_extra_info("socket")
+        client.close()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert found.fileno() == -1
+        ended.set()
 
 
 async def test_one_that_was_idle_for_too_long_is_not_used(client: Client, monkeypatch: pytest.MonkeyPatch):
@@ -282,12 +307,21 @@ async def test_nothing_is_asked_over_a_connection_that_came_too_late(client: Cli
 
 
 async def test_a_client_that_is_closed_ends_what_is_under_way_when_it_is_through(client: Client):
-    async with serving(replies(OK)) as server:
+    closed = asyncio.Event()
+
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.request(reader, 0)
+        await closed.wait()
+        writer.write(OK)
+        await reader.read()
+
+    async with serving(script) as server:
         asking = asyncio.create_task(client.get(server.url))
-        while not server.accepted:
+        while not server.heads:
             await asyncio.sleep(0)
         await client.open_ahead(server.url)
         client.close()
+        closed.set()
         assert (await asking).body == b"ok"
         await server.all_gone()
         with pytest.raises(Interrupted, match="leaving"):
@@ -443,6 +477,7 @@ async def test_a_connection_whose_request_was_answered_before_it_was_sent_is_not
     """The server says no and reads no further; a second request would wait behind the first one's body."""
 
     async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         await server.request(reader, server.accepted - 1, with_body=server.accepted > 1)
         if server.accepted == 1:
             cast("asyncio.Transport", writer.transport).pause_reading()
@@ -454,11 +489,10 @@ async def test_a_connection_whose_request_was_answered_before_it_was_sent_is_not
             writer.write(EMPTY)
 
     waited: list[bool] = []
-    small = socket.socket.setsockopt
 
-    def made(address: Any) -> socket.socket:  # else the kernel takes megabytes at once
+    def made(address: Any) -> socket.socket:  # else the kernels take megabytes at once
         found = socket.socket(*address[:2])
-        small(found, socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         return found
 
     monkeypatch.setattr(connections, "_socket", made)

@@ -16,7 +16,6 @@ import pytest
 
 from handler import connections, take_body, transport, trust
 from handler import sdk as sdk_module
-from handler.http1 import Connection
 from handler.transport import Poll, Results
 from tests.scripted_server import Server, replies, serving
 from tests.tls_server import certificate
@@ -218,22 +217,20 @@ async def test_a_job_that_comes_as_its_poll_is_given_up_is_taken(
         poll.leave()  # when nothing is taken
 
 
-@pytest.mark.parametrize("over_tls", [False, True])
-async def test_a_poll_that_is_given_up_while_it_connects_asks_for_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over_tls: bool
-):
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_poll_that_is_given_up_while_it_connects_asks_for_nothing(monkeypatch: pytest.MonkeyPatch, again: bool):
+    """For the first time, or again, after the connection that was kept had ended."""
     connecting = asyncio.Event()
     connect = aiohappyeyeballs.start_connection
 
     async def slow(*args: Any, **options: Any) -> Any:
         connecting.set()
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.6)
         return await connect(*args, **options)
 
-    async with (
-        serving(replies(job()), tls=server_context(tmp_path, monkeypatch) if over_tls else None) as server,
-        polling(server.url) as poll,
-    ):
+    async with serving(replies(*([job(), None] if again else []), job())) as server, polling(server.url) as poll:
+        if again:
+            assert len(await poll.take(1)) == 1
         with monkeypatch.context() as patch:
             patch.setattr(connections, "start_connection", slow)
             taking = asyncio.create_task(poll.take(1))
@@ -241,12 +238,40 @@ async def test_a_poll_that_is_given_up_while_it_connects_asks_for_nothing(
             begin = time.monotonic()
             poll.leave()
             assert await taking == []
-            assert time.monotonic() - begin < 0.08
-        assert not server.heads
+            assert time.monotonic() - begin < (0.3 if again else 0.1)
+        assert len(server.heads) == (2 if again else 0)
         assert len(await poll.take(1)) == 1
 
 
-async def test_a_job_that_has_to_be_searched_for_is_not_given_up(monkeypatch: pytest.MonkeyPatch):
+async def test_a_poll_that_was_given_up_or_timed_has_no_hold_on_the_next(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(transport, "_POLL_TIMEOUT_S", 0.4)
+
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for seconds in (0.2, 0.3):
+            await server.request(reader, 0)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    ends.append(await reader.read())
+            writer.write(job())
+        await reader.read()
+
+    ends: list[bytes] = []
+    async with serving(script) as server, polling(server.url) as poll:
+        monkeypatch.setattr(transport, "_SETTLE_S", 0.25)
+        poll.leave()  # when nothing is taken
+        for _ in range(2):
+            taking = asyncio.create_task(poll.take(1))
+            if not ends:
+                await asyncio.sleep(0.1)
+            if not server.heads[1:]:
+                poll.leave()
+                poll.leave()
+            assert len(await taking) == 1
+        assert not ends
+
+
+@pytest.mark.parametrize("reply_is_here", [True, False])
+async def test_a_job_that_has_to_be_searched_for_is_not_given_up(monkeypatch: pytest.MonkeyPatch, reply_is_here: bool):
     """In a reply of megabytes that takes longer than the poll's last moments."""
     searching, salvage = asyncio.Event(), take_body.salvage
     loop = asyncio.get_running_loop()
@@ -256,39 +281,39 @@ async def test_a_job_that_has_to_be_searched_for_is_not_given_up(monkeypatch: py
         time.sleep(0.5)
         return salvage(body)
 
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.request(reader, 0)
+        if not reply_is_here:
+            poll.leave()
+            await reader.read()
+        writer.write(job("\ufeff".encode()))
+        await reader.read()
+
     monkeypatch.setattr(take_body, "salvage", slow)
-    async with serving(replies(job("\ufeff".encode()))) as server, polling(server.url) as poll:
+    async with serving(script) as server, polling(server.url) as poll:
         taking = asyncio.create_task(poll.take(1))
         await searching.wait()
         poll.leave()
         assert await taking == [{"id": "1", "input": 2}]
+        poll.close()
 
 
-async def test_a_job_that_comes_in_the_very_instant_in_which_its_poll_ends_is_taken(monkeypatch: pytest.MonkeyPatch):
-    """The last wait of `leave` is over in the turn of the event loop in which the reply is read."""
-    settle = Connection._settle
-    ended = asyncio.Event()
-
-    def settle_and_end(connection: Connection) -> None:
-        settle(connection)
-        ended.set()
-
-    async def until_it_has_ended(seconds: float) -> None:
-        await (ended.wait() if seconds == transport._LEAVE_S else sleep(seconds))
-
-    sleep = asyncio.sleep
-    monkeypatch.setattr(Connection, "_settle", settle_and_end)
+async def test_a_reply_that_has_begun_is_not_disturbed():
+    """A server may take the end of our half for the end of all."""
 
     async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await server.request(reader, 0)
-        await reader.read()
-        writer.write(job())
-
-    async with serving(script) as server, polling(server.url) as poll:
-        monkeypatch.setattr(transport, "_LEAVE_S", 0.123)
-        monkeypatch.setattr("handler.transport.asyncio.sleep", until_it_has_ended)
-        taking = asyncio.create_task(poll.take(1))
-        while not server.heads:
-            await sleep(0)
+        writer.write(job()[:-1])
+        await asyncio.sleep(0.05)
         poll.leave()
-        assert await taking == [{"id": "1", "input": 2}]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.3):
+                ends.append(await reader.read())
+        writer.write(job()[-1:])
+        await reader.read()
+
+    ends: list[bytes] = []
+    async with serving(script) as server, polling(server.url) as poll:
+        assert await poll.take(1) == [{"id": "1", "input": 2}]
+        assert not ends
+        poll.close()
