@@ -62,6 +62,8 @@ class Client:
         self._key = lines.pop("Authorization", "")
         self._lines = "Accept: */*\r\n" + "".join(lines.values())
         self._idle: dict[Origin, list[Connection]] = {}
+        """Those that are kept, longest first."""
+        self._is_swept = False
         self.leaving = False
         """Open no connection any more."""
 
@@ -79,19 +81,18 @@ class Client:
             forward = reply.headers.get("location")
             if reply.status not in _FORWARDS or not forward:
                 return reply
-            url = urljoin(url, forward)
-            origin, target = _parts(url)
+            url, origin, target = _forwarded(url, forward)
         raise Interrupted(f"redirected more than {_MOST_FORWARDS} times")
 
     async def _get(self, origin: Origin, head: bytes, on_connection: Callable[[Connection], None]) -> Reply:
         while True:
-            connection = await self._connection(origin)
-            was_kept = connection.used > 0
+            kept = self._kept(origin)
+            connection = kept or await self._open(origin)
             on_connection(connection)
             try:
                 reply = await connection.ask(head)
             except Interrupted as error:
-                if error.begun or not was_kept or self.leaving:
+                if error.begun or kept is None:
                     raise
             else:
                 self._keep(origin, connection)
@@ -107,7 +108,7 @@ class Client:
         own = origin
         for _ in range(_MOST_FORWARDS):
             head = self._head(f"POST {target}", origin, own, f"Content-Length: {len(body)}\r\n{headers}")
-            connection = await self._connection(origin)
+            connection = self._kept(origin) or await self._open(origin)
             try:
                 reply = await connection.ask(head, body, rest_s=rest_s)
             except Interrupted as error:
@@ -118,8 +119,7 @@ class Client:
             forward = reply.headers.get("location")
             if reply.status not in _FORWARDS or not forward:
                 return reply.status
-            url = urljoin(url, forward)
-            origin, target = _parts(url)
+            url, origin, target = _forwarded(url, forward)
             if reply.status < 307:  # as a GET, which loses the body
                 raise Interrupted(f"redirected to {origin.host}")
         raise Interrupted(f"redirected more than {_MOST_FORWARDS} times")
@@ -146,19 +146,29 @@ class Client:
         elif connection.is_open:
             connection.idle_since = time.monotonic()
             self._idle.setdefault(origin, []).append(connection)
+            if not self._is_swept:
+                self._is_swept = True
+                asyncio.get_running_loop().call_later(_KEPT_S, self._end_idle)
+
+    def _end_idle(self) -> None:
+        """End those that a burst left behind and nobody needed since, again and again while any is kept."""
+        ended = time.monotonic() - _KEPT_S
+        for connections in self._idle.values():
+            while connections and connections[0].idle_since <= ended:
+                connections.pop(0).close()
+        self._is_swept = any(self._idle.values())
+        if self._is_swept:
+            asyncio.get_running_loop().call_later(_KEPT_S, self._end_idle)
 
     def _kept(self, origin: Origin) -> Connection | None:
         """The one that was used last, for what is used least is ended first."""
         connections = self._idle.get(origin, ())
-        while connections:
+        while connections and not self.leaving:
             connection = connections.pop()
             if connection.is_open and time.monotonic() - connection.idle_since < _KEPT_S:
                 return connection
             connection.close()
         return None
-
-    async def _connection(self, origin: Origin) -> Connection:
-        return self._kept(origin) or await self._open(origin)
 
     async def _open(self, origin: Origin) -> Connection:
         if self.leaving:
@@ -178,6 +188,9 @@ class Client:
             except BaseException:
                 found.close()
                 raise
+        if self.leaving:  # since then: what is asked now nobody would wait for
+            connection.close()
+            raise Interrupted("leaving")
         return connection
 
     def _head(self, request: str, origin: Origin, own: Origin, more: str = "") -> bytes:
@@ -200,12 +213,21 @@ def _socket(address: AddrInfoType) -> socket.socket:
 def _parts(url: str) -> tuple[Origin, str]:
     """Where to connect, and what to ask for there. Raises ValueError."""
     scheme, _, rest = url.partition("://")
-    netloc, slash, target = rest.partition("/")
-    if not slash or "#" in target or "?" in netloc:  # rare, and urlsplit takes as long as all the rest
+    netloc, _, target = rest.partition("/")
+    if "#" in rest or "?" in netloc:  # rare, and urlsplit takes as long as all the rest
         parts = urlsplit(url)
         scheme, netloc = parts.scheme, parts.netloc
         target = parts.path.removeprefix("/") + (f"?{parts.query}" if parts.query else "")
     return _origin(scheme, netloc), f"/{quote(target, safe=_SAFE)}"
+
+
+def _forwarded(url: str, to: str) -> tuple[str, Origin, str]:
+    """Where a reply leads on to, and its parts. Raises Interrupted where that is no address."""
+    try:
+        url = urljoin(url, to)
+        return url, *_parts(url)
+    except ValueError as error:
+        raise Interrupted(f"redirected to {to[:200]!r}, which is no address") from error
 
 
 @lru_cache

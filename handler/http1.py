@@ -15,7 +15,14 @@ from typing import Any, cast
 import httptools
 
 _WHOLE = 256 * 1024  # bytes of a body that are sent, and held twice if need be, without looking at the other end
+_SMALL = 10_000  # bytes that leave at once: TCP sends ten segments before it hears of the other end, RFC 6928
 _COMPRESSED = ("gzip", "x-gzip", "deflate")
+_AS_AIOHTTP = {
+    "lenient_headers": True,
+    "lenient_optional_cr_before_lf": True,
+    "lenient_spaces_after_chunk_size": True,
+}
+"""What aiohttp forgives a server: odd bytes in headers, lines that end without CR, spaces after a chunk's length."""
 
 
 class StatusError(Exception):
@@ -77,12 +84,11 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
-        self.used = 0
-        """Requests so far."""
         self.idle_since = 0.0
         self.replying = False
         """The headers of a reply are here, and its end is not."""
         self._parser = httptools.HttpResponseParser(self)
+        self._parser.set_dangerous_leniencies(**_AS_AIOHTTP)
         self._answer: asyncio.Future[Reply] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._rest_s: float | None = None
@@ -98,6 +104,11 @@ class Connection(asyncio.Protocol):
         """Whether a further request may be sent."""
         return self.transport is not None and not self.transport.is_closing()
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether a request is under way, until whoever made it has its reply."""
+        return self._answer is not None
+
     async def ask(self, head: bytes, body: bytes = b"", *, rest_s: float | None = None) -> Reply:
         """The reply to a request; `head` ends with an empty line.
 
@@ -108,13 +119,15 @@ class Connection(asyncio.Protocol):
             raise Interrupted("the server has ended the connection")
         self._answer = asyncio.get_running_loop().create_future()
         self._rest_s, self._begun = rest_s, False
-        self.used += 1
-        is_sent = False
+        may_go_on = False
         try:
             is_sent = await self._send(head, body)
-            return await self._answer
+            reply = await self._answer
+            # A server that does not want a body may never read the rest of it, which buffers here may still hold.
+            may_go_on = is_sent and (reply.status < 300 or len(body) <= _SMALL)
+            return reply
         finally:
-            if not is_sent or self._answer.cancelled():
+            if not may_go_on:
                 self.transport.abort()
             self._answer = None
             if self._cut is not None:
@@ -145,10 +158,16 @@ class Connection(asyncio.Protocol):
         self.transport.write_eof()
         return True
 
-    def close(self) -> None:
-        """Close the connection."""
+    def close(self, why: str = "ended from here", cause: Exception | None = None) -> None:
+        """End the connection, and with it a request whose reply is not whole. At once: TLS would wait for its peer."""
+        status = self._parser.get_status_code() if self.replying else None
+        self.replying = False
+        if self._answer is not None and not self._answer.done():
+            error = Interrupted(why, begun=self._begun, status=status)
+            error.__cause__ = cause
+            self._answer.set_exception(error)
         if self.transport is not None:
-            self.transport.close()
+            self.transport.abort()
 
     # Called by the event loop
 
@@ -172,25 +191,22 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         self._begun = True
-        self._surplus = False
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(f"what the server sent is not HTTP ({error})")
-            self.close()
+            self.close(f"what the server sent is not HTTP ({error})")
             return
         if self._surplus:
             self.close()
         elif self.replying and self._rest_s is not None and self._cut is None:
-            self._cut = asyncio.get_running_loop().call_later(self._rest_s, self._fail, "the reply did not end")
+            self._cut = asyncio.get_running_loop().call_later(self._rest_s, self.close, "the reply did not end")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As in asyncio.Protocol."""
-        self.resume_writing()
         if self.replying and exc is None and not self._has_a_length():
             self._settle()
         else:
-            self._fail("the server has ended the connection" + (f" ({exc})" if exc else ""), exc)
+            self.close("the server has ended the connection" + (f" ({exc})" if exc else ""), exc)
 
     # Called by the parser
 
@@ -205,7 +221,8 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """As httptools wants it."""
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        if not self.replying:  # else it is a trailer
+            self._headers[name.decode("latin-1").lower()] = value.decode(errors="replace")
 
     def on_headers_complete(self) -> None:
         """As httptools wants it."""
@@ -227,31 +244,33 @@ class Connection(asyncio.Protocol):
         return "content-length" in self._headers or "chunked" in self._headers.get("transfer-encoding", "").lower()
 
     def _settle(self) -> None:
+        parts, self._body = self._body, []  # which may be large, and this connection idle for long
+        if self._answer is not None and not self._answer.done():
+            try:
+                body = self._inflated(b"".join(parts))
+            except zlib.error as error:
+                self.close(f"the reply is not compressed as it says ({error})")
+                return
+            status = self._parser.get_status_code()
+            self._answer.set_result(Reply(status, self._reason.decode("latin-1"), self._headers, body))
         self.replying = False
-        if self._answer is None or self._answer.done():
-            return
-        try:
-            body = self._inflated(b"".join(self._body))
-        except zlib.error as error:
-            self._fail(f"the reply is not compressed as it says ({error})")
-            return
-        status = self._parser.get_status_code()
-        self._answer.set_result(Reply(status, self._reason.decode("latin-1"), self._headers, body))
 
     def _inflated(self, body: bytes) -> bytes:
-        if not body or self._headers.get("content-encoding", "").lower() not in _COMPRESSED:
+        if self._headers.get("content-encoding", "").lower() not in _COMPRESSED:
             return body
         try:
-            return zlib.decompress(body, wbits=32 + zlib.MAX_WBITS)  # either header
+            return _inflate(body, 32 + zlib.MAX_WBITS)  # either header
         except zlib.error:
-            return zlib.decompress(body, wbits=-zlib.MAX_WBITS)  # none, which some servers call deflate
+            return _inflate(body, -zlib.MAX_WBITS)  # none, which some servers call deflate
 
-    def _fail(self, why: str, cause: Exception | None = None) -> None:
-        status = self._parser.get_status_code() if self.replying else None
-        self.replying = False
-        if self._answer is not None and not self._answer.done():
-            error = Interrupted(why, begun=self._begun, status=status)
-            error.__cause__ = cause
-            self._answer.set_exception(error)
-            if self.transport is not None:
-                self.transport.abort()
+
+def _inflate(body: bytes, wbits: int) -> bytes:
+    """What the members of `body` hold, one after the other. Raises zlib.error."""
+    found = []
+    while body:
+        member = zlib.decompressobj(wbits)
+        found.append(member.decompress(body))
+        if not member.eof:
+            raise zlib.error("it is cut off")
+        body = member.unused_data
+    return b"".join(found)

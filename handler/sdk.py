@@ -172,7 +172,7 @@ def load() -> Sdk:
         return Sdk(
             get_job=rp_job.get_job,
             get_stop_signals=rp_job.get_stop_signals,
-            too_many_requests=http_client.TooManyRequests,
+            too_many_requests=rp_job.TooManyRequests,  # what get_job raises; http_client may have been run anew since
             auth_header=http_client.get_auth_header,
             progress=worker_state.JobsProgress(),
             job_take_url=rp_job.JOB_GET_URL,

@@ -42,6 +42,8 @@ class _Session:
         self._client = client
         self.connection: Connection | None = None
         """That of the last request."""
+        self.asked_at = float("-inf")
+        """When it was sent, on the clock time.monotonic."""
         self.reply: Reply | None = None
         """To the last request, once it is here."""
 
@@ -53,7 +55,7 @@ class _Session:
         yield self.reply
 
     def _goes_over(self, connection: Connection) -> None:
-        self.connection = connection
+        self.connection, self.asked_at = connection, time.monotonic()
 
 
 class Poll:
@@ -63,7 +65,6 @@ class Poll:
         self._sdk = sdk
         self._jobs_client, self._signals_client = Client(sdk.auth_header()), Client(sdk.auth_header())
         self._jobs_session, self._signals_session = _Session(self._jobs_client), _Session(self._signals_client)
-        self._begin = 0.0
         self._limit: asyncio.Timeout | None = None
         self._leaving: asyncio.Task[None] | None = None
 
@@ -76,7 +77,6 @@ class Poll:
 
         Raises what the SDK and its session raise.
         """
-        self._begin = time.monotonic()
         timer = asyncio.get_running_loop().call_later(_POLL_TIMEOUT_S, self.leave)
         try:
             async with asyncio.timeout(None) as self._limit:
@@ -125,16 +125,22 @@ class Poll:
         the server that we are leaving, and lets us read until it has said its last word. TLS knows no half; there we
         wait as long for a reply to begin. One that has begun is read to its end.
         """
+        session = self._jobs_session
         # A server that reads a request and its end at once may choose a job and find nobody to give it to.
-        await asyncio.sleep(max(0.0, self._begin + _SETTLE_S - time.monotonic()))
+        while (wait := session.asked_at + _SETTLE_S - time.monotonic()) > 0:  # noqa: ASYNC110 - for a clock
+            await asyncio.sleep(wait)
         self._jobs_client.leaving = True
-        connection = self._jobs_session.connection
-        if connection is not None and not connection.replying:
-            connection.end_sending()
-        await asyncio.sleep(_LEAVE_S)
-        if connection is not None and connection.replying:
-            await asyncio.sleep(_BODY_S)
-        limit.reschedule(0.0)  # long ago, on the event loop's clock
+        connection = session.connection
+        if connection is not None and connection.is_asking:
+            if not connection.replying:
+                connection.end_sending()
+            await asyncio.sleep(_LEAVE_S)
+            if connection.replying:
+                await asyncio.sleep(_BODY_S)
+            # Not by cancelling `take`, which by now may have a reply and look through it for jobs.
+            connection.close()
+        elif session.reply is None:  # it connects; where there is a reply, it is looked through for jobs
+            limit.reschedule(0.0)  # long ago, on the event loop's clock
 
     async def stop_signals(self) -> list[str]:
         """Ids of jobs to stop, from the SDK's long poll; empty when there are none. Raises what the SDK raises."""
@@ -216,7 +222,7 @@ class Results:
                     refusal, pause = status, max(pause, _REFUSED_PAUSE_S)
             except Exception as error:  # no memory, no thread, no descriptor: whatever it is, the job needs its answer
                 reason = f"{type(error).__name__}: {error}"
-                if isinstance(error, ValueError):  # no address
+                if isinstance(error, ValueError) and not isinstance(error, OSError):  # no address; TLS's are both
                     deadline = 0.0
                 _distrusted(error)
             if once:

@@ -137,6 +137,17 @@ def test_what_the_sdk_would_have_of_a_library_that_is_not_loaded_is_there_when_i
     assert python(code).stdout.split() == ["True"]
 
 
+def test_the_exception_is_the_one_that_is_raised_whenever_the_sdk_is_asked_for():
+    """What the heartbeat takes of http_client runs that module again, with another class of the same name."""
+    code = (
+        "from handler import sdk\n"
+        "sdk.load(), sdk.heartbeat()\n"
+        "from runpod.serverless.modules import rp_job\n"
+        "print(sdk.load().too_many_requests is rp_job.TooManyRequests)"
+    )
+    assert python(code).stdout.split() == ["True"]
+
+
 def test_the_heartbeat_loads_no_second_http_client():
     code = (
         "import sys\n"

@@ -1,17 +1,24 @@
-"""Results on their way to gateways that break off, fall silent, or refuse."""
+"""Results on their way to gateways that break off, fall silent, or refuse; jobs that come as their poll is given up."""
 
 import asyncio
 import re
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import aiohappyeyeballs
 import orjson
 import pytest
 
+from handler import connections, take_body, transport, trust
 from handler import sdk as sdk_module
-from handler.transport import Results
+from handler.transport import Poll, Results
+from tests.scripted_server import Server, replies, serving
+from tests.tls_server import certificate
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 LARGE = b'{"output": "' + b"x" * 3_000_000 + b'"}'
@@ -112,3 +119,201 @@ async def test_a_machine_that_slept_through_the_time_for_a_result_tries_once_mor
     async with results_to(answer, 0.0) as results:
         assert await results.send("1", b'{"output": 1}')
     assert len(posted) == 2
+
+
+async def test_a_certificate_that_is_not_trusted_now_may_be_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Python's exception for it is a ValueError, as that for what is no address."""
+    trusting = server_context(tmp_path, monkeypatch)
+    contexts = [ssl.create_default_context() for _ in range(3)] + [trust.context()]
+    monkeypatch.setattr(trust, "context", lambda: contexts.pop(0))
+    async with serving(replies(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), tls=trusting) as server:
+        results = Results(replace(sdk_module.load(), job_done_url=f"{server.url}/$ID?a=b"), 5.0)
+        assert await results.send("1", b'{"output": 1}')
+        results.close()
+        assert not contexts
+
+
+async def test_a_redirect_to_nowhere_does_not_end_the_attempts():
+    nowhere = b"HTTP/1.1 307 Go\r\nLocation: http://[\r\nContent-Length: 0\r\n\r\n"
+    async with serving(replies(nowhere, nowhere, nowhere, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")) as server:
+        results = Results(replace(sdk_module.load(), job_done_url=f"{server.url}/$ID?a=b"), 5.0)
+        assert await results.send("1", b'{"output": 1}')
+        results.close()
+
+
+# Polls that are given up
+
+
+def job(mark: bytes = b"") -> bytes:
+    body = mark + b'{"id": "1", "input": 2}'
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+def server_context(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """Of a server that is trusted from now on."""
+    pem = certificate(folder, "localhost")
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(pem)
+    client = ssl.create_default_context(cafile=str(pem))
+    monkeypatch.setattr(trust, "context", lambda: client)
+    return made
+
+
+@asynccontextmanager
+async def polling(url: str) -> AsyncIterator[Poll]:
+    loaded = sdk_module.load()
+    from runpod.serverless.modules import rp_job
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rp_job, "JOB_GET_URL", f"{url}/job-take/1?a=b")
+        patch.setattr(transport, "_SETTLE_S", 0.1)
+        patch.setattr(transport, "_LEAVE_S", 0.1)
+        poll = Poll(loaded)
+        try:
+            yield poll
+        finally:
+            poll.close()
+
+
+@pytest.mark.parametrize("over_tls", [False, True])
+@pytest.mark.parametrize("given_up", ["by a stop", "by the time limit"])
+async def test_a_job_that_comes_as_its_poll_is_given_up_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over_tls: bool, given_up: str
+):
+    """Without TLS the server is told, and says its last word then; with TLS a reply has some time to begin."""
+
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.request(reader, server.accepted - 1)
+        asked = time.monotonic()
+        if over_tls:
+            await asyncio.sleep(0.15)
+        else:
+            assert await reader.read() == b""
+            waited.append(time.monotonic() - asked)
+        if server.accepted == 1:
+            writer.write(job()[:-1])
+            await asyncio.sleep(0.2)  # a reply that has begun has more
+            writer.write(job()[-1:])
+            await reader.read()
+        elif over_tls:
+            await reader.read()
+
+    waited: list[float] = []
+    monkeypatch.setattr(transport, "_POLL_TIMEOUT_S", 0.02 if given_up == "by the time limit" else 90.0)
+    async with (
+        serving(script, tls=server_context(tmp_path, monkeypatch) if over_tls else None) as server,
+        polling(server.url) as poll,
+    ):
+        for found in ([{"id": "1", "input": 2}], []):
+            taking = asyncio.create_task(poll.take(1))
+            before = len(server.heads)
+            while len(server.heads) == before:
+                await asyncio.sleep(0)
+            if given_up == "by a stop":
+                poll.leave()
+                poll.leave()
+            assert await taking == found
+        assert all(0.08 < each < 0.3 for each in waited)  # since it was asked
+        poll.leave()  # when nothing is taken
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_poll_that_is_given_up_while_it_connects_asks_for_nothing(monkeypatch: pytest.MonkeyPatch, again: bool):
+    """For the first time, or again, after the connection that was kept had ended."""
+    connecting = asyncio.Event()
+    connect = aiohappyeyeballs.start_connection
+
+    async def slow(*args: Any, **options: Any) -> Any:
+        connecting.set()
+        await asyncio.sleep(0.6)
+        return await connect(*args, **options)
+
+    async with serving(replies(*([job(), None] if again else []), job())) as server, polling(server.url) as poll:
+        if again:
+            assert len(await poll.take(1)) == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(connections, "start_connection", slow)
+            taking = asyncio.create_task(poll.take(1))
+            await connecting.wait()
+            begin = time.monotonic()
+            poll.leave()
+            assert await taking == []
+            assert time.monotonic() - begin < (0.3 if again else 0.1)
+        assert len(server.heads) == (2 if again else 0)
+        assert len(await poll.take(1)) == 1
+
+
+async def test_a_poll_that_was_given_up_or_timed_has_no_hold_on_the_next(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(transport, "_POLL_TIMEOUT_S", 0.4)
+
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for seconds in (0.2, 0.3):
+            await server.request(reader, 0)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    ends.append(await reader.read())
+            writer.write(job())
+        await reader.read()
+
+    ends: list[bytes] = []
+    async with serving(script) as server, polling(server.url) as poll:
+        monkeypatch.setattr(transport, "_SETTLE_S", 0.25)
+        poll.leave()  # when nothing is taken
+        for _ in range(2):
+            taking = asyncio.create_task(poll.take(1))
+            if not ends:
+                await asyncio.sleep(0.1)
+            if not server.heads[1:]:
+                poll.leave()
+                poll.leave()
+            assert len(await taking) == 1
+        assert not ends
+
+
+@pytest.mark.parametrize("reply_is_here", [True, False])
+async def test_a_job_that_has_to_be_searched_for_is_not_given_up(monkeypatch: pytest.MonkeyPatch, reply_is_here: bool):
+    """In a reply of megabytes that takes longer than the poll's last moments."""
+    searching, salvage = asyncio.Event(), take_body.salvage
+    loop = asyncio.get_running_loop()
+
+    def slow(body: bytes) -> list[dict[str, Any]]:
+        loop.call_soon_threadsafe(searching.set)
+        time.sleep(0.5)
+        return salvage(body)
+
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.request(reader, 0)
+        if not reply_is_here:
+            poll.leave()
+            await reader.read()
+        writer.write(job("\ufeff".encode()))
+        await reader.read()
+
+    monkeypatch.setattr(take_body, "salvage", slow)
+    async with serving(script) as server, polling(server.url) as poll:
+        taking = asyncio.create_task(poll.take(1))
+        await searching.wait()
+        poll.leave()
+        assert await taking == [{"id": "1", "input": 2}]
+        poll.close()
+
+
+async def test_a_reply_that_has_begun_is_not_disturbed():
+    """A server may take the end of our half for the end of all."""
+
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.request(reader, 0)
+        writer.write(job()[:-1])
+        await asyncio.sleep(0.05)
+        poll.leave()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.3):
+                ends.append(await reader.read())
+        writer.write(job()[-1:])
+        await reader.read()
+
+    ends: list[bytes] = []
+    async with serving(script) as server, polling(server.url) as poll:
+        assert await poll.take(1) == [{"id": "1", "input": 2}]
+        assert not ends
+        poll.close()
