@@ -148,6 +148,21 @@ def test_the_exception_is_the_one_that_is_raised_whenever_the_sdk_is_asked_for()
     assert python(code).stdout.split() == ["True"]
 
 
+def test_the_sdk_introduces_itself_as_it_does_without_us():
+    """Its version is put in place, for it would be read with the parser of e-mails."""
+    plain = python("from runpod.user_agent import USER_AGENT; print(USER_AGENT)")
+    ours = python(
+        "import sys\n"
+        "from handler import sdk\n"
+        "agent = sdk.load().auth_header()['User-Agent']\n"
+        "from handler import front\n"
+        "assert 'importlib.metadata' not in sys.modules\n"
+        "print(agent)"
+    )
+    assert ours.stdout == plain.stdout
+    assert sdk.TESTED_VERSION in ours.stdout
+
+
 def test_the_heartbeat_loads_no_second_http_client():
     code = (
         "import sys\n"
