@@ -154,8 +154,11 @@ def soak(
     load = MixedLoad()
     with load.emulator as emulator, WorkerProcess.ours(emulator, bundle, env={"ENGINE": engine}) as worker:
         payloads = mixed_jobs()
-        # As many large jobs at once as may run: afterwards thread pools and buffers are as large as they get.
-        load.run(IN_FLIGHT, ({"texts": list(islice(stream(seed=1), IN_FLIGHT))} for _ in count()))
+        # As many large jobs at once as may run, and then the longest ones: afterwards thread pools and buffers are as
+        # large as they get.
+        texts = list(islice(stream(seed=1), 1000))
+        load.run(IN_FLIGHT, ({"texts": texts[:IN_FLIGHT]} for _ in count()))
+        load.run(IN_FLIGHT, ({"texts": [max(texts, key=len)] * IN_FLIGHT} for _ in count()))
         load.run(warm_up, payloads)
         _wait_for_ping(emulator)
         first_health = _health(emulator)

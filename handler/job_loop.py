@@ -52,11 +52,12 @@ class JobLoop:
         on_first_take: Callable[[], None] = lambda: None,
     ) -> None:
         self._sdk = sdk
+        self._poll = Poll(sdk)
+        self._results = Results(sdk, result_timeout_s)
         self._handler = handler
         self._concurrency = 1
         self._modify_concurrency = concurrency_modifier
         self._drain_timeout_s = drain_timeout_s
-        self._result_timeout_s = result_timeout_s
         self._job_timeout_s = job_timeout_s or None
         self._debug = debug
         self._on_first_take: Callable[[], None] | None = on_first_take
@@ -74,14 +75,13 @@ class JobLoop:
         """Take no more jobs, finish what runs, and let `run` return."""
         self._stop.set()
         self._room.set()
+        self._poll.leave()
 
     async def run(self, ready: Awaitable[object] | None = None) -> None:
         """Serve until stopped; SIGTERM, SIGINT and SIGHUP stop. No job that was taken is left without an answer.
 
         `ready` is awaited before, while connections are opened. Raises what it raises.
         """
-        self._poll = Poll(self._sdk)
-        self._results = Results(self._sdk, self._result_timeout_s)
         try:
             if ready is not None:
                 await self._connect_until(ready)
@@ -104,7 +104,6 @@ class JobLoop:
         for signum in ending_signals():
             loop.add_signal_handler(signum, self.stop)
         stop_signals = asyncio.create_task(self._follow_stop_signals())
-        leaving = asyncio.create_task(self._leave_when_stopped())
         try:
             await self._take_until_stopped()
         finally:  # whatever ended it, such as a concurrency modifier that raises
@@ -112,14 +111,9 @@ class JobLoop:
                 await self._drain()
             finally:
                 stop_signals.cancel()
-                leaving.cancel()
-                await asyncio.gather(stop_signals, leaving, return_exceptions=True)
+                await asyncio.gather(stop_signals, return_exceptions=True)
 
     # Taking
-
-    async def _leave_when_stopped(self) -> None:
-        await self._stop.wait()
-        self._poll.leave()
 
     async def _take_until_stopped(self) -> None:
         pause, quick_polls = _FIRST_PAUSE_S, 0
