@@ -4,7 +4,7 @@
 command line. A worker needs four of its modules. So its packages are entered through shells: their `__init__` runs
 only when somebody asks for a name that it defines, which a fork's `import runpod; runpod.Endpoint` still can. What
 those four modules import and a worker does not call is not loaded either: tomlkit (writes credentials), requests (until
-the heartbeat pings with it) and aiohttp (transport.py brings its own HTTP; half of this process's imports).
+the heartbeat pings with it) and aiohttp (connections.py and http1.py are the worker's HTTP).
 """
 
 from __future__ import annotations
