@@ -118,25 +118,31 @@ class Exchange:
         """Cancel a job unless it is finished. Raises KeyError for an unknown job."""
         return self.store.cancel(job_id, now())
 
-    async def take(self, worker_id: str, count: int) -> list[JobRecord]:
-        """Up to `count` jobs, as soon as there is one; empty when the long poll is over.
+    async def take(self, worker_id: str, count: int, is_gone: Callable[[], bool] = lambda: False) -> list[JobRecord]:
+        """Up to `count` jobs, as soon as there is one; empty when the long poll is over, or when the caller `is_gone`.
 
         Nothing is awaited after the jobs are chosen, so a caller that is cancelled while it waits loses none.
         """
         deadline = now() + self._long_poll_s
-        while not (taken := self.store.take(worker_id, count, now())):
+        while not is_gone():
+            if taken := self.store.take(worker_id, count, now()):
+                self._arm()
+                return taken
             if not await self.takers.wait(deadline - now()):
                 return []
-        self._arm()
-        return taken
+        self.takers.wake()  # it may have been woken for a job: the next in line gets it
+        return []
 
-    async def stops(self, worker_id: str) -> list[str]:
-        """The ids that the worker should stop, as soon as there is one; empty when the poll is over."""
+    async def stops(self, worker_id: str, is_gone: Callable[[], bool] = lambda: False) -> list[str]:
+        """The ids that the worker should stop, as soon as there is one; empty when the poll is over, as in `take`."""
         deadline = now() + self._stop_poll_s
-        while not (stops := self.store.pop_stops(worker_id, now())):
+        while not is_gone():
+            if stops := self.store.pop_stops(worker_id, now()):
+                return stops
             if self._closed or not await self._stops[worker_id].wait(deadline - now()):
                 return []
-        return stops
+        self._stops[worker_id].wake()
+        return []
 
     async def finished(self, record: JobRecord, timeout_s: float) -> bool:
         """Whether the job reaches a final status within `timeout_s` seconds."""

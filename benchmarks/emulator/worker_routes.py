@@ -5,6 +5,7 @@ Here a worker's requests become calls on the exchange, and faults strike. No sta
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -58,7 +59,7 @@ class WorkerRoutes:
         """GET job-take: one job as an object, or 204."""
         worker = request.match_info["worker"]
         self._store.asked(worker, dict(request.query), now())
-        taken = await self._exchange.take(worker, 1)
+        taken = await self._exchange.take(worker, 1, partial(_is_gone, request))
         return _jobs_reply(taken[0].wire) if taken else web.Response(status=204)
 
     async def take_batch(self, request: web.Request) -> web.Response:
@@ -68,12 +69,12 @@ class WorkerRoutes:
         size = request.query.get("batch_size", "")
         if not size.isdecimal() or int(size) < 1:
             return self._rejected(request, 400, f"batch_size must be a positive integer, not {size!r}")
-        taken = await self._exchange.take(worker, int(size))
+        taken = await self._exchange.take(worker, int(size), partial(_is_gone, request))
         return _jobs_reply(b"[" + b",".join(job.wire for job in taken) + b"]") if taken else web.Response(status=204)
 
     async def stop(self, request: web.Request) -> web.Response:
         """GET job-stop: ids of jobs that were cancelled or timed out, or 204."""
-        stops = await self._exchange.stops(request.match_info["worker"])
+        stops = await self._exchange.stops(request.match_info["worker"], partial(_is_gone, request))
         return reply({"jobsToStop": stops}) if stops else web.Response(status=204)
 
     async def ping(self, request: web.Request) -> web.Response:
@@ -114,6 +115,11 @@ class WorkerRoutes:
     def _rejected(self, request: web.Request, status: int, reason: str, body: bytes = b"") -> web.Response:
         self._store.reject(request.match_info["worker"], request.match_info.get("job", ""), reason, body)
         return refusal(status, reason)
+
+
+def _is_gone(request: web.Request) -> bool:
+    """Whether nobody would get the reply. A poll can be woken between the end of its request and its cancellation."""
+    return request.transport is None or request.transport.is_closing()
 
 
 def _jobs_reply(body: bytes) -> web.Response:

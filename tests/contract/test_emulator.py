@@ -12,11 +12,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -27,6 +29,32 @@ from benchmarks.emulator.jobs import JobStore
 
 ROOT = Path(__file__).parents[2]
 SOON_S = 5.0  # an upper bound for what happens at once; no test waits for it to pass
+
+
+def worker_url(emulator: EmulatorThread, route: str) -> str:
+    return f"{emulator.endpoint_url_base}/{emulator.endpoint_id}/{route}/leaving?gpu=x"
+
+
+def end_a_poll_in_the_instant_of(
+    event: Callable[[Emulator], JobRecord], emulator: EmulatorThread, route: str
+) -> JobRecord:
+    """The emulator reads the end before the poll can run, and cancels it after: on uvloop, in one turn of the loop."""
+
+    def event_and_end(running: Emulator) -> JobRecord:
+        record = event(running)
+        connection.shutdown(socket.SHUT_WR)
+        time.sleep(0.1)  # it is on its way, whatever else this machine does
+        return record
+
+    url = urlsplit(worker_url(emulator, route))
+    with socket.create_connection((url.hostname, url.port)) as connection:
+        connection.sendall(
+            f"GET {url.path}?{url.query} HTTP/1.1\r\nHost: x\r\nAuthorization: emulator\r\n\r\n".encode()
+        )
+        time.sleep(0.2)  # until it waits
+        record = emulator.call(event_and_end)
+        assert connection.recv(1000) == b""
+    return record
 
 
 class Worker:
@@ -371,6 +399,20 @@ class TestWorkerRoutes:
             record = emulator.submit(1)
             assert (await worker.take())[0]["id"] == record.id
             assert record.attempts == 1
+
+    def test_jobs_do_not_go_to_a_poll_that_is_woken_after_the_end_of_its_request(self) -> None:
+        with EmulatorThread() as emulator:
+            record = end_a_poll_in_the_instant_of(lambda running: running.submit(1), emulator, "job-take")
+            assert (record.status, record.attempts) == ("IN_QUEUE", 0)
+
+    def test_stop_signals_do_not_either(self) -> None:
+        with EmulatorThread() as emulator:
+            record = emulator.submit(1)
+            request = urllib.request.Request(worker_url(emulator, "job-take"), headers={"Authorization": "emulator"})
+            with urllib.request.urlopen(request) as response:
+                assert json.load(response)["id"] == record.id
+            end_a_poll_in_the_instant_of(lambda running: running.cancel(record), emulator, "job-stop")
+            assert emulator.workers["leaving"].stops == [record.id]
 
     @pytest.mark.asyncio
     async def test_a_wake_that_reaches_a_cancelled_poll_goes_to_the_next(self) -> None:
