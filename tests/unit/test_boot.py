@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine import boot, plan_cache, probe
+from engine import boot, build_plan, probe
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import TensorRtEngine
 from engine.boot import foreseen, gather, open_engine, warmed
@@ -146,7 +146,7 @@ def builder(monkeypatch: pytest.MonkeyPatch, folder: Path, content: str = "plan_
     script = folder / "build.py"
     repository = str(Path(__file__).parents[2])
     script.write_text(BUILDS.format(repository=repository, content=content, changes=changes))
-    monkeypatch.setattr(plan_cache, "BUILD_COMMAND", (sys.executable, str(script)))
+    monkeypatch.setattr(build_plan, "BUILD_COMMAND", (sys.executable, str(script)))
 
 
 def test_a_plan_is_built_once_and_found_from_then_on(
