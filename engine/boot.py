@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from engine.bundle import Bundle
     from engine.config import Settings
 
+Say: TypeAlias = Callable[[str], None]
+"""Takes a line for the log."""
+
 _BESIDE_TENSORRT = ("pycuda.driver", "cuda.bindings.driver")
 """What engine/backends/cuda.py imports."""
 
@@ -31,7 +34,7 @@ def open_engine(
     bundle: Bundle,
     settings: Settings,
     graph: str = "model",
-    say: plan_cache.Say = lambda line: None,
+    say: Say = lambda line: None,
     struck: dict[str, str] | None = None,
     need: Need = lambda names: None,
 ) -> tuple[Engine, Choice]:
@@ -76,7 +79,7 @@ def warmed(
     bundle: Bundle,
     settings: Settings,
     graph: str = "model",
-    say: plan_cache.Say = lambda line: None,
+    say: Say = lambda line: None,
     struck: dict[str, str] | None = None,
     need: Need = lambda names: None,
 ) -> tuple[Engine, Choice]:
@@ -165,13 +168,12 @@ def _is_last(key: str, settings: Settings) -> bool:
     return key in ("onnxruntime-cpu", "fake", settings.engine)
 
 
-def _built(
-    bundle: Bundle, settings: Settings, graph: str, facts: Facts, struck: dict[str, str], say: Callable[[str], None]
-) -> Facts:
+def _built(bundle: Bundle, settings: Settings, graph: str, facts: Facts, struck: dict[str, str], say: Say) -> Facts:
     """`facts` with the plan that was built, or that another worker has built meanwhile. Raises EngineError.
 
     A plan that was struck and is built anew is no longer struck; the build is, so that there is one at most.
     """
+    from engine import build_plan  # not at the top: a boot that builds nothing need not wait for what that takes
 
     def now() -> Facts:
         return replace(facts, cached=plan_cache.cached_plans(settings.plan_cache, bundle, graph))
@@ -179,7 +181,7 @@ def _built(
     def is_there() -> bool:
         return not select(settings, replace(now(), struck={**facts.struck, **struck})).build
 
-    plan_cache.build(bundle, settings.plan_cache, settings.build_timeout_s, say, is_there)
+    build_plan.build(bundle, settings.plan_cache, settings.build_timeout_s, say, is_there)
     for plan in now().cached:
         struck.pop(str(plan.path), None)
     if not is_there():

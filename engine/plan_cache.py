@@ -4,49 +4,28 @@
     PLAN_CACHE/model-NVIDIA_L4-trt10.13.0.35.timing.cache              what the builder measured, for one kind of GPU
     PLAN_CACHE/.lock                                                   held while a worker builds
 
-The folder's name says what the plans were built from; the sidecar, written last, that the plan beside it is whole. The
-build itself is the export's, started as a process of its own: nothing here imports it. A timing cache serves every
-model whose graph has that name: layers of the same kind and size take the same time whatever their weights are.
+The folder's name says what the plans were built from; the sidecar, written last, that the plan beside it is whole. A
+timing cache serves every model whose graph has that name: layers of the same kind and size take the same time whatever
+their weights are. build_plan.py writes all of it; here it is read.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
-import os
-import re
-import subprocess
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from shutil import copyfile, copytree
+from typing import TYPE_CHECKING
 
-from engine import probe
-from engine.bundle import CHECKSUM, MANIFEST, Bundle, open_bundle
 from engine.errors import BundleError, EngineError
-from engine.plan import SUFFIX, TIMING_CACHE, PlanFile, plans_of, read_sidecar, sidecar_of, source_digest
+from engine.plan import SUFFIX, PlanFile, read_sidecar, sidecar_of, source_digest
 
-BUILD_COMMAND = (sys.executable, "-m", "export", "plan")
-"""Followed by a folder with a bundle, to which it adds plans for this machine's GPU."""
-_LEASH = (sys.executable, "-m", "engine.leash")
-
-Say = Callable[[str], None]
-"""Takes a line for the log."""
-
-_WATCH_S = 0.5
-_STILL_AT_IT_S = 15.0
-_LOCK_CHECK_S = 0.5
+if TYPE_CHECKING:
+    from engine.bundle import Bundle
 
 
 def cached_plans(cache: Path, bundle: Bundle, graph: str) -> list[PlanFile]:
     """The plans in `cache` that were built from this very graph, by file name. Those half written are left out."""
     found = []
-    for path in sorted(_folder(cache, bundle, graph).glob(f"*{SUFFIX}")):
+    for path in sorted(folder_of(cache, bundle, graph).glob(f"*{SUFFIX}")):
         try:
             found.append(PlanFile(read_sidecar(path.with_name(sidecar_of(path.name))), path))
         except BundleError:
@@ -64,174 +43,7 @@ def verify(plan: PlanFile) -> None:
         raise EngineError(f"{plan.path} is not the plan that its sidecar describes; remove it")
 
 
-def build(bundle: Bundle, cache: Path, timeout_s: float, say: Say, is_there: Callable[[], bool]) -> None:
-    """Build plans for every graph of `bundle` on this GPU into `cache`, within `timeout_s` seconds.
-
-    One worker builds at a time; who waited for another asks `is_there` before building again. Raises EngineError.
-    """
-    deadline = time.monotonic() + timeout_s
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache / ".lock", deadline, say):
-            if is_there():
-                return say("another worker has built it meanwhile")
-            with tempfile.TemporaryDirectory(prefix="build-plan-") as work:
-                copy = _copy(bundle, Path(work) / "bundle")
-                _bring_timings(bundle, cache, copy)
-                _run([*BUILD_COMMAND, str(copy)], work, deadline, timeout_s, say)
-                _keep(open_bundle(copy), bundle, cache)
-                _keep_timings(bundle, cache, copy)
-    except OSError as error:
-        raise EngineError(
-            f"a plan cannot be kept in PLAN_CACHE={cache} ({error.strerror}); attach a volume, or name a folder there "
-            "that the worker may write"
-        ) from error
-    except BundleError as error:
-        raise EngineError(f"the build left no bundle: {error}") from error
-
-
-def _folder(cache: Path, bundle: Bundle, graph: str) -> Path:
+def folder_of(cache: Path, bundle: Bundle, graph: str) -> Path:
+    """Where in `cache` the plans of this very graph lie."""
     onnx = bundle.manifest.graphs[graph].onnx["fp32"]
     return cache / f"{graph}-{source_digest(bundle.manifest.files, onnx)}"
-
-
-@contextmanager
-def _locked(path: Path, deadline: float, say: Say) -> Iterator[None]:
-    """Hold the lock at `path` for the block. Raises EngineError when another holds it until `deadline`."""
-    with open(path, "a") as file:
-        waited = False
-        while not _try_lock(file.fileno()):
-            if time.monotonic() > deadline:
-                raise EngineError("another worker builds a plan and does not end (BUILD_TIMEOUT_S)")
-            if not waited:
-                say("another worker builds a plan on this volume; waiting for it")
-                waited = True
-            time.sleep(_LOCK_CHECK_S)
-        yield
-
-
-def _try_lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        # A volume that knows no locks: two may then build the same at once, which wastes time and harms nothing, for
-        # what they keep is renamed into place.
-        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-    return True
-
-
-def _copy(bundle: Bundle, to: Path) -> Path:
-    """A bundle of links to the files of `bundle`: it lies in an image, which the worker may not write."""
-    copytree(bundle.path.resolve(), to, copy_function=os.symlink)
-    for name in (MANIFEST, CHECKSUM):
-        (to / name).unlink()
-        copyfile(bundle.path / name, to / name)
-    return to
-
-
-def _run(command: list[str], work: str, deadline: float, timeout_s: float, say: Say) -> None:
-    """Run `command`, which works in the folder `work`, hand on what it prints, and end it at `deadline`.
-
-    It ends with us, too, however we do (engine/leash.py). Raises EngineError unless it exits with 0.
-    """
-    begin, last = time.monotonic(), ""
-    say(f"building a plan: {' '.join(command)}")
-    process = subprocess.Popen(
-        [*_LEASH, work, *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},  # lines when they are printed
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    leash, ended, parent, why = process.stdin, threading.Event(), os.getppid(), ""
-
-    def watch() -> None:
-        nonlocal why
-        said = begin
-        while not ended.wait(min(_WATCH_S, max(0.0, deadline - time.monotonic()))):
-            now = time.monotonic()
-            if now >= deadline:
-                why = f"the build took longer than {timeout_s:g} s (BUILD_TIMEOUT_S) and was ended"
-            elif os.getppid() != parent:
-                why = "the worker that the build was for has ended"
-            elif now - said >= _STILL_AT_IT_S:
-                said = now
-                say(f"building a plan: {now - begin:.0f} s")
-            if why:
-                leash.close()
-                return
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        with process.stdout as lines:
-            for line in lines:
-                if line := line.strip():
-                    last = line
-                    say(f"building a plan: {line}")
-        code = process.wait()
-    finally:
-        ended.set()
-        watcher.join()
-        leash.close()
-        process.wait()
-    if why:
-        raise EngineError(why)
-    if code:
-        raise EngineError(f"the build ended with code {code}: {last or 'it said nothing'}")
-    say(f"building a plan: done after {time.monotonic() - begin:.0f} s")
-
-
-def _keep(built: Bundle, before: Bundle, cache: Path) -> None:
-    """Put the plans that `built` has and `before` had not into `cache`. Raises EngineError when there are none."""
-    new = [
-        (plan, _folder(cache, before, graph))
-        for graph in before.manifest.graphs
-        for plan in plans_of(built, graph)
-        if (plan.plan.size, plan.plan.sha256) != before.manifest.files.get(str(plan.path.relative_to(built.path)))
-    ]
-    if not new:
-        raise EngineError("the build added no plan")
-    for plan, folder in new:
-        folder.mkdir(exist_ok=True)
-        for source in (plan.path, plan.path.with_name(sidecar_of(plan.name))):  # the sidecar last: it says "whole"
-            _put(source, folder / source.name)
-
-
-def _put(source: Path, target: Path) -> None:
-    """Copy a file to the volume, where it is whole or absent."""
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    copyfile(source, part)
-    os.replace(part, target)
-
-
-def _bring_timings(bundle: Bundle, cache: Path, copy: Path) -> None:
-    for kept, used in _timing_caches(bundle, cache, copy):
-        if kept.exists():
-            used.parent.mkdir(parents=True, exist_ok=True)
-            used.unlink(missing_ok=True)  # it may be a link to the bundle's own
-            copyfile(kept, used)
-
-
-def _keep_timings(bundle: Bundle, cache: Path, copy: Path) -> None:
-    for kept, used in _timing_caches(bundle, cache, copy):
-        if used.exists():
-            _put(used, kept)
-
-
-def _timing_caches(bundle: Bundle, cache: Path, copy: Path) -> Iterator[tuple[Path, Path]]:
-    """For every graph its timing cache on the volume, and the one that the build in `copy` reads and writes.
-
-    TensorRT takes a timing cache on the GPU and by the version only that it comes from.
-    """
-    found, version = probe.gpu(), probe.tensorrt_version()
-    if found is None or version is None:
-        return
-    name = re.sub(r"[^A-Za-z0-9]+", "_", found.name)
-    for graph in bundle.manifest.graphs:
-        kept = cache / f"{graph}-{name}-trt{version}.{TIMING_CACHE}"
-        yield kept, copy / "graphs" / graph / "plans" / TIMING_CACHE

@@ -302,14 +302,14 @@ def test_a_graph_that_half_precision_cannot_hold_fails_the_gate(bundle: Path, ca
 
 def test_a_boot_can_build_from_a_bundle_that_it_may_not_write(bundle: Path, tmp_path: Path):
     """What BUILD_ON_BOOT does, in a copy made of links, with the other builder."""
-    from engine import plan_cache
+    from engine import build_plan, plan_cache
 
     before = snapshot(bundle)
-    command = (*plan_cache.BUILD_COMMAND, "--builder", "tensorrt-rtx", "--compute-capability", "8.9", *TINY)
+    command = (*build_plan.BUILD_COMMAND, "--builder", "tensorrt-rtx", "--compute-capability", "8.9", *TINY)
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_cache, "BUILD_COMMAND", command)
-        plan_cache.build(opened(bundle), tmp_path / "cache", 100, said.append, lambda: False)
+        patch.setattr(build_plan, "BUILD_COMMAND", command)
+        build_plan.build(opened(bundle), tmp_path / "cache", 100, said.append, lambda: False)
     (found,) = plan_cache.cached_plans(tmp_path / "cache", opened(bundle), "model")
     plan_cache.verify(found)
     assert found.plan.runtime == "tensorrt_rtx"

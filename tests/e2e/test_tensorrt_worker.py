@@ -112,8 +112,8 @@ def test_a_build_ends_with_the_worker_however_that_ends(
         "time.sleep(600)\n"
     )
     code = (
-        "import sys; from engine import plan_cache; from tests.e2e.tensorrt_worker import main\n"
-        f"plan_cache.BUILD_COMMAND = (sys.executable, {str(build)!r})\n"
+        "import sys; from engine import build_plan; from tests.e2e.tensorrt_worker import main\n"
+        f"build_plan.BUILD_COMMAND = (sys.executable, {str(build)!r})\n"
         "sys.exit(main())"
     )
     env = {**os.environ, "BUNDLE": str(small_bundle), "BUILD_ON_BOOT": "1", "PLAN_CACHE": str(tmp_path / "plans")}

@@ -1,5 +1,6 @@
 """From a bundle to an engine, on facts that are made up where this machine has no GPU."""
 
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine import boot, plan_cache, probe
+from engine import boot, build_plan, probe
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import TensorRtEngine
 from engine.boot import foreseen, gather, open_engine, warmed
@@ -146,7 +147,7 @@ def builder(monkeypatch: pytest.MonkeyPatch, folder: Path, content: str = "plan_
     script = folder / "build.py"
     repository = str(Path(__file__).parents[2])
     script.write_text(BUILDS.format(repository=repository, content=content, changes=changes))
-    monkeypatch.setattr(plan_cache, "BUILD_COMMAND", (sys.executable, str(script)))
+    monkeypatch.setattr(build_plan, "BUILD_COMMAND", (sys.executable, str(script)))
 
 
 def test_a_plan_is_built_once_and_found_from_then_on(
@@ -295,3 +296,24 @@ def test_without_a_gpu_no_plan_is_looked_at(small_bundle: Path, tmp_path: Path, 
 def test_importing_ahead_decides_nothing_and_never_fails(engine: str):
     sys.modules["tensorrt"] = None  # type: ignore[assignment]  # restored with the doubles
     boot.import_ahead(Settings(engine=engine))
+
+
+def test_a_boot_loads_nothing_that_a_lone_worker_on_a_cpu_does_not_use(small_bundle: Path):
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from engine.config import Settings\n"
+        "from handler.boot import boot\n"
+        "from handler.timeline import Timeline\n"
+        f"worker = boot(Settings(bundle=Path({str(small_bundle)!r}), engine='onnxruntime-cpu'), Timeline())\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))\n"
+        "worker.batcher.close()"
+    )
+    repository = Path(__file__).parents[2]
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=repository)
+    loaded = set(ran.stdout.splitlines()[-1].split())
+    assert {"onnxruntime", "numpy", "asyncio"} <= loaded
+    assert not loaded & {
+        "aiohttp", "argparse", "cryptography", "difflib", "email", "export", "http", "httptools", "onnx",
+        "pycuda", "PIL", "random", "runpod", "shutil", "soundfile", "tempfile", "tensorrt", "transformers", "uvloop",
+    }  # fmt: skip

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import plan_cache, probe
+from engine import build_plan, probe
+from engine.build_plan import build
 from engine.bundle import open_bundle, write_manifest
 from engine.errors import EngineError
-from engine.plan_cache import build, cached_plans, verify
+from engine.plan_cache import cached_plans, verify
 from engine.probe import Gpu
 from tests.bundles import write_small_bundle
 from tests.plans import add_plan
@@ -36,7 +37,7 @@ ADDS_A_PLAN = """
 def command(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
     path = folder / "build.py"
     path.write_text(textwrap.dedent(script).format(repository=str(REPOSITORY)))
-    monkeypatch.setattr(plan_cache, "BUILD_COMMAND", (sys.executable, str(path)))
+    monkeypatch.setattr(build_plan, "BUILD_COMMAND", (sys.executable, str(path)))
 
 
 def built(bundle: Path, cache: Path, timeout_s: float = 60, is_there: bool = False) -> list[str]:
@@ -134,15 +135,15 @@ def test_a_build_ends_with_the_worker_that_it_was_for(small_bundle: Path, tmp_pa
         import os, sys, time
         from pathlib import Path
         sys.path.insert(0, {str(REPOSITORY)!r})
-        from engine import plan_cache
+        from engine import build_plan
         from engine.bundle import open_bundle
-        plan_cache.BUILD_COMMAND = (sys.executable, {str(tmp_path / "build.py")!r})
+        build_plan.BUILD_COMMAND = (sys.executable, {str(tmp_path / "build.py")!r})
         if os.fork():
             while not os.path.exists({str(tmp_path / "build.py.pids")!r}):
                 time.sleep(0.01)
             os._exit(0)
         bundle = open_bundle(Path({str(small_bundle)!r}))
-        plan_cache.build(bundle, Path({str(tmp_path / "cache")!r}), 600, lambda line: None, lambda: False)
+        build_plan.build(bundle, Path({str(tmp_path / "cache")!r}), 600, lambda line: None, lambda: False)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
     assert "the worker that the build was for has ended" in done.stderr  # closed by the last of the two
@@ -150,8 +151,8 @@ def test_a_build_ends_with_the_worker_that_it_was_for(small_bundle: Path, tmp_pa
 
 
 def test_a_long_build_says_that_it_is_at_it(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(plan_cache, "_STILL_AT_IT_S", 0.05)
-    monkeypatch.setattr(plan_cache, "_WATCH_S", 0.02)
+    monkeypatch.setattr(build_plan, "_STILL_AT_IT_S", 0.05)
+    monkeypatch.setattr(build_plan, "_WATCH_S", 0.02)
     command(monkeypatch, tmp_path, "import time; time.sleep(0.5)" + ADDS_A_PLAN.replace("\n    ", "\n"))
     lines = built(small_bundle, tmp_path / "cache")
     assert any(re.fullmatch(r"building a plan: \d s", line) for line in lines)
@@ -197,7 +198,7 @@ def test_the_builders_timings_are_kept_on_the_volume_for_every_model_on_that_gpu
 
 
 def test_one_builds_and_the_other_waits_for_it(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(plan_cache, "_LOCK_CHECK_S", 0.01)
+    monkeypatch.setattr(build_plan, "_LOCK_CHECK_S", 0.01)
     command(monkeypatch, tmp_path, "raise SystemExit('nobody should build')")
     cache = tmp_path / "cache"
     cache.mkdir()
@@ -216,7 +217,7 @@ def test_one_builds_and_the_other_waits_for_it(small_bundle: Path, tmp_path: Pat
 
 
 def test_a_lock_that_is_never_released(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(plan_cache, "_LOCK_CHECK_S", 0.01)
+    monkeypatch.setattr(build_plan, "_LOCK_CHECK_S", 0.01)
     holder = subprocess.Popen(
         [sys.executable, "-c", f"import fcntl, time; f = open({str(tmp_path / '.lock')!r}, 'a');"
          "fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); time.sleep(600)"],
