@@ -1,18 +1,25 @@
 """The soak, short, and what it makes of a worker that leaks."""
 
 import argparse
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks import soak
 from benchmarks.mixed_jobs import mixed_jobs
 from benchmarks.results_file import read
 from benchmarks.soak import Report, Sample
+from tests.processes import wait_until_dead
 
+REPOSITORY = Path(__file__).parents[2]
 STEADY = Sample(rss_mb=100.0, pss_mb=80.0, fds=14, connections=35, threads=13, processes=2)
 
 
@@ -43,6 +50,22 @@ def test_a_short_soak(small_bundle: Path, tmp_path: Path, capsys: pytest.Capture
     by_hand = found["samples"][10]["rss_mb"] / found["samples"][0]["rss_mb"]
     assert growth.repeats[0] == pytest.approx(by_hand)
     assert "| threads " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_benchmark_that_is_told_to_end_leaves_no_worker_behind(small_bundle: Path, number: signal.Signals):
+    """One of the stock SDK's would ask an endpoint that is gone for jobs, again and again, on a whole CPU."""
+    command = [sys.executable, "-m", "benchmarks", "soak", "--engine", "fake", "--bundle", str(small_bundle)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    benchmark = psutil.Process(process.pid)
+    while len(children := benchmark.children(recursive=True)) < 2:  # the worker's two
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.splitlines()[-1]) == (130, "soak: interrupted")
+    for child in children:
+        wait_until_dead(child.pid)
 
 
 def test_a_worker_that_keeps_its_shape_passes():
