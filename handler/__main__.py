@@ -10,6 +10,9 @@ from handler import signals
 
 if __name__ == "__main__":  # before what takes longer is imported
     signals.end_at_once()
+    from handler.frugal import import_less
+
+    import_less()
 
 import gc
 import os

@@ -200,6 +200,9 @@ def _import_serving() -> None:
     """What is of no use before an engine is there."""
     import handler.engine_server
     import handler.handler  # noqa: F401 - for the modules, not the name
+    from handler import shells
+
+    shells.tie()
 
 
 def _load_task(bundle: Bundle, settings: Settings, timeline: Timeline) -> Task:

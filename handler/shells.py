@@ -1,4 +1,4 @@
-"""Packages that are importable at once, and whose `__init__` runs when somebody asks for what it defines.
+"""Modules that are importable at once, and whose code runs when somebody asks for what it defines.
 
 Rule: imports next to nothing, for it is there to save imports. importlib.util.LazyLoader would not do: in Python 3.11
 it loads a package as soon as something below it is imported.
@@ -9,17 +9,19 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import Any
 
+_untied: list[str] = []
+"""Shells below packages that were not imported yet."""
 _running: set[str] = set()
 _lock = threading.RLock()
-"""Whoever asks for a name while another thread runs `__init__` waits for it."""
+"""Whoever asks for a name while another thread runs the module waits for it."""
 
 
 class Shell(ModuleType):
-    """A package without what its `__init__` defines; once that has run it is an ordinary module."""
+    """A module without what its code defines, a package's `__init__`; once that has run it is an ordinary one."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -27,18 +29,18 @@ class Shell(ModuleType):
         submodule = f"{self.__name__}.{name}"
         if hasattr(self, "__path__") and PathFinder.find_spec(submodule, self.__path__):
             return importlib.import_module(submodule)
-        self._run_init()
+        self._run()
         return getattr(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A setting, such as `runpod.api_key`, is set after `__init__` has given it its default."""
+        """A setting, such as `runpod.api_key`, is set after the code has given it its default."""
         is_new = name not in self.__dict__ and not name.startswith("__") and not isinstance(value, ModuleType)
         if is_new and self.__name__ not in _running:
-            self._run_init()
+            self._run()
         ModuleType.__setattr__(self, name, value)
 
-    def _run_init(self) -> None:
-        """Raises AttributeError where `__init__` itself asks for what it has not defined yet."""
+    def _run(self) -> None:
+        """Raises AttributeError where the code itself asks for what it has not defined yet."""
         with _lock:
             if self.__class__ is not Shell:  # another thread was first
                 return
@@ -54,26 +56,40 @@ class Shell(ModuleType):
 
 
 def enter(name: str) -> bool:
-    """Put a shell in the place of the package `name`, unless it is imported already. False where there is none."""
+    """Put a shell in the place of a module in Python, unless it is imported already. False where there is none."""
     if name in sys.modules:
         return True
-    parent, _, child = name.rpartition(".")
-    spec = PathFinder.find_spec(name, _path_of(parent) if parent else None)
-    if spec is None or spec.submodule_search_locations is None:
+    spec = _spec_of(name)
+    if spec is None or not isinstance(spec.loader, SourceFileLoader):
         return False
     shell = Shell(name)
     shell.__spec__, shell.__loader__, shell.__file__ = spec, spec.loader, spec.origin
-    shell.__path__ = list(spec.submodule_search_locations)
-    shell.__package__ = name
+    if spec.submodule_search_locations is not None:
+        shell.__path__ = list(spec.submodule_search_locations)
+    shell.__package__ = spec.parent
     sys.modules[name] = shell
-    if parent in sys.modules:
-        setattr(sys.modules[parent], child, shell)
+    if "." in name:
+        _untied.append(name)
+        tie()
     return True
 
 
-def _path_of(package: str) -> list[str]:
-    """Where its modules lie; it need not be imported."""
-    if package in sys.modules:
-        return list(getattr(sys.modules[package], "__path__", ()))
-    spec = PathFinder.find_spec(package)
-    return list(spec.submodule_search_locations or ()) if spec is not None else []
+def tie() -> None:
+    """Make shells what imported modules are, attributes of their packages; again once those are imported as well."""
+    for name in list(_untied):
+        parent, _, child = name.rpartition(".")
+        if parent in sys.modules and name in sys.modules:
+            setattr(sys.modules[parent], child, sys.modules[name])
+            _untied.remove(name)
+
+
+def _spec_of(name: str) -> ModuleSpec | None:
+    """Where a module lies; its packages need not be imported."""
+    parent, *_ = name.rpartition(".")
+    if not parent:
+        return PathFinder.find_spec(name)
+    package = sys.modules.get(parent)
+    if package is not None:
+        return PathFinder.find_spec(name, getattr(package, "__path__", ()))
+    spec = _spec_of(parent)
+    return PathFinder.find_spec(name, spec.submodule_search_locations or ()) if spec is not None else None

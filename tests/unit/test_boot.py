@@ -301,6 +301,8 @@ def test_importing_ahead_decides_nothing_and_never_fails(engine: str):
 def test_a_boot_loads_nothing_that_a_lone_worker_on_a_cpu_does_not_use(small_bundle: Path):
     code = (
         "import sys\n"
+        "from handler.frugal import import_less\n"
+        "import_less()\n"
         "from pathlib import Path\n"
         "from engine.config import Settings\n"
         "from handler.boot import boot\n"
@@ -314,6 +316,7 @@ def test_a_boot_loads_nothing_that_a_lone_worker_on_a_cpu_does_not_use(small_bun
     loaded = set(ran.stdout.splitlines()[-1].split())
     assert {"onnxruntime", "numpy", "asyncio"} <= loaded
     assert not loaded & {
-        "aiohttp", "argparse", "cryptography", "difflib", "email", "export", "http", "httptools", "onnx",
+        "aiohttp", "argparse", "cryptography", "difflib", "dis", "email", "export", "http", "httptools", "onnx",
         "pycuda", "PIL", "random", "runpod", "shutil", "soundfile", "tempfile", "tensorrt", "transformers", "uvloop",
+        "_ast", "_pickle", "_ssl",
     }  # fmt: skip

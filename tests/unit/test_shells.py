@@ -1,4 +1,4 @@
-"""Packages whose `__init__` runs when it is needed: once, whoever asks, and however many at a time."""
+"""Modules whose code runs when it is needed: once, whoever asks, and however many at a time."""
 
 import importlib
 import subprocess
@@ -27,9 +27,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     folder.mkdir()
     (folder / "__init__.py").write_text(INIT)
     (folder / "below.py").write_text("value = 7\n")
+    (folder / "beside.py").write_text("from .below import value\nfrom . import beside\ndouble = 2 * value\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "shelled"
-    for name in ("shelled", "shelled.below"):
+    for name in ("shelled", "shelled.below", "shelled.beside"):
         sys.modules.pop(name, None)
 
 
@@ -61,10 +62,21 @@ def test_a_setting_outlives_its_default(package: str):
     assert (sys.modules[package].setting, sys.modules[package].began) == ("mine", 1)
 
 
+def test_a_module_that_is_no_package(package: str):
+    assert shells.enter("shelled.beside")  # before the package it is in is
+    imported = importlib.import_module("shelled.beside")
+    assert isinstance(imported, shells.Shell)
+    assert not hasattr(imported, "__path__")
+    assert (imported.double, type(imported).__name__) == (14, "module")
+    shells.tie()
+    assert sys.modules[package].beside is imported
+
+
 def test_what_is_imported_or_not_there_gets_none(package: str):
     module = importlib.import_module(package)
     assert shells.enter(package)
     assert sys.modules[package] is module
+    assert not shells.enter("_lsprof")  # not written in Python
     assert not shells.enter("shelled.below.none")
     assert not shells.enter("no_such_package")
     assert not shells.enter("no_such_package.random")
