@@ -9,6 +9,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from engine import huge_pages
 from engine.backends.buffers import Buffers
 from engine.bucket import Bucket, Ladder, rungs
 from engine.bundle import Bundle
@@ -35,6 +36,14 @@ _BEST_TOKENS_OF_LANE = 256
 # and SegFormer-B0 are fastest with 4 at once on two threads and with 1 to 4 on one; 32 at once took 1.1 to 1.4 times as
 # long a row. Of a large model they would take minutes, behind which everybody waits, and gigabytes.
 _BEST_ROWS_OF_THREAD = 2
+# In one piece, of which only what is used counts as held: a tenth of it with MiniLM.
+_ARENA_BYTES = 128 << 20
+_ARENA = {  # ONNX Runtime's own, but for the size that it begins with, which is 1 MB
+    "max_mem": 0,
+    "arena_extend_strategy": 0,
+    "initial_chunk_size_bytes": _ARENA_BYTES,
+    "max_dead_bytes_per_chunk": -1,
+}
 _LANES_HOLD = 2  # times the weights' size, generously: those of MiniLM held 0.6 times in fp32, once in int8
 _LOG_ERRORS_ONLY = 3
 # On the CPU the first run costs 2 to 10 ms more than others of its size, whatever its size, and no later one does.
@@ -79,6 +88,8 @@ class OnnxRuntimeEngine:
         self._out = Buffers(self.outputs, self.buckets)
         self._open = partial(_open_session, bundle, graph, provider, shares_arena=self.lanes > 0)
         self._session: Any = self._open(threads, cpus[1:])
+        if self.computes_in_caller:
+            huge_pages.ask(_ARENA_BYTES)
         self._bindings: dict[Bucket, Any] = {}
         self._started = self.buckets[0]
         self._cpus, self._bundle, self._graph = cpus, bundle, graph
@@ -92,6 +103,7 @@ class OnnxRuntimeEngine:
         if needed > left:
             raise EngineError(f"a second copy of the weights takes {readable(needed)}, {readable(left)} are left")
         session = self._open(1, ())
+        huge_pages.ask(_ARENA_BYTES)
         return [self._lane(session, number) for number in range(self.lanes)]
 
     def _lane(self, session: Any, number: int) -> OnnxRuntimeEngine:
@@ -164,7 +176,7 @@ def _make_arena() -> bool:
     """
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     try:
-        ort.create_and_register_allocator(memory, None)
+        ort.create_and_register_allocator(memory, ort.OrtArenaCfg(_ARENA))
     except Exception:  # somebody else's is registered already; what it holds is not ours to say
         return False
     return True
