@@ -36,7 +36,7 @@ def ask(least: int) -> int:
 def anonymous(maps: Iterable[str], least: int) -> Iterator[tuple[int, int]]:
     """Where memory begins and ends that is private, writable, of no file, and of `least` bytes or more.
 
-    `maps` are lines as in proc_pid_maps(5). The heap, stacks and what else has a name are left out.
+    `maps` are lines as in proc_pid_maps(5). The heap, the main stack and whatever else has a name are left out.
     """
     for line in maps:
         fields = line.split()
