@@ -36,7 +36,8 @@ _BEST_TOKENS_OF_LANE = 256
 # and SegFormer-B0 are fastest with 4 at once on two threads and with 1 to 4 on one; 32 at once took 1.1 to 1.4 times as
 # long a row. Of a large model they would take minutes, behind which everybody waits, and gigabytes.
 _BEST_ROWS_OF_THREAD = 2
-# In one piece, of which only what is used counts as held: a tenth of it with MiniLM.
+# In one piece, of which only what is used counts as held: an eighth with MiniLM. Of pieces that double, as they are
+# by default, some jobs of two lanes in 100,000 needed one more, and the worker held 5 MB more from then on; so 1 MB.
 _ARENA_BYTES = 128 << 20
 _ARENA = {  # ONNX Runtime's own, but for the size that it begins with, which is 1 MB
     "max_mem": 0,
