@@ -17,11 +17,9 @@ from engine.select import Choice, Facts, select
 
 if TYPE_CHECKING:
     from engine.backends.base import Engine
+    from engine.build_plan import Say
     from engine.bundle import Bundle
     from engine.config import Settings
-
-Say: TypeAlias = Callable[[str], None]
-"""Takes a line for the log."""
 
 _BESIDE_TENSORRT = ("pycuda.driver", "cuda.bindings.driver")
 """What engine/backends/cuda.py imports."""

@@ -3,7 +3,7 @@
 Most machines give them to those who ask and to nobody else (/sys/kernel/mm/transparent_hugepage/enabled: madvise), and
 neither the C library nor ONNX Runtime asks. On a virtual machine with two CPUs, more where its host was busy: 32
 clients of all-MiniLM-L6-v2 in int8 got 3 to 7 % more answers and those in fp32 as many; a job that found the worker
-idle was answered 3 to 17 % sooner; the worker held 1 to 5 MB more.
+idle was answered 3 to 17 % sooner; the worker held up to 5 MB more.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ _SELDOM_USED = ("numpy.random", "numpy.ma", "numpy.polynomial", "numpy.fft")
 _NEVER_USED = ("numpy.core._add_newdocs", "numpy.core._add_newdocs_scalars")
 """Docstrings."""
 _FOR_TLS = ("ssl", "asyncio.sslproto")
-"""asyncio imports them, and only a task that fetches by https: uses them."""
+"""asyncio imports them, and only a task that fetches by https uses them."""
 
 
 def import_less() -> None:

@@ -36,8 +36,8 @@ _BEST_TOKENS_OF_LANE = 256
 # and SegFormer-B0 are fastest with 4 at once on two threads and with 1 to 4 on one; 32 at once took 1.1 to 1.4 times as
 # long a row. Of a large model they would take minutes, behind which everybody waits, and gigabytes.
 _BEST_ROWS_OF_THREAD = 2
-# In one piece, of which only what is used counts as held: an eighth with MiniLM. Of pieces that double, as they are
-# by default, some jobs of two lanes in 100,000 needed one more, and the worker held 5 MB more from then on; so 1 MB.
+# In one piece, of which only what is used counts as held: an eighth with MiniLM. In pieces that double, which is the
+# default, a worker with two lanes in int8 held 5 MB more at once somewhere among 100,000 jobs; so it held 0.7 MB more.
 _ARENA_BYTES = 128 << 20
 _ARENA = {  # ONNX Runtime's own, but for the size that it begins with, which is 1 MB
     "max_mem": 0,
@@ -89,7 +89,7 @@ class OnnxRuntimeEngine:
         self._out = Buffers(self.outputs, self.buckets)
         self._open = partial(_open_session, bundle, graph, provider, shares_arena=self.lanes > 0)
         self._session: Any = self._open(threads, cpus[1:])
-        if self.computes_in_caller:
+        if self.lanes:  # and so an arena of that size, which is there now
             huge_pages.ask(_ARENA_BYTES)
         self._bindings: dict[Bucket, Any] = {}
         self._started = self.buckets[0]
@@ -104,7 +104,6 @@ class OnnxRuntimeEngine:
         if needed > left:
             raise EngineError(f"a second copy of the weights takes {readable(needed)}, {readable(left)} are left")
         session = self._open(1, ())
-        huge_pages.ask(_ARENA_BYTES)
         return [self._lane(session, number) for number in range(self.lanes)]
 
     def _lane(self, session: Any, number: int) -> OnnxRuntimeEngine:
