@@ -99,6 +99,8 @@ class Container:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._unshare.poll() is None:
-            self._unshare.kill()  # --kill-child: the kernel ends the rest
+            # --kill-child is not enough: Linux forgets it when chroot changes the user. Process 1 takes the rest along.
+            for main in psutil.Process(self._unshare.pid).children() or [self._unshare]:
+                main.kill()
             self._unshare.wait()
         self._log.close()

@@ -93,7 +93,9 @@ def test_nothing_can_be_written_not_even_by_root(image: Image, tmp_path: Path):
 
 def test_the_health_check_fails_before_the_worker_is_ready(image: Image, tmp_path: Path):
     with Container(image, {}, tmp_path / "log", ["python", "-c", "import time; time.sleep(60)"]) as container:
+        main = container.main
         assert container.healthcheck() == 1
+    assert not main.is_running()  # what a failed test, or this one, leaves behind would go on asking for jobs
 
 
 @pytest.mark.parametrize("after_s", [0, 0.1, 0.3])
