@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from engine import huge_pages
+from engine.errors import WorkerFault
+from handler.beside import Beside
 from handler.frames import Frames, open_frames
 
 if TYPE_CHECKING:
     from handler.boot import Worker
+
+_LARGE_PAGES_DELAY_S = 1.0  # a job that waited for this start goes first
 
 
 def serve(end: socket.socket, worker: Worker) -> None:
@@ -35,6 +41,8 @@ class _Server:
         self._worker.batcher.on_lost = tell
         gc.enable()
         gc.freeze()  # what the boot made stays; a collection that walked through it would hold a job up
+        if any(choice.engine == "onnxruntime-cpu" for choice in self._worker.choices.values()):
+            loop.call_later(_LARGE_PAGES_DELAY_S, _make_large_pages)
         choice = self._worker.choice
         self._frames.send("ready", {"engine": choice.engine, "reason": choice.reason}, self._worker.timeline.stages)
         await ended.wait()
@@ -59,3 +67,8 @@ class _Server:
             lambda progress: self._frames.send("progress", number, progress),
         )
         self._frames.send("reply", number, body)
+
+
+def _make_large_pages() -> None:
+    with suppress(WorkerFault):  # no further thread: then without
+        Beside(huge_pages.collapse)

@@ -104,6 +104,7 @@ class OnnxRuntimeEngine:
         if needed > left:
             raise EngineError(f"a second copy of the weights takes {readable(needed)}, {readable(left)} are left")
         session = self._open(1, ())
+        huge_pages.collapse()
         return [self._lane(session, number) for number in range(self.lanes)]
 
     def _lane(self, session: Any, number: int) -> OnnxRuntimeEngine:

@@ -18,6 +18,7 @@ import requests
 
 from benchmarks.emulator import EmulatorThread, Fault
 from benchmarks.worker_process import WorkerProcess
+from tests import large_pages
 from tests.bundles import move_weights_out
 from tests.plans import add_plan
 
@@ -102,6 +103,17 @@ def test_health(emulator: EmulatorThread, small_bundle: Path):
         (table,) = re.findall(r"## Health\n.*?(\|.*?)\n\n", Path("docs/api.md").read_text(), re.DOTALL)
         told = {name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split(" | ")[0])}
         assert set(health) == told
+
+
+@pytest.mark.skipif(not large_pages.ON_REQUEST_ALONE, reason="this kernel gives them by itself, or not at once")
+def test_an_engine_on_the_cpu_gets_large_pages(emulator: EmulatorThread, small_bundle: Path):
+    with WorkerProcess.ours(emulator, small_bundle):
+        engine = emulator.wait(emulator.submit({"health": True})).output["engine_pid"]
+        deadline = time.monotonic() + 20
+        while not large_pages.huge_kb(engine):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert emulator.wait(emulator.submit({"text": "a"})).status == "COMPLETED"
 
 
 def test_timings_when_asked(worker: WorkerProcess, emulator: EmulatorThread):
