@@ -1,7 +1,10 @@
 """Pages of 2 MB where an engine on the CPU computes: asked for ahead of use, or made of what is in use.
 
 Most machines give them to those who ask and to nobody else (/sys/kernel/mm/transparent_hugepage/enabled: madvise), and
-neither the C library nor ONNX Runtime asks.
+neither the C library nor ONNX Runtime asks. On a virtual machine with two CPUs and all-MiniLM-L6-v2, in turns with what
+does without: those of the arena gave 32 clients in int8 3 to 7 % more answers, those of weights and the rest 5 % more,
+and a client that is alone 5 % in fp32 and 7 % in int8; a job that found the worker idle was answered 2 to 17 % sooner.
+The worker held up to 5 MB more.
 """
 
 from __future__ import annotations
