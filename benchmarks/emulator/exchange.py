@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from .jobs import JobStore
-from .records import JobRecord, Status
+from .records import STOPPED, JobRecord, Status
 
 now = time.perf_counter
 
@@ -176,7 +176,7 @@ class Exchange:
         if record.status is Status.IN_QUEUE:
             self.takers.wake()
         elif record.finished:
-            if record.worker_id is not None and record.worker_id in self._stops:
+            if record.status in STOPPED and record.worker_id is not None and record.worker_id in self._stops:
                 self._stops[record.worker_id].wake()
             if self._on_end is not None:
                 self._on_end(record)

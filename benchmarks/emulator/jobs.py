@@ -11,7 +11,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from .records import JobRecord, Json, Post, Rejection, Status, WorkerRecord
+from .records import STOPPED, JobRecord, Json, Post, Rejection, Status, WorkerRecord
 
 KEPT_REJECTIONS = 1000
 
@@ -195,7 +195,7 @@ class JobStore:
         elif record.worker_id is not None:
             worker = self.workers[record.worker_id]
             del worker.jobs[record.id]
-            if status in (Status.CANCELLED, Status.TIMED_OUT):
+            if status in STOPPED:
                 worker.stops.append(record.id)
         record.status, record.done, record.wire = status, now, b""
         self.finished[status] += 1

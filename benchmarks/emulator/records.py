@@ -25,6 +25,10 @@ class Status(StrEnum):
     TIMED_OUT = "TIMED_OUT"
 
 
+STOPPED = (Status.CANCELLED, Status.TIMED_OUT)
+"""The ends of a job that its worker is told of."""
+
+
 @dataclass(slots=True, frozen=True)
 class Post:
     """One POST to job-done, as it was received."""
