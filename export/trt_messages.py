@@ -24,9 +24,10 @@ _LAYER = re.compile(r"^Name: (.*?), LayerType: (\w+)", re.MULTILINE)
 
 @cache
 def logger_of(trt: Any) -> Any:
-    """The logger of `trt`, one a process: TensorRT keeps the first that it is given. Clear both lists before a build.
+    """The logger of `trt`, one a process: TensorRT keeps the first that it is given. `clear` it before a build.
 
-    `errors` holds the latest errors, `layers` what was said of layers that were built.
+    `errors` holds the latest errors, `layers` what was said of layers that were built, and `warning` the last one: TensorRT
+    8.6 calls it a warning that CUDA does not start, and has no other word for it.
     """
     severities = trt.ILogger.Severity
 
@@ -35,11 +36,19 @@ def logger_of(trt: Any) -> Any:
             super().__init__()
             self.errors: deque[str] = deque(maxlen=_KEPT)
             self.layers: list[str] = []
+            self.warning = ""
+
+        def clear(self) -> None:
+            self.errors.clear()
+            self.layers.clear()
+            self.warning = ""
 
         def log(self, severity: Any, text: str) -> None:
             if severity in (severities.INTERNAL_ERROR, severities.ERROR):
                 self.errors.append(text)
-            elif severity != severities.WARNING and ", LayerType: " in text:
+            elif severity == severities.WARNING:
+                self.warning = text
+            elif ", LayerType: " in text:
                 self.layers.append(text)
 
     return Logger()

@@ -48,8 +48,7 @@ def build_plan(
     of plain TensorRT crashes the process. Raises Refused with the parser's or the builder's own words.
     """
     logger = logger_of(trt)
-    logger.errors.clear()
-    logger.layers.clear()
+    logger.clear()
     builder = _start(trt, logger)
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
@@ -81,7 +80,7 @@ def _start(trt: Any, logger: Any) -> Any:
     try:
         return trt.Builder(logger)
     except TypeError as error:  # what the bindings make of a builder that is none
-        said = errors_of(logger) or str(error)
+        said = errors_of(logger) or " ".join(logger.warning.split()) or str(error)
         raise Unavailable(f"TensorRT {trt.__version__} does not start ({said}); update the NVIDIA driver") from error
 
 
