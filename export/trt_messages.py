@@ -26,8 +26,8 @@ _LAYER = re.compile(r"^Name: (.*?), LayerType: (\w+)", re.MULTILINE)
 def logger_of(trt: Any) -> Any:
     """The logger of `trt`, one a process: TensorRT keeps the first that it is given. `clear` it before a build.
 
-    `errors` holds the latest errors, `layers` what was said of layers that were built, and `warning` the last one: TensorRT
-    8.6 calls it a warning that CUDA does not start, and has no other word for it.
+    `errors` holds the latest errors, `layers` what was said of layers that were built, and `warning` the last one:
+    TensorRT 8.6 calls it a warning that CUDA does not start, and has no other word for it.
     """
     severities = trt.ILogger.Severity
 
