@@ -69,11 +69,16 @@ def build_plan(
     if plan is None:
         raise Refused(
             f"TensorRT {trt.__version__} cannot build {onnx.name} in {recipe.precision}: "
-            f"{errors_of(logger) or 'the builder gave no reason'}; try another --precision, or other --batches"
+            f"{errors_of(logger) or 'the builder gave no reason'}; {_fix(recipe)}"
         )
     if cache is not None:
         cache = bytes(memoryview(config.get_timing_cache().serialize()))
     return Built(bytes(memoryview(plan)), cache, kernels_of(logger))
+
+
+def _fix(recipe: PlanRecipe) -> str:
+    lean = "--version-compatible needs libnvinfer_lean, of the package tensorrt-lean-cu11-libs; else "
+    return f"{lean * recipe.version_compatible}try another --precision, or other --batches"
 
 
 def _start(trt: Any, logger: Any) -> Any:

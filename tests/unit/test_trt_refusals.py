@@ -22,7 +22,7 @@ from export.__main__ import main
 from export.errors import Refused, Unavailable
 from export.plan_recipe import PlanRecipe
 from export.trt_messages import monitor_of
-from export.trt_network import _set_hints, build_plan
+from export.trt_network import _fix, _set_hints, build_plan
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, str]:
@@ -190,6 +190,15 @@ def test_the_parser_of_8_makes_no_plugin_for_plans_that_may_hold_none(
     with pytest.raises(Refused, match="cannot read fp32.onnx"):
         build_plan(Trt, path, [], [], PlanRecipe(**options))
     assert found == set_
+
+
+def test_what_else_may_be_tried():
+    """The wheel of TensorRT's libraries has no lean runtime for a version-compatible plan to bring along."""
+    assert _fix(PlanRecipe()) == "try another --precision, or other --batches"
+    assert _fix(PlanRecipe(version_compatible=True)) == (
+        "--version-compatible needs libnvinfer_lean, of the package tensorrt-lean-cu11-libs; else try another "
+        "--precision, or other --batches"
+    )
 
 
 def test_bf16_before_tensorrt_10():
