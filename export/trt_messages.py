@@ -65,9 +65,12 @@ def kernels_of(logger: Any) -> tuple[int, int]:
 
 
 def errors_of(logger: Any) -> str:
-    """The first errors since the list was cleared, on one line; they name the layer. Empty without any."""
+    """The first errors since the list was cleared, which name the layer, and the last, which says what came of them.
+
+    On one line; empty without any.
+    """
     found = list(dict.fromkeys(" ".join(text.split()) for text in logger.errors))
-    return "; ".join(found[:_MOST_SHOWN])
+    return "; ".join(found if len(found) <= _MOST_SHOWN else [*found[: _MOST_SHOWN - 1], found[-1]])
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from export import trt_builder, trt_messages, trt_network
 from export.__main__ import main
 from export.errors import Refused, Unavailable
 from export.plan_recipe import PlanRecipe
-from export.trt_messages import monitor_of
+from export.trt_messages import errors_of, monitor_of
 from export.trt_network import _fix, _set_hints, build_plan
 
 
@@ -190,6 +190,17 @@ def test_the_parser_of_8_makes_no_plugin_for_plans_that_may_hold_none(
     with pytest.raises(Refused, match="cannot read fp32.onnx"):
         build_plan(Trt, path, [], [], PlanRecipe(**options))
     assert found == set_
+
+
+def test_of_many_errors_the_first_and_the_last_are_told():
+    """Between them a builder tells of every tactic that it skips."""
+    errors = [f"skipping\ntactic {number}" for number in (1, 1, 2, 3, 4, 5, 6)]
+    said = "skipping tactic 1; skipping tactic 2; skipping tactic 3; skipping tactic 4; "
+    assert errors_of(SimpleNamespace(errors=errors[:-1])) == f"{said}skipping tactic 5"
+    assert (
+        errors_of(SimpleNamespace(errors=[*errors, "no implementation for node"]))
+        == f"{said}no implementation for node"
+    )
 
 
 def test_what_else_may_be_tried():
