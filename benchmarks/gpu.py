@@ -71,6 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for `python -m benchmarks latency`",
     )
     parser.add_argument("--plan-options", type=arguments.words, default="", metavar="'--x y'", help="for the step plan")
+    parser.add_argument(
+        "--coldstart-options",
+        type=arguments.words,
+        default="",
+        metavar="'--x y'",
+        help="for `python -m benchmarks coldstart`",
+    )
     parser.add_argument("--test-options", type=arguments.words, default="", metavar="'-k x'", help="for pytest")
     parser.add_argument("--torch-python", metavar="PYTHON", help="a Python that has torch")
     parser.add_argument(
@@ -130,6 +137,7 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     latency += args.latency_options.split()
     torch = ["--torch-python", args.torch_python] if args.torch_python else []
     coldstart = [python, "-m", "benchmarks", "coldstart", "--bundle", bundle, "--engine", "tensorrt", "--warm-only"]
+    coldstart += args.coldstart_options.split()
     throughput = [python, "-m", "benchmarks", "throughput", "--bundle", bundle, "--engine", "tensorrt"]
     tests = [python, "-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "--durations=0", "--junit-xml"]
     tests += [str(out / "tests.xml"), *shlex.split(args.test_options)]

@@ -24,9 +24,10 @@ _LAYER = re.compile(r"^Name: (.*?), LayerType: (\w+)", re.MULTILINE)
 
 @cache
 def logger_of(trt: Any) -> Any:
-    """The logger of `trt`, one a process: TensorRT keeps the first that it is given. Clear both lists before a build.
+    """The logger of `trt`, one a process: TensorRT keeps the first that it is given. `clear` it before a build.
 
-    `errors` holds the latest errors, `layers` what was said of layers that were built.
+    `errors` holds the latest errors, `layers` what was said of layers that were built, and `warning` the last one:
+    TensorRT 8.6 calls it a warning that CUDA does not start, and has no other word for it.
     """
     severities = trt.ILogger.Severity
 
@@ -35,11 +36,19 @@ def logger_of(trt: Any) -> Any:
             super().__init__()
             self.errors: deque[str] = deque(maxlen=_KEPT)
             self.layers: list[str] = []
+            self.warning = ""
+
+        def clear(self) -> None:
+            self.errors.clear()
+            self.layers.clear()
+            self.warning = ""
 
         def log(self, severity: Any, text: str) -> None:
             if severity in (severities.INTERNAL_ERROR, severities.ERROR):
                 self.errors.append(text)
-            elif severity != severities.WARNING and ", LayerType: " in text:
+            elif severity == severities.WARNING:
+                self.warning = text
+            elif ", LayerType: " in text:
                 self.layers.append(text)
 
     return Logger()
@@ -56,9 +65,12 @@ def kernels_of(logger: Any) -> tuple[int, int]:
 
 
 def errors_of(logger: Any) -> str:
-    """The first errors since the list was cleared, on one line; they name the layer. Empty without any."""
+    """The first errors since the list was cleared, which name the layer, and the last, which says what came of them.
+
+    On one line; empty without any.
+    """
     found = list(dict.fromkeys(" ".join(text.split()) for text in logger.errors))
-    return "; ".join(found[:_MOST_SHOWN])
+    return "; ".join(found if len(found) <= _MOST_SHOWN else [*found[: _MOST_SHOWN - 1], found[-1]])
 
 
 @contextmanager

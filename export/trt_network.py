@@ -48,8 +48,7 @@ def build_plan(
     of plain TensorRT crashes the process. Raises Refused with the parser's or the builder's own words.
     """
     logger = logger_of(trt)
-    logger.errors.clear()
-    logger.layers.clear()
+    logger.clear()
     builder = _start(trt, logger)
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
@@ -70,18 +69,23 @@ def build_plan(
     if plan is None:
         raise Refused(
             f"TensorRT {trt.__version__} cannot build {onnx.name} in {recipe.precision}: "
-            f"{errors_of(logger) or 'the builder gave no reason'}; try another --precision, or other --batches"
+            f"{errors_of(logger) or 'the builder gave no reason'}; {_fix(recipe)}"
         )
     if cache is not None:
         cache = bytes(memoryview(config.get_timing_cache().serialize()))
     return Built(bytes(memoryview(plan)), cache, kernels_of(logger))
 
 
+def _fix(recipe: PlanRecipe) -> str:
+    lean = "--version-compatible needs libnvinfer_lean, of the package tensorrt-lean-cu11-libs; else "
+    return f"{lean * recipe.version_compatible}try another --precision, or other --batches"
+
+
 def _start(trt: Any, logger: Any) -> Any:
     try:
         return trt.Builder(logger)
     except TypeError as error:  # what the bindings make of a builder that is none
-        said = errors_of(logger) or str(error)
+        said = errors_of(logger) or " ".join(logger.warning.split()) or str(error)
         raise Unavailable(f"TensorRT {trt.__version__} does not start ({said}); update the NVIDIA driver") from error
 
 

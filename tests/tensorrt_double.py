@@ -3,7 +3,7 @@
 It holds to the rules that the engine relies on: an optimization profile bounds the shapes; every tensor needs an
 address; the first run after a change cannot be captured; a capture is void when its execution context was changed;
 TensorRT 8.6 gives a profile to one execution context unless the plan says otherwise; failures are None or False, and a
-line in the log.
+line in the log. To select a profile is another thing: the bindings raise, and those of 8.6 crash (`Crash`).
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ def toy(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         raise Fault(CUresult.CUDA_ERROR_ILLEGAL_ADDRESS)
     sums = (inputs["input_ids"] * inputs["attention_mask"]).sum(axis=1, dtype=np.float32)
     return {"embedding": sums[:, None] * (np.arange(1, DIMENSION + 1, dtype=np.float32) / 1000)}
+
+
+class Crash(BaseException):
+    """A segmentation fault: nothing of the project may catch it."""
 
 
 class TensorIOMode(IntEnum):
@@ -78,6 +82,7 @@ class TensorRtDouble(ModuleType):
         self.refuse_to_capture = False
         self.refuse_to_run = ""
         self.refuse_to_start = ""
+        self.refuse_to_select = ""
 
         def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
             return True
@@ -88,7 +93,7 @@ class TensorRtDouble(ModuleType):
             return np.dtype(name).type
 
         self.init_libnvinfer_plugins, self.nptype = init_libnvinfer_plugins, nptype
-        double = self
+        double, is_10 = self, int(version.split(".")[0]) >= 10
 
         class Runtime:
             engine_host_code_allowed = False
@@ -109,13 +114,14 @@ class TensorRtDouble(ModuleType):
                 if plan.get("host_code") and not self.engine_host_code_allowed:
                     self.logger.log(Severity.ERROR, "host code is not allowed")
                     return None
-                return (Engine10 if int(version.split(".")[0]) >= 10 else Engine)(plan, self.logger)
+                return (Engine10 if is_10 else Engine)(plan, self.logger)
 
         class Engine:
             def __init__(self, plan: dict[str, Any], logger: ILogger) -> None:
                 self.plan, self.logger = plan, logger
                 self.names = [*plan["inputs"], *plan["outputs"]]
                 self.num_io_tensors = len(self.names)
+                self.num_optimization_profiles = len(plan["profiles"])
                 self.contexts: weakref.WeakSet[Any] = weakref.WeakSet()
 
             def get_tensor_name(self, index: int) -> str:
@@ -172,7 +178,7 @@ class TensorRtDouble(ModuleType):
                 self._scratch = 0
 
             def _may_share(self) -> bool:
-                return int(version.split(".")[0]) >= 10 or bool(self.engine.plan["sharing"])
+                return is_10 or bool(self.engine.plan["sharing"])
 
             @property
             def device_memory(self) -> int:
@@ -184,13 +190,16 @@ class TensorRtDouble(ModuleType):
 
             def set_optimization_profile_async(self, index: int, stream: int) -> bool:
                 assert stream, "the legacy stream would wait for others"
-                if index >= len(self.engine.plan["profiles"]):
-                    self.engine.logger.log(Severity.ERROR, f"profile {index} is out of range")
-                    raise RuntimeError("Error in set optimization profile async.")  # as the bindings do
                 others = [other for other in self.engine.contexts if other is not self]
-                if any(other.profile == index for other in others) and not self._may_share():
-                    self.engine.logger.log(Severity.ERROR, f"profile {index} is in use by another context")
-                    raise RuntimeError("Error in set optimization profile async.")  # as the bindings do
+                why = double.refuse_to_select
+                if index >= self.engine.num_optimization_profiles:
+                    why = f"profile {index} is out of range"
+                elif any(other.profile == index for other in others) and not self._may_share():
+                    why = f"profile {index} is in use by another context"
+                if why:
+                    self.engine.logger.log(Severity.ERROR, why)
+                    # The bindings set this exception; before 10 they have let go of the interpreter lock there.
+                    raise RuntimeError("Error in set optimization profile async.") if is_10 else Crash(why)
                 self.changes += 1
                 self.profile = index
                 return True
@@ -254,7 +263,7 @@ class TensorRtDouble(ModuleType):
                 self._scratch = memory
 
         self.Runtime = Runtime
-        if int(version.split(".")[0]) >= 10:
+        if is_10:
             self.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
 
 

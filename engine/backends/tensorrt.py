@@ -172,7 +172,7 @@ class TensorRtEngine(WithoutLanes):
         return runtime, cuda_engine
 
     def _check_tensors(self) -> None:
-        """The plan's inputs and outputs must be the manifest's."""
+        """The plan's inputs and outputs must be the manifest's, its optimization profiles those of the sidecar."""
         engine, modes = self._cuda_engine, self._trt.TensorIOMode
         wanted = {s.name: (modes.INPUT, s.dtype) for s in self.inputs}
         wanted |= {s.name: (modes.OUTPUT, s.dtype) for s in self.outputs}
@@ -181,6 +181,9 @@ class TensorRtEngine(WithoutLanes):
         if found != wanted:
             listed = [", ".join(f"{n} {dtype}" for n, (_, dtype) in sorted(side.items())) for side in (found, wanted)]
             raise EngineError(f"{self._name} has the tensors {listed[0]}; the manifest says {listed[1]}")
+        there, said = engine.num_optimization_profiles, len(self._plan.profiles)
+        if there != said:
+            raise EngineError(f"{self._name} has {there} optimization profiles; its sidecar says {said}")
 
     def _shrinking_once(self, step: Callable[[], None]) -> None:
         """Allocate what is not yet allocated and do `step`, and both again without the largest batch if memory ends."""

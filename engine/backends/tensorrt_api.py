@@ -59,7 +59,10 @@ def make_execution_context(trt: Any, cuda_engine: Any) -> Any:
 
 
 def set_profile(handle: Any, profile: int, stream: int) -> bool:
-    """Select an optimization profile; whether it was taken. The bindings raise where other setters return False."""
+    """Select an optimization profile; whether it was taken. The bindings raise where other setters return False.
+
+    Those of 8.6 do so without the interpreter lock, which ends the process: ask only for a profile that there is.
+    """
     try:
         return bool(handle.set_optimization_profile_async(profile, stream))
     except RuntimeError:

@@ -9,6 +9,7 @@ import ast
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -67,8 +68,23 @@ def _wheel(requirement: str) -> Path:
     return next(WHEELS.glob(pattern))
 
 
+_OBJECT = """
+#include <stdlib.h>
+static void *methods[512], **object;
+static void *answer(void) { return object; }
+static void *make(void) {
+    for (int i = 0; !object && i < 512; i++) methods[i] = (void *)answer;
+    if (!object) (object = calloc(2, 4096)), object = (void **)(((size_t)object + 4095) / 4096 * 4096);
+    object[0] = methods, object[1] = object;
+    return object;
+}
+"""
+"""All that the bindings get: it has every method, and each returns it again. As a bool that is false, for its address
+ends in zeros; so it says no to whatever sets something."""
+
+
 def _stand_ins(library: Path, folder: Path) -> None:
-    """Libraries with the names that `library` links; the first has every function that is missing, and does nothing."""
+    """Libraries with the names that `library` links; the first has what is missing, functions that give _OBJECT."""
     if not (shutil.which("gcc") and shutil.which("readelf")):
         pytest.skip("gcc and readelf are needed to build stand-ins for TensorRT's libraries")
     folder.mkdir()
@@ -77,7 +93,7 @@ def _stand_ins(library: Path, folder: Path) -> None:
         return subprocess.run(["readelf", "-W", *options, library], capture_output=True, text=True, check=True).stdout
 
     missing = re.findall(r"FUNC\s+GLOBAL\s+DEFAULT\s+UND (\w+)\s*$", read("--dyn-syms"), re.MULTILINE)
-    source = "".join(f"void {name}(void) {{}}\n" for name in missing)
+    source = _OBJECT + "".join(f"void *{name}(void) {{ return make(); }}\n" for name in missing)
     for name in re.findall(r"\[(libnv\w+\.so\.\d+)\]", read("-d")):
         command = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(folder / name), f"-Wl,-soname,{name}"]
         subprocess.run(command, input=source, text=True, check=True)
@@ -93,14 +109,31 @@ class Bindings:
             wheel.extractall(self._site)
         _stand_ins(self._site / "tensorrt_bindings" / "tensorrt.so", self._libraries)
 
+    def run(self, source: str, said: str = "") -> subprocess.CompletedProcess[str]:
+        """Run Python's `source` where the bindings are, with `said` on its standard input."""
+        command = [sys.executable, "-c", source, str(self._site)]
+        env = {"LD_LIBRARY_PATH": str(self._libraries), "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, input=said, env=env, capture_output=True, text=True)
+
     def docstrings(self, names: set[str]) -> dict[str, str | None]:
         """Name -> docstring; None for a name that is not there."""
-        command = [sys.executable, "-c", _PROBE, str(self._site)]
-        env = {"LD_LIBRARY_PATH": str(self._libraries)}
-        done = subprocess.run(command, input=json.dumps(sorted(names)), env=env, capture_output=True, text=True)
+        done = self.run(_PROBE, json.dumps(sorted(names)))
         assert done.returncode == 0, done.stderr
         found: dict[str, str | None] = json.loads(done.stdout)["names"]
         return found
+
+
+_REFUSED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import tensorrt_bindings as trt
+from pathlib import Path
+from engine.backends.tensorrt_api import content_of, make_execution_context, messages, set_profile
+cuda_engine = trt.Runtime(messages(trt)).deserialize_cuda_engine(content_of(Path(trt.__file__)))
+handle = make_execution_context(trt, cuda_engine)
+print(handle.set_input_shape("x", (1, 2)), handle.set_tensor_address("x", 256), flush=True)
+print(set_profile(handle, 0, 1))
+"""
 
 
 @pytest.fixture(scope="module", params=BINDINGS)
@@ -155,6 +188,13 @@ def test_signatures_that_the_source_does_not_show(bindings: Bindings, name: str)
     method, parameters = name.rpartition(".")[2], SIGNATURES[name].split()
     assert takes(docstring, method, (len(parameters), ())), docstring
     assert takes(docstring, method, (0, parameters)), docstring
+
+
+def test_what_the_bindings_do_where_tensorrt_says_no(both: list[Bindings]):
+    """A profile that is refused ends the process in 8.6, whose bindings hold no interpreter lock there."""
+    old, new = (one.run(_REFUSED) for one in both)
+    assert (new.stdout, new.returncode) == ("False False\nFalse\n", 0), new.stderr
+    assert (old.stdout, old.returncode) == ("False False\n", -signal.SIGSEGV), old.stderr
 
 
 def test_the_files_that_call_tensorrt_are_covered():

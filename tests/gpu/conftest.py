@@ -54,13 +54,19 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plan_in(encoder: Path) -> Callable[[str], PlanFile]:
-    """The plan of the encoder in a precision, built when it is first asked for."""
-    built: dict[str, PlanFile] = {}
+    """The plan of the encoder in a precision, built when it is first asked for; a build that fails is not repeated."""
+    built: dict[str, PlanFile | Exception] = {}
 
     def plan(precision: str) -> PlanFile:
         if precision not in built:
-            built[precision] = build(encoder, precision, BATCHES, LENGTHS)
-        return built[precision]
+            try:
+                built[precision] = build(encoder, precision, BATCHES, LENGTHS)
+            except Exception as error:
+                built[precision] = error
+        found = built[precision]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     return plan
 

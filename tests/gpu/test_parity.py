@@ -71,14 +71,3 @@ def test_onnxruntime_on_cuda_answers_like_the_cpu(encoder: Path, plan_in: Callab
         gate(bundle, "model", engine, ladder, precision)
     finally:
         engine.close()
-
-
-def test_one_profile_for_each_length_serves_every_batch_size(tmp_path: Path):
-    from benchmarks.bert_bundle import bert_bundle
-    from tests.gpu.conftest import ENCODER, build
-
-    bundle = bert_bundle("encoder", tmp_path / "bundle", ENCODER)
-    plan = build(bundle, "fp16", BATCHES, LENGTHS, "--profiles", "length")
-    assert len(plan.plan.profiles) == len(LENGTHS)
-    with opened(bundle, plan) as engine:
-        gate(open_bundle(bundle), "model", engine, engine.buckets, "fp16")

@@ -157,11 +157,12 @@ def asked(tmp_path: Path, **changes: Any) -> argparse.Namespace:
     fields: dict[str, Any] = {
         "out": tmp_path / "out",
         "work": tmp_path / "work",
-        "steps": ["smoke", "tests", "latency"],
+        "steps": ["smoke", "tests", "coldstart", "latency"],
         "smoke": None,
         "torch_python": None,
         "latency_options": "--models minilm",
         "plan_options": "--no-library-tactics",
+        "coldstart_options": "--runs 3",
         "test_options": "-k 'not boot'",
         "limit_s": 60.0,
     }
@@ -170,13 +171,14 @@ def asked(tmp_path: Path, **changes: Any) -> argparse.Namespace:
 
 def test_steps_are_those_asked_for(tmp_path: Path):
     steps = steps_of(asked(tmp_path))
-    assert [step.name for step in steps] == ["tests", "latency"]
+    assert [step.name for step in steps] == ["tests", "coldstart", "latency"]
     assert list(steps[0].command[-2:]) == ["-k", "not boot"]
-    assert list(steps[1].command[-2:]) == ["--models", "minilm"]
+    assert "--runs 3" in " ".join(steps[1].command)
+    assert list(steps[2].command[-2:]) == ["--models", "minilm"]
     with_smoke = steps_of(asked(tmp_path, smoke=Path("smoke.py"), torch_python="/usr/bin/python3"))
-    assert [step.name for step in with_smoke] == ["smoke", "tests", "latency"]
+    assert [step.name for step in with_smoke] == ["smoke", "tests", "coldstart", "latency"]
     assert with_smoke[0].command[1:] == ["smoke.py"]
-    assert list(with_smoke[2].command[-2:]) == ["--torch-python", "/usr/bin/python3"]
+    assert list(with_smoke[3].command[-2:]) == ["--torch-python", "/usr/bin/python3"]
 
 
 def test_a_step_that_takes_too_long_ends_with_all_that_it_started(tmp_path: Path):

@@ -21,8 +21,8 @@ from export import trt_builder, trt_messages, trt_network
 from export.__main__ import main
 from export.errors import Refused, Unavailable
 from export.plan_recipe import PlanRecipe
-from export.trt_messages import monitor_of
-from export.trt_network import _set_hints, build_plan
+from export.trt_messages import errors_of, monitor_of
+from export.trt_network import _fix, _set_hints, build_plan
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, str]:
@@ -122,7 +122,8 @@ def test_what_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert said(capsys)[1].startswith("the following arguments are required: BUNDLE; see python -m export plan --help")
 
 
-def test_a_driver_that_is_too_old_for_the_builder(tmp_path: Path):
+@pytest.mark.parametrize("severity", [1, 2])  # TensorRT 8.6 calls it a warning
+def test_a_driver_that_is_too_old_for_the_builder(tmp_path: Path, severity: int):
     class Trt(SimpleNamespace):
         __version__ = "10.13.0.35"
 
@@ -131,7 +132,8 @@ def test_a_driver_that_is_too_old_for_the_builder(tmp_path: Path):
 
         @staticmethod
         def Builder(logger: Any) -> None:
-            logger.log(1, "CUDA initialization failure with error: 35")
+            logger.log(2, "Unable to determine GPU memory usage")
+            logger.log(severity, "CUDA initialization failure with error: 35")
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
     with pytest.raises(Unavailable) as refused:
@@ -188,6 +190,26 @@ def test_the_parser_of_8_makes_no_plugin_for_plans_that_may_hold_none(
     with pytest.raises(Refused, match="cannot read fp32.onnx"):
         build_plan(Trt, path, [], [], PlanRecipe(**options))
     assert found == set_
+
+
+def test_of_many_errors_the_first_and_the_last_are_told():
+    """Between them a builder tells of every tactic that it skips."""
+    errors = [f"skipping\ntactic {number}" for number in (1, 1, 2, 3, 4, 5, 6)]
+    said = "skipping tactic 1; skipping tactic 2; skipping tactic 3; skipping tactic 4; "
+    assert errors_of(SimpleNamespace(errors=errors[:-1])) == f"{said}skipping tactic 5"
+    assert (
+        errors_of(SimpleNamespace(errors=[*errors, "no implementation for node"]))
+        == f"{said}no implementation for node"
+    )
+
+
+def test_what_else_may_be_tried():
+    """The wheel of TensorRT's libraries has no lean runtime for a version-compatible plan to bring along."""
+    assert _fix(PlanRecipe()) == "try another --precision, or other --batches"
+    assert _fix(PlanRecipe(version_compatible=True)) == (
+        "--version-compatible needs libnvinfer_lean, of the package tensorrt-lean-cu11-libs; else try another "
+        "--precision, or other --batches"
+    )
 
 
 def test_bf16_before_tensorrt_10():
