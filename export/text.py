@@ -64,8 +64,11 @@ class TextExport(ExportTask):
         return dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ("int32", TOKENS))
 
     def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
-        """The tokenizer."""
-        return {"tokenizer": fast_tokenizer(folder, model, recipe)}
+        """The tokenizer; it lowercases where sentence-transformers' files ask for it."""
+        tokenizer = fast_tokenizer(folder, model, recipe)
+        if layout.settings.get("lowercase"):
+            _lowercase(tokenizer.backend_tokenizer)
+        return {"tokenizer": tokenizer}
 
     def max_length(
         self, recipe: Recipe, layout: Layout, processors: Mapping[str, Any], config: Any, positions: int | None
@@ -224,6 +227,16 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
     if tokenizer.truncation_side != "right":
         raise Refused(f"{model} cuts long texts at the front (truncation_side), the worker only at the end")
     return tokenizer
+
+
+def _lowercase(backend: Any) -> None:
+    """Put lowercasing where sentence-transformers does; Python's str.lower differs, e.g. in Greek final sigma."""
+    from tokenizers import normalizers
+
+    steps = backend.normalizer
+    steps = list(steps) if isinstance(steps, normalizers.Sequence) else [steps] if steps else []
+    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 
 
 def texts(source: Source, examples: Sequence[Any]) -> Iterator[tuple[str, str]]:
