@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks.zoo.text import ARCHITECTURES
+from export.__main__ import main
+from export.tasks.base import ExportTask
+from export.text import TextExport
 from tests.models import edit_json, without_processor
 from tests.same import assert_same
 
@@ -62,6 +65,17 @@ def test_pairs(zoo: Any, architecture: str, make: Any):
     expected = entry.expect(pairs, top_k=None, truncation=True)
     assert_same(entry.served.ask({"texts": pairs, "top_k": None}), expected)
     assert_same(entry.served.ask({**pairs[0], "top_k": None}), expected[0])
+
+
+def test_the_gate_compares_a_pair(
+    zoo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Where the worker makes other segments than transformers, texts alone are answered alike."""
+    monkeypatch.setattr(TextExport, "adapt", ExportTask.adapt)
+    folder = zoo(TASK, "bert", without_segments).folder
+    assert main([str(folder), "--task", TASK, "--out", str(tmp_path / "bundle")]) == 1
+    said = capsys.readouterr().err
+    assert {line.split()[0] for line in said.splitlines() if "fp32.onnx" in line} == {"pair"}, said
 
 
 @pytest.mark.parametrize(
