@@ -9,10 +9,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
+from onnx import helper
+
 from engine.tensors import Arrays, Row
 from export.errors import Refused, Unavailable
 from export.esm_tokenizer import esm_tokenizer
-from export.nodes import Axes
+from export.nodes import Axes, Nodes
 from export.rare_tokens import rare_texts
 from export.recipe import Recipe
 from export.said import needing
@@ -34,6 +36,7 @@ _WRITTEN = "a word, \u2603 and \U0001d518"  # with what a vocabulary may not hol
 _VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.bpe", "merges.txt")
 
 TOKENS: Axes = ("batch", "length")
+_SEGMENTS = "token_type_ids"
 
 
 class TextExport(ExportTask):
@@ -61,11 +64,23 @@ class TextExport(ExportTask):
 
     def input_axes(self) -> Mapping[str, tuple[str, Axes]]:
         """Tokens, their mask, and segments where the model tells them apart."""
-        return dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ("int32", TOKENS))
+        return dict.fromkeys(("input_ids", "attention_mask", _SEGMENTS), ("int32", TOKENS))
+
+    def adapt(self, nodes: Nodes, name: str, traced_dtype: int, source: Source) -> None:
+        """A cast; in place of segments that the model's tokenizer does not make, the zeros that transformers takes."""
+        if name != _SEGMENTS or name in source.tokenizer.model_input_names:
+            super().adapt(nodes, name, traced_dtype, source)
+            return
+        nodes.graph.input.remove(next(tensor for tensor in nodes.graph.input if tensor.name == name))
+        zero = helper.make_tensor("zero", traced_dtype, [1], [0])
+        nodes.add("ConstantOfShape", name, nodes.add("Shape", "shape_of_segments", "input_ids"), value=zero)
 
     def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
-        """The tokenizer."""
-        return {"tokenizer": fast_tokenizer(folder, model, recipe)}
+        """The tokenizer; it lowercases where sentence-transformers' files ask for it."""
+        tokenizer = fast_tokenizer(folder, model, recipe)
+        if layout.settings.get("lowercase"):
+            _lowercase(tokenizer.backend_tokenizer)
+        return {"tokenizer": tokenizer}
 
     def max_length(
         self, recipe: Recipe, layout: Layout, processors: Mapping[str, Any], config: Any, positions: int | None
@@ -89,7 +104,7 @@ class TextExport(ExportTask):
         """
         tokens = (source.tokenizer.pad_token_id, source.config.pad_token_id)
         pad = next((int(token) for token in tokens if token is not None), 0)
-        return {"input_ids": pad, "token_type_ids": source.tokenizer.pad_token_type_id}
+        return {"input_ids": pad, _SEGMENTS: source.tokenizer.pad_token_type_id}
 
     def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
         """The length that rows are cut at."""
@@ -224,6 +239,16 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
     if tokenizer.truncation_side != "right":
         raise Refused(f"{model} cuts long texts at the front (truncation_side), the worker only at the end")
     return tokenizer
+
+
+def _lowercase(backend: Any) -> None:
+    """Put lowercasing where sentence-transformers does; Python's str.lower differs, e.g. in Greek final sigma."""
+    from tokenizers import normalizers
+
+    steps = backend.normalizer
+    steps = list(steps) if isinstance(steps, normalizers.Sequence) else [steps] if steps else []
+    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 
 
 def texts(source: Source, examples: Sequence[Any]) -> Iterator[tuple[str, str]]:

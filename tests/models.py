@@ -98,6 +98,12 @@ def edit_json(path: Path, **changes: Any) -> None:
     write_json(path, {**json.loads(path.read_text()), **changes})
 
 
+def without_processor(folder: Path) -> Path:
+    """The model in `folder`, whose tokenizer then adds no special tokens, nor says which of two texts a token is of."""
+    edit_json(folder / "tokenizer.json", post_processor=None)
+    return folder
+
+
 def write_sentence_files(
     folder: Path, pooling: str = "mean", normalize: bool = True, max_length: int = 32, **settings: Any
 ) -> None:

@@ -22,7 +22,10 @@ def softmax(logits: Array) -> Array:
 
 
 def sigmoid(logits: Array) -> Array:
-    """Each between 0 and 1, on its own."""
+    """Each between 0 and 1, on its own; float64.
+
+    float32, in which transformers computes, rounds all above a logit of 17 to 1, and they lose their order.
+    """
     scores: Array = 1 / (1 + np.exp(-logits.astype(np.float64)))  # float32 overflows, with a warning, below -88
     return scores
 

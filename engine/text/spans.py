@@ -34,15 +34,17 @@ def answers_of(
     impossible: bool,
     align: bool,
 ) -> list[dict[str, Any]]:
-    """The `top_k` best answers of at most `max_tokens` tokens; fewer where the context has no more.
+    """The `top_k` best answers of at most `max_tokens` tokens; fewer where the context has no more of any probability.
 
     Spans of equal text count as one answer. `align` widens them to whole words. With `impossible`, having no answer is
     an answer as well: the empty text, with the least probability that any window gives to it.
     """
     candidates = top_k * 2 + 10 if align else top_k  # some fall together when they are widened
     found: dict[str, dict[str, Any]] = {}
-    no_answer = 1_000_000.0
+    no_answer = 1.0
     for window in windows:
+        if not window.encoding.ids:  # two texts of nothing, by a tokenizer without special tokens
+            continue
         start, end, none = _probabilities(window, cls_token_id)
         no_answer = min(no_answer, none)
         for first, last, score in _best_spans(start, end, candidates, max_tokens):
@@ -60,11 +62,15 @@ def answers_of(
 
 
 def _probabilities(window: Window, cls_token_id: int | None) -> tuple[Array, Array, float]:
-    """Of every token to be first and last, over context and [CLS]; and of there being no answer: [CLS]'s."""
+    """Of every token to be first and last, over context and [CLS]; and of there being no answer: [CLS]'s.
+
+    One that is spelled in the question, which the pipeline takes for it, is no place in the context.
+    """
     encoding = window.encoding
-    allowed = np.array([sequence == 1 for sequence in encoding.sequence_ids])
+    sequences = encoding.sequence_ids
+    allowed = np.array([sequence == 1 for sequence in sequences])
     if cls_token_id is not None:
-        allowed |= np.array(encoding.ids) == cls_token_id
+        allowed |= (np.array(encoding.ids) == cls_token_id) & np.array([sequence is None for sequence in sequences])
     start, end = (softmax(np.where(allowed, logits, _IMPOSSIBLE)) for logits in (window.start, window.end))
     none = float(start[0] * end[0])
     start[0] = end[0] = 0.0

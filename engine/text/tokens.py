@@ -40,6 +40,7 @@ class Tokens:
         self.max_length = int(bundle.manifest.task_config["max_length"])
         self.tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
         self.tokenizer.no_padding()
+        self._sets_segments = self.tokenizer.post_processor is not None
         self._processor: Any = None
         if cut == "none":
             self.tokenizer.no_truncation()
@@ -118,7 +119,9 @@ class Tokens:
         ids = np.array(encoding.ids, np.int32)
         feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), **more}
         if "token_type_ids" in self._inputs:
-            feeds["token_type_ids"] = np.array(encoding.type_ids, np.int32)
+            # Without a post-processor the number of the text; tokenizers' faster method, and pieces, do not know it.
+            segments = encoding.type_ids if self._sets_segments else [one or 0 for one in encoding.sequence_ids]
+            feeds["token_type_ids"] = np.array(segments, np.int32)
         # A tokenizer without special tokens makes an empty row of an empty text; a bucket is at least one token long.
         return Row(feeds, max(1, len(ids)))
 

@@ -19,7 +19,7 @@ from export.nodes import find_output
 from export.pooling import append_pooling
 from export.sentence_files import read_modules, read_sentence_files
 from export.tasks.base import Layout, Probe
-from export.text import TextExport, fast_tokenizer, run, sample_texts, texts, tokens_of
+from export.text import TextExport, run, sample_texts, texts, tokens_of
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -48,13 +48,6 @@ class FeatureExtractionExport(VectorsExport, TextExport):
         files = read_sentence_files(root, recipe.pooling)
         settings = {name: getattr(files, name) for name in files.__dataclass_fields__ if name != "transformer"}
         return Layout(files.transformer, settings)
-
-    def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
-        """The tokenizer; it lowercases where the model's files ask for it."""
-        tokenizer = fast_tokenizer(folder, model, recipe)
-        if layout.settings["lowercase"]:
-            _lowercase(tokenizer.backend_tokenizer)
-        return {"tokenizer": tokenizer}
 
     def describe(self, source: Source) -> str:
         """Architecture, pooling and length."""
@@ -115,16 +108,6 @@ class FeatureExtractionExport(VectorsExport, TextExport):
         for layer in source.settings["dense"]:
             pooled = layer.apply(pooled)
         return {OUTPUT: pooled}
-
-
-def _lowercase(backend: Any) -> None:
-    """Put lowercasing where sentence-transformers does; Python's str.lower differs, e.g. in Greek final sigma."""
-    from tokenizers import normalizers
-
-    steps = backend.normalizer
-    steps = list(steps) if isinstance(steps, normalizers.Sequence) else [steps] if steps else []
-    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
-        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 
 
 TASK = FeatureExtractionExport()

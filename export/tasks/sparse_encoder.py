@@ -52,12 +52,14 @@ class SparseEncoderExport(TextExport):
         pooling = read_json(root / modules[1][1] / "config.json", keys=_POOLING_KEYS) if modules else {}
         folder = modules[0][1] if modules else ""
         prompts, default = read_prompts(root, "SparseEncoder")
+        options = read_transformer_options(root / folder, _TRANSFORMER)
         settings = {
             "strategy": pooling.get("pooling_strategy") or "max",
             "logs": 2 if pooling.get("activation_function") == "log1p_relu" else 1,
             "prompts": prompts,
             "default_prompt": default,
-            "max_length": read_transformer_options(root / folder, _TRANSFORMER).get("max_seq_length"),
+            "max_length": options.get("max_seq_length"),
+            "lowercase": options.get("do_lower_case"),
         }
         return Layout(folder, settings)
 

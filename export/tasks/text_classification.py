@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.text.scores import default_function
 from export.judged import LabelsExport
 from export.nodes import require_output, set_outputs
-from export.tasks.base import labels
-from export.text import TextExport, run, sample_texts
+from export.tasks.base import Probe, labels
+from export.text import TextExport, run, sample_texts, tokens_of
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -32,6 +32,16 @@ class TextClassificationExport(LabelsExport, TextExport):
         """Labels, and the function that the model was trained with."""
         names = labels(source.model, source.config)
         return {**super().task_config(source, outputs), "labels": names, "function": self.function(source)}
+
+    def probes(self, source: Source) -> Iterator[Probe]:
+        """Texts, and the pairs among the examples, which the model may never have seen, but a job may ask for."""
+        *others, longest = super().probes(source)
+        yield from others
+        for example in self.online.examples:
+            if "text_pair" in example:
+                text, pair = example["text"], example["text_pair"]
+                yield Probe("pair", {"text": text, "text_pair": pair}, [tokens_of(source, text, pair)])
+        yield longest
 
     def samples(self, source: Source) -> Iterator[Json]:
         """Texts."""

@@ -62,9 +62,15 @@ class TextRankingExport(TextClassificationExport):
                 f"the model's activation is {activation}, a bundle takes one of {', '.join(_FUNCTIONS)}; choose "
                 "another model"
             )
-        options = read_transformer_options(root, _TRANSFORMER)
-        settings = {"function": _FUNCTIONS[name], "max_length": options.get("max_seq_length")}
-        return Layout(settings={**settings, "says_how": (root / MODULES).is_file()})
+        says_how = (root / MODULES).is_file()
+        options = read_transformer_options(root, _TRANSFORMER) if says_how else {}
+        settings = {
+            "function": _FUNCTIONS[name],
+            "max_length": options.get("max_seq_length"),
+            "lowercase": options.get("do_lower_case"),
+            "says_how": says_how,
+        }
+        return Layout(settings=settings)
 
     def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
         """The tokenizer. Raises Refused for a chat template, into which a CrossEncoder puts the pairs by itself."""

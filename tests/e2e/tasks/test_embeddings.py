@@ -82,7 +82,7 @@ def test_sparse_embeddings(zoo: Any, architecture: str):
 
 
 def splade(folder: Path, **pooling: Any) -> Path:
-    """As sentence-transformers saves it, with prompts."""
+    """As sentence-transformers saves it, with prompts, for texts in lower case."""
     from sentence_transformers import SparseEncoder
     from sentence_transformers.base.modules.transformer import Transformer
     from sentence_transformers.sparse_encoder.modules import SpladePooling
@@ -90,7 +90,7 @@ def splade(folder: Path, **pooling: Any) -> Path:
     out = folder.parent / "saved"
     modules = [Transformer(str(folder), transformer_task="fill-mask"), SpladePooling(**pooling)]
     SparseEncoder(modules=modules, device="cpu", prompts={"query": "find: ", "document": ""}).save(str(out))
-    edit_json(out / "sentence_bert_config.json", max_seq_length=24)
+    edit_json(out / "sentence_bert_config.json", max_seq_length=24, do_lower_case=True)
     return out
 
 

@@ -11,6 +11,7 @@ from benchmarks.zoo.text import CASES
 from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.tasks import load_task
+from tests.models import without_processor
 from tests.same import assert_same
 
 TASK = "question-answering"
@@ -36,6 +37,26 @@ def test_the_best_answer(zoo: Any, architecture: str):
     assert_same(entry.served.ask_all(PAIRS), found, 1e-5)
     for pair, answer in zip(PAIRS, found, strict=True):
         assert pair["context"][answer["start"] : answer["end"]] == answer["answer"] != ""
+
+
+def test_a_tokenizer_without_special_tokens(zoo: Any):
+    entry = zoo(TASK, "bert", without_processor)
+    pairs = [PAIRS[0], PAIRS[2]]  # of a context's later windows the pipeline knows no places here
+    assert_same(entry.served.ask({"inputs": pairs}), [entry.expect(**pair) for pair in pairs])
+    assert entry.served.ask({"question": " ", "context": " "}) == []
+    none = {"score": 1.0, "start": 0, "end": 0, "answer": ""}
+    assert entry.served.ask({"question": " ", "context": " ", "handle_impossible_answer": True}) == none
+
+
+def test_a_context_without_a_token_has_no_answer(zoo: Any):
+    assert zoo(TASK, "bert").served.ask({"question": "Where?", "context": " \n"}) == []
+
+
+def test_a_special_token_in_the_question_is_no_answer(zoo: Any):
+    """The pipeline takes the characters of the context that stand where it does in the question."""
+    pair = {"question": "What does it mean, [CLS]?", "context": "x", "top_k": 9, "align_to_words": False}
+    found = zoo(TASK, "bert").served.ask(pair)
+    assert (found["start"], found["end"], found["answer"]) == (0, 1, "x")
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "deberta-v2"])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.zoo.text import ARCHITECTURES
+from export.__main__ import main
+from export.tasks.base import ExportTask
+from export.text import TextExport
+from tests.models import edit_json, without_processor
 from tests.same import assert_same
 
 TASK = "text-classification"
@@ -44,13 +49,33 @@ def test_the_function_can_be_chosen(zoo: Any, function: str):
     assert_same(entry.served.ask({"texts": TEXTS, **options}), entry.expect(TEXTS, truncation=True, **options))
 
 
-@pytest.mark.parametrize("architecture", ["bert", "deberta-v2", "roberta"])
-def test_pairs(zoo: Any, architecture: str):
-    entry = zoo(TASK, architecture)
+def without_segments(folder: Path) -> Path:
+    """The tokenizer makes none, as DistilBERT's, though the model knows them: transformers then has zeros."""
+    edit_json(folder / "tokenizer_config.json", model_input_names=["input_ids", "attention_mask"])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("architecture", "make"),
+    [("bert", None), ("deberta-v2", None), ("roberta", None), ("bert", without_segments), ("bert", without_processor)],
+)
+def test_pairs(zoo: Any, architecture: str, make: Any):
+    entry = zoo(TASK, architecture, make)
     pairs = [{"text": a, "text_pair": b} for a, b in zip(TEXTS, reversed(TEXTS), strict=True)]
     expected = entry.expect(pairs, top_k=None, truncation=True)
     assert_same(entry.served.ask({"texts": pairs, "top_k": None}), expected)
     assert_same(entry.served.ask({**pairs[0], "top_k": None}), expected[0])
+
+
+def test_the_gate_compares_a_pair(
+    zoo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Where the worker makes other segments than transformers, texts alone are answered alike."""
+    monkeypatch.setattr(TextExport, "adapt", ExportTask.adapt)
+    folder = zoo(TASK, "bert", without_segments).folder
+    assert main([str(folder), "--task", TASK, "--out", str(tmp_path / "bundle")]) == 1
+    said = capsys.readouterr().err
+    assert {line.split()[0] for line in said.splitlines() if "fp32.onnx" in line} == {"pair"}, said
 
 
 @pytest.mark.parametrize(

@@ -95,12 +95,13 @@ def old_form(folder: Path) -> Path:
 
 
 def new_form(folder: Path) -> Path:
-    """As sentence-transformers 5 writes it, with another activation and a shorter length."""
+    """As sentence-transformers 5 writes it: another activation, a shorter length, texts in lower case."""
     import torch
     from sentence_transformers import CrossEncoder
 
     out = folder.parent / "saved"
     CrossEncoder(str(folder), device="cpu", activation_fn=torch.nn.Identity(), max_length=20).save(str(out))
+    edit_json(out / "sentence_bert_config.json", do_lower_case=True)
     return out
 
 
