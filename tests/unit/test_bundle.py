@@ -50,6 +50,16 @@ def test_a_missing_file_is_named(small_bundle: Path, name: str):
         open_bundle(small_bundle).verify()
 
 
+def test_a_folder_that_is_missing_is_told_from_a_volume_that_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    volume = tmp_path / "runpod-volume"
+    monkeypatch.setattr("engine.bundle._VOLUME", volume)
+    with pytest.raises(BundleError, match=r"\(there is no .*/runpod-volume\); attach the network volume"):
+        open_bundle(volume / "bundles")
+    volume.mkdir()
+    with pytest.raises(BundleError, match=r"/bundles is not a bundle \(no such folder\)"):
+        open_bundle(volume / "bundles")
+
+
 def test_a_truncated_file_is_found_by_its_size(small_bundle: Path):
     os.truncate(small_bundle / "tokenizer.json", 10)
     with pytest.raises(BundleError, match="has 10 bytes, the manifest says"):
@@ -180,7 +190,7 @@ def test_pieces_that_are_not_all_there_are_refused(large_bundle: Path):
 
 def test_a_newer_schema_is_refused_with_the_fix(small_bundle: Path):
     rewrite_manifest(small_bundle, schema_version="2.0")
-    with pytest.raises(BundleError, match=r"schema 2\.0, this worker reads 1\.3; update the worker"):
+    with pytest.raises(BundleError, match=r"schema 2\.0, this worker reads 1\.x; update the worker"):
         open_bundle(small_bundle)
 
 
