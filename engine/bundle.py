@@ -31,6 +31,13 @@ CHECKSUM = "manifest.sha256"
 SIGNATURE = "manifest.sig"
 
 
+class TaskConfig(dict[str, Any]):
+    """What an export tells the task: of a bundle that was made before the task asked for more, one says so."""
+
+    def __missing__(self, name: str) -> Any:
+        raise BundleError(f"the bundle's task_config has no {name!r}, which its task reads; export the model again")
+
+
 @dataclass(frozen=True)
 class Graph:
     """One graph of the bundle.
@@ -257,6 +264,7 @@ def _parse(path: Path, raw: bytes) -> Manifest:
     # Fields that a newer minor version added are skipped: that is what a minor version promises.
     known = {name: data[name] for name in Manifest.__dataclass_fields__ if name in data}
     try:
+        known["task_config"] = TaskConfig(data["task_config"])
         known["graphs"] = {name: _parse_graph(graph) for name, graph in data["graphs"].items()}
         known["files"] = {_safe(name): (entry["size"], entry["sha256"]) for name, entry in data["files"].items()}
         known["pieces"] = {name: _parse_pieces(entry) for name, entry in data["files"].items() if entry.get("pieces")}

@@ -17,6 +17,7 @@ from engine import digest
 from engine.bundle import CHECKSUM, MANIFEST, Bundle, open_bundle, write_manifest
 from engine.bundle_folder import changed_bundle_folder, is_mount_point, new_bundle_folder
 from engine.errors import BundleError
+from engine.tasks import load_task
 from tests.bundles import write_small_bundle
 
 GRAPH = "graphs/model/fp32.onnx"
@@ -58,6 +59,16 @@ def test_a_folder_that_is_missing_is_told_from_a_volume_that_is(tmp_path: Path, 
     volume.mkdir()
     with pytest.raises(BundleError, match=r"/bundles is not a bundle \(no such folder\)"):
         open_bundle(volume / "bundles")
+
+
+def test_a_bundle_from_before_its_task_read_a_key_is_refused(small_bundle: Path):
+    config = dict(open_bundle(small_bundle).manifest.task_config)
+    del config["normalize"]
+    rewrite_manifest(small_bundle, task_config=config)
+    with pytest.raises(
+        BundleError, match="task_config has no 'normalize', which its task reads; export the model again"
+    ):
+        load_task(open_bundle(small_bundle))
 
 
 def test_a_truncated_file_is_found_by_its_size(small_bundle: Path):
