@@ -34,7 +34,8 @@ RUN --mount=type=secret,id=build_env \
 FROM tools AS export
 # sentence-transformers/all-MiniLM-L6-v2 unless given
 ARG MODEL=
-ARG TASK=feature-extraction
+# what the model's own files say unless given
+ARG TASK=
 ARG REVISION=main
 ARG PRECISION=fp32
 ARG BUNDLE_SHA256=
@@ -49,7 +50,7 @@ RUN --mount=type=secret,id=HF_TOKEN --mount=type=secret,id=build_env \
         if [ -f /run/secrets/build_env ]; then set -a; . /run/secrets/build_env; set +a; fi \
         && uv pip install --python /opt/venv --torch-backend cpu --requirement requirements/export.txt \
         && if [ -f /run/secrets/HF_TOKEN ]; then HF_TOKEN="$(cat /run/secrets/HF_TOKEN)"; export HF_TOKEN; fi \
-        && python -m export "${MODEL:-sentence-transformers/all-MiniLM-L6-v2}" --task "${TASK}" \
+        && python -m export "${MODEL:-sentence-transformers/all-MiniLM-L6-v2}" ${TASK:+--task "${TASK}"} \
             --revision "${REVISION}" --precision "${PRECISION}" --out bundle; \
     fi \
     && if [ -n "${MODEL}" ] && ! grep --quiet --fixed-strings "\"model\": \"${MODEL}\"," bundle/manifest.json; then \

@@ -121,7 +121,7 @@ WITH_BUILDER ?= 0
 DOCKER ?= docker
 # Of bundle/: the build arguments that become the image's labels. Without bundle/ the build exports MODEL.
 BUNDLE_ARGS = $(if $(wildcard bundle/manifest.json),$(shell $(PYTHON) -c 'import json; m = json.load(open("bundle/manifest.json")); \
-	print("MODEL=" + m["model"], "REVISION=" + (m["revision"] or ""), "BUNDLE_SHA256=" + open("bundle/manifest.sha256").read()[:64])'),$(if $(MODEL),MODEL=$(MODEL)))
+	print("MODEL=" + ("$(MODEL)" or m["model"]), "REVISION=" + (m["revision"] or ""), "BUNDLE_SHA256=" + open("bundle/manifest.sha256").read()[:64])'),$(if $(MODEL),MODEL=$(MODEL)))
 
 image: ## the image around bundle/, or around an export of MODEL=...; IMAGE=... ENGINE_SET=... WITH_BUILDER=1 BUILD_OPTIONS=...
 	$(DOCKER) build --tag $(IMAGE) --build-arg ENGINE_SET=$(ENGINE_SET) --build-arg WITH_BUILDER=$(WITH_BUILDER) \

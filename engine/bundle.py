@@ -31,6 +31,13 @@ CHECKSUM = "manifest.sha256"
 SIGNATURE = "manifest.sig"
 
 
+class TaskConfig(dict[str, Any]):
+    """What an export tells the task: of a bundle that was made before the task asked for more, one says so."""
+
+    def __missing__(self, name: str) -> Any:
+        raise BundleError(f"the bundle's task_config has no {name!r}, which its task reads; export the model again")
+
+
 @dataclass(frozen=True)
 class Graph:
     """One graph of the bundle.
@@ -190,6 +197,9 @@ def _is_for_one_engine(name: str) -> bool:
     return is_weights(name) or (name.startswith("graphs/") and name.endswith((".plan", ".cache")))
 
 
+_VOLUME = Path("/runpod-volume")  # where RunPod mounts an endpoint's network volume
+
+
 def _no_bundle(path: Path) -> str:
     import shlex  # a worker that boots has a bundle
 
@@ -199,9 +209,12 @@ def _no_bundle(path: Path) -> str:
         return f"{path} is relative to a working directory that was deleted; start in another, or name the whole path"
     if path.is_file():
         return f"{path} is a file, and a bundle is a folder; name the folder that holds {MANIFEST}"
+    if path.is_relative_to(_VOLUME) and not _VOLUME.exists():
+        return f"{path} is not a bundle (there is no {_VOLUME}); attach the network volume to the endpoint"
+    what = f"no {MANIFEST}" if path.exists() else "no such folder"
     # What is there already is not overwritten by an export.
     out = "bundle" if path.is_dir() and any(path.iterdir()) else shlex.quote(str(path))
-    return f"{path} is not a bundle (no {MANIFEST}); make one with `python -m export MODEL --out {out}`"
+    return f"{path} is not a bundle ({what}); make one with `python -m export MODEL --out {out}`"
 
 
 REBUILD = "copy the bundle again or export the model again"
@@ -243,14 +256,15 @@ def _parse(path: Path, raw: bytes) -> Manifest:
         version = str(data.get("schema_version", "missing"))
     except (ValueError, RecursionError, AttributeError) as error:
         raise BundleError(f"{path / MANIFEST} is not a JSON object ({error}); {REBUILD}") from error
-    if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+    if version.partition(".")[0] != (major := SCHEMA_VERSION.partition(".")[0]):
         raise BundleError(
-            f"{path} has bundle schema {version}, this worker reads {SCHEMA_VERSION}; "
+            f"{path} has bundle schema {version}, this worker reads {major}.x; "
             "update the worker, or export the model again with this version"
         )
     # Fields that a newer minor version added are skipped: that is what a minor version promises.
     known = {name: data[name] for name in Manifest.__dataclass_fields__ if name in data}
     try:
+        known["task_config"] = TaskConfig(data["task_config"])
         known["graphs"] = {name: _parse_graph(graph) for name, graph in data["graphs"].items()}
         known["files"] = {_safe(name): (entry["size"], entry["sha256"]) for name, entry in data["files"].items()}
         known["pieces"] = {name: _parse_pieces(entry) for name, entry in data["files"].items() if entry.get("pieces")}

@@ -250,12 +250,23 @@ def shown(text: str) -> str:
 
 
 def misspelt(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Variables that are no setting, each with the one that it is a letter away from: wrong, left out or too much."""
+    """Variables that are no setting, each with the one that is meant.
+
+    That is the one in capitals, or a letter away: wrong, left out or too much; BUNDLE for what other workers call it.
+    """
     names = [item.metadata["env"] for item in fields(Settings)]
     near = {variant: name for name in names for variant in _without_a_letter(name)}
+    near |= dict.fromkeys(_OF_OTHER_WORKERS, "BUNDLE")
     unknown = environ.keys() - set(names)
-    found = ((name, next((near[v] for v in _without_a_letter(name) if v in near), "")) for name in sorted(unknown))
+    found = (
+        (name, next((near[v] for v in (name.upper(), *_without_a_letter(name)) if v in near), ""))
+        for name in sorted(unknown)
+    )
     return [(name, meant) for name, meant in found if meant]
+
+
+# Of RunPod's and others' workers, and of the image's build: what is served would go on being another model.
+_OF_OTHER_WORKERS = ("MODEL", "MODEL_ID", "MODEL_NAME", "MODEL_NAMES")
 
 
 def _without_a_letter(name: str) -> set[str]:

@@ -110,6 +110,8 @@ def select(settings: Settings, facts: Facts) -> Choice:
     alone = len(steps) == 1
     told = "; ".join(step.reason if alone else f"{step.name}: {step.reason}" for step in steps)
     fix = _FIXES[settings.engine] if facts.providers or settings.engine != "auto" else _INSTALL
+    if alone and settings.engine == "tensorrt":  # nothing was found that could build a plan either
+        fix = _GPU.format("tensorrt")
     raise ConfigError(f"ENGINE={settings.engine} cannot run here: {told}; {fix}")
 
 
@@ -140,10 +142,11 @@ def _onnxruntime_cuda(settings: Settings, facts: Facts) -> Iterator[_Outcome]:
 
 
 _WALKS = {"auto": _auto, "tensorrt": _tensorrt, "onnxruntime-cuda": _onnxruntime_cuda}
+_GPU = "run on a machine with an NVIDIA GPU and requirements/{}.txt, or set ENGINE=auto"
 _FIXES = {
     "auto": "set ALLOW_CPU=1 to serve on the CPU all the same",
     "tensorrt": "set ENGINE=auto to take the next best, or BUILD_ON_BOOT=1 to build a plan here",
-    "onnxruntime-cuda": "run on a machine with an NVIDIA GPU and requirements/onnxruntime.txt, or set ENGINE=auto",
+    "onnxruntime-cuda": _GPU.format("onnxruntime"),
 }
 
 

@@ -88,7 +88,7 @@ def _introduction(emulator: Emulator, worker_id: str) -> str:
             f"export RUNPOD_ENDPOINT_BASE_URL={shlex.quote(emulator.endpoint_url_base)}",
             "# a job:",
             f"curl -s {shlex.quote(f'{base}/runsync')} -H {shlex.quote(f'Authorization: Bearer {emulator.api_key}')} "
-            "-H 'Content-Type: application/json' -d '{\"input\": {}}'",
+            "-H 'Content-Type: application/json' -d '{\"input\": {\"health\": true}}'",
             "# id, status, ms in the queue, ms at the worker:",
         ]
     )

@@ -80,7 +80,8 @@ class FeatureExtraction:
         check.refuse_unknown(payload, (*_FIELDS, *_OPTIONS), check.OF_EVERY_JOB)
         present = [name for name in _FIELDS if name in payload]
         if len(present) != 1:
-            raise InvalidInput("`input` needs either `text` (a string) or `texts` (a list of strings)")
+            both = ", not both" if present else ""
+            raise InvalidInput(f"`input` needs either `text` (a string) or `texts` (a list of strings){both}")
         (field,) = present
         single = field == "text" or (field == "inputs" and not isinstance(payload[field], list))
         if single and not isinstance(payload[field], str):
@@ -109,9 +110,11 @@ class FeatureExtraction:
         openai_model: str | None = None,
         openai_route: bool = False,
     ) -> Request:
-        texts = [body[field]] if single else body[field]
+        value, limits = body[field], self._limits
         return Request(
-            texts=check.texts(texts, field, self._limits.max_items, self._limits.max_chars),
+            texts=[check.string(value, field, limits.max_chars)]
+            if single
+            else check.texts(value, field, limits.max_items, limits.max_chars),
             single=single,
             openai_model=openai_model,
             openai_route=openai_route,

@@ -77,7 +77,10 @@ class ItemsTask:
         """The field that holds the items, the items, and whether it is one alone."""
         present = [name for name in (self.one, self.many, "inputs") if name in payload]
         if len(present) != 1:
-            raise InvalidInput(f"`input` needs either `{self.one}` ({self.noun}) or `{self.many}` (a list of them)")
+            both = ", not both" if present else ""
+            raise InvalidInput(
+                f"`input` needs either `{self.one}` ({self.noun}) or `{self.many}` (a list of them){both}"
+            )
         (name,) = present
         value = payload[name]
         if name == "inputs":

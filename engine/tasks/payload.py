@@ -27,6 +27,11 @@ def shown(value: Any) -> str:
     return (reprlib.repr(value) if isinstance(value, list | dict) else str(value))[:40]
 
 
+def _quoted(value: Any) -> str:
+    """As `shown`, a string in quotes: "3" is no number."""
+    return f'"{value[:40]}"' if isinstance(value, str) else shown(value)
+
+
 def refuse_lone_surrogates(payload: Any) -> None:
     """Refuse strings with half a surrogate pair, which JSON can write, and which is no character of any text."""
     pending = [payload]
@@ -59,7 +64,7 @@ def openai_body(payload: dict[str, Any], route: str) -> dict[str, Any] | None:
         return None
     refuse_unknown(payload, ("openai_route", "openai_input"))
     if payload.get("openai_route") != route:
-        raise InvalidInput(f"`openai_route` must be {route}, got {shown(payload.get('openai_route'))}")
+        raise InvalidInput(f"`openai_route` must be {route} or /v1/models, got {shown(payload.get('openai_route'))}")
     return require_object(payload.get("openai_input"), "`openai_input`")
 
 
@@ -94,7 +99,7 @@ def whole_number(payload: dict[str, Any], name: str, low: int, high: int) -> int
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidInput(f"`{name}` must be a whole number from {low} to {high}, got {shown(value)}")
+        raise InvalidInput(f"`{name}` must be a whole number from {low} to {high}, got {_quoted(value)}")
     return value
 
 
@@ -153,5 +158,5 @@ def number(payload: dict[str, Any], name: str, low: float, high: float, default:
     """The field `name` as a number from `low` to `high`."""
     value = payload.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InvalidInput(f"`{name}` must be a number from {low:g} to {high:g}, got {shown(value)}")
+        raise InvalidInput(f"`{name}` must be a number from {low:g} to {high:g}, got {_quoted(value)}")
     return float(value)

@@ -95,8 +95,18 @@ def test_make_image_runs_what_the_page_shows(folder: Path):
     printed = shell(f"{by_hand} DOCKER=echo PYTHON={sys.executable}", folder).splitlines()[-1]
     (shown,) = [command for command in commands("docker build") if "BUNDLE_SHA256" in command]
     digest = (folder / "bundle/manifest.sha256").read_text()[:64]
-    wanted = shown.replace("all-MiniLM-L6-v2", "toy").replace("BUNDLE_SHA256=...", f"BUNDLE_SHA256={digest}")
+    for value, found in {"sentence-transformers/all-MiniLM-L6-v2": "toy", "REVISION=...": "REVISION="}.items():
+        shown = shown.replace(value, found)
+    wanted = shown.replace("BUNDLE_SHA256=...", f"BUNDLE_SHA256={digest}")
     assert printed.split() == wanted.split()[1:]
+
+
+def test_make_image_does_not_drop_a_model_that_the_bundle_is_not_of(folder: Path):
+    """The Dockerfile then stops the build."""
+    shutil.copy("Makefile", folder)
+    printed = shell(f"make image MODEL=org/other DOCKER=echo PYTHON={sys.executable}", folder)
+    assert "--build-arg MODEL=org/other " in printed
+    assert "MODEL=toy" not in printed
 
 
 def test_make_image_without_a_bundle_exports(tmp_path: Path):

@@ -27,7 +27,7 @@ BAD_PAYLOADS: list[tuple[Any, str]] = [
     ({"wrong": 1}, "invalid input: unknown field `wrong`"),
     ({"normalize": True}, "invalid input: `input` needs either `text`"),
     ({"texts": ["a"] * 10_001}, "invalid input: `texts` must hold 1 to 10000 strings, got 10001"),
-    ({"text": "x" * 9_000_000}, "invalid input: `text[0]` has 9000000 characters, allowed are 100000"),
+    ({"text": "x" * 9_000_000}, "invalid input: `text` has 9000000 characters, allowed are 100000"),
     ({"text": "a", "dimensions": "NaN"}, "invalid input: `dimensions` must be a whole number"),
     ([1, 2], "invalid input: `input` must be an object, got a list"),
 ]

@@ -76,10 +76,12 @@ def test_the_sdk_takes_whatever_is_let_through(capsys: pytest.CaptureFixture[str
         ("ENGINES", "ENGINE"),  # too much
         ("BUNDLE_SHA265", "BUNDLE_SHA256"),  # swapped
         ("MAX_QUEUE_DELAY_MZ", "MAX_QUEUE_DELAY_MS"),  # wrong
+        ("max_batch_rows", "MAX_BATCH_ROWS"),
+        ("MODEL_NAME", "BUNDLE"),  # of RunPod's own workers
     ],
 )
 def test_a_variable_that_is_nearly_a_setting_is_named(name: str, meant: str):
-    assert misspelt({name: "1", "PATH": "/bin", "HOME": "/root", "MODEL": "x"}) == [(name, meant)]
+    assert misspelt({name: "1", "PATH": "/bin", "HOME": "/root", "http_proxy": "x"}) == [(name, meant)]
 
 
 def test_no_setting_is_taken_for_a_misspelt_one():

@@ -33,7 +33,7 @@ def test_what_cannot_be_done_is_a_sentence(command: str, said: str, tmp_path: Pa
     [
         ("emulator --port 99999", "argument --port: '99999' is not a port from 0 to 65535"),
         ("recommend f.json --p99-ms x --price-per-hour 1", "argument --p99-ms: 'x' is not a number above 0"),
-        ("load --bundle /no/such", "argument --bundle: /no/such is not a bundle (no manifest.json); make one with"),
+        ("load --bundle /no/such", "argument --bundle: /no/such is not a bundle (no such folder); make one with"),
         ("coldstart --runs 0", "argument --runs: '0' is not a whole number from 1 to"),
         ("coldstart --engine cuda", "argument --engine: invalid choice: 'cuda'"),
         ("load --rounds 9999999999999", "argument --rounds: '9999999999999' is not a whole number from 1 to"),

@@ -17,6 +17,7 @@ from engine import digest
 from engine.bundle import CHECKSUM, MANIFEST, Bundle, open_bundle, write_manifest
 from engine.bundle_folder import changed_bundle_folder, is_mount_point, new_bundle_folder
 from engine.errors import BundleError
+from engine.tasks import load_task
 from tests.bundles import write_small_bundle
 
 GRAPH = "graphs/model/fp32.onnx"
@@ -48,6 +49,26 @@ def test_a_missing_file_is_named(small_bundle: Path, name: str):
     (small_bundle / name).unlink()
     with pytest.raises(BundleError, match="is not a bundle|missing|cannot be read"):
         open_bundle(small_bundle).verify()
+
+
+def test_a_folder_that_is_missing_is_told_from_a_volume_that_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    volume = tmp_path / "runpod-volume"
+    monkeypatch.setattr("engine.bundle._VOLUME", volume)
+    with pytest.raises(BundleError, match=r"\(there is no .*/runpod-volume\); attach the network volume"):
+        open_bundle(volume / "bundles")
+    volume.mkdir()
+    with pytest.raises(BundleError, match=r"/bundles is not a bundle \(no such folder\)"):
+        open_bundle(volume / "bundles")
+
+
+def test_a_bundle_from_before_its_task_read_a_key_is_refused(small_bundle: Path):
+    config = dict(open_bundle(small_bundle).manifest.task_config)
+    del config["normalize"]
+    rewrite_manifest(small_bundle, task_config=config)
+    with pytest.raises(
+        BundleError, match="task_config has no 'normalize', which its task reads; export the model again"
+    ):
+        load_task(open_bundle(small_bundle))
 
 
 def test_a_truncated_file_is_found_by_its_size(small_bundle: Path):
@@ -180,7 +201,7 @@ def test_pieces_that_are_not_all_there_are_refused(large_bundle: Path):
 
 def test_a_newer_schema_is_refused_with_the_fix(small_bundle: Path):
     rewrite_manifest(small_bundle, schema_version="2.0")
-    with pytest.raises(BundleError, match=r"schema 2\.0, this worker reads 1\.3; update the worker"):
+    with pytest.raises(BundleError, match=r"schema 2\.0, this worker reads 1\.x; update the worker"):
         open_bundle(small_bundle)
 
 

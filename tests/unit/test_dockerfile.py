@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.weights import minilm_folder
+from export.infer import infer_task
+
 DOCKERFILE = Path("Dockerfile").read_text()
 
 
@@ -17,6 +20,18 @@ def test_every_argument_has_a_default():
     assert known == {"BASE_IMAGE", "ENGINE_SET"}
     bare = set(re.findall(r"^ARG (\w+)$", after, re.MULTILINE))
     assert bare <= known
+
+
+@pytest.mark.parametrize(("task", "given"), [("", ()), ("text-ranking", ("--task", "text-ranking"))])
+def test_another_model_is_exported_for_its_own_task(task: str, given: tuple[str, ...]):
+    """A reranker is not to become embeddings because MODEL alone was given."""
+    assert "\nARG TASK=\n" in DOCKERFILE
+    assert infer_task(minilm_folder(), "all-MiniLM-L6-v2") == "feature-extraction"
+    (command,) = re.findall(r"python -m export (.*?--out bundle);", DOCKERFILE, re.DOTALL)
+    variables = {"MODEL": "org/name", "TASK": task, "REVISION": "main", "PRECISION": "fp32"}
+    said = subprocess.run(f"printf '%s\\n' {command}", shell=True, env=variables, capture_output=True, text=True)
+    wanted = ["org/name", *given, "--revision", "main", "--precision", "fp32", "--out", "bundle"]
+    assert said.stdout.split() == wanted
 
 
 def test_the_default_engine_set_has_its_pins_and_so_has_every_other():

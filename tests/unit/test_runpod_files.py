@@ -94,6 +94,14 @@ def test_the_workflows_are_there_and_parse():
             assert "uses" in job or (job["runs-on"] and job["timeout-minutes"] and job["steps"])
 
 
+def test_the_image_has_a_name_that_registries_take(tmp_path: Path):
+    """Owners and repositories on GitHub may have capitals."""
+    (step,) = [step for step in steps(WORKFLOWS["image"]) if "GITHUB_ENV" in step.get("run", "")]
+    environ = {"GITHUB_REPOSITORY": "Some-Org/Worker", "TAG": "E5", "GITHUB_ENV": str(tmp_path / "env")}
+    subprocess.run(["bash", "-c", step["run"]], env=environ, check=True)
+    assert (tmp_path / "env").read_text() == "IMAGE=ghcr.io/some-org/worker:E5\n"
+
+
 def test_every_action_is_pinned_to_a_full_version():
     used = [step["uses"] for workflow in WORKFLOWS.values() for step in steps(workflow) if "uses" in step]
     assert used

@@ -262,6 +262,8 @@ def test_tensorrt_never_falls_back(facts: Facts, reason: str):
     assert str(error.value).startswith("ENGINE=tensorrt cannot run here: ")
     assert reason in str(error.value)
     assert "set ENGINE=auto" in str(error.value)
+    could_build = facts.gpu == L4 and facts.tensorrt is not None and not facts.missing
+    assert ("BUILD_ON_BOOT=1" in str(error.value)) == could_build
 
 
 @pytest.mark.parametrize("name", ["fake", "onnxruntime-cpu"])

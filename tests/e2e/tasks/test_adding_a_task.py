@@ -27,6 +27,17 @@ def test_the_walk_takes_fewer_lines_than_it_promises():
     assert code_lines() < MOST_LINES
 
 
+def test_the_other_input_lacks_no_name(tmp_path: Path):
+    """Its two parts, behind the files that they belong to."""
+    _, _, section = PAGE.partition("## Another input")
+    parts = re.findall(r"^```python\n(.*?)```", section, re.MULTILINE | re.DOTALL)
+    for part, (name, content) in zip(parts, FILES.items(), strict=True):
+        (tmp_path / Path(name).name).write_text(content + part)
+        command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout
+
+
 def test_the_walk(tmp_path: Path):
     project = tmp_path / "project"
     for name in ("engine", "export", "handler"):

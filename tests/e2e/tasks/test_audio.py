@@ -204,7 +204,7 @@ def test_another_rate_is_resampled(served: Served):
         ({"audio": "$", "chunk_length_s": 10}, "`chunk_length_s` must be at most 5.0"),
         ({"audio": "$", "chunk_length_s": 1, "stride_length_s": 0.5}, "must be more than both sides"),
         ({"audio": "$", "chunk_length_s": 1, "stride_length_s": [1]}, "a number or a list of two, got 1"),
-        ({"audio": "$", "chunk_length_s": 1, "stride_length_s": "x"}, "must be a number from 0 to 86400, got x"),
+        ({"audio": "$", "chunk_length_s": 1, "stride_length_s": "x"}, 'must be a number from 0 to 86400, got "x"'),
         (
             {"audio": "a minute", "chunk_length_s": 1, "stride_length_s": 0.49},
             "windows that overlap so far hold `audio` more than 16 times over; lower `stride_length_s`",

@@ -96,7 +96,7 @@ def test_other_heads(zoo: Any, architecture: str, config: dict[str, Any]):
     [
         ({"texts": []}, "`texts` must hold 1 to 10000 items, got 0"),
         ({}, "`input` needs either `text` (a string) or `texts` (a list of them)"),
-        ({"text": "a", "texts": ["b"]}, "`input` needs either `text`"),
+        ({"text": "a", "texts": ["b"]}, "`input` needs either `text` (a string) or `texts` (a list of them), not both"),
         ({"text": ["a"]}, "`text` must be a string, got a list, which goes into `texts`"),
         ({"texts": "a"}, "`texts` must be a list, got a string; one item goes into `text`"),
         ({"texts": ["a", 3]}, "`texts[1]` must be a string, got a number"),

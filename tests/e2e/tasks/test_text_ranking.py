@@ -81,7 +81,10 @@ def test_the_rerank_route(zoo: Any):
     ]
     assert_same(found, expected, 1e-6)
     for bad, sentence in (
-        ({"openai_route": "/v1/embeddings", "openai_input": body}, "`openai_route` must be /v1/rerank, got /v1/embed"),
+        (
+            {"openai_route": "/v1/embeddings", "openai_input": body},
+            "`openai_route` must be /v1/rerank or /v1/models, got /v1/embed",
+        ),
         ({"openai_route": "/v1/rerank"}, "`openai_input` must be an object, got null"),
     ):
         with pytest.raises(InvalidInput, match=sentence):
