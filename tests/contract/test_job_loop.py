@@ -329,7 +329,17 @@ async def test_a_job_handed_out_twice_at_once_is_answered_once(sdk: Sdk, emulato
     assert answered_once(record)
 
 
-async def test_a_job_that_is_tried_again_while_its_first_attempt_stops_is_answered(sdk: Sdk, emulator: Emulator):
+SHUTTING_DOWN = {"error": "overloaded, please retry: the worker is shutting down"}
+
+
+@pytest.mark.parametrize(
+    ("ends_after_s", "drain_timeout_s", "posted"),
+    [(0.0, 20.0, {"output": "again"}), (0.5, 20.0, {"output": "again"}), (30.0, 0.0, SHUTTING_DOWN)],
+    ids=["before the worker stops", "while it stops", "when its time is over"],
+)
+async def test_a_job_that_is_tried_again_while_its_first_attempt_stops_is_answered(
+    sdk: Sdk, emulator: Emulator, ends_after_s: float, drain_timeout_s: float, posted: dict[str, Any]
+):
     """RunPod's /retry keeps the id, and a handler may take its time to stop."""
     stopping, handed_out, seen = asyncio.Event(), asyncio.Event(), []
 
@@ -341,9 +351,11 @@ async def test_a_job_that_is_tried_again_while_its_first_attempt_stops_is_answer
             finally:
                 stopping.set()
                 await handed_out.wait()
+                await asyncio.sleep(ends_after_s)
+        await asyncio.sleep(0.1)
         return job["input"]
 
-    async with serving(sdk, handler):
+    async with serving(sdk, handler, drain_timeout_s=drain_timeout_s):
         record = emulator.submit("first")
         while record.taken is None:
             await asyncio.sleep(0.01)
@@ -355,7 +367,10 @@ async def test_a_job_that_is_tried_again_while_its_first_attempt_stops_is_answer
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)  # the reply is on its way
         handed_out.set()
-    assert [post.body for post in record.answers] == [{"output": "again"}]
+        if not ends_after_s:
+            while "again" not in seen:
+                await asyncio.sleep(0.01)
+    assert [post.body for post in record.answers] == [posted]
 
 
 async def test_a_cancelled_job_is_stopped_and_nothing_is_posted(sdk: Sdk, emulator: Emulator):

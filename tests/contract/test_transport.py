@@ -5,7 +5,7 @@ import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,17 @@ async def test_a_redirect_to_nowhere_does_not_end_the_attempts():
         results = Results(replace(sdk_module.load(), job_done_url=f"{server.url}/$ID?a=b"), 5.0)
         assert await results.send("1", b'{"output": 1}')
         results.close()
+
+
+async def test_a_refusal_that_passes_costs_no_result_after_a_platform_that_was_away(monkeypatch: pytest.MonkeyPatch):
+    """It counts by itself: a gateway that starts anew says 502, then 404, before it knows the way again."""
+    monkeypatch.setattr(transport, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(transport, "_REFUSED_PAUSE_S", 0.01)
+    said = [b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status for status in (502, 502, 404, 502, 404, 200)]
+    async with serving(replies(*said)) as server:
+        with closing(Results(replace(sdk_module.load(), job_done_url=f"{server.url}/$ID?a=b"), 5.0)) as results:
+            assert await results.send("1", b'{"output": 1}')
+        assert server.bodies == [b'{"output": 1}'] * 6
 
 
 # Polls that are given up
