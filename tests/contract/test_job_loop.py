@@ -20,6 +20,7 @@ from handler.sdk import Sdk
 from handler.transport import Poll, Results
 
 WORKER = "worker-1"
+SHUTTING_DOWN = {"error": "overloaded, please retry: the worker is shutting down"}
 
 
 @pytest.fixture
@@ -329,9 +330,6 @@ async def test_a_job_handed_out_twice_at_once_is_answered_once(sdk: Sdk, emulato
     assert answered_once(record)
 
 
-SHUTTING_DOWN = {"error": "overloaded, please retry: the worker is shutting down"}
-
-
 @pytest.mark.parametrize(
     ("ends_after_s", "drain_timeout_s", "posted"),
     [(0.0, 20.0, {"output": "again"}), (0.5, 20.0, {"output": "again"}), (30.0, 0.0, SHUTTING_DOWN)],
@@ -591,18 +589,18 @@ async def test_sigterm_while_busy_finishes_what_runs(sdk: Sdk, emulator: Emulato
     assert sorted(record.status for record in records) == ["COMPLETED", "COMPLETED", "IN_QUEUE", "IN_QUEUE"]
 
 
-@pytest.mark.parametrize("drain_timeout_s", [0.0, 0.2])
+@pytest.mark.parametrize(("drain_timeout_s", "concurrency"), [(0.0, 4), (0.2, 1)], ids=["polling", "full"])
 async def test_what_does_not_finish_in_time_is_answered_with_a_retry(
-    sdk: Sdk, emulator: Emulator, drain_timeout_s: float
+    sdk: Sdk, emulator: Emulator, drain_timeout_s: float, concurrency: int
 ):
     async def endless(job: dict[str, Any]) -> Any:
         await asyncio.sleep(60)
 
-    async with serving(sdk, endless, drain_timeout_s=drain_timeout_s):
+    async with serving(sdk, endless, concurrency, drain_timeout_s=drain_timeout_s):
         record = emulator.submit({"x": 1})
         while record.taken is None:
             await asyncio.sleep(0.01)
-    assert (record.status, record.error) == ("FAILED", "overloaded, please retry: the worker is shutting down")
+    assert [post.body for post in record.answers] == [SHUTTING_DOWN]
 
 
 async def test_a_result_that_is_being_sent_when_the_time_is_over_still_arrives(sdk: Sdk, emulator: Emulator):

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohappyeyeballs
@@ -141,15 +142,34 @@ async def test_a_redirect_to_nowhere_does_not_end_the_attempts():
         results.close()
 
 
-async def test_a_refusal_that_passes_costs_no_result_after_a_platform_that_was_away(monkeypatch: pytest.MonkeyPatch):
-    """It counts by itself: a gateway that starts anew says 502, then 404, before it knows the way again."""
-    monkeypatch.setattr(transport, "_FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(transport, "_REFUSED_PAUSE_S", 0.01)
-    said = [b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status for status in (502, 502, 404, 502, 404, 200)]
-    async with serving(replies(*said)) as server:
-        with closing(Results(replace(sdk_module.load(), job_done_url=f"{server.url}/$ID?a=b"), 5.0)) as results:
-            assert await results.send("1", b'{"output": 1}')
-        assert server.bodies == [b'{"output": 1}'] * 6
+def with_status(status: int) -> bytes:
+    return b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status
+
+
+@pytest.mark.parametrize(
+    ("said", "taken", "pauses"),
+    [
+        # A gateway that starts anew says 502, then 404, before it knows the way again: refusals count by themselves.
+        ([502, 502, 404, 502, 404, 200], True, [0.1, 0.2, 1.0, 2.0, 4.0]),
+        ([404, 502, 404, 502, 502, 404], False, [1.0, 2.0, 4.0, 5.0, 5.0]),
+        ([408, 408, 408, 425, 425, 425, 429, 429, 429, 300, 299], True, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5, 5]),
+        ([499, 499, 499], False, [1.0, 2.0]),
+    ],
+)
+async def test_a_result_is_tried_again_ever_later_and_a_refusal_is_believed_the_third_time(
+    monkeypatch: pytest.MonkeyPatch, said: list[int], taken: bool, pauses: list[float]
+):
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(transport, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    monkeypatch.setattr(transport.random, "uniform", lambda low, high: high)
+    async with serving(replies(*map(with_status, said))) as server:
+        with closing(Results(replace(sdk_module.load(), job_done_url=f"{server.url}/$ID?a=b"), 60.0)) as results:
+            assert await results.send("1", b'{"output": 1}') == taken
+        assert (slept, server.bodies) == (pauses, [b'{"output": 1}'] * len(said))
 
 
 # Polls that are given up
