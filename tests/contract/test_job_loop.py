@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from aiohttp.test_utils import TestServer
 
 from benchmarks.emulator import Emulator, Fault, JobRecord
 from handler import sdk as sdk_module
-from handler.job_loop import JobLoop
+from handler.job_loop import JobLoop, asks
 from handler.sdk import Sdk
 from handler.transport import Poll, Results
 
@@ -106,13 +107,26 @@ async def test_return_values(sdk: Sdk, emulator: Emulator, returned: Any, status
     assert answered_once(record)
 
 
-async def test_an_exception_fails_the_job_without_a_traceback(sdk: Sdk, emulator: Emulator):
+@pytest.mark.parametrize("error", [RuntimeError("engine on fire"), TimeoutError("of something that it asked")])
+@pytest.mark.parametrize("debug", [False, True])
+async def test_an_exception_fails_the_job_with_a_traceback_where_that_is_wanted(
+    sdk: Sdk, emulator: Emulator, error: Exception, debug: bool
+):
     def handler(job: dict[str, Any]) -> Any:
-        raise RuntimeError("engine on fire")
+        raise error
 
-    async with serving(sdk, handler):
+    async with serving(sdk, handler, debug=debug):
         record = await emulator.wait(emulator.submit({}))
-    assert (record.status, record.error) == ("FAILED", "worker fault: RuntimeError: engine on fire")
+    sentence, _, more = record.error.partition("\n")
+    assert (record.status, sentence) == ("FAILED", f"worker fault: {type(error).__name__}: {error}")
+    assert more.startswith("Traceback") == debug
+
+
+@pytest.mark.parametrize("debug", [False, True])
+async def test_a_job_that_takes_too_long_fails(sdk: Sdk, emulator: Emulator, debug: bool):
+    async with serving(sdk, lambda job: asyncio.sleep(30), job_timeout_s=0.05, debug=debug):
+        record = await emulator.wait(emulator.submit({}))
+    assert record.error.startswith("worker fault: the job took longer than 0.05 s (JOB_TIMEOUT_S)")
 
 
 async def test_refresh_worker_is_stripped_and_asks_for_a_new_pod(sdk: Sdk, emulator: Emulator):
@@ -132,6 +146,36 @@ async def test_a_generator_streams(sdk: Sdk, emulator: Emulator):
     assert record.status == "COMPLETED"
     assert [chunk["part"] for chunk in record.chunks] == [0, 1, 2]
     assert record.answers[0].is_stream
+
+
+async def test_bodies_that_are_encoded_already_are_posted_as_they_are(sdk: Sdk, emulator: Emulator):
+    """Of a stream the last one is no part of it."""
+    whole = b'{"output":{"whole":1}}'
+    parts = [b'{"output":"a"}', b'{"output":"b"}', {"not": "encoded"}, b'{"output":"c"}', b'{"output":[],"error":"no"}']
+
+    async def stream() -> AsyncIterator[Any]:
+        for part in parts:
+            yield part
+
+    async with serving(sdk, lambda job: stream() if job["input"] == "stream" else whole, 1):
+        record = await emulator.wait(emulator.submit("stream", job_id="same"))
+        assert record.chunks == ["a", "b", {"not": "encoded"}, "c"]
+        # The platform hands the id out again, this time for another kind of answer.
+        emulator.faults.add("job-take", Fault(body='[{"id": "same", "input": "whole"}]'))
+        await emulator.wait(emulator.submit("whole"))
+        while len(record.answers) < 2:
+            await asyncio.sleep(0.01)
+    assert [(post.body, post.is_stream) for post in record.answers] == [
+        ({"output": [], "error": "no"}, True),
+        ({"output": {"whole": 1}}, False),
+    ]
+
+
+@pytest.mark.parametrize("streamed", [[], [1]])
+async def test_a_stream_ends_with_an_empty_output(sdk: Sdk, emulator: Emulator, streamed: list[Any]):
+    async with serving(sdk, lambda job: (each for each in streamed)):
+        record = await emulator.wait(emulator.submit({}))
+    assert (record.chunks, record.answers[0].body) == (streamed, {"output": []})
 
 
 async def test_a_generator_that_yields_an_error_fails_the_job(sdk: Sdk, emulator: Emulator):
@@ -212,11 +256,21 @@ async def test_garbage_instead_of_a_job_does_no_harm(sdk: Sdk, emulator: Emulato
     assert record.status == "COMPLETED"
 
 
-async def test_replies_without_a_job_to_run_are_asked_for_less_and_less(sdk: Sdk, emulator: Emulator):
-    emulator.faults.add("job-take", Fault(body=b'[{"id": 1}]'), times=None)
-    async with serving(sdk, echo):
-        await asyncio.sleep(1)
-        assert emulator.faults.struck["job-take"] < 30
+@pytest.mark.parametrize("job_id", ["1", '"running"'], ids=["no id", "a job that runs"])
+async def test_replies_without_a_job_to_run_are_asked_for_less_and_less(
+    sdk: Sdk, emulator: Emulator, capsys: pytest.CaptureFixture[str], job_id: str
+):
+    release = asyncio.Event()
+    emulator.submit({}, job_id="running")
+    async with serving(sdk, lambda job: release.wait()):
+        while not sdk.progress.get_job_count():
+            await asyncio.sleep(0.01)
+        emulator.faults.add("job-take", Fault(body=f'[{{"id": {job_id}, "input": 1}}]'), times=None)
+        emulator.submit("another, which ends the poll that waits")
+        await asyncio.sleep(0.5)
+        release.set()
+    assert 2 < emulator.faults.struck["job-take"] < 15
+    assert ("sent a job again that is running" if job_id == '"running"' else "without an id") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
@@ -269,6 +323,30 @@ async def test_many_jobs_run_at_once_but_no_more_than_allowed(sdk: Sdk, emulator
     assert all(answered_once(record) for record in records)
 
 
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_jobs_whose_results_are_being_sent_make_room_for_as_many_others_and_no_more(
+    sdk: Sdk, emulator: Emulator, concurrency: int
+):
+    records = [emulator.submit({"n": index}) for index in range(3 * concurrency)]
+    emulator.faults.add("job-done", Fault(status=500), times=None)
+    async with serving(sdk, echo, concurrency):
+        while sum(record.taken is not None for record in records) < 2 * concurrency:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert sum(record.taken is not None for record in records) == 2 * concurrency
+        emulator.faults.clear()
+        for record in records:
+            await emulator.wait(record, 5)
+
+
+async def test_the_first_take_is_told_once(sdk: Sdk, emulator: Emulator):
+    told: list[int] = []
+    async with serving(sdk, echo, on_first_take=lambda: told.append(emulator.waiting_polls)):
+        for index in range(3):
+            await emulator.wait(emulator.submit({"n": index}))
+    assert told == [0]
+
+
 async def test_the_concurrency_modifier_is_asked_before_every_take(sdk: Sdk, emulator: Emulator):
     asked: list[int] = []
 
@@ -300,19 +378,26 @@ async def test_a_concurrency_modifier_that_raises_costs_no_job(sdk: Sdk, emulato
 
 
 async def test_a_job_is_with_the_handler_before_the_next_poll_is_written(sdk: Sdk, emulator: Emulator):
-    seen = []
+    seen, at = [], []
+    polled = asyncio.Event()
 
     async def get_job(*args: Any) -> Any:
         seen.append("poll")
+        at.append(time.monotonic())
+        if len(seen) > 1:
+            polled.set()
         return await sdk.get_job(*args)
 
     async def handler(job: dict[str, Any]) -> Any:
         seen.append("handler")
+        at.append(time.monotonic())
         return {}
 
     async with serving(replace(sdk, get_job=get_job), handler):
         await emulator.wait(emulator.submit({}))
+        await asyncio.wait_for(polled.wait(), 5)
     assert seen[:3] == ["poll", "handler", "poll"]
+    assert at[2] - at[1] < 0.9
 
 
 async def test_a_job_handed_out_twice_at_once_is_answered_once(sdk: Sdk, emulator: Emulator):
@@ -649,6 +734,25 @@ async def test_progress_is_not_piled_up(sdk: Sdk, emulator: Emulator):
     assert record.progress == [0, 19]
 
 
+async def test_progress_is_told_as_often_as_there_is_some_and_not_beside_the_result(sdk: Sdk, emulator: Emulator):
+    loop: JobLoop
+
+    async def handler(job: dict[str, Any]) -> str:
+        for step in range(3):
+            loop.report(job["id"], step)
+            while len(emulator.jobs[job["id"]].progress) <= step:
+                await asyncio.sleep(0.01)
+        emulator.faults.add("job-done", Fault(delay_s=0.2))
+        loop.report(job["id"], "on its way")
+        await asyncio.sleep(0.05)
+        loop.report(job["id"], "overtaken by the result")
+        return "done"
+
+    async with serving(sdk, handler) as loop:
+        record = await emulator.wait(emulator.submit({}))
+    assert (record.progress, record.output) == ([0, 1, 2, "on its way"], "done")
+
+
 async def test_progress_of_a_job_that_is_over_is_dropped(sdk: Sdk, emulator: Emulator):
     async with serving(sdk, echo) as loop:
         record = await emulator.wait(emulator.submit({}))
@@ -669,6 +773,14 @@ async def test_a_result_is_sent_though_its_progress_was_refused(sdk: Sdk, emulat
     async with serving(sdk, handler) as loop:
         record = await emulator.wait(emulator.submit({}))
     assert (record.status, record.output, record.progress) == ("COMPLETED", "done", [])
+
+
+@pytest.mark.parametrize(
+    ("payload", "does"), [({"stream": True}, True), ({"stream": 1}, False), ({}, False), ([], False), (None, False)]
+)
+def test_an_option_is_asked_for_with_true(payload: Any, does: bool):
+    assert asks({"id": "1", "input": payload}, "stream") is does
+    assert not asks({"id": "1", "stream": True}, "stream")
 
 
 async def test_a_poll_for_stop_signals_that_ends_as_it_is_given_up_does_not_go_on(sdk: Sdk):
