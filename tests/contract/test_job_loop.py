@@ -194,11 +194,12 @@ async def test_a_generator_that_yields_an_error_fails_the_job(sdk: Sdk, emulator
 
 @pytest.mark.parametrize("status", [204, 400, 500, 502])
 async def test_polls_without_a_job_do_no_harm(sdk: Sdk, emulator: Emulator, status: int):
+    seen = []
     for route in ("job-take", "job-stop"):
-        emulator.faults.add(route, Fault(status=status), times=2)
-    async with serving(sdk, echo):
-        record = await emulator.wait(emulator.submit({"x": 1}))
-    assert record.status == "COMPLETED"
+        emulator.faults.add(route, Fault(status=status, body='{"id": "of what went wrong", "input": 2}'), times=2)
+    async with serving(sdk, lambda job: seen.append(job["input"])):
+        await emulator.wait(emulator.submit(1))
+    assert seen == [1]
     assert emulator.faults.pending("job-take") == 0
 
 
