@@ -193,13 +193,17 @@ async def test_a_generator_that_yields_an_error_fails_the_job(sdk: Sdk, emulator
 
 
 @pytest.mark.parametrize("status", [204, 400, 500, 502])
-async def test_polls_without_a_job_do_no_harm(sdk: Sdk, emulator: Emulator, status: int):
+async def test_polls_without_a_job_do_no_harm(
+    sdk: Sdk, emulator: Emulator, capsys: pytest.CaptureFixture[str], status: int
+):
     seen = []
     for route in ("job-take", "job-stop"):
         emulator.faults.add(route, Fault(status=status, body='{"id": "of what went wrong", "input": 2}'), times=2)
     async with serving(sdk, lambda job: seen.append(job["input"])):
         await emulator.wait(emulator.submit(1))
     assert seen == [1]
+    failures = 2 if status >= 500 else 0
+    assert capsys.readouterr().out.count("WARN  | taking a job failed (StatusError: status 50") == failures
     assert emulator.faults.pending("job-take") == 0
 
 
@@ -322,6 +326,21 @@ async def test_many_jobs_run_at_once_but_no_more_than_allowed(sdk: Sdk, emulator
     assert most == 8
     assert [record.output["n"] for record in records] == list(range(50))
     assert all(answered_once(record) for record in records)
+
+
+async def test_a_busy_worker_makes_no_pause(sdk: Sdk, emulator: Emulator, monkeypatch: pytest.MonkeyPatch):
+    """Polls that bring jobs at once are none that the platform does not hold."""
+    pauses: list[float] = []
+
+    async def pause(self: JobLoop, seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(JobLoop, "_pause", pause)
+    records = [emulator.submit({"n": index}) for index in range(20)]
+    async with serving(sdk, echo, 2):
+        for record in records:
+            await emulator.wait(record)
+    assert pauses == []
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -755,11 +774,13 @@ async def test_progress_is_told_as_often_as_there_is_some_and_not_beside_the_res
 
 
 async def test_progress_of_a_job_that_is_over_is_dropped(sdk: Sdk, emulator: Emulator):
+    posts = []
+    emulator.faults.choose = lambda route, request: posts.append(route)
     async with serving(sdk, echo) as loop:
         record = await emulator.wait(emulator.submit({}))
         loop.report(record.id, "late")
         await asyncio.sleep(0.1)
-    assert record.progress == []
+    assert posts.count("job-done") == 1
 
 
 async def test_a_result_is_sent_though_its_progress_was_refused(sdk: Sdk, emulator: Emulator):

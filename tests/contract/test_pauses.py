@@ -35,7 +35,9 @@ def script(loop: Callable[[], JobLoop], outcomes: list[Any]) -> Callable[..., An
     return ask
 
 
-async def test_a_take_that_fails_is_tried_again_ever_later_up_to_5_s(monkeypatch: pytest.MonkeyPatch):
+async def test_a_take_that_fails_is_tried_again_ever_later_up_to_5_s(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     pauses: list[float] = []
 
     async def pause(self: JobLoop, seconds: float) -> None:
@@ -48,6 +50,23 @@ async def test_a_take_that_fails_is_tried_again_ever_later_up_to_5_s(monkeypatch
     loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
     await asyncio.wait_for(loop.run(), 5)
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0, 0.1, 0.2, 5.0, 0.1]
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "WARN  | taking a job failed (OSError: nobody there); trying again in 0.1 s"
+    assert len(told) == 11  # none of those that the platform wants
+
+
+async def test_a_worker_that_stops_gives_jobs_20_s_and_results_another_5_s(monkeypatch: pytest.MonkeyPatch):
+    limits: list[float] = []
+
+    def timeout(seconds: float) -> asyncio.Timeout:
+        limits.append(seconds)
+        return asyncio.timeout(seconds)
+
+    monkeypatch.setattr(job_loop, "asyncio", SimpleNamespace(**{**vars(asyncio), "timeout": timeout}))
+    sdk = replace(sdk_module.load(), get_job=script(lambda: loop, []))
+    loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
+    await asyncio.wait_for(loop.run(), 5)
+    assert limits == [20.0, 5.0]
 
 
 async def test_polls_that_nobody_holds_are_asked_ever_later_up_to_half_a_second(monkeypatch: pytest.MonkeyPatch):
@@ -65,7 +84,7 @@ async def test_polls_that_nobody_holds_are_asked_ever_later_up_to_half_a_second(
 
 
 async def test_stop_signals_are_asked_for_behind_the_first_take_and_later_where_that_fails(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     pauses: list[float] = []
 
@@ -83,3 +102,4 @@ async def test_stop_signals_are_asked_for_behind_the_first_take_and_later_where_
     loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
     await asyncio.wait_for(loop.run(), 5)
     assert pauses == [0.05, 1, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0, 5.0, 1.0, 1]
+    assert capsys.readouterr().out.count("asking for stop signals failed (OSError: nobody there)") == 7

@@ -524,3 +524,17 @@ async def test_a_take_over_a_connection_that_nobody_trusts_reads_more_authoritie
         with pytest.raises(ssl.SSLCertVerificationError):
             await poll.take(1)
     assert read
+
+
+async def test_other_work_goes_on_while_a_poll_is_given_up():
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.request(reader, 0)
+        poll.leave()
+        await reader.read()
+
+    async with serving(script) as server, polling(server.url) as poll:
+        taking, turns = asyncio.create_task(poll.take(1)), 0
+        while not taking.done():
+            turns += len(server.heads)
+            await asyncio.sleep(0.005)
+        assert turns > 4
