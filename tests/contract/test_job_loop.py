@@ -1,6 +1,7 @@
 """The protocol, case by case: our loop with the SDK's own functions against the emulated endpoint."""
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -347,9 +348,13 @@ async def test_a_busy_worker_makes_no_pause(sdk: Sdk, emulator: Emulator, monkey
 async def test_jobs_whose_results_are_being_sent_make_room_for_as_many_others_and_no_more(
     sdk: Sdk, emulator: Emulator, concurrency: int
 ):
+    async def handler(job: dict[str, Any]) -> Any:
+        await asyncio.sleep(0.02)
+        return job["input"]
+
     records = [emulator.submit({"n": index}) for index in range(3 * concurrency)]
     emulator.faults.add("job-done", Fault(status=500), times=None)
-    async with serving(sdk, echo, concurrency):
+    async with serving(sdk, handler, concurrency):
         while sum(record.taken is not None for record in records) < 2 * concurrency:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
@@ -476,7 +481,9 @@ async def test_a_job_that_is_tried_again_while_its_first_attempt_stops_is_answer
     assert [post.body for post in record.answers] == [posted]
 
 
-async def test_a_cancelled_job_is_stopped_and_nothing_is_posted(sdk: Sdk, emulator: Emulator):
+async def test_a_cancelled_job_is_stopped_and_nothing_is_posted(
+    sdk: Sdk, emulator: Emulator, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
     cancelled = asyncio.Event()
 
     async def handler(job: dict[str, Any]) -> Any:
@@ -494,6 +501,9 @@ async def test_a_cancelled_job_is_stopped_and_nothing_is_posted(sdk: Sdk, emulat
         await asyncio.wait_for(cancelled.wait(), 10)
     assert record.status == "CANCELLED"
     assert record.posts == []
+    assert f"INFO  | {record.id} | stopped by the platform" in capsys.readouterr().out
+    gc.collect()  # a task that failed and that nobody looks at is told by asyncio
+    assert not caplog.records
 
 
 async def test_a_cancelled_stream_is_closed(sdk: Sdk, emulator: Emulator):

@@ -230,9 +230,21 @@ def test_a_key_need_not_be_there():
     sdk.check_environ({name: value for name, value in RUNPODS.items() if name != "RUNPOD_AI_API_KEY"})
 
 
-def test_an_sdk_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def nobody_imported_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "runpod"]:
         monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.usefixtures("nobody_imported_it")
+def test_an_sdk_of_another_layout_is_left_to_the_ordinary_import(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sdk.shells, "enter", lambda name: False)
+    sdk._enter_through_shells()
+    assert not [name for name in sys.modules if name.partition(".")[0] == "runpod"]
+
+
+@pytest.mark.usefixtures("nobody_imported_it")
+def test_an_sdk_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="the RunPod SDK is not installed; install requirements/cpu.txt"):
         sdk.load()

@@ -209,6 +209,13 @@ async def test_a_result_that_is_refused_for_good_is_replaced_by_an_error_that_sa
         assert all(b"isStream=true" in head for head in server.heads)
 
 
+async def test_a_large_result_that_is_taken_stays():
+    async with serving(replies(with_status(200))) as server:
+        with closing(results_of(server, 0.0)) as results:
+            assert await results.send("1", LARGE)
+        assert server.bodies == [LARGE]
+
+
 async def test_an_error_in_the_place_of_a_large_result_is_tried_once(slept: list[float]):
     async with serving(replies(None)) as server:
         with closing(results_of(server, 0.0)) as results:
@@ -298,6 +305,20 @@ async def test_a_connection_for_results_is_opened_ahead_where_none_was_used_a_mo
             assert server.accepted == 1
             release.set()
             assert await sending
+
+
+async def test_a_connection_that_was_opened_ahead_and_has_ended_is_opened_again():
+    async def ends(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        pass
+
+    async with serving(ends) as server:
+        with closing(results_of(server, 60.0)) as results:
+            for count in (1, 2):
+                results.open_ahead()
+                async with asyncio.timeout(5):
+                    while server.accepted < count or server.open:
+                        await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)  # until its end is here
 
 
 async def test_a_connection_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
@@ -538,3 +559,12 @@ async def test_other_work_goes_on_while_a_poll_is_given_up():
             turns += len(server.heads)
             await asyncio.sleep(0.005)
         assert turns > 4
+
+
+async def test_stop_signals_are_asked_for_over_a_connection_that_closes_with_the_poll():
+    body = b'{"jobsToStop": ["a", "b"]}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with serving(replies(head + body)) as server, polling(server.url) as poll:
+        assert [await poll.stop_signals() for _ in range(2)] == [["a", "b"]] * 2
+        assert server.of == [0, 0]
+        assert server.heads[0].startswith(b"GET /job-stop/1?a=b HTTP")
