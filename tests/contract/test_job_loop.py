@@ -706,7 +706,11 @@ async def test_sigterm_while_busy_finishes_what_runs(sdk: Sdk, emulator: Emulato
 
 @pytest.mark.parametrize(("drain_timeout_s", "concurrency"), [(0.0, 4), (0.2, 1)], ids=["polling", "full"])
 async def test_what_does_not_finish_in_time_is_answered_with_a_retry(
-    sdk: Sdk, emulator: Emulator, drain_timeout_s: float, concurrency: int
+    sdk: Sdk,
+    emulator: Emulator,
+    capsys: pytest.CaptureFixture[str],
+    drain_timeout_s: float,
+    concurrency: int,
 ):
     async def endless(job: dict[str, Any]) -> Any:
         await asyncio.sleep(60)
@@ -716,6 +720,7 @@ async def test_what_does_not_finish_in_time_is_answered_with_a_retry(
         while record.taken is None:
             await asyncio.sleep(0.01)
     assert [post.body for post in record.answers] == [SHUTTING_DOWN]
+    assert "INFO  | stopping; 1 jobs still run" in capsys.readouterr().out
 
 
 async def test_a_result_that_is_being_sent_when_the_time_is_over_still_arrives(sdk: Sdk, emulator: Emulator):
@@ -781,6 +786,7 @@ async def test_progress_is_told_as_often_as_there_is_some_and_not_beside_the_res
     async with serving(sdk, handler) as loop:
         record = await emulator.wait(emulator.submit({}))
     assert (record.progress, record.output) == ([0, 1, 2, "on its way"], "done")
+    assert not any(post.is_stream for post in record.posts)
 
 
 async def test_progress_of_a_job_that_is_over_is_dropped(sdk: Sdk, emulator: Emulator):
