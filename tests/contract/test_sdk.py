@@ -230,6 +230,15 @@ def test_a_key_need_not_be_there():
     sdk.check_environ({name: value for name, value in RUNPODS.items() if name != "RUNPOD_AI_API_KEY"})
 
 
+def test_libraries_that_are_loaded_are_the_sdks_as_well():
+    import aiohttp
+    import requests
+
+    with sdk._without("aiohttp", "requests"):
+        assert (sys.modules["aiohttp"], sys.modules["requests"]) == (aiohttp, requests)
+    assert (sys.modules["aiohttp"], sys.modules["requests"]) == (aiohttp, requests)
+
+
 @pytest.fixture
 def nobody_imported_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "runpod"]:

@@ -153,7 +153,9 @@ def test_a_bulk_job_streams_its_parts_in_order(emulator: EmulatorThread, small_b
 def test_an_engine_that_dies_or_hangs_ends_the_worker(
     emulator: EmulatorThread, small_bundle: Path, signum: signal.Signals, sentence: str
 ):
-    with WorkerProcess.ours(emulator, small_bundle, env={"ENGINE_TIMEOUT_S": "1"}) as worker:
+    """And RunPod is told, not by way of the environment's proxy, which here is none."""
+    env = {"ENGINE_TIMEOUT_S": "1", "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    with WorkerProcess.ours(emulator, small_bundle, env={**env, "NO_PROXY": "x"}) as worker:
         engine = emulator.wait(emulator.submit({"health": True})).output["engine_pid"]
         os.kill(engine, signal.SIGSTOP)
         held = [emulator.submit({"text": f"text {index}"}) for index in range(3)]
