@@ -732,6 +732,25 @@ async def test_a_result_that_is_being_sent_when_the_time_is_over_still_arrives(s
     assert record.status == "COMPLETED"
 
 
+async def test_a_result_that_nobody_takes_does_not_keep_the_worker(
+    sdk: Sdk, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("handler.job_loop._LAST_WORDS_S", 0.1)
+    monkeypatch.setattr("handler.transport._SETTLE_S", 0.05)
+    emulator.faults.add("job-done", Fault(status=500), times=None)
+    record = emulator.submit({"x": 1})
+    loop = JobLoop(sdk, echo, concurrency_modifier=lambda current: 1, drain_timeout_s=0.0)
+    task = asyncio.create_task(loop.run())
+    while not emulator.faults.struck["job-done"]:
+        await asyncio.sleep(0.01)
+    loop.stop()
+    await asyncio.wait_for(task, 10)
+    assert f"ERROR | {record.id} | the worker ends before RunPod has taken the result" in capsys.readouterr().out
+    for left in asyncio.all_tasks():  # as asyncio's Runner does
+        if left.get_name() == record.id:
+            left.cancel()
+
+
 # Progress
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -182,6 +183,18 @@ def test_an_sdk_that_moved_its_parts_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(sys.modules["runpod.serverless.modules.rp_job"], "get_stop_signals")
     with pytest.raises(ConfigError, match=r"not the one that was tested .*get_stop_signals.*WORKER_LOOP=sdk"):
         sdk.load()
+
+
+def test_a_report_that_fails_is_told_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    sdk.load()
+    client = importlib.import_module("runpod.http_client")
+    before = client.SyncClientSession
+    monkeypatch.setitem(sys.modules, "runpod.serverless.modules.rp_fitness", ModuleType("rp_fitness"))
+    sdk.report_unhealthy("engine", "it died")
+    assert "WARN  | reporting the worker as unhealthy failed: AttributeError: " in capsys.readouterr().out
+    assert client.SyncClientSession is before
 
 
 RUNPODS = {

@@ -128,11 +128,14 @@ async def test_a_certificate_that_is_not_trusted_now_may_be_later(tmp_path: Path
     trusting = server_context(tmp_path, monkeypatch)
     contexts = [ssl.create_default_context() for _ in range(3)] + [trust.context()]
     monkeypatch.setattr(trust, "context", lambda: contexts.pop(0))
+    read: list[bool] = []
+    monkeypatch.setattr(trust, "read_all", lambda: read.append(True))
     async with serving(replies(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), tls=trusting) as server:
         results = Results(replace(sdk_module.load(), job_done_url=f"{server.url}/$ID?a=b"), 5.0)
         assert await results.send("1", b'{"output": 1}')
         results.close()
         assert not contexts
+        assert len(read) == 3  # the authorities that were not known yet
 
 
 async def test_a_redirect_to_nowhere_does_not_end_the_attempts():
