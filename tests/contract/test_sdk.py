@@ -260,7 +260,7 @@ def nobody_imported_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("nobody_imported_it")
 def test_an_sdk_of_another_layout_is_left_to_the_ordinary_import(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sdk.shells, "enter", lambda name: False)
+    monkeypatch.setattr("handler.shells.enter", lambda name: False)
     sdk._enter_through_shells()
     assert not [name for name in sys.modules if name.partition(".")[0] == "runpod"]
 

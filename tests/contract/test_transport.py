@@ -247,7 +247,7 @@ async def test_an_attempt_has_60_s_and_one_that_nobody_waits_for_10_s(
         limits.append(seconds)
         return asyncio.timeout(0.05)
 
-    monkeypatch.setattr(transport.asyncio, "timeout", timeout)
+    monkeypatch.setattr("handler.transport.asyncio.timeout", timeout)
 
     async def silent(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await server.request(reader, 0)
