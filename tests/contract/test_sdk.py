@@ -77,6 +77,7 @@ def test_the_import_neither_sleeps_nor_loads_what_a_worker_does_not_need():
         "time.sleep = refuse\n"
         "from handler import sdk\n"
         "sdk.load()\n"
+        "assert sys.modules['cpuinfo'].__spec__ is None, 'it measures the clock in a process of its own'\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     loaded = set(python(code).stdout.split())

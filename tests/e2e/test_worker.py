@@ -74,6 +74,7 @@ def test_the_stock_loop_loses_no_job_to_one_that_python_cannot_read(emulator: Em
     records = [emulator.submit({"text": "a"}, job_id=name) for name in ("one", "bad", "none")]
     with WorkerProcess.ours(emulator, small_bundle, env={"WORKER_LOOP": "sdk", "MAX_CONCURRENCY": "4"}):
         one, unreadable, without = (emulator.wait(record) for record in records)
+        assert emulator.wait(emulator.submit({"text": "a"})).output == one.output
     assert len(one.output["embedding"]) == one.output["dimensions"]
     assert unreadable.error.startswith("invalid input: the job cannot be read: it is nested too deeply")
     assert without.error == "invalid input: the job has no `input`"
