@@ -204,7 +204,7 @@ async def test_polls_without_a_job_do_no_harm(
         await emulator.wait(emulator.submit(1))
     assert seen == [1]
     failures = 2 if status >= 500 else 0
-    assert capsys.readouterr().out.count("WARN  | taking a job failed (StatusError: status 50") == failures
+    assert capsys.readouterr().out.count("taking a job failed") == failures
     assert emulator.faults.pending("job-take") == 0
 
 
