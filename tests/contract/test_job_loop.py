@@ -111,7 +111,7 @@ async def test_return_values(sdk: Sdk, emulator: Emulator, returned: Any, status
 @pytest.mark.parametrize("error", [RuntimeError("engine on fire"), TimeoutError("of something that it asked")])
 @pytest.mark.parametrize("debug", [False, True])
 async def test_an_exception_fails_the_job_with_a_traceback_where_that_is_wanted(
-    sdk: Sdk, emulator: Emulator, error: Exception, debug: bool
+    sdk: Sdk, emulator: Emulator, capsys: pytest.CaptureFixture[str], error: Exception, debug: bool
 ):
     def handler(job: dict[str, Any]) -> Any:
         raise error
@@ -121,6 +121,8 @@ async def test_an_exception_fails_the_job_with_a_traceback_where_that_is_wanted(
     sentence, _, more = record.error.partition("\n")
     assert (record.status, sentence) == ("FAILED", f"worker fault: {type(error).__name__}: {error}")
     assert more.startswith("Traceback") == debug
+    told = f"ERROR | {record.id} | the handler failed: RuntimeError: engine on fire"
+    assert (told in capsys.readouterr().out) == isinstance(error, RuntimeError)
 
 
 @pytest.mark.parametrize("debug", [False, True])
@@ -721,6 +723,25 @@ async def test_what_does_not_finish_in_time_is_answered_with_a_retry(
             await asyncio.sleep(0.01)
     assert [post.body for post in record.answers] == [SHUTTING_DOWN]
     assert "INFO  | stopping; 1 jobs still run" in capsys.readouterr().out
+
+
+async def test_what_is_given_up_may_clean_up_while_others_end(sdk: Sdk, emulator: Emulator):
+    cleaned_up = []
+
+    async def handler(job: dict[str, Any]) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(job["input"])
+            cleaned_up.append(job["input"])
+
+    async with serving(sdk, handler, drain_timeout_s=0.0):
+        records = [emulator.submit(seconds) for seconds in (0, 0.3)]
+        while sdk.progress.get_job_count() < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
+    assert cleaned_up == [0, 0.3]
+    assert [record.answers[0].body for record in records] == [SHUTTING_DOWN] * 2
 
 
 async def test_a_result_that_is_being_sent_when_the_time_is_over_still_arrives(sdk: Sdk, emulator: Emulator):
