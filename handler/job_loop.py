@@ -287,11 +287,18 @@ class JobLoop:
         """Let running jobs finish; after the time limit answer the rest with an error that says retry."""
         if self._tasks:
             log("INFO", f"stopping; {len(self._tasks)} jobs still run")
-            await asyncio.wait(self._tasks.values(), timeout=self._drain_timeout_s)
-        for answer in self._answers.values():
-            answer.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=_LAST_WORDS_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._drain_timeout_s):
+                while self._tasks:  # one that is tried again begins when its first attempt has ended
+                    await asyncio.wait(self._tasks.values())
+        cancelled: set[asyncio.Task[bytes]] = set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                while self._tasks:
+                    for answer in set(self._answers.values()) - cancelled:
+                        answer.cancel()
+                        cancelled.add(answer)
+                    await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
         for job_id in self._tasks:
             log("ERROR", "the worker ends before RunPod has taken the result", job_id)
 

@@ -26,7 +26,7 @@ _SETTLE_S = 0.5  # 0.1 was not enough on a busy machine: the server had not yet 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _TEMPORARY = (408, 425, 429)
 _TOO_LARGE = 413
-_ATTEMPTS, _REFUSED_PAUSE_S = 3, 1.0  # for a status that says no: the stock SDK's, and some have passed
+_REFUSALS, _REFUSED_PAUSE_S = 3, 1.0  # by a status that says no: the stock SDK's, and some have passed
 _REST_S = 1.0  # for what follows the status of a reply
 _RECENT_S = 10.0  # after a result: its connection is still there
 _POST_S, _ONCE_S = 60.0, 10.0  # for one attempt
@@ -210,7 +210,7 @@ class Results:
         name = quote(job_id, safe="", errors="replace")  # it may not change the path, or end the header
         url = f"{template.replace('$ID', name)}&isStream={'true' if stream else 'false'}"
         headers = f"{_POST_HEADERS}X-Request-ID: {name}\r\n"
-        deadline, pause, attempt = time.monotonic() + self._timeout_s, _FIRST_PAUSE_S, 0
+        deadline, pause, attempt, refusals = time.monotonic() + self._timeout_s, _FIRST_PAUSE_S, 0, 0
         while True:
             attempt, refusal = attempt + 1, None
             try:
@@ -219,7 +219,7 @@ class Results:
                     return status
                 reason = f"status {status}"
                 if status < 500 and status not in _TEMPORARY:
-                    refusal, pause = status, max(pause, _REFUSED_PAUSE_S)
+                    refusal, refusals, pause = status, refusals + 1, max(pause, _REFUSED_PAUSE_S)
             except Exception as error:  # no memory, no thread, no descriptor: whatever it is, the job needs its answer
                 reason = f"{type(error).__name__}: {error}"
                 if isinstance(error, ValueError) and not isinstance(error, OSError):  # no address; TLS's are both
@@ -227,7 +227,7 @@ class Results:
                 _distrusted(error)
             if once:
                 return None
-            if refusal == _TOO_LARGE or (refusal is not None and attempt >= _ATTEMPTS):
+            if refusal == _TOO_LARGE or refusals >= _REFUSALS:
                 log("ERROR", f"RunPod refused a result with {reason}", job_id)
                 return refusal
             # Twice at least: a machine that was frozen, or asleep, wakes up behind the deadline.

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohappyeyeballs
 import pytest
 
 from benchmarks.emulator import Emulator
@@ -122,6 +123,35 @@ async def test_the_first_take_and_the_first_result_find_connections_that_were_op
     await serving
     assert sorted(gate.of(b"/job-take/") + gate.of(b"/job-done/")) == [0, 1]
     assert gate.of(b"/job-stop/") == [2]
+    assert len(gate.sent) == 3
+
+
+@pytest.mark.parametrize(("seconds", "waits_s"), [(0.2, 5.0), (20.0, 0.05)], ids=["late", "never"])
+async def test_a_connection_that_is_being_opened_when_the_engine_is_ready_is_waited_for_but_not_for_long(
+    sdk: Sdk,
+    emulator: Emulator,
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    waits_s: float,
+):
+    connect, calls = aiohappyeyeballs.start_connection, []
+
+    async def first_two_slow(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        if len(calls) <= 2:
+            await asyncio.sleep(seconds)
+        return await connect(*args, **options)
+
+    monkeypatch.setattr("handler.connections.start_connection", first_two_slow)
+    monkeypatch.setattr("handler.job_loop.AHEAD_S", waits_s)
+    monkeypatch.setattr(transport, "AHEAD_S", waits_s)
+    loop = JobLoop(sdk, lambda job: 1, concurrency_modifier=lambda current: 1)
+    serving = asyncio.create_task(loop.run(ready=asyncio.sleep(0)))
+    assert (await emulator.wait(emulator.submit({"x": 1}), 5)).output == 1
+    loop.stop()
+    await serving
+    assert len(calls) == (3 if seconds < 1 else 5)  # of jobs, of results, of stop signals; the first two again
     assert len(gate.sent) == 3
 
 

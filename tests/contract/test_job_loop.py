@@ -1,8 +1,10 @@
 """The protocol, case by case: our loop with the SDK's own functions against the emulated endpoint."""
 
 import asyncio
+import gc
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,11 +17,12 @@ from aiohttp.test_utils import TestServer
 
 from benchmarks.emulator import Emulator, Fault, JobRecord
 from handler import sdk as sdk_module
-from handler.job_loop import JobLoop
+from handler.job_loop import JobLoop, asks
 from handler.sdk import Sdk
 from handler.transport import Poll, Results
 
 WORKER = "worker-1"
+SHUTTING_DOWN = {"error": "overloaded, please retry: the worker is shutting down"}
 
 
 @pytest.fixture
@@ -105,13 +108,28 @@ async def test_return_values(sdk: Sdk, emulator: Emulator, returned: Any, status
     assert answered_once(record)
 
 
-async def test_an_exception_fails_the_job_without_a_traceback(sdk: Sdk, emulator: Emulator):
+@pytest.mark.parametrize("error", [RuntimeError("engine on fire"), TimeoutError("of something that it asked")])
+@pytest.mark.parametrize("debug", [False, True])
+async def test_an_exception_fails_the_job_with_a_traceback_where_that_is_wanted(
+    sdk: Sdk, emulator: Emulator, capsys: pytest.CaptureFixture[str], error: Exception, debug: bool
+):
     def handler(job: dict[str, Any]) -> Any:
-        raise RuntimeError("engine on fire")
+        raise error
 
-    async with serving(sdk, handler):
+    async with serving(sdk, handler, debug=debug):
         record = await emulator.wait(emulator.submit({}))
-    assert (record.status, record.error) == ("FAILED", "worker fault: RuntimeError: engine on fire")
+    sentence, _, more = record.error.partition("\n")
+    assert (record.status, sentence) == ("FAILED", f"worker fault: {type(error).__name__}: {error}")
+    assert more.startswith("Traceback") == debug
+    told = f"ERROR | {record.id} | the handler failed: RuntimeError: engine on fire"
+    assert (told in capsys.readouterr().out) == isinstance(error, RuntimeError)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+async def test_a_job_that_takes_too_long_fails(sdk: Sdk, emulator: Emulator, debug: bool):
+    async with serving(sdk, lambda job: asyncio.sleep(30), job_timeout_s=0.05, debug=debug):
+        record = await emulator.wait(emulator.submit({}))
+    assert record.error.startswith("worker fault: the job took longer than 0.05 s (JOB_TIMEOUT_S)")
 
 
 async def test_refresh_worker_is_stripped_and_asks_for_a_new_pod(sdk: Sdk, emulator: Emulator):
@@ -133,6 +151,36 @@ async def test_a_generator_streams(sdk: Sdk, emulator: Emulator):
     assert record.answers[0].is_stream
 
 
+async def test_bodies_that_are_encoded_already_are_posted_as_they_are(sdk: Sdk, emulator: Emulator):
+    """Of a stream the last one is no part of it."""
+    whole = b'{"output":{"whole":1}}'
+    parts = [b'{"output":"a"}', b'{"output":"b"}', {"not": "encoded"}, b'{"output":"c"}', b'{"output":[],"error":"no"}']
+
+    async def stream() -> AsyncIterator[Any]:
+        for part in parts:
+            yield part
+
+    async with serving(sdk, lambda job: stream() if job["input"] == "stream" else whole, 1):
+        record = await emulator.wait(emulator.submit("stream", job_id="same"))
+        assert record.chunks == ["a", "b", {"not": "encoded"}, "c"]
+        # The platform hands the id out again, this time for another kind of answer.
+        emulator.faults.add("job-take", Fault(body='[{"id": "same", "input": "whole"}]'))
+        await emulator.wait(emulator.submit("whole"))
+        while len(record.answers) < 2:
+            await asyncio.sleep(0.01)
+    assert [(post.body, post.is_stream) for post in record.answers] == [
+        ({"output": [], "error": "no"}, True),
+        ({"output": {"whole": 1}}, False),
+    ]
+
+
+@pytest.mark.parametrize("streamed", [[], [1]])
+async def test_a_stream_ends_with_an_empty_output(sdk: Sdk, emulator: Emulator, streamed: list[Any]):
+    async with serving(sdk, lambda job: (each for each in streamed)):
+        record = await emulator.wait(emulator.submit({}))
+    assert (record.chunks, record.answers[0].body) == (streamed, {"output": []})
+
+
 async def test_a_generator_that_yields_an_error_fails_the_job(sdk: Sdk, emulator: Emulator):
     def handler(job: dict[str, Any]) -> Any:
         yield 1
@@ -148,12 +196,17 @@ async def test_a_generator_that_yields_an_error_fails_the_job(sdk: Sdk, emulator
 
 
 @pytest.mark.parametrize("status", [204, 400, 500, 502])
-async def test_polls_without_a_job_do_no_harm(sdk: Sdk, emulator: Emulator, status: int):
+async def test_polls_without_a_job_do_no_harm(
+    sdk: Sdk, emulator: Emulator, capsys: pytest.CaptureFixture[str], status: int
+):
+    seen = []
     for route in ("job-take", "job-stop"):
-        emulator.faults.add(route, Fault(status=status), times=2)
-    async with serving(sdk, echo):
-        record = await emulator.wait(emulator.submit({"x": 1}))
-    assert record.status == "COMPLETED"
+        emulator.faults.add(route, Fault(status=status, body='{"id": "of what went wrong", "input": 2}'), times=2)
+    async with serving(sdk, lambda job: seen.append(job["input"])):
+        await emulator.wait(emulator.submit(1))
+    assert seen == [1]
+    failures = 2 if status >= 500 else 0
+    assert capsys.readouterr().out.count("taking a job failed") == failures
     assert emulator.faults.pending("job-take") == 0
 
 
@@ -211,11 +264,21 @@ async def test_garbage_instead_of_a_job_does_no_harm(sdk: Sdk, emulator: Emulato
     assert record.status == "COMPLETED"
 
 
-async def test_replies_without_a_job_to_run_are_asked_for_less_and_less(sdk: Sdk, emulator: Emulator):
-    emulator.faults.add("job-take", Fault(body=b'[{"id": 1}]'), times=None)
-    async with serving(sdk, echo):
-        await asyncio.sleep(1)
-        assert emulator.faults.struck["job-take"] < 30
+@pytest.mark.parametrize("job_id", ["1", '"running"'], ids=["no id", "a job that runs"])
+async def test_replies_without_a_job_to_run_are_asked_for_less_and_less(
+    sdk: Sdk, emulator: Emulator, capsys: pytest.CaptureFixture[str], job_id: str
+):
+    release = asyncio.Event()
+    emulator.submit({}, job_id="running")
+    async with serving(sdk, lambda job: release.wait()):
+        while not sdk.progress.get_job_count():
+            await asyncio.sleep(0.01)
+        emulator.faults.add("job-take", Fault(body=f'[{{"id": {job_id}, "input": 1}}]'), times=None)
+        emulator.submit("another, which ends the poll that waits")
+        await asyncio.sleep(0.5)
+        release.set()
+    assert 2 < emulator.faults.struck["job-take"] < 15
+    assert ("sent a job again that is running" if job_id == '"running"' else "without an id") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
@@ -268,6 +331,49 @@ async def test_many_jobs_run_at_once_but_no_more_than_allowed(sdk: Sdk, emulator
     assert all(answered_once(record) for record in records)
 
 
+async def test_a_busy_worker_makes_no_pause(sdk: Sdk, emulator: Emulator, monkeypatch: pytest.MonkeyPatch):
+    """Polls that bring jobs at once are none that the platform does not hold."""
+    pauses: list[float] = []
+
+    async def pause(self: JobLoop, seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(JobLoop, "_pause", pause)
+    records = [emulator.submit({"n": index}) for index in range(20)]
+    async with serving(sdk, echo, 2):
+        for record in records:
+            await emulator.wait(record)
+    assert pauses == []
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_jobs_whose_results_are_being_sent_make_room_for_as_many_others_and_no_more(
+    sdk: Sdk, emulator: Emulator, concurrency: int
+):
+    async def handler(job: dict[str, Any]) -> Any:
+        await asyncio.sleep(0.02)
+        return job["input"]
+
+    records = [emulator.submit({"n": index}) for index in range(3 * concurrency)]
+    emulator.faults.add("job-done", Fault(status=500), times=None)
+    async with serving(sdk, handler, concurrency):
+        while sum(record.taken is not None for record in records) < 2 * concurrency:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert sum(record.taken is not None for record in records) == 2 * concurrency
+        emulator.faults.clear()
+        for record in records:
+            await emulator.wait(record, 5)
+
+
+async def test_the_first_take_is_told_once(sdk: Sdk, emulator: Emulator):
+    told: list[int] = []
+    async with serving(sdk, echo, on_first_take=lambda: told.append(emulator.waiting_polls)):
+        for index in range(3):
+            await emulator.wait(emulator.submit({"n": index}))
+    assert told == [0]
+
+
 async def test_the_concurrency_modifier_is_asked_before_every_take(sdk: Sdk, emulator: Emulator):
     asked: list[int] = []
 
@@ -299,19 +405,26 @@ async def test_a_concurrency_modifier_that_raises_costs_no_job(sdk: Sdk, emulato
 
 
 async def test_a_job_is_with_the_handler_before_the_next_poll_is_written(sdk: Sdk, emulator: Emulator):
-    seen = []
+    seen, at = [], []
+    polled = asyncio.Event()
 
     async def get_job(*args: Any) -> Any:
         seen.append("poll")
+        at.append(time.monotonic())
+        if len(seen) > 1:
+            polled.set()
         return await sdk.get_job(*args)
 
     async def handler(job: dict[str, Any]) -> Any:
         seen.append("handler")
+        at.append(time.monotonic())
         return {}
 
     async with serving(replace(sdk, get_job=get_job), handler):
         await emulator.wait(emulator.submit({}))
+        await asyncio.wait_for(polled.wait(), 5)
     assert seen[:3] == ["poll", "handler", "poll"]
+    assert at[2] - at[1] < 0.9
 
 
 async def test_a_job_handed_out_twice_at_once_is_answered_once(sdk: Sdk, emulator: Emulator):
@@ -329,7 +442,14 @@ async def test_a_job_handed_out_twice_at_once_is_answered_once(sdk: Sdk, emulato
     assert answered_once(record)
 
 
-async def test_a_job_that_is_tried_again_while_its_first_attempt_stops_is_answered(sdk: Sdk, emulator: Emulator):
+@pytest.mark.parametrize(
+    ("ends_after_s", "drain_timeout_s", "posted"),
+    [(0.0, 20.0, {"output": "again"}), (0.5, 20.0, {"output": "again"}), (30.0, 0.0, SHUTTING_DOWN)],
+    ids=["before the worker stops", "while it stops", "when its time is over"],
+)
+async def test_a_job_that_is_tried_again_while_its_first_attempt_stops_is_answered(
+    sdk: Sdk, emulator: Emulator, ends_after_s: float, drain_timeout_s: float, posted: dict[str, Any]
+):
     """RunPod's /retry keeps the id, and a handler may take its time to stop."""
     stopping, handed_out, seen = asyncio.Event(), asyncio.Event(), []
 
@@ -341,9 +461,11 @@ async def test_a_job_that_is_tried_again_while_its_first_attempt_stops_is_answer
             finally:
                 stopping.set()
                 await handed_out.wait()
+                await asyncio.sleep(ends_after_s)
+        await asyncio.sleep(0.1)
         return job["input"]
 
-    async with serving(sdk, handler):
+    async with serving(sdk, handler, drain_timeout_s=drain_timeout_s):
         record = emulator.submit("first")
         while record.taken is None:
             await asyncio.sleep(0.01)
@@ -355,10 +477,15 @@ async def test_a_job_that_is_tried_again_while_its_first_attempt_stops_is_answer
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)  # the reply is on its way
         handed_out.set()
-    assert [post.body for post in record.answers] == [{"output": "again"}]
+        if not ends_after_s:
+            while "again" not in seen:
+                await asyncio.sleep(0.01)
+    assert [post.body for post in record.answers] == [posted]
 
 
-async def test_a_cancelled_job_is_stopped_and_nothing_is_posted(sdk: Sdk, emulator: Emulator):
+async def test_a_cancelled_job_is_stopped_and_nothing_is_posted(
+    sdk: Sdk, emulator: Emulator, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
     cancelled = asyncio.Event()
 
     async def handler(job: dict[str, Any]) -> Any:
@@ -376,6 +503,9 @@ async def test_a_cancelled_job_is_stopped_and_nothing_is_posted(sdk: Sdk, emulat
         await asyncio.wait_for(cancelled.wait(), 10)
     assert record.status == "CANCELLED"
     assert record.posts == []
+    assert f"INFO  | {record.id} | stopped by the platform" in capsys.readouterr().out
+    gc.collect()  # a task that failed and that nobody looks at is told by asyncio
+    assert not caplog.records
 
 
 async def test_a_cancelled_stream_is_closed(sdk: Sdk, emulator: Emulator):
@@ -576,18 +706,42 @@ async def test_sigterm_while_busy_finishes_what_runs(sdk: Sdk, emulator: Emulato
     assert sorted(record.status for record in records) == ["COMPLETED", "COMPLETED", "IN_QUEUE", "IN_QUEUE"]
 
 
-@pytest.mark.parametrize("drain_timeout_s", [0.0, 0.2])
+@pytest.mark.parametrize(("drain_timeout_s", "concurrency"), [(0.0, 4), (0.2, 1)], ids=["polling", "full"])
 async def test_what_does_not_finish_in_time_is_answered_with_a_retry(
-    sdk: Sdk, emulator: Emulator, drain_timeout_s: float
+    sdk: Sdk,
+    emulator: Emulator,
+    capsys: pytest.CaptureFixture[str],
+    drain_timeout_s: float,
+    concurrency: int,
 ):
     async def endless(job: dict[str, Any]) -> Any:
         await asyncio.sleep(60)
 
-    async with serving(sdk, endless, drain_timeout_s=drain_timeout_s):
+    async with serving(sdk, endless, concurrency, drain_timeout_s=drain_timeout_s):
         record = emulator.submit({"x": 1})
         while record.taken is None:
             await asyncio.sleep(0.01)
-    assert (record.status, record.error) == ("FAILED", "overloaded, please retry: the worker is shutting down")
+    assert [post.body for post in record.answers] == [SHUTTING_DOWN]
+    assert "INFO  | stopping; 1 jobs still run" in capsys.readouterr().out
+
+
+async def test_what_is_given_up_may_clean_up_while_others_end(sdk: Sdk, emulator: Emulator):
+    cleaned_up = []
+
+    async def handler(job: dict[str, Any]) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(job["input"])
+            cleaned_up.append(job["input"])
+
+    async with serving(sdk, handler, drain_timeout_s=0.0):
+        records = [emulator.submit(seconds) for seconds in (0, 0.3)]
+        while sdk.progress.get_job_count() < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
+    assert cleaned_up == [0, 0.3]
+    assert [record.answers[0].body for record in records] == [SHUTTING_DOWN] * 2
 
 
 async def test_a_result_that_is_being_sent_when_the_time_is_over_still_arrives(sdk: Sdk, emulator: Emulator):
@@ -597,6 +751,25 @@ async def test_a_result_that_is_being_sent_when_the_time_is_over_still_arrives(s
         while emulator.faults.pending("job-done") == 2:
             await asyncio.sleep(0.01)
     assert record.status == "COMPLETED"
+
+
+async def test_a_result_that_nobody_takes_does_not_keep_the_worker(
+    sdk: Sdk, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("handler.job_loop._LAST_WORDS_S", 0.1)
+    monkeypatch.setattr("handler.transport._SETTLE_S", 0.05)
+    emulator.faults.add("job-done", Fault(status=500), times=None)
+    record = emulator.submit({"x": 1})
+    loop = JobLoop(sdk, echo, concurrency_modifier=lambda current: 1, drain_timeout_s=0.0)
+    task = asyncio.create_task(loop.run())
+    while not emulator.faults.struck["job-done"]:
+        await asyncio.sleep(0.01)
+    loop.stop()
+    await asyncio.wait_for(task, 10)
+    assert f"ERROR | {record.id} | the worker ends before RunPod has taken the result" in capsys.readouterr().out
+    for left in asyncio.all_tasks():  # as asyncio's Runner does
+        if left.get_name() == record.id:
+            left.cancel()
 
 
 # Progress
@@ -636,12 +809,34 @@ async def test_progress_is_not_piled_up(sdk: Sdk, emulator: Emulator):
     assert record.progress == [0, 19]
 
 
+async def test_progress_is_told_as_often_as_there_is_some_and_not_beside_the_result(sdk: Sdk, emulator: Emulator):
+    loop: JobLoop
+
+    async def handler(job: dict[str, Any]) -> str:
+        for step in range(3):
+            loop.report(job["id"], step)
+            while len(emulator.jobs[job["id"]].progress) <= step:
+                await asyncio.sleep(0.01)
+        emulator.faults.add("job-done", Fault(delay_s=0.2))
+        loop.report(job["id"], "on its way")
+        await asyncio.sleep(0.05)
+        loop.report(job["id"], "overtaken by the result")
+        return "done"
+
+    async with serving(sdk, handler) as loop:
+        record = await emulator.wait(emulator.submit({}))
+    assert (record.progress, record.output) == ([0, 1, 2, "on its way"], "done")
+    assert not any(post.is_stream for post in record.posts)
+
+
 async def test_progress_of_a_job_that_is_over_is_dropped(sdk: Sdk, emulator: Emulator):
+    posts = []
+    emulator.faults.choose = lambda route, request: posts.append(route)
     async with serving(sdk, echo) as loop:
         record = await emulator.wait(emulator.submit({}))
         loop.report(record.id, "late")
         await asyncio.sleep(0.1)
-    assert record.progress == []
+    assert posts.count("job-done") == 1
 
 
 async def test_a_result_is_sent_though_its_progress_was_refused(sdk: Sdk, emulator: Emulator):
@@ -656,6 +851,14 @@ async def test_a_result_is_sent_though_its_progress_was_refused(sdk: Sdk, emulat
     async with serving(sdk, handler) as loop:
         record = await emulator.wait(emulator.submit({}))
     assert (record.status, record.output, record.progress) == ("COMPLETED", "done", [])
+
+
+@pytest.mark.parametrize(
+    ("payload", "does"), [({"stream": True}, True), ({"stream": 1}, False), ({}, False), ([], False), (None, False)]
+)
+def test_an_option_is_asked_for_with_true(payload: Any, does: bool):
+    assert asks({"id": "1", "input": payload}, "stream") is does
+    assert not asks({"id": "1", "stream": True}, "stream")
 
 
 async def test_a_poll_for_stop_signals_that_ends_as_it_is_given_up_does_not_go_on(sdk: Sdk):

@@ -1,14 +1,17 @@
 """What this worker relies on inside the RunPod SDK. Red here after an upgrade of the SDK: read handler/sdk.py again."""
 
 import importlib.metadata
+import importlib.util
 import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from engine.errors import ConfigError
 from handler import sdk
 
 SDK_ENV = {
@@ -74,6 +77,7 @@ def test_the_import_neither_sleeps_nor_loads_what_a_worker_does_not_need():
         "time.sleep = refuse\n"
         "from handler import sdk\n"
         "sdk.load()\n"
+        "assert sys.modules['cpuinfo'].__spec__ is None, 'it measures the clock in a process of its own'\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     loaded = set(python(code).stdout.split())
@@ -177,10 +181,95 @@ def test_the_heartbeat_loads_no_second_http_client():
 
 def test_an_sdk_that_moved_its_parts_is_named(monkeypatch: pytest.MonkeyPatch):
     sdk.load()
-    from engine.errors import ConfigError
-
     monkeypatch.delattr(sys.modules["runpod.serverless.modules.rp_job"], "get_stop_signals")
     with pytest.raises(ConfigError, match=r"not the one that was tested .*get_stop_signals.*WORKER_LOOP=sdk"):
+        sdk.load()
+
+
+def test_a_report_that_fails_is_told_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    sdk.load()
+    client = importlib.import_module("runpod.http_client")
+    before = client.SyncClientSession
+    monkeypatch.setitem(sys.modules, "runpod.serverless.modules.rp_fitness", ModuleType("rp_fitness"))
+    sdk.report_unhealthy("engine", "it died")
+    assert "WARN  | reporting the worker as unhealthy failed: AttributeError: " in capsys.readouterr().out
+    assert client.SyncClientSession is before
+
+
+RUNPODS = {
+    "RUNPOD_WEBHOOK_GET_JOB": "https://h/take",
+    "RUNPOD_WEBHOOK_POST_OUTPUT": "http://h/done",
+    "RUNPOD_AI_API_KEY": "a key",
+}
+
+
+@pytest.mark.parametrize("interval", ["1000", "10000", "9999999", None])
+def test_an_interval_that_the_heartbeat_can_keep_is_left_as_it_is(
+    capsys: pytest.CaptureFixture[str], interval: str | None
+):
+    environ = dict(RUNPODS) if interval is None else {**RUNPODS, "RUNPOD_PING_INTERVAL": interval}
+    before = dict(environ)
+    sdk.check_environ(environ)
+    assert (environ, capsys.readouterr().out) == (before, "")
+
+
+@pytest.mark.parametrize("interval", ["999", "10000000", "-5000", "4s", ""])
+def test_an_interval_that_the_heartbeat_cannot_keep_is_replaced(capsys: pytest.CaptureFixture[str], interval: str):
+    environ = {**RUNPODS, "RUNPOD_PING_INTERVAL": interval}
+    sdk.check_environ(environ)
+    assert environ == {**RUNPODS, "RUNPOD_PING_INTERVAL": "10000"}
+    told = f"RUNPOD_PING_INTERVAL={interval!r} is not 1000 to 9999999 milliseconds; 10000 it is"
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RUNPOD_WEBHOOK_GET_JOB", None),
+        ("RUNPOD_WEBHOOK_GET_JOB", "h/take"),
+        ("RUNPOD_WEBHOOK_POST_OUTPUT", ""),
+        ("RUNPOD_AI_API_KEY", "a\nb"),
+        ("RUNPOD_AI_API_KEY", "clé"),
+    ],
+)
+def test_a_variable_of_runpods_that_would_cost_jobs_is_named(name: str, value: str | None):
+    environ = {key: kept for key, kept in {**RUNPODS, name: value}.items() if kept is not None}
+    with pytest.raises(ConfigError, match=f"^{name}[ =]"):
+        sdk.check_environ(environ)
+
+
+def test_a_key_need_not_be_there():
+    sdk.check_environ({name: value for name, value in RUNPODS.items() if name != "RUNPOD_AI_API_KEY"})
+
+
+def test_libraries_that_are_loaded_are_the_sdks_as_well():
+    import aiohttp
+    import requests
+
+    with sdk._without("aiohttp", "requests"):
+        assert (sys.modules["aiohttp"], sys.modules["requests"]) == (aiohttp, requests)
+    assert (sys.modules["aiohttp"], sys.modules["requests"]) == (aiohttp, requests)
+
+
+@pytest.fixture
+def nobody_imported_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "runpod"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.usefixtures("nobody_imported_it")
+def test_an_sdk_of_another_layout_is_left_to_the_ordinary_import(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("handler.shells.enter", lambda name: False)
+    sdk._enter_through_shells()
+    assert not [name for name in sys.modules if name.partition(".")[0] == "runpod"]
+
+
+@pytest.mark.usefixtures("nobody_imported_it")
+def test_an_sdk_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="the RunPod SDK is not installed; install requirements/cpu.txt"):
         sdk.load()
 
 

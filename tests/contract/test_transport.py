@@ -5,15 +5,17 @@ import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohappyeyeballs
 import orjson
 import pytest
 
+from engine.errors import WorkerFault
 from handler import connections, take_body, transport, trust
 from handler import sdk as sdk_module
 from handler.transport import Poll, Results
@@ -126,11 +128,14 @@ async def test_a_certificate_that_is_not_trusted_now_may_be_later(tmp_path: Path
     trusting = server_context(tmp_path, monkeypatch)
     contexts = [ssl.create_default_context() for _ in range(3)] + [trust.context()]
     monkeypatch.setattr(trust, "context", lambda: contexts.pop(0))
+    read: list[bool] = []
+    monkeypatch.setattr(trust, "read_all", lambda: read.append(True))
     async with serving(replies(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), tls=trusting) as server:
         results = Results(replace(sdk_module.load(), job_done_url=f"{server.url}/$ID?a=b"), 5.0)
         assert await results.send("1", b'{"output": 1}')
         results.close()
         assert not contexts
+        assert len(read) == 3  # the authorities that were not known yet
 
 
 async def test_a_redirect_to_nowhere_does_not_end_the_attempts():
@@ -139,6 +144,201 @@ async def test_a_redirect_to_nowhere_does_not_end_the_attempts():
         results = Results(replace(sdk_module.load(), job_done_url=f"{server.url}/$ID?a=b"), 5.0)
         assert await results.send("1", b'{"output": 1}')
         results.close()
+
+
+def with_status(status: int) -> bytes:
+    return b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status
+
+
+def results_of(server: Server, timeout_s: float) -> Results:
+    url = f"{server.url}/$ID?a=b"
+    return Results(replace(sdk_module.load(), job_done_url=url, job_stream_url=url), timeout_s)
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between attempts, in s, without the share that is left to chance; none of them is slept."""
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(round(seconds / 0.75, 9))
+
+    monkeypatch.setattr(transport, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    monkeypatch.setattr(transport, "random", SimpleNamespace(uniform=lambda low, high: (low + high) / 2))
+    return pauses
+
+
+@pytest.mark.parametrize(
+    ("said", "timeout_s", "pauses", "end"),
+    [
+        # A gateway that starts anew says 502, then 404, before it knows the way again: refusals count by themselves.
+        ([502, 502, 404, 502, 404, 200], 60, [0.1, 0.2, 1, 2, 4], ""),
+        ([404, 502, 404, 502, 502, 404], 60, [1, 2, 4, 5, 5], "RunPod refused a result with status 404"),
+        ([408, 408, 408, 425, 425, 425, 429, 429, 429, 299], 60, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5], ""),
+        ([500, 500, 500, 500, 200], 60, [0.1, 0.2, 0.4, 0.8], ""),
+        ([300, 300, 300], 60, [1, 2], "RunPod refused a result with status 300"),
+        ([502] * 6, 3, [0.1, 0.2, 0.4, 0.8, 1.6], "giving up on sending a result after 3 s: status 502"),
+        ([502, 502], 0, [0.1], "giving up on sending a result after 0 s: status 502"),
+    ],
+)
+async def test_a_result_is_tried_again_ever_later_and_a_refusal_is_believed_the_third_time(
+    slept: list[float],
+    capsys: pytest.CaptureFixture[str],
+    said: list[int],
+    timeout_s: float,
+    pauses: list[float],
+    end: str,
+):
+    async with serving(replies(*map(with_status, said))) as server:
+        with closing(results_of(server, timeout_s)) as results:
+            assert await results.send("1", b'{"output": 1}') == (not end)
+        assert (slept, server.bodies) == (pauses, [b'{"output": 1}'] * len(said))
+    told = capsys.readouterr().out
+    assert told.count("trying again in") == len(pauses)
+    assert f"ERROR | 1 | {end}" in told if end else "ERROR" not in told
+
+
+@pytest.mark.parametrize(("status", "said"), [(400, "status 400 (0.0 MB)"), (413, "status 413 (0.0 MB)")])
+async def test_a_result_that_is_refused_for_good_is_replaced_by_an_error_that_says_so(
+    slept: list[float], status: int, said: str
+):
+    attempts = 1 if status == 413 else 2
+    async with serving(replies(*[with_status(status)] * attempts, with_status(200))) as server:
+        with closing(results_of(server, 0.0)) as results:
+            assert await results.send("1", b'{"output": 1}', stream=True)
+        assert server.bodies[:-1] == [b'{"output": 1}'] * attempts
+        told = f"worker fault: RunPod refused the result with {said}; ask for less"
+        assert orjson.loads(server.bodies[-1]) == {"error": told}
+        assert all(b"isStream=true" in head for head in server.heads)
+
+
+async def test_a_large_result_that_is_taken_stays():
+    async with serving(replies(with_status(200))) as server:
+        with closing(results_of(server, 0.0)) as results:
+            assert await results.send("1", LARGE)
+        assert server.bodies == [LARGE]
+
+
+async def test_an_error_in_the_place_of_a_large_result_is_tried_once(slept: list[float]):
+    async with serving(replies(None)) as server:
+        with closing(results_of(server, 0.0)) as results:
+            assert not await results.send("1", LARGE)
+        assert server.bodies[:-1] == [LARGE] * 2
+        assert b"did not arrive within 0 s" in server.bodies[-1]
+
+
+async def test_a_part_of_a_stream_that_is_not_taken_is_told(slept: list[float]):
+    async with serving(replies(with_status(200), with_status(300))) as server:
+        with closing(results_of(server, 60.0)) as results:
+            await results.send_chunk("1", b"1")
+            with pytest.raises(
+                WorkerFault, match=r"part of the stream \(0.0 MB\) was refused by RunPod with status 300"
+            ):
+                await results.send_chunk("1", b"2")
+        assert b"isStream=false" in server.heads[0]
+
+
+async def test_an_attempt_has_60_s_and_one_that_nobody_waits_for_10_s(
+    monkeypatch: pytest.MonkeyPatch, slept: list[float]
+):
+    limits: list[float] = []
+
+    def timeout(seconds: float) -> asyncio.Timeout:
+        limits.append(seconds)
+        return asyncio.timeout(0.05)
+
+    monkeypatch.setattr("handler.transport.asyncio.timeout", timeout)
+
+    async def silent(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.request(reader, 0)
+        await reader.read()
+
+    async with serving(silent) as server:
+        with closing(results_of(server, 0.0)) as results:
+            assert not await results.send("1", b'{"output": 1}')
+            await results.send_progress("1", b"{}")
+    assert limits == [60.0, 60.0, 10.0]
+
+
+async def test_an_id_that_no_address_can_carry_is_sent_as_far_as_it_can():
+    """JSON can carry half a surrogate pair."""
+    async with serving(replies(with_status(200))) as server:
+        with closing(results_of(server, 60.0)) as results:
+            assert await results.send("a\ud800", b'{"output": 1}')
+        head = server.heads[0].decode().lower()
+        assert head.startswith("post /a%3f?a=b&isstream=false http")
+        assert "\r\nx-request-id: a%3f\r\n" in head
+        assert [line for line in head.splitlines() if line.startswith("content-type")] == [
+            "content-type: application/x-www-form-urlencoded"
+        ]
+
+
+async def test_a_connection_is_kept_though_its_reply_comes_in_pieces():
+    async def slow(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            await server.request(reader, server.accepted)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+            await asyncio.sleep(0.05)
+            writer.write(b"ok")
+
+    async with serving(slow) as server:
+        with closing(results_of(server, 60.0)) as results:
+            assert await results.send("1", b"1")
+            assert await results.send("1", b"2")
+        assert server.accepted == 1
+
+
+async def test_a_connection_for_results_is_opened_ahead_where_none_was_used_a_moment_ago():
+    asked, release = asyncio.Event(), asyncio.Event()
+
+    async def held(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.request(reader, 0)
+        asked.set()
+        await release.wait()
+        writer.write(with_status(200))
+
+    async with serving(held) as server:
+        with closing(results_of(server, 60.0)) as results:
+            results.open_ahead()
+            results.open_ahead()  # while that is under way
+            sending = asyncio.create_task(results.send("1", b"1"))
+            await asked.wait()
+            results.open_ahead()
+            await asyncio.sleep(0.05)
+            assert server.accepted == 1
+            release.set()
+            assert await sending
+
+
+async def test_a_connection_that_was_opened_ahead_and_has_ended_is_opened_again():
+    async def ends(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        pass
+
+    async with serving(ends) as server:
+        with closing(results_of(server, 60.0)) as results:
+            for count in (1, 2):
+                results.open_ahead()
+                async with asyncio.timeout(5):
+                    while server.accepted < count or server.open:
+                        await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)  # until its end is here
+
+
+async def test_a_connection_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+    connect, calls = aiohappyeyeballs.start_connection, []
+
+    async def first_never(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 1:
+            await asyncio.sleep(20)
+        return await connect(*args, **options)
+
+    monkeypatch.setattr(connections, "start_connection", first_never)
+    monkeypatch.setattr(transport, "AHEAD_S", 0.05)
+    async with serving(replies(with_status(200))) as server:
+        with closing(results_of(server, 60.0)) as results:
+            results.open_ahead()
+            assert await asyncio.wait_for(results.send("1", b"1"), 5)
 
 
 # Polls that are given up
@@ -199,7 +399,7 @@ async def test_a_job_that_comes_as_its_poll_is_given_up_is_taken(
             await reader.read()
 
     waited: list[float] = []
-    monkeypatch.setattr(transport, "_POLL_TIMEOUT_S", 0.02 if given_up == "by the time limit" else 90.0)
+    monkeypatch.setattr(transport, "_POLL_TIMEOUT_S", 0.1 if given_up == "by the time limit" else 90.0)
     async with (
         serving(script, tls=server_context(tmp_path, monkeypatch) if over_tls else None) as server,
         polling(server.url) as poll,
@@ -207,7 +407,7 @@ async def test_a_job_that_comes_as_its_poll_is_given_up_is_taken(
         for found in ([{"id": "1", "input": 2}], []):
             taking = asyncio.create_task(poll.take(1))
             before = len(server.heads)
-            while len(server.heads) == before:
+            while len(server.heads) == before and not taking.done():
                 await asyncio.sleep(0)
             if given_up == "by a stop":
                 poll.leave()
@@ -317,3 +517,57 @@ async def test_a_reply_that_has_begun_is_not_disturbed():
         assert await poll.take(1) == [{"id": "1", "input": 2}]
         assert not ends
         poll.close()
+
+
+async def test_a_reply_that_has_begun_gets_20_s_and_no_more(monkeypatch: pytest.MonkeyPatch):
+    """Here a hundredth of them."""
+
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.request(reader, 0)
+        writer.write(job()[:-1])
+        await asyncio.sleep(0.05)
+        poll.leave()
+        await reader.read()
+
+    faster = SimpleNamespace(**{**vars(asyncio), "sleep": lambda seconds: asyncio.sleep(seconds / 100)})
+    async with serving(script) as server, polling(server.url) as poll:
+        monkeypatch.setattr(transport, "asyncio", faster)
+        begin = time.monotonic()
+        assert await asyncio.wait_for(poll.take(1), 3) == []
+        assert time.monotonic() - begin > 0.25
+
+
+async def test_a_take_over_a_connection_that_nobody_trusts_reads_more_authorities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    unknown = server_context(tmp_path, monkeypatch)
+    read: list[bool] = []
+    monkeypatch.setattr(trust, "context", ssl.create_default_context)
+    monkeypatch.setattr(trust, "read_all", lambda: read.append(True))
+    async with serving(replies(job()), tls=unknown) as server, polling(server.url) as poll:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await poll.take(1)
+    assert read
+
+
+async def test_other_work_goes_on_while_a_poll_is_given_up():
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.request(reader, 0)
+        poll.leave()
+        await reader.read()
+
+    async with serving(script) as server, polling(server.url) as poll:
+        taking, turns = asyncio.create_task(poll.take(1)), 0
+        while not taking.done():
+            turns += len(server.heads)
+            await asyncio.sleep(0.005)
+        assert turns > 4
+
+
+async def test_stop_signals_are_asked_for_over_a_connection_that_closes_with_the_poll():
+    body = b'{"jobsToStop": ["a", "b"]}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with serving(replies(head + body)) as server, polling(server.url) as poll:
+        assert [await poll.stop_signals() for _ in range(2)] == [["a", "b"]] * 2
+        assert server.of == [0, 0]
+        assert server.heads[0].startswith(b"GET /job-stop/1?a=b HTTP")

@@ -135,9 +135,16 @@ def test_the_sdks_own_server_without_shared_memory_is_told(emulator: EmulatorThr
     assert "Traceback" not in ended.stderr
 
 
-def test_pings_take_the_way_that_jobs_take(emulator: EmulatorThread, small_bundle: Path):
+@pytest.mark.parametrize("loop", ["events", "sdk"])
+def test_pings_take_the_way_that_jobs_take(emulator: EmulatorThread, small_bundle: Path, loop: str):
     """requests would send them to the proxy of the environment, which here is none."""
-    env = {"ENGINE": "fake", "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "NO_PROXY": "x"}
+    env = {
+        "ENGINE": "fake",
+        "WORKER_LOOP": loop,
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+        "NO_PROXY": "x",
+    }
     with WorkerProcess.ours(emulator, small_bundle, env=env):
         deadline = time.monotonic() + 10
         while not emulator.workers["worker-1"].ping_count and time.monotonic() < deadline:

@@ -75,7 +75,8 @@ def test_the_stock_loop_loses_no_job_to_one_that_python_cannot_read(emulator: Em
     records = [emulator.submit({"text": "a"}, job_id=name) for name in ("one", "bad", "none")]
     with WorkerProcess.ours(emulator, small_bundle, env={"WORKER_LOOP": "sdk", "MAX_CONCURRENCY": "4"}):
         one, unreadable, without = (emulator.wait(record) for record in records)
-    assert one.status == "COMPLETED"
+        assert emulator.wait(emulator.submit({"text": "a"})).output == one.output
+    assert len(one.output["embedding"]) == one.output["dimensions"]
     assert unreadable.error.startswith("invalid input: the job cannot be read: it is nested too deeply")
     assert without.error == "invalid input: the job has no `input`"
 
@@ -165,7 +166,9 @@ def test_a_bulk_job_streams_its_parts_in_order(emulator: EmulatorThread, small_b
 def test_an_engine_that_dies_or_hangs_ends_the_worker(
     emulator: EmulatorThread, small_bundle: Path, signum: signal.Signals, sentence: str
 ):
-    with WorkerProcess.ours(emulator, small_bundle, env={"ENGINE_TIMEOUT_S": "1"}) as worker:
+    """And RunPod is told, not by way of the environment's proxy, which here is none."""
+    env = {"ENGINE_TIMEOUT_S": "1", "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    with WorkerProcess.ours(emulator, small_bundle, env={**env, "NO_PROXY": "x"}) as worker:
         engine = emulator.wait(emulator.submit({"health": True})).output["engine_pid"]
         os.kill(engine, signal.SIGSTOP)
         held = [emulator.submit({"text": f"text {index}"}) for index in range(3)]

@@ -1,0 +1,105 @@
+"""How long the job loop waits before it asks again, and after what. Its pauses are written down, and not slept."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from handler import job_loop
+from handler import sdk as sdk_module
+from handler.job_loop import JobLoop
+
+
+class Busy(Exception):
+    """In the place of the SDK's, for status 429."""
+
+
+def script(loop: Callable[[], JobLoop], outcomes: list[Any]) -> Callable[..., Any]:
+    """A function of the SDK's that returns or raises each of `outcomes` in turn, and then stops the loop."""
+
+    async def ask(*_: Any) -> Any:
+        if not outcomes:
+            loop().stop()
+            await asyncio.Event().wait()
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        if outcome == "held":  # for longer than a reply that was ready takes
+            await asyncio.sleep(0.03)
+            return []
+        return outcome
+
+    return ask
+
+
+async def test_a_take_that_fails_is_tried_again_ever_later_up_to_5_s(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pauses: list[float] = []
+
+    async def pause(self: JobLoop, seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(JobLoop, "_pause", pause)
+    lost = OSError("nobody there")
+    outcomes = [*[lost] * 7, Busy(), lost, [], lost, lost, Busy(), [], lost]
+    sdk = replace(sdk_module.load(), get_job=script(lambda: loop, outcomes), too_many_requests=Busy)
+    loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
+    await asyncio.wait_for(loop.run(), 5)
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0, 0.1, 0.2, 5.0, 0.1]
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "WARN  | taking a job failed (OSError: nobody there); trying again in 0.1 s"
+    assert len(told) == 11  # none of those that the platform wants
+
+
+async def test_a_worker_that_stops_gives_jobs_20_s_and_results_another_5_s(monkeypatch: pytest.MonkeyPatch):
+    limits: list[float] = []
+
+    def timeout(seconds: float) -> asyncio.Timeout:
+        limits.append(seconds)
+        return asyncio.timeout(seconds)
+
+    monkeypatch.setattr(job_loop, "asyncio", SimpleNamespace(**{**vars(asyncio), "timeout": timeout}))
+    sdk = replace(sdk_module.load(), get_job=script(lambda: loop, []))
+    loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
+    await asyncio.wait_for(loop.run(), 5)
+    assert limits == [20.0, 5.0]
+
+
+async def test_polls_that_nobody_holds_are_asked_ever_later_up_to_half_a_second(monkeypatch: pytest.MonkeyPatch):
+    pauses: list[float] = []
+
+    async def pause(self: JobLoop, seconds: float) -> None:
+        pauses.append(round(seconds, 9))
+
+    monkeypatch.setattr(JobLoop, "_pause", pause)
+    outcomes = [*[[]] * 4, "held", *[[]] * 15]
+    sdk = replace(sdk_module.load(), get_job=script(lambda: loop, outcomes))
+    loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
+    await asyncio.wait_for(loop.run(), 5)
+    assert pauses == [0.05, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.5, 0.5, 0.5]
+
+
+async def test_stop_signals_are_asked_for_behind_the_first_take_and_later_where_that_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def hold(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(job_loop, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": pause}))
+    lost = OSError("nobody there")
+    outcomes = [Busy(), lost, [], [], ["unknown"], *[lost] * 6, ["unknown"], Busy(), lost, ["unknown"], lost, []]
+    signals = script(lambda: loop, outcomes)
+    sdk = replace(sdk_module.load(), get_job=hold, get_stop_signals=signals, too_many_requests=Busy)
+    loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
+    await asyncio.wait_for(loop.run(), 5)
+    assert pauses == [0.05, 5.0, 1.0, 1, 1, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0, 5.0, 1.0, 1.0, 1]
+    assert capsys.readouterr().out.count("asking for stop signals failed (OSError: nobody there)") == 9
