@@ -58,7 +58,7 @@ class Facts:
     cached: Sequence[PlanFile] = ()
     """On the volume, for this very graph."""
     struck: Mapping[str, str] = field(default_factory=dict)
-    """Plans (by path), engines and "build" that are out, and why: stale, damaged, failed a moment ago."""
+    """Plans (by path), engines, "plan cache" and "build" that are out, and why: stale, damaged, failed a moment ago."""
 
 
 class Step(NamedTuple):
@@ -124,11 +124,12 @@ def _tensorrt(settings: Settings, facts: Facts) -> Iterator[_Outcome]:
     if obstacle:
         yield "TensorRT", obstacle
         return
+    none_kept = f"{settings.plan_cache} has none for this graph"
     for name, plans, absent in (
         ("exact plan", [p for p in facts.plans if _kind(p) == "exact"], "the bundle has none"),
         ("plan for several GPUs", [p for p in facts.plans if _kind(p) == "several GPUs"], "the bundle has none"),
         ("version-compatible plan", [p for p in facts.plans if _kind(p) == "versions"], "the bundle has none"),
-        ("plan on the volume", facts.cached, f"{settings.plan_cache} has none for this graph"),
+        ("plan on the volume", facts.cached, facts.struck.get("plan cache", none_kept)),
     ):
         yield name, _best(plans, settings, facts) if plans else absent
     yield "build", _build(settings, facts)
