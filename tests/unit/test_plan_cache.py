@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -16,7 +17,7 @@ from engine import build_plan, probe
 from engine.build_plan import build
 from engine.bundle import open_bundle, write_manifest
 from engine.errors import EngineError
-from engine.plan_cache import cached_plans, verify
+from engine.plan_cache import cached_plans, folder_of, verify
 from engine.probe import Gpu
 from tests.bundles import write_small_bundle
 from tests.plans import add_plan
@@ -249,3 +250,22 @@ def test_a_folder_that_cannot_be_written_names_the_setting(small_bundle: Path, t
     (tmp_path / "file").touch()
     with pytest.raises(EngineError, match=r"PLAN_CACHE=.*/file/plans \(Not a directory\); attach a volume"):
         built(small_bundle, tmp_path / "file" / "plans")
+
+
+def test_nothing_half_written_stays_on_a_volume_that_does_not_take_a_plan(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    command(monkeypatch, tmp_path, ADDS_A_PLAN)
+    folder = folder_of(tmp_path / "cache", open_bundle(small_bundle), "model")
+    (folder / "sm_89-trt10.13.0-fp16.plan").mkdir(parents=True)
+    with pytest.raises(EngineError, match=r"cannot be kept in PLAN_CACHE=.* \(Is a directory\)"):
+        built(small_bundle, tmp_path / "cache")
+    assert [path.name for path in folder.iterdir()] == ["sm_89-trt10.13.0-fp16.plan"]
+
+
+def test_without_a_temporary_folder_the_volume_is_not_to_blame(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(EngineError, match=r"no temporary folder to build a plan in \(No such file .*set TMPDIR"):
+        built(small_bundle, tmp_path / "cache")
