@@ -28,7 +28,8 @@ L4 = Machine("10.13.0.35", "8.9", "NVIDIA L4")
 
 
 def test_a_sidecar_reads_as_it_was_written(tmp_path: Path):
-    for made in (plan(), plan(profiles=profile_a_length(), version_compatible=True, profile_sharing=True)):
+    other = plan(profiles=profile_a_length(), version_compatible=True, profile_sharing=True, latencies_us=(1,) * 9)
+    for made in (plan(), other):
         path = write_sidecar(made, tmp_path)
         assert read_sidecar(path) == made
         assert write_sidecar(made, tmp_path).read_bytes() == path.read_bytes()
@@ -40,32 +41,45 @@ def test_a_field_of_a_newer_version_is_skipped(tmp_path: Path):
     assert read_sidecar(path) == plan()
 
 
+def test_a_field_that_an_older_version_had_not_is_what_it_was_then(tmp_path: Path):
+    path = write_sidecar(plan(), tmp_path)
+    fields = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({name: fields[name] for name in fields if name not in ("profile_sharing", "latencies_us")})
+    )
+    assert read_sidecar(path) == plan(profile_sharing=False, latencies_us=())
+
+
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "why"),
     [
-        ("runtime", "tensorrt_lean"),
-        ("precision", "fp8"),
-        ("hardware_compatibility", "all"),
-        ("compute_capability", "89"),
-        ("tensorrt_version", "10"),
-        ("tensorrt_version", 10),
-        ("batches", [4, 1]),
-        ("batches", [1, 4, 8, 16]),  # no profile serves it
-        ("lengths", []),
-        ("profiles", []),
-        ("profiles", [{"buckets": [[1, 8]]}]),
-        ("profiles", [{"buckets": [[1]], "shapes": {}}]),
-        ("profiles", "none"),
-        ("version_compatible", "yes"),
-        ("size", None),
+        ("runtime", "tensorrt_lean", "runtime is 'tensorrt_lean', not one of tensorrt, tensorrt_rtx"),
+        ("precision", "fp8", "precision is 'fp8', not one of fp32, tf32, "),
+        ("hardware_compatibility", "all", "hardware_compatibility is 'all', not one of none, "),
+        ("compute_capability", "89", "compute_capability is '89', not 2 numbers with points between them"),
+        ("tensorrt_version", "10.13", "tensorrt_version is '10.13', not 3 numbers with points between them"),
+        ("tensorrt_version", 10, "tensorrt_version is 10"),
+        ("batches", [4, 1], "batch sizes must be rising"),
+        ("batches", [1, 4, 8, 16], "no profile serves Bucket(batch=16, length=8)"),
+        ("lengths", [], "lengths must be rising"),
+        ("profiles", [], "no profile serves"),
+        ("profiles", [{"buckets": [[1, 8]]}], "'shapes'"),
+        ("profiles", [{"buckets": [[1]], "shapes": {}}], "not enough values"),
+        ("profiles", [{"buckets": [[1, 8]], "shapes": {"x": [[1], [1]]}}], "min, opt and max"),
+        ("profiles", "none", ""),
+        ("version_compatible", "yes", "version_compatible is 'yes'"),
+        ("size", None, "size is None"),
+        ("latencies_us", [1] * 8, "latencies_us has 8 entries, not one above 0 for each bucket"),
+        ("latencies_us", [*[1] * 8, 0], "latencies_us has 9 entries, not one above 0 for each bucket"),
     ],
 )
-def test_a_wrong_value_is_refused_with_the_file_and_the_fix(tmp_path: Path, field: str, value: Any):
+def test_a_wrong_value_is_refused_with_the_file_and_the_fix(tmp_path: Path, field: str, value: Any, why: str):
     path = write_sidecar(plan(), tmp_path)
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(BundleError) as error:
         read_sidecar(path)
-    assert str(path) in str(error.value)
+    assert str(error.value).startswith(f"{path} is not the sidecar of a plan (")
+    assert why in str(error.value)
     assert REBUILD in str(error.value)
 
 
@@ -145,6 +159,7 @@ def test_a_mismatch_names_both_sides_and_the_fix(changes: dict[str, Any], machin
         ({}, Machine("10.13.0.35", "8.9", "NVIDIA L40S")),
         ({"hardware_compatibility": "ampere-plus"}, Machine("10.13.0.35", "9.0")),
         ({"hardware_compatibility": "ampere-plus", "compute_capability": "8.0"}, Machine("10.13.0.35", "8.6")),
+        ({"hardware_compatibility": "ampere-plus", "compute_capability": "8.6"}, Machine("10.13.0.35", "8.0")),
         ({"hardware_compatibility": "same-compute-capability"}, Machine("10.13.0.35", "8.9", "NVIDIA L40S")),
         ({"version_compatible": True, "tensorrt_version": "10.9.0.34"}, L4),
         (
