@@ -109,8 +109,7 @@ def select(settings: Settings, facts: Facts) -> Choice:
         steps.append(Step(name, False, outcome))
     alone = len(steps) == 1
     told = "; ".join(step.reason if alone else f"{step.name}: {step.reason}" for step in steps)
-    fix = _FIXES[settings.engine] if facts.providers or settings.engine != "auto" else _INSTALL
-    raise ConfigError(f"ENGINE={settings.engine} cannot run here: {told}; {fix}")
+    raise ConfigError(f"ENGINE={settings.engine} cannot run here: {told}; {_fix(settings, facts, steps[-1])}")
 
 
 def _auto(settings: Settings, facts: Facts) -> Iterator[_Outcome]:
@@ -143,12 +142,18 @@ def _onnxruntime_cuda(settings: Settings, facts: Facts) -> Iterator[_Outcome]:
 _WALKS = {"auto": _auto, "tensorrt": _tensorrt, "onnxruntime-cuda": _onnxruntime_cuda}
 _FIXES = {
     "auto": "set ALLOW_CPU=1 to serve on the CPU all the same",
-    "tensorrt": "set ENGINE=auto to take the next best, or BUILD_ON_BOOT=1 to build a plan here",
+    "tensorrt": "set ENGINE=auto to take the next best",
     "onnxruntime-cuda": "run on a machine with an NVIDIA GPU and requirements/onnxruntime.txt, or set ENGINE=auto",
 }
-
-
 _INSTALL = "pip install -r requirements/cpu.txt, or run with the Python of .venv"
+
+
+def _fix(settings: Settings, facts: Facts, last: Step) -> str:
+    """What to change; a build is named only where it could be done."""
+    if settings.engine == "auto" and not facts.providers:
+        return _INSTALL
+    could_build = last.name == "build" and not settings.build_on_boot and "build" not in facts.struck
+    return _FIXES[settings.engine] + (", or BUILD_ON_BOOT=1 to build a plan here" if could_build else "")
 
 
 def _best(plans: Sequence[PlanFile], settings: Settings, facts: Facts) -> _Taken | str:

@@ -315,7 +315,16 @@ def test_tensorrt_never_falls_back(facts: Facts, reason: str):
         select(settings(engine="tensorrt", allow_cpu=True), facts)
     assert str(error.value).startswith("ENGINE=tensorrt cannot run here: ")
     assert reason in str(error.value)
-    assert "set ENGINE=auto" in str(error.value)
+    could_build = facts.gpu == L4 and facts.tensorrt and not facts.missing
+    fix = "set ENGINE=auto to take the next best" + ", or BUILD_ON_BOOT=1 to build a plan here" * bool(could_build)
+    assert str(error.value).endswith(f"; {fix}")
+
+
+@pytest.mark.parametrize("build_on_boot", [False, True])
+def test_a_build_that_cannot_be_done_is_not_advised(build_on_boot: bool):
+    facts = gpu_facts(struck={"build": "this image has no `export`"})
+    with pytest.raises(ConfigError, match="set ENGINE=auto to take the next best$"):
+        select(settings(engine="tensorrt", build_on_boot=build_on_boot), facts)
 
 
 @pytest.mark.parametrize("name", ["fake", "onnxruntime-cpu"])
