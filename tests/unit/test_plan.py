@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -242,7 +243,14 @@ def test_the_source_digest_counts_the_weights():
         "graphs/text/weights.bin": (1, "d"),
     }
     digest = source_digest(files, "graphs/model/fp32.onnx")
-    for other, counts in (("model/weights.bin", True), ("model/fp32.cpu.onnx", False), ("text/weights.bin", False)):
+    assert digest == hashlib.sha256(b"fp32.onnx=a\nweights.bin=b\n").hexdigest(), "plans that are there would be stale"
+    for other, counts in (
+        ("model/weights.bin", True),
+        ("model/fp32.bin", True),
+        ("model/fp16.bin", False),
+        ("model/fp32.cpu.onnx", False),
+        ("text/weights.bin", False),
+    ):
         changed = {**files, f"graphs/{other}": (1, "e")}
         assert (source_digest(changed, "graphs/model/fp32.onnx") != digest) is counts
 
