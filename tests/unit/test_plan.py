@@ -66,6 +66,7 @@ def test_a_field_that_an_older_version_had_not_is_what_it_was_then(tmp_path: Pat
         ("profiles", [], "no profile serves"),
         ("profiles", [{"buckets": [[1, 8]]}], "'shapes'"),
         ("profiles", [{"buckets": [[1]], "shapes": {}}], "not enough values"),
+        ("profiles", [{"buckets": [[1, 8]], "shapes": []}], "'items'"),
         ("profiles", [{"buckets": [[1, 8]], "shapes": {"x": [[1], [1]]}}], "min, opt and max"),
         ("profiles", "none", ""),
         ("version_compatible", "yes", "version_compatible is 'yes'"),
@@ -88,6 +89,11 @@ def test_a_wrong_value_is_refused_with_the_file_and_the_fix(tmp_path: Path, fiel
 def test_what_is_no_sidecar_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(BundleError, match="not the sidecar of a plan"):
+        read_sidecar(tmp_path / "x.json")
+
+
+def test_a_sidecar_that_is_not_there_is_refused(tmp_path: Path):
+    with pytest.raises(BundleError, match=rf"x.json cannot be read \(No such file or directory\); .*{REBUILD}"):
         read_sidecar(tmp_path / "x.json")
 
 
@@ -160,6 +166,8 @@ def test_a_mismatch_names_both_sides_and_the_fix(changes: dict[str, Any], machin
     [
         ({}, L4),
         ({}, Machine("10.13.0", "8.9")),  # a probe that knows fewer parts of the version
+        ({"tensorrt_version": "10.13.0"}, L4),
+        ({"tensorrt_version": "10.13.0.40", "version_compatible": True}, L4),  # of a build alone
         ({}, Machine("10.13.0.35", "8.9", "NVIDIA L40S")),
         ({"hardware_compatibility": "ampere-plus"}, Machine("10.13.0.35", "9.0")),
         ({"hardware_compatibility": "ampere-plus", "compute_capability": "8.0"}, Machine("10.13.0.35", "8.6")),
