@@ -167,6 +167,7 @@ def test_a_mismatch_names_both_sides_and_the_fix(changes: dict[str, Any], machin
         ({}, L4),
         ({}, Machine("10.13.0", "8.9")),  # a probe that knows fewer parts of the version
         ({"tensorrt_version": "10.13.0"}, L4),
+        ({"tensorrt_version": "10.13.0.35.dev1"}, L4),
         ({"tensorrt_version": "10.13.0.40", "version_compatible": True}, L4),  # of a build alone
         ({}, Machine("10.13.0.35", "8.9", "NVIDIA L40S")),
         ({"hardware_compatibility": "ampere-plus"}, Machine("10.13.0.35", "9.0")),
