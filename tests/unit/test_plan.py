@@ -161,6 +161,17 @@ def test_a_mismatch_names_both_sides_and_the_fix(changes: dict[str, Any], machin
         assert word in sentence
 
 
+def test_a_mismatch_is_one_sentence():
+    assert mismatch(plan(tensorrt_version="8.6.1"), L4) == (
+        "it was built with TensorRT 8.6.1, and TensorRT 10.13.0.35 is installed; build it again with the version that "
+        "runs it, or with --version-compatible: `python -m export plan BUNDLE`"
+    )
+    assert mismatch(plan(runtime="tensorrt_rtx", tensorrt_version="1.7.1"), L4) == (
+        "it is a plan of TensorRT for RTX 1.7.1, and TensorRT 10.13.0.35 loads only its own; "
+        "build it again: `python -m export plan BUNDLE`"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "machine"),
     [
