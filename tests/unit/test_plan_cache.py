@@ -29,7 +29,7 @@ ADDS_A_PLAN = """
     from pathlib import Path
     sys.path.insert(0, {repository!r})
     from tests.plans import add_plan
-    print("parsing")
+    print("parsing", "a link" if (Path(sys.argv[1]) / "graphs/model/fp32.onnx").is_symlink() else "a copy")
     add_plan(Path(sys.argv[1]), b"built here")
     print("built")
 """
@@ -49,9 +49,10 @@ def built(bundle: Path, cache: Path, timeout_s: float = 60, is_there: bool = Fal
 
 def test_what_is_built_is_found_by_the_next_boot(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     command(monkeypatch, tmp_path, ADDS_A_PLAN)
+    add_plan(small_bundle, b"for another GPU", compute_capability="8.6")  # which need not be kept again
     before = sorted(small_bundle.rglob("*"))
     said = built(small_bundle, tmp_path / "cache")
-    assert "building a plan: parsing" in said
+    assert "building a plan: parsing a link" in said  # a bundle may hold gigabytes
     assert said[-1].startswith("building a plan: done after ")
     bundle = open_bundle(small_bundle)
     bundle.verify()
@@ -96,7 +97,10 @@ def test_a_damaged_plan_is_noticed(small_bundle: Path, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("script", "sentence"),
     [
-        ("import sys; print('error: no GPU here'); sys.exit(2)", "ended with code 2: error: no GPU here"),
+        (
+            r"import sys; sys.stdout.buffer.write(b'error: \xff, no GPU here\n'); sys.exit(2)",
+            "ended with code 2: error: \ufffd, no GPU here",
+        ),
         ("import os; os.abort()", "ended with code 134: it said nothing"),
         ("pass", "the build added no plan"),
         ("import pathlib, sys; (pathlib.Path(sys.argv[1]) / 'manifest.json').unlink()", "left no bundle"),
@@ -196,6 +200,24 @@ def test_the_builders_timings_are_kept_on_the_volume_for_every_model_on_that_gpu
         "model-NVIDIA_L40S-trt10.13.0.35.timing.cache",
     ]
     assert not list(cache.glob(".model-*"))
+
+
+def test_timings_on_the_volume_are_not_written_over_those_in_the_bundle(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    command(monkeypatch, tmp_path, TIMES)
+    monkeypatch.setattr(probe, "tensorrt_version", lambda: "10.13.0.35")
+    monkeypatch.setattr(probe, "gpu", lambda: Gpu("NVIDIA L4", (8, 9)))
+    add_plan(small_bundle, b"for another GPU", compute_capability="8.6")
+    own, kept = (
+        small_bundle / "graphs/model/plans/timing.cache",
+        tmp_path / "model-NVIDIA_L4-trt10.13.0.35.timing.cache",
+    )
+    own.write_bytes(b"own ")
+    write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    kept.write_bytes(b"kept ")
+    assert "building a plan: timings: kept" in built(small_bundle, tmp_path)
+    assert (own.read_bytes(), kept.read_bytes()) == (b"own ", b"kept more ")
 
 
 def test_one_builds_and_the_other_waits_for_it(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
