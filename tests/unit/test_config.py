@@ -1,5 +1,6 @@
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_values_are_read_and_empty_ones_are_absent():
         *(("CPU_LANES", text, False) for text in ("0", "False", "no")),
     ],
 )
-def test_what_is_allowed_is_read(name: str, text: str, value: object):
+def test_what_is_allowed_is_read(name: str, text: str, value: Any):
     (field,) = (item.name for item in fields(Settings) if item.metadata["env"] == name)
     assert Settings.from_environ({name: text}) == Settings(**{field: value})
 
