@@ -16,7 +16,8 @@ def test_defaults_need_no_environment():
 
 
 def test_values_are_read_and_empty_ones_are_absent():
-    settings = Settings.from_environ({"ENGINE": "FAKE", "MAX_CONCURRENCY": " 7 ", "WORKER_DEBUG": "yes", "THREADS": ""})
+    environ = {"ENGINE": " FAKE\n", "MAX_CONCURRENCY": " 7 ", "WORKER_DEBUG": "yes", "THREADS": "", "CPU_LANES": " "}
+    settings = Settings.from_environ(environ)
     assert (settings.engine, settings.max_concurrency, settings.debug, settings.threads) == ("fake", 7, True, 0)
 
 
@@ -29,6 +30,7 @@ def test_values_are_read_and_empty_ones_are_absent():
         ("DRAIN_TIMEOUT_S", "3600", 3600.0),
         ("PRECISION", "BF16", "bf16"),
         ("BUNDLE_CACHE", "/b", Path("/b")),
+        ("BUNDLE_SHA256", "0aF9" * 16, "0aF9" * 16),
         *(("ALLOW_CPU", text, True) for text in ("1", "true", "YES")),
         *(("CPU_LANES", text, False) for text in ("0", "False", "no")),
     ],
@@ -82,7 +84,9 @@ def test_a_value_that_is_long_is_cut():
         ("https://hunter2@example.org/ b", "https://***@example.org/ b"),
         ("https://me:hunter2@hunter2?hunter2@example.org/ b", "https://***@example.org/ b"),
         ("https://example.org/b.tar?signature=hunter2 ", "https://example.org/b.tar?***"),
+        ("https://me:hunter2@example.org//b.tar", "https://***@example.org//b.tar"),
         ("me:hunter2@example.org", "***@example.org"),
+        ("name@revision", "name@revision"),
     ],
 )
 def test_what_may_be_a_secret_is_not_printed(value: str, printed: str):

@@ -62,7 +62,7 @@ def test_sentences(value: Any, sentence: str):
 
 
 def test_hosts_are_read_from_the_environment():
-    settings = Settings.from_environ({"FETCH_HOSTS": " Media.example.org, *.cdn.example.org:65535 ,10.0.0.1,"})
+    settings = Settings.from_environ({"FETCH_HOSTS": " Media.example.org, *.cdn.example.org:65535 ,10.0.0.1, ,"})
     assert settings.fetch_hosts == ("media.example.org", "*.cdn.example.org:65535", "10.0.0.1")
     assert Settings.from_environ({"FETCH_HOSTS": "*"}).fetch_hosts == ("*",)
 
