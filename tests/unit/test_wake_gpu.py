@@ -19,9 +19,9 @@ LIBCUDA = """
 #include <stdio.h>
 #include <stdlib.h>
 int cuGetErrorName(int code, const char **name) { *name = code == 803 ? "CUDA_ERROR_OF_A_TEST" : 0; return !*name; }
-int cuInit(unsigned flags) { printf("cuInit, %s\\n", getenv("CUDA_MODULE_LOADING")); return INIT; }
+int cuInit(unsigned flags) { printf("cuInit, %s\\n", getenv("CUDA_MODULE_LOADING")); return flags ? 1 : INIT; }
 int cuDeviceGetCount(int *n) { *n = 1; return 0; }
-int cuDeviceGet(int *device, int index) { *device = 7; return 0; }
+int cuDeviceGet(int *device, int index) { *device = 7 + index; return 0; }
 int cuDeviceGetName(char *name, int size, int device) { snprintf(name, size, "Device %d", device); return 0; }
 int cuDriverGetVersion(int *version) { *version = 12040; return 0; }
 int cuDeviceGetAttribute(int *value, int which, int device) { *value = which - 67; return device != 7; }
