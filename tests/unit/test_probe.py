@@ -31,7 +31,15 @@ def write(root: Path, name: str, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("100000 100000", 1), ("150000 100000", 2), ("1 100000", 1), ("max 100000", HERE), ("", HERE), ("x y", HERE)],
+    [
+        ("100000 100000", 1),
+        ("150000 100000", 2),
+        ("102400000 100000", 1024),
+        ("1 100000", 1),
+        ("max 100000", HERE),
+        ("", HERE),
+        ("x y", HERE),
+    ],
 )
 def test_cgroup_v2(tmp_path: Path, text: str, expected: int):
     write(tmp_path, "cpu.max", text)
