@@ -232,6 +232,7 @@ def test_one_builds_and_the_other_waits_for_it(small_bundle: Path, tmp_path: Pat
         other.start()
         while not said:
             time.sleep(0.01)
+        time.sleep(0.05)  # it says so once
     other.join()
     assert said == [
         "another worker builds a plan on this volume; waiting for it",
