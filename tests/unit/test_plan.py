@@ -264,6 +264,8 @@ def test_the_source_digest_counts_the_weights():
     }
     digest = source_digest(files, "graphs/model/fp32.onnx")
     assert digest == hashlib.sha256(b"fp32.onnx=a\nweights.bin=b\n").hexdigest(), "plans that are there would be stale"
+    both = source_digest({**files, "graphs/model/fp32.bin": (1, "e")}, "graphs/model/fp32.onnx")
+    assert both == hashlib.sha256(b"fp32.onnx=a\nfp32.bin=e\nweights.bin=b\n").hexdigest()
     for other, counts in (
         ("model/weights.bin", True),
         ("model/fp32.bin", True),
