@@ -152,7 +152,10 @@ def gather(bundle: Bundle, settings: Settings, graph: str) -> Facts:
     struck = {str(plan.path): reason for plan in plans if (reason := stale(plan.plan, bundle))}
     if probe.missing_packages("export"):
         struck["build"] = "this image has no `export` to build with"
-    cached = plan_cache.cached_plans(settings.plan_cache, bundle, graph)
+    try:
+        cached = plan_cache.cached_plans(settings.plan_cache, bundle, graph)
+    except EngineError as error:
+        cached, struck["plan cache"] = [], str(error)
     return replace(facts, plans=plans, cached=cached, struck=struck)
 
 

@@ -48,7 +48,7 @@ def build(bundle: Bundle, cache: Path, timeout_s: float, say: Say, is_there: Cal
         with _locked(cache / ".lock", deadline, say):
             if is_there():
                 return say("another worker has built it meanwhile")
-            with tempfile.TemporaryDirectory(prefix="build-plan-") as work:
+            with _workplace() as work:
                 copy = _copy(bundle, Path(work) / "bundle")
                 _bring_timings(bundle, cache, copy)
                 _run([*BUILD_COMMAND, str(copy)], work, deadline, timeout_s, say)
@@ -61,6 +61,16 @@ def build(bundle: Bundle, cache: Path, timeout_s: float, say: Say, is_there: Cal
         ) from error
     except BundleError as error:
         raise EngineError(f"the build left no bundle: {error}") from error
+
+
+def _workplace() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="build-plan-")
+    except OSError as error:  # which is not PLAN_CACHE's
+        raise EngineError(
+            f"there is no temporary folder to build a plan in ({error.strerror}); set TMPDIR to one that the worker "
+            "may write"
+        ) from error
 
 
 @contextmanager
@@ -173,8 +183,12 @@ def _keep(built: Bundle, before: Bundle, cache: Path) -> None:
 def _put(source: Path, target: Path) -> None:
     """Copy a file to the volume, where it is whole or absent."""
     part = target.with_name(f".{target.name}.{os.getpid()}")
-    copyfile(source, part)
-    os.replace(part, target)
+    try:
+        copyfile(source, part)
+        os.replace(part, target)
+    except OSError:
+        part.unlink(missing_ok=True)  # else a volume that is full stays so
+        raise
 
 
 def _bring_timings(bundle: Bundle, cache: Path, copy: Path) -> None:

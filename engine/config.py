@@ -60,10 +60,14 @@ def _switch(text: str) -> bool:
 _HOST = re.compile(r"(\*|(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?)(:[1-9][0-9]{0,4})?")
 
 
+_LAST_PORT = 65_535
+
+
 def _hosts(text: str) -> tuple[str, ...]:
     hosts = tuple(host.strip().lower() for host in text.split(",") if host.strip())
-    if not all(_HOST.fullmatch(host) for host in hosts):
-        raise ValueError
+    for host in hosts:
+        if not _HOST.fullmatch(host) or int(host.partition(":")[2] or _LAST_PORT) > _LAST_PORT:
+            raise ValueError
     return hosts
 
 

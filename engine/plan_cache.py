@@ -12,6 +12,7 @@ their weights are. build_plan.py writes all of it; here it is read.
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,20 @@ if TYPE_CHECKING:
 
 
 def cached_plans(cache: Path, bundle: Bundle, graph: str) -> list[PlanFile]:
-    """The plans in `cache` that were built from this very graph, by file name. Those half written are left out."""
-    found = []
-    for path in sorted(folder_of(cache, bundle, graph).glob(f"*{SUFFIX}")):
+    """The plans in `cache` that were built from this very graph, by file name. Those half written are left out.
+
+    Raises EngineError where the folder is there and cannot be read.
+    """
+    folder, found = folder_of(cache, bundle, graph), []
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX))
+    except FileNotFoundError:
+        return []
+    except OSError as error:  # a volume that another user owns, say
+        raise EngineError(f"{folder} cannot be read ({error.strerror})") from error
+    for name in names:
         try:
-            found.append(PlanFile(read_sidecar(path.with_name(sidecar_of(path.name))), path))
+            found.append(PlanFile(read_sidecar(folder / sidecar_of(name)), folder / name))
         except BundleError:
             continue  # no sidecar yet, or none that this version reads
     return found

@@ -58,7 +58,7 @@ class Facts:
     cached: Sequence[PlanFile] = ()
     """On the volume, for this very graph."""
     struck: Mapping[str, str] = field(default_factory=dict)
-    """Plans (by path), engines and "build" that are out, and why: stale, damaged, failed a moment ago."""
+    """Plans (by path), engines, "plan cache" and "build" that are out, and why: stale, damaged, failed a moment ago."""
 
 
 class Step(NamedTuple):
@@ -109,10 +109,7 @@ def select(settings: Settings, facts: Facts) -> Choice:
         steps.append(Step(name, False, outcome))
     alone = len(steps) == 1
     told = "; ".join(step.reason if alone else f"{step.name}: {step.reason}" for step in steps)
-    fix = _FIXES[settings.engine] if facts.providers or settings.engine != "auto" else _INSTALL
-    if alone and settings.engine == "tensorrt":  # nothing was found that could build a plan either
-        fix = _GPU.format("tensorrt")
-    raise ConfigError(f"ENGINE={settings.engine} cannot run here: {told}; {fix}")
+    raise ConfigError(f"ENGINE={settings.engine} cannot run here: {told}; {_fix(settings, facts, steps[-1])}")
 
 
 def _auto(settings: Settings, facts: Facts) -> Iterator[_Outcome]:
@@ -126,11 +123,12 @@ def _tensorrt(settings: Settings, facts: Facts) -> Iterator[_Outcome]:
     if obstacle:
         yield "TensorRT", obstacle
         return
+    none_kept = f"{settings.plan_cache} has none for this graph"
     for name, plans, absent in (
         ("exact plan", [p for p in facts.plans if _kind(p) == "exact"], "the bundle has none"),
         ("plan for several GPUs", [p for p in facts.plans if _kind(p) == "several GPUs"], "the bundle has none"),
         ("version-compatible plan", [p for p in facts.plans if _kind(p) == "versions"], "the bundle has none"),
-        ("plan on the volume", facts.cached, f"{settings.plan_cache} has none for this graph"),
+        ("plan on the volume", facts.cached, facts.struck.get("plan cache", none_kept)),
     ):
         yield name, _best(plans, settings, facts) if plans else absent
     yield "build", _build(settings, facts)
@@ -142,15 +140,20 @@ def _onnxruntime_cuda(settings: Settings, facts: Facts) -> Iterator[_Outcome]:
 
 
 _WALKS = {"auto": _auto, "tensorrt": _tensorrt, "onnxruntime-cuda": _onnxruntime_cuda}
-_GPU = "run on a machine with an NVIDIA GPU and requirements/{}.txt, or set ENGINE=auto"
 _FIXES = {
     "auto": "set ALLOW_CPU=1 to serve on the CPU all the same",
-    "tensorrt": "set ENGINE=auto to take the next best, or BUILD_ON_BOOT=1 to build a plan here",
-    "onnxruntime-cuda": _GPU.format("onnxruntime"),
+    "tensorrt": "set ENGINE=auto to take the next best",
+    "onnxruntime-cuda": "run on a machine with an NVIDIA GPU and requirements/onnxruntime.txt, or set ENGINE=auto",
 }
-
-
 _INSTALL = "pip install -r requirements/cpu.txt, or run with the Python of .venv"
+
+
+def _fix(settings: Settings, facts: Facts, last: Step) -> str:
+    """What to change; a build is named only where it could be done."""
+    if settings.engine == "auto" and not facts.providers:
+        return _INSTALL
+    could_build = last.name == "build" and not settings.build_on_boot and "build" not in facts.struck
+    return _FIXES[settings.engine] + (", or BUILD_ON_BOOT=1 to build a plan here" if could_build else "")
 
 
 def _best(plans: Sequence[PlanFile], settings: Settings, facts: Facts) -> _Taken | str:

@@ -46,8 +46,14 @@ def _in_hub_cache(repo: str, caches: list[Path]) -> Path:
     for cache in caches:
         folder = cache / f"models--{name.replace('/', '--')}"
         snapshot = folder / "snapshots" / _commit(folder, revision or "main")
-        if (snapshot / MANIFEST).is_file():
-            return snapshot
+        try:
+            if (snapshot / MANIFEST).is_file():
+                return snapshot
+        except OSError as error:  # a volume of another user
+            raise BundleError(
+                f"BUNDLE_REPO={repo} cannot be looked up in {cache} ({error.strerror}); change its permissions or name "
+                "another revision"
+            ) from error
     raise BundleError(
         f"BUNDLE_REPO={repo} is not in the Hub's cache ({', '.join(map(str, caches))}); choose it as the endpoint's "
         "cached model, or download it onto the volume before"

@@ -84,5 +84,9 @@ def test_a_variable_that_is_nearly_a_setting_is_named(name: str, meant: str):
     assert misspelt({name: "1", "PATH": "/bin", "HOME": "/root", "http_proxy": "x"}) == [(name, meant)]
 
 
+def test_a_variable_that_is_two_letters_away_is_something_else():
+    assert misspelt({"MAX_ITE": "1", "DEBUG": "1"}) == []
+
+
 def test_no_setting_is_taken_for_a_misspelt_one():
     assert misspelt({item.metadata["env"]: "1" for item in fields(Settings)}) == []

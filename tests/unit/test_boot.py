@@ -1,5 +1,6 @@
 """From a bundle to an engine, on facts that are made up where this machine has no GPU."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -177,6 +178,20 @@ def test_a_damaged_plan_on_the_volume_is_built_again(
     engine, choice = open_engine(open_bundle(small_bundle), wanted)
     assert choice.ladder[-1].name == "plan on the volume"
     engine.close()
+
+
+@pytest.mark.parametrize("build_on_boot", [False, True])
+def test_a_plan_cache_that_cannot_be_read_is_passed_over_and_said(
+    small_bundle: Path, tmp_path: Path, build_on_boot: bool
+):
+    """As on a volume of another user, which root, who may run this, would read all the same."""
+    wanted = Settings(plan_cache=tmp_path / ("x" * 300), build_on_boot=build_on_boot, allow_cpu=True)
+    engine, choice = open_engine(open_bundle(small_bundle), wanted)
+    assert choice.engine == "onnxruntime-cpu"
+    engine.close()
+    said = {step.name: step.reason for step in choice.ladder}
+    assert re.fullmatch(r".*x/model-\w{64} cannot be read \(File name too long\)", said["plan on the volume"])
+    assert ("cannot be kept in PLAN_CACHE=" in said["build"]) is build_on_boot
 
 
 def test_a_plan_that_was_built_and_does_not_load_is_not_built_again(

@@ -579,6 +579,14 @@ def test_a_repository_that_is_not_cached_is_not_downloaded(small_bundle: Path, t
         bundle_folder(wanted, {"HOME": str(tmp_path)}, tmp_path)
 
 
+def test_a_repository_that_cannot_be_looked_up_says_why(small_bundle: Path, tmp_path: Path):
+    """A name that is too long stands for a volume of another user, which root would read all the same."""
+    hub_cache(tmp_path / "hub", small_bundle)
+    wanted = settings(bundle_repo=f"org/name@{'x' * 300}", bundle_sha256=hash_of(small_bundle))
+    with pytest.raises(BundleError, match=r"cannot be looked up in .*/hub \(File name too long\)"):
+        bundle_folder(wanted, {"HF_HUB_CACHE": str(tmp_path / "hub")}, tmp_path)
+
+
 def test_a_branch_that_is_no_text_is_a_commit_that_is_not_there(small_bundle: Path, tmp_path: Path):
     snapshot = hub_cache(tmp_path / "hub", small_bundle)
     (snapshot.parents[1] / "refs" / "main").write_bytes(b"\xff\xfe")

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ L4 = Machine("10.13.0.35", "8.9", "NVIDIA L4")
 
 
 def test_a_sidecar_reads_as_it_was_written(tmp_path: Path):
-    for made in (plan(), plan(profiles=profile_a_length(), version_compatible=True, profile_sharing=True)):
+    other = plan(profiles=profile_a_length(), version_compatible=True, profile_sharing=True, latencies_us=(1,) * 9)
+    for made in (plan(), other):
         path = write_sidecar(made, tmp_path)
         assert read_sidecar(path) == made
         assert write_sidecar(made, tmp_path).read_bytes() == path.read_bytes()
@@ -40,32 +42,46 @@ def test_a_field_of_a_newer_version_is_skipped(tmp_path: Path):
     assert read_sidecar(path) == plan()
 
 
+def test_a_field_that_an_older_version_had_not_is_what_it_was_then(tmp_path: Path):
+    path = write_sidecar(plan(), tmp_path)
+    fields = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({name: fields[name] for name in fields if name not in ("profile_sharing", "latencies_us")})
+    )
+    assert read_sidecar(path) == plan(profile_sharing=False, latencies_us=())
+
+
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "why"),
     [
-        ("runtime", "tensorrt_lean"),
-        ("precision", "fp8"),
-        ("hardware_compatibility", "all"),
-        ("compute_capability", "89"),
-        ("tensorrt_version", "10"),
-        ("tensorrt_version", 10),
-        ("batches", [4, 1]),
-        ("batches", [1, 4, 8, 16]),  # no profile serves it
-        ("lengths", []),
-        ("profiles", []),
-        ("profiles", [{"buckets": [[1, 8]]}]),
-        ("profiles", [{"buckets": [[1]], "shapes": {}}]),
-        ("profiles", "none"),
-        ("version_compatible", "yes"),
-        ("size", None),
+        ("runtime", "tensorrt_lean", "runtime is 'tensorrt_lean', not one of tensorrt, tensorrt_rtx"),
+        ("precision", "fp8", "precision is 'fp8', not one of fp32, tf32, "),
+        ("hardware_compatibility", "all", "hardware_compatibility is 'all', not one of none, "),
+        ("compute_capability", "89", "compute_capability is '89', not 2 numbers with points between them"),
+        ("tensorrt_version", "10.13", "tensorrt_version is '10.13', not 3 numbers with points between them"),
+        ("tensorrt_version", 10, "tensorrt_version is 10"),
+        ("batches", [4, 1], "batch sizes must be rising"),
+        ("batches", [1, 4, 8, 16], "no profile serves Bucket(batch=16, length=8)"),
+        ("lengths", [], "lengths must be rising"),
+        ("profiles", [], "no profile serves"),
+        ("profiles", [{"buckets": [[1, 8]]}], "'shapes'"),
+        ("profiles", [{"buckets": [[1]], "shapes": {}}], "not enough values"),
+        ("profiles", [{"buckets": [[1, 8]], "shapes": []}], "'items'"),
+        ("profiles", [{"buckets": [[1, 8]], "shapes": {"x": [[1], [1]]}}], "min, opt and max"),
+        ("profiles", "none", ""),
+        ("version_compatible", "yes", "version_compatible is 'yes'"),
+        ("size", None, "size is None"),
+        ("latencies_us", [1] * 8, "latencies_us has 8 entries, not one above 0 for each bucket"),
+        ("latencies_us", [*[1] * 8, 0], "latencies_us has 9 entries, not one above 0 for each bucket"),
     ],
 )
-def test_a_wrong_value_is_refused_with_the_file_and_the_fix(tmp_path: Path, field: str, value: Any):
+def test_a_wrong_value_is_refused_with_the_file_and_the_fix(tmp_path: Path, field: str, value: Any, why: str):
     path = write_sidecar(plan(), tmp_path)
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.raises(BundleError) as error:
         read_sidecar(path)
-    assert str(path) in str(error.value)
+    assert str(error.value).startswith(f"{path} is not the sidecar of a plan (")
+    assert why in str(error.value)
     assert REBUILD in str(error.value)
 
 
@@ -73,6 +89,11 @@ def test_a_wrong_value_is_refused_with_the_file_and_the_fix(tmp_path: Path, fiel
 def test_what_is_no_sidecar_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(BundleError, match="not the sidecar of a plan"):
+        read_sidecar(tmp_path / "x.json")
+
+
+def test_a_sidecar_that_is_not_there_is_refused(tmp_path: Path):
+    with pytest.raises(BundleError, match=rf"x.json cannot be read \(No such file or directory\); .*{REBUILD}"):
         read_sidecar(tmp_path / "x.json")
 
 
@@ -95,13 +116,16 @@ def test_the_smallest_profile_serves_a_bucket():
     ("changes", "stem"),
     [
         ({}, "sm_89-trt10.13.0-fp16"),
-        ({"compute_capability": "12.0", "runtime": "tensorrt_rtx", "tensorrt_version": "1.7.1.116"}, "sm_120-rtx1.7.1"),
+        (
+            {"compute_capability": "12.0", "runtime": "tensorrt_rtx", "tensorrt_version": "1.7.1.116"},
+            "sm_120-rtx1.7.1-fp16",
+        ),
         ({"hardware_compatibility": "ampere-plus", "precision": "tf32"}, "sm_89-trt10.13.0-tf32-ampere-plus"),
         ({"version_compatible": True}, "sm_89-trt10.13.0-fp16-vc"),
     ],
 )
 def test_the_file_name_says_what_it_is_for(changes: dict[str, Any], stem: str):
-    assert plan(**changes).stem.startswith(stem)
+    assert plan(**changes).stem == stem
 
 
 # Mismatches
@@ -114,7 +138,7 @@ def test_the_file_name_says_what_it_is_for(changes: dict[str, Any], stem: str):
         ({"tensorrt_version": "10.13.2.6"}, L4, ["10.13.2.6", "10.13.0.35"]),
         ({"tensorrt_version": "10.14.0.1", "version_compatible": True}, L4, ["10.14.0.1", "10.13.0.35"]),
         ({"tensorrt_version": "8.6.1", "version_compatible": True}, L4, ["8.6.1", "10.13.0.35"]),
-        ({}, Machine("10.13.0.35", "9.0", "NVIDIA H100"), ["sm_89", "NVIDIA H100 (sm_90)"]),
+        ({}, Machine("10.13.0.35", "9.0", "NVIDIA H100"), ["built for sm_89, and this GPU is NVIDIA H100 (sm_90)"]),
         ({}, Machine("10.13.0.35", "8.0"), ["sm_89", "this GPU is sm_80"]),
         ({"hardware_compatibility": "ampere-plus"}, Machine("10.13.0", "7.5", "Tesla T4"), ["ampere-plus", "sm_75"]),
         (
@@ -137,14 +161,29 @@ def test_a_mismatch_names_both_sides_and_the_fix(changes: dict[str, Any], machin
         assert word in sentence
 
 
+def test_a_mismatch_is_one_sentence():
+    assert mismatch(plan(tensorrt_version="8.6.1"), L4) == (
+        "it was built with TensorRT 8.6.1, and TensorRT 10.13.0.35 is installed; build it again with the version that "
+        "runs it, or with --version-compatible: `python -m export plan BUNDLE`"
+    )
+    assert mismatch(plan(runtime="tensorrt_rtx", tensorrt_version="1.7.1"), L4) == (
+        "it is a plan of TensorRT for RTX 1.7.1, and TensorRT 10.13.0.35 loads only its own; "
+        "build it again: `python -m export plan BUNDLE`"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "machine"),
     [
         ({}, L4),
         ({}, Machine("10.13.0", "8.9")),  # a probe that knows fewer parts of the version
+        ({"tensorrt_version": "10.13.0"}, L4),
+        ({"tensorrt_version": "10.13.0.35.dev1"}, L4),
+        ({"tensorrt_version": "10.13.0.40", "version_compatible": True}, L4),  # of a build alone
         ({}, Machine("10.13.0.35", "8.9", "NVIDIA L40S")),
         ({"hardware_compatibility": "ampere-plus"}, Machine("10.13.0.35", "9.0")),
         ({"hardware_compatibility": "ampere-plus", "compute_capability": "8.0"}, Machine("10.13.0.35", "8.6")),
+        ({"hardware_compatibility": "ampere-plus", "compute_capability": "8.6"}, Machine("10.13.0.35", "8.0")),
         ({"hardware_compatibility": "same-compute-capability"}, Machine("10.13.0.35", "8.9", "NVIDIA L40S")),
         ({"version_compatible": True, "tensorrt_version": "10.9.0.34"}, L4),
         (
@@ -224,7 +263,16 @@ def test_the_source_digest_counts_the_weights():
         "graphs/text/weights.bin": (1, "d"),
     }
     digest = source_digest(files, "graphs/model/fp32.onnx")
-    for other, counts in (("model/weights.bin", True), ("model/fp32.cpu.onnx", False), ("text/weights.bin", False)):
+    assert digest == hashlib.sha256(b"fp32.onnx=a\nweights.bin=b\n").hexdigest(), "plans that are there would be stale"
+    both = source_digest({**files, "graphs/model/fp32.bin": (1, "e")}, "graphs/model/fp32.onnx")
+    assert both == hashlib.sha256(b"fp32.onnx=a\nfp32.bin=e\nweights.bin=b\n").hexdigest()
+    for other, counts in (
+        ("model/weights.bin", True),
+        ("model/fp32.bin", True),
+        ("model/fp16.bin", False),
+        ("model/fp32.cpu.onnx", False),
+        ("text/weights.bin", False),
+    ):
         changed = {**files, f"graphs/{other}": (1, "e")}
         assert (source_digest(changed, "graphs/model/fp32.onnx") != digest) is counts
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -16,7 +17,7 @@ from engine import build_plan, probe
 from engine.build_plan import build
 from engine.bundle import open_bundle, write_manifest
 from engine.errors import EngineError
-from engine.plan_cache import cached_plans, verify
+from engine.plan_cache import cached_plans, folder_of, verify
 from engine.probe import Gpu
 from tests.bundles import write_small_bundle
 from tests.plans import add_plan
@@ -28,7 +29,7 @@ ADDS_A_PLAN = """
     from pathlib import Path
     sys.path.insert(0, {repository!r})
     from tests.plans import add_plan
-    print("parsing")
+    print("parsing", "a link" if (Path(sys.argv[1]) / "graphs/model/fp32.onnx").is_symlink() else "a copy")
     add_plan(Path(sys.argv[1]), b"built here")
     print("built")
 """
@@ -48,9 +49,10 @@ def built(bundle: Path, cache: Path, timeout_s: float = 60, is_there: bool = Fal
 
 def test_what_is_built_is_found_by_the_next_boot(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     command(monkeypatch, tmp_path, ADDS_A_PLAN)
+    add_plan(small_bundle, b"for another GPU", compute_capability="8.6")  # which need not be kept again
     before = sorted(small_bundle.rglob("*"))
     said = built(small_bundle, tmp_path / "cache")
-    assert "building a plan: parsing" in said
+    assert "building a plan: parsing a link" in said  # a bundle may hold gigabytes
     assert said[-1].startswith("building a plan: done after ")
     bundle = open_bundle(small_bundle)
     bundle.verify()
@@ -68,7 +70,7 @@ def test_a_model_with_other_weights_finds_nothing(small_bundle: Path, tmp_path: 
     assert cached_plans(tmp_path / "cache", open_bundle(other), "model")  # the same model
     (other / "graphs/model/weights.bin").write_bytes(b"weights")
     add_plan(other)  # brings the manifest up to date
-    assert not cached_plans(tmp_path / "cache", open_bundle(other), "model")
+    assert cached_plans(tmp_path / "cache", open_bundle(other), "model") == []
 
 
 def test_a_plan_without_a_sidecar_is_not_whole(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -95,7 +97,10 @@ def test_a_damaged_plan_is_noticed(small_bundle: Path, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("script", "sentence"),
     [
-        ("import sys; print('error: no GPU here'); sys.exit(2)", "ended with code 2: error: no GPU here"),
+        (
+            r"import sys; sys.stdout.buffer.write(b'error: \xff, no GPU here\n'); sys.exit(2)",
+            "ended with code 2: error: \ufffd, no GPU here",
+        ),
         ("import os; os.abort()", "ended with code 134: it said nothing"),
         ("pass", "the build added no plan"),
         ("import pathlib, sys; (pathlib.Path(sys.argv[1]) / 'manifest.json').unlink()", "left no bundle"),
@@ -197,6 +202,24 @@ def test_the_builders_timings_are_kept_on_the_volume_for_every_model_on_that_gpu
     assert not list(cache.glob(".model-*"))
 
 
+def test_timings_on_the_volume_are_not_written_over_those_in_the_bundle(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    command(monkeypatch, tmp_path, TIMES)
+    monkeypatch.setattr(probe, "tensorrt_version", lambda: "10.13.0.35")
+    monkeypatch.setattr(probe, "gpu", lambda: Gpu("NVIDIA L4", (8, 9)))
+    add_plan(small_bundle, b"for another GPU", compute_capability="8.6")
+    own, kept = (
+        small_bundle / "graphs/model/plans/timing.cache",
+        tmp_path / "model-NVIDIA_L4-trt10.13.0.35.timing.cache",
+    )
+    own.write_bytes(b"own ")
+    write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    kept.write_bytes(b"kept ")
+    assert "building a plan: timings: kept" in built(small_bundle, tmp_path)
+    assert (own.read_bytes(), kept.read_bytes()) == (b"own ", b"kept more ")
+
+
 def test_one_builds_and_the_other_waits_for_it(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(build_plan, "_LOCK_CHECK_S", 0.01)
     command(monkeypatch, tmp_path, "raise SystemExit('nobody should build')")
@@ -209,6 +232,7 @@ def test_one_builds_and_the_other_waits_for_it(small_bundle: Path, tmp_path: Pat
         other.start()
         while not said:
             time.sleep(0.01)
+        time.sleep(0.05)  # it says so once
     other.join()
     assert said == [
         "another worker builds a plan on this volume; waiting for it",
@@ -249,3 +273,22 @@ def test_a_folder_that_cannot_be_written_names_the_setting(small_bundle: Path, t
     (tmp_path / "file").touch()
     with pytest.raises(EngineError, match=r"PLAN_CACHE=.*/file/plans \(Not a directory\); attach a volume"):
         built(small_bundle, tmp_path / "file" / "plans")
+
+
+def test_nothing_half_written_stays_on_a_volume_that_does_not_take_a_plan(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    command(monkeypatch, tmp_path, ADDS_A_PLAN)
+    folder = folder_of(tmp_path / "cache", open_bundle(small_bundle), "model")
+    (folder / "sm_89-trt10.13.0-fp16.plan").mkdir(parents=True)
+    with pytest.raises(EngineError, match=r"cannot be kept in PLAN_CACHE=.* \(Is a directory\)"):
+        built(small_bundle, tmp_path / "cache")
+    assert [path.name for path in folder.iterdir()] == ["sm_89-trt10.13.0-fp16.plan"]
+
+
+def test_without_a_temporary_folder_the_volume_is_not_to_blame(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(EngineError, match=r"no temporary folder to build a plan in \(No such file .*set TMPDIR"):
+        built(small_bundle, tmp_path / "cache")

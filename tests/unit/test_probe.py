@@ -31,18 +31,26 @@ def write(root: Path, name: str, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("100000 100000", 1), ("150000 100000", 2), ("1 100000", 1), ("max 100000", HERE), ("", HERE), ("x y", HERE)],
+    [
+        ("100000 100000", 1),
+        ("150000 100000", 2),
+        ("102400000 100000", 1024),
+        ("1 100000", 1),
+        ("max 100000", HERE),
+        ("", HERE),
+        ("x y", HERE),
+    ],
 )
 def test_cgroup_v2(tmp_path: Path, text: str, expected: int):
     write(tmp_path, "cpu.max", text)
     assert cpu_quota(tmp_path) == min(HERE, expected)
 
 
-@pytest.mark.parametrize(("quota", "expected"), [("100000", 1), ("-1", HERE)])
+@pytest.mark.parametrize(("quota", "expected"), [("100000", 1), ("100001", 2), ("-1", HERE)])
 def test_cgroup_v1(tmp_path: Path, quota: str, expected: int):
     write(tmp_path, "cpu/cpu.cfs_quota_us", quota)
     write(tmp_path, "cpu/cpu.cfs_period_us", "100000")
-    assert cpu_quota(tmp_path) == expected
+    assert cpu_quota(tmp_path) == min(HERE, expected)
 
 
 def test_without_cgroup_the_affinity_counts(tmp_path: Path):
@@ -61,7 +69,7 @@ def test_memory_left_is_what_the_machine_has(tmp_path: Path):
     assert memory_left(tmp_path) == 0  # no such machine
     assert memory_left() > 10_000_000
     (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal:  900 kB\nMemAvailable:    500 kB\n")
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  900 kB\nNone\nNo: number\nMemAvailable:    500 kB\n")
     assert memory_left(tmp_path) == 500 * 1024
     write(tmp_path, "memory.max", "max")
     assert memory_left(tmp_path) == 500 * 1024
@@ -84,6 +92,8 @@ def test_memory_left_to_the_container(tmp_path: Path, limit: str, used: str, sta
     assert memory_left(tmp_path) == 150_000
     write(tmp_path, limit, "9223372036854771712\n")
     assert memory_left(tmp_path) == 500 * 1024
+    write(tmp_path, limit, "100000\n")  # lowered meanwhile
+    assert memory_left(tmp_path) == 0
 
 
 # The GPU and its packages
@@ -143,12 +153,27 @@ def test_a_tensorrt_without_separate_bindings(packages: Path):
     assert tensorrt_version() == "8.6.1"
 
 
+def test_where_no_version_of_tensorrt_is_told_there_is_none(packages: Path):
+    assert tensorrt_version() is None
+    (packages / "tensorrt").mkdir()  # a folder of that name, in which somebody keeps something
+    assert tensorrt_version() is None
+    package(packages, "tensorrt_bindings", "")
+    assert tensorrt_version() is None
+    (packages / "tensorrt/__init__.py").write_text("import sys\n__version__ = '8.6.1'\n")
+    importlib.invalidate_caches()
+    assert tensorrt_version() == "8.6.1"
+    (packages / "tensorrt_bindings/__init__.py").write_text("__version__ = '10.13.0.35'\n")
+    assert tensorrt_version() == "10.13.0.35"
+
+
 def test_missing_packages_are_named():
     assert missing_packages("numpy", "no_such_package") == ("no_such_package",)
 
 
 def test_the_build_of_onnx_runtime_is_seen_by_its_files(packages: Path, monkeypatch: pytest.MonkeyPatch):
     assert onnxruntime_providers() == tuple(name for name in ort.get_available_providers() if "Azure" not in name)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert onnxruntime_providers() == ()
     monkeypatch.delitem(sys.modules, "onnxruntime")
     package(packages, "onnxruntime", "raise SystemError('imported')\n")
     assert onnxruntime_providers() == ("CPUExecutionProvider",)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from engine.config import ENGINES, PLAN_PRECISIONS, Settings
 from engine.errors import ConfigError
-from engine.plan import HARDWARE_COMPATIBILITY, Machine, PlanFile, mismatch
+from engine.plan import HARDWARE_COMPATIBILITY, PRECISIONS, Machine, PlanFile, mismatch
 from engine.probe import Gpu
 from engine.select import FASTEST_FIRST, Facts, select
 from tests.plans import plan, profiles
@@ -80,11 +80,22 @@ def test_the_steps_that_were_passed_say_why():
     first = choice.ladder[0]
     assert (first.name, first.taken) == ("exact plan", False)
     assert "sm_90.plan: it was built for sm_90, and this GPU is NVIDIA L4 (sm_89)" in first.reason
+    versions = select(settings(), gpu_facts(plans=[OTHER_GPU])).ladder[2]
+    assert (versions.name, versions.reason) == ("version-compatible plan", "the bundle has none")
 
 
-def test_many_plans_that_do_not_fit_are_not_all_listed():
-    many = [plan_file(f"{n}.plan", compute_capability="9.0") for n in range(9)]
-    assert select(settings(), gpu_facts(plans=many)).ladder[0].reason.endswith("; and 7 more")
+@pytest.mark.parametrize(("count", "listed"), [(2, ["0", "1"]), (3, ["0", "1", "and 1 more"])])
+def test_many_plans_that_do_not_fit_are_not_all_listed(count: int, listed: list[str]):
+    many = [plan_file(f"{n}.plan", precision="fp32") for n in range(count)]
+    reason = select(settings(precision="fp16"), gpu_facts(plans=many)).ladder[0].reason
+    why = ".plan: it is fp32, and PRECISION=fp16 is asked for"
+    assert reason == "; ".join(one + why if len(one) == 1 else one for one in listed)
+
+
+@pytest.mark.parametrize("gpu", [H100, Gpu("NVIDIA H200", (9, 0)), Gpu("Tesla T4", (7, 5))])
+def test_every_gpu_before_blackwell_is_used(gpu: Gpu):
+    choice = select(settings(), gpu_facts(gpu=gpu))
+    assert (choice.engine, choice.reason) == ("onnxruntime-cuda", f"found {gpu}")
 
 
 def test_the_fastest_precision_of_this_very_gpu_is_taken():
@@ -92,9 +103,21 @@ def test_the_fastest_precision_of_this_very_gpu_is_taken():
     slow, fast = plan_file("slow.plan", precision="fp32"), plan_file("fast.plan", precision="fp16")
     assert select(settings(), gpu_facts(plans=[elsewhere, slow, fast])).plan == fast
     assert select(settings(), gpu_facts(plans=[elsewhere, slow])).plan == slow
-    choice = select(settings(), gpu_facts(plans=[elsewhere]))
-    assert choice.plan == elsewhere
-    assert "though built on NVIDIA L40S" in choice.reason
+    fits = " fits NVIDIA L4 (sm_89) and TensorRT 10.13.0.35"
+    assert select(settings(), gpu_facts(plans=[slow])).reason == f"slow.plan{fits}"
+    for name, told in (("NVIDIA L40S", "NVIDIA L40S"), ("", "another GPU")):
+        choice = select(settings(), gpu_facts(plans=[elsewhere._replace(plan=plan(gpu_name=name))]))
+        assert choice.reason == f"elsewhere.plan{fits}, though built on {told}"
+
+
+def test_what_was_not_measured_is_taken_in_a_fixed_order():
+    left, taken = [plan_file(f"{one}.plan", precision=one) for one in PRECISIONS], []
+    while left:
+        chosen = select(settings(), gpu_facts(plans=left)).plan
+        assert chosen is not None
+        left.remove(chosen)
+        taken.append(chosen.plan.precision)
+    assert taken == ["fp16", "bf16", "int8", "tf32", "fp32"]
 
 
 def timed(precision: str, *us: int, **changes: Any) -> PlanFile:
@@ -136,6 +159,13 @@ def test_only_batches_that_the_worker_runs_are_compared():
     assert select(settings(max_batch_rows=32), gpu_facts(plans=[single, many])).plan == many
     shared = timed("int8", 5, batches=(1,), profiles=profiles((1,)))
     assert select(settings(), gpu_facts(plans=[single, shared])).plan == shared
+    for_many = {"batches": (4, 8), "profiles": profiles((4, 8))}  # of which the worker runs none
+    slow, quick = timed("fp16", 100, **for_many), timed("int8", 50, **for_many)
+    assert select(settings(max_batch_rows=1), gpu_facts(plans=[slow, quick])).plan == quick
+
+
+def test_a_plan_that_is_alone_is_not_called_the_fastest():
+    assert select(settings(), gpu_facts(plans=[timed("fp16", 100)])).reason.endswith("and TensorRT 10.13.0.35")
 
 
 def test_a_plan_that_ends_early_is_not_taken_for_its_speed():
@@ -172,13 +202,14 @@ def test_a_precision_that_is_asked_for():
     choice = select(settings(precision="bf16"), gpu_facts(plans=[slow, fast]))
     assert choice.engine == "onnxruntime-cuda"
     assert "it is fp16, and PRECISION=bf16 is asked for" in choice.ladder[0].reason
+    assert "built for sm_90" in select(settings(precision="bf16"), gpu_facts(plans=[OTHER_GPU])).ladder[0].reason
 
 
 def test_what_failed_a_moment_ago_is_passed_over():
     struck = {str(EXACT.path): "it does not load", "build": "it took too long", "onnxruntime-cuda": "no cuDNN"}
     facts = gpu_facts(plans=[EXACT], struck=struck)
     choice = select(settings(build_on_boot=True, allow_cpu=True), facts)
-    assert choice.engine == "onnxruntime-cpu"
+    assert (choice.engine, choice.reason) == ("onnxruntime-cpu", "no cuDNN; allowed by ALLOW_CPU=1")
     assert [one.reason for one in choice.ladder if one.name in ("build", "ONNX Runtime on CUDA")] == [
         "it took too long",
         "no cuDNN",
@@ -239,16 +270,39 @@ def test_without_any_runtime_nothing_is_chosen():
 # An engine by name
 
 
-@pytest.mark.parametrize("facts", [Facts(None, GPU_BUILD), Facts(L4, CPU_BUILD)])
-def test_onnxruntime_cuda_is_never_replaced(facts: Facts):
-    with pytest.raises(ConfigError, match="ENGINE=onnxruntime-cuda cannot run here: .*set ENGINE=auto"):
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        (Facts(None, GPU_BUILD), "no CUDA driver or no device"),
+        (Facts(L4, ()), "onnxruntime is not installed"),
+        (Facts(L4, CPU_BUILD), "found NVIDIA L4 (sm_89), but the installed ONNX Runtime is the CPU build"),
+    ],
+)
+def test_onnxruntime_cuda_is_never_replaced(facts: Facts, why: str):
+    with pytest.raises(ConfigError) as error:
         select(settings(engine="onnxruntime-cuda"), facts)
+    assert str(error.value) == (
+        f"ENGINE=onnxruntime-cuda cannot run here: {why}; run on a machine with an NVIDIA GPU and "
+        "requirements/onnxruntime.txt, or set ENGINE=auto"
+    )
+
+
+def test_a_refusal_names_every_step():
+    with pytest.raises(ConfigError) as error:
+        select(settings(), Facts(None, CPU_BUILD, no_gpu="cuInit ends with error 803", promised="RUNPOD_GPU_COUNT=1"))
+    why = "no CUDA driver or no device: cuInit ends with error 803"
+    assert str(error.value) == (
+        f"ENGINE=auto cannot run here: TensorRT: {why}; ONNX Runtime on CUDA: {why}; ONNX Runtime on the CPU: "
+        "a GPU was asked for (RUNPOD_GPU_COUNT=1) and ALLOW_CPU is not 1; "
+        "set ALLOW_CPU=1 to serve on the CPU all the same"
+    )
 
 
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
         (Facts(None, GPU_BUILD, tensorrt=TRT), "no CUDA driver or no device"),
+        (Facts(None, (), tensorrt=TRT), "no CUDA driver or no device"),
         (gpu_facts(tensorrt=None), "the package tensorrt is not installed"),
         (gpu_facts(missing=["pycuda", "cuda"]), "pycuda and cuda not installed"),
         (gpu_facts(plans=USELESS), "TensorRT 8.6.1"),
@@ -261,14 +315,22 @@ def test_tensorrt_never_falls_back(facts: Facts, reason: str):
         select(settings(engine="tensorrt", allow_cpu=True), facts)
     assert str(error.value).startswith("ENGINE=tensorrt cannot run here: ")
     assert reason in str(error.value)
-    assert "set ENGINE=auto" in str(error.value)
-    could_build = facts.gpu == L4 and facts.tensorrt is not None and not facts.missing
-    assert ("BUILD_ON_BOOT=1" in str(error.value)) == could_build
+    could_build = facts.gpu == L4 and facts.tensorrt and not facts.missing
+    fix = "set ENGINE=auto to take the next best" + ", or BUILD_ON_BOOT=1 to build a plan here" * bool(could_build)
+    assert str(error.value).endswith(f"; {fix}")
+
+
+@pytest.mark.parametrize("build_on_boot", [False, True])
+def test_a_build_that_cannot_be_done_is_not_advised(build_on_boot: bool):
+    facts = gpu_facts(struck={"build": "this image has no `export`"})
+    with pytest.raises(ConfigError, match="set ENGINE=auto to take the next best$"):
+        select(settings(engine="tensorrt", build_on_boot=build_on_boot), facts)
 
 
 @pytest.mark.parametrize("name", ["fake", "onnxruntime-cpu"])
 def test_what_runs_anywhere_is_taken_at_its_word(name: str):
-    assert select(settings(engine=name), Facts(None, ())).engine == name
+    choice = select(settings(engine=name), Facts(None, ()))
+    assert (choice.engine, choice.plan, choice.build, choice.report()) == (name, None, False, [])
 
 
 # All of it
@@ -282,7 +344,7 @@ plans = st.builds(
     compute_capability=st.sampled_from(["7.5", "8.0", "8.9", "9.0", "10.0"]),
     hardware_compatibility=st.sampled_from(HARDWARE_COMPATIBILITY),
     version_compatible=st.booleans(),
-    precision=st.sampled_from(FASTEST_FIRST),
+    precision=st.sampled_from(PRECISIONS),
     gpu_name=st.sampled_from(["NVIDIA L4", "NVIDIA L40S"]),
 )
 

@@ -19,12 +19,12 @@ LIBCUDA = """
 #include <stdio.h>
 #include <stdlib.h>
 int cuGetErrorName(int code, const char **name) { *name = code == 803 ? "CUDA_ERROR_OF_A_TEST" : 0; return !*name; }
-int cuInit(unsigned flags) { printf("cuInit, %s\\n", getenv("CUDA_MODULE_LOADING")); return INIT; }
+int cuInit(unsigned flags) { printf("cuInit, %s\\n", getenv("CUDA_MODULE_LOADING")); return flags ? 1 : INIT; }
 int cuDeviceGetCount(int *n) { *n = 1; return 0; }
-int cuDeviceGet(int *device, int index) { *device = 7; return 0; }
-int cuDeviceGetName(char *name, int size, int device) { name[0] = 0; return 0; }
+int cuDeviceGet(int *device, int index) { *device = 7 + index; return 0; }
+int cuDeviceGetName(char *name, int size, int device) { snprintf(name, size, "Device %d", device); return 0; }
 int cuDriverGetVersion(int *version) { *version = 12040; return 0; }
-int cuDeviceGetAttribute(int *value, int which, int device) { *value = 8; return 0; }
+int cuDeviceGetAttribute(int *value, int which, int device) { *value = which - 67; return device != 7; }
 int cuDevicePrimaryCtxRetain(void **context, int device) { printf("retained of %d\\n", device); return 0; }
 """
 WAKE = """
@@ -58,6 +58,11 @@ def test_the_primary_context_is_made_where_something_will_use_it(
 def test_a_driver_that_shows_no_device_says_why(tmp_path: Path, init: int, said: str):
     script = "from engine import probe; print(probe.gpu() is None, probe.why_no_gpu(), sep='; ')"
     assert f"{bool(init)}; {said}" in on_stand_in(tmp_path, init, script)
+
+
+def test_what_the_driver_tells_of_the_first_device(tmp_path: Path):
+    script = "from engine import probe; gpu = probe.gpu(); print(gpu, gpu.cuda_version, sep='; ')"
+    assert "Device 7 (sm_89); 12.4" in on_stand_in(tmp_path, 0, script)  # 8 and 9 are attributes 75 and 76
 
 
 def on_stand_in(folder: Path, init: int, script: str) -> list[str]:
