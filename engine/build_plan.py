@@ -50,10 +50,12 @@ def build(bundle: Bundle, cache: Path, timeout_s: float, say: Say, is_there: Cal
                 return say("another worker has built it meanwhile")
             with _workplace() as work:
                 copy = _copy(bundle, Path(work) / "bundle")
-                _bring_timings(bundle, cache, copy)
+                with _worth_no_failure(say):
+                    _bring_timings(bundle, cache, copy)
                 _run([*BUILD_COMMAND, str(copy)], work, deadline, timeout_s, say)
                 _keep(open_bundle(copy), bundle, cache)
-                _keep_timings(bundle, cache, copy)
+                with _worth_no_failure(say):
+                    _keep_timings(bundle, cache, copy)
     except OSError as error:
         raise EngineError(
             f"a plan cannot be kept in PLAN_CACHE={cache} ({error.strerror}); attach a volume, or name a folder there "
@@ -61,6 +63,15 @@ def build(bundle: Bundle, cache: Path, timeout_s: float, say: Say, is_there: Cal
         ) from error
     except BundleError as error:
         raise EngineError(f"the build left no bundle: {error}") from error
+
+
+@contextmanager
+def _worth_no_failure(say: Say) -> Iterator[None]:
+    """For the builder's timings, which save the next build time."""
+    try:
+        yield
+    except OSError as error:
+        say(f"the volume's timing cache is left out: {error.strerror}")
 
 
 def _workplace() -> tempfile.TemporaryDirectory[str]:

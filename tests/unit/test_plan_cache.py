@@ -269,6 +269,18 @@ def test_a_volume_without_locks_still_gets_its_plan(
     assert cached_plans(tmp_path / "cache", open_bundle(small_bundle), "model")
 
 
+def test_timings_that_cannot_be_read_or_kept_cost_no_plan(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    command(monkeypatch, tmp_path, TIMES)
+    monkeypatch.setattr(probe, "tensorrt_version", lambda: "10.13.0.35")
+    monkeypatch.setattr(probe, "gpu", lambda: Gpu("NVIDIA L4", (8, 9)))
+    (tmp_path / "model-NVIDIA_L4-trt10.13.0.35.timing.cache").mkdir()
+    lines = built(small_bundle, tmp_path)
+    assert lines.count("the volume's timing cache is left out: Is a directory") == 2
+    assert len(cached_plans(tmp_path, open_bundle(small_bundle), "model")) == 1
+
+
 def test_a_folder_that_cannot_be_written_names_the_setting(small_bundle: Path, tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(EngineError, match=r"PLAN_CACHE=.*/file/plans \(Not a directory\); attach a volume"):
