@@ -27,10 +27,7 @@ def script(loop: Callable[[], JobLoop], outcomes: list[Any]) -> Callable[..., An
         outcome = outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
-        if outcome == "held":  # for longer than a reply that was ready takes
-            await asyncio.sleep(0.03)
-            return []
-        return outcome
+        return outcome() if callable(outcome) else outcome
 
     return ask
 
@@ -75,8 +72,15 @@ async def test_polls_that_nobody_holds_are_asked_ever_later_up_to_half_a_second(
     async def pause(self: JobLoop, seconds: float) -> None:
         pauses.append(round(seconds, 9))
 
+    now = [0.0]
+
+    def held() -> list[Any]:
+        now[0] += 0.03  # longer than a reply that was ready takes
+        return []
+
     monkeypatch.setattr(JobLoop, "_pause", pause)
-    outcomes = [*[[]] * 4, "held", *[[]] * 15]
+    monkeypatch.setattr(job_loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    outcomes = [*[[]] * 4, held, *[[]] * 15]
     sdk = replace(sdk_module.load(), get_job=script(lambda: loop, outcomes))
     loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
     await asyncio.wait_for(loop.run(), 5)
