@@ -104,8 +104,8 @@ class Clients:
 
         def arrive(emulator: Emulator) -> None:
             while planned and begin + planned[0] <= time.perf_counter():
-                at = begin + planned.popleft()
-                self._send(emulator, next(payloads), partial(answers.add, since=at))
+                self._send(emulator, next(payloads), partial(answers.add, since=begin + planned[0]))
+                planned.popleft()  # only now: when nothing is unsent, all that was sent is on the list
             if planned:
                 wait = max(0.0, begin + planned[0] - time.perf_counter())
                 asyncio.get_running_loop().call_later(wait, arrive, emulator)
@@ -134,7 +134,7 @@ class Clients:
         deadline = time.perf_counter() + seconds
         self.emulator.call(start)
         time.sleep(max(0.0, deadline - time.perf_counter()))
-        while self._answered or unsent:
+        while unsent or self._answered:  # in this order, see open_loop
             if time.perf_counter() > deadline + _GRACE_S:
                 raise RuntimeError(f"{len(self._answered)} jobs were not answered within {_GRACE_S:g} s")
             time.sleep(0.005)

@@ -8,6 +8,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,6 +159,17 @@ def test_open_loops_send_everything(clients: Clients):
     assert len(answers.ms) == 4
     assert 0.1 <= answers.seconds <= time.perf_counter() - begin
     assert clients.open_loop([], embed_jobs(stream())).ms == []
+
+
+def test_the_last_job_of_an_open_loop_is_waited_for(clients: Clients, monkeypatch: pytest.MonkeyPatch):
+    send = clients._send
+
+    def send_late(*job: Any) -> None:
+        time.sleep(0.05)  # for that long the job is neither planned nor sent, if it is taken off the plan first
+        send(*job)
+
+    monkeypatch.setattr(clients, "_send", send_late)
+    assert len(clients.open_loop([0.02], embed_jobs(stream())).ms) == 1
 
 
 def test_errors_are_kept_apart(clients: Clients):
