@@ -29,6 +29,8 @@ SCHEMA_VERSION = "1.3"
 MANIFEST = "manifest.json"
 CHECKSUM = "manifest.sha256"
 SIGNATURE = "manifest.sig"
+VOLUME = Path("/runpod-volume")
+"""Where RunPod mounts an endpoint's network volume."""
 
 
 class TaskConfig(dict[str, Any]):
@@ -197,9 +199,6 @@ def _is_for_one_engine(name: str) -> bool:
     return is_weights(name) or (name.startswith("graphs/") and name.endswith((".plan", ".cache")))
 
 
-_VOLUME = Path("/runpod-volume")  # where RunPod mounts an endpoint's network volume
-
-
 def _no_bundle(path: Path) -> str:
     import shlex  # a worker that boots has a bundle
 
@@ -209,8 +208,8 @@ def _no_bundle(path: Path) -> str:
         return f"{path} is relative to a working directory that was deleted; start in another, or name the whole path"
     if path.is_file():
         return f"{path} is a file, and a bundle is a folder; name the folder that holds {MANIFEST}"
-    if path.is_relative_to(_VOLUME) and not _VOLUME.exists():
-        return f"{path} is not a bundle (there is no {_VOLUME}); attach the network volume to the endpoint"
+    if path.is_relative_to(VOLUME) and not VOLUME.exists():
+        return f"{path} is not a bundle (there is no {VOLUME}); attach the network volume to the endpoint"
     what = f"no {MANIFEST}" if path.exists() else "no such folder"
     # What is there already is not overwritten by an export.
     out = "bundle" if path.is_dir() and any(path.iterdir()) else shlex.quote(str(path))

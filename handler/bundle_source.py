@@ -13,14 +13,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from engine.bundle import MANIFEST
+from engine.bundle import MANIFEST, VOLUME
 from engine.config import Settings
 from engine.errors import BundleError, ConfigError
 
-_VOLUME = Path("/runpod-volume")
 
-
-def bundle_folder(settings: Settings, environ: Mapping[str, str] = os.environ, volume: Path = _VOLUME) -> Path:
+def bundle_folder(settings: Settings, environ: Mapping[str, str] = os.environ, volume: Path = VOLUME) -> Path:
     """The folder of the bundle that `settings` name. Raises ConfigError or BundleError."""
     if settings.bundle_url and settings.bundle_repo:
         raise ConfigError("BUNDLE_URL and BUNDLE_REPO are both set; set the one that holds the bundle")
