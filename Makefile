@@ -25,6 +25,7 @@ PIP_SAYS := $(if $(PIP_FILES),$(shell $(PYTHON) -c 'import configparser, sys; \
 	print(*(key.replace("_", "-") + "=" + place for name in ("global", "install") if name in found \
 	for key, value in found[name].items() for place in value.split()))' $(PIP_FILES)))
 COMMA := ,
+CLOSE := )
 pip_says = $(patsubst $1=%,%,$(filter $1=%,$(PIP_SAYS)))
 ifeq ($(UV_PLACES),)
 PIP_PLACES := $(or $(PIP_FIND_LINKS),$(call pip_says,find-links))
@@ -36,12 +37,16 @@ NO_INDEX := $(if $(filter 1 y yes t true on,$(shell echo '$(or $(PIP_NO_INDEX),$
 ifneq ($(PIP_PLACES),)
 export UV_FIND_LINKS := $(subst $() ,$(COMMA),$(strip $(PIP_PLACES)))
 endif
-ifneq ($(PIP_INDEX),)
-export UV_DEFAULT_INDEX := $(PIP_INDEX)
-endif
+# To pip all indexes are alike. uv takes a version from the first that has it, be it only for other machines; and its
+# default is the last. So what is first to a reader is first to uv: pip's main index, whose address pip itself knows.
 ifneq ($(PIP_INDEXES),)
-export UV_INDEX := $(PIP_INDEXES)
+PIP_INDEX := $(or $(PIP_INDEX),$(shell $(PYTHON) -m pip help install | tr -s '\n ' ' ' | grep -oE 'default http[^$(CLOSE)]+' | cut -c 9-))
+PIP_ALL := $(PIP_INDEX) $(PIP_INDEXES)
+export UV_DEFAULT_INDEX := $(lastword $(PIP_ALL))
+export UV_INDEX := $(wordlist 2,$(words $(PIP_ALL)),_ $(PIP_ALL))
 export UV_INDEX_STRATEGY ?= unsafe-best-match
+else ifneq ($(PIP_INDEX),)
+export UV_DEFAULT_INDEX := $(PIP_INDEX)
 endif
 ifeq ($(PIP_PLACES)$(PIP_INDEX)$(PIP_INDEXES)$(NO_INDEX),)
 export UV_TORCH_BACKEND ?= cpu

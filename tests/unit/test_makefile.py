@@ -2,11 +2,16 @@
 
 import os
 import subprocess
+import sys
+import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
+from pip._internal.models.index import PyPI
 
 ROOT_CAUSE = "PyPI's torch is for CUDA and needs another cuda-python than requirements/dev.txt pins"
+AS_PIP = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
 
 
 def exported(*options: str, **environ: str) -> dict[str, str]:
@@ -40,8 +45,12 @@ def test_torch_is_the_one_for_the_cpu_where_packages_come_from_pypi():
         ({"PIP_FIND_LINKS": "/wheels"}, {"UV_FIND_LINKS": "/wheels"}),
         ({"PIP_INDEX_URL": "https://example.org/simple"}, {"UV_DEFAULT_INDEX": "https://example.org/simple"}),
         (
-            {"PIP_EXTRA_INDEX_URL": "https://example.org/simple"},
-            {"UV_INDEX": "https://example.org/simple", "UV_INDEX_STRATEGY": "unsafe-best-match"},  # as pip chooses
+            {"PIP_EXTRA_INDEX_URL": "https://a.example/ https://b.example/"},
+            {"UV_INDEX": f"{PyPI.simple_url} https://a.example/", "UV_DEFAULT_INDEX": "https://b.example/", **AS_PIP},
+        ),
+        (
+            {"PIP_INDEX_URL": "https://a.example/", "PIP_EXTRA_INDEX_URL": "https://b.example/"},
+            {"UV_INDEX": "https://a.example/", "UV_DEFAULT_INDEX": "https://b.example/", **AS_PIP},
         ),
         ({"UV_INDEX": "https://example.org/simple"}, {"UV_INDEX": "https://example.org/simple"}),
         ({"UV_INDEX_URL": "https://example.org/simple"}, {"UV_INDEX_URL": "https://example.org/simple"}),
@@ -51,6 +60,38 @@ def test_torch_is_the_one_for_the_cpu_where_packages_come_from_pypi():
 def test_places_of_ones_own_are_the_only_ones(given: dict[str, str], uv: dict[str, str]):
     assert exported(**given) == uv
     assert exported(**given, UV_TORCH_BACKEND="cpu") == {**uv, "UV_TORCH_BACKEND": "cpu"}
+
+
+def test_a_further_index_that_lacks_this_machines_wheel_does_not_hide_it(tmp_path: Path):
+    """soundfile's for any machine is without libsndfile; a mirror that had only that one gave an export that failed."""
+    whole, partial, into = tmp_path / "whole", tmp_path / "partial", tmp_path / "into"
+    this_machine = sysconfig.get_platform().translate(str.maketrans("-.", "__"))
+    for index, tags in ((whole, ("any", this_machine)), (partial, ("any",))):
+        for tag in tags:
+            add_wheel(index / "thing", tag)
+    uv = exported(PIP_INDEX_URL=whole.as_uri(), PIP_EXTRA_INDEX_URL=partial.as_uri())
+    command = ["uv", "pip", "install", "--no-cache", "--quiet", "--target", str(into), "thing"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_"))}
+    subprocess.run([Path(sys.executable).with_name(command[0]), *command[1:]], env={**clean, **uv}, check=True)
+    assert (into / "thing.py").read_text() == this_machine
+
+
+def add_wheel(folder: Path, tag: str) -> None:
+    """A wheel of `thing` 1.0 for machines of `tag`, whose module is that tag, in a page of an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = "thing-1.0.dist-info"
+    files = {
+        "thing.py": tag,
+        f"{about}/METADATA": "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n",
+        f"{about}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-{tag}\n",
+        f"{about}/RECORD": "",
+    }
+    wheel = f"thing-1.0-py3-none-{tag}.whl"
+    with zipfile.ZipFile(folder / wheel, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    with (folder / "index.html").open("a") as page:
+        page.write(f'<a href="{wheel}">{wheel}</a>\n')
 
 
 @pytest.mark.parametrize(
