@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 _RECENT = 1000  # samples a stage: percentiles of what happened lately, in bounded memory
@@ -22,7 +23,7 @@ class Stats:
         self.batch_sizes: Counter[int] = Counter()
         self.lanes = 0
         """Engines that were opened to run batches side by side (lanes.py), of all graphs."""
-        self._stages: dict[str, deque[float]] = {}
+        self._stages: defaultdict[str, deque[float]] = defaultdict(partial(deque, maxlen=_RECENT))
         self._lock = threading.Lock()
 
     def batch(self, rows: int, tokens: int, tokens_computed: int) -> None:
@@ -41,7 +42,7 @@ class Stats:
     def stage(self, name: str, seconds: float) -> None:
         """A stage took `seconds`."""
         with self._lock:
-            self._stages.setdefault(name, deque(maxlen=_RECENT)).append(seconds)
+            self._stages[name].append(seconds)
 
     def summary(self) -> dict[str, Any]:
         """Rows, tokens without and with padding, batches by size, lanes, and percentiles of the stages in ms."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from engine.bucket import Bucket
@@ -41,8 +42,12 @@ class TensorSpec:
     @property
     def length_axis(self) -> int | None:
         """Which axis grows with the length of a row; None when every row has the same shape."""
-        growing = (index for index, axis in enumerate(self.shape) if isinstance(axis, str) and axis != "batch")
-        return next(growing, None)
+        return _length_axis(self.shape)
+
+
+@lru_cache  # asked for every tensor of every run
+def _length_axis(shape: tuple[int | str, ...]) -> int | None:
+    return next((index for index, axis in enumerate(shape) if isinstance(axis, str) and axis != "batch"), None)
 
 
 def _size_at(axis: int | str, bucket: Bucket) -> int:

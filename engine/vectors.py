@@ -42,7 +42,8 @@ def encoded(
 
     Vectors are cut to their first `dimensions` before they are normalised, as OpenAI does it.
     """
-    vectors = np.stack([row[OUTPUT] for row in outputs])[..., :dimensions]
+    # np.stack makes the same of them, in three times the time.
+    vectors = np.array([row[OUTPUT] for row in outputs])[..., :dimensions]
     if normalize:
         vectors = normalized(vectors)
     return in_base64(vectors) if encoding_format == "base64" else vectors, vectors.shape[-1]

@@ -200,14 +200,18 @@ class _Clock:
     """Times the stages of one job: prepare (parse, tokenise), engine (wait and run), finish (postprocess, encode)."""
 
     def __init__(self, stats: Stats) -> None:
-        self.laps_ms: dict[str, float] = {}
+        self._laps: dict[str, float] = {}
         self._stats = stats
         self._last = time.perf_counter()
+
+    @property
+    def laps_ms(self) -> dict[str, float]:
+        return {name: round(seconds * 1e3, 3) for name, seconds in self._laps.items()}
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self._stats.stage(name, now - self._last)
-        self.laps_ms[name] = round((now - self._last) * 1e3, 3)
+        self._laps[name] = now - self._last
         self._last = now
 
 

@@ -15,6 +15,8 @@ import orjson
 
 from engine.errors import WorkerError, WorkerFault
 
+_FINITE = frozenset((str, int, bool, type(None)))
+
 
 def to_json(value: Any) -> Any:
     """`value` with numpy arrays and scalars as lists and numbers.
@@ -99,13 +101,14 @@ def encode(body: dict[str, Any]) -> bytes:
 
 def refuse_not_finite(value: Any) -> None:
     """Raise WorkerFault where `value` holds NaN or infinity, for which JSON has no words."""
+    if isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            if type(item) not in _FINITE:
+                refuse_not_finite(item)
+        return
     if _is_numpy(value):
         finite = value.dtype.kind != "f" or bool(sys.modules["numpy"].isfinite(value).all())
-    elif isinstance(value, float):
-        finite = math.isfinite(value)
     else:
-        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-            refuse_not_finite(item)
-        return
+        finite = not isinstance(value, float) or math.isfinite(value)
     if not finite:
         raise WorkerFault("the answer holds NaN or infinity")

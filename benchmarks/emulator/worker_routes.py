@@ -86,26 +86,27 @@ class WorkerRoutes:
         """POST job-done: an answer or a progress update."""
         return await self._receive(
             request,
-            lambda worker, job, body: self._store.post(
-                worker, job, body, request.query.get("isStream") == "true", now()
+            lambda worker, job, body, at: self._store.post(
+                worker, job, body, request.query.get("isStream") == "true", at
             ),
         )
 
     async def stream(self, request: web.Request) -> web.Response:
         """POST job-stream: one chunk of a generator's output."""
         return await self._receive(
-            request, lambda worker, job, body: self._store.stream(worker, job, body.get("output", body))
+            request, lambda worker, job, body, at: self._store.stream(worker, job, body.get("output", body))
         )
 
     async def _receive(
-        self, request: web.Request, record: Callable[[str, str, dict[str, Any]], JobRecord]
+        self, request: web.Request, record: Callable[[str, str, dict[str, Any], float], JobRecord]
     ) -> web.Response:
         try:
             raw = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return self._rejected(request, 413, f"the body is larger than {BODY_LIMIT // MB} MB")
+        at = now()  # to look into it is the emulator's own time, not the worker's
         try:
-            record(request.match_info["worker"], request.match_info["job"], decode_object(raw))
+            record(request.match_info["worker"], request.match_info["job"], decode_object(raw), at)
         except NotJson as error:
             return self._rejected(request, 400, str(error), raw)
         except KeyError:

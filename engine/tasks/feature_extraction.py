@@ -138,7 +138,7 @@ class FeatureExtraction:
         if not request.truncate:
             for index, encoding in enumerate(encodings, request.first):
                 self._tokens.refuse_cut([encoding], f"text {index}")
-        request.tokens = sum(len(encoding.ids) for encoding in encodings)
+        request.tokens = sum(map(len, encodings))
         return [self._tokens.row(encoding) for encoding in encodings]
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:

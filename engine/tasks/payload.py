@@ -78,11 +78,12 @@ def model_name(payload: dict[str, Any]) -> str | None:
 
 def refuse_unknown(payload: dict[str, Any], known: Iterable[str], told: str = "") -> None:
     """Refuse fields that are not in `known`: ignoring a misspelt option would be wrong. `told` ends the sentence."""
-    known = sorted(known)
-    unknown = sorted(str(name) for name in payload if name not in known)
+    known = tuple(known)
+    unknown = [str(name) for name in payload if name not in known]
     if unknown:
-        fields = ", ".join(f"`{name[:40]}`" for name in unknown[:5])
-        raise InvalidInput(f"unknown field {fields}; known are {', '.join(f'`{name}`' for name in known)}{told}")
+        fields = ", ".join(f"`{name[:40]}`" for name in sorted(unknown)[:5])
+        all_known = ", ".join(f"`{name}`" for name in sorted(known))
+        raise InvalidInput(f"unknown field {fields}; known are {all_known}{told}")
 
 
 def boolean(payload: dict[str, Any], name: str, default: bool) -> bool:

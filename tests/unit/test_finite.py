@@ -14,8 +14,10 @@ floats = st.sampled_from([np.float16, np.float32, np.float64]).flatmap(
 )
 
 
-@given(floats, st.integers(1, 4))
-def test_exactly_the_rows_with_nan_or_infinity_are_found(values: Array, count: int):
+@given(floats, st.integers(1, 4), st.booleans())
+def test_exactly_the_rows_with_nan_or_infinity_are_found(values: Array, count: int, wide: bool):
+    if wide:  # too many numbers to be looked at one by one
+        values = np.repeat(values.reshape(len(values), -1), 4096, axis=1)
     count = min(count, len(values))
     expected = {i: "a" for i in range(count) if not np.isfinite(values[i]).all()}
     assert rows_not_finite({"a": values}, count) == expected
@@ -23,18 +25,20 @@ def test_exactly_the_rows_with_nan_or_infinity_are_found(values: Array, count: i
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_one_bad_number_among_many(value: float, dtype: type):
-    values: Array = np.ones((3, 5, 7), dtype)
+@pytest.mark.parametrize("width", [7, 7000])
+def test_one_bad_number_among_many(value: float, dtype: type, width: int):
+    values: Array = np.ones((3, 5, width), dtype)
     values[1, 4, 6] = value
     assert rows_not_finite({"a": values, "b": values}, 3) == {1: "a"}
     assert rows_not_finite({"a": values}, 1) == {}  # the rest is padding
 
 
-def test_large_numbers_are_finite():
+@pytest.mark.parametrize("width", [8, 8000])
+def test_large_numbers_are_finite(width: int):
     for dtype in (np.float16, np.float32):
-        values = np.full((2, 8), np.finfo(dtype).max, dtype)  # whose sum is not
+        values = np.full((2, width), np.finfo(dtype).max, dtype)  # whose sum is not
         assert rows_not_finite({"a": values}, 2) == {}
-    assert rows_not_finite({"a": np.array([[np.inf, -np.inf]])}, 1) == {0: "a"}
+    assert rows_not_finite({"a": np.array([[np.inf, -np.inf] * width])}, 1) == {0: "a"}
 
 
 def test_whole_numbers_and_booleans_are_left_alone():
