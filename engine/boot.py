@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
@@ -101,6 +101,16 @@ def warmed(
         say(f"{key}: {reason}")
         struck[key] = reason
         engine, choice = open_engine(bundle, settings, graph, say, struck, need)
+
+
+def share_build(struck: Mapping[str, dict[str, str]]) -> None:
+    """Out for one graph, out for all: a build makes the plans of every graph, and has its time limit once.
+
+    `struck` is what `open_engine` and `warmed` struck, by graph.
+    """
+    for why in [one["build"] for one in struck.values() if "build" in one]:
+        for one in struck.values():
+            one.setdefault("build", why)
 
 
 def foreseen(bundle: Bundle, settings: Settings, graph: str) -> list[str]:

@@ -107,14 +107,15 @@ class Flights:
     def finish(self, flight: Flight) -> Arrays:
         """Its outputs, valid until its slot is started again; empty when it failed and was seen to."""
         outputs: Arrays = {}
+        begin = flight.begin
         if flight.error is None:
             try:
                 outputs = flight.engine.finish(flight.slot)
             except Exception as error:  # as above
                 flight.error = error
         if flight.error is not None:
-            self._find_culprits(flight.batch, flight)
-        took = time.monotonic() - flight.begin
+            self._find_culprits(flight.batch, flight, begin)
+        took = time.monotonic() - begin
         self._stats.stage("run", took)
         self._running.discard(flight)
         if flight.bucket is not None:
@@ -127,10 +128,11 @@ class Flights:
             assert flight.bucket is not None
             self._answer(flight.batch, outputs, flight.begin, flight.bucket)
 
-    def _find_culprits(self, batch: list[Waiting], flight: Flight) -> None:
+    def _find_culprits(self, batch: list[Waiting], flight: Flight, begin: float) -> None:
         """Run the halves of a batch that failed, and theirs, until the rows that the engine fails on stand alone.
 
-        A lost engine runs nothing again: it fails the whole batch, and what waits.
+        A lost engine runs nothing again: it fails the whole batch, and what waits. Each half is a run of its own to
+        who watches how long one takes; `begin` is when the first was started.
         """
         if isinstance(flight.error, EngineLost):
             self.lose(flight.error)
@@ -144,14 +146,15 @@ class Flights:
             try:
                 if self.lost:
                     raise self.lost
-                bucket = load(flight.engine, [row for _, (_, row) in part], flight.slot)
+                flight.batch, flight.begin = part, time.monotonic()
+                bucket = load(flight.engine, flight.rows, flight.slot)
                 flight.engine.start(bucket, flight.slot)
                 outputs = flight.engine.finish(flight.slot)
             except Exception as error:  # as above
                 flight.error = error
-                self._find_culprits(part, flight)
+                self._find_culprits(part, flight, begin)
             else:
-                self._answer(part, outputs, flight.begin, bucket)
+                self._answer(part, outputs, begin, bucket)
 
     def _answer(self, batch: list[Waiting], outputs: Arrays, begin: float, bucket: Bucket) -> None:
         """Hand out copies of `outputs`."""

@@ -17,6 +17,7 @@ class Spent:
     def __init__(self) -> None:
         self.bytes = 0
         self.seconds = 0.0
+        self._is_stopped = False
         self._lock = threading.Lock()
 
     def add(self, count: int, seconds: float) -> None:
@@ -25,9 +26,15 @@ class Spent:
             self.bytes += count
             self.seconds += seconds
 
+    def stop(self) -> None:
+        """Nobody waits for this job any more: its threads fetch nothing further."""
+        self._is_stopped = True
+
     def check(self, field: str, limits: Limits) -> None:
         """Raise InvalidInput where a job may fetch no more; the few URLs that are under way may still exceed that."""
         fix = "split the job"
+        if self._is_stopped:
+            raise InvalidInput(f"`{field}` is not fetched any more: the job was stopped")
         if self.bytes >= limits.max_fetch_bytes:
             raise InvalidInput(
                 f"`{field}`: the fetches before it brought {self.bytes} bytes, allowed in one job are "

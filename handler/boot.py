@@ -91,7 +91,7 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
 
             load_kernels_lazily()
             Beside(wake_gpu)  # not where a plan may be built, by another process that may want the whole device
-        from engine.boot import foreseen, import_ahead, open_engine, warmed
+        from engine.boot import foreseen, import_ahead, open_engine, share_build, warmed
         from engine.select import Choice
 
         _verified(verification.wait, bundle, settings)  # nothing but the manifest is parsed before this line
@@ -108,6 +108,7 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
             for graph in bundle.manifest.graphs:
                 asked = (bundle, settings, graph, _info, struck[graph], verification.need)
                 engines[graph], choices[graph] = open_engine(*asked)
+                share_build(struck)
         if not choices:
             choices[bundle.manifest.task] = Choice("none", f"{bundle.manifest.task} has no model")
         # Not earlier: ONNX Runtime holds the interpreter lock while it loads a graph, but not while it runs one.
@@ -116,6 +117,7 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
             for graph, engine in engines.items():
                 asked = (bundle, settings, graph, _info, struck[graph], verification.need)
                 engines[graph], choices[graph] = warmed(engine, choices[graph], *asked)
+                share_build(struck)
         task = loading.result()
     except Exception:
         _verified(verification.result, bundle, settings)  # damaged weights say more than what followed from them

@@ -54,11 +54,13 @@ class EngineClient:
     async def stream(self, job: dict[str, Any]) -> AsyncIterator[bytes]:
         """The bodies of a streamed job's parts, as they come, then its final body. Raises as `handle` does."""
         parts: asyncio.Queue[bytes | None] = asyncio.Queue()
-        asked = asyncio.ensure_future(self._ask("job", job, parts.put_nowait))
+        number = next(self._numbers)
+        asked = asyncio.ensure_future(self._ask("job", job, parts.put_nowait, number))
         asked.add_done_callback(lambda _: parts.put_nowait(None))
         try:
             while (part := await parts.get()) is not None:
                 yield part
+                self._send("room", number, None)
             yield await asked
         finally:
             asked.cancel()
@@ -68,22 +70,27 @@ class EngineClient:
         report: dict[str, Any] = await self._ask("health", None)
         return report
 
-    async def _ask(self, kind: str, content: Any, on_part: Callable[[Any], None] | None = None) -> Any:
+    def _send(self, kind: str, number: int, content: Any) -> None:
         assert self._frames is not None, "start() first"
+        self._frames.send(kind, number, content)
+
+    async def _ask(
+        self, kind: str, content: Any, on_part: Callable[[Any], None] | None = None, number: int | None = None
+    ) -> Any:
         if self._failure:  # a job that was handed over while we noticed
             raise EngineError(self._failure)
-        number = next(self._numbers)
+        number = next(self._numbers) if number is None else number
         future = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         if on_part is not None:
             self._on_part[number] = on_part
         try:
-            self._frames.send(kind, number, content)
+            self._send(kind, number, content)
             return await future
         except ValueError as error:
             raise InvalidInput("the job is nested too deeply") from error
         except asyncio.CancelledError:
-            self._frames.send("cancel", number, None)
+            self._send("cancel", number, None)
             raise
         finally:
             del self._waiting[number]
@@ -127,12 +134,11 @@ class EngineClient:
         A time for which this process stood still as well does not count: workers are frozen while nothing runs, and the
         clock goes on.
         """
-        assert self._frames is not None, "start() first"
         pause, awake_since = timeout_s / _CHECKS_PER_TIMEOUT, 0.0
         while True:
             self._last_pong, self._busy_s = time.monotonic(), 0.0
             while self._waiting and not self._failure:
-                self._frames.send("ping", 0, None)
+                self._send("ping", 0, None)
                 begin = time.monotonic()
                 await asyncio.sleep(pause)
                 now = time.monotonic()

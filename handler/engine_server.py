@@ -12,6 +12,7 @@ from engine import huge_pages
 from engine.errors import WorkerFault
 from handler.beside import Beside
 from handler.frames import Frames, open_frames
+from handler.parts import AHEAD
 
 if TYPE_CHECKING:
     from handler.boot import Worker
@@ -28,6 +29,8 @@ class _Server:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._room: dict[int, asyncio.Semaphore] = {}
+        """For further parts of the jobs that stream."""
         self._frames: Frames
 
     async def run(self, end: socket.socket) -> None:
@@ -51,19 +54,30 @@ class _Server:
         if kind == "job":
             task = asyncio.create_task(self._answer(number, content))
             self._tasks[number] = task
-            task.add_done_callback(lambda _: self._tasks.pop(number))
+            task.add_done_callback(lambda _: self._ended(number))
         elif kind == "cancel" and number in self._tasks:
             self._tasks[number].cancel()
+        elif kind == "room" and number in self._room:
+            self._room[number].release()
         elif kind == "health":
             self._frames.send("reply", number, self._worker.health())
         elif kind == "ping":
             batcher = self._worker.batcher
             self._frames.send("pong", number, batcher.busy_s, batcher.running)
 
+    def _ended(self, number: int) -> None:
+        del self._tasks[number]
+        self._room.pop(number, None)
+
+    async def _send_chunk(self, number: int, chunk: bytes) -> None:
+        """Wait while parts enough are on their way: RunPod may take them more slowly than they are made."""
+        await self._room.setdefault(number, asyncio.Semaphore(AHEAD)).acquire()
+        self._frames.send("chunk", number, chunk)
+
     async def _answer(self, number: int, job: dict[str, Any]) -> None:
         body = await self._worker.handler.body(
             job,
-            lambda chunk: self._frames.send("chunk", number, chunk),
+            lambda chunk: self._send_chunk(number, chunk),
             lambda progress: self._frames.send("progress", number, progress),
         )
         self._frames.send("reply", number, body)

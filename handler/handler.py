@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar
@@ -17,6 +16,7 @@ from engine.stats import Stats
 from engine.tasks import payload as check
 from engine.tasks.base import Json, Task
 from handler.log import log
+from handler.parts import send_parts
 from handler.reply import body_of_error, body_of_json, encode, to_json
 
 T = TypeVar("T")
@@ -25,13 +25,9 @@ Finish: TypeAlias = Callable[[Json], Any]
 _INLINE_CHARS = 4_000
 """Below this a payload is prepared on the event loop: a hop to a thread and back costs more than the work."""
 _INLINE_ROWS = 16
-_STREAM_ROWS = 64  # rows of a streamed part: some batches' worth, and at 384 numbers a row a third of a MB
-_PART_BYTES = 1_000_000  # RunPod's limit; 64 rows of 1536 numbers are more
-_FILL = 0.8  # smaller parts are planned to fill so much of it, for no two are of one size
 _BLOCKING_THREADS = 32
 """For tasks that wait, beside the threads that compute, so that slow servers keep nobody from those."""
 _MODELS_ROUTE = "/v1/models"
-_PARTS_AHEAD = 4  # parts in work, so that the engine is busy while one is being sent
 
 
 class Handler:
@@ -66,13 +62,14 @@ class Handler:
     async def body(
         self,
         job: dict[str, Any],
-        on_chunk: Callable[[bytes], None] | None = None,
+        on_chunk: Callable[[bytes], Awaitable[None]] | None = None,
         on_progress: Callable[[Json], None] | None = None,
     ) -> bytes:
         """The body to post for `job`: what `handle` returns, encoded here rather than by whoever posts it.
 
-        A job with `"stream": true` gives the bodies of its parts to `on_chunk`, in order, and ends with an empty list,
-        as a generator handler of the SDK does. A job with `"progress": true` tells `on_progress` how far it is.
+        A job with `"stream": true` gives the bodies of its parts to `on_chunk`, in order, which may keep it waiting,
+        and ends with an empty list, as a generator handler of the SDK does. A job with `"progress": true` tells
+        `on_progress` how far it is.
         """
         body = await self._guarded(job, lambda reply: encode(body_of_json(reply)), on_chunk, on_progress)
         return body if isinstance(body, bytes) else encode(body)
@@ -81,7 +78,7 @@ class Handler:
         self,
         job: dict[str, Any],
         finish: Finish,
-        on_chunk: Callable[[Any], None] | None = None,
+        on_chunk: Callable[[Any], Awaitable[None]] | None = None,
         on_progress: Callable[[Json], None] | None = None,
     ) -> Any:
         try:
@@ -100,7 +97,7 @@ class Handler:
         self,
         payload: Json,
         finish: Finish,
-        on_chunk: Callable[[Any], None] | None,
+        on_chunk: Callable[[Any], Awaitable[None]] | None,
         on_progress: Callable[[Json], None] | None,
     ) -> Any:
         if payload == {"health": True}:
@@ -110,41 +107,16 @@ class Handler:
         check.refuse_lone_surrogates(payload)
         payload, timings, stream, progress = _options(payload)
         request = self._task.parse(payload)
-        if not stream or on_chunk is None:
-            report = on_progress if progress else None
-            return await self._answer(request, finish, timings, _is_large(payload), report)
-        await self._stream(request, lambda part: self._answer(part, finish, timings, True), on_chunk)
-        return finish([])
-
-    async def _stream(
-        self, request: Any, answer: Callable[[Any], Awaitable[Any]], on_chunk: Callable[[Any], None]
-    ) -> None:
-        """Give the parts of `request` to `on_chunk`, smaller ones where the first is larger than RunPod takes."""
-        parts, measured = deque(self._task.split(request, _STREAM_ROWS)), False
-        ahead: deque[asyncio.Future[Any]] = deque()
         try:
-            while parts or ahead:
-                while parts and len(ahead) < _PARTS_AHEAD:
-                    ahead.append(asyncio.ensure_future(answer(parts.popleft())))
-                body = await ahead[0]
-                if not measured and len(body) > _PART_BYTES:
-                    measured, finer = True, self._split_finer(request, len(body))
-                    if len(finer) > len(parts) + len(ahead):
-                        for task in ahead:
-                            task.cancel()
-                        parts, ahead = finer, deque()
-                        continue
-                measured = True
-                ahead.popleft()
-                on_chunk(body)
-        finally:
-            for task in ahead:  # of a stream that failed or was cancelled
-                task.cancel()
-
-    def _split_finer(self, request: Any, size: int) -> deque[Any]:
-        """Parts of as many rows as fit, when those of _STREAM_ROWS make `size` bytes."""
-        rows = min(_STREAM_ROWS, len(self._task.split(request, 1)))
-        return deque(self._task.split(request, max(1, int(rows * _FILL * _PART_BYTES / size))))
+            if not stream or on_chunk is None:
+                report = on_progress if progress else None
+                return await self._answer(request, finish, timings, _is_large(payload), report)
+            await send_parts(self._task, request, lambda part: self._answer(part, finish, timings, True), on_chunk)
+            return finish([])
+        except asyncio.CancelledError:
+            if spent := getattr(request, "spent", None):  # its threads know nothing of that, and would go on fetching
+                spent.stop()
+            raise
 
     async def _answer(
         self,

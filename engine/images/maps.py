@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from engine.tensors import Array
 
 _CUBIC = -0.75  # torch's coefficient; Pillow has -0.5
 _AT_ONCE = 1 << 22  # numbers in work at the same time while a class map is made: 16 MB
+_PIXELS_AT_ONCE = 1 << 20  # of which the classes around are compared
 
 
 def _bilinear(size: int, out: int) -> tuple[Array, Array, Array]:
@@ -26,25 +28,37 @@ def _bilinear(size: int, out: int) -> tuple[Array, Array, Array]:
 
 
 def class_map(logits: Array, height: int, width: int) -> Array:
-    """The best class of every pixel: argmax of `logits`, float32 (classes, h, w), enlarged bilinearly; int64.
+    """The best class of every pixel: argmax of `logits`, float32 (classes, h, w), enlarged bilinearly.
 
-    What interpolate(mode="bilinear", align_corners=False) and argmax give. Where the pixels around agree on a class,
-    the interpolated ones do, so that only the others are computed.
+    What interpolate(mode="bilinear", align_corners=False) and argmax give, in the smallest dtype that holds it. Where
+    the pixels around agree on a class, the interpolated ones do, so that only the others are computed.
     """
     rows, columns = _bilinear(logits.shape[1], height), _bilinear(logits.shape[2], width)
-    best = logits.argmax(axis=0)
+    best = logits.argmax(axis=0).astype(np.min_scalar_type(len(logits) - 1))
     found: Array = best[rows[0][:, None], columns[0]]
-    same = np.ones((height, width), bool)
-    for row in rows[:2]:
-        for column in columns[:2]:
-            same &= best[row[:, None], column] == found
-    y, x = np.nonzero(~same)
     flat = np.ascontiguousarray(logits.reshape(len(logits), -1).T)  # a pixel's classes side by side
     step = max(1, _AT_ONCE // len(logits))
-    for start in range(0, len(y), step):
-        part = slice(start, start + step)
-        found[y[part], x[part]] = _mixed(flat, logits.shape[2], rows, columns, y[part], x[part]).argmax(axis=1)
+    for y, x in _between_classes(best, found, rows, columns):
+        for start in range(0, len(y), step):
+            part = slice(start, start + step)
+            found[y[part], x[part]] = _mixed(flat, logits.shape[2], rows, columns, y[part], x[part]).argmax(axis=1)
     return found
+
+
+def _between_classes(best: Array, found: Array, rows: Any, columns: Any) -> Iterator[tuple[Array, Array]]:
+    """The output pixels, as their `y` and `x`, around which not every pixel is of the class that `found` has there.
+
+    Some rows at a time: an image may have 50 million pixels, and each of them costs several numbers here.
+    """
+    step = max(1, _PIXELS_AT_ONCE // found.shape[1])
+    for start in range(0, len(found), step):
+        band = slice(start, start + step)
+        differs = np.zeros(found[band].shape, bool)
+        for row in rows[:2]:
+            for column in columns[:2]:
+                differs |= best[row[band, None], column] != found[band]
+        y, x = np.nonzero(differs)
+        yield y + start, x
 
 
 def _mixed(flat: Array, width: int, rows: Any, columns: Any, y: Array, x: Array) -> Array:

@@ -13,6 +13,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from urllib.parse import unquote, urlencode
@@ -98,15 +99,18 @@ class ApiProxy(ItemsTask):
         """A row with the bytes of the service's answer; `data` is the answer."""
         parts = []
         for index, item in enumerate(request.items, request.first):
-            request.spent.check("request" if request.single else f"requests[{index}]", self.limits)
+            field = "request" if request.single else f"requests[{index}]"
             begin = time.monotonic()
-            reply = self._call(*item)
+            reply = self._call(*item, check_spent=partial(request.spent.check, field, self.limits))
             request.spent.add(len(reply.body), time.monotonic() - begin)
             parts.append(Part([Row({"body": np.frombuffer(reply.body, np.uint8)}, 1)], reply))
         return parts
 
-    def _call(self, method: str, url: str, body: bytes | None) -> Reply:
-        """Send until it is answered, at most UPSTREAM_ATTEMPTS times. Raises InvalidInput, Unreachable."""
+    def _call(self, method: str, url: str, body: bytes | None, *, check_spent: Callable[[], None]) -> Reply:
+        """Send until it is answered, at most UPSTREAM_ATTEMPTS times, each after a check of what the job has spent.
+
+        Raises InvalidInput, Unreachable.
+        """
         headers = {"Idempotency-Key": uuid.uuid4().hex, "Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -114,6 +118,7 @@ class ApiProxy(ItemsTask):
             headers["Authorization"] = self.limits.upstream_authorization
         for attempt in range(self.limits.upstream_attempts):
             is_last = attempt == self.limits.upstream_attempts - 1
+            check_spent()
             deadline, wanted_pause = Deadline(self.limits.fetch_timeout_s), 0.0
             try:
                 reply = request(method, url, self.limits, deadline, body=body, headers=headers, network=self._network)

@@ -130,7 +130,7 @@ class FeatureExtraction:
         if request.single or request.openai_model is not None:
             return [request]
         starts = range(0, len(request.texts), rows)
-        return [replace(request, texts=request.texts[at : at + rows], first=at) for at in starts]
+        return [replace(request, texts=request.texts[at : at + rows], first=request.first + at) for at in starts]
 
     def preprocess(self, request: Request) -> Sequence[Row]:
         """A row a text. Raises InvalidInput for long texts where they are not to be cut."""

@@ -98,7 +98,9 @@ class ItemsTask:
         if request.single:
             return [request]
         starts = range(0, len(request.items), rows)
-        return [replace(request, items=request.items[at : at + rows], first=at, parts=[]) for at in starts]
+        return [
+            replace(request, items=request.items[at : at + rows], first=request.first + at, parts=[]) for at in starts
+        ]
 
     def preprocess(self, request: Request) -> Sequence[Row]:
         """The rows of all items, in their order. Raises InvalidInput."""

@@ -51,17 +51,17 @@ def each_bytes_of(items: Sequence[tuple[str, Json]], limits: Limits, spent: Spen
     from concurrent.futures import Future, ThreadPoolExecutor
 
     ahead: deque[Future[bytes]] = deque()
-    with ThreadPoolExecutor(_FETCHED_AHEAD, thread_name_prefix="fetch") as threads:
-        try:
-            for field, value in items:
-                ahead.append(threads.submit(bytes_of, value, field, limits, spent))
-                if len(ahead) == _FETCHED_AHEAD:
-                    yield ahead.popleft().result()
-            while ahead:
+    threads = ThreadPoolExecutor(_FETCHED_AHEAD, thread_name_prefix="fetch")
+    try:
+        for field, value in items:
+            ahead.append(threads.submit(bytes_of, value, field, limits, spent))
+            if len(ahead) == _FETCHED_AHEAD:
                 yield ahead.popleft().result()
-        finally:
-            for future in ahead:  # behind one that failed
-                future.cancel()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        # Behind one that failed. Not waited for: whoever drops this generator last may be the event loop.
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 class MediaTask(ItemsTask):

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -38,11 +39,11 @@ class Proxy:
         self.server = server
         defaults = {"fetch_hosts": (server.host,), "upstream_url": server.url("/v1/"), "fetch_timeout_s": 2.0}
         task = ApiProxy(Limits(**{**defaults, **settings}), server.network(), self.pauses.append)
-        self._handler = Handler(task, Passage(Stats()), dict)
+        self.handler = Handler(task, Passage(Stats()), dict)
 
     def ask(self, payload: Any) -> Any:
         self.server.seen.clear()
-        return asyncio.run(self._handler.handle({"id": "1", "input": payload}))
+        return asyncio.run(self.handler.handle({"id": "1", "input": payload}))
 
     def on(self, path: str, *answers: Answer) -> None:
         """Answer requests for `path` in turn, the last for ever."""
@@ -195,6 +196,30 @@ def test_nothing_private_is_reached(server: TlsServer, tmp_path: Path):
     task = ApiProxy(Limits(fetch_hosts=("localhost",), upstream_url="https://localhost/", upstream_attempts=1))
     reply = asyncio.run(Handler(task, Passage(Stats()), dict).handle({"id": "1", "input": {"request": {"path": "/"}}}))
     assert reply["error"] == "invalid input: localhost is not at a public address"
+
+
+@pytest.mark.parametrize("answer", [as_json({}), as_json({}, status=503)], ids=["the next request", "the next attempt"])
+async def test_a_job_that_was_stopped_sends_nothing_further(server: TlsServer, answer: Answer):
+    proxy = Proxy(server)
+    asked, stopped = threading.Event(), threading.Event()
+
+    def when_stopped(request: BaseHTTPRequestHandler) -> None:
+        asked.set()
+        stopped.wait(10)
+        answer(request)
+
+    proxy.on("/v1/items", when_stopped)
+    server.seen.clear()
+    job = {"id": "1", "input": {"requests": [{"path": "/items", "method": "POST"}] * 5}}
+    running = asyncio.ensure_future(proxy.handler.handle(job))
+    await asyncio.to_thread(asked.wait, 10)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    stopped.set()
+    assert proxy.handler._waiting is not None
+    await asyncio.to_thread(proxy.handler._waiting.shutdown)  # its threads have ended
+    assert len(server.seen) == 1
 
 
 def test_the_answers_of_a_job_are_bounded_together(server: TlsServer):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -199,6 +200,30 @@ async def test_a_poisoned_row_fails_its_own_job_only(small_bundle: Path):
     batcher.close()
     assert [isinstance(result, EngineError) for result in results] == [False, False, True, True, False, False]
     assert "MemoryError: no memory for this" in str(results[2])
+
+
+async def test_to_seek_a_culprit_is_not_one_long_run(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each run has the limit to itself: half a dozen that are within it are no engine that hangs."""
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle))
+    batcher = batcher_on(engine)
+    now, busy, sizes = [100.0], list[float](), list[str]()
+    monkeypatch.setattr("engine.flight.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def fail_slowly(bucket: Bucket) -> None:
+        busy.append(batcher.busy_s)
+        sizes.append(batcher.running)
+        now[0] += 40
+        raise MemoryError("no memory for this")
+
+    engine.on_run = fail_slowly
+    with pytest.raises(EngineError, match="no memory for this"):
+        await batcher.run([row(4, seed) for seed in range(4)])
+    batcher.close()
+    assert busy == [0.0] * 7
+    assert sizes == [
+        f"{count} up to 4 long" for count in ("4 rows", "2 rows", "1 row", "1 row", "2 rows", *["1 row"] * 2)
+    ]
+    assert batcher.stats.summary()["stages_ms"]["run"]["p50"] == 7 * 40e3
 
 
 class _Recorded(FakeEngine):

@@ -5,6 +5,7 @@ import base64
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -285,6 +286,31 @@ def test_several_are_fetched_at_the_same_time_and_come_in_order(server: TlsServe
     items = [("images[0]", server.url("/")), ("images[1]", server.url("/gone")), ("images[2]", server.url("/"))]
     with pytest.raises(InvalidInput, match=r"`images\[1\]`: media.test answered with status 410"):
         list(each_bytes_of(items, limits, Spent()))
+
+
+def test_who_drops_it_does_not_wait_for_what_is_fetched(server: TlsServer, monkeypatch: pytest.MonkeyPatch):
+    """The last reference to it is an error's, which is let go on the event loop."""
+    asked, dropped, in_time = threading.Event(), threading.Event(), list[bool]()
+
+    def when_dropped(request: Any) -> None:
+        asked.set()
+        in_time.append(dropped.wait(5))
+        content(BODY)(request)
+
+    server.answers["/when-dropped"] = when_dropped
+    monkeypatch.setattr(engine.fetch, "INTERNET", server.network())
+    limits = Limits(fetch_hosts=(server.host,), fetch_timeout_s=20)
+    slow = server.url("/when-dropped")
+    contents = each_bytes_of(
+        [("images[0]", LANDSCAPE), *[(f"images[{i}]", slow) for i in range(1, 9)]], limits, Spent()
+    )
+    assert next(contents)
+    assert asked.wait(10)
+    contents.close()  # type: ignore[attr-defined]
+    dropped.set()
+    while not in_time:
+        time.sleep(0.01)
+    assert all(in_time)
 
 
 def test_the_urls_of_a_job_are_bounded_together(server: TlsServer, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -9,34 +10,64 @@ import pytest
 from engine.backends.fake import FakeEngine
 from engine.batcher import Batcher
 from engine.bundle import open_bundle
-from engine.config import Settings
+from engine.config import Limits, Settings
 from engine.tasks import load_task
+from engine.tasks.feature_extraction import FeatureExtraction, Request
 from handler.handler import Handler
 
 TEXTS = [" ".join("abcdefgh"[: 1 + index % 8]) for index in range(150)]
+
+
+def parts_of(handler: Handler, texts: list[str], limit: int, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Bodies of the parts of a stream; together they hold what the job without `stream` is answered with."""
+    monkeypatch.setattr("handler.parts._LARGEST", limit)
+    bodies: list[bytes] = []
+
+    async def keep(body: bytes) -> None:
+        bodies.append(body)
+
+    async def ask() -> bytes:
+        whole = await handler.body({"input": {"texts": texts}})
+        assert await handler.body({"input": {"texts": texts, "stream": True}}, keep) == b'{"output":[]}'
+        return whole
+
+    whole = asyncio.run(ask())
+    embeddings = [one for body in bodies for one in orjson.loads(body)["output"]["embeddings"]]
+    assert embeddings == orjson.loads(whole)["output"]["embeddings"]
+    return bodies
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [(1_000_000, [64, 64, 22]), (3000, None), (10, [1] * 150)])
 def test_parts_are_as_large_as_is_allowed(
     small_bundle: Path, monkeypatch: pytest.MonkeyPatch, limit: int, sizes: list[int] | None
 ):
-    monkeypatch.setattr("handler.handler._PART_BYTES", limit)
     bundle = open_bundle(small_bundle)
     batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=32, max_tokens=0, max_queued=10_000)
-    handler = Handler(load_task(bundle, Settings()), batcher, dict)
-    bodies: list[bytes] = []
-
-    async def ask() -> bytes:
-        whole = await handler.body({"input": {"texts": TEXTS}})
-        assert await handler.body({"input": {"texts": TEXTS, "stream": True}}, bodies.append) == b'{"output":[]}'
-        return whole
-
-    whole = asyncio.run(ask())
+    bodies = parts_of(Handler(load_task(bundle, Settings()), batcher, dict), TEXTS, limit, monkeypatch)
     batcher.close()
     parts = [orjson.loads(body)["output"]["embeddings"] for body in bodies]
-    assert [row for part in parts for row in part] == orjson.loads(whole)["output"]["embeddings"]
     if sizes is None:
         assert 1 < len(parts[0]) < 64
         assert max(map(len, bodies)) <= limit
     else:
         assert [len(part) for part in parts] == sizes
+
+
+class Echo(FeatureExtraction):
+    """Answers with vectors as long as the texts."""
+
+    def postprocess(self, request: Request, outputs: Any) -> Any:
+        return {"embeddings": [[float(request.first + index)] * len(text) for index, text in enumerate(request.texts)]}
+
+
+def test_answers_that_grow_are_measured_whenever_one_is_made(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """Parts that are too large are split where they are, also those that were split before."""
+    bundle = open_bundle(small_bundle)
+    batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=32, max_tokens=0, max_queued=10_000)
+    texts = [*["a"] * 64, *["b" * 50] * 64, *["c" * 400] * 64, *["d"] * 64]
+    bodies = parts_of(Handler(Echo.from_bundle(bundle, Limits()), batcher, dict), texts, 5000, monkeypatch)
+    batcher.close()
+    assert max(map(len, bodies)) <= 5000
+    sizes = [len(orjson.loads(body)["output"]["embeddings"]) for body in bodies]
+    assert sizes[0] == 64
+    assert 1 in sizes

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import handler.boot
 from engine import boot, build_plan, probe
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import TensorRtEngine
@@ -18,7 +19,8 @@ from engine.bundle import open_bundle
 from engine.config import Settings
 from engine.errors import BundleError, ConfigError, EngineError, EngineLost, OutOfMemory
 from engine.probe import Gpu
-from tests.bundles import move_weights_out
+from handler.timeline import Timeline
+from tests.bundles import move_weights_out, write_small_bundle
 from tests.cuda_double import CUresult, Device, installed
 from tests.plans import add_plan
 from tests.tensorrt_double import TensorRtDouble, plan_bytes
@@ -291,6 +293,20 @@ def test_a_build_that_fails_leads_to_the_next_best(
     engine.close()
     with pytest.raises(ConfigError, match="ENGINE=tensorrt cannot run here"):
         open_engine(open_bundle(small_bundle), replace(wanted, engine="tensorrt"))
+
+
+def test_a_build_that_fails_is_not_begun_again_for_the_next_graph(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each has a time limit of minutes, and RunPod gives a worker seven to be ready."""
+    graph = open_bundle(small_bundle).manifest.graphs["model"]
+    bundle = write_small_bundle(tmp_path / "two graphs", graphs={"model": graph, "other": graph})
+    builds = tmp_path / "builds"
+    builder(monkeypatch, tmp_path, content=f"open({str(builds)!r}, 'a').write('one ') and 1 / 0")
+    worker = handler.boot.boot(settings(tmp_path, bundle=bundle, build_on_boot=True, allow_cpu=True), Timeline())
+    worker.batcher.close()
+    assert {choice.engine for choice in worker.choices.values()} == {"onnxruntime-cpu"}
+    assert builds.read_text() == "one "
 
 
 def test_an_image_without_the_export_cannot_build(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -30,10 +31,25 @@ def test_class_maps(h: int, w: int, height: int, width: int, smooth: bool):
     assert np.array_equal(class_map(logits, height, width), resized(logits, height, width, "bilinear").argmax(0))
 
 
+def test_a_class_map_takes_few_bytes_a_pixel(monkeypatch: pytest.MonkeyPatch):
+    """Several are made at a time, of images of 50 million pixels, and nothing else bounds what that takes."""
+    monkeypatch.setattr("engine.images.maps._AT_ONCE", 1 << 14)
+    monkeypatch.setattr("engine.images.maps._PIXELS_AT_ONCE", 1 << 14)
+    logits = np.random.default_rng(0).standard_normal((3, 64, 64)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        found = class_map(logits, 1000, 1200)
+        assert tracemalloc.get_traced_memory()[1] < 4 * found.size
+    finally:
+        tracemalloc.stop()
+    assert found.dtype == np.uint8
+
+
 def test_a_large_class_map_is_made_in_pieces(monkeypatch: pytest.MonkeyPatch):
     logits = np.random.default_rng(1).standard_normal((20, 9, 9)).astype(np.float32)
     whole = class_map(logits, 50, 60)
     monkeypatch.setattr("engine.images.maps._AT_ONCE", 700)
+    monkeypatch.setattr("engine.images.maps._PIXELS_AT_ONCE", 200)
     assert np.array_equal(class_map(logits, 50, 60), whole)
 
 
