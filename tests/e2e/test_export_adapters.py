@@ -91,11 +91,15 @@ def test_a_merged_adapter_answers_like_peft(bert: Path, adapter: Path, tmp_path:
 
 
 def test_adapters_are_merged_one_after_the_other(bert: Path, adapter: Path, tmp_path: Path):
-    other, out = lora(bert, tmp_path / "other", seed=2), tmp_path / "bundle"
-    assert main([str(bert), "--adapter", str(adapter), "--adapter", str(other), "--out", str(out)]) == 0
-    expected = of_peft(bert, adapter, other)
+    other, again = lora(bert, tmp_path / "other", seed=2), lora(bert, tmp_path / "second run" / "lora", seed=3)
+    merged, out = (adapter, other, again), tmp_path / "bundle"
+    assert main([str(bert), *(f"--adapter={one}" for one in merged), "--out", str(out)]) == 0
+    expected = of_peft(bert, *merged)
     np.testing.assert_allclose(embed(out), expected, atol=1e-5 * np.abs(expected).max())
-    assert list(open_bundle(out).manifest.adapters) == ["lora", "other"]
+    digests = [hashlib.sha256((one / "adapter_model.safetensors").read_bytes()).hexdigest() for one in merged]
+    told = open_bundle(out).manifest.adapters
+    assert list(told) == ["lora", "other", "lora#2"]  # of one name, none takes another's place
+    assert [one["sha256"] for one in told.values()] == digests
 
 
 def test_an_adapter_brings_the_classifier_and_says_the_task(bert: Path, tmp_path: Path):
