@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from export.arguments import file_path
 from export.errors import Refused, refusal_of
 from export.hub import Located, locate, refuse_pointer
 from export.json_files import read_json
@@ -52,7 +53,7 @@ def find_adapters(asked: Sequence[str], base: Located) -> tuple[Adapter, ...]:
 
 
 def _find(asked: str, base: Located) -> Adapter:
-    name, _, revision = (asked, "", "") if Path(asked).expanduser().is_dir() else asked.partition("@")
+    name, _, revision = (asked, "", "") if file_path(asked).is_dir() else asked.partition("@")
     try:
         found = locate(name, revision or None, [CONFIG, WEIGHTS], "@REVISION")
     except Refused as refusal:

@@ -100,7 +100,9 @@ def test_a_chat_template_of_the_hub_is_met(tmp_path: Path, monkeypatch: pytest.M
         load.load(Recipe("owner/name", "text-ranking", Path("bundle")))
 
 
-@pytest.mark.parametrize("model", ["./no-such-folder", "/no/such/folder", "~/no-such-folder", "no/such/folder"])
+@pytest.mark.parametrize(
+    "model", ["./no-such-folder", "/no/such/folder", "~/no-such-folder", "~no-such-user/model", "no/such/folder"]
+)
 def test_a_path_that_does_not_exist_is_not_looked_up(model: str):
     with pytest.raises(Refused, match=f"no model: the folder {model} does not exist; check the path"):
         load.load(recipe(model))
@@ -111,10 +113,11 @@ def test_a_file_of_payloads_that_is_not_there_is_missed_before_the_model_is_look
         load.load(recipe("/no/such/model", parity_data=Path("no/such")))
 
 
-def test_an_adapter_that_is_not_there_is_named_as_one(tmp_path: Path):
+@pytest.mark.parametrize("adapter", ["/no/such/lora", "~no-such-user/lora"])
+def test_an_adapter_that_is_not_there_is_named_as_one(tmp_path: Path, adapter: str):
     write_json(tmp_path / "config.json", {"model_type": "bert"})
-    with pytest.raises(Refused, match="--adapter /no/such/lora: no model: the folder /no/such/lora does not exist"):
-        load.load(recipe(str(tmp_path), adapters=("/no/such/lora",)))
+    with pytest.raises(Refused, match=f"--adapter {adapter}: no model: the folder {adapter} does not exist"):
+        load.load(recipe(str(tmp_path), adapters=(adapter,)))
 
 
 def test_a_file_is_no_model():
