@@ -7,11 +7,12 @@ unpickled.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from export.arguments import file_path
 from export.errors import Refused, refusal_of
 from export.hub import Located, locate, refuse_pointer
 from export.json_files import read_json
@@ -52,7 +53,7 @@ def find_adapters(asked: Sequence[str], base: Located) -> tuple[Adapter, ...]:
 
 
 def _find(asked: str, base: Located) -> Adapter:
-    name, _, revision = (asked, "", "") if Path(asked).expanduser().is_dir() else asked.partition("@")
+    name, _, revision = (asked, "", "") if file_path(asked).is_dir() else asked.partition("@")
     try:
         found = locate(name, revision or None, [CONFIG, WEIGHTS], "@REVISION")
     except Refused as refusal:
@@ -118,11 +119,12 @@ def _merge(model: Any, adapter: Adapter) -> Any:
 
     try:
         with safe_open(adapter.folder / WEIGHTS, framework="np") as tensors:
-            brought = set(tensors.keys())
+            brought = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        _check_labels(model, adapter, brought)
         adapted = PeftModel.from_pretrained(model, str(adapter.folder), local_files_only=True)
         expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-        foreign = sorted(brought - expected - set(adapted.state_dict()))
-        lacking = sorted(expected - brought)
+        foreign = sorted(set(brought) - expected - set(adapted.state_dict()))
+        lacking = sorted(expected - set(brought))
         if foreign or lacking:
             what = f"it brings {foreign[0]}" if foreign else f"it lacks {lacking[0]}"
             raise Refused(_other_base(adapter, f"{what}, which does not fit"))
@@ -131,6 +133,25 @@ def _merge(model: Any, adapter: Adapter) -> Any:
         raise Refused(f"{adapter.folder / WEIGHTS} cannot be read ({first_line(error)}); download it again") from error
     except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise refusal_of(error) or Refused(_other_base(adapter, first_line(error))) from error
+
+
+def _check_labels(model: Any, adapter: Adapter, brought: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises Refused where a classifier that the adapter brings, by its tensors' shapes, has other labels than `model`.
+
+    A base that was never a classifier's has two.
+    """
+    labels = model.config.num_labels
+    there = {name: tuple(values.shape) for name, values in model.state_dict().items()}
+    for key, shape in brought.items():
+        name = key.removeprefix("base_model.model.")
+        head = next((one for one in adapter.whole if f".{one}." in f".{name}"), None)
+        own = there.get(name)
+        if head and own and own != shape and own == (labels, *shape[1:]):
+            raise Refused(
+                f"the adapter {adapter.name} brings a {head} for {shape[0]} labels, and the model's config.json has "
+                f"{labels}; export a copy of the model whose config.json has the adapter's {shape[0]} labels as "
+                "id2label and label2id"
+            )
 
 
 def _other_base(adapter: Adapter, why: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
+from export.arguments import file_path
 from export.errors import Refused, Unavailable
 
 RUNPOD_CACHE = Path("/runpod-volume/huggingface-cache/hub")
@@ -36,7 +37,7 @@ class Located:
 
 def locate(model: str, revision: str | None, patterns: Sequence[str], option: str = "--revision") -> Located:
     """Find `model`, a folder or an id, with the files that fit `patterns`. Raises Refused or Unavailable."""
-    folder = Path(model).expanduser()
+    folder = file_path(model)
     if folder.is_dir():
         return _local(folder, model, revision, option)
     if folder.is_file():

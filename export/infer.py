@@ -8,7 +8,10 @@ from export.errors import Refused
 from export.json_files import read_json
 from export.tasks import TAGS, export_task
 
-_GENERATE = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+_CONTINUE = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
+_GENERATE = (*_CONTINUE, "ForConditionalGeneration")
+_FILL = "WithLMHeadModel"
+"""XLM's and FlauBERT's class, which fills gaps."""
 
 
 def infer_task(root: Path, model: str) -> str:
@@ -22,13 +25,15 @@ def infer_task(root: Path, model: str) -> str:
         if task.claims(root, config):
             return task.tag
     classes = config.get("architectures") or []
-    fitting = [task.tag for task in tasks if any(name.endswith(head) for name in classes for head in task.heads)]
+    makers = [name for name in classes if name.endswith(_GENERATE) and not name.endswith(_FILL)]
+    others = [name for name in classes if name not in makers]
+    fitting = [task.tag for task in tasks if any(name.endswith(task.heads) for name in others)]
     if len(fitting) == 1:
         return fitting[0]
-    if not fitting and (makers := [name for name in classes if name.endswith(_GENERATE)]):
+    if makers and not fitting:
         fix = (
             "--task feature-extraction makes embeddings of it"
-            if makers[0].endswith("ForCausalLM")
+            if makers[0].endswith(_CONTINUE)
             else "choose another model"
         )
         raise Refused(f"{model} is a {makers[0]}, which generates text, and no task here does that; {fix}")

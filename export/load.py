@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 DISK_FACTOR = 3
 """Disk space needed, in sizes of the fp32 weights: the traced graph, ONNX Runtime's optimised copy, the bundle."""
 
-_SMALL_FILES = ["*.json", "*.txt", "*.model"]
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 _WEIGHTS = ["*.safetensors"]
+_ORIGINAL = "original_max_position_embeddings"
 
 
 def load(recipe: Recipe) -> Source:
@@ -227,10 +228,16 @@ def _positions(config: Any, model: Any) -> int | None:
 
     RoBERTa and its relatives count from padding_idx + 1, so that many of the table's entries are never used. They
     are told by a module that has both an index of padding and a table of positions, as sentence-transformers does.
+    Longrope (Phi-3) turns by other frequencies where a text is longer than the original positions, which it sees in
+    Python, so that a graph has those of short texts alone. Dynamic scaling does so above all positions.
     """
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:  # XLNet says -1
         return None
+    scaling = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None)
+    if isinstance(scaling, dict) and "long_factor" in scaling:
+        originals = (getattr(config, _ORIGINAL, None), scaling.get(_ORIGINAL))
+        positions = min([positions, *(one for one in originals if isinstance(one, int) and one > 0)])
     for module in model.modules():
         padding = getattr(module, "padding_idx", None)
         if isinstance(padding, int) and hasattr(module, "position_embeddings"):

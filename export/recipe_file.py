@@ -165,7 +165,7 @@ def _plain(value: Any, place: _Place) -> str:
 
 def _path(text: str, place: _Place) -> str:
     """A path seen from the file's folder. What may also be an id on the Hub is a path when there is such a folder."""
-    path = Path(text).expanduser()
+    path = file_path(text)
     if path.is_absolute():
         return str(path)
     there = place.path.parent / path
@@ -264,7 +264,7 @@ def _seen_from(key: str, value: Any, folder: Path | None) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return [_seen_from(key, one, folder) for one in value]
-    path = Path(value).expanduser()
+    path = file_path(value)
     if path.is_absolute() or not path.is_dir():
         return value
     return _dotted(Path(os.path.relpath(path, folder)))

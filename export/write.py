@@ -47,10 +47,22 @@ def write(source: Source, folder: Path, files: Mapping[str, tuple[Path, Path]]) 
             versions=versions((*_MADE_BY, *_MADE_BY_DYNAMO) if source.exporter == "dynamo" else _MADE_BY),
             exporter=source.exporter,
             exporter_why=source.exporter_why,
-            adapters={one.name: {"revision": one.revision, "sha256": one.sha256} for one in source.adapters},
+            adapters=_adapters(source),
             code=source.code,
         ),
     )
+
+
+def _adapters(source: Source) -> dict[str, dict[str, str | None]]:
+    """By name, in the order of merging. Of two with one name, as checkpoints of two runs have, the second is NAME#2."""
+    found: dict[str, dict[str, str | None]] = {}
+    for one in source.adapters:
+        name, number = one.name, 1
+        while name in found:
+            number += 1
+            name = f"{one.name}#{number}"
+        found[name] = {"revision": one.revision, "sha256": one.sha256}
+    return found
 
 
 def add_parity(folder: Path, figures: Mapping[str, Any], **changes: Any) -> None:

@@ -91,11 +91,15 @@ def test_a_merged_adapter_answers_like_peft(bert: Path, adapter: Path, tmp_path:
 
 
 def test_adapters_are_merged_one_after_the_other(bert: Path, adapter: Path, tmp_path: Path):
-    other, out = lora(bert, tmp_path / "other", seed=2), tmp_path / "bundle"
-    assert main([str(bert), "--adapter", str(adapter), "--adapter", str(other), "--out", str(out)]) == 0
-    expected = of_peft(bert, adapter, other)
+    other, again = lora(bert, tmp_path / "other", seed=2), lora(bert, tmp_path / "second run" / "lora", seed=3)
+    merged, out = (adapter, other, again), tmp_path / "bundle"
+    assert main([str(bert), *(f"--adapter={one}" for one in merged), "--out", str(out)]) == 0
+    expected = of_peft(bert, *merged)
     np.testing.assert_allclose(embed(out), expected, atol=1e-5 * np.abs(expected).max())
-    assert list(open_bundle(out).manifest.adapters) == ["lora", "other"]
+    digests = [hashlib.sha256((one / "adapter_model.safetensors").read_bytes()).hexdigest() for one in merged]
+    told = open_bundle(out).manifest.adapters
+    assert list(told) == ["lora", "other", "lora#2"]  # of one name, none takes another's place
+    assert [one["sha256"] for one in told.values()] == digests
 
 
 def test_an_adapter_brings_the_classifier_and_says_the_task(bert: Path, tmp_path: Path):
@@ -103,6 +107,44 @@ def test_an_adapter_brings_the_classifier_and_says_the_task(bert: Path, tmp_path
     assert main([str(bert), "--adapter", str(folder), "--out", str(tmp_path / "bundle")]) == 0
     manifest = open_bundle(tmp_path / "bundle").manifest
     assert (manifest.task, manifest.architecture) == ("text-classification", "BertForSequenceClassification")
+
+
+def with_labels(base: Path, folder: Path, count: int) -> Path:
+    """A copy of `base` whose config.json has `count` labels."""
+    names = [f"label {number}" for number in range(count)]
+    shutil.copytree(base, folder)
+    edit_json(folder / "config.json", id2label=dict(enumerate(names)), label2id={v: k for k, v in enumerate(names)})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "options"),
+    [
+        (models.tiny_bert, "classifier", {"task_type": "TOKEN_CLS"}),
+        (models.tiny_bert, "classifier", {"modules_to_save": ["classifier"]}),
+        (models.tiny_roberta, "classifier", {"task_type": "SEQ_CLS"}),
+        (models.tiny_qwen3, "score", {"task_type": "SEQ_CLS", "target_modules": ["q_proj"]}),
+    ],
+)
+def test_an_adapter_with_other_labels_than_its_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], base: Any, head: str, options: dict[str, Any]
+):
+    two = base(tmp_path / "two", sentence_transformers=False)
+    if head == "score":
+        edit_json(two / "config.json", pad_token_id=0)  # without which no decoder classifies a batch
+    nine = with_labels(two, tmp_path / "nine", 9)
+    is_of_texts = options.get("task_type") == "SEQ_CLS"
+    auto_class = f"AutoModelFor{'Sequence' if is_of_texts else 'Token'}Classification"
+    folder = lora(nine, tmp_path / "tagger", auto_class=auto_class, **options)
+    task = "text-classification" if is_of_texts else "token-classification"
+    argv = ["--adapter", str(folder), "--task", task, "--out", str(tmp_path / "bundle")]
+    assert main([str(two), *argv]) == 2
+    assert (
+        f"the adapter tagger brings a {head} for 9 labels, and the model's config.json has 2; export a copy of the "
+        "model whose config.json has the adapter's 9 labels as id2label and label2id\n"
+    ) in capsys.readouterr().err
+    assert main([str(nine), *argv]) == 0
+    assert open_bundle(tmp_path / "bundle").manifest.task_config["labels"][8] == "label 8"
 
 
 def no_weights(folder: Path) -> None:

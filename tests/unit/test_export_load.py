@@ -12,13 +12,16 @@ import huggingface_hub
 import pytest
 import requests
 from huggingface_hub import errors
+from huggingface_hub.utils._paths import filter_repo_objects
 
 from export import load
 from export.errors import Refused, Unavailable
 from export.recipe import Recipe
 from export.text import LONGEST_DEFAULT, fast_tokenizer, longest_row
 from tests.bundles import toy_tokenizer
-from tests.models import write_json
+from tests.models import POSITIONS, edit_json, tiny_bert, tiny_qwen3, write_json
+
+_ORIGINAL = "original_max_position_embeddings"
 
 
 def recipe(model: str, **changes: Any) -> Recipe:
@@ -76,10 +79,30 @@ def test_weights_are_not_downloaded_before_the_small_files_pass(tmp_path: Path, 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(Refused, match="owner/name is empty; a model folder as `save_pretrained` writes it"):
         load.load(recipe("owner/name"))
-    assert asked == [["*.json", "*.txt", "*.model"]]
+    assert asked == [["*.json", "*.jinja", "*.txt", "*.model"]]
 
 
-@pytest.mark.parametrize("model", ["./no-such-folder", "/no/such/folder", "~/no-such-folder", "no/such/folder"])
+def test_a_chat_template_of_the_hub_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In a file of its own, as transformers saves it, and as a reranker may bring it."""
+    folder = tiny_bert(tmp_path / "there", sentence_transformers=False)
+    edit_json(folder / "config.json", id2label={"0": "score"}, label2id={"score": 0})
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+
+    def download(model: str, *, allow_patterns: list[str], ignore_patterns: list[str], **_: Any) -> str:
+        (tmp_path / "here").mkdir(exist_ok=True)
+        names = [path.name for path in folder.iterdir()]
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            shutil.copy(folder / name, tmp_path / "here")
+        return str(tmp_path / "here")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(Refused, match="owner/name's tokenizer has a chat template, into which sentence-transformers"):
+        load.load(Recipe("owner/name", "text-ranking", Path("bundle")))
+
+
+@pytest.mark.parametrize(
+    "model", ["./no-such-folder", "/no/such/folder", "~/no-such-folder", "~no-such-user/model", "no/such/folder"]
+)
 def test_a_path_that_does_not_exist_is_not_looked_up(model: str):
     with pytest.raises(Refused, match=f"no model: the folder {model} does not exist; check the path"):
         load.load(recipe(model))
@@ -90,10 +113,11 @@ def test_a_file_of_payloads_that_is_not_there_is_missed_before_the_model_is_look
         load.load(recipe("/no/such/model", parity_data=Path("no/such")))
 
 
-def test_an_adapter_that_is_not_there_is_named_as_one(tmp_path: Path):
+@pytest.mark.parametrize("adapter", ["/no/such/lora", "~no-such-user/lora"])
+def test_an_adapter_that_is_not_there_is_named_as_one(tmp_path: Path, adapter: str):
     write_json(tmp_path / "config.json", {"model_type": "bert"})
-    with pytest.raises(Refused, match="--adapter /no/such/lora: no model: the folder /no/such/lora does not exist"):
-        load.load(recipe(str(tmp_path), adapters=("/no/such/lora",)))
+    with pytest.raises(Refused, match=f"--adapter {adapter}: no model: the folder {adapter} does not exist"):
+        load.load(recipe(str(tmp_path), adapters=(adapter,)))
 
 
 def test_a_file_is_no_model():
@@ -190,6 +214,40 @@ def test_the_longest_row(asked: int | None, of_files: int, positions: int | None
 def test_a_length_over_the_positions():
     with pytest.raises(Refused, match="--max-length 513 is more than the 512 positions that the model has"):
         longest_row(513, 256, 512, toy_tokenizer())
+
+
+_SCALED = 4 * [1.0]
+
+
+@pytest.mark.parametrize(
+    ("rope", "beside", "most"),
+    [
+        ({"type": "longrope", "short_factor": _SCALED, "long_factor": 4 * [9.0]}, {_ORIGINAL: 16}, 16),
+        ({"type": "longrope", "short_factor": _SCALED, "long_factor": 4 * [9.0], _ORIGINAL: 24, "factor": 2.0}, {}, 24),
+        ({"type": "longrope", "short_factor": _SCALED, "long_factor": 4 * [9.0], "factor": 2.0}, {}, POSITIONS),
+        ({"type": "dynamic", "factor": 2.0}, {_ORIGINAL: 16}, POSITIONS),
+        ({"type": "yarn", "factor": 2.0, _ORIGINAL: 16}, {}, POSITIONS),
+        ({"type": "linear", "factor": 2.0}, {}, POSITIONS),
+        (None, {}, POSITIONS),
+    ],
+)
+def test_a_text_is_never_so_long_that_positions_turn_by_other_frequencies(
+    tmp_path: Path, rope: Any, beside: Any, most: int
+):
+    """Which of them transformers takes is decided in Python by the length, and a graph has those of one short text."""
+    import torch
+
+    folder = tiny_qwen3(tmp_path / "model", sentence_transformers=False)
+    edit_json(folder / "config.json", rope_scaling=rope, **beside)
+    source = load.load(recipe(str(folder)))
+    assert source.max_length == most
+    with pytest.raises(Refused, match=f"--max-length {most + 1} is more than the {most} positions that the model has"):
+        load.load(recipe(str(folder), max_length=most + 1))
+    model = source.load_model()
+    traced = model.rotary_emb.inv_freq.clone()
+    with torch.inference_mode():
+        model(torch.ones(1, most, dtype=torch.int64))
+    assert torch.equal(model.rotary_emb.inv_freq, traced)
 
 
 @pytest.mark.parametrize(("asked", "of_files"), [(1, 512), (2, 512), (None, 2)])

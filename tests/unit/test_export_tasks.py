@@ -67,6 +67,8 @@ def test_the_tasks_as_json(capfd: pytest.CaptureFixture[str]):
         ("DebertaV2ForTokenClassification", "token-classification"),
         ("ElectraForQuestionAnswering", "question-answering"),
         ("ModernBertForMaskedLM", "fill-mask"),
+        ("OpenAIGPTModel", "feature-extraction"),
+        ("XLMWithLMHeadModel", "feature-extraction"),
     ],
 )
 def test_the_class_of_a_model_says_what_it_is_for(tmp_path: Path, architecture: str, tag: str):
@@ -103,7 +105,14 @@ def test_files_of_sentence_transformers_say_more(tmp_path: Path):
         ),
         (
             {"architectures": ["T5ForConditionalGeneration"]},
-            "m is a T5ForConditionalGeneration, which generates text, and",
+            "m is a T5ForConditionalGeneration, which generates text, and no task here does that; choose another model",
+        ),
+        *(
+            (
+                {"architectures": [name]},
+                f"m is a {name}, which generates text, and no task here does that; --task feature-extraction makes emb",
+            )
+            for name in ("GPT2LMHeadModel", "XLNetLMHeadModel", "BertLMHeadModel", "GPT2DoubleHeadsModel")
         ),
         ({"architectures": ["BertForPreTraining"]}, "its class BertForPreTraining fits none"),
         ({"architectures": ["BertForMaskedLM", "BertForTokenClassification"]}, "fits fill-mask, token-classification"),

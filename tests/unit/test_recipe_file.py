@@ -13,7 +13,7 @@ import pytest
 from export.errors import Refused
 from export.plan_recipe import PlanRecipe
 from export.recipe import Recipe, _parser, command_from_argv
-from export.recipe_file import _KEYS, PLAN, options_of, resolved, text_of
+from export.recipe_file import _KEYS, PLAN, options_of, resolved, text_of, write_recipe
 from export.tasks import export_task
 
 EVERYTHING = """
@@ -44,8 +44,6 @@ def test_every_option_survives_the_way_into_a_file_and_back(tmp_path: Path):
     file.parent.mkdir()
     asked = command_from_argv(["owner/name", *EVERYTHING, "--out", str(out), "--write-recipe", str(file)])
     assert asked.write_recipe == file
-    from export.recipe_file import write_recipe
-
     write_recipe(file, asked.recipe)
     found = command_from_argv(["--recipe", str(file)]).recipe
     assert (found.out.resolve(), found.parity_data and found.parity_data.resolve()) == (
@@ -124,6 +122,17 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     written(tmp_path / "ci", 'model = "./gone"')
     missing = command_from_argv(["--recipe", "ci/recipe.toml", "--out", "b"]).recipe
     assert missing.model.startswith(".")  # a path still, so that nobody looks for it on the Hub
+
+
+def test_a_home_of_nobody_stays_a_path(tmp_path: Path):
+    """Which is not there, as the export says when it looks for it."""
+    file = written(tmp_path, 'model = "~no-such-user/m"\nadapter = "~no-such-user/lora"')
+    copy = tmp_path / "copy.toml"
+    recipe = command_from_argv(["--recipe", str(file), "--out", "b", "--write-recipe", str(copy)]).recipe
+    assert (recipe.model, recipe.adapters) == ("~no-such-user/m", ("~no-such-user/lora",))
+    write_recipe(copy, recipe)
+    content = tomllib.loads(copy.read_text())
+    assert (content["model"], content["adapter"]) == ("~no-such-user/m", ["~no-such-user/lora"])
 
 
 @pytest.mark.parametrize(
