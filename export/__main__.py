@@ -148,9 +148,10 @@ def export(recipe: Recipe) -> dict[str, Any]:
         raise Refused(f"{recipe.task} needs a MODEL, a folder or an id on the Hugging Face Hub")
     builder = None
     if recipe.plan is not None:
+        from export.precision_options import wanted
         from export.trt_builder import open_builder
 
-        builder = open_builder(recipe.plan)  # a machine that cannot build is found out before the work
+        builder = open_builder(recipe.plan.of(wanted(recipe)))  # who cannot build is found out before the work
     with stage("load") as note:
         # Imported here: help and wrong arguments need no torch, and what is missing is found out before the work.
         from export.exporters import graphs_of
@@ -179,18 +180,21 @@ def export(recipe: Recipe) -> dict[str, Any]:
             from export.write import write
 
             write(source, folder, {name: found[:2] for name, found in files.items()})
+            if recipe.plan is not None:
+                recipe.plan.check(open_bundle(folder).manifest)  # lengths that the model does not take
             (folder / RECIPE).write_text(text_of(resolved(recipe, source), HEAD), encoding="utf-8")
         from export.ladder import choose_precisions, plan_of
 
         figures = choose_precisions(recipe, source, folder, files)
+        plan = recipe.plan and plan_of(recipe, figures)
         if "auto" in recipe.precision:
-            pinned = replace(resolved(recipe, source), precision=_chosen(recipe, figures))
+            pinned = replace(resolved(recipe, source), precision=_chosen(recipe, figures), plan=plan)
             (folder / RECIPE).write_text(text_of(pinned, HEAD), encoding="utf-8")
             write_manifest(folder, open_bundle(folder).manifest)
-        if recipe.plan is not None:
+        if plan is not None:
             from export.plan_from_onnx import write_plans
 
-            write_plans(folder, plan_of(recipe, figures), builder)
+            write_plans(folder, plan, builder)
     return figures
 
 

@@ -22,6 +22,7 @@ from export.parity import Gate, worst
 from export.parity_data import read_payloads
 from export.parity_limits import GateLimits
 from export.parity_reply import check_reply
+from export.plan_recipe import AS_BUNDLE, PlanRecipe
 from export.precision_options import AUTO, wanted
 from export.progress import stage
 from export.trials import Climbed, Record
@@ -29,7 +30,6 @@ from export.write import add_parity
 
 if TYPE_CHECKING:
     from export.optimize import Places
-    from export.plan_recipe import PlanRecipe
     from export.recipe import Recipe
     from export.source import Source
 
@@ -105,9 +105,14 @@ def choose_precisions(
 
 
 def plan_of(recipe: Recipe, figures: Mapping[str, Any]) -> PlanRecipe:
-    """The plans to build: in the precision that the ladder came to, where it was asked."""
+    """The plans to build: in the precision that was asked for, else in the one that the ladder came to.
+
+    Where the ladder left int8, there is no graph to build plans in int8 from, and its choice is taken for them as well.
+    """
     assert recipe.plan is not None
-    return replace(recipe.plan, precision=figures["precisions"].get("tensorrt", recipe.plan.precision)).of({})
+    found: Mapping[str, str] = figures["precisions"]
+    lacks_int8 = recipe.plan.precision == "int8" != found.get("tensorrt")
+    return (replace(recipe.plan, precision=AS_BUNDLE) if lacks_int8 else recipe.plan).of(found)
 
 
 def ladder_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:

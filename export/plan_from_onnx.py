@@ -41,6 +41,7 @@ def add_plans(path: Path, recipe: PlanRecipe) -> list[str]:
     """
     bundle = open_bundle(path)
     recipe = recipe.of(bundle.manifest.precisions)
+    recipe.check(bundle.manifest)
     builder = open_builder(recipe)
     with stage("verify"):
         bundle.verify()
@@ -54,8 +55,6 @@ def write_plans(folder: Path, recipe: PlanRecipe, builder: Builder | None = None
     recipe = recipe.of(manifest.precisions)
     recipe.check(manifest)
     builder = builder or open_builder(recipe)
-    if recipe.form == "hints" and is_strongly_typed(builder.trt):
-        raise Refused("--form hints is for TensorRT 8; later versions run the types of the graph as they are")
     written: list[str] = []
     for name in manifest.graphs:
         rounding = builder.runtime != "tensorrt"

@@ -87,6 +87,7 @@ FURTHER: dict[str, Callable[[Path], Path]] = {
     "ast": _of_zoo("audio-classification", "ast"),
 }
 BUILT = [*NETWORKS, *(pytest.param(name, marks=pytest.mark.zoo) for name in FURTHER)]
+RTX = ("--builder", "tensorrt-rtx", "--compute-capability", "8.9")
 TINY = ("--batches", "1,4", "--lengths", "16,max", "--optimization-level", "0")
 MAX_LENGTH = 32
 
@@ -178,6 +179,50 @@ def test_the_bundles_own_precision_is_taken_and_int8_builds_from_the_scales_in_i
     (found,) = plans_of(opened(path))
     assert (found.plan.precision, found.plan.onnx) == ("int8", "graphs/model/int8.onnx")
     assert stale(found.plan, opened(path)) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "precision"),
+    [
+        (("--targets", "cpu,tensorrt", "--plan-precision", "tf32"), "tf32"),
+        (("--precision", "tensorrt=fp16", "--plan-precision", "bf16"), "bf16"),
+        (("--precision", "tensorrt=fp16"), "fp16"),
+        # int8 is left by the ladder, so that there is no graph for plans in int8
+        (
+            ("--precision", "tensorrt=int8", "--parity-threshold", "min_cosine=0.99999", "--plan-precision", "int8"),
+            "fp16",
+        ),
+    ],
+)
+def test_an_export_builds_plans_in_the_precision_that_was_asked_for(
+    tmp_path: Path, options: tuple[str, ...], precision: str
+):
+    path = _export(models.tiny_bert, "--task", "feature-extraction", "--plan", *options, *RTX, *TINY)(tmp_path)
+    (found,) = plans_of(opened(path))
+    assert found.plan.precision == precision
+
+
+@pytest.mark.parametrize(
+    ("options", "done", "sentence"),
+    [
+        (("--lengths", "16,512"), ["load", "onnx", "optimize"], "--lengths holds 512, and tiny-bert takes at most"),
+        (("--form", "hints"), [], "--form hints is for TensorRT 8; later versions run the types of the graph"),
+        (
+            ("--precision", "tensorrt=bf16", "--compute-capability", "7.5"),
+            [],
+            "compute capability 7.5 has no bf16; use fp16 or fp32",
+        ),
+    ],
+)
+def test_an_export_refuses_what_it_cannot_build_before_the_gate(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], options: tuple[str, ...], done: list[str], sentence: str
+):
+    command = [str(models.tiny_bert(tmp_path / "tiny-bert")), "--task", "feature-extraction", "--plan", *RTX, *options]
+    assert main([*command, "--out", str(tmp_path / "bundle"), "--json"]) == 2
+    answer = json.loads(capfd.readouterr().out)
+    assert sentence in answer["error"]
+    assert [stage["name"] for stage in answer["stages"]] == done
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_int8_without_a_graph_that_has_it_is_refused(bundle: Path, capsys: pytest.CaptureFixture[str]):
