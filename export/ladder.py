@@ -8,7 +8,7 @@ stands in parity.json under "ladder".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,6 @@ def choose_precisions(
     asked = wanted(recipe)
     limits = GateLimits(recipe.parity_thresholds)
     limits.of(source.task, "fp32")  # an unknown name is found out before the work
-    only_fp32 = set(asked.values()) <= {"fp32", AUTO}
     failures: list[str] = []
 
     def allowed(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def choose_precisions(
     with stage("parity") as note:
         payloads = read_payloads(recipe.parity_data, open_bundle(folder))
         gate = Gate(source, folder, payloads)
-        figures = allowed(lambda: gate.check(limits if only_fp32 else None))
+        figures = allowed(lambda: gate.check(_of_fp32(limits, source, set(asked.values()))))
         note(f"{figures[source.task.unit]} {source.task.unit}, {worst(source, figures)}")
         check_reply(source, open_bundle(folder))
         gate.add_payloads()
@@ -102,6 +101,17 @@ def choose_precisions(
     figures = _without_nan(figures)
     add_parity(folder, figures, precisions=dict(figures["precisions"]), parity_failed="; ".join(failures))
     return {**figures, "worst": said}
+
+
+def _of_fp32(limits: GateLimits, source: Source, asked: Set[str]) -> GateLimits:
+    """What the fp32 graph is held to.
+
+    Beside others it is their reference: limits that are meant for them do not loosen its own. Where a ladder may end at
+    it, stricter ones hold.
+    """
+    if asked <= {"fp32"}:
+        return limits
+    return limits.stricter(source.task, "fp32") if AUTO in asked else GateLimits()
 
 
 def plan_of(recipe: Recipe, figures: Mapping[str, Any]) -> PlanRecipe:
