@@ -16,7 +16,7 @@ from importlib import import_module
 from shlex import quote
 from typing import Any
 
-from engine.bundle import open_bundle, write_manifest
+from engine.bundle import SIGNATURE, open_bundle, write_manifest
 from engine.bundle_folder import new_bundle_folder
 from engine.errors import BundleError, MissingPackage
 from engine.sizes import readable
@@ -132,12 +132,22 @@ def _plan(argv: Sequence[str]) -> Outcome:
     path, recipe = plan_command(argv)
     from export.plan_from_onnx import add_plans
 
+    was_signed = (path / SIGNATURE).exists()
     names = add_plans(path, recipe)
     bundle = open_bundle(path)
     sizes = [(name, readable(bundle.manifest.files[name][0])) for name in names]
     print(f"\n{table([('plan', 'size'), *sizes])}")
     print(f"\nbundle    {path}  {readable(size_of(path))}")
-    return Outcome(OK, next=f"python -m engine inspect {quote(str(path))}", more=plans_added(bundle, names))
+    where = quote(str(path))
+    following = f"python -m engine inspect {where}"
+    if was_signed:
+        print("signature removed, for it was of the bundle as it was; sign it again")
+        following = f"python -m export sign {where} --key FILE"
+    try:
+        os.getcwd()
+    except OSError:  # this runs in the bundle as it was
+        following = f"cd {where} && {following}"
+    return Outcome(OK, next=following, more=plans_added(bundle, names))
 
 
 def export(recipe: Recipe) -> dict[str, Any]:

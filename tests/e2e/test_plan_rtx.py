@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from benchmarks import zoo
 from engine.bucket import Bucket
-from engine.bundle import Bundle, open_bundle, write_manifest
+from engine.bundle import SIGNATURE, Bundle, open_bundle, write_manifest
 from engine.plan import Machine, mismatch, plans_of, stale
 from export.__main__ import export, main
 from export.recipe import Recipe
@@ -301,6 +301,23 @@ def test_with_json_stdout_is_one_object(bundle: Path, capfd: pytest.CaptureFixtu
     assert "sm_86-rtx1.7.1-fp16, 4 profiles" in found.err  # the lines are there as well
 
 
+@pytest.mark.parametrize(("inside", "path"), [("", "."), ("graphs", ".."), ("", "../bundle")])
+def test_a_bundle_takes_a_plan_from_within_and_loses_its_signature(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], inside: str, path: str
+):
+    (bundle / SIGNATURE).write_text("of somebody\n")
+    monkeypatch.chdir(bundle / inside)
+    assert plan(Path(path), *TINY, "--json") == 0
+    assert len(plans_of(opened(bundle))) == 1
+    assert not (bundle / SIGNATURE).exists()
+    assert [one.name for one in bundle.parent.iterdir()] == [bundle.name]
+    printed = capfd.readouterr()
+    answer = json.loads(printed.out)
+    assert answer["bundle"] == str(bundle)
+    assert answer["next"] == f"cd {bundle} && python -m export sign {bundle} --key FILE"
+    assert "signature removed, for it was of the bundle as it was; sign it again\n" in printed.err
+
+
 @pytest.mark.parametrize(
     ("options", "code", "status", "sentence"),
     [
@@ -349,6 +366,7 @@ def test_a_boot_can_build_from_a_bundle_that_it_may_not_write(bundle: Path, tmp_
     """What BUILD_ON_BOOT does, in a copy made of links, with the other builder."""
     from engine import build_plan, plan_cache
 
+    (bundle / SIGNATURE).write_text("of somebody\n")
     before = snapshot(bundle)
     command = (*build_plan.BUILD_COMMAND, "--builder", "tensorrt-rtx", "--compute-capability", "8.9", *TINY)
     said: list[str] = []
@@ -359,6 +377,7 @@ def test_a_boot_can_build_from_a_bundle_that_it_may_not_write(bundle: Path, tmp_
     plan_cache.verify(found)
     assert found.plan.runtime == "tensorrt_rtx"
     assert any("4 profiles" in line for line in said)
+    assert not any("sign" in line for line in said)  # nobody can: the plan goes elsewhere
     assert snapshot(bundle) == before
 
 
