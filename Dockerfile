@@ -112,6 +112,8 @@ RUN --mount=type=secret,id=build_env \
     && PYTHONHASHSEED=0 python -m compileall -q --invalidation-mode unchecked-hash /opt/venv/lib /opt/python
 
 FROM packages AS code
+# Again, for only BuildKit hands arguments on from stage to stage.
+ARG WITH_BUILDER=0
 COPY engine engine
 COPY export export
 COPY handler handler

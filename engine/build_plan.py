@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from shutil import copyfile, copytree
+from shutil import copyfile, copytree, ignore_patterns
 
 from engine import probe
-from engine.bundle import CHECKSUM, MANIFEST, Bundle, open_bundle
+from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, open_bundle
 from engine.errors import BundleError, EngineError
 from engine.plan import TIMING_CACHE, plans_of, sidecar_of
 from engine.plan_cache import folder_of
@@ -111,7 +111,8 @@ def _try_lock(file: int) -> bool:
 
 def _copy(bundle: Bundle, to: Path) -> Path:
     """A bundle of links to the files of `bundle`: it lies in an image, which the worker may not write."""
-    copytree(bundle.path.resolve(), to, copy_function=os.symlink)
+    unsigned = ignore_patterns(SIGNATURE)  # the copy is to be changed, and nobody is to sign that
+    copytree(bundle.path.resolve(), to, copy_function=os.symlink, ignore=unsigned)
     for name in (MANIFEST, CHECKSUM):
         (to / name).unlink()
         copyfile(bundle.path / name, to / name)

@@ -61,8 +61,11 @@ def changed_bundle_folder(path: Path) -> Iterator[Path]:
 
 
 def _place_of(path: Path) -> Path:
-    """What a folder can be renamed to: where `path` points, for a link is to stay one. Raises BundleError."""
-    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    """What a folder can be renamed to: where `path` points, for a link is to stay one. Raises BundleError.
+
+    What has no name of its own, as `.` and `..`, gets the one that it is known by in the folder above.
+    """
+    place = Path(os.path.realpath(path)) if path.is_symlink() or path.name in ("", os.pardir) else path
     if is_mount_point(place):
         raise BundleError(
             f"{path} is where a volume is mounted, and a bundle is a folder in it; name {path / 'bundle'}"

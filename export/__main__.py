@@ -16,7 +16,7 @@ from importlib import import_module
 from shlex import quote
 from typing import Any
 
-from engine.bundle import open_bundle, write_manifest
+from engine.bundle import SIGNATURE, open_bundle, write_manifest
 from engine.bundle_folder import new_bundle_folder
 from engine.errors import BundleError, MissingPackage
 from engine.sizes import readable
@@ -132,12 +132,22 @@ def _plan(argv: Sequence[str]) -> Outcome:
     path, recipe = plan_command(argv)
     from export.plan_from_onnx import add_plans
 
+    was_signed = (path / SIGNATURE).exists()
     names = add_plans(path, recipe)
     bundle = open_bundle(path)
     sizes = [(name, readable(bundle.manifest.files[name][0])) for name in names]
     print(f"\n{table([('plan', 'size'), *sizes])}")
     print(f"\nbundle    {path}  {readable(size_of(path))}")
-    return Outcome(OK, next=f"python -m engine inspect {quote(str(path))}", more=plans_added(bundle, names))
+    where = quote(str(path))
+    following = f"python -m engine inspect {where}"
+    if was_signed:
+        print("signature removed, for it was of the bundle as it was; sign it again")
+        following = f"python -m export sign {where} --key FILE"
+    try:
+        os.getcwd()
+    except OSError:  # this runs in the bundle as it was
+        following = f"cd {where} && {following}"
+    return Outcome(OK, next=following, more=plans_added(bundle, names))
 
 
 def export(recipe: Recipe) -> dict[str, Any]:
@@ -148,9 +158,10 @@ def export(recipe: Recipe) -> dict[str, Any]:
         raise Refused(f"{recipe.task} needs a MODEL, a folder or an id on the Hugging Face Hub")
     builder = None
     if recipe.plan is not None:
+        from export.precision_options import wanted
         from export.trt_builder import open_builder
 
-        builder = open_builder(recipe.plan)  # a machine that cannot build is found out before the work
+        builder = open_builder(recipe.plan.of(wanted(recipe)))  # who cannot build is found out before the work
     with stage("load") as note:
         # Imported here: help and wrong arguments need no torch, and what is missing is found out before the work.
         from export.exporters import graphs_of
@@ -179,18 +190,21 @@ def export(recipe: Recipe) -> dict[str, Any]:
             from export.write import write
 
             write(source, folder, {name: found[:2] for name, found in files.items()})
+            if recipe.plan is not None:
+                recipe.plan.check(open_bundle(folder).manifest)  # lengths that the model does not take
             (folder / RECIPE).write_text(text_of(resolved(recipe, source), HEAD), encoding="utf-8")
         from export.ladder import choose_precisions, plan_of
 
         figures = choose_precisions(recipe, source, folder, files)
+        plan = recipe.plan and plan_of(recipe, figures)
         if "auto" in recipe.precision:
-            pinned = replace(resolved(recipe, source), precision=_chosen(recipe, figures))
+            pinned = replace(resolved(recipe, source), precision=_chosen(recipe, figures), plan=plan)
             (folder / RECIPE).write_text(text_of(pinned, HEAD), encoding="utf-8")
             write_manifest(folder, open_bundle(folder).manifest)
-        if recipe.plan is not None:
+        if plan is not None:
             from export.plan_from_onnx import write_plans
 
-            write_plans(folder, plan_of(recipe, figures), builder)
+            write_plans(folder, plan, builder)
     return figures
 
 

@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_bundle(self) -> None:
         """The argument BUNDLE."""
-        self.add_argument("bundle", type=file_path, metavar="BUNDLE", help="folder of the bundle")
+        self.add_argument("bundle", type=_bundle_path, metavar="BUNDLE", help="folder of the bundle")
 
     def add_json(self) -> None:
         """The option --json, which export/__main__.py looks for before anything is parsed."""
@@ -42,6 +42,13 @@ class Parser(argparse.ArgumentParser):
 def file_path(text: str) -> Path:
     """The path that an option names; a shell leaves the ~ of --out=~/bundle to the program."""
     return Path(os.path.expanduser(text))
+
+
+def _bundle_path(text: str) -> Path:
+    """In full where this runs in it: when a changed bundle takes its place, nothing relative leads there any more."""
+    path = file_path(text)
+    place = Path(os.path.realpath(path))
+    return place if Path.cwd().is_relative_to(place) else path
 
 
 def check_file(path: Path, most_mb: int) -> None:

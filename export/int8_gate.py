@@ -12,6 +12,7 @@ on those texts; 9 have 0.980. In the order of their effect on the answers, 6 inp
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from export.candidates import Candidate
@@ -39,11 +40,11 @@ _One = TypeVar("_One")
 
 
 class Int8Gate:
-    """The gate as steps of int8 must pass it; limits that were asked for are taken as they are."""
+    """The gate as steps of int8 must pass it; limits that were asked for, and only those, are taken as they are."""
 
     def __init__(self, gate: Gate, limits: GateLimits) -> None:
         self.gate = gate
-        self._limits = GateLimits(limits.given, 0.0 if limits.given else RESERVE)
+        self._limits = replace(limits, reserve=RESERVE)
 
     def check(self, candidate: Candidate) -> Checked:
         """The figures of parity.json, or why it is left; figures are then of what was compared until then."""
@@ -51,7 +52,7 @@ class Int8Gate:
             figures = self.gate.check(self._limits, [candidate], stop_early=True)
         except ParityFailed as failure:
             return failure
-        return figures if self._limits.given else _judged_by_mean(figures)
+        return figures if "min_cosine" in figures.get("overridden", ()) else _judged_by_mean(figures)
 
     def badness(self, checked: Checked) -> float:
         """By the task's first measure, of the worst row."""

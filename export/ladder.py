@@ -8,7 +8,7 @@ stands in parity.json under "ladder".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from export.parity import Gate, worst
 from export.parity_data import read_payloads
 from export.parity_limits import GateLimits
 from export.parity_reply import check_reply
+from export.plan_recipe import AS_BUNDLE, PlanRecipe
 from export.precision_options import AUTO, wanted
 from export.progress import stage
 from export.trials import Climbed, Record
@@ -29,7 +30,6 @@ from export.write import add_parity
 
 if TYPE_CHECKING:
     from export.optimize import Places
-    from export.plan_recipe import PlanRecipe
     from export.recipe import Recipe
     from export.source import Source
 
@@ -49,7 +49,6 @@ def choose_precisions(
     asked = wanted(recipe)
     limits = GateLimits(recipe.parity_thresholds)
     limits.of(source.task, "fp32")  # an unknown name is found out before the work
-    only_fp32 = set(asked.values()) <= {"fp32", AUTO}
     failures: list[str] = []
 
     def allowed(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def choose_precisions(
     with stage("parity") as note:
         payloads = read_payloads(recipe.parity_data, open_bundle(folder))
         gate = Gate(source, folder, payloads)
-        figures = allowed(lambda: gate.check(limits if only_fp32 else None))
+        figures = allowed(lambda: gate.check(_of_fp32(limits, source, set(asked.values()))))
         note(f"{figures[source.task.unit]} {source.task.unit}, {worst(source, figures)}")
         check_reply(source, open_bundle(folder))
         gate.add_payloads()
@@ -104,10 +103,26 @@ def choose_precisions(
     return {**figures, "worst": said}
 
 
+def _of_fp32(limits: GateLimits, source: Source, asked: Set[str]) -> GateLimits:
+    """What the fp32 graph is held to.
+
+    Beside others it is their reference: limits that are meant for them do not loosen its own. Where a ladder may end at
+    it, stricter ones hold.
+    """
+    if asked <= {"fp32"}:
+        return limits
+    return limits.stricter(source.task, "fp32") if AUTO in asked else GateLimits()
+
+
 def plan_of(recipe: Recipe, figures: Mapping[str, Any]) -> PlanRecipe:
-    """The plans to build: in the precision that the ladder came to, where it was asked."""
+    """The plans to build: in the precision that was asked for, else in the one that the ladder came to.
+
+    Where the ladder left int8, there is no graph to build plans in int8 from, and its choice is taken for them as well.
+    """
     assert recipe.plan is not None
-    return replace(recipe.plan, precision=figures["precisions"].get("tensorrt", recipe.plan.precision)).of({})
+    found: Mapping[str, str] = figures["precisions"]
+    lacks_int8 = recipe.plan.precision == "int8" != found.get("tensorrt")
+    return (replace(recipe.plan, precision=AS_BUNDLE) if lacks_int8 else recipe.plan).of(found)
 
 
 def ladder_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:

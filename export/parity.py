@@ -89,7 +89,7 @@ class Gate:
             candidates = [one for name in bundle.manifest.graphs for one in of_bundle(bundle, name)]
         limits = limits or GateLimits()
         precision = candidates[0].view.manifest.precision
-        measures, of_all = limits.of(source.task, precision)
+        measures, of_all = held = limits.of(source.task, precision)
         told = replace(limits, reserve=0.0).of(source.task, precision)
         answers: dict[str, list[Answer]] = {}
         together: dict[str, dict[str, float]] = {}
@@ -101,8 +101,8 @@ class Gate:
         samples = sum(case.by_graph for case in self._cases)
         figures = {
             "reference": f"transformers in PyTorch, float32, plain attention, one {unit} at a time, without padding",
-            "limits": {measure.key: measure.limit for held in told for measure in held},
-            **({"reserve": limits.reserve} if limits.reserve else {}),
+            "limits": {measure.key: measure.limit for group in told for measure in group},
+            **({"reserve": limits.reserve} if held != told else {}),
             **({"overridden": sorted(limits.named(task))} if limits.given else {}),
             task.unit: len(self._cases),
             **({"of_these_compared_with_fp32.onnx": samples} if samples else {}),

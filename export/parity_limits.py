@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from export.errors import Refused
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class GateLimits:
     """What a check is held to. `given` are limits that were asked for, by name; the empty name is the first measure's.
 
-    `reserve` is the share of every limit that must be left over, for a search that would otherwise stop at the edge.
+    `reserve` is the share of every other limit that must be left over, for a search that would otherwise stop at the
+    edge.
     """
 
     given: Mapping[str, float] = field(default_factory=dict)
@@ -39,5 +40,14 @@ class GateLimits:
                 f"--parity-threshold {min(unknown)}: {task.tag} has {', '.join(measure.key for measure in known)}; "
                 "name one of them"
             )
-        held = [measure.at(precision, given.get(measure.key), self.reserve) for measure in known]
+        held = [
+            measure.at(precision, given.get(measure.key), 0.0 if measure.key in given else self.reserve)
+            for measure in known
+        ]
         return held[: len(task.measures)], held[len(task.measures) :]
+
+    def stricter(self, task: ExportTask, precision: str) -> GateLimits:
+        """Without those that are looser than the task's own for `precision`."""
+        own = {measure.key: measure.at(precision) for measure in (*task.measures, *task.measures_of_all)}
+        given = self.named(task).items()
+        return replace(self, given={key: limit for key, limit in given if own[key].passes(limit)})

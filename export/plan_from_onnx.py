@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.bucket import Bucket
-from engine.bundle import Bundle, Graph, open_bundle, write_manifest
+from engine.bundle import SIGNATURE, Bundle, Graph, open_bundle, write_manifest
 from engine.bundle_folder import changed_bundle_folder
 from engine.errors import EngineError
 from engine.plan import TIMING_CACHE, Plan, PlanFile, Profile, source_digest, write_sidecar
@@ -35,17 +35,20 @@ from export.trt_network import build_plan, is_strongly_typed
 
 
 def add_plans(path: Path, recipe: PlanRecipe) -> list[str]:
-    """Add plans to the bundle at `path`; their file names. The bundle is changed as a whole or not at all.
+    """Add plans to the bundle at `path`; their file names. It is changed as a whole or not at all, and then unsigned.
 
     Raises Refused, ParityFailed or BundleError.
     """
     bundle = open_bundle(path)
     recipe = recipe.of(bundle.manifest.precisions)
+    recipe.check(bundle.manifest)
     builder = open_builder(recipe)
     with stage("verify"):
         bundle.verify()
     with changed_bundle_folder(path) as folder:
-        return write_plans(folder, recipe, builder)
+        written = write_plans(folder, recipe, builder)
+        (folder / SIGNATURE).unlink(missing_ok=True)  # of the bundle as it was
+        return written
 
 
 def write_plans(folder: Path, recipe: PlanRecipe, builder: Builder | None = None) -> list[str]:
@@ -54,8 +57,6 @@ def write_plans(folder: Path, recipe: PlanRecipe, builder: Builder | None = None
     recipe = recipe.of(manifest.precisions)
     recipe.check(manifest)
     builder = builder or open_builder(recipe)
-    if recipe.form == "hints" and is_strongly_typed(builder.trt):
-        raise Refused("--form hints is for TensorRT 8; later versions run the types of the graph as they are")
     written: list[str] = []
     for name in manifest.graphs:
         rounding = builder.runtime != "tensorrt"

@@ -1,4 +1,7 @@
-"""What plans to build, read from the command line and checked before any work is done."""
+"""What plans to build, read from the command line; each check is made as soon as what it needs is known.
+
+That is for most the command line, for a GPU the builder before the work (trt_builder.py), for lengths the manifest.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from engine.bucket import Bucket, Ladder
 from engine.plan import HARDWARE_COMPATIBILITY, PRECISIONS
 from export.arguments import Parser
 from export.errors import Refused
+from export.precision_options import AUTO
 
 if TYPE_CHECKING:
     from engine.bundle import Manifest
@@ -68,10 +72,23 @@ class PlanRecipe:
         """Raise Refused where a bundle has nothing to build, its model does not take a length, or options clash."""
         if not manifest.graphs:
             raise Refused(f"{manifest.task} has no model, so that there is nothing to build a plan from")
-        if self.form and self.precision not in ("fp16", "bf16"):
-            raise Refused(f"--form is for plans in fp16 and bf16, not in {self.precision}")
+        self.check_form()
         for name in manifest.graphs:
             self.ladder(manifest, name)
+
+    def check_asked(self, precisions: Mapping[str, str]) -> None:
+        """Raise Refused where it clashes with `precisions`, which an export is asked for by target."""
+        if self.precision == "int8" != precisions.get("tensorrt"):
+            raise Refused(
+                "--plan-precision int8 builds from a graph in int8, which is made for TensorRT only when asked for; "
+                "add --precision tensorrt=int8"
+            )
+        self.of(precisions).check_form()
+
+    def check_form(self) -> None:
+        """Raise Refused where graphs in its precision have no form; one that is still open may have."""
+        if self.form and self.precision not in ("fp16", "bf16", AUTO, AS_BUNDLE):
+            raise Refused(f"--form is for plans in fp16 and bf16, not in {self.precision}")
 
     def ladder(self, manifest: Manifest, graph: str) -> Ladder:
         """The buckets of one graph. Raises Refused when a length is over what the model takes."""
@@ -171,7 +188,7 @@ def plan_recipe(asked: argparse.Namespace) -> PlanRecipe:
         raise Refused("--hardware-compatibility and --version-compatible are for plain TensorRT, not for tensorrt-rtx")
     if asked.form == "hints" and asked.pin_types:
         raise Refused("--form hints and --pin-types exclude each other: of fp32.onnx every layer would be held to fp32")
-    return PlanRecipe(
+    recipe = PlanRecipe(
         precision=asked.plan_precision,
         batches=asked.batches,
         lengths=asked.lengths,
@@ -187,6 +204,8 @@ def plan_recipe(asked: argparse.Namespace) -> PlanRecipe:
         form=asked.form,
         layers=asked.layers,
     )
+    recipe.check_form()
+    return recipe
 
 
 def plan_command(argv: Sequence[str]) -> tuple[Path, PlanRecipe]:

@@ -13,7 +13,7 @@ from export.arguments import Parser, file_path
 from export.errors import Refused
 from export.list_tasks import LIST_TASKS, ListTasks
 from export.plan_recipe import PlanRecipe, add_plan_arguments, plan_recipe
-from export.precision_options import add_precision_arguments, check_precision, targets_of, thresholds
+from export.precision_options import add_precision_arguments, check_precision, targets_of, thresholds, wanted
 from export.recipe_file import MODEL, PLAN, arguments_of, options_of
 from export.tasks import TAGS
 
@@ -121,6 +121,8 @@ def command_from_argv(argv: Sequence[str]) -> Command:
         adapters=tuple(asked.adapter),
         exporter=asked.exporter,
     )
+    if recipe.plan is not None:
+        recipe.plan.check_asked(wanted(recipe))
     return Command(recipe, asked.write_recipe)
 
 

@@ -11,7 +11,7 @@ from engine.probe import gpu, missing_packages
 from export.errors import Refused, Unavailable
 from export.plan_recipe import PlanRecipe
 from export.trt_messages import logger_of
-from export.trt_network import hardware_levels, targets_of
+from export.trt_network import hardware_levels, is_strongly_typed, targets_of
 
 _AMPERE = (8, 0)
 
@@ -40,6 +40,7 @@ def open_builder(recipe: PlanRecipe) -> Builder:
     if recipe.builder == "tensorrt-rtx":
         trt = _import(("tensorrt_rtx", "tensorrt_rtx_bindings"), "tensorrt-rtx-cu12-bindings tensorrt-rtx-cu12-libs")
         _check_precision(recipe.precision, recipe.compute_capabilities)
+        _check_form(recipe, trt)
         known = targets_of(trt)
         if unknown := [pair for pair in recipe.compute_capabilities if pair not in known]:
             raise Refused(
@@ -54,6 +55,7 @@ def open_builder(recipe: PlanRecipe) -> Builder:
         )
     _check_precision(recipe.precision, [found.compute_capability])
     trt = _import(("tensorrt",), "requirements/all.txt")
+    _check_form(recipe, trt)
     levels = hardware_levels(trt)
     if recipe.hardware_compatibility not in levels:
         raise Refused(
@@ -76,6 +78,11 @@ def _check_precision(precision: str, capabilities: Iterable[tuple[int, int]]) ->
     lacking = [capability for capability in capabilities if capability < _AMPERE]
     if precision in ("tf32", "bf16") and lacking:
         raise Refused(f"a GPU of compute capability {_list(lacking)} has no {precision}; use fp16 or fp32")
+
+
+def _check_form(recipe: PlanRecipe, trt: Any) -> None:
+    if recipe.form == "hints" and is_strongly_typed(trt):
+        raise Refused("--form hints is for TensorRT 8; later versions run the types of the graph as they are")
 
 
 def _list(capabilities: Iterable[tuple[int, int]]) -> str:

@@ -62,7 +62,15 @@ def test_the_gates_cosine_can_be_chosen(run: Export, bert: Path, monkeypatch: py
 
     change_reference(monkeypatch, tilted)
     assert run(bert)[0] == 1
+    # Meant for what a ladder comes to, it does not loosen what that is compared with.
+    assert run(bert, "--parity-threshold", "0.9999", "--precision", "tensorrt=auto")[0] == 1
     assert run(bert, "--parity-threshold", "0.9999")[0] == 0
+
+
+def test_a_stricter_limit_holds_where_a_ladder_may_end_at_fp32(run: Export, bert: Path):
+    code, _, said = run(bert, "--parity-threshold", "max_relative_difference=1e-9", "--precision", "tensorrt=auto")
+    assert code == 1
+    assert "relative difference at most 1e-09" in said
 
 
 @pytest.mark.parametrize(("length", "tokens"), [(128, range(129, 10_000)), (64, range(40, 65))])

@@ -7,8 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 import onnx
+import pytest
 
 from engine.bundle import open_bundle
+from export import int8_gate
 from export.__main__ import main
 from export.dynamic_int8 import DynamicInt8
 from export.int8_search import Step
@@ -57,6 +59,22 @@ def test_int8_keeps_the_fewest_matrices_that_the_gate_allows_and_records_what_it
     (name, *_) = (node.name for node in products(onnx.load(portable)))
     DynamicInt8(portable, out / "work", {}, []).write(Step(kept=(name,)))
     assert float_products(out) == everything + 1
+
+
+def test_a_limit_for_another_measure_keeps_the_reserve_and_the_mean(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "bundle"
+    options = ["--task", "feature-extraction", "--precision", "int8", "--out", str(out)]
+    difference = ["--parity-threshold", "max_relative_difference=0.09"]
+    monkeypatch.setattr(int8_gate, "MEAN", 0.0)  # which nothing in int8 keeps
+    monkeypatch.setattr(int8_gate, "_INPUTS_TRIED", 0)
+    monkeypatch.setattr(int8_gate, "_SHORTLIST", 0)
+    assert main([str(bert), *options, *difference]) == 1
+    assert "a mean cosine of at least 1 is required" in capsys.readouterr().err
+    assert main([str(bert), *options, *difference, "--parity-threshold", "min_cosine=0.98"]) == 0
+    figures = json.loads((out / "parity.json").read_text())
+    assert (figures["reserve"], figures["limits"]["min_neighbours"]) == (0.1, 0.7)
 
 
 def float_products(bundle: Path) -> int:

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from benchmarks import zoo
 from engine.bucket import Bucket
-from engine.bundle import Bundle, open_bundle, write_manifest
+from engine.bundle import SIGNATURE, Bundle, open_bundle, write_manifest
 from engine.plan import Machine, mismatch, plans_of, stale
 from export.__main__ import export, main
 from export.recipe import Recipe
@@ -87,6 +87,7 @@ FURTHER: dict[str, Callable[[Path], Path]] = {
     "ast": _of_zoo("audio-classification", "ast"),
 }
 BUILT = [*NETWORKS, *(pytest.param(name, marks=pytest.mark.zoo) for name in FURTHER)]
+RTX = ("--builder", "tensorrt-rtx", "--compute-capability", "8.9")
 TINY = ("--batches", "1,4", "--lengths", "16,max", "--optimization-level", "0")
 MAX_LENGTH = 32
 
@@ -180,6 +181,50 @@ def test_the_bundles_own_precision_is_taken_and_int8_builds_from_the_scales_in_i
     assert stale(found.plan, opened(path)) is None
 
 
+@pytest.mark.parametrize(
+    ("options", "precision"),
+    [
+        (("--targets", "cpu,tensorrt", "--plan-precision", "tf32"), "tf32"),
+        (("--precision", "tensorrt=fp16", "--plan-precision", "bf16"), "bf16"),
+        (("--precision", "tensorrt=fp16"), "fp16"),
+        # int8 is left by the ladder, so that there is no graph for plans in int8
+        (
+            ("--precision", "tensorrt=int8", "--parity-threshold", "min_cosine=0.99999", "--plan-precision", "int8"),
+            "fp16",
+        ),
+    ],
+)
+def test_an_export_builds_plans_in_the_precision_that_was_asked_for(
+    tmp_path: Path, options: tuple[str, ...], precision: str
+):
+    path = _export(models.tiny_bert, "--task", "feature-extraction", "--plan", *options, *RTX, *TINY)(tmp_path)
+    (found,) = plans_of(opened(path))
+    assert found.plan.precision == precision
+
+
+@pytest.mark.parametrize(
+    ("options", "done", "sentence"),
+    [
+        (("--lengths", "16,512"), ["load", "onnx", "optimize"], "--lengths holds 512, and tiny-bert takes at most"),
+        (("--form", "hints"), [], "--form hints is for TensorRT 8; later versions run the types of the graph"),
+        (
+            ("--precision", "tensorrt=bf16", "--compute-capability", "7.5"),
+            [],
+            "compute capability 7.5 has no bf16; use fp16 or fp32",
+        ),
+    ],
+)
+def test_an_export_refuses_what_it_cannot_build_before_the_gate(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], options: tuple[str, ...], done: list[str], sentence: str
+):
+    command = [str(models.tiny_bert(tmp_path / "tiny-bert")), "--task", "feature-extraction", "--plan", *RTX, *options]
+    assert main([*command, "--out", str(tmp_path / "bundle"), "--json"]) == 2
+    answer = json.loads(capfd.readouterr().out)
+    assert sentence in answer["error"]
+    assert [stage["name"] for stage in answer["stages"]] == done
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_int8_without_a_graph_that_has_it_is_refused(bundle: Path, capsys: pytest.CaptureFixture[str]):
     before = snapshot(bundle)
     assert plan(bundle, *TINY, "--precision", "int8") == 2
@@ -256,6 +301,23 @@ def test_with_json_stdout_is_one_object(bundle: Path, capfd: pytest.CaptureFixtu
     assert "sm_86-rtx1.7.1-fp16, 4 profiles" in found.err  # the lines are there as well
 
 
+@pytest.mark.parametrize(("inside", "path"), [("", "."), ("graphs", ".."), ("", "../bundle")])
+def test_a_bundle_takes_a_plan_from_within_and_loses_its_signature(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], inside: str, path: str
+):
+    (bundle / SIGNATURE).write_text("of somebody\n")
+    monkeypatch.chdir(bundle / inside)
+    assert plan(Path(path), *TINY, "--json") == 0
+    assert len(plans_of(opened(bundle))) == 1
+    assert not (bundle / SIGNATURE).exists()
+    assert [one.name for one in bundle.parent.iterdir()] == [bundle.name]
+    printed = capfd.readouterr()
+    answer = json.loads(printed.out)
+    assert answer["bundle"] == str(bundle)
+    assert answer["next"] == f"cd {bundle} && python -m export sign {bundle} --key FILE"
+    assert "signature removed, for it was of the bundle as it was; sign it again\n" in printed.err
+
+
 @pytest.mark.parametrize(
     ("options", "code", "status", "sentence"),
     [
@@ -304,6 +366,7 @@ def test_a_boot_can_build_from_a_bundle_that_it_may_not_write(bundle: Path, tmp_
     """What BUILD_ON_BOOT does, in a copy made of links, with the other builder."""
     from engine import build_plan, plan_cache
 
+    (bundle / SIGNATURE).write_text("of somebody\n")
     before = snapshot(bundle)
     command = (*build_plan.BUILD_COMMAND, "--builder", "tensorrt-rtx", "--compute-capability", "8.9", *TINY)
     said: list[str] = []
@@ -314,6 +377,7 @@ def test_a_boot_can_build_from_a_bundle_that_it_may_not_write(bundle: Path, tmp_
     plan_cache.verify(found)
     assert found.plan.runtime == "tensorrt_rtx"
     assert any("4 profiles" in line for line in said)
+    assert not any("sign" in line for line in said)  # nobody can: the plan goes elsewhere
     assert snapshot(bundle) == before
 
 

@@ -312,6 +312,18 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path):
     open_bundle(write_small_bundle(tmp_path / "other")).verify()
 
 
+@pytest.mark.parametrize(("inside", "path"), [("", "."), ("graphs", ".."), ("", "../small-bundle")])
+def test_a_bundle_is_changed_from_within(small_bundle: Path, monkeypatch: pytest.MonkeyPatch, inside: str, path: str):
+    monkeypatch.chdir(small_bundle / inside)
+    with changed_bundle_folder(Path(path)) as folder:
+        assert folder.resolve().parent == small_bundle.parent
+        (folder / "more").touch()
+        write_manifest(folder, open_bundle(folder).manifest)
+    open_bundle(small_bundle).verify()
+    assert "more" in open_bundle(small_bundle).manifest.files
+    assert [one.name for one in small_bundle.parent.iterdir() if ".partial" in one.name] == []
+
+
 def test_a_volume_is_refused_before_the_work(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """Nothing can be renamed to where one is mounted, as a user of Docker meets it."""
     assert (is_mount_point(Path("/proc")), is_mount_point(small_bundle)) == (True, False)

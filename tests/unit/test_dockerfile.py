@@ -22,6 +22,22 @@ def test_every_argument_has_a_default():
     assert bare <= known
 
 
+def test_every_stage_declares_the_arguments_that_it_uses():
+    """BuildKit hands them on to a stage that is made from another; older buildah and podman do not."""
+    _, *stages = re.split(r"^FROM ", re.sub(r"^\s*#.*\n", "", DOCKERFILE, flags=re.MULTILINE), flags=re.MULTILINE)
+    arguments = set(re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE))
+    used = []
+    for stage in stages:
+        first, _, body = stage.partition("\n")
+        declared: set[str] = set()
+        for line in body.splitlines():
+            declared |= set(re.findall(r"^ARG (\w+)", line))
+            names = arguments & set(re.findall(r"\$\{?(\w+)", line))
+            used += [(first, name) for name in names]
+            assert names <= declared, (first, line)
+    assert ("packages AS code", "WITH_BUILDER") in used
+
+
 @pytest.mark.parametrize(("task", "given"), [("", ()), ("text-ranking", ("--task", "text-ranking"))])
 def test_another_model_is_exported_for_its_own_task(task: str, given: tuple[str, ...]):
     """A reranker is not to become embeddings because MODEL alone was given."""

@@ -61,6 +61,19 @@ def test_only_what_is_required(tmp_path: Path):
             "--builder tensorrt-rtx builds for the GPUs that --compute-capability names, such as 8.6,8.9,12.0",
         ),
         ([*ARGV, "b", "--plan", "--workspace-mib", "0"], "0 is not a whole number from 1 up"),
+        (
+            [*ARGV, "b", "--plan", "--plan-precision", "int8", "--precision", "cpu=int8,tensorrt=fp16"],
+            "--plan-precision int8 builds from a graph in int8, which is made for TensorRT only when asked for; add "
+            "--precision tensorrt=int8",
+        ),
+        (
+            [*ARGV, "b", "--plan", "--form", "half", "--plan-precision", "fp32"],
+            "--form is for plans in fp16 and bf16, not in fp32",
+        ),
+        (
+            [*ARGV, "b", "--plan", "--form", "half", "--targets", "cpu,tensorrt"],
+            "--form is for plans in fp16 and bf16, not in fp32",
+        ),
         ([*ARGV, "b", "--image-size", "480by640"], "--image-size is HEIGHTxWIDTH in pixels, such as 480x640"),
         ([*ARGV, "b", "--no-such-option"], "unrecognized arguments: --no-such-option"),
         ([*ARGV, "b", "--precison", "int8"], "unrecognized arguments: --precison int8; did you mean --precision? see"),
@@ -104,6 +117,19 @@ def test_options_of_plans_in_a_recipe_wait_for_a_plan(tmp_path: Path):
     argv = ["--recipe", str(tmp_path / "recipe.toml")]
     assert command_from_argv([*argv, "--lengths", "max"]).recipe.plan is not None
     assert command_from_argv([*argv, "--no-plan"]).recipe.plan is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--plan-precision", "int8", "--precision", "int8", "--targets", "cpu,tensorrt"],
+        ["--form", "half"],
+        ["--form", "half", "--precision", "auto"],
+        ["--form", "half", "--precision", "tensorrt=int8", "--plan-precision", "bf16"],
+    ],
+)
+def test_options_of_plans_that_the_ladder_may_fit_are_taken(options: list[str]):
+    assert command_from_argv([*ARGV, "b", "--plan", *options]).recipe.plan is not None
 
 
 def test_a_command_that_is_misspelt_is_told(capsys: pytest.CaptureFixture[str]):

@@ -17,6 +17,9 @@ from export.candidates import of_bundle
 from export.errors import Refused
 from export.measures import Measure
 from export.parity_answers import Answer, answers_of, summary_of
+from export.parity_limits import GateLimits
+from export.precision_options import FIRST
+from export.tasks import export_task
 from export.trials import summed
 
 
@@ -38,6 +41,19 @@ def test_a_graph_that_does_not_run_is_refused(small_bundle: Path):
     said = str(refused.value)
     assert said.startswith("the graph of m (Toy) does not run: ONNX Runtime failed at ")
     assert said.endswith("; try another --exporter")
+
+
+def test_one_limit_that_is_asked_for_leaves_the_others_as_they_were():
+    task = export_task("feature-extraction")
+
+    def held(limits: GateLimits, precision: str = "int8") -> list[float]:
+        return [measure.limit for group in limits.of(task, precision) for measure in group]
+
+    assert held(GateLimits(reserve=0.1)) == pytest.approx([0.982, 0.09, 0.73])
+    assert held(GateLimits({"max_relative_difference": 0.05}, 0.1)) == pytest.approx([0.982, 0.05, 0.73])
+    assert held(GateLimits({FIRST: 0.9}, 0.1)) == pytest.approx([0.9, 0.09, 0.73])
+    given = GateLimits({FIRST: 0.9, "max_relative_difference": 1e-4})
+    assert held(given.stricter(task, "fp32"), "fp32") == pytest.approx([0.99999, 1e-4, 0.99])
 
 
 def test_what_is_no_number_is_the_worst_wherever_it_stands():

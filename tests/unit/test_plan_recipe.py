@@ -19,6 +19,8 @@ PIXELS = Graph((TensorSpec("pixel_values", "uint8", ("batch", 3, 8, 8)),), (), {
 def test_hints_that_nothing_may_follow_are_refused():
     with pytest.raises(Refused, match="--form hints and --pin-types exclude each other: of fp32.onnx every layer"):
         plan_command(["bundle", "--form", "hints", "--pin-types"])
+    with pytest.raises(Refused, match="--form is for plans in fp16 and bf16, not in tf32"):
+        plan_command(["bundle", "--form", "half", "--precision", "tf32"])
     assert plan_command(["bundle", "--form", "sums", "--pin-types"])[1].form == "sums"
 
 

@@ -23,6 +23,7 @@ HUB = json.loads(Path(".runpod/hub.json").read_text())
 TESTS = json.loads(Path(".runpod/tests.json").read_text())
 WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(Path(".github/workflows").glob("*.yml"))}
 VARIABLES = {item.metadata["env"] for item in fields(Settings)}
+VERSIONS = ("2.0.0", "1.10.0", "1.1.0")
 SDK_VARIABLES = {"RUNPOD_LOG_LEVEL", "RUNPOD_PING_INTERVAL"}
 
 
@@ -100,6 +101,18 @@ def test_the_image_has_a_name_that_registries_take(tmp_path: Path):
     environ = {"GITHUB_REPOSITORY": "Some-Org/Worker", "TAG": "E5", "GITHUB_ENV": str(tmp_path / "env")}
     subprocess.run(["bash", "-c", step["run"]], env=environ, check=True)
     assert (tmp_path / "env").read_text() == "IMAGE=ghcr.io/some-org/worker:E5\n"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_release_has_all_notes_of_its_version(tmp_path: Path, version: str):
+    """The first section, one in between and the last one."""
+    (step,) = [step for step in steps(WORKFLOWS["release"]) if step.get("name") == "notes of this version"]
+    sections = [f"## [{one}] - 2025-01-01\n\n### Added\n\n- first of {one}\n- last of {one}\n" for one in VERSIONS]
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n" + "\n".join(sections))
+    environ = {"GITHUB_REF_NAME": f"v{version}", "RUNNER_TEMP": str(tmp_path)}
+    subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environ, check=True)
+    notes = (tmp_path / "notes.md").read_text()
+    assert notes.strip() == f"### Added\n\n- first of {version}\n- last of {version}"
 
 
 def test_every_action_is_pinned_to_a_full_version():
