@@ -18,6 +18,7 @@ Latencies are multiples of the floor's at the same point, or of its p50_ms "one 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from typing import Any
 
 from benchmarks import arguments
 from benchmarks.clients import Answers, Clients, Json, embed_jobs
+from benchmarks.engines import served_precision
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor import Floor
 from benchmarks.measure import figure, markdown, percentile
@@ -35,7 +37,6 @@ from benchmarks.rounds import Figures, Round, measurements, median_ratio, option
 from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess
 from benchmarks.workload import arrivals, stream, texts
-from engine.bundle import open_bundle
 from engine.config import ENGINES
 
 SCENARIO = "load"
@@ -122,9 +123,9 @@ def measure(args: argparse.Namespace) -> Results:
         fake = args.engine == "fake"
         floor = None if fake else Floor(args.bundle)
         clients = stack.enter_context(Clients())
-        target = target_of(args.engine, open_bundle(args.bundle).manifest.precision)
         env = {"ENGINE": args.engine}
         worker = stack.enter_context(WorkerProcess.ours(clients.emulator, args.bundle, env=env))
+        target = target_of(args.engine, served_precision(args.bundle, {**os.environ, **env}))
         bare = stack.enter_context(Clients()) if fake else None
         if bare is not None:
             stack.enter_context(WorkerProcess(bare.emulator, [sys.executable, str(_BARE_WORKER)], {}))

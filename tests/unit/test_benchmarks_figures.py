@@ -11,13 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import coldstart, load
+from benchmarks import coldstart, engines, load
 from benchmarks.import_times import costs
 from benchmarks.import_times import table as import_table
 from benchmarks.measure import figure, markdown, medians, percentile, ratio, times, write_json
 from benchmarks.results_file import Results
 from benchmarks.rounds import Round, measurements, options_of, target_of, unit
 from benchmarks.workload import arrivals, stream, texts
+from engine.plan import PlanFile
+from engine.probe import Gpu
+from engine.select import Facts
+from tests.plans import plan
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(0, 1), (50, 3), (90, 4.6), (99, 4.96), (100, 5)])
@@ -33,6 +37,21 @@ def test_the_50th_percentile_is_the_median(values: list[float]):
 
 def test_without_samples_there_is_no_percentile():
     assert math.isnan(percentile([], 50))
+
+
+def test_the_precision_that_is_served_is_the_plan_s(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a GPU a bundle in fp32 answers in what its plan was built for."""
+    assert engines.served_precision(small_bundle, {}) == "fp32"
+    assert engines.served_precision(small_bundle, {"ENGINE": "fake"}) == "fp32"
+    facts = Facts(
+        gpu=Gpu("NVIDIA L4", (8, 9)),
+        providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
+        tensorrt="10.13.0.35",
+        plans=[PlanFile(plan(precision="fp16"), Path("a.plan"))],
+    )
+    monkeypatch.setattr(engines, "gather", lambda *asked: facts)
+    assert engines.served_precision(small_bundle, {}) == "fp16"
+    assert engines.served_precision(small_bundle, {"ENGINE": "onnxruntime-cuda"}) == "fp32"
 
 
 def test_medians_go_figure_by_figure():
