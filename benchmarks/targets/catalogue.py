@@ -33,7 +33,10 @@ _exported = cache(exported)  # several targets ask for the same bundle, and it i
 
 @dataclass(frozen=True)
 class Needs:
-    """What the targets are made of. Without a model or a bundle all-MiniLM-L6-v2 is taken, exported where need be."""
+    """What the targets are made of. Where none is named all-MiniLM-L6-v2 is taken, exported where need be.
+
+    What is made of it is shared: never taken beside, or made of, what was named. Then the missing one is asked for.
+    """
 
     model: Path | None = None
     bundle: Path | None = None
@@ -46,15 +49,24 @@ class Needs:
 
     def folder(self) -> Path:
         """The model's folder. Raises RuntimeError."""
-        return self.model or minilm_folder()
+        return self.model or self._shared("--model", minilm_folder)
 
     def fp32(self) -> Path:
         """The bundle. Raises RuntimeError."""
-        return self.bundle or _exported(self.folder(), BUILD / "demo" / "bundle")
+        return self.bundle or self._shared("--bundle", lambda: _exported(minilm_folder(), BUILD / "demo" / "bundle"))
 
     def int8(self) -> Path:
         """The bundle with int8 in it. Raises RuntimeError."""
-        return self.bundle_int8 or _exported(self.folder(), BUILD / "demo" / "bundle-int8", "--precision", "int8")
+        out = BUILD / "demo" / "bundle-int8"
+        made = lambda: _exported(minilm_folder(), out, "--precision", "int8")  # noqa: E731
+        return self.bundle_int8 or self._shared("--bundle-int8", made)
+
+    def _shared(self, option: str, made: Callable[[], Path]) -> Path:
+        if self.model or self.bundle:
+            raise RuntimeError(
+                f"a model or a bundle was named, and this must be of the same one; name it with {option}"
+            )
+        return made()
 
 
 LABELS: Mapping[str, str] = {

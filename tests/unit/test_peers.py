@@ -16,6 +16,7 @@ from benchmarks.__main__ import main
 from benchmarks.peers import joined, least_cosine, measurements
 from benchmarks.peers_table import table
 from benchmarks.results_file import Results
+from benchmarks.targets import catalogue
 from benchmarks.targets.catalogue import LABELS, PEERS, Needs, targets
 
 ALL = ("cold start", "ready_s"), ("cold start", "first_answer_s"), ("idle", "p50_ms"), ("1 client", "jobs_per_s")
@@ -140,6 +141,28 @@ def test_unknown_peers_are_refused(capsys: pytest.CaptureFixture[str]):
 def test_options_that_need_another(options: str, small_bundle: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["peers", *options.format(bundle=small_bundle).split()]) == 2
     assert capsys.readouterr().err.startswith("peers: --")
+
+
+def test_what_is_not_named_is_not_taken_from_another_model(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nor is what all share made of it."""
+    monkeypatch.setattr(catalogue, "_exported", lambda *asked: pytest.fail(f"exported: {asked}"))
+    for needs, what, option in (
+        (Needs(model=small_bundle), Needs.fp32, "--bundle"),
+        (Needs(model=small_bundle, bundle=small_bundle), Needs.int8, "--bundle-int8"),
+        (Needs(bundle=small_bundle), Needs.folder, "--model"),
+    ):
+        with pytest.raises(RuntimeError, match=f"must be of the same one; name it with {option}$"):
+            what(needs)
+
+
+@pytest.mark.parametrize("command", ["memory --bundle {0}", "memory --model {0} --with none", "distance --bundle {0}"])
+def test_a_bundle_is_not_set_beside_another_model(
+    command: str, small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    for module in ("memory", "distance"):
+        monkeypatch.setattr(f"benchmarks.{module}.targets", lambda *asked: pytest.fail("it went on"))
+    assert main(command.format(small_bundle).split()) == 2
+    assert "--with none" in capsys.readouterr().err
 
 
 def test_ours_and_the_floor_for_real(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
