@@ -61,9 +61,13 @@ def our_settings(known: Stored) -> list[Setting]:
 
 
 def setting_of(source: Source, target: str) -> Setting:
-    """By what the name of a target says; else what the command was told; else it is fp32, as "ours" alone means."""
-    told = source.results.options.get("precision")  # files of `latency` from when it called every precision "ours"
-    return Setting(plain(target), named_precision(target) or str(told or "fp32"))
+    """By what `peers` saw served, whose names are its bundles'; else by the target's name, "ours" being fp32.
+
+    Files of `latency` from when it called every precision "ours" say it in their options.
+    """
+    found = source.results.environment.get("targets", {}).get(target, {}).get("precision")
+    named = named_precision(target) or source.results.options.get("precision")
+    return Setting(plain(target), str(found or named or "fp32"))
 
 
 def points_of(known: Stored, setting: Setting, length: int | None, model: str | None) -> Iterator[Point]:

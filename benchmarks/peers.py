@@ -285,7 +285,11 @@ def joined(before: Results, after: Results) -> Results:
     versions = {**before.environment.get("targets", {}), **after.environment["targets"]}
     for name, found in before.environment.get("targets", {}).items():
         if versions[name] != found:
-            raise ValueError(f"the file's rounds are of another version of {name}; measure into another file")
+            now = versions[name]
+            raise ValueError(
+                f"the file's rounds are of another version of {name} ({dict(found)}, now {dict(now)}); "
+                "measure into another file"
+            )
     first, second = (max((len(one.repeats) for one in each.measurements), default=0) for each in (before, after))
     merged = {}
     for one in (*before.measurements, *after.measurements):

@@ -17,7 +17,7 @@ from benchmarks.targets.base import Target
 from benchmarks.targets.dialects import LITSERVE, OPENAI, SDK_TEST_SERVER, TEI, triton
 from benchmarks.targets.http_server import PORT, HttpServer, RemoteServer
 from benchmarks.targets.in_process import Library
-from benchmarks.targets.queue_worker import QUIET, Command, QueueWorker, ours
+from benchmarks.targets.queue_worker import QUIET, Command, QueueWorker, ours, served
 from benchmarks.weights import minilm_folder
 from engine.bundle import open_bundle
 from engine.probe import cpu_quota, gpu
@@ -165,8 +165,9 @@ def _litserve(needs: Needs) -> Target:
 
 def _ours_http(needs: Needs) -> Target:
     def made() -> Command:
-        command = [sys.executable, "-m", "handler", "--rp_serve_api", "--rp_api_port", PORT]
-        return Command(command, {**QUIET, "BUNDLE": str(needs.fp32()), "ENGINE": needs.engine})
+        command, bundle = [sys.executable, "-m", "handler", "--rp_serve_api", "--rp_api_port", PORT], needs.fp32()
+        env = {**QUIET, "BUNDLE": str(bundle), "ENGINE": needs.engine}
+        return Command(command, env, served(bundle, needs.engine))
 
     return HttpServer("ours-http", LABELS["ours-http"], SDK_TEST_SERVER, made)
 

@@ -18,6 +18,7 @@ from benchmarks.peers_table import table
 from benchmarks.results_file import Results
 from benchmarks.targets import catalogue
 from benchmarks.targets.catalogue import LABELS, PEERS, Needs, targets
+from engine.bundle import open_bundle
 
 ALL = ("cold start", "ready_s"), ("cold start", "first_answer_s"), ("idle", "p50_ms"), ("1 client", "jobs_per_s")
 
@@ -107,6 +108,11 @@ def test_rounds_of_other_options_or_versions_are_not_joined():
     old = results(rounds, targets={"floor": {"onnxruntime": "1.17"}})
     with pytest.raises(ValueError, match="another version of floor"):
         joined(old, results(rounds, targets={"floor": {"onnxruntime": "1.18"}}))
+    known = {"model": "a", "bundle": "0123", "precision": "fp32", "commit": "4567"}
+    for changed in ("model", "bundle", "precision", "commit"):
+        both = (results(rounds, targets={"ours": one}) for one in (known, {**known, changed: "another"}))
+        with pytest.raises(ValueError, match=r"another version of ours \(.*another.*\); measure into another file"):
+            joined(*both)
     other = Results({"targets": {}}, {"seconds": 1}, (), {"ways": {}})
     with pytest.raises(ValueError, match="give the same"):
         joined(old, other)
@@ -175,6 +181,11 @@ def test_ours_and_the_floor_for_real(small_bundle: Path, tmp_path: Path, capsys:
     assert "tei is left out: give the address of one with --tei URL" in said.err
     found = results_file.read(out)
     assert {one.target for one in found.measurements} == {"ours", "floor", "ours-http"}
+    for name in ("ours", "ours-http"):
+        version = found.environment["targets"][name]
+        assert (version["model"], version["precision"]) == (open_bundle(small_bundle).manifest.model, "fp32")
+        assert open_bundle(small_bundle).sha256.startswith(version["bundle"])
+        assert len(version["commit"].removesuffix("-dirty")) == 12 or version["commit"] == "unknown"
     for one in found.measurements:
         assert len(one.repeats) == 1
         assert one.repeats[0] is not None and one.repeats[0] > 0, one

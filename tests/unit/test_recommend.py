@@ -118,6 +118,20 @@ def test_the_loss_is_that_of_the_precision_which_was_measured(target: str, optio
     assert "fp16 is out: its accuracy loss is 0.01, allowed is 0.001" in exact
 
 
+def test_peers_are_in_the_precision_that_was_served():
+    """On a GPU `ours` of a bundle in fp32 answers by its plan in fp16."""
+    closed = [
+        one("peers", "ours", "32 clients", metric, [value], False)
+        for metric, value in (("jobs_per_s", 300.0), ("p99_ms", 90.0))
+    ]
+    served = {**GPU, "targets": {"ours": {"precision": "fp16"}}}
+    files = Stored([Source("peers", Results(served, {}, tuple(closed))), Source("a", Results(GPU, {}, tuple(HALF)))])
+    found = recommend(files, Asked(100, 1.0))
+    assert isinstance(found, Recommendation)
+    assert found.precision == "fp16"
+    assert found.accuracy_loss == pytest.approx(0.01)
+
+
 def test_one_name_of_two_precisions_is_two_settings():
     """As `latency` once called every precision: its grid is not the ladder of what was loaded in fp32."""
     files = stored(load=({}, OURS), latency=({"precision": "fp16"}, GRID), accuracy=({}, HALF))
