@@ -186,6 +186,19 @@ def test_the_knee_is_the_last_rate_before_the_queue_grows():
     assert load.knee([]) is None
 
 
+def test_a_loop_in_which_no_job_came_says_nothing_of_the_knee():
+    """As at a rate so low that none was drawn: its p99 is NaN, and every other is compared with the lowest rate's."""
+    empty = {**open_loop("none", 0, 0, math.nan), "p99_ms": [math.nan] * 3}
+    loops = [open_loop("a", 10, 10, 5), open_loop("b", 20, 20, 500)]
+    assert load.knee([empty, *loops]) == load.knee(loops) == load.knee(loops[:1])
+    assert load.knee([empty]) is None
+    once = {"point": "a", "offered_per_s": [0, 10, 10], "reached_per_s": [0, 10, 10], "p99_ms": [math.nan, 5, 5]}
+    assert load.knee([once, loops[1]]) == load.knee(loops)
+    failed = {**open_loop("b", 20, 0, math.nan), "p99_ms": [math.nan] * 3}
+    assert load.knee([loops[0], failed, open_loop("c", 30, 30, 5)]) == load.knee(loops)
+    assert load.knee([failed]) is None
+
+
 def test_rounds_become_repeats():
     rounds: list[Round] = [{("ours", "a"): {"x_ms": 1.0}}, {("ours", "a"): {"x_ms": 2.0, "jobs_per_s": 3.0}}, {}]
     first, second = measurements("some", rounds)
