@@ -149,6 +149,18 @@ def test_options_that_need_another(options: str, small_bundle: Path, capsys: pyt
     assert capsys.readouterr().err.startswith("peers: --")
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\x00"])
+def test_a_file_that_holds_no_rounds_is_told(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(peers, "targets", lambda *asked: pytest.fail("it went on"))
+    broken = tmp_path / "broken.json"
+    broken.write_text(content)
+    assert main(["peers", "--append", "--json", str(broken)]) == 2
+    assert f"peers: {broken} is not a results file of this suite" in capsys.readouterr().err
+    assert broken.read_text() == content
+
+
 def test_what_is_not_named_is_not_taken_from_another_model(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """Nor is what all share made of it."""
     monkeypatch.setattr(catalogue, "_exported", lambda *asked: pytest.fail(f"exported: {asked}"))
