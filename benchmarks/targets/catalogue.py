@@ -9,7 +9,7 @@ from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import peer_env
+from benchmarks import peer_env, shapes
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor_files import files
 from benchmarks.optimum_graph import optimum_graph
@@ -27,7 +27,7 @@ _TORCH = ("torch", "transformers")
 _FASTEMBED_POOLINGS = ("mean", "cls")
 _INFINITY_JOBS = 300  # what its worker takes at once, however many clients there are
 
-
+_why_no_gpu = cache(shapes.why_no_gpu)  # seconds each
 _exported = cache(exported)  # several targets ask for the same bundle, and it is verified every time
 
 
@@ -105,7 +105,7 @@ def _worker(name: str, bundle: Callable[[Needs], Path], needs: Needs) -> Target:
 
 def _stock(needs: Needs) -> Target:
     def made() -> Command:
-        command = [sys.executable, str(_SCRIPTS / "stock_sentence_transformers.py")]
+        command = [_with_torch(sys.executable), str(_SCRIPTS / "stock_sentence_transformers.py")]
         return Command(
             command,
             {"MODEL_FOLDER": str(needs.folder()), **_device()},
@@ -130,7 +130,7 @@ def _fastembed(needs: Needs) -> Target:
 
 def _infinity(needs: Needs) -> Target:
     def made() -> Command:
-        python = peer_env.python_of("infinity")
+        python = Path(_with_torch(peer_env.python_of("infinity")))
         env = {"MODEL_FOLDER": str(needs.folder()), **_device(), **_infinity_env(python)}
         found = peer_env.versions(python, ("infinity-emb", "runpod", *_TORCH))
         return Command([str(python), str(_SCRIPTS / "infinity.py")], env, found)
@@ -140,7 +140,9 @@ def _infinity(needs: Needs) -> Target:
 
 def _infinity_http(needs: Needs) -> Target:
     def made() -> Command:
-        python = peer_env.python_of("infinity-server")  # its server and the SDK want different versions of click
+        python = Path(
+            _with_torch(peer_env.python_of("infinity-server"))
+        )  # its server and the SDK want different versions of click
         command = [str(python), "-c", "from infinity_emb.cli import cli; cli()", "v2"]
         command += ["--model-id", str(needs.folder()), "--served-model-name", "model", "--engine", "torch"]
         command += ["--device", _device()["DEVICE"], "--host", "127.0.0.1", "--port", PORT, "--log-level", "error"]
@@ -155,7 +157,7 @@ def _infinity_env(python: Path) -> Mapping[str, str]:
 
 def _litserve(needs: Needs) -> Target:
     def made() -> Command:
-        python = peer_env.python_of("litserve")
+        python = Path(_with_torch(peer_env.python_of("litserve")))
         command = [str(python), str(_SCRIPTS / "litserve_server.py"), str(needs.folder()), PORT]
         found = peer_env.versions(python, ("litserve", "sentence-transformers", *_TORCH))
         return Command(command, {"HF_HUB_OFFLINE": "1"}, found)
@@ -185,7 +187,7 @@ def _floor(needs: Needs) -> Target:
 
 def _library(name: str, needs: Needs) -> Target:
     def made() -> Command:
-        command = [sys.executable, str(_SCRIPTS / "library.py"), name, str(needs.folder())]
+        command = [_with_torch(sys.executable), str(_SCRIPTS / "library.py"), name, str(needs.folder())]
         packages = ("sentence-transformers", *_TORCH) if name == "sentence-transformers" else _TORCH
         return Command(command, {"HF_HUB_OFFLINE": "1"}, _installed(*packages))
 
@@ -222,6 +224,13 @@ _MADE: Mapping[str, Callable[[Needs], Target]] = {
     "tei": _tei,
     "triton": _triton,
 }
+
+
+def _with_torch(python: str | Path) -> str:
+    """`python`, whose torch runs where our worker does. Raises RuntimeError where that is a GPU which it cannot use."""
+    if gpu() and (why := _why_no_gpu(str(python))):
+        raise RuntimeError(f"{why}, beside which ours would run; give it a torch for this GPU")
+    return str(python)
 
 
 def _device() -> dict[str, str]:
