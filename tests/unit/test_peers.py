@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import zipfile
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -260,6 +262,46 @@ def test_a_peer_without_an_environment_says_why(tmp_path: Path):
     pins.write_text("not a requirement\n")
     with pytest.raises(RuntimeError, match="`uv pip` failed: "):
         peer_env.python_of("some", pins=pins, root=tmp_path)
+
+
+def without_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))] + ["NO_INDEX"]:
+        monkeypatch.delenv(name, raising=False)
+    for name in ("PIP_CONFIG_FILE", "UV_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/dev/null")  # this machine's own change nothing
+
+
+def test_uv_is_told_the_places_that_make_would_tell_it(monkeypatch: pytest.MonkeyPatch):
+    """Where none is named torch is the one for the CPU: PyPI's is for CUDA, and the pins hold none of its libraries."""
+    without_places(monkeypatch)
+    ours = {"UV_CONFIG_FILE": "/dev/null"}
+    assert peer_env._places() == ([], {**ours, "UV_TORCH_BACKEND": "cpu"})
+    monkeypatch.setenv("PIP_INDEX_URL", "https://example.org/simple")
+    assert peer_env._places() == ([], {**ours, "UV_DEFAULT_INDEX": "https://example.org/simple"})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
+    monkeypatch.delenv("PIP_INDEX_URL")
+    option, variables = peer_env._places()
+    assert (option, variables) == (["--no-index"], {**ours, "UV_FIND_LINKS": "/wheels"})
+    for name, value in {**variables, "NO_INDEX": option[0], "MAKEFLAGS": "n", "MAKELEVEL": "1"}.items():
+        monkeypatch.setenv(name, value)  # as under `make peers`
+    assert peer_env._places() == (option, variables)
+
+
+def test_an_environment_is_made_of_what_pip_would_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    without_places(monkeypatch)
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels" / "nowhere_else-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("nowhere_else.py", "")
+        info = "nowhere_else-1.0.dist-info"
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: nowhere-else\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    (tmp_path / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {tmp_path / 'wheels'}\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    (tmp_path / "pins.txt").write_text("nowhere-else==1.0\n")
+    python = peer_env.python_of("some", pins=tmp_path / "pins.txt", root=tmp_path / "peers")
+    assert peer_env.versions(python, ["nowhere-else"]) == {"nowhere-else": "1.0"}
 
 
 def test_every_environment_has_its_pins():
