@@ -34,6 +34,7 @@ PIP_INDEXES := $(or $(PIP_EXTRA_INDEX_URL),$(call pip_says,extra-index-url))
 # No index at all, which uv knows as an option alone: it has no variable for that. The words are those that pip takes.
 NO_INDEX := $(if $(filter 1 y yes t true on,$(shell echo '$(or $(PIP_NO_INDEX),$(lastword $(call pip_says,no-index)))' | \
 	tr A-Z a-z)),--no-index)
+export NO_INDEX
 ifneq ($(PIP_PLACES),)
 export UV_FIND_LINKS := $(subst $() ,$(COMMA),$(strip $(PIP_PLACES)))
 endif
@@ -73,7 +74,7 @@ $(VENV)/gpu.stamp: $(VENV)/dev.stamp $(GPU_PINS)
 	@$(BIN)/uv pip install $(NO_INDEX) --python $(BIN)/python -r $(GPU_PINS)
 	@touch $@
 
-.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers report coldstart load soak bench-quick lock clean
+.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers report coldstart load soak bench-quick uv-places lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -166,6 +167,10 @@ soak: setup ## a hundred thousand jobs: growth of memory, files, threads
 
 bench-quick: setup ## a few minutes that tell a regression: counts, and ratios to the floor; BASELINE=earlier.json OUT=build/quick.json
 	@$(BIN)/python -m benchmarks quick --json $(or $(OUT),build/quick.json) $(if $(BASELINE),--baseline $(BASELINE))
+
+# For benchmarks/peer_env.py, which calls uv itself: its option, or an empty line, then its variables.
+uv-places:
+	@echo '$(NO_INDEX)'; env | grep '^UV_' || true
 
 UPGRADE ?= --upgrade
 TORCH_PINS := $(addprefix requirements/,export.txt dev.txt peers-infinity.txt peers-infinity-server.txt peers-litserve.txt)

@@ -22,6 +22,7 @@ from benchmarks.exported import BUILD, exported
 from benchmarks.floor import BATCH
 from benchmarks.measure import MISSING, figure, markdown, times
 from benchmarks.results_file import Measurement, Results
+from benchmarks.rounds import target_of
 from benchmarks.targets.base import vectors_of
 from benchmarks.targets.pipe import PipeProcess
 from benchmarks.trtexec_switches import Switches
@@ -79,7 +80,7 @@ def _run(args: argparse.Namespace) -> None:
         sizes = sorted({cell.batch for cell in cells}), sorted({cell.length for cell in cells})
         prepare(path, args.engine, precision, *sizes, args.plan_options)
     bundle = open_bundle(path)  # with what was added to it
-    commands = {target_of(one): shapes.ours(path, args.engine, one, cells, Switches()) for one in precisions}
+    commands = {target_of("auto", one): shapes.ours(path, args.engine, one, cells, Switches()) for one in precisions}
     if args.engine == "onnxruntime-cpu":
         commands[_FLOOR] = shapes.floor(path)
     environment = results_file.environment()  # now: a file that is changed meanwhile is not what runs
@@ -114,7 +115,7 @@ def measure(processes: Mapping[str, PipeProcess], rows: Sequence[Sequence[int]],
 
 def measurements(found: Rounds, count: int) -> Iterator[Measurement]:
     """Speed, and for every precision the worst and the mean cosine with fp32 of the same round."""
-    point, reference = f"{count} texts", found[target_of(REFERENCE)]
+    point, reference = f"{count} texts", found[target_of("auto", REFERENCE)]
     for name, rounds in found.items():
         floor = None if name == _FLOOR or _FLOOR not in found else (_FLOOR, point, "rows_per_s")
         rates = tuple(rate for rate, _ in rounds)
@@ -148,11 +149,6 @@ def token_rows(bundle: Bundle, found: Sequence[str]) -> list[list[int]]:
     tokenizer.no_padding()
     tokenizer.enable_truncation(bundle.manifest.max_length("model"))
     return [list(row.ids) for row in tokenizer.encode_batch(list(found))]
-
-
-def target_of(precision: str) -> str:
-    """As in results files."""
-    return "ours" if precision == REFERENCE else f"ours-{precision}"
 
 
 def _has(bundle: Bundle) -> list[str]:

@@ -207,7 +207,7 @@ def change(one: Finding) -> str:
 
 def span(one: Finding) -> str:
     """Both bounds; "-" where there are too few repeats for any."""
-    if one.low == -one.high:
+    if math.isinf(one.low):
         return f"- ({one.repeats[0]} and {one.repeats[1]} repeats are too few)"
     return f"{_percent(one.low)} to {_percent(one.high)}"
 
@@ -217,5 +217,5 @@ def _percent(factor: float) -> str:
 
 
 def _as_json(one: Finding) -> dict[str, Any]:
-    bounds = {} if one.low != -one.high else {"low": None, "high": None}  # JSON knows no infinity
+    bounds = {"low": None, "high": None} if math.isinf(one.low) else {}  # JSON knows no infinity
     return {**asdict(one), **bounds}

@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON."""
+    if args.bundle and args.peer != "none":
+        _say(f"distance: {args.peer} would load all-MiniLM-L6-v2 beside this --bundle; add --with none")
+        return 2
     needs = Needs(bundle=args.bundle, engine=args.engine, concurrency=1)
     found, versions = [], {}
     for target in targets(["ours", args.peer], needs):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engine.backends.base import Engine
+from engine.boot import gather
 from engine.bundle import Bundle, open_bundle
 from engine.bundle_folder import changed_bundle_folder
+from engine.config import Settings
 from engine.plan import Machine, mismatch, plans_of, stale
 from engine.probe import gpu, tensorrt_version
+from engine.select import select
 
 ENGINES = ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
@@ -27,6 +30,23 @@ def default_engine() -> str:
 def default_precision(engine: str) -> str:
     """What an engine is measured in when nothing is said."""
     return "fp32" if engine == "onnxruntime-cpu" else "fp16"
+
+
+def served_precision(path: Path, environ: Mapping[str, str]) -> str:
+    """The precision in which a worker with these variables answers: on a GPU a plan's, and not the bundle's own.
+
+    To be asked when the worker has started: by then a plan that it built is there. Raises WorkerError.
+    """
+    settings, bundle = Settings.from_environ(environ), open_bundle(path)
+    name, graph = next(iter(bundle.manifest.graphs.items()))
+    choice = select(settings, gather(bundle, settings, name))
+    if choice.plan is not None:
+        return choice.plan.plan.precision
+    runtime, _, provider = choice.engine.partition("-")
+    if runtime != "onnxruntime":
+        return bundle.manifest.precision
+    file, fused = bundle.onnx_of(name, provider)
+    return next(precision for precision, one in (graph.fused if fused else graph.onnx).items() if one == file)
 
 
 def prepare(path: Path, engine: str, precision: str, batches: Sequence[int], lengths: Sequence[int], more: str) -> None:

@@ -31,7 +31,7 @@ class Floor:
         options.log_severity_level = 3
         if opened.fused:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = ort.InferenceSession(str(opened.graph), options)
+        self._session = ort.InferenceSession(str(opened.graph), options, providers=["CPUExecutionProvider"])
         self._tokenizer = Tokenizer.from_file(str(opened.tokenizer))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(int(bundle.manifest.task_config["max_length"]))

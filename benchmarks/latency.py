@@ -20,6 +20,7 @@ from benchmarks.engines import ENGINES, PRECISIONS, default_engine, default_prec
 from benchmarks.exported import BUILD
 from benchmarks.latency_table import goals, measurements, table
 from benchmarks.results_file import Measurement, Results
+from benchmarks.rounds import target_of
 from benchmarks.shapes import Asked, point_of
 from benchmarks.trtexec_switches import Switches, add_switches, export_times, notes, switches_of
 from engine.bucket import Bucket
@@ -122,10 +123,11 @@ def measure(model: str, args: argparse.Namespace, switches: Switches) -> shapes.
     bundle = bert_bundle(model, args.work / model)
     prepare(bundle, args.engine, args.precision, args.batch, args.seq, args.plan_options)
     cells = [Bucket(batch, length) for length in args.seq for batch in args.batch]
-    commands: dict[str, shapes.Command] = {"ours": shapes.ours(bundle, args.engine, args.precision, cells, switches)}
-    asked = [Asked("ours-alone", "ours", "alone")]
+    ours = target_of("auto", args.precision)
+    commands: dict[str, shapes.Command] = {ours: shapes.ours(bundle, args.engine, args.precision, cells, switches)}
+    asked = [Asked(f"{ours}-alone", ours, "alone")]
     if switches.data_transfers:
-        asked += [Asked("ours", "ours"), Asked("ours-handler", "ours", "handler")]
+        asked += [Asked(ours, ours), Asked(f"{ours}-handler", ours, "handler")]
     if args.engine == "onnxruntime-cpu":
         commands["floor"] = shapes.floor(bundle)
         asked.append(Asked("floor", "floor"))

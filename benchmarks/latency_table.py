@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.measure import MISSING, figure, markdown, percentile, ratio, times
 from benchmarks.results_file import Measurement, Results
+from benchmarks.rounds import plain
 from benchmarks.shapes import Found
 
 SCENARIO = "latency"
@@ -20,7 +21,7 @@ COLUMNS: Mapping[str, str] = {
     "torch-eager": "torch eager",
     "torch-compile": "torch compile",
 }
-"""Target -> what the table calls it, in order."""
+"""Target, without its precision, -> what the table calls it, in order."""
 
 _POINT = re.compile(r"(?P<model>.*), batch (?P<batch>\d+), (?P<seq>\d+) tokens")
 
@@ -47,7 +48,7 @@ def table(results: Results, published: Sequence[Mapping[str, Any]]) -> str:
     """p50 and the last percentile of everything measured, beside what was published; Markdown."""
     found = results.of(SCENARIO)
     last = max((one.metric for one in found), key=lambda metric: float(metric[1 : -len("_ms")]), default="p50_ms")
-    names = [name for name in COLUMNS if any(one.target == name for one in found)]
+    names = [name for name in COLUMNS if any(plain(one.target) == name for one in found)]
     lines = []
     for point in dict.fromkeys(one.point for one in found):
         place = place_of(point)
@@ -101,7 +102,11 @@ def _p50(results: Results, target: str, point: str) -> float | None:
 
 
 def _value(results: Results, target: str, point: str, metric: str) -> float | None:
-    one = results.find((SCENARIO, target, point, metric))
+    """Of `target` in whatever precision: a run has one."""
+    found = (
+        one for one in results.of(SCENARIO) if (plain(one.target), one.point, one.metric) == (target, point, metric)
+    )
+    one = next(found, None)
     return None if one is None or math.isnan(one.median) else one.median
 
 

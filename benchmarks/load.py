@@ -18,6 +18,8 @@ Latencies are multiples of the floor's at the same point, or of its p50_ms "one 
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +29,7 @@ from typing import Any
 
 from benchmarks import arguments
 from benchmarks.clients import Answers, Clients, Json, embed_jobs
+from benchmarks.engines import served_precision
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor import Floor
 from benchmarks.measure import figure, markdown, percentile
@@ -35,7 +38,6 @@ from benchmarks.rounds import Figures, Round, measurements, median_ratio, option
 from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess
 from benchmarks.workload import arrivals, stream, texts
-from engine.bundle import open_bundle
 from engine.config import ENGINES
 
 SCENARIO = "load"
@@ -45,6 +47,7 @@ ONE_BY_ONE, BATCHES, EQUAL = "one by one", "batches", "equal lengths"
 
 KNEE = 3.0
 """Up to the knee, p99 is at most this multiple of what it is at the lowest rate."""
+_KNEE_OF = ("offered_per_s", "reached_per_s", "p99_ms")
 _REACHED = 0.95  # of the offered rate; below it the queue grows for as long as the loop lasts
 
 _BARE_WORKER = Path(__file__).parent / "bare_worker.py"
@@ -122,9 +125,9 @@ def measure(args: argparse.Namespace) -> Results:
         fake = args.engine == "fake"
         floor = None if fake else Floor(args.bundle)
         clients = stack.enter_context(Clients())
-        target = target_of(args.engine, open_bundle(args.bundle).manifest.precision)
         env = {"ENGINE": args.engine}
         worker = stack.enter_context(WorkerProcess.ours(clients.emulator, args.bundle, env=env))
+        target = target_of(args.engine, served_precision(args.bundle, {**os.environ, **env}))
         bare = stack.enter_context(Clients()) if fake else None
         if bare is not None:
             stack.enter_context(WorkerProcess(bare.emulator, [sys.executable, str(_BARE_WORKER)], {}))
@@ -161,7 +164,9 @@ class _Run:
             per_second = best * float(rate[:-1]) / 100 if rate.endswith("%") else float(rate)
             due = list(arrivals(per_second, args.seconds, seed=args.seed))
             self.offered[rate_point(rate)] = len(due) / args.seconds  # as drawn, which may be some percent off
-            self._keep(target, rate_point(rate), clients.open_loop(due, self._jobs()))
+            answers = clients.open_loop(due, self._jobs())
+            answers.seconds = max(answers.seconds, args.seconds)  # which it was open for, whenever the last one came
+            self._keep(target, rate_point(rate), answers)
         if args.bulk_rows:
             # In base64: as JSON numbers the vectors of 2,000 texts are 17 MB, and the platform takes 20 MB at most.
             payload = {"texts": texts(args.bulk_rows, seed=args.seed), "encoding_format": "base64"}
@@ -259,16 +264,16 @@ def _results(runs: Sequence[_Run], args: argparse.Namespace) -> Results:
 def knee(loops: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The highest offered rate that was reached with a p99 of at most KNEE times that at the lowest rate.
 
-    Medians of the rounds. None without open loops, or when not even the lowest rate was reached.
+    Medians of the rounds in which a job came. None without such, or when not even the lowest rate was reached.
     """
-    rates = sorted(
-        (
-            {"point": loop["point"]}
-            | {name: statistics.median(loop[name]) for name in ("offered_per_s", "reached_per_s", "p99_ms")}
-            for loop in loops
-        ),
-        key=lambda rate: rate["offered_per_s"],
-    )
+    rates = []
+    for loop in loops:
+        rounds = [one for one in zip(*(loop[name] for name in _KNEE_OF), strict=True) if one[0] > 0]
+        if rounds:
+            answered = [(*both, math.inf if math.isnan(p99) else p99) for *both, p99 in rounds]  # NaN: all failed
+            medians = map(statistics.median, zip(*answered, strict=True))
+            rates.append({"point": loop["point"], **dict(zip(_KNEE_OF, medians, strict=True))})
+    rates.sort(key=lambda rate: rate["offered_per_s"])
     last = None
     for rate in rates:
         if rate["reached_per_s"] < _REACHED * rate["offered_per_s"] or rate["p99_ms"] > KNEE * rates[0]["p99_ms"]:

@@ -50,19 +50,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as of peers (default: ours-int8,stock)",
     )
     parser.add_argument(
-        "--bundle", type=arguments.bundle, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)"
-    )
-    parser.add_argument(
         "--model", type=arguments.folder, metavar="FOLDER", help="what the peers load (default: all-MiniLM-L6-v2)"
     )
+    parser.add_argument(
+        "--bundle", type=arguments.bundle, help="the same model's bundle (default: all-MiniLM-L6-v2, exported)"
+    )
+    parser.add_argument("--bundle-int8", type=arguments.bundle, help="the same for ours-int8")
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="our worker's ENGINE (default: %(default)s)")
     parser.add_argument("--json", type=arguments.new_file, help="also write the figures to this file")
 
 
 def main(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON. A peer that cannot be had is left out, with its reason."""
-    needs = Needs(model=args.model, bundle=args.bundle, engine=args.engine)
-    names = [*ALWAYS, *args.peers] if args.engine != "fake" else ["ours"]
+    peers = args.peers if args.engine != "fake" else []
+    if bool(args.model) != bool(args.bundle) and (peers or args.model):
+        _say("memory: --model and --bundle go together, for both must be of one model; a --bundle alone, --with none")
+        return 2
+    needs = Needs(args.model, args.bundle, args.bundle_int8, engine=args.engine)
+    names = [*ALWAYS, *peers] if args.engine != "fake" else ["ours"]
     found, versions = [], {}
     for target in targets(names, needs):
         try:

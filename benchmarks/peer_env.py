@@ -49,14 +49,28 @@ def versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def _places() -> tuple[list[str], dict[str, str]]:
+    """Where uv is to look for packages, as options and variables: as the Makefile has it, which reads pip's settings.
+
+    Raises RuntimeError.
+    """
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "--silent", "--no-print-directory", f"PYTHON={sys.executable}", "uv-places"]
+    try:
+        said = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RuntimeError(f"make does not say where packages are ({error}); run this where the Makefile is") from error
+    option, *variables = said.splitlines()
+    return option.split(), dict(line.split("=", 1) for line in variables)
+
+
 def _uv(*arguments: str) -> None:
     beside = Path(sys.executable).parent / "uv"
     uv = str(beside) if beside.exists() else shutil.which("uv")
     if uv is None:
         raise RuntimeError("uv is not installed; run `make setup`")
-    env = dict(os.environ)
-    if "PIP_FIND_LINKS" in env:  # uv does not read pip's settings; the Makefile does the same
-        env.setdefault("UV_FIND_LINKS", env["PIP_FIND_LINKS"])
-    done = subprocess.run([uv, "--quiet", *arguments], env=env, capture_output=True, text=True)
+    no_index, env = _places()
+    command = [uv, "--quiet", *arguments, *(no_index if arguments[0] == "pip" else [])]
+    done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"`uv {arguments[0]}` failed: {done.stderr.strip()[-500:]}")

@@ -125,15 +125,11 @@ def names_of(text: str) -> list[str]:
 
 def main(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON. A peer that cannot be had is left out, with its reason."""
-    if bool(args.model) != bool(args.bundle):
-        print("peers: --model and --bundle go together, for both must be of one model", file=sys.stderr)
+    try:
+        before = _before(args)
+    except (OSError, ValueError) as error:
+        print(f"peers: {error}", file=sys.stderr)
         return 2
-    before = None
-    if args.append:
-        if not args.json:
-            print("peers: --append needs --json, the file to add to", file=sys.stderr)
-            return 2
-        before = results_file.read(args.json) if args.json.exists() else None
     needs = Needs(
         model=args.model,
         bundle=args.bundle,
@@ -170,6 +166,15 @@ def main(args: argparse.Namespace) -> int:
     rounds = measure(found, load, args.rounds, keep, say=lambda line: print(line, file=sys.stderr, flush=True))
     print(table(results_of(rounds)))
     return 0
+
+
+def _before(args: argparse.Namespace) -> Results | None:
+    """What is added to. Raises OSError, or ValueError, also for options that do not go together."""
+    if bool(args.model) != bool(args.bundle):
+        raise ValueError("--model and --bundle go together, for both must be of one model")
+    if args.append and not args.json:
+        raise ValueError("--append needs --json, the file to add to")
+    return results_file.read(args.json) if args.append and args.json.exists() else None
 
 
 def _prepared(found: Iterable[Target], versions: dict[str, Mapping[str, str]]) -> Iterable[Target]:
@@ -285,7 +290,8 @@ def joined(before: Results, after: Results) -> Results:
     versions = {**before.environment.get("targets", {}), **after.environment["targets"]}
     for name, found in before.environment.get("targets", {}).items():
         if versions[name] != found:
-            raise ValueError(f"the file's rounds are of another version of {name}; measure into another file")
+            both = f"{dict(found)}, now {dict(versions[name])}"
+            raise ValueError(f"the file's rounds are of another version of {name} ({both}); measure into another file")
     first, second = (max((len(one.repeats) for one in each.measurements), default=0) for each in (before, after))
     merged = {}
     for one in (*before.measurements, *after.measurements):

@@ -22,12 +22,13 @@ from benchmarks import arguments, budgets, compare
 from benchmarks.exported import BUILD, exported
 from benchmarks.measure import figure
 from benchmarks.results_file import Results, read, write
-from benchmarks.rounds import merged
+from benchmarks.rounds import merged, target_of
 from benchmarks.weights import minilm_folder
 
 RESULTS = Path("benchmarks/results/quick-cpu.json")
 PAGE = Path("docs/regressions.md")
 PARTS = ("load", "load-fake", "coldstart", "batching", "soak")
+_FAKE, _OF_FAKE = target_of("fake"), ("load-fake", "soak")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +91,11 @@ def main(args: argparse.Namespace) -> int:
     print(budgets.table(outcomes))
     wrong = budgets.complaints(outcomes)
     print("\n".join(["", *wrong]) if wrong else f"\nall of {len(outcomes)} budgets kept")
-    worse = baseline is not None and _is_worse(baseline, results, args)
+    try:
+        worse = baseline is not None and _is_worse(baseline, results, args)
+    except ValueError as error:  # of another precision, say
+        print(f"quick: {error}", file=sys.stderr)
+        return 2
     return int(bool(wrong) or worse)
 
 
@@ -99,7 +104,8 @@ def _baseline(args: argparse.Namespace) -> Results | None:
     if args.baseline is None:
         return None
     found = read(args.baseline)
-    if not {part.partition("-")[0] for part in args.parts} & {one.scenario for one in found.measurements}:
+    ours = {(one.scenario, one.target.startswith(_FAKE)) for one in found.measurements if one.target.startswith("ours")}
+    if not {(part.partition("-")[0], part in _OF_FAKE) for part in args.parts} & ours:
         raise ValueError(f"{args.baseline} holds nothing that the parts {', '.join(args.parts)} measure")
     return found
 

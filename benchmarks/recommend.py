@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks import arguments
-from benchmarks.candidates import Grid, Point, grid_of, our_targets, points_of, precision_of
+from benchmarks.candidates import Grid, Point, Setting, grid_of, our_settings, points_of, setting_of
 from benchmarks.measure import figure
 from benchmarks.report.stored import Stored, stored
 
@@ -118,36 +118,34 @@ def recommend(known: Stored, asked: Asked) -> Recommendation | str:
     losses = _losses(known)
     refused: list[str] = []
     points: list[Point] = []
-    for target in our_targets(known):
-        loss = losses.get(target)
+    for setting in our_settings(known):
+        loss = losses.get(setting)
         if asked.max_loss is not None and (loss is None or loss > asked.max_loss):
             why = "is in no file of `accuracy`" if loss is None else f"is {loss:.2g}"
-            refused.append(
-                f"{precision_of(known, target)} is out: its accuracy loss {why}, allowed is {asked.max_loss:g}"
-            )
+            refused.append(f"{setting.precision} is out: its accuracy loss {why}, allowed is {asked.max_loss:g}")
             continue
-        points += points_of(known, target, asked.length, asked.model)
+        points += points_of(known, setting, asked.length, asked.model)
     fit = [point for point in points if point.p99_ms <= asked.p99_ms]
     if not fit:
-        return _nothing(known, points, refused, asked)
+        return _nothing(points, refused, asked)
     kind = min(point.order for point in fit)
     best = max((point for point in fit if point.order == kind), key=lambda point: point.jobs_per_s)
-    grid = grid_of(known, best.target, asked.length, asked.model)
+    grid = grid_of(known, best.setting, asked.length, asked.model)
     ladder = _ladder(grid, asked.p99_ms) if grid else ()
     measured = [f"rate and p99: {best.where}", *([f"ladder: {grid.where}"] if grid else [])]
-    measured += [f"accuracy: {_accuracy_source(known)}"] if best.target in losses else []
-    measured += _waiting(known, fit, best)
+    measured += [f"accuracy: {_accuracy_source(known)}"] if best.setting in losses else []
+    measured += _waiting(fit, best)
     workers = math.ceil(asked.rate / best.jobs_per_s) if asked.rate else None
     return Recommendation(
         known.sources[0].machine,
         best.target,
-        precision_of(known, best.target),
+        best.setting.precision,
         ladder,
         grid.tokens if grid else None,
         best.concurrency,
         best.jobs_per_s,
         best.p99_ms,
-        losses.get(best.target),
+        losses.get(best.setting),
         cost_per_million(asked.price_per_hour, best.jobs_per_s),
         workers,
         cost_per_million(asked.price_per_hour * workers, asked.rate) if workers and asked.rate else None,
@@ -155,14 +153,14 @@ def recommend(known: Stored, asked: Asked) -> Recommendation | str:
     )
 
 
-def _waiting(known: Stored, fit: Sequence[Point], best: Point) -> list[str]:
+def _waiting(fit: Sequence[Point], best: Point) -> list[str]:
     """Other precisions that look faster, but by a measurement that counts for less."""
     faster = [point for point in fit if point.order > best.order and point.jobs_per_s > best.jobs_per_s]
-    by_target = {point.target: point for point in sorted(faster, key=lambda point: point.jobs_per_s)}
+    by_setting = {point.setting: point for point in sorted(faster, key=lambda point: point.jobs_per_s)}
     return [
-        f"{precision_of(known, target)} may be faster ({figure(point.jobs_per_s)} jobs/s: {point.where})"
-        for target, point in by_target.items()
-        if target != best.target
+        f"{setting.precision} may be faster ({figure(point.jobs_per_s)} jobs/s: {point.where})"
+        for setting, point in by_setting.items()
+        if setting != best.setting
     ]
 
 
@@ -198,15 +196,16 @@ def said(found: Recommendation, asked: Asked) -> str:
     return "\n".join([*lines, *(f"from            {sentence}" for sentence in found.measured)])
 
 
-def _nothing(known: Stored, points: Sequence[Point], refused: Sequence[str], asked: Asked) -> str:
+def _nothing(points: Sequence[Point], refused: Sequence[str], asked: Asked) -> str:
     target = f"p99 <= {asked.p99_ms:g} ms"
     if not points:
         without = (
-            "; ".join(refused) or "there is no measurement of `load`, `peers`, `latency` or `throughput` of this worker"
+            "; ".join(refused)
+            or "there is no measurement of `load`, `peers`, `latency` or `throughput` of this worker, with its p99"
         )
         return f"Nothing meets {target}: {without}."
     nearest = min(points, key=lambda point: point.p99_ms)
-    reached = f"{precision_of(known, nearest.target)} with p99 {figure(nearest.p99_ms)} ms"
+    reached = f"{nearest.setting.precision} with p99 {figure(nearest.p99_ms)} ms"
     return "; ".join([f"Nothing meets {target}; the nearest is {reached} ({nearest.where})", *refused]) + "."
 
 
@@ -221,13 +220,14 @@ def _ladder(grid: Grid, p99_ms: float) -> tuple[int, ...]:
     return tuple(taken)
 
 
-def _losses(known: Stored) -> dict[str, float]:
-    """The worst of each target."""
+def _losses(known: Stored) -> dict[Setting, float]:
+    """The worst of each setting."""
     from benchmarks.report.losses import losses
 
-    found: dict[str, float] = {}
+    found: dict[Setting, float] = {}
     for one in losses(known):
-        found[one.target] = max(found.get(one.target, 0.0), one.loss)
+        setting = setting_of(one.source, one.target)
+        found[setting] = max(found.get(setting, 0.0), one.loss)
     return found
 
 

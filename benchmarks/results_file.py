@@ -117,9 +117,18 @@ def _measurements(found: Iterable[Mapping[str, Any]]) -> Iterable[Measurement]:
         yield Measurement(**{**one, "repeats": tuple(one["repeats"]), "floor": tuple(floor) if floor else None})
 
 
+def commit_of(*folders: str) -> str | None:
+    """The last commit that changed these folders; "-dirty" behind it where files in them were changed since."""
+    last = _git("log", "-1", "--abbrev=12", "--format=%h", "--", *folders)
+    return last and last + "-dirty" * bool(_git("status", "--porcelain", "--", *folders))
+
+
 def _commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+
+
+def _git(*arguments: str) -> str | None:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None  # not a checkout: the files came without their history

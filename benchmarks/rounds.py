@@ -5,6 +5,7 @@ Rule: no clock and no process here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,9 @@ _UNITS: tuple[tuple[str, str, Literal["higher", "lower"]], ...] = (
     ("_mb", "MB", "lower"),
     ("_s", "s", "lower"),
 )
+
+
+_PRECISION = re.compile(r"-(fp32|tf32|fp16|bf16|int8)(?=-|$)")
 
 
 def unit(metric: str) -> tuple[str, Literal["higher", "lower"]]:
@@ -55,6 +59,17 @@ def measurements(
 def target_of(engine: str, precision: str = "fp32") -> str:
     """What this worker is called in results: ours, with the engine where it was told one, and what is not fp32."""
     return "-".join(["ours", *([engine] if engine != "auto" else []), *([precision] if precision != "fp32" else [])])
+
+
+def plain(target: str) -> str:
+    """`target` without its precision: `ours-fp16-alone` is `ours-alone`."""
+    return _PRECISION.sub("", target)
+
+
+def named_precision(target: str) -> str | None:
+    """The precision in a target's name; None where there is none in it."""
+    found = _PRECISION.search(target)
+    return found[1] if found else None
 
 
 def median_ratio(results: Results, one: Measurement) -> str:

@@ -19,6 +19,7 @@ from benchmarks.engines import ENGINES, PRECISIONS, default_engine, default_prec
 from benchmarks.exported import BUILD, exported
 from benchmarks.measure import MISSING, figure, markdown, times
 from benchmarks.results_file import Measurement, Results
+from benchmarks.rounds import target_of
 from benchmarks.shapes import Asked, Found
 from benchmarks.trtexec_switches import Switches, add_switches, export_times, notes, switches_of
 from benchmarks.weights import minilm_folder
@@ -92,11 +93,9 @@ def _run(args: argparse.Namespace, switches: Switches) -> None:
         prepare(path, args.engine, precision, *sizes, args.plan_options)
     environment = results_file.environment()  # now: a file that is changed meanwhile is not what runs
     how = "copies" if switches.data_transfers else "alone"
-    asked = [Asked(_ours(precision, precisions), _ours(precision, precisions), how) for precision in precisions]
-    commands = {
-        _ours(precision, precisions): shapes.ours(path, args.engine, precision, cells, switches)
-        for precision in precisions
-    }
+    names = {precision: target_of("auto", precision) for precision in precisions}
+    asked = [Asked(name, name, how) for name in names.values()]
+    commands = {name: shapes.ours(path, args.engine, precision, cells, switches) for precision, name in names.items()}
     if args.engine == "onnxruntime-cpu":
         commands[_FLOOR] = shapes.floor(path)
         asked.append(Asked(_FLOOR, _FLOOR))
@@ -104,7 +103,8 @@ def _run(args: argparse.Namespace, switches: Switches) -> None:
     asked += [Asked(name, name) for name in commands if name.startswith("torch")]
     with shapes.started(commands, _say) as processes:
         found = shapes.measure(processes, asked, cells, args.rounds, switches, say=_say)
-    options = {"engine": args.engine, "model": bundle.manifest.model, "rounds": args.rounds, **switches.as_options()}
+    told = {"engine": args.engine, "precisions": list(precisions), "model": bundle.manifest.model}
+    options = {**told, "rounds": args.rounds, **switches.as_options()}
     results = Results(environment, options, tuple(measurements(found)), {"errors": found.errors})
     print(table(results))
     if args.json:
@@ -154,10 +154,6 @@ def _cell(results: Results, target: str, point: str) -> str:
         return MISSING
     ratios = results.ratios(one)
     return figure(one.median) + (f" ({times(statistics.median(ratios))})" if ratios else "")
-
-
-def _ours(precision: str, all_of_them: Sequence[str]) -> str:
-    return "ours" if precision == all_of_them[0] else f"ours-{precision}"
 
 
 def _precisions(bundle: Bundle, engine: str) -> list[str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.rounds import named_precision, plain
+
 _NAMES = {
     "ours": "this worker",
     "ours-int8": "this worker, int8",
@@ -78,10 +80,13 @@ def name(target: str) -> str:
     if target in _NAMES:
         return _NAMES[target]
     if target.startswith("ours-"):
+        if plain(target) in _NAMES:
+            return f"{_NAMES[plain(target)]}, {named_precision(target)}"
         return f"this worker, {target.removeprefix('ours-').replace('-', ', ')}"
     return target
 
 
 def colour(target: str) -> Colour:
     """The colour of a target; one that is not known gets one by its name, the same every time."""
-    return _COLOURS.get(target) or _OTHERS[sum(target.encode()) % len(_OTHERS)]
+    known = _COLOURS.get(target) or (_COLOURS.get(plain(target)) if plain(target) != "ours" else None)
+    return known or _OTHERS[sum(target.encode()) % len(_OTHERS)]

@@ -9,7 +9,7 @@ from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import peer_env
+from benchmarks import peer_env, shapes
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor_files import files
 from benchmarks.optimum_graph import optimum_graph
@@ -17,7 +17,7 @@ from benchmarks.targets.base import Target
 from benchmarks.targets.dialects import LITSERVE, OPENAI, SDK_TEST_SERVER, TEI, triton
 from benchmarks.targets.http_server import PORT, HttpServer, RemoteServer
 from benchmarks.targets.in_process import Library
-from benchmarks.targets.queue_worker import QUIET, Command, QueueWorker, ours
+from benchmarks.targets.queue_worker import QUIET, Command, QueueWorker, ours, served
 from benchmarks.weights import minilm_folder
 from engine.bundle import open_bundle
 from engine.probe import cpu_quota, gpu
@@ -27,13 +27,16 @@ _TORCH = ("torch", "transformers")
 _FASTEMBED_POOLINGS = ("mean", "cls")
 _INFINITY_JOBS = 300  # what its worker takes at once, however many clients there are
 
-
+_why_no_gpu = cache(shapes.why_no_gpu)  # seconds each
 _exported = cache(exported)  # several targets ask for the same bundle, and it is verified every time
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What the targets are made of. Without a model or a bundle all-MiniLM-L6-v2 is taken, exported where need be."""
+    """What the targets are made of. Where none is named all-MiniLM-L6-v2 is taken, exported where need be.
+
+    What is made of it is shared: never taken beside, or made of, what was named. Then the missing one is asked for.
+    """
 
     model: Path | None = None
     bundle: Path | None = None
@@ -46,15 +49,24 @@ class Needs:
 
     def folder(self) -> Path:
         """The model's folder. Raises RuntimeError."""
-        return self.model or minilm_folder()
+        return self.model or self._shared("--model", minilm_folder)
 
     def fp32(self) -> Path:
         """The bundle. Raises RuntimeError."""
-        return self.bundle or _exported(self.folder(), BUILD / "demo" / "bundle")
+        return self.bundle or self._shared("--bundle", lambda: _exported(minilm_folder(), BUILD / "demo" / "bundle"))
 
     def int8(self) -> Path:
         """The bundle with int8 in it. Raises RuntimeError."""
-        return self.bundle_int8 or _exported(self.folder(), BUILD / "demo" / "bundle-int8", "--precision", "int8")
+        out = BUILD / "demo" / "bundle-int8"
+        made = lambda: _exported(minilm_folder(), out, "--precision", "int8")  # noqa: E731
+        return self.bundle_int8 or self._shared("--bundle-int8", made)
+
+    def _shared(self, option: str, made: Callable[[], Path]) -> Path:
+        if self.model or self.bundle:
+            raise RuntimeError(
+                f"a model or a bundle was named, and this must be of the same one; name it with {option}"
+            )
+        return made()
 
 
 LABELS: Mapping[str, str] = {
@@ -93,7 +105,7 @@ def _worker(name: str, bundle: Callable[[Needs], Path], needs: Needs) -> Target:
 
 def _stock(needs: Needs) -> Target:
     def made() -> Command:
-        command = [sys.executable, str(_SCRIPTS / "stock_sentence_transformers.py")]
+        command = [_with_torch(sys.executable), str(_SCRIPTS / "stock_sentence_transformers.py")]
         return Command(
             command,
             {"MODEL_FOLDER": str(needs.folder()), **_device()},
@@ -118,7 +130,7 @@ def _fastembed(needs: Needs) -> Target:
 
 def _infinity(needs: Needs) -> Target:
     def made() -> Command:
-        python = peer_env.python_of("infinity")
+        python = Path(_with_torch(peer_env.python_of("infinity")))
         env = {"MODEL_FOLDER": str(needs.folder()), **_device(), **_infinity_env(python)}
         found = peer_env.versions(python, ("infinity-emb", "runpod", *_TORCH))
         return Command([str(python), str(_SCRIPTS / "infinity.py")], env, found)
@@ -128,7 +140,9 @@ def _infinity(needs: Needs) -> Target:
 
 def _infinity_http(needs: Needs) -> Target:
     def made() -> Command:
-        python = peer_env.python_of("infinity-server")  # its server and the SDK want different versions of click
+        python = Path(
+            _with_torch(peer_env.python_of("infinity-server"))
+        )  # its server and the SDK want different versions of click
         command = [str(python), "-c", "from infinity_emb.cli import cli; cli()", "v2"]
         command += ["--model-id", str(needs.folder()), "--served-model-name", "model", "--engine", "torch"]
         command += ["--device", _device()["DEVICE"], "--host", "127.0.0.1", "--port", PORT, "--log-level", "error"]
@@ -143,7 +157,7 @@ def _infinity_env(python: Path) -> Mapping[str, str]:
 
 def _litserve(needs: Needs) -> Target:
     def made() -> Command:
-        python = peer_env.python_of("litserve")
+        python = Path(_with_torch(peer_env.python_of("litserve")))
         command = [str(python), str(_SCRIPTS / "litserve_server.py"), str(needs.folder()), PORT]
         found = peer_env.versions(python, ("litserve", "sentence-transformers", *_TORCH))
         return Command(command, {"HF_HUB_OFFLINE": "1"}, found)
@@ -153,8 +167,9 @@ def _litserve(needs: Needs) -> Target:
 
 def _ours_http(needs: Needs) -> Target:
     def made() -> Command:
-        command = [sys.executable, "-m", "handler", "--rp_serve_api", "--rp_api_port", PORT]
-        return Command(command, {**QUIET, "BUNDLE": str(needs.fp32()), "ENGINE": needs.engine})
+        command, bundle = [sys.executable, "-m", "handler", "--rp_serve_api", "--rp_api_port", PORT], needs.fp32()
+        env = {**QUIET, "BUNDLE": str(bundle), "ENGINE": needs.engine}
+        return Command(command, env, served(bundle, needs.engine))
 
     return HttpServer("ours-http", LABELS["ours-http"], SDK_TEST_SERVER, made)
 
@@ -172,7 +187,7 @@ def _floor(needs: Needs) -> Target:
 
 def _library(name: str, needs: Needs) -> Target:
     def made() -> Command:
-        command = [sys.executable, str(_SCRIPTS / "library.py"), name, str(needs.folder())]
+        command = [_with_torch(sys.executable), str(_SCRIPTS / "library.py"), name, str(needs.folder())]
         packages = ("sentence-transformers", *_TORCH) if name == "sentence-transformers" else _TORCH
         return Command(command, {"HF_HUB_OFFLINE": "1"}, _installed(*packages))
 
@@ -209,6 +224,13 @@ _MADE: Mapping[str, Callable[[Needs], Target]] = {
     "tei": _tei,
     "triton": _triton,
 }
+
+
+def _with_torch(python: str | Path) -> str:
+    """`python`, whose torch runs where our worker does. Raises RuntimeError where that is a GPU which it cannot use."""
+    if gpu() and (why := _why_no_gpu(str(python))):
+        raise RuntimeError(f"{why}, beside which ours would run; give it a torch for this GPU")
+    return str(python)
 
 
 def _device() -> dict[str, str]:

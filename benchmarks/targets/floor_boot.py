@@ -20,7 +20,7 @@ options.intra_op_num_threads = int(threads)
 options.log_severity_level = 3
 if fused == "1":
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-session = ort.InferenceSession(graph, options)
+session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 loaded = time.perf_counter()
 tokenizer = Tokenizer.from_file(tokenizer_file)
 ready = time.perf_counter()

@@ -87,7 +87,7 @@ def onnxruntime(graph: str, fused: str, tokenizer_file: str, max_length: str, th
     options.log_severity_level = 3
     if fused == "1":
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(graph, options)
+    session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     names = [tensor.name for tensor in session.get_inputs()]
     tokenizer = Tokenizer.from_file(tokenizer_file)
     tokenizer.no_padding()

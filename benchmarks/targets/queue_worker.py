@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.clients import Answers, Clients, embed_jobs
+from benchmarks.engines import served_precision
+from benchmarks.results_file import commit_of
 from benchmarks.targets.base import ANSWER_TIMEOUT_S, Running, Way, tree_memory_mb, vectors_of
 from benchmarks.targets.pipe import stop_process
 from benchmarks.worker_process import WorkerProcess
 from benchmarks.workload import stream
+from engine.bundle import open_bundle
+from engine.errors import WorkerError
 from engine.tensors import Array
 
 # The SDK's start-up checks are the platform's, not a worker's; without them the stock worker starts faster.
@@ -67,9 +72,25 @@ class QueueWorker:
 
 def ours(name: str, label: str, bundle: Callable[[], Path], concurrency: int, engine: str = "auto") -> QueueWorker:
     """This project's worker."""
-    command = [sys.executable, "-m", "handler"]
-    made = lambda: Command(command, {"BUNDLE": str(bundle()), "ENGINE": engine})  # noqa: E731
+
+    def made() -> Command:
+        path = bundle()
+        return Command([sys.executable, "-m", "handler"], {"BUNDLE": str(path), "ENGINE": engine}, served(path, engine))
+
     return QueueWorker(name, label, concurrency, made)
+
+
+def served(bundle: Path, engine: str) -> dict[str, str]:
+    """What our worker's version is: its code, the model, the bundle and the precision of its answers.
+
+    Raises RuntimeError where the worker would not start.
+    """
+    try:
+        opened, precision = open_bundle(bundle), served_precision(bundle, {**os.environ, "ENGINE": engine})
+    except WorkerError as error:
+        raise RuntimeError(str(error)) from None
+    commit = commit_of("engine", "handler") or "unknown"
+    return {"model": opened.manifest.model, "bundle": opened.sha256[:12], "precision": precision, "commit": commit}
 
 
 class _Running:

@@ -11,13 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import coldstart, load
+from benchmarks import coldstart, engines, load
 from benchmarks.import_times import costs
 from benchmarks.import_times import table as import_table
 from benchmarks.measure import figure, markdown, medians, percentile, ratio, times, write_json
 from benchmarks.results_file import Results
 from benchmarks.rounds import Round, measurements, options_of, target_of, unit
 from benchmarks.workload import arrivals, stream, texts
+from engine.plan import PlanFile
+from engine.probe import Gpu
+from engine.select import Facts
+from tests.plans import plan
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(0, 1), (50, 3), (90, 4.6), (99, 4.96), (100, 5)])
@@ -33,6 +37,21 @@ def test_the_50th_percentile_is_the_median(values: list[float]):
 
 def test_without_samples_there_is_no_percentile():
     assert math.isnan(percentile([], 50))
+
+
+def test_the_precision_that_is_served_is_the_plan_s(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a GPU a bundle in fp32 answers in what its plan was built for."""
+    assert engines.served_precision(small_bundle, {}) == "fp32"
+    assert engines.served_precision(small_bundle, {"ENGINE": "fake"}) == "fp32"
+    facts = Facts(
+        gpu=Gpu("NVIDIA L4", (8, 9)),
+        providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
+        tensorrt="10.13.0.35",
+        plans=[PlanFile(plan(precision="fp16"), Path("a.plan"))],
+    )
+    monkeypatch.setattr(engines, "gather", lambda *asked: facts)
+    assert engines.served_precision(small_bundle, {}) == "fp16"
+    assert engines.served_precision(small_bundle, {"ENGINE": "onnxruntime-cuda"}) == "fp32"
 
 
 def test_medians_go_figure_by_figure():
@@ -165,6 +184,19 @@ def test_the_knee_is_the_last_rate_before_the_queue_grows():
     assert load.knee([loops[0], open_loop("b", 20, 18, 5), open_loop("c", 30, 30, 5)]) == load.knee(loops[:1])
     assert load.knee([open_loop("a", 10, 5, 5)]) is None
     assert load.knee([]) is None
+
+
+def test_a_loop_in_which_no_job_came_says_nothing_of_the_knee():
+    """As at a rate so low that none was drawn: its p99 is NaN, and every other is compared with the lowest rate's."""
+    empty = {**open_loop("none", 0, 0, math.nan), "p99_ms": [math.nan] * 3}
+    loops = [open_loop("a", 10, 10, 5), open_loop("b", 20, 20, 500)]
+    assert load.knee([empty, *loops]) == load.knee(loops) == load.knee(loops[:1])
+    assert load.knee([empty]) is None
+    once = {"point": "a", "offered_per_s": [0, 10, 10], "reached_per_s": [0, 10, 10], "p99_ms": [math.nan, 5, 5]}
+    assert load.knee([once, loops[1]]) == load.knee(loops)
+    failed = {**open_loop("b", 20, 0, math.nan), "p99_ms": [math.nan] * 3}
+    assert load.knee([loops[0], failed, open_loop("c", 30, 30, 5)]) == load.knee(loops)
+    assert load.knee([failed]) is None
 
 
 def test_rounds_become_repeats():

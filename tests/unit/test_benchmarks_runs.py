@@ -96,6 +96,8 @@ def test_a_short_load(small_bundle: Path, tmp_path: Path, capsys: pytest.Capture
     best = max(one.median for one in closed if one)
     assert half["offered_per_s"][0] == pytest.approx(best / 2, rel=0.3)
     assert (twenty["point"], len(twenty["reached_per_s"])) == ("rate 20/s", 1)
+    for loop in (half, twenty):  # never more, though the last job came before the loop was over
+        assert loop["reached_per_s"][0] <= loop["offered_per_s"][0]
     assert "| ours-fake, 4 clients " in capsys.readouterr().out
 
 

@@ -1,6 +1,7 @@
 """Budgets: what may be written, what is held against them, and what is said when one is exceeded."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,21 @@ def test_what_cannot_be_judged_is_not_measured(tmp_path: Path, capsys: pytest.Ca
     assert "missing.toml" in missing
     assert "measure it anew" in old
     assert "other.json holds nothing that the parts soak measure" in other
+
+
+def test_a_baseline_of_another_worker_is_told_before_anything_is_measured(
+    small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """`load-fake` and `load` measure one scenario, of another target each."""
+    write(tmp_path / "load.json", Results({}, {}, RESULTS.of("load")))
+    monkeypatch.setattr(quick, "measure", lambda args: pytest.fail("it went on"))
+    asked = ["--bundle", small_bundle, "--baseline", tmp_path / "load.json", "--parts"]
+    assert run(quick, *asked, "load-fake", "soak") == 2
+    assert "load.json holds nothing that the parts load-fake, soak measure" in capsys.readouterr().err
+    int8 = [replace(one, target="ours-int8") for one in RESULTS.of("load")]
+    monkeypatch.setattr(quick, "measure", lambda args: Results({}, {}, tuple(int8)))
+    assert run(quick, *asked, "load") == 2  # which precision a worker has is seen when it runs
+    assert "quick: the files have no measurement of ours* in common" in capsys.readouterr().err
 
 
 def test_the_batches_of_a_job_are_counted(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

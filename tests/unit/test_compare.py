@@ -106,6 +106,17 @@ def test_verdicts(after: tuple[float, ...], better: str, verdict: str):
     assert found.verdict == verdict
 
 
+def test_what_fell_to_nothing_has_bounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Both are 0, which is its own negative as infinities are each other's."""
+    ten, none = results([10.0] * 3, better="higher"), results([0.0] * 3, better="higher")
+    (found,) = compare.compare(ten, none)
+    assert (found.verdict, found.low, found.high) == (compare.WORSE, 0.0, 0.0)
+    assert compare.span(found) == "-100% to -100%"
+    assert run(ten, none, tmp_path, "--json") == 1
+    (told,) = json.loads(capsys.readouterr().out)["findings"]
+    assert (told["low"], told["high"]) == (0.0, 0.0)
+
+
 def test_with_a_floor_a_slower_machine_is_no_change():
     before = results(HEALTHY, (5.0, 5.05, 4.95, 5.1))
     after = results([2 * value for value in HEALTHY], (10.0, 10.1, 9.9, 10.2))

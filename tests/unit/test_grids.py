@@ -49,6 +49,16 @@ def test_a_small_grid(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "| batch 4, 64 tokens |" in capsys.readouterr().out
 
 
+def test_the_first_precision_of_a_grid_is_not_taken_for_fp32(bundle: Path, tmp_path: Path):
+    out = tmp_path / "throughput.json"
+    options = ["--bundle", str(bundle), "--precisions", "fp16,fp32", "--batches", "1", "--lengths", "16"]
+    options += ["--rounds", "1", "--duration", "0", "--warmUp", "0", "--torch-python", "none", "--json", str(out)]
+    assert main(["throughput", *options]) == 0
+    found = results_file.read(out)
+    assert list(dict.fromkeys(one.target for one in found.measurements)) == ["ours-fp16", "ours", "floor"]
+    assert found.options["precisions"] == ["fp16", "fp32"]
+
+
 def test_rates_are_of_runs_and_wall_time():
     """Two streams, each ten runs of 100 ms in one second: 20 runs a second."""
     found = Found({("ours", "batch 8, 16 tokens"): [Took([100.0] * 20, 1.0), None]})

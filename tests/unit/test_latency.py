@@ -98,6 +98,19 @@ def test_what_torch_cannot_do_is_told(
     assert targets == {"ours", "ours-handler", "floor"}
 
 
+def test_what_is_measured_is_named_by_its_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(SHAPES, "minilm", SMALL)
+    options = ["--cpu", "--precision", "fp16", "--models", "minilm", "--seq", "16", "--batch", "1", "--duration", "0"]
+    options += ["--warmUp", "0", "--torch-python", "none", "--work", str(tmp_path), "--json", str(tmp_path / "l.json")]
+    assert main(["latency", *options]) == 0
+    targets = {one.target for one in results_file.read(tmp_path / "l.json").measurements}
+    assert targets == {"ours-fp16", "ours-fp16-handler", "floor"}
+    said = capsys.readouterr().out
+    assert "copies, p50" in said and "handler, p50" in said
+
+
 @pytest.mark.skipif(gpu() is not None, reason="there is a GPU")
 @pytest.mark.parametrize("engine", ["tensorrt", "onnxruntime-cuda"])
 def test_without_a_gpu_its_engines_are_refused(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch):
@@ -148,6 +161,9 @@ def test_goals_say_which_are_met():
         "met     bert-base, 128 tokens, batch 32: 1.25x as fast as torch.compile, at least 1x",
     ]
     assert goals(results(row("minilm", 16, 1, copies=1.0))) == []
+    half = results(row(ours_fp16_alone=0.4, ours_fp16=0.5, ours_fp16_handler=0.7, torch_compile=0.9))
+    assert goals(half) == goals(results(rows[0]))
+    assert table(half, []) == table(results(rows[0]), [])
 
 
 # benchmarks gpu

@@ -26,7 +26,7 @@ def exported(*options: str, **environ: str) -> dict[str, str]:
 
 def make(*arguments: str, **environ: str) -> str:
     """What make prints; `--file -` has a target `shown` that prints its environment."""
-    ours = ("PIP_", "UV_", "MAKE")
+    ours = ("PIP_", "UV_", "MAKE", "NO_INDEX")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     clean |= {"PIP_CONFIG_FILE": "/dev/null", "UV_CONFIG_FILE": "/dev/null"}  # this machine's own change nothing
     recipe = "include Makefile\nshown:\n\t@env\n"

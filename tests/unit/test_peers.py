@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import zipfile
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +18,9 @@ from benchmarks.__main__ import main
 from benchmarks.peers import joined, least_cosine, measurements
 from benchmarks.peers_table import table
 from benchmarks.results_file import Results
+from benchmarks.targets import catalogue
 from benchmarks.targets.catalogue import LABELS, PEERS, Needs, targets
+from engine.bundle import open_bundle
 
 ALL = ("cold start", "ready_s"), ("cold start", "first_answer_s"), ("idle", "p50_ms"), ("1 client", "jobs_per_s")
 
@@ -106,6 +110,11 @@ def test_rounds_of_other_options_or_versions_are_not_joined():
     old = results(rounds, targets={"floor": {"onnxruntime": "1.17"}})
     with pytest.raises(ValueError, match="another version of floor"):
         joined(old, results(rounds, targets={"floor": {"onnxruntime": "1.18"}}))
+    known = {"model": "a", "bundle": "0123", "precision": "fp32", "commit": "4567"}
+    for changed in ("model", "bundle", "precision", "commit"):
+        both = (results(rounds, targets={"ours": one}) for one in (known, {**known, changed: "another"}))
+        with pytest.raises(ValueError, match=r"another version of ours \(.*another.*\); measure into another file"):
+            joined(*both)
     other = Results({"targets": {}}, {"seconds": 1}, (), {"ways": {}})
     with pytest.raises(ValueError, match="give the same"):
         joined(old, other)
@@ -142,6 +151,40 @@ def test_options_that_need_another(options: str, small_bundle: Path, capsys: pyt
     assert capsys.readouterr().err.startswith("peers: --")
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\x00"])
+def test_a_file_that_holds_no_rounds_is_told(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(peers, "targets", lambda *asked: pytest.fail("it went on"))
+    broken = tmp_path / "broken.json"
+    broken.write_text(content)
+    assert main(["peers", "--append", "--json", str(broken)]) == 2
+    assert f"peers: {broken} is not a results file of this suite" in capsys.readouterr().err
+    assert broken.read_text() == content
+
+
+def test_what_is_not_named_is_not_taken_from_another_model(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nor is what all share made of it."""
+    monkeypatch.setattr(catalogue, "_exported", lambda *asked: pytest.fail(f"exported: {asked}"))
+    for needs, what, option in (
+        (Needs(model=small_bundle), Needs.fp32, "--bundle"),
+        (Needs(model=small_bundle, bundle=small_bundle), Needs.int8, "--bundle-int8"),
+        (Needs(bundle=small_bundle), Needs.folder, "--model"),
+    ):
+        with pytest.raises(RuntimeError, match=f"must be of the same one; name it with {option}$"):
+            what(needs)
+
+
+@pytest.mark.parametrize("command", ["memory --bundle {0}", "memory --model {0} --with none", "distance --bundle {0}"])
+def test_a_bundle_is_not_set_beside_another_model(
+    command: str, small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    for module in ("memory", "distance"):
+        monkeypatch.setattr(f"benchmarks.{module}.targets", lambda *asked: pytest.fail("it went on"))
+    assert main(command.format(small_bundle).split()) == 2
+    assert "--with none" in capsys.readouterr().err
+
+
 def test_ours_and_the_floor_for_real(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "peers.json"
     options = ["--with", "ours-http", "--model", str(small_bundle), "--bundle", str(small_bundle), "--rounds", "1"]
@@ -152,6 +195,11 @@ def test_ours_and_the_floor_for_real(small_bundle: Path, tmp_path: Path, capsys:
     assert "tei is left out: give the address of one with --tei URL" in said.err
     found = results_file.read(out)
     assert {one.target for one in found.measurements} == {"ours", "floor", "ours-http"}
+    for name in ("ours", "ours-http"):
+        version = found.environment["targets"][name]
+        assert (version["model"], version["precision"]) == (open_bundle(small_bundle).manifest.model, "fp32")
+        assert open_bundle(small_bundle).sha256.startswith(version["bundle"])
+        assert len(version["commit"].removesuffix("-dirty")) == 12 or version["commit"] == "unknown"
     for one in found.measurements:
         assert len(one.repeats) == 1
         assert one.repeats[0] is not None and one.repeats[0] > 0, one
@@ -214,6 +262,46 @@ def test_a_peer_without_an_environment_says_why(tmp_path: Path):
     pins.write_text("not a requirement\n")
     with pytest.raises(RuntimeError, match="`uv pip` failed: "):
         peer_env.python_of("some", pins=pins, root=tmp_path)
+
+
+def without_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))] + ["NO_INDEX"]:
+        monkeypatch.delenv(name, raising=False)
+    for name in ("PIP_CONFIG_FILE", "UV_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/dev/null")  # this machine's own change nothing
+
+
+def test_uv_is_told_the_places_that_make_would_tell_it(monkeypatch: pytest.MonkeyPatch):
+    """Where none is named torch is the one for the CPU: PyPI's is for CUDA, and the pins hold none of its libraries."""
+    without_places(monkeypatch)
+    ours = {"UV_CONFIG_FILE": "/dev/null"}
+    assert peer_env._places() == ([], {**ours, "UV_TORCH_BACKEND": "cpu"})
+    monkeypatch.setenv("PIP_INDEX_URL", "https://example.org/simple")
+    assert peer_env._places() == ([], {**ours, "UV_DEFAULT_INDEX": "https://example.org/simple"})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
+    monkeypatch.delenv("PIP_INDEX_URL")
+    option, variables = peer_env._places()
+    assert (option, variables) == (["--no-index"], {**ours, "UV_FIND_LINKS": "/wheels"})
+    for name, value in {**variables, "NO_INDEX": option[0], "MAKEFLAGS": "n", "MAKELEVEL": "1"}.items():
+        monkeypatch.setenv(name, value)  # as under `make peers`
+    assert peer_env._places() == (option, variables)
+
+
+def test_an_environment_is_made_of_what_pip_would_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    without_places(monkeypatch)
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels" / "nowhere_else-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("nowhere_else.py", "")
+        info = "nowhere_else-1.0.dist-info"
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: nowhere-else\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    (tmp_path / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {tmp_path / 'wheels'}\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    (tmp_path / "pins.txt").write_text("nowhere-else==1.0\n")
+    python = peer_env.python_of("some", pins=tmp_path / "pins.txt", root=tmp_path / "peers")
+    assert peer_env.versions(python, ["nowhere-else"]) == {"nowhere-else": "1.0"}
 
 
 def test_every_environment_has_its_pins():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,53 @@ def test_a_precision_whose_loss_is_not_known_is_out_when_one_is_asked_for():
     assert "is in no file of `accuracy`" in found
 
 
+def stored(**files: tuple[dict[str, object], list[Measurement]]) -> Stored:
+    return Stored([Source(name, Results(GPU, options, tuple(found))) for name, (options, found) in files.items()])
+
+
+HALF = [
+    one("accuracy", name, "9 texts", "min_cosine", [value], False) for name, value in (("ours", 1), ("ours-fp16", 0.99))
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [("ours-fp16", {}), ("ours", {"precision": "fp16"})],
+    ids=["named", "told, as files were once"],
+)
+def test_the_loss_is_that_of_the_precision_which_was_measured(target: str, options: dict[str, object]):
+    files = stored(latency=(options, grid(target, 128, {1: (10.0, 12.0)})), accuracy=({}, HALF))
+    found = recommend(files, Asked(100, 1.0))
+    assert isinstance(found, Recommendation)
+    assert found.precision == "fp16"
+    assert found.accuracy_loss == pytest.approx(0.01)
+    exact = recommend(files, Asked(100, 1.0, max_loss=1e-3))
+    assert isinstance(exact, str)
+    assert "fp16 is out: its accuracy loss is 0.01, allowed is 0.001" in exact
+
+
+def test_peers_are_in_the_precision_that_was_served():
+    """On a GPU `ours` of a bundle in fp32 answers by its plan in fp16."""
+    closed = [
+        one("peers", "ours", "32 clients", metric, [value], False)
+        for metric, value in (("jobs_per_s", 300.0), ("p99_ms", 90.0))
+    ]
+    served = {**GPU, "targets": {"ours": {"precision": "fp16"}}}
+    files = Stored([Source("peers", Results(served, {}, tuple(closed))), Source("a", Results(GPU, {}, tuple(HALF)))])
+    found = recommend(files, Asked(100, 1.0))
+    assert isinstance(found, Recommendation)
+    assert found.precision == "fp16"
+    assert found.accuracy_loss == pytest.approx(0.01)
+
+
+def test_one_name_of_two_precisions_is_two_settings():
+    """As `latency` once called every precision: its grid is not the ladder of what was loaded in fp32."""
+    files = stored(load=({}, OURS), latency=({"precision": "fp16"}, GRID), accuracy=({}, HALF))
+    found = recommend(files, Asked(100, 1.0))
+    assert isinstance(found, Recommendation)
+    assert (found.precision, found.accuracy_loss, found.ladder) == ("fp32", 0.0, ())
+
+
 def test_two_runs_of_a_batch_fit_into_the_target_and_larger_ones_must_gain():
     found = recommend(known(OURS, GRID), Asked(400, 1.0))
     short = recommend(known(OURS, GRID), Asked(80, 1.0))
@@ -132,6 +180,27 @@ def test_the_precision_is_in_the_target_s_name_or_what_the_command_was_told():
     found = recommend(told, Asked(100, 1.0))
     assert isinstance(found, Recommendation)
     assert found.precision == "fp16"
+
+
+def test_another_percentile_does_not_stand_in_for_p99():
+    ninety = [replace(one, metric=one.metric.replace("p99", "p90")) for one in GRID]
+    assert (
+        "nothing meets p99 <= 100 ms: there is no measurement" in str(recommend(known(ninety), Asked(100, 1.0))).lower()
+    )
+    found = recommend(known(OURS, ninety), Asked(100, 1.0))
+    assert isinstance(found, Recommendation)
+    assert (found.ladder, found.length) == ((), None)
+
+
+def test_a_loop_that_served_nothing_is_no_candidate():
+    idle = [
+        one("load", "ours", "rate 1/s", metric, values, False)
+        for metric, values in (("jobs_per_s", [0.0, 0.0, 5.0]), ("p99_ms", [None, None, 50.0]))
+    ]
+    assert "there is no measurement" in str(recommend(known(idle), Asked(100, 1.0)))
+    found = recommend(known(idle, load("ours", {"rate 9/s": (9.0, 60.0)})), Asked(100, 1.0, rate=20))
+    assert isinstance(found, Recommendation)
+    assert (found.jobs_per_s, found.workers) == (9.0, 3)
 
 
 def test_workers_for_a_rate_are_whole_and_their_idle_time_is_paid():

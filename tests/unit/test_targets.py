@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import runpy
 import sys
 import threading
 import time
@@ -17,13 +18,17 @@ import psutil
 import pytest
 from aiohttp import web
 
+from benchmarks import peer_env
+from benchmarks.floor import Floor
 from benchmarks.floor_files import files
+from benchmarks.targets import catalogue, library
 from benchmarks.targets.catalogue import Needs, targets
 from benchmarks.targets.dialects import OPENAI, SDK_TEST_SERVER, TEI, triton
 from benchmarks.targets.http_server import HttpServer, RemoteServer
 from benchmarks.targets.pipe import PipeProcess
 from benchmarks.targets.queue_worker import Command
 from engine.bundle import open_bundle
+from engine.probe import Gpu
 
 
 def python(code: str) -> list[str]:
@@ -79,6 +84,49 @@ def test_the_floor_answers_over_its_pipe(small_bundle: Path):
         assert running.closed_loop(32, 0.1, seed=1) is None
         assert len(running.one_by_one(many[:3], 0.0).ms) == 3
         assert running.stop(10.0) is not None
+
+
+def test_floors_run_on_the_cpu_whatever_the_installed_onnxruntime_can(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """One for GPUs would else take its GPU, or warn that it must be told."""
+    asked: list[object] = []
+    real = ort.InferenceSession
+
+    def session(*arguments: Any, **named: Any) -> ort.InferenceSession:
+        asked.append(named.get("providers"))
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    opened = files(open_bundle(small_bundle))
+    given = [str(opened.graph), str(int(opened.fused)), str(opened.tokenizer)]
+    Floor(small_bundle)
+    library.LIBRARIES["onnxruntime"](*given, "32", "1")
+    monkeypatch.setattr(sys, "argv", ["floor_boot.py", *given, "1", "a text"])
+    runpy.run_path(str(Path(library.__file__).with_name("floor_boot.py")))
+    assert asked == [["CPUExecutionProvider"]] * 3
+    assert "first answer" in capsys.readouterr().out
+
+
+TORCH = [
+    "stock", "infinity", "infinity-http", "litserve",
+    "sentence-transformers", "transformers-pipeline", "torch-eager", "torch-compile",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_a_torch_without_the_gpu_is_not_set_beside_a_worker_on_it(
+    name: str, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 2.13.0+cpu False\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(peer_env, "python_of", lambda of: python)
+    monkeypatch.setattr(catalogue, "gpu", lambda: Gpu("NVIDIA L4", (8, 9)))
+    (target,) = targets([name], Needs(model=small_bundle, bundle=small_bundle))
+    with pytest.raises(RuntimeError, match=r"has torch 2\.13\.0\+cpu, which sees no GPU"):
+        target.prepare()
 
 
 # HTTP

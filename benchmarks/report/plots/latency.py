@@ -12,6 +12,7 @@ from benchmarks.measure import figure
 from benchmarks.report import targets
 from benchmarks.report.plot import Absent, Canvas, Plot, logarithmic
 from benchmarks.report.stored import Shape, Source, Stored, shape
+from benchmarks.rounds import named_precision, plain
 
 SCENARIO = "latency"
 _NAME, _TITLE = "latency", "Latency by batch"
@@ -33,7 +34,9 @@ class Row:
     @property
     def label(self) -> str:
         """Who it is, in a legend."""
-        return "this worker's engine, with copies" if self.target == "ours" else targets.name(self.target)
+        if plain(self.target) != "ours":
+            return targets.name(self.target)
+        return ", ".join(filter(None, ["this worker's engine, with copies", named_precision(self.target)]))
 
 
 def latency_rows(known: Stored) -> list[Row]:

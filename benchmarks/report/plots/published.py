@@ -12,6 +12,7 @@ from benchmarks.report import targets
 from benchmarks.report.plot import INK, SOFT, Absent, Canvas, Plot, logarithmic
 from benchmarks.report.plots.latency import latency_rows
 from benchmarks.report.stored import Shape, Stored
+from benchmarks.rounds import plain
 
 _NAME, _TITLE = "published", "On a GPU, beside published figures"
 PUBLISHED = Path(__file__).parents[2] / "published.json"
@@ -56,10 +57,11 @@ def _pairs(known: Stored) -> list[_Pair]:
     """Of a GPU's rows the engine alone, for copies are not in what is published; with copies where that is all."""
     published = json.loads(PUBLISHED.read_text())["rows"]
     rows = [row for row in latency_rows(known) if row.source.results.environment.get("gpu")]
-    alone = {(row.source.name, row.shape) for row in rows if row.target == "ours-alone"}
+    alone = {(row.source.name, row.shape) for row in rows if plain(row.target) == "ours-alone"}
     made = []
     for row in rows:
-        if row.target != "ours-alone" and (row.target != "ours" or (row.source.name, row.shape) in alone):
+        who = plain(row.target)
+        if who != "ours-alone" and (who != "ours" or (row.source.name, row.shape) in alone):
             continue
         key = row.shape.of, row.shape.tokens, row.shape.batch
         beside = [(one["gpu"], one["ms"]) for one in published if (one["model"], one["seq"], one["batch"]) == key]
