@@ -18,6 +18,7 @@ from export.exporters import Exporter, choose_exporter
 from export.hub import download, locate, refuse_pointer
 from export.infer import infer_task
 from export.json_files import read_json
+from export.newer_config import in_older_words
 from export.own_code import CODE, fetch_code, refuse_fast_paths
 from export.parity_data import check_payload_file
 from export.parity_limits import GateLimits
@@ -55,7 +56,9 @@ def load(recipe: Recipe) -> Source:
     _check_files(folder, model, recipe.trust_remote_code)
     code = fetch_code(folder, model) if recipe.trust_remote_code else {}
     with quiet():
-        config, auto_class, architecture, positions, exporter = _check_architecture(folder, model, task, recipe)
+        config, is_translated, auto_class, architecture, positions, exporter = _check_architecture(
+            folder, model, task, recipe
+        )
         task.check(model, config)
         processors = task.processors(folder, model, layout, recipe)
     if not base.is_complete:
@@ -70,6 +73,7 @@ def load(recipe: Recipe) -> Source:
         auto_class=auto_class,
         architecture=architecture,
         config=config,
+        is_translated=is_translated,
         max_length=task.max_length(recipe, layout, processors, config, positions),
         weights_bytes=weights_bytes,
         trust_remote_code=recipe.trust_remote_code,
@@ -152,11 +156,11 @@ def _weights_files(folder: Path, model: str) -> list[Path]:
 
 def _check_architecture(
     folder: Path, model: str, task: ExportTask, recipe: Recipe
-) -> tuple[Any, str, str, int | None, Exporter]:
-    """Config, auto class, model class, positions and exporter of a model that task and exporter both take."""
+) -> tuple[Any, bool, str, str, int | None, Exporter]:
+    """Config, whether it is translated, auto class, model class, positions and exporter of a model that fits."""
     import torch
     import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
     raw = read_json(folder / "config.json")
     kind, custom = raw.get("model_type"), "auto_map" in raw
@@ -171,9 +175,13 @@ def _check_architecture(
             "model"
         )
     with _blaming_config(model):
-        config = transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True
-        )
+        newer = {} if custom else in_older_words(raw, CONFIG_MAPPING[kind], model)
+        if newer:
+            config = CONFIG_MAPPING[kind].from_dict({**raw, **newer})
+        else:
+            config = transformers.AutoConfig.from_pretrained(
+                folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True
+            )
     if custom:
         refuse_fast_paths(config, model)
     auto_class = _auto_class(kind, task, custom)
@@ -188,7 +196,7 @@ def _check_architecture(
             f"{model} ({kind}) does not fit {task.tag}: it reads {empty.main_input_name}, not just {task.reads}; try "
             "another --task"
         )
-    return config, auto_class, type(empty).__name__, _positions(config, empty), exporter
+    return config, bool(newer), auto_class, type(empty).__name__, _positions(config, empty), exporter
 
 
 @contextmanager

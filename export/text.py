@@ -14,6 +14,7 @@ from onnx import helper
 from engine.tensors import Arrays, Row
 from export.errors import Refused, Unavailable
 from export.esm_tokenizer import esm_tokenizer
+from export.newer_tokenizer import load_tokenizer
 from export.nodes import Axes, Nodes
 from export.rare_tokens import rare_texts
 from export.recipe import Recipe
@@ -205,11 +206,9 @@ def longest_row(asked: int | None, of_files: float, positions: int | None, token
 
 def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
     """The model's tokenizer in transformers, backed by the tokenizers library. Raises Refused."""
-    from transformers import AutoTokenizer
-
     try:
         with needing(model, "tokenizer that can be loaded"):
-            tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer = load_tokenizer(
                 folder, use_fast=True, trust_remote_code=recipe.trust_remote_code, local_files_only=True
             )
     except Refused as error:

@@ -51,6 +51,20 @@ def test_lowercasing_and_prompts_are_those_of_sentence_transformers(run: Export,
     assert np.abs(asked - embed(bundle, TEXTS)).max() > 1e-3
 
 
+def test_a_config_as_transformers_5_writes_it(run: Export, tmp_path: Path):
+    """The reference reads the older form, for the transformers 4 that is installed would read this one wrongly."""
+    older = models.tiny_qwen3(tmp_path / "older")
+    edit_json(older / "config.json", rope_theta=1e6)
+    newer = shutil.copytree(older, tmp_path / "model")
+    config = json.loads((newer / "config.json").read_text())
+    rope = {"rope_parameters": {"rope_theta": config.pop("rope_theta"), "rope_type": "default"}}
+    models.write_json(newer / "config.json", {**config, **rope})
+    assert run(newer)[0] == 0
+    ours, theirs = embed(tmp_path / "out/bundle", TEXTS), reference(older, TEXTS)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+    assert np.abs(reference(newer, TEXTS) - theirs).max() > 1e-3
+
+
 def test_a_model_without_sentence_transformers_files(run: Export, tmp_path: Path):
     model = models.tiny_roberta(tmp_path / "model", sentence_transformers=False)
     code, said, _ = run(model)
