@@ -95,6 +95,10 @@ class ApiProxy(ItemsTask):
         check_url(url, self.limits.fetch_hosts)
         return method, url, body
 
+    def split(self, request: Request, rows: int) -> Sequence[Request]:
+        """One by one: a part whose answer is too large is split and answered anew, which would send it twice."""
+        return super().split(request, 1)
+
     def parts(self, request: Request) -> list[Part]:
         """A row with the bytes of the service's answer; `data` is the answer."""
         parts = []

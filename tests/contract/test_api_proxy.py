@@ -222,6 +222,20 @@ async def test_a_job_that_was_stopped_sends_nothing_further(server: TlsServer, a
     assert len(server.seen) == 1
 
 
+async def test_a_stream_sends_each_request_once_however_large_the_answers_are(proxy: Proxy):
+    proxy.on("/v1/items", as_json("x" * 600_000))
+    proxy.server.seen.clear()
+    bodies: list[bytes] = []
+
+    async def keep(body: bytes) -> None:
+        bodies.append(body)
+
+    requests = [{"path": "/items", "method": "POST", "body": number} for number in range(5)]
+    await proxy.handler.body({"id": "1", "input": {"requests": requests, "stream": True}}, keep)
+    assert sorted(body for _, _, _, body in proxy.server.seen) == [b"0", b"1", b"2", b"3", b"4"]
+    assert len(bodies) == 5
+
+
 def test_the_answers_of_a_job_are_bounded_together(server: TlsServer):
     proxy = Proxy(server, max_fetch_bytes=20)
     proxy.on("/v1/items", as_json({"made": 1}))
