@@ -34,6 +34,7 @@ PIP_INDEXES := $(or $(PIP_EXTRA_INDEX_URL),$(call pip_says,extra-index-url))
 # No index at all, which uv knows as an option alone: it has no variable for that. The words are those that pip takes.
 NO_INDEX := $(if $(filter 1 y yes t true on,$(shell echo '$(or $(PIP_NO_INDEX),$(lastword $(call pip_says,no-index)))' | \
 	tr A-Z a-z)),--no-index)
+# To a make below this one, too, which finds uv's variables set and asks pip for nothing.
 export NO_INDEX
 ifneq ($(PIP_PLACES),)
 export UV_FIND_LINKS := $(subst $() ,$(COMMA),$(strip $(PIP_PLACES)))

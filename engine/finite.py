@@ -6,7 +6,7 @@ import numpy as np
 
 from engine.tensors import Array, Arrays
 
-_FEW = 4096
+_FEW = 4096  # numbers, which are looked at one by one
 
 
 def rows_not_finite(outputs: Arrays, count: int) -> dict[int, str]:

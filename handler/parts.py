@@ -10,7 +10,7 @@ from typing import Any
 from engine.tasks.base import Task
 
 AHEAD = 4
-"""Parts in work, so that the engine is busy while one is being sent."""
+"""Parts in work, so that the engine is busy while one is being sent; and as many may be on their way."""
 
 _ROWS = 64  # of a part: some batches' worth, and at 384 numbers a row a third of a MB
 _LARGEST = 1_000_000  # bytes of a body, RunPod's limit; 64 rows of 1536 numbers are more

@@ -15,7 +15,7 @@ import orjson
 
 from engine.errors import WorkerError, WorkerFault
 
-_FINITE = frozenset((str, int, bool, type(None)))
+_FINITE = frozenset((str, int, bool, type(None)))  # whatever their value
 
 
 def to_json(value: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks import peer_env, shapes
 from benchmarks.exported import BUILD, exported
@@ -26,6 +27,8 @@ _SCRIPTS = Path(__file__).parent
 _TORCH = ("torch", "transformers")
 _FASTEMBED_POOLINGS = ("mean", "cls")
 _INFINITY_JOBS = 300  # what its worker takes at once, however many clients there are
+
+P = TypeVar("P", str, Path)
 
 _why_no_gpu = cache(shapes.why_no_gpu)  # seconds each
 _exported = cache(exported)  # several targets ask for the same bundle, and it is verified every time
@@ -130,7 +133,7 @@ def _fastembed(needs: Needs) -> Target:
 
 def _infinity(needs: Needs) -> Target:
     def made() -> Command:
-        python = Path(_with_torch(peer_env.python_of("infinity")))
+        python = _with_torch(peer_env.python_of("infinity"))
         env = {"MODEL_FOLDER": str(needs.folder()), **_device(), **_infinity_env(python)}
         found = peer_env.versions(python, ("infinity-emb", "runpod", *_TORCH))
         return Command([str(python), str(_SCRIPTS / "infinity.py")], env, found)
@@ -140,9 +143,8 @@ def _infinity(needs: Needs) -> Target:
 
 def _infinity_http(needs: Needs) -> Target:
     def made() -> Command:
-        python = Path(
-            _with_torch(peer_env.python_of("infinity-server"))
-        )  # its server and the SDK want different versions of click
+        # Not the worker's: its server and the SDK want different versions of click.
+        python = _with_torch(peer_env.python_of("infinity-server"))
         command = [str(python), "-c", "from infinity_emb.cli import cli; cli()", "v2"]
         command += ["--model-id", str(needs.folder()), "--served-model-name", "model", "--engine", "torch"]
         command += ["--device", _device()["DEVICE"], "--host", "127.0.0.1", "--port", PORT, "--log-level", "error"]
@@ -157,7 +159,7 @@ def _infinity_env(python: Path) -> Mapping[str, str]:
 
 def _litserve(needs: Needs) -> Target:
     def made() -> Command:
-        python = Path(_with_torch(peer_env.python_of("litserve")))
+        python = _with_torch(peer_env.python_of("litserve"))
         command = [str(python), str(_SCRIPTS / "litserve_server.py"), str(needs.folder()), PORT]
         found = peer_env.versions(python, ("litserve", "sentence-transformers", *_TORCH))
         return Command(command, {"HF_HUB_OFFLINE": "1"}, found)
@@ -226,11 +228,11 @@ _MADE: Mapping[str, Callable[[Needs], Target]] = {
 }
 
 
-def _with_torch(python: str | Path) -> str:
+def _with_torch(python: P) -> P:
     """`python`, whose torch runs where our worker does. Raises RuntimeError where that is a GPU which it cannot use."""
     if gpu() and (why := _why_no_gpu(str(python))):
         raise RuntimeError(f"{why}, beside which ours would run; give it a torch for this GPU")
-    return str(python)
+    return python
 
 
 def _device() -> dict[str, str]:

@@ -10,7 +10,7 @@ import base64
 import binascii
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.errors import InvalidInput, Unreachable
@@ -43,7 +43,7 @@ def bytes_of(value: Json, field: str, limits: Limits, spent: Spent | None = None
     return content
 
 
-def each_bytes_of(items: Sequence[tuple[str, Json]], limits: Limits, spent: Spent) -> Iterator[bytes]:
+def each_bytes_of(items: Sequence[tuple[str, Json]], limits: Limits, spent: Spent) -> Generator[bytes, None, None]:
     """What `bytes_of` gives for every (field, value), in order; where several are URLs, a few are fetched ahead."""
     if sum(isinstance(value, str) and value[:6].lower() == "https:" for _, value in items) < 2:
         yield from (bytes_of(value, field, limits, spent) for field, value in items)

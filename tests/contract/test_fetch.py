@@ -306,7 +306,7 @@ def test_who_drops_it_does_not_wait_for_what_is_fetched(server: TlsServer, monke
     )
     assert next(contents)
     assert asked.wait(10)
-    contents.close()  # type: ignore[attr-defined]
+    contents.close()
     dropped.set()
     while not in_time:
         time.sleep(0.01)
