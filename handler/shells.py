@@ -9,15 +9,16 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
+from contextlib import ExitStack
+from importlib import _bootstrap
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 from typing import Any
 
 _untied: list[str] = []
 """Shells below packages that were not imported yet."""
-_running: set[str] = set()
-_lock = threading.RLock()
-"""Whoever asks for a name while another thread runs the module waits for it."""
+_running: dict[str, int] = {}
+"""The thread that runs each shell's code."""
 
 
 class Shell(ModuleType):
@@ -29,30 +30,41 @@ class Shell(ModuleType):
         submodule = f"{self.__name__}.{name}"
         if hasattr(self, "__path__") and PathFinder.find_spec(submodule, self.__path__):
             return importlib.import_module(submodule)
-        self._run()
+        _run(self)
         return getattr(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A setting, such as `runpod.api_key`, is set after the code has given it its default."""
         is_new = name not in self.__dict__ and not name.startswith("__") and not isinstance(value, ModuleType)
-        if is_new and self.__name__ not in _running:
-            self._run()
+        if is_new and _running.get(self.__name__) != threading.get_ident():
+            _run(self)
         ModuleType.__setattr__(self, name, value)
 
-    def _run(self) -> None:
-        """Raises AttributeError where the code itself asks for what it has not defined yet."""
-        with _lock:
-            if self.__class__ is not Shell:  # another thread was first
-                return
-            if self.__name__ in _running:
-                raise AttributeError(f"{self.__name__} is being imported")
-            assert self.__spec__ is not None and self.__spec__.loader is not None
-            _running.add(self.__name__)
-            try:
-                self.__spec__.loader.exec_module(self)
-            finally:
-                _running.discard(self.__name__)
-                self.__class__ = ModuleType  # type: ignore[assignment]
+
+def _run(shell: ModuleType) -> None:
+    """Let the code of `shell` run. Raises AttributeError where it itself asks for what it has not defined yet.
+
+    No method: whoever waits here finds that it is a shell no longer. Whoever asks while another thread runs it waits,
+    on the lock that an import of this module takes. Any other would know nothing of the locks of modules that each of
+    the two threads is importing, and may be held by one that waits for the other; Python's tell when nobody could go
+    on.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_bootstrap._ModuleLockManager(shell.__name__))  # type: ignore[attr-defined]
+        except _bootstrap._DeadlockError as error:  # type: ignore[attr-defined]
+            raise AttributeError(f"{shell.__name__} is being imported by a thread that waits for this one") from error
+        if shell.__class__ is not Shell:  # another thread was first
+            return
+        if shell.__name__ in _running:
+            raise AttributeError(f"{shell.__name__} is being imported")
+        assert shell.__spec__ is not None and shell.__spec__.loader is not None
+        _running[shell.__name__] = threading.get_ident()
+        try:
+            shell.__spec__.loader.exec_module(shell)
+        finally:
+            del _running[shell.__name__]
+            shell.__class__ = ModuleType  # type: ignore[assignment]
 
 
 def enter(name: str) -> bool:

@@ -4,7 +4,7 @@ import importlib
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +53,66 @@ def test_it_runs_once_for_all_who_ask_at_the_same_time(package: str):
     assert not isinstance(module, shells.Shell)
     with pytest.raises(AttributeError, match="never"):
         _ = module.never
+
+
+WAITING = """
+import threading
+began, go_on = threading.Event(), threading.Event()
+def wait():
+    began.set()
+    assert go_on.wait(60)
+"""
+
+
+@pytest.fixture
+def crossing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], list[object]]]:
+    """Two threads: one imports `slow`, which asks the shell `needs` for `name`; the other asks the shell `asked`.
+
+    That imports `slow` as well, which goes on when both have begun.
+    """
+    for name, text in {
+        "waits": WAITING,
+        "asked": "import waits\nvalue = 1\nwaits.go_on.set()\nimport slow\nlate = 2\n",
+        "other": "value = 3\n",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def cross(needs: str, name: str) -> list[object]:
+        (tmp_path / "slow.py").write_text(f"import waits\nwaits.wait()\nfrom {needs} import {name} as found\n")
+        assert shells.enter("asked")
+        assert shells.enter("other")
+        waits = importlib.import_module("waits")
+        found: list[object] = ["it still waits"] * 2
+
+        def run(number: int, ask: Callable[[], object]) -> None:
+            try:
+                found[number] = ask()
+            except Exception as error:
+                found[number] = error
+
+        asks = (lambda: importlib.import_module("slow").found, lambda: sys.modules["asked"].late)
+        threads = [threading.Thread(target=run, args=each, daemon=True) for each in enumerate(asks)]
+        threads[0].start()
+        assert waits.began.wait(60)
+        threads[1].start()
+        for thread in threads:
+            thread.join(60)
+        return found
+
+    yield cross
+    for name in ("waits", "slow", "asked", "other"):
+        sys.modules.pop(name, None)
+
+
+def test_a_thread_that_is_waited_for_may_ask_another_shell(crossing: Callable[[str, str], list[object]]):
+    """As the first heartbeat and the report of an unhealthy worker do: each imports what the other one imports."""
+    assert crossing("other", "value") == [3, 2]
+
+
+def test_threads_that_ask_for_each_other_do_not_wait_for_ever(crossing: Callable[[str, str], list[object]]):
+    """As where two ordinary modules import each other: one finds what is there by then, or an error."""
+    assert "it still waits" not in crossing("asked", "late")
 
 
 def test_a_setting_outlives_its_default(package: str):
