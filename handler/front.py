@@ -6,7 +6,9 @@ import asyncio
 import gc
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from handler.timeline import Timeline
 
 _HEARTBEAT_DELAY_S = 0.5  # its imports take a tenth of a second of the interpreter: let a waiting job go first
 _HEARTBEAT_AGAIN_S = 10.0
+_REPORT_S = 10.0
 
 
 def serve_jobs(settings: Settings, timeline: Timeline, sdk: Sdk, end: socket.socket) -> int:
@@ -68,7 +71,7 @@ class _Front:
             self.engine.close()
             _let_nothing_interrupt_the_end()
         if self.failed:
-            await asyncio.to_thread(sdk_module.report_unhealthy, "engine", self.failed)
+            _report_unhealthy(self.failed)
 
     async def _start_engine(self) -> None:
         self._timeline.stages.update(await self.engine.start())
@@ -110,6 +113,14 @@ class _Front:
         self.failed = sentence
         log("ERROR", f"{sentence}; no more jobs are taken and the worker exits")
         self._loop.stop()
+
+
+def _report_unhealthy(sentence: str) -> None:
+    """Best effort, and not for long: the SDK limits each step of it, not the whole, and the worker has to end."""
+    report = threading.Thread(target=sdk_module.report_unhealthy, args=("engine", sentence), daemon=True)
+    with suppress(RuntimeError):  # no further thread
+        report.start()
+        report.join(_REPORT_S)
 
 
 def _let_nothing_interrupt_the_end() -> None:

@@ -4,15 +4,18 @@ import importlib.metadata
 import importlib.util
 import inspect
 import os
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from engine.errors import ConfigError
-from handler import sdk
+from handler import front, sdk
 
 SDK_ENV = {
     **os.environ,
@@ -196,6 +199,27 @@ def test_a_report_that_fails_is_told_and_leaves_nothing_behind(
     sdk.report_unhealthy("engine", "it died")
     assert "WARN  | reporting the worker as unhealthy failed: AttributeError: " in capsys.readouterr().out
     assert client.SyncClientSession is before
+
+
+def test_a_report_whose_reply_never_ends_holds_nobody_up(monkeypatch: pytest.MonkeyPatch):
+    done = threading.Event()
+
+    def drip() -> None:
+        with listener.accept()[0] as connection, suppress(OSError):
+            while not done.wait(0.05):
+                connection.send(b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        monkeypatch.setenv("RUNPOD_WEBHOOK_PING", f"http://127.0.0.1:{listener.getsockname()[1]}/ping")
+        monkeypatch.setenv("RUNPOD_AI_API_KEY", "a key")
+        monkeypatch.setattr(front, "_REPORT_S", 0.5)
+        front._report_unhealthy("it died")  # returns
+        assert dripping.is_alive()
+        done.set()
+        dripping.join()
 
 
 RUNPODS = {
