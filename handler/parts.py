@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from engine.tasks.base import Task
@@ -17,33 +19,43 @@ _LARGEST = 1_000_000  # bytes of a body, RunPod's limit; 64 rows of 1536 numbers
 _FILL = 0.8  # smaller parts are planned to fill so much of it, for no two are of one size
 
 
+@dataclass
+class _Part:
+    request: Any
+    body: asyncio.Future[bytes] | None = None
+    """Once it is in work."""
+
+
 async def send_parts(
     task: Task, request: Any, answer: Callable[[Any], Awaitable[bytes]], send: Callable[[bytes], Awaitable[None]]
 ) -> None:
     """Give the bodies that `answer` makes of the parts of `request` to `send`, in order.
 
-    One that is larger than RunPod takes is not sent: it, and what is behind it, goes in smaller parts.
+    One that is larger than RunPod takes is not sent: it, and what is not in work behind it, goes in smaller parts. What
+    is in work is measured in its turn.
     """
-    waiting = deque(task.split(request, _ROWS))
-    ahead: deque[tuple[Any, asyncio.Future[bytes]]] = deque()
+    parts = deque(_Part(one) for one in task.split(request, _ROWS))
     try:
-        while waiting or ahead:
-            while waiting and len(ahead) < AHEAD:
-                part = waiting.popleft()
-                ahead.append((part, asyncio.ensure_future(answer(part))))
-            part, answering = ahead[0]
-            body = await answering
-            if rows := _fewer_rows(task, part, len(body)):
-                for _, one in ahead:
-                    one.cancel()
-                rest = (*(one for one, _ in ahead), *waiting)
-                waiting, ahead = deque(finer for one in rest for finer in task.split(one, rows)), deque()
-                continue
-            ahead.popleft()
-            await send(body)
+        while parts:
+            for part in islice(parts, AHEAD):
+                part.body = part.body or asyncio.ensure_future(answer(part.request))
+            first = parts[0]
+            assert first.body is not None, "it is the first of those"
+            body = await first.body
+            if rows := _fewer_rows(task, first.request, len(body)):
+                first.body = None
+                parts = deque(finer for part in parts for finer in _finer(task, part, rows))
+            else:
+                parts.popleft()
+                await send(body)
     finally:
-        for _, one in ahead:  # of a stream that failed or was cancelled
-            one.cancel()
+        for part in parts:  # of a stream that failed or was cancelled
+            if part.body is not None:
+                part.body.cancel()
+
+
+def _finer(task: Task, part: _Part, rows: int) -> list[_Part]:
+    return [part] if part.body is not None else [_Part(one) for one in task.split(part.request, rows)]
 
 
 def _fewer_rows(task: Task, part: Any, size: int) -> int:

@@ -41,6 +41,8 @@ class Request:
     parts: list[Part] = field(default_factory=list)
     spent: Spent = field(default_factory=Spent, compare=False)
     """What its URLs have cost; the parts of a job that is split share it."""
+    is_part: bool = False
+    """Of a job that is split; it may be split again."""
 
 
 class ItemsTask:
@@ -99,7 +101,8 @@ class ItemsTask:
             return [request]
         starts = range(0, len(request.items), rows)
         return [
-            replace(request, items=request.items[at : at + rows], first=request.first + at, parts=[]) for at in starts
+            replace(request, items=request.items[at : at + rows], first=request.first + at, parts=[], is_part=True)
+            for at in starts
         ]
 
     def preprocess(self, request: Request) -> Sequence[Row]:

@@ -30,11 +30,13 @@ FORMS = "base64, a data URI (`data:...;base64,...`) or an https URL"
 
 
 def bytes_of(value: Json, field: str, limits: Limits, spent: Spent | None = None) -> bytes:
-    """The bytes that `value` stands for, at least one and at most `limits.max_media_bytes`.
+    """The bytes that `value` stands for, at least one and at most `limits.max_media_bytes`; bytes stand for themselves.
 
     `field` names the value in errors; `spent` is the job's, in which several values may be URLs. Raises InvalidInput,
     or Unreachable where a URL may work later. Blocks while it fetches.
     """
+    if isinstance(value, bytes):
+        return value
     content = _content(require(value, field), field, limits, spent or Spent())
     if not content:
         raise InvalidInput(f"`{field}` is empty; it must be {FORMS}")
@@ -79,9 +81,12 @@ class MediaTask(ItemsTask):
         """The part of every item, in order. Raises InvalidInput or Unreachable."""
         contents = each_bytes_of(request.items, self.limits, request.spent)
         room, parts = Room(self.limits), []
-        for (field, _), content in zip(request.items, contents, strict=True):
+        for index, content in enumerate(contents):
+            field, _ = request.items[index]
             parts.append(self.part(field, content, request.options))
             room.take(parts[-1].rows, field)
+            if request.is_part:  # split again, it fetches nothing a second time
+                request.items[index] = (field, content)
         return parts
 
     def part(self, field: str, content: bytes, options: Mapping[str, Any]) -> Part:

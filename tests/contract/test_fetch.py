@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import socket
 import ssl
 import threading
@@ -353,6 +354,30 @@ def test_the_images_of_a_job_are_fetched_side_by_side(server: TlsServer, monkeyp
     task = ImageTask(config, Limits(fetch_hosts=(server.host,)))
     rows = task.preprocess(task.parse({"images": [server.url("/image")] * 4}))
     assert [row.feeds["pixels"].shape for row in rows] == [(8, 8, 3)] * 4
+
+
+def test_parts_of_a_stream_that_are_split_again_fetch_nothing_again(server: TlsServer, monkeypatch: pytest.MonkeyPatch):
+    """Those whose answer was too large, and those behind them that were in work by then."""
+    server.answers["/split"] = content(base64.b64decode(LANDSCAPE))
+    monkeypatch.setattr(engine.fetch, "INTERNET", server.network())
+    monkeypatch.setattr("handler.parts._ROWS", 8)
+    monkeypatch.setattr("handler.parts._LARGEST", 3000)
+    task = ImageTransform(Limits(fetch_hosts=(server.host,)))
+    urls = [server.url(f"/split?{index}") for index in range(40)]
+    bodies: list[bytes] = []
+
+    async def keep(body: bytes) -> None:
+        bodies.append(body)
+
+    job = {"input": {"images": urls, "width": 24, "stream": True}}
+    server.seen.clear()
+    assert asyncio.run(Handler(task, Passage(Stats()), dict).body(job, keep)) == b'{"output":[]}'
+    answers = [json.loads(body)["output"] for body in bodies]
+    assert max(map(len, answers)) < 8, "they were split"
+    assert max(map(len, bodies)) <= 3000
+    one = asyncio.run(Handler(task, Passage(Stats()), dict).handle({"input": {"image": LANDSCAPE, "width": 24}}))
+    assert [image for answer in answers for image in answer] == [one] * 40
+    assert sorted(path for _, path, _, _ in server.seen) == sorted(f"/split?{index}" for index in range(40))
 
 
 def test_a_fetch_does_not_hold_up_other_jobs(server: TlsServer, monkeypatch: pytest.MonkeyPatch):
