@@ -71,6 +71,7 @@ class _Front:
             self.engine.close()
             _let_nothing_interrupt_the_end()
         if self.failed:
+            self._heartbeat.stop()  # a ping behind the report would say that all is well
             _report_unhealthy(self.failed)
 
     async def _start_engine(self) -> None:
