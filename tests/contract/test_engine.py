@@ -202,6 +202,23 @@ async def test_a_poisoned_row_fails_its_own_job_only(small_bundle: Path):
     assert "MemoryError: no memory for this" in str(results[2])
 
 
+async def test_an_error_that_fails_to_say_what_it_is_reaches_its_job(small_bundle: Path):
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise KeyError
+
+    def fail(bucket: Bucket) -> None:
+        raise Unspeakable
+
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle))
+    engine.on_run = fail
+    batcher = batcher_on(engine)
+    async with asyncio.timeout(10):
+        with pytest.raises(EngineError, match="Unspeakable .to say more failed with KeyError."):
+            await batcher.run([row(4)])
+    batcher.close()
+
+
 async def test_to_seek_a_culprit_is_not_one_long_run(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """Each run has the limit to itself: half a dozen that are within it are no engine that hangs."""
     engine = FakeEngine.from_bundle(open_bundle(small_bundle))
