@@ -114,7 +114,7 @@ class Handler:
                 return await self._answer(request, finish, timings, _is_large(payload), report)
             await send_parts(self._task, request, lambda part: self._answer(part, finish, timings, True), on_chunk)
             return finish([])
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or a part of a stream failed, behind which others are in work
             if spent := getattr(request, "spent", None):  # its threads know nothing of that, and would go on fetching
                 spent.stop()
             raise
