@@ -468,6 +468,32 @@ async def test_a_lost_engine_fails_what_it_holds_and_runs_nothing_again(small_bu
     assert said == ["the device has fallen off the bus"]
 
 
+async def test_a_batch_that_was_filled_when_the_engine_was_lost_is_not_run(small_bundle: Path):
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle), slots=2)
+    runs: list[int] = []
+    gate, started = threading.Event(), threading.Event()
+
+    def break_down(bucket: Bucket) -> None:
+        runs.append(bucket.batch)
+        started.set()
+        gate.wait(10)
+        if len(runs) == 2:
+            raise EngineLost("the device has fallen off the bus")
+
+    engine.on_run = break_down
+    batcher = batcher_on(engine)
+    first = asyncio.ensure_future(batcher.run([row(4)]))
+    await asyncio.to_thread(started.wait, 10)
+    waiting = [asyncio.ensure_future(batcher.run([row(4, seed)])) for seed in range(24)]  # three whole batches
+    await arrived()
+    gate.set()
+    assert len(await first) == 1
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    batcher.close()
+    assert {str(result) for result in results} == {"the device has fallen off the bus"}
+    assert runs == [1, 8]
+
+
 async def test_an_engine_that_is_lost_while_the_culprit_is_sought(small_bundle: Path):
     engine = FakeEngine.from_bundle(open_bundle(small_bundle))
     runs: list[Bucket] = []
