@@ -26,14 +26,20 @@ EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 LARGE = b"x" * 20_000_000
 
 
+def sockets() -> set[tuple[Any, ...]]:
+    """Of this process, by their ends."""
+    return {(one.laddr, one.raddr) for one in psutil.Process().net_connections("tcp")}
+
+
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    """With a key. No socket may be left when it is closed."""
+    """With a key. No socket may be left when it is closed, but for those that other tests have left."""
+    before = sockets()
     made = Client({"Authorization": "secret", "User-Agent": "us"})
     yield made
     made.close()
     for _ in range(100):
-        if not (left := psutil.Process().net_connections("tcp")):
+        if not (left := sockets() - before):
             return
         await asyncio.sleep(0.005)
     raise AssertionError(left)
