@@ -1,0 +1,153 @@
+"""Texts put together from their words are what the tokenizer makes of them, or the tokenizer is asked."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from engine.text import words
+from engine.text.words import Words
+
+LENGTH = 24
+CORPUS = (
+    "It's the quick brown fox, isn't it? 42 foxes (or 3.14) jump over $5 dogs; A-B_C <tag> [x] {y} ~z|w\\v ^u `t` "
+    "unbelievable believability naïve Straße 日本 e=mc2 100% #1 @you & me* \"said\" 'so'! /usr/bin"
+)
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+BERT = ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
+MPNET = ("[CLS] $A [SEP]", "[CLS] $A [SEP] [SEP] $B [SEP]")
+
+
+def bert(frame: tuple[str, str] = BERT, *, lowercase: bool = True, length: int = LENGTH) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=12))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=150, special_tokens=SPECIAL, show_progress=False)
+    tokenizer.train_from_iterator([CORPUS], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=frame[0], pair=frame[1], special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_truncation(length)
+    return tokenizer
+
+
+def with_tokens(*added: AddedToken) -> Tokenizer:
+    tokenizer = bert()
+    tokenizer.add_tokens(list(added))
+    return tokenizer
+
+
+TOKENIZERS = {
+    "uncased": bert(),
+    "cased": bert(lowercase=False),
+    "mpnet": bert(MPNET),
+    "short": bert(length=16),
+    "added": with_tokens(
+        AddedToken("New York", normalized=True),
+        AddedToken("RAW", normalized=False),
+        AddedToken("é!", normalized=True),
+        AddedToken("fox", single_word=True, normalized=True),
+        AddedToken(" dogs", lstrip=True, normalized=False),
+    ),
+}
+PLAIN = st.text(st.sampled_from([chr(code) for code in range(32, 127)] + [*"\t\n\r "]), max_size=20)
+PIECES = st.sampled_from(
+    [*CORPUS.split(), *CORPUS, " ", "\n", "\t", "New York", "new\tyork", "RAW", "raw", "e!", "FOX"]
+)
+TEXTS = st.one_of(PLAIN, st.lists(PIECES, max_size=20).map("".join), st.lists(PIECES, max_size=20).map(" ".join))
+ANY = st.one_of(
+    TEXTS, st.text(max_size=12), st.text(st.sampled_from("aé\u0301ßİ日 \x00\x7f\u200b\ufffd-[CLS]"), max_size=9)
+)
+FAST = {name: Words.of(tokenizer, tokenizer.truncation["max_length"]) for name, tokenizer in TOKENIZERS.items()}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(first=ANY, second=st.none() | ANY)
+@settings(max_examples=400, deadline=None)
+def test_whatever_the_text_is_its_ids_are_the_tokenizers(name: str, first: str, second: str | None):
+    texts = (first,) if second is None else (first, second)
+    fast = FAST[name]
+    assert fast is not None
+    found = fast.encode(first if second is None else texts)
+    if found is not None:
+        expected = TOKENIZERS[name].encode(*texts)
+        assert (found.ids, found.type_ids, len(found)) == (expected.ids, expected.type_ids, len(expected))
+        assert not expected.overflowing
+
+
+@given(text=PLAIN)
+def test_a_plain_text_that_fits_is_not_the_tokenizers_work(text: str):
+    fits = not TOKENIZERS["uncased"].encode(text).overflowing
+    has_token = any(token in text for token in SPECIAL)
+    fast = FAST["uncased"]
+    assert fast is not None
+    assert (fast.encode(text) is not None) == (fits and not has_token)
+
+
+@pytest.mark.parametrize("text", ["e! x", "E!", "say [CLS]", "RAW", "new\tyork", "a NEW YORK b", "Fox", "two dogs"])
+def test_a_text_with_an_added_token_is_the_tokenizers_work(text: str):
+    fast = FAST["added"]
+    assert fast is not None
+    assert fast.encode(text) is None
+    assert fast.encode(("plain", text)) is None
+
+
+def test_a_text_fits_as_long_as_all_of_it_does():
+    fast = FAST["uncased"]
+    assert fast is not None
+    words_only = " ".join(["a"] * (LENGTH - 2))
+    assert len(fast.encode(words_only) or ()) == LENGTH
+    assert fast.encode(words_only + " a") is None
+
+
+def test_words_beyond_those_that_are_remembered_are_asked_for_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(words, "_MOST_WORDS", 3)
+    tokenizer = bert()
+    fast = Words.of(tokenizer, LENGTH)
+    assert fast is not None
+    for text in ("the quick brown fox jump", "fox fox the", "jump " * 9, "unbelievablebelievability " * 2):
+        for _ in range(2):
+            found = fast.encode(text)
+            assert found is not None
+            assert found.ids == tokenizer.encode(text).ids
+    assert len(fast._known) == 3
+
+
+def changed(change: Callable[[Tokenizer], Any]) -> Tokenizer:
+    tokenizer = bert()
+    change(tokenizer)
+    return tokenizer
+
+
+def with_normalizer(normalizer: Any) -> Tokenizer:
+    return changed(lambda tokenizer: setattr(tokenizer, "normalizer", normalizer))
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        with_normalizer(None),
+        with_normalizer(normalizers.Lowercase()),
+        with_normalizer(normalizers.BertNormalizer(clean_text=False)),
+        with_normalizer(normalizers.Sequence([normalizers.Replace("a", "b"), normalizers.BertNormalizer()])),
+        changed(lambda tokenizer: setattr(tokenizer, "pre_tokenizer", pre_tokenizers.Whitespace())),
+        changed(lambda tokenizer: tokenizer.add_tokens([f"<{index}>" for index in range(40)])),
+        Tokenizer(models.BPE()),
+    ],
+    ids=["plain", "other", "dirty", "sequence", "whitespace", "many-tokens", "bpe"],
+)
+def test_of_other_tokenizers_nothing_is_assumed(tokenizer: Tokenizer):
+    assert Words.of(tokenizer, LENGTH) is None
+
+
+def test_where_probes_could_be_cut_nothing_is_assumed():
+    assert Words.of(bert(length=8), 8) is None
+
+
+def test_one_that_answers_a_probe_otherwise_is_asked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(words, "_WORD", re.compile(r"\S+"))
+    assert Words.of(bert(), LENGTH) is None
