@@ -89,6 +89,7 @@ class Words:
             and normalizer.clean_text
             and type(tokenizer.pre_tokenizer) is BertPreTokenizer
             and type(model) is WordPiece
+            and tokenizer.token_to_id(model.unk_token) is not None  # else a word may be none that can be encoded
             and len(added) <= _MOST_ADDED
             and max_length >= _SHORTEST
         ):
@@ -107,7 +108,7 @@ class Words:
         return found is None or (found.ids, found.type_ids) == (expected.ids, expected.type_ids)
 
     def encode(self, text: str | tuple[str, ...]) -> Plain | None:
-        """None where the tokenizer has to be asked. Raises what that raises of a word that it cannot encode."""
+        """None where the tokenizer has to be asked."""
         texts = (text,) if isinstance(text, str) else text
         parts = []
         for one in texts:

@@ -137,8 +137,9 @@ def with_normalizer(normalizer: Any) -> Tokenizer:
         changed(lambda tokenizer: setattr(tokenizer, "pre_tokenizer", pre_tokenizers.Whitespace())),
         changed(lambda tokenizer: tokenizer.add_tokens([f"<{index}>" for index in range(40)])),
         Tokenizer(models.BPE()),
+        changed(lambda tokenizer: setattr(tokenizer, "model", models.WordPiece({"a": 0}, unk_token="[NONE]"))),
     ],
-    ids=["plain", "other", "dirty", "sequence", "whitespace", "many-tokens", "bpe"],
+    ids=["plain", "other", "dirty", "sequence", "whitespace", "many-tokens", "bpe", "no-unknown"],
 )
 def test_of_other_tokenizers_nothing_is_assumed(tokenizer: Tokenizer):
     assert Words.of(tokenizer, LENGTH) is None
