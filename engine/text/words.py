@@ -20,8 +20,10 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_WORD = re.compile(r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]")
-"""What BertPreTokenizer cuts printable ASCII into: all of it that is neither a letter nor a digit is punctuation."""
+_TYPOGRAPHIC = "\u2010-\u2015\u2018-\u201f\u2022\u2026"  # dashes, quotation marks, bullet, ellipsis
+_WORD = re.compile(rf"[0-9A-Za-z]+|[!-/:-@\[-`{{-~{_TYPOGRAPHIC}]")
+"""What BertPreTokenizer cuts plain text into: all of it that is neither a letter nor a digit is punctuation."""
+_NOT_ASCII = re.compile(f"[{_TYPOGRAPHIC}]")
 _SPACES = {ord(space): " " for space in "\t\n\r"}
 _MOST_WORDS, _LONGEST_WORD = 8_192, 24
 """Of those that are remembered, 2 MB at the most."""
@@ -64,7 +66,7 @@ class _Frame:
 
 @dataclass
 class Words:
-    """Encodes texts of printable ASCII as `tokenizer` does, where they are not to be cut."""
+    """Encodes plain texts, of ASCII and what word processors make of its dashes and quotation marks, as they are."""
 
     model: WordPiece
     lowercase: bool
@@ -119,12 +121,12 @@ class Words:
         return found if len(found.ids) <= self.max_length else None
 
     def _ids(self, text: str) -> list[int] | None:
-        if not text.isascii():
-            return None
         if not text.isprintable():
             text = text.translate(_SPACES)
             if not text.isprintable():
                 return None
+        if not (text.isascii() or _NOT_ASCII.sub("", text).isascii()):
+            return None
         for token in self.added:
             if token in text:
                 return None

@@ -22,12 +22,14 @@ BERT = ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
 MPNET = ("[CLS] $A [SEP]", "[CLS] $A [SEP] [SEP] $B [SEP]")
 
 
-def bert(frame: tuple[str, str] = BERT, *, lowercase: bool = True, length: int = LENGTH) -> Tokenizer:
+def bert(
+    frame: tuple[str, str] = BERT, *, lowercase: bool = True, length: int = LENGTH, vocabulary: str = ""
+) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=12))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(vocab_size=150, special_tokens=SPECIAL, show_progress=False)
-    tokenizer.train_from_iterator([CORPUS], trainer)
+    tokenizer.train_from_iterator([CORPUS, vocabulary], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=frame[0], pair=frame[1], special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -54,7 +56,8 @@ TOKENIZERS = {
         AddedToken(" dogs", lstrip=True, normalized=False),
     ),
 }
-PLAIN = st.text(st.sampled_from([chr(code) for code in range(32, 127)] + [*"\t\n\r "]), max_size=20)
+TYPOGRAPHIC = [*map(chr, (*range(0x2010, 0x2016), *range(0x2018, 0x2020), 0x2022, 0x2026))]
+PLAIN = st.text(st.sampled_from([chr(code) for code in range(32, 127)] + [*"\t\n\r "] + TYPOGRAPHIC), max_size=20)
 PIECES = st.sampled_from(
     [*CORPUS.split(), *CORPUS, " ", "\n", "\t", "New York", "new\tyork", "RAW", "raw", "e!", "FOX"]
 )
@@ -94,6 +97,20 @@ def test_a_text_with_an_added_token_is_the_tokenizers_work(text: str):
     assert fast is not None
     assert fast.encode(text) is None
     assert fast.encode(("plain", text)) is None
+
+
+def test_typographic_marks_stand_alone_as_those_of_ascii_do():
+    """As words of the vocabulary as well as unknown ones."""
+    tokenizer = bert(vocabulary=" ".join(TYPOGRAPHIC[::2]))
+    fast = Words.of(tokenizer, LENGTH)
+    assert fast is not None
+    for mark in TYPOGRAPHIC:
+        for text in (mark, f"the{mark}fox", f"\u201cthe {mark} fox\u201d", mark * 3):
+            found = fast.encode(text)
+            assert found is not None
+            assert found.ids == tokenizer.encode(text).ids, ascii(text)
+    near = [chr(code) for mark in TYPOGRAPHIC for code in (ord(mark) - 1, ord(mark) + 1)]
+    assert [text for text in near if text not in TYPOGRAPHIC and fast.encode(text) is not None] == []
 
 
 def test_a_text_fits_as_long_as_all_of_it_does():
