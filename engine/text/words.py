@@ -1,34 +1,27 @@
 """The ids of plain texts, put together from those of their words, each of which the tokenizer is asked for once.
 
-BERT's tokenizers cut at spaces and around punctuation, and look at nothing beyond a word: the ids of a text are those
-of its words, framed by special tokens. tokenizers also keeps, for every character, where it came from; where nobody
-asks for that, it is most of what a short text costs before its run.
+Many tokenizers cut a text first, and look at nothing beyond a word: the ids of a text are those of its words, framed by
+special tokens. tokenizers also keeps, for every character, where it came from; where nobody asks for that, it is most
+of what a short text costs before its run.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
+from engine.text.cuts import Cut, cut_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_TYPOGRAPHIC = "\u2010-\u2015\u2018-\u201f\u2022\u2026"  # dashes, quotation marks, bullet, ellipsis
-_WORD = re.compile(rf"[0-9A-Za-z]+|[!-/:-@\[-`{{-~{_TYPOGRAPHIC}]")
-"""What BertPreTokenizer cuts plain text into: all of it that is neither a letter nor a digit is punctuation."""
-_NOT_ASCII = re.compile(f"[{_TYPOGRAPHIC}]")
-_SPACES = {ord(space): " " for space in "\t\n\r"}
 _MOST_WORDS, _LONGEST_WORD = 8_192, 24
 """Of those that are remembered, 2 MB at the most."""
-_MOST_ADDED = 16
-"""Added tokens, each of which is looked for in every text."""
+_MOST_SIGNS = 16
+"""Of added tokens, each of which is looked for in every text."""
+_ORDINARY = " .,'-"
 _SHORTEST = 16
 """Tokens that must fit, so that none of the probes' special tokens is cut off."""
 _PROBES = ("It's a probe: 42 words,\nor (say) FEWER!", "", "unquestionably_unsplittable")
@@ -66,13 +59,14 @@ class _Frame:
 
 @dataclass
 class Words:
-    """Encodes plain texts, of ASCII and what word processors make of its dashes and quotation marks, as they are."""
+    """Encodes plain texts as `tokenizer` does, where they are not to be cut."""
 
-    model: WordPiece
-    lowercase: bool
-    added: Sequence[str]
-    """Tokens that are found in a text as it stands, and `added_normal` those that are once it is normalised."""
-    added_normal: Sequence[str]
+    model: Any
+    cut: Cut
+    added: Mapping[str, Sequence[str]]
+    """Tokens that are found in a text as it stands, by a sign that each has: a character, or all of it."""
+    added_normal: Mapping[str, Sequence[str]]
+    """Those that are found in it once it is normalised."""
     max_length: int
     frames: Sequence[_Frame]
     """Of one text, and of a pair."""
@@ -84,24 +78,19 @@ class Words:
 
         `max_length` is that of its truncation, special tokens included.
         """
-        normalizer, model = tokenizer.normalizer, tokenizer.model
-        added = tokenizer.get_added_tokens_decoder().values()
-        if not (
-            type(normalizer) is BertNormalizer
-            and normalizer.clean_text
-            and type(tokenizer.pre_tokenizer) is BertPreTokenizer
-            and type(model) is WordPiece
-            and tokenizer.token_to_id(model.unk_token) is not None  # else a word may be none that can be encoded
-            and len(added) <= _MOST_ADDED
-            and max_length >= _SHORTEST
-        ):
+        cut = cut_of(tokenizer)
+        if cut is None or max_length < _SHORTEST:
             return None
         one, two = _frame(tokenizer, "a"), _frame(tokenizer, "a", "a")
         if one is None or two is None:
             return None
-        raw = [token.content for token in added if not token.normalized]
-        normal = [normalizer.normalize_str(token.content) for token in added if token.normalized]
-        words = cls(model, normalizer.lowercase, raw, normal, max_length, (one, two))
+        tokens, normalizer = tokenizer.get_added_tokens_decoder().values(), tokenizer.normalizer
+        raw = _by_sign([token.content for token in tokens if not token.normalized])
+        contents = [token.content for token in tokens if token.normalized]
+        normal = _by_sign([normalizer.normalize_str(one) if normalizer is not None else one for one in contents])
+        if len(raw) + len(normal) > _MOST_SIGNS:
+            return None
+        words = cls(tokenizer.model, cut, raw, normal, max_length, (one, two))
         return words if all(words._agrees(tokenizer, *texts) for texts in _probes()) else None
 
     def _agrees(self, tokenizer: Tokenizer, *texts: str) -> bool:
@@ -121,21 +110,10 @@ class Words:
         return found if len(found.ids) <= self.max_length else None
 
     def _ids(self, text: str) -> list[int] | None:
-        if not text.isprintable():
-            text = text.translate(_SPACES)
-            if not text.isprintable():
-                return None
-        if not (text.isascii() or _NOT_ASCII.sub("", text).isascii()):
+        normal = self.cut.normal(text)
+        if normal is None or _has_one(self.added, text) or _has_one(self.added_normal, normal):
             return None
-        for token in self.added:
-            if token in text:
-                return None
-        if self.lowercase:
-            text = text.lower()
-        for token in self.added_normal:
-            if token in text:
-                return None
-        words = _WORD.findall(text)
+        words = self.cut.words(normal)
         try:
             return list(chain.from_iterable(map(self._known.__getitem__, words)))
         except KeyError:
@@ -144,10 +122,23 @@ class Words:
     def _looked_up(self, word: str) -> tuple[int, ...]:
         found = self._known.get(word)
         if found is None:
-            found = tuple(token.id for token in self.model.tokenize(word))
+            found = tuple(token.id for token in self.model.tokenize(self.cut.in_vocabulary(word)))
             if len(self._known) < _MOST_WORDS and len(word) <= _LONGEST_WORD:
                 self._known[word] = found
         return found
+
+
+def _by_sign(tokens: Sequence[str]) -> dict[str, list[str]]:
+    """`tokens` by what a text without them hardly has: the first of their characters that is none of ordinary text."""
+    found: dict[str, list[str]] = {}
+    for token in tokens:
+        sign = next((one for one in token if not (one.isalnum() or one in _ORDINARY)), token)
+        found.setdefault(sign, []).append(token)
+    return found
+
+
+def _has_one(tokens: Mapping[str, Sequence[str]], text: str) -> bool:
+    return any(sign in text and any(token in text for token in whole) for sign, whole in tokens.items())
 
 
 def _probes() -> Iterator[tuple[str, ...]]:

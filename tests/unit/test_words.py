@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from engine.text import words
+from engine.text import cuts, words
 from engine.text.words import Words
 
 LENGTH = 24
@@ -37,8 +37,27 @@ def bert(
     return tokenizer
 
 
-def with_tokens(*added: AddedToken) -> Tokenizer:
-    tokenizer = bert()
+def byte_level(*, prefix: bool = True, normalizer: Any = None, roberta: bool = True) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([CORPUS, " a" * 9, "a.\n\n b" * 5], trainer)
+    ends: tuple[tuple[str, int], tuple[str, int]] = ("[SEP]", 3), ("[CLS]", 2)
+    tokenizer.post_processor = (
+        processors.RobertaProcessing(*ends, add_prefix_space=prefix) if roberta else processors.ByteLevel()
+    )
+    tokenizer.enable_truncation(LENGTH)
+    return tokenizer
+
+
+def with_tokens(*added: AddedToken, to: Tokenizer | None = None) -> Tokenizer:
+    tokenizer = bert() if to is None else to
     tokenizer.add_tokens(list(added))
     return tokenizer
 
@@ -55,6 +74,15 @@ TOKENIZERS = {
         AddedToken("fox", single_word=True, normalized=True),
         AddedToken(" dogs", lstrip=True, normalized=False),
     ),
+    "roberta": byte_level(),
+    "roberta without a space": byte_level(prefix=False, normalizer=normalizers.NFC()),
+    "gpt2": byte_level(prefix=False, roberta=False),
+    "modernbert": with_tokens(
+        *(AddedToken(" " * count, normalized=True) for count in range(2, 6)),
+        *(AddedToken(f"[unused{index}]", normalized=False) for index in range(40)),
+        AddedToken("|||IP|||", normalized=True),
+        to=byte_level(prefix=False, normalizer=normalizers.NFC()),
+    ),
 }
 TYPOGRAPHIC = [*map(chr, (*range(0x2010, 0x2016), *range(0x2018, 0x2020), 0x2022, 0x2026))]
 PLAIN = st.text(st.sampled_from([chr(code) for code in range(32, 127)] + [*"\t\n\r "] + TYPOGRAPHIC), max_size=20)
@@ -70,7 +98,7 @@ FAST = {name: Words.of(tokenizer, tokenizer.truncation["max_length"]) for name, 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(first=ANY, second=st.none() | ANY)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_whatever_the_text_is_its_ids_are_the_tokenizers(name: str, first: str, second: str | None):
     texts = (first,) if second is None else (first, second)
     fast = FAST[name]
@@ -82,13 +110,15 @@ def test_whatever_the_text_is_its_ids_are_the_tokenizers(name: str, first: str, 
         assert not expected.overflowing
 
 
+@pytest.mark.parametrize("name", ["uncased", "mpnet", "roberta", "gpt2"])
 @given(text=PLAIN)
-def test_a_plain_text_that_fits_is_not_the_tokenizers_work(text: str):
-    fits = not TOKENIZERS["uncased"].encode(text).overflowing
+def test_a_plain_text_that_fits_is_not_the_tokenizers_work(name: str, text: str):
+    fits = not TOKENIZERS[name].encode(text).overflowing
     has_token = any(token in text for token in SPECIAL)
-    fast = FAST["uncased"]
+    is_plain = name in ("uncased", "mpnet") or (text != "" and text.isascii())
+    fast = FAST[name]
     assert fast is not None
-    assert (fast.encode(text) is not None) == (fits and not has_token)
+    assert (fast.encode(text) is not None) == (fits and not has_token and is_plain)
 
 
 @pytest.mark.parametrize("text", ["e! x", "E!", "say [CLS]", "RAW", "new\tyork", "a NEW YORK b", "Fox", "two dogs"])
@@ -134,9 +164,25 @@ def test_words_beyond_those_that_are_remembered_are_asked_for_again(monkeypatch:
     assert len(fast._known) == 3
 
 
+@pytest.mark.parametrize("text", ["two  spaces", "[unused7] x", "|||IP|||", "[SEP]"])
+def test_an_added_token_among_many_is_found(text: str):
+    fast = FAST["modernbert"]
+    assert fast is not None
+    assert fast.encode(text) is None
+    assert fast.encode("a | b [unused]") is not None
+
+
 def changed(change: Callable[[Tokenizer], Any]) -> Tokenizer:
     tokenizer = bert()
     change(tokenizer)
+    return tokenizer
+
+
+def split(*, use_regex: bool = True, model: Any = None) -> Tokenizer:
+    tokenizer = byte_level()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(use_regex=use_regex)
+    if model is not None:
+        tokenizer.model = model
     return tokenizer
 
 
@@ -152,11 +198,26 @@ def with_normalizer(normalizer: Any) -> Tokenizer:
         with_normalizer(normalizers.BertNormalizer(clean_text=False)),
         with_normalizer(normalizers.Sequence([normalizers.Replace("a", "b"), normalizers.BertNormalizer()])),
         changed(lambda tokenizer: setattr(tokenizer, "pre_tokenizer", pre_tokenizers.Whitespace())),
-        changed(lambda tokenizer: tokenizer.add_tokens([f"<{index}>" for index in range(40)])),
+        changed(lambda tokenizer: tokenizer.add_tokens([f"word{index}" for index in range(40)])),
         Tokenizer(models.BPE()),
+        byte_level(normalizer=normalizers.NFKC()),
+        split(use_regex=False),
+        split(model=models.BPE({"a": 0}, [], dropout=0.1)),
         changed(lambda tokenizer: setattr(tokenizer, "model", models.WordPiece({"a": 0}, unk_token="[NONE]"))),
     ],
-    ids=["plain", "other", "dirty", "sequence", "whitespace", "many-tokens", "bpe", "no-unknown"],
+    ids=[
+        "plain",
+        "other",
+        "dirty",
+        "sequence",
+        "whitespace",
+        "many-tokens",
+        "bpe",
+        "nfkc",
+        "split-elsewhere",
+        "dropout",
+        "no-unknown",
+    ],
 )
 def test_of_other_tokenizers_nothing_is_assumed(tokenizer: Tokenizer):
     assert Words.of(tokenizer, LENGTH) is None
@@ -166,6 +227,7 @@ def test_where_probes_could_be_cut_nothing_is_assumed():
     assert Words.of(bert(length=8), 8) is None
 
 
-def test_one_that_answers_a_probe_otherwise_is_asked(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(words, "_WORD", re.compile(r"\S+"))
-    assert Words.of(bert(), LENGTH) is None
+@pytest.mark.parametrize(("pattern", "tokenizer"), [("_BERT", bert()), ("_GPT2", byte_level())])
+def test_one_that_answers_a_probe_otherwise_is_asked(monkeypatch: pytest.MonkeyPatch, pattern: str, tokenizer: Any):
+    monkeypatch.setattr(cuts, pattern, re.compile(r"\S+"))
+    assert Words.of(tokenizer, LENGTH) is None
