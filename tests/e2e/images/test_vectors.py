@@ -203,6 +203,18 @@ def test_a_text_encoder_of_one_length_that_takes_a_mask(tmp_path: Path):
     served.close()
 
 
+def test_the_length_of_texts_for_siglip_is_what_it_was_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Padding is part of its texts; a recipe names the length that was found."""
+    folder = task_model(tmp_path / "model", BOTH, "siglip")
+    arguments = [str(folder), "--task", BOTH, "--out", str(tmp_path / "bundle"), "--max-length"]
+    for length in ("20", "65"):
+        assert main([*arguments, length]) == 2
+        said = capsys.readouterr().err
+        assert f"--max-length {length}: SigLIP reads the last place of texts padded to 64 tokens" in said
+        assert "leave it out" in said
+    assert main([*arguments, "64"]) == 0
+
+
 @pytest.mark.parametrize(
     ("payload", "sentence"),
     [
