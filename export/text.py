@@ -16,6 +16,7 @@ from export.errors import Refused, Unavailable
 from export.esm_tokenizer import esm_tokenizer
 from export.newer_tokenizer import load_tokenizer
 from export.nodes import Axes, Nodes
+from export.python_tokenizer import class_in_python, not_convertible
 from export.rare_tokens import rare_texts
 from export.recipe import Recipe
 from export.said import needing
@@ -219,6 +220,8 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
                 "pip install sentencepiece, or save the tokenizer with AutoTokenizer.from_pretrained(ID)."
                 "save_pretrained(folder) where it is installed"
             ) from error
+        if name := class_in_python(folder):  # whose own library may be what is missing
+            raise not_convertible(model, folder, name) from error
         if any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
             raise
         raise Refused(  # transformers says that a path is None
@@ -229,10 +232,7 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
         slow = tokenizer
         tokenizer = esm_tokenizer(slow)
         if tokenizer is None:
-            raise Refused(
-                f"{model} has no tokenizer.json, and its {type(slow).__name__} cannot be converted into one; "
-                "the worker needs that file"
-            )
+            raise not_convertible(model, folder, type(slow).__name__)
     with needing(model, "tokenizer that can be used"):  # what its parts name of each other is not looked at before
         tokenizer([_WRITTEN, (_WRITTEN, _WRITTEN)])
     if tokenizer.truncation_side != "right":

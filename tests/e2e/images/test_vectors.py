@@ -215,6 +215,16 @@ def test_the_length_of_texts_for_siglip_is_what_it_was_trained_on(tmp_path: Path
     assert main([*arguments, "64"]) == 0
 
 
+def test_siglips_own_tokenizer_which_is_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """It drops punctuation, and looks at spiece.model alone: whether tokenizer.json does the same, its owner knows."""
+    folder = task_model(tmp_path / "model", BOTH, "siglip")
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="SiglipTokenizer")
+    assert main([str(folder), "--task", BOTH, "--out", str(tmp_path / "bundle")]) == 2
+    said = capsys.readouterr().err
+    assert "model's SiglipTokenizer runs in Python alone and takes no notice of its tokenizer.json; where" in said
+    assert "set tokenizer_class to PreTrainedTokenizerFast in tokenizer_config.json" in said
+
+
 @pytest.mark.parametrize(
     ("payload", "sentence"),
     [
