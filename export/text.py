@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from inspect import signature
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -100,11 +101,12 @@ class TextExport(ExportTask):
         return {"tokenizer.json": tokenizer_file(source)}
 
     def pads(self, source: Source) -> Mapping[str, int]:
-        """The tokenizer's.
+        """The model's own, by which heads of decoders find the last token, whatever the tokenizer pads with.
 
-        RoBERTa reads positions off the pad token; where a model has none, any token will do, for the mask hides it.
+        Where a model has none, or none that it can look up, any will do, for the mask hides it.
         """
-        tokens = (source.tokenizer.pad_token_id, source.config.pad_token_id)
+        own, most = source.config.pad_token_id, getattr(source.config, "vocab_size", inf)
+        tokens = (own if own is not None and 0 <= own < most else None, source.tokenizer.pad_token_id, own)
         pad = next((int(token) for token in tokens if token is not None), 0)
         return {"input_ids": pad, _SEGMENTS: source.tokenizer.pad_token_type_id}
 
