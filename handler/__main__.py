@@ -43,6 +43,7 @@ _SIGNAL_HINTS: dict[int, str] = {
     signal.SIGKILL: "; the machine, or the container, may be out of memory",
     signal.SIGBUS: "; a file that is mapped, such as the bundle's weights, was cut or cannot be read",
 }
+_OF_OUR_LOOP = ("DRAIN_TIMEOUT_S", "RESULT_TIMEOUT_S")
 _STOP_S = 2.0  # for the engine's process to end after its last job
 _CLEAN_UP_S = 5.0  # for it to remove what it has fetched so far
 
@@ -107,12 +108,17 @@ def _serve_stock(timeline: Timeline) -> int:
     from handler.sdk import start_stock
 
     settings = _settings()
+    idle = [name for name in _OF_OUR_LOOP if os.environ.get(name, "").strip()]
+    if settings.worker_loop == "sdk" and idle:
+        log("WARN", f"{' and '.join(idle)}: of no effect with WORKER_LOOP=sdk, whose loop has limits of its own")
     worker = boot(settings, timeline)
+    from handler.stock import answers  # not earlier: a boot imports numpy in its own way
+
     log("INFO", "ready", engine=worker.choice.engine, reason=worker.choice.reason, boot_ms=timeline.stages)
     worker.batcher.on_lost = _exit_soon
     gc.enable()
     mark_ready()
-    start_stock(worker.handler.handle, settings.max_concurrency)
+    start_stock(answers(worker.handler, settings), settings.max_concurrency)
     worker.batcher.close()
     return 0
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from engine import authorities
 from engine.config import shown
-from engine.errors import ConfigError, InvalidInput
+from engine.errors import ConfigError
 from handler import shells, signals, trust
 from handler.http1 import StatusError
 from handler.log import log
@@ -249,9 +249,6 @@ def report_unhealthy(check: str, reason: str) -> None:
 
 def start_stock(handler: Any, max_concurrency: int) -> None:
     """The stock loop, local test modes included. Returns or exits as the SDK decides."""
-    from handler.reply import body_of_error  # not at the top: the job loop needs neither this early
-    from handler.take_body import UNREADABLE
-
     without_sleep()
     quieten()
     with trust.at_once():
@@ -261,13 +258,7 @@ def start_stock(handler: Any, max_concurrency: int) -> None:
     if signals.IS_SERVER:
         _check_shared_memory()
     os.register_at_fork(after_in_child=signals.end_plainly)  # the process that it pings from is stopped by a signal
-
-    async def answer(job: dict[str, Any]) -> Any:
-        if "input" not in job:
-            return body_of_error(InvalidInput(job.get(UNREADABLE) or "the job has no `input`"))
-        return await handler(job)
-
-    runpod.serverless.start({"handler": answer, "concurrency_modifier": lambda current: max_concurrency})
+    runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda current: max_concurrency})
 
 
 def _check_shared_memory() -> None:
@@ -294,7 +285,7 @@ def _salvage_what_cannot_be_read(response: Any) -> None:
             found = await read_json(self, **options)
         except (ValueError, RecursionError):
             return await asyncio.to_thread(salvage, await self.read())
-        # It refuses a lone job without input, and passes on one in a list, which `answer` then answers.
+        # It refuses a lone job without input, and passes on one in a list, which stock.py then answers.
         return [found] if isinstance(found, dict) and "id" in found and "input" not in found else found
 
     response.json = salvaged

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import requests
@@ -156,6 +157,30 @@ def test_a_bulk_job_streams_its_parts_in_order(emulator: EmulatorThread, small_b
         assert len(single.chunks) == 1
 
 
+def test_the_stock_loop_gives_the_parts_of_a_stream_in_the_end(
+    emulator: EmulatorThread, small_bundle: Path, tmp_path: Path
+):
+    """What the stock loop has not is told."""
+    texts = [" ".join("abcdefgh"[: 1 + index % 8]) for index in range(100)]
+    env = {"WORKER_LOOP": "sdk", "DRAIN_TIMEOUT_S": "9", "RESULT_TIMEOUT_S": " "}
+    with (tmp_path / "log").open("w") as out, WorkerProcess.ours(emulator, small_bundle, env=env, log=out):
+        whole = emulator.wait(emulator.submit({"texts": texts})).output
+        parts = emulator.wait(emulator.submit({"texts": texts, "stream": True})).output
+        assert [len(part["embeddings"]) for part in parts] == [64, 36]
+        given = [vector for part in parts for vector in part["embeddings"]]
+        assert np.array_equal(np.array(given, np.float32), np.array(whole["embeddings"], np.float32))
+        (lone,) = emulator.wait(emulator.submit({"text": "a", "stream": True})).output
+        assert len(lone["embedding"]) == 8
+        failed = emulator.wait(emulator.submit({"texts": [*texts, "a " * 100], "truncate": False, "stream": True}))
+        assert failed.error.startswith("invalid input: text 100 has more than 32 tokens")
+        refused = emulator.wait(emulator.submit({"text": "a", "stream": 1}))
+        assert refused.error == "invalid input: `stream` must be true or false, got a number"
+        models = emulator.wait(emulator.submit({"openai_route": "/v1/models", "stream": True})).output
+        assert [one["id"] for one in models["data"]] == ["toy"]
+    said = (tmp_path / "log").read_text()
+    assert said.count('"WARN", "message": "DRAIN_TIMEOUT_S: of no effect with WORKER_LOOP=sdk') == 1
+
+
 @pytest.mark.parametrize(
     ("signum", "sentence"),
     [
@@ -189,6 +214,18 @@ def test_a_job_that_takes_too_long_fails(emulator: EmulatorThread, small_bundle:
         assert late.error == "worker fault: the job took longer than 0.3 s (JOB_TIMEOUT_S)"
         os.kill(engine, signal.SIGCONT)
         assert emulator.wait(emulator.submit({"text": "a"})).status == "COMPLETED"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_job_that_takes_too_long_fails_in_the_stock_loop_as_well(
+    emulator: EmulatorThread, small_bundle: Path, stream: bool
+):
+    env = {"WORKER_LOOP": "sdk", "MAX_QUEUE_DELAY_MS": "10000", "JOB_TIMEOUT_S": "0.3"}
+    with WorkerProcess.ours(emulator, small_bundle, env=env):  # one row waits for others
+        late = emulator.wait(emulator.submit({"text": "a", "stream": stream}))
+        assert late.error == "worker fault: the job took longer than 0.3 s (JOB_TIMEOUT_S)"
+        full = emulator.wait(emulator.submit({"texts": ["a"] * 32}))
+        assert full.status == "COMPLETED"
 
 
 def test_the_heartbeat_names_running_jobs_and_ends_with_the_worker(emulator: EmulatorThread, small_bundle: Path):
@@ -377,6 +414,9 @@ def test_rp_serve_api_answers_on_localhost(small_bundle: Path):
                 time.sleep(0.1)
         assert reply.json()["status"] == "COMPLETED"
         assert len(reply.json()["output"]["embedding"]) == 8
+        job: Any = {"input": {"texts": ["a", "b"], "stream": True}}
+        (part,) = requests.post(f"http://127.0.0.1:{port}/runsync", json=job, timeout=10).json()["output"]
+        assert len(part["embeddings"]) == 2
     finally:
         process.terminate()
         process.wait(20)
