@@ -76,9 +76,11 @@ def _check_arguments() -> None:
 
 def _settings() -> Settings:
     from engine.config import Settings, misspelt
+    from handler import sdk_environ
     from handler.limits import allow_files
 
     settings = Settings.from_environ(os.environ)
+    sdk_environ.settle(os.environ)
     allow_files(settings.max_concurrency)
     for name, meant in misspelt(os.environ):
         log("WARN", f"{name} is no setting and changes nothing; did you mean {meant}?")
@@ -177,9 +179,9 @@ def _serve(timeline: Timeline) -> int:
 
 
 def _import_front() -> tuple[Sdk, Callable[[Settings, Timeline, Sdk, socket.socket], int]]:
-    from handler import sdk
+    from handler import sdk, sdk_environ
 
-    sdk.check_environ(os.environ)
+    sdk_environ.check_addresses(os.environ)
     loaded = sdk.load()
     from handler.front import serve_jobs
 

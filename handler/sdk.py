@@ -14,21 +14,19 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from engine import authorities
-from engine.config import shown
 from engine.errors import ConfigError
 from handler import shells, signals, trust
 from handler.http1 import StatusError
 from handler.log import log
 
 TESTED_VERSION = "1.12.0"
-_PING_INTERVAL_MS = "10000"  # the SDK's default
 _DIST_INFO = re.compile(r"runpod-(.+)\.dist-info")
 
 _SHELLS = (
@@ -124,11 +122,6 @@ def without_sleep() -> None:
         sys.modules["cpuinfo"] = stand_in
 
 
-def quieten() -> None:
-    """The SDK logs every poll by default; a worker that answers a thousand jobs a second would mostly print."""
-    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
-
-
 @dataclass(frozen=True)
 class Sdk:
     """The SDK's protocol functions that the job loop calls."""
@@ -149,33 +142,9 @@ class Sdk:
     job_stream_url: str
 
 
-def check_environ(environ: MutableMapping[str, str]) -> None:
-    """Raise ConfigError for variables of RunPod's with which jobs would be taken and never answered, or none taken.
-
-    An interval that the SDK's heartbeat would fail on, or turn into none, is replaced.
-    """
-    for name in ("RUNPOD_WEBHOOK_GET_JOB", "RUNPOD_WEBHOOK_POST_OUTPUT"):
-        if not environ.get(name, "").startswith(("https://", "http://")):
-            raise ConfigError(f"{name}={shown(environ.get(name, ''))!r} is not an address; leave it as RunPod sets it")
-    key = environ.get("RUNPOD_AI_API_KEY", "")
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(
-            "RUNPOD_AI_API_KEY holds a line end or another character that no header can carry; set it anew"
-        )
-    interval = environ.get("RUNPOD_PING_INTERVAL", _PING_INTERVAL_MS)
-    # It cuts to whole seconds, and cannot sleep for as long as a number of any length says.
-    if not (interval.isdecimal() and len(interval) < 8 and int(interval) >= 1000):
-        environ["RUNPOD_PING_INTERVAL"] = _PING_INTERVAL_MS
-        log(
-            "WARN",
-            f"RUNPOD_PING_INTERVAL={interval[:80]!r} is not 1000 to 9999999 milliseconds; {_PING_INTERVAL_MS} it is",
-        )
-
-
 def load() -> Sdk:
     """Import the protocol modules. Raises ConfigError when the SDK has moved what this worker calls."""
     without_sleep()
-    quieten()
     _enter_through_shells()
     try:
         with _without("aiohttp", "aiohttp_retry", "requests"):
@@ -194,9 +163,7 @@ def load() -> Sdk:
             job_done_url=rp_http.JOB_DONE_URL,
             job_stream_url=rp_http.JOB_STREAM_URL,
         )
-    except ValueError as error:  # of its logger, which reads the level while it is imported
-        raise ConfigError(f"the RunPod SDK does not load: {error}; see RUNPOD_LOG_LEVEL") from error
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"this RunPod SDK is not the one that was tested ({TESTED_VERSION}): {error}; "
             f"install runpod=={TESTED_VERSION} or set WORKER_LOOP=sdk"
@@ -250,7 +217,6 @@ def report_unhealthy(check: str, reason: str) -> None:
 def start_stock(handler: Any, max_concurrency: int) -> None:
     """The stock loop, local test modes included. Returns or exits as the SDK decides."""
     without_sleep()
-    quieten()
     with trust.at_once():
         runpod = importlib.import_module("runpod")
     _salvage_what_cannot_be_read(importlib.import_module("aiohttp").ClientResponse)

@@ -350,6 +350,26 @@ def test_test_input_runs_one_job_locally(small_bundle: Path):
     assert "`text` must be a string" in failed.stdout
 
 
+@pytest.mark.parametrize("loop", ["events", "sdk"])
+@pytest.mark.parametrize("options", [("--test_input", '{"input": {"text": "a"}}'), ("--rp_serve_api",)])
+def test_a_log_level_that_the_sdk_has_not_is_refused_before_the_boot(
+    small_bundle: Path, loop: str, options: tuple[str, ...]
+):
+    for wrong in ({"RUNPOD_LOG_LEVEL": "WARNING"}, {"RUNPOD_LOG_LEVEL": " ", "RUNPOD_DEBUG_LEVEL": "2"}):
+        done = start(small_bundle, *options, env={"WORKER_LOOP": loop, **wrong})
+        name, value = list(wrong.items())[-1]
+        assert done.stdout.startswith(f"ERROR | cannot start: {name}='{value}' is not allowed; set it to one of ERROR,")
+        assert (done.returncode, done.stdout.count("\n"), done.stderr) == (1, 1, "")
+
+
+def test_the_sdks_older_name_of_its_level_counts_where_the_newer_one_is_empty(small_bundle: Path):
+    env = {"RUNPOD_LOG_LEVEL": "", "RUNPOD_DEBUG_LEVEL": "warn", "RUNPOD_PING_INTERVAL": ""}
+    done = start(small_bundle, "--test_input", '{"input": {"text": "a"}}', env=env)
+    assert done.returncode == 0, done.stdout
+    assert "INFO  | ready" in done.stdout
+    assert "INFO   |" not in done.stdout  # the SDK's
+
+
 def test_test_input_json_is_found(small_bundle: Path, tmp_path: Path):
     """In the working directory, where the SDK looks for it; the repository's own may be for another task."""
     assert json.loads(Path("test_input.json").read_text())["input"]
