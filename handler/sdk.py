@@ -27,6 +27,7 @@ from handler.http1 import StatusError
 from handler.log import log
 
 TESTED_VERSION = "1.12.0"
+_UVICORN_DID_NOT_START = 3  # the code that it exits with
 _DIST_INFO = re.compile(r"runpod-(.+)\.dist-info")
 
 _SHELLS = (
@@ -224,7 +225,15 @@ def start_stock(handler: Any, max_concurrency: int) -> None:
     if signals.IS_SERVER:
         _check_shared_memory()
     os.register_at_fork(after_in_child=signals.end_plainly)  # the process that it pings from is stopped by a signal
-    runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda current: max_concurrency})
+    try:
+        runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda current: max_concurrency})
+    except SystemExit as end:
+        if end.code != _UVICORN_DID_NOT_START:
+            raise
+        raise ConfigError(
+            "the RunPod SDK's server cannot listen, as its line above says; see --rp_api_host and --rp_api_port, or "
+            "RUNPOD_REALTIME_PORT"
+        ) from None
 
 
 def _check_shared_memory() -> None:

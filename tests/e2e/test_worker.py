@@ -415,6 +415,16 @@ def test_ctrl_c_that_a_library_swallows_while_it_is_imported_ends_the_boot(small
     assert (done.returncode, done.stdout, done.stderr) == (130, "INFO  | interrupted\n", "")
 
 
+def test_rp_serve_api_that_cannot_listen_says_so(small_bundle: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = start(small_bundle, "--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", port)
+    assert done.returncode == 1
+    assert "ERROR | cannot start: the RunPod SDK's server cannot listen, as its line above says; see" in done.stdout
+    assert "address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_rp_serve_api_answers_on_localhost(small_bundle: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
