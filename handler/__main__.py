@@ -120,7 +120,12 @@ def _serve_stock(timeline: Timeline) -> int:
     worker.batcher.on_lost = _exit_soon
     gc.enable()
     mark_ready()
-    start_stock(answers(worker.handler, settings), settings.max_concurrency)
+    try:
+        start_stock(answers(worker.handler, settings), settings.max_concurrency)
+    except BrokenPipeError as error:  # whoever read what the SDK prints has ended, such as `| head`
+        log("ERROR", f"cannot go on: {error}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGINT
     worker.batcher.close()
     return 0
 

@@ -86,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         "of --test_input or of test_input.json in the working directory, and exits; or serves with --rp_serve_api.",
         epilog="All settings are environment variables, BUNDLE first (default: the folder bundle); README.md lists "
         "them. Exit codes: 0 after a clean stop, or a local job that was answered; 1 when the worker cannot start or "
-        "go on, or a local job failed: a sentence says why; 130 by Ctrl-C while it starts; 143 by SIGTERM, and 129 by "
-        "SIGHUP, before a local job was answered.",
+        "go on, or a local job failed: a sentence says why; 130 by Ctrl-C while it starts, and where nobody reads any "
+        "more what a local mode prints; 143 by SIGTERM, and 129 by SIGHUP, before a local job was answered.",
         allow_abbrev=False,
     )
     parser.add_argument("--test_input", metavar="JSON", help=f"answer this job and exit, such as {_JOB}")

@@ -415,6 +415,22 @@ def test_ctrl_c_that_a_library_swallows_while_it_is_imported_ends_the_boot(small
     assert (done.returncode, done.stdout, done.stderr) == (130, "INFO  | interrupted\n", "")
 
 
+def test_an_output_that_nobody_reads_any_more_is_no_traceback(small_bundle: Path):
+    """As `| head` leaves it."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as output:
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, "-m", "handler", "--test_input", '{"input": {"text": "a"}}'],
+            env={**os.environ, "BUNDLE": str(small_bundle), "ENGINE": "fake"},
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_rp_serve_api_that_cannot_listen_says_so(small_bundle: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
