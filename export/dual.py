@@ -62,8 +62,16 @@ class DualExport(VectorsExport, ImageExport):
     ) -> int:
         """Tokens of the longest text."""
         positions = getattr(config.text_config, "max_position_embeddings", None)
-        of_files = _SIGLIP_TOKENS if is_siglip(config) else processors["tokenizer"].model_max_length
-        return longest_row(recipe.max_length, of_files, positions, processors["tokenizer"])
+        tokenizer, asked = processors["tokenizer"], recipe.max_length
+        if not is_siglip(config):
+            return longest_row(asked, tokenizer.model_max_length, positions, tokenizer)
+        trained = longest_row(None, _SIGLIP_TOKENS, positions, tokenizer)
+        if asked not in (None, trained):
+            raise Refused(
+                f"--max-length {asked}: SigLIP reads the last place of texts padded to {trained} tokens, others get "
+                "other scores; leave it out"
+            )
+        return trained
 
     def describe(self, source: Source) -> str:
         """Architecture, size and length."""

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from inspect import signature
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from export.errors import Refused, Unavailable
 from export.esm_tokenizer import esm_tokenizer
 from export.newer_tokenizer import load_tokenizer
 from export.nodes import Axes, Nodes
+from export.python_tokenizer import class_in_python, not_convertible
 from export.rare_tokens import rare_texts
 from export.recipe import Recipe
 from export.said import needing
@@ -99,11 +101,12 @@ class TextExport(ExportTask):
         return {"tokenizer.json": tokenizer_file(source)}
 
     def pads(self, source: Source) -> Mapping[str, int]:
-        """The tokenizer's.
+        """The model's own, by which heads of decoders find the last token, whatever the tokenizer pads with.
 
-        RoBERTa reads positions off the pad token; where a model has none, any token will do, for the mask hides it.
+        Where a model has none, or none that it can look up, any will do, for the mask hides it.
         """
-        tokens = (source.tokenizer.pad_token_id, source.config.pad_token_id)
+        own, most = source.config.pad_token_id, getattr(source.config, "vocab_size", inf)
+        tokens = (own if own is not None and 0 <= own < most else None, source.tokenizer.pad_token_id, own)
         pad = next((int(token) for token in tokens if token is not None), 0)
         return {"input_ids": pad, _SEGMENTS: source.tokenizer.pad_token_type_id}
 
@@ -219,6 +222,8 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
                 "pip install sentencepiece, or save the tokenizer with AutoTokenizer.from_pretrained(ID)."
                 "save_pretrained(folder) where it is installed"
             ) from error
+        if name := class_in_python(folder):  # whose own library may be what is missing
+            raise not_convertible(model, folder, name) from error
         if any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
             raise
         raise Refused(  # transformers says that a path is None
@@ -229,10 +234,7 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
         slow = tokenizer
         tokenizer = esm_tokenizer(slow)
         if tokenizer is None:
-            raise Refused(
-                f"{model} has no tokenizer.json, and its {type(slow).__name__} cannot be converted into one; "
-                "the worker needs that file"
-            )
+            raise not_convertible(model, folder, type(slow).__name__)
     with needing(model, "tokenizer that can be used"):  # what its parts name of each other is not looked at before
         tokenizer([_WRITTEN, (_WRITTEN, _WRITTEN)])
     if tokenizer.truncation_side != "right":

@@ -43,6 +43,7 @@ _SIGNAL_HINTS: dict[int, str] = {
     signal.SIGKILL: "; the machine, or the container, may be out of memory",
     signal.SIGBUS: "; a file that is mapped, such as the bundle's weights, was cut or cannot be read",
 }
+_OF_OUR_LOOP = ("DRAIN_TIMEOUT_S", "RESULT_TIMEOUT_S")
 _STOP_S = 2.0  # for the engine's process to end after its last job
 _CLEAN_UP_S = 5.0  # for it to remove what it has fetched so far
 
@@ -75,9 +76,11 @@ def _check_arguments() -> None:
 
 def _settings() -> Settings:
     from engine.config import Settings, misspelt
+    from handler import sdk_environ
     from handler.limits import allow_files
 
     settings = Settings.from_environ(os.environ)
+    sdk_environ.settle(os.environ)
     allow_files(settings.max_concurrency)
     for name, meant in misspelt(os.environ):
         log("WARN", f"{name} is no setting and changes nothing; did you mean {meant}?")
@@ -107,12 +110,22 @@ def _serve_stock(timeline: Timeline) -> int:
     from handler.sdk import start_stock
 
     settings = _settings()
+    idle = [name for name in _OF_OUR_LOOP if os.environ.get(name, "").strip()]
+    if settings.worker_loop == "sdk" and idle:
+        log("WARN", f"{' and '.join(idle)}: of no effect with WORKER_LOOP=sdk, whose loop has limits of its own")
     worker = boot(settings, timeline)
+    from handler.stock import answers  # not earlier: a boot imports numpy in its own way
+
     log("INFO", "ready", engine=worker.choice.engine, reason=worker.choice.reason, boot_ms=timeline.stages)
     worker.batcher.on_lost = _exit_soon
     gc.enable()
     mark_ready()
-    start_stock(worker.handler.handle, settings.max_concurrency)
+    try:
+        start_stock(answers(worker.handler, settings), settings.max_concurrency)
+    except BrokenPipeError as error:  # whoever read what the SDK prints has ended, such as `| head`
+        log("ERROR", f"cannot go on: {error}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGINT
     worker.batcher.close()
     return 0
 
@@ -171,9 +184,9 @@ def _serve(timeline: Timeline) -> int:
 
 
 def _import_front() -> tuple[Sdk, Callable[[Settings, Timeline, Sdk, socket.socket], int]]:
-    from handler import sdk
+    from handler import sdk, sdk_environ
 
-    sdk.check_environ(os.environ)
+    sdk_environ.check_addresses(os.environ)
     loaded = sdk.load()
     from handler.front import serve_jobs
 

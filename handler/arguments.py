@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine.errors import ConfigError
+from handler.sdk_environ import LOG_LEVELS
 
 _JOB = '{"input": {"text": "hello"}}'
 _EXAMPLE = f"--test_input '{_JOB}'"
@@ -65,6 +66,12 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _level(text: str) -> str:
+    if text.upper() not in LOG_LEVELS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(LOG_LEVELS)}")
+    return text
+
+
 def _one(text: str) -> int:
     if text != "1":  # it starts more only of what it can import by name, and ends with code 3 instead
         raise argparse.ArgumentTypeError(f"{text!r} is not 1: the SDK's server runs a worker in one process")
@@ -79,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         "of --test_input or of test_input.json in the working directory, and exits; or serves with --rp_serve_api.",
         epilog="All settings are environment variables, BUNDLE first (default: the folder bundle); README.md lists "
         "them. Exit codes: 0 after a clean stop, or a local job that was answered; 1 when the worker cannot start or "
-        "go on, or a local job failed: a sentence says why; 130 by Ctrl-C while it starts; 143 by SIGTERM, and 129 by "
-        "SIGHUP, before a local job was answered.",
+        "go on, or a local job failed: a sentence says why; 130 by Ctrl-C while it starts, and where nobody reads any "
+        "more what a local mode prints; 143 by SIGTERM, and 129 by SIGHUP, before a local job was answered.",
         allow_abbrev=False,
     )
     parser.add_argument("--test_input", metavar="JSON", help=f"answer this job and exit, such as {_JOB}")
@@ -88,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rp_api_host", metavar="HOST", help="where to listen (default: localhost)")
     parser.add_argument("--rp_api_port", type=_port, metavar="PORT", help="(default: 8000)")
     parser.add_argument("--rp_api_concurrency", type=_one, metavar="1", help="processes of that server (default: 1)")
-    parser.add_argument("--rp_log_level", metavar="LEVEL", help="the SDK's: ERROR, WARN, INFO, DEBUG (default: INFO)")
+    levels = ", ".join(LOG_LEVELS)
+    parser.add_argument("--rp_log_level", type=_level, metavar="LEVEL", help=f"the SDK's: {levels} (default: INFO)")
     parser.add_argument("--rp_debugger", action="store_true", help="the SDK's debugger")
     return parser

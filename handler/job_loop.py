@@ -14,10 +14,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, suppress
 from typing import Any
 
-from engine.errors import InvalidInput, Overloaded, WorkerFault, in_words
+from engine.errors import InvalidInput, Overloaded, in_words
 from handler.connections import AHEAD_S
 from handler.log import log
-from handler.reply import body_of, body_of_error, encode
+from handler.reply import body_of, body_of_error, encode, too_late
 from handler.sdk import Sdk
 from handler.signals import ending_signals
 from handler.transport import Poll, Results
@@ -235,7 +235,7 @@ class JobLoop:
                     return await self._stream(job_id, value)
             return value if isinstance(value, bytes) else encode(body_of(value))
         except TimeoutError as error:
-            late = WorkerFault(f"the job took longer than {self._job_timeout_s} s (JOB_TIMEOUT_S)")
+            late = too_late(self._job_timeout_s or 0.0)
             return encode(body_of_error(late if limit.expired() else error, debug=self._debug))
         except Exception as error:  # a handler may raise anything
             log("ERROR", f"the handler failed: {in_words(error)}", job_id)

@@ -21,6 +21,8 @@ _FILL = 0.8  # smaller parts are planned to fill so much of it, for no two are o
 
 @dataclass
 class _Part:
+    """A part of the job, and its answer."""  # without it dataclass loads `inspect`, to write one
+
     request: Any
     body: asyncio.Future[bytes] | None = None
     """Once it is in work."""

@@ -86,6 +86,11 @@ def body_of_error(error: BaseException, *, debug: bool = False) -> dict[str, Any
     return {"error": sentence}
 
 
+def too_late(seconds: float) -> WorkerFault:
+    """What a job is told that was given up after `seconds`."""
+    return WorkerFault(f"the job took longer than {seconds} s (JOB_TIMEOUT_S)")
+
+
 def encode(body: dict[str, Any]) -> bytes:
     """The body as it is posted; numpy arrays are written directly, float32 with the digits that give it back.
 

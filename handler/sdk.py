@@ -14,21 +14,20 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from engine import authorities
-from engine.config import shown
-from engine.errors import ConfigError, InvalidInput
+from engine.errors import ConfigError
 from handler import shells, signals, trust
 from handler.http1 import StatusError
 from handler.log import log
 
 TESTED_VERSION = "1.12.0"
-_PING_INTERVAL_MS = "10000"  # the SDK's default
+_UVICORN_DID_NOT_START = 3  # the code that it exits with
 _DIST_INFO = re.compile(r"runpod-(.+)\.dist-info")
 
 _SHELLS = (
@@ -124,11 +123,6 @@ def without_sleep() -> None:
         sys.modules["cpuinfo"] = stand_in
 
 
-def quieten() -> None:
-    """The SDK logs every poll by default; a worker that answers a thousand jobs a second would mostly print."""
-    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
-
-
 @dataclass(frozen=True)
 class Sdk:
     """The SDK's protocol functions that the job loop calls."""
@@ -149,33 +143,9 @@ class Sdk:
     job_stream_url: str
 
 
-def check_environ(environ: MutableMapping[str, str]) -> None:
-    """Raise ConfigError for variables of RunPod's with which jobs would be taken and never answered, or none taken.
-
-    An interval that the SDK's heartbeat would fail on, or turn into none, is replaced.
-    """
-    for name in ("RUNPOD_WEBHOOK_GET_JOB", "RUNPOD_WEBHOOK_POST_OUTPUT"):
-        if not environ.get(name, "").startswith(("https://", "http://")):
-            raise ConfigError(f"{name}={shown(environ.get(name, ''))!r} is not an address; leave it as RunPod sets it")
-    key = environ.get("RUNPOD_AI_API_KEY", "")
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(
-            "RUNPOD_AI_API_KEY holds a line end or another character that no header can carry; set it anew"
-        )
-    interval = environ.get("RUNPOD_PING_INTERVAL", _PING_INTERVAL_MS)
-    # It cuts to whole seconds, and cannot sleep for as long as a number of any length says.
-    if not (interval.isdecimal() and len(interval) < 8 and int(interval) >= 1000):
-        environ["RUNPOD_PING_INTERVAL"] = _PING_INTERVAL_MS
-        log(
-            "WARN",
-            f"RUNPOD_PING_INTERVAL={interval[:80]!r} is not 1000 to 9999999 milliseconds; {_PING_INTERVAL_MS} it is",
-        )
-
-
 def load() -> Sdk:
     """Import the protocol modules. Raises ConfigError when the SDK has moved what this worker calls."""
     without_sleep()
-    quieten()
     _enter_through_shells()
     try:
         with _without("aiohttp", "aiohttp_retry", "requests"):
@@ -194,9 +164,7 @@ def load() -> Sdk:
             job_done_url=rp_http.JOB_DONE_URL,
             job_stream_url=rp_http.JOB_STREAM_URL,
         )
-    except ValueError as error:  # of its logger, which reads the level while it is imported
-        raise ConfigError(f"the RunPod SDK does not load: {error}; see RUNPOD_LOG_LEVEL") from error
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"this RunPod SDK is not the one that was tested ({TESTED_VERSION}): {error}; "
             f"install runpod=={TESTED_VERSION} or set WORKER_LOOP=sdk"
@@ -249,11 +217,7 @@ def report_unhealthy(check: str, reason: str) -> None:
 
 def start_stock(handler: Any, max_concurrency: int) -> None:
     """The stock loop, local test modes included. Returns or exits as the SDK decides."""
-    from handler.reply import body_of_error  # not at the top: the job loop needs neither this early
-    from handler.take_body import UNREADABLE
-
     without_sleep()
-    quieten()
     with trust.at_once():
         runpod = importlib.import_module("runpod")
     _salvage_what_cannot_be_read(importlib.import_module("aiohttp").ClientResponse)
@@ -261,13 +225,15 @@ def start_stock(handler: Any, max_concurrency: int) -> None:
     if signals.IS_SERVER:
         _check_shared_memory()
     os.register_at_fork(after_in_child=signals.end_plainly)  # the process that it pings from is stopped by a signal
-
-    async def answer(job: dict[str, Any]) -> Any:
-        if "input" not in job:
-            return body_of_error(InvalidInput(job.get(UNREADABLE) or "the job has no `input`"))
-        return await handler(job)
-
-    runpod.serverless.start({"handler": answer, "concurrency_modifier": lambda current: max_concurrency})
+    try:
+        runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda current: max_concurrency})
+    except SystemExit as end:
+        if end.code != _UVICORN_DID_NOT_START:
+            raise
+        raise ConfigError(
+            "the RunPod SDK's server cannot listen, as its line above says; see --rp_api_host and --rp_api_port, or "
+            "RUNPOD_REALTIME_PORT"
+        ) from None
 
 
 def _check_shared_memory() -> None:
@@ -294,7 +260,7 @@ def _salvage_what_cannot_be_read(response: Any) -> None:
             found = await read_json(self, **options)
         except (ValueError, RecursionError):
             return await asyncio.to_thread(salvage, await self.read())
-        # It refuses a lone job without input, and passes on one in a list, which `answer` then answers.
+        # It refuses a lone job without input, and passes on one in a list, which stock.py then answers.
         return [found] if isinstance(found, dict) and "id" in found and "input" not in found else found
 
     response.json = salvaged

@@ -1,7 +1,7 @@
 """A task without a model: an image is resized and encoded anew. An example to copy for any transformation of data.
 
 The work is done in `part`, in a thread; what the rows hold comes back unchanged to `answer`. `task_config` is empty.
-EXIF orientation is applied; metadata and transparency do not survive.
+EXIF orientation is applied; metadata, colour profiles and transparency do not survive.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class ImageTransform(MediaTask):
     def part(self, field: str, content: bytes, options: Mapping[str, Any]) -> Part:
         """A row with the bytes of the new file; `data` is its width and height."""
         image = decode(content, field, self.limits.max_pixels)
+        image.info.clear()  # comments, profiles and a transparent colour, which Pillow would write out again
         image = self._resized(image, options)
         if max(image.size) > (longest := _LONGEST_SIDES[options["format"]]):
             raise InvalidInput(

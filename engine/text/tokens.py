@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from engine.errors import InvalidInput
 from engine.tensors import Array, Row
+from engine.text.words import Words
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -21,6 +22,8 @@ Text: TypeAlias = "str | tuple[str, str]"
 Encoding: TypeAlias = Any
 """tokenizers.Encoding: ids, type_ids, offsets and masks of one row."""
 
+_FEW = 8
+"""Texts that are put together from their words, on one CPU; more are encoded on all of them."""
 
 MOST_OVERLAP = 16
 """Overlapping windows may hold a long input at most so many times over, for each of them takes memory."""
@@ -48,13 +51,24 @@ class Tokens:
             self._processor, self.tokenizer.post_processor = self.tokenizer.post_processor, None
         else:
             self.tokenizer.enable_truncation(self.max_length, strategy=cut)
+        # Of windows the offsets are asked for, and without a post-processor nobody says which text a token is of.
+        may = cut != "none" and self._sets_segments
+        self._words = Words.of(self.tokenizer, self.max_length) if may else None
         self._inputs = frozenset(spec.name for spec in bundle.manifest.graphs[graph].inputs)
 
     def encode(self, texts: Sequence[Text]) -> list[Encoding]:
-        """Encodings, made in one call: parallel inside, without the interpreter lock; they know no offsets.
+        """Encodings, of which ids and type_ids may be asked, their length, and `overflowing`: what was cut off.
 
-        What was cut off is in their `overflowing`. Raises InvalidInput where a pair cannot be cut to fit.
+        Raises InvalidInput where a pair cannot be cut to fit.
         """
+        if self._words is not None and len(texts) <= _FEW:
+            found = [self._words.encode(text) for text in texts]
+            if None not in found:
+                return found
+        return self._encode(texts)
+
+    def _encode(self, texts: Sequence[Text]) -> list[Encoding]:
+        """All in one call: parallel inside, without the interpreter lock; they know no offsets."""
         try:
             return list(self.tokenizer.encode_batch_fast(list(texts)))
         except Exception as error:  # tokenizers raises bare exceptions

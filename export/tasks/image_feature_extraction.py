@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, is_image_model
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from export.recipe import Recipe
     from export.source import Source
     from export.torch_onnx import Traced
+
+_CHANNELS_LAST = ("dinat", "nat", "sam2_hiera_det_model", "sam2_vision_model")
+"""Architectures whose maps are (height, width, channels); all others' are (channels, height, width)."""
 
 
 class ImageFeatureExtractionExport(VectorsExport, ImageExport):
@@ -52,25 +57,32 @@ class ImageFeatureExtractionExport(VectorsExport, ImageExport):
             )
 
     def answer(self, source: Source, model: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """One vector, or the last hidden state as it is."""
+        """One vector, or one for every token or place, row by row."""
         found = model(**values)
-        pooling, hidden = source.settings["pooling"], found.last_hidden_state
-        if pooling == "pooler":  # of a map of channels it is one of a single place
-            pooled = found.pooler_output
-            return {OUTPUT: pooled[:, :, 0, 0] if pooled.ndim == 4 else pooled}
-        if pooling == "cls":
-            return {OUTPUT: hidden[:, 0]}
-        if pooling == "mean":  # over patches, or over the places of a map of channels
-            return {OUTPUT: hidden.mean(1) if hidden.ndim == 3 else hidden.mean((2, 3))}
-        return {OUTPUT: hidden}
+        pooling = source.settings["pooling"]
+        if pooling == "pooler":  # of a map of channels it is one of a single place, TextNet's of four
+            return {OUTPUT: found.pooler_output.flatten(1)}
+        hidden = found.last_hidden_state
+        if hidden.ndim == 4:  # a map of channels: to (batch, places, channels), as tokens are
+            hidden = hidden.flatten(1, 2) if _channels_last(source) else hidden.flatten(2).transpose(1, 2)
+        return {OUTPUT: hidden if pooling == "none" else hidden[:, 0] if pooling == "cls" else hidden.mean(1)}
 
     def traced(self, source: Source, name: str, folder: Path) -> Traced:
         """The module, with the pooling decided before."""
         return super().traced(_decided(source), name, folder)
 
     def reference(self, source: Source, model: Any, inputs: Mapping[str, Any]) -> Arrays | None:
-        """The same from transformers' own pixels."""
-        return super().reference(_decided(source), model, inputs)
+        """The same from transformers' own pixels, with pooling written here a second time."""
+        found, pooling = model(**inputs), _pooling(source)
+        if pooling == "pooler":
+            return {OUTPUT: found.pooler_output[0].numpy().ravel()}
+        hidden = found.last_hidden_state[0].numpy()
+        if hidden.ndim == 3:
+            places = hidden if _channels_last(source) else np.moveaxis(hidden, 0, 2)
+            hidden = np.array([place for row in places for place in row])
+        if pooling == "none":
+            return {OUTPUT: hidden}
+        return {OUTPUT: hidden[0] if pooling == "cls" else np.average(hidden, 0)}
 
     def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
         """How the vector was made."""
@@ -81,34 +93,53 @@ def _decided(source: Source) -> Source:
     return replace(source, settings={"pooling": _pooling(source)})
 
 
+def _channels_last(source: Source) -> bool:
+    return source.config.model_type in _CHANNELS_LAST
+
+
 def _pooling(source: Source) -> str:
-    """What was asked for; else the model's own pooler where it has a trained one, else the first vector.
+    """What was asked for; else the model's own pooler where it has a trained one, its class token, or the mean.
 
     Raises Refused where the model has no such thing.
     """
     asked: str | None = source.settings["pooling"]
-    has_pooler = _has_pooler(source)
-    pooling = asked or ("pooler" if has_pooler else "cls")
+    empty, found = _answer_of_noise(source)
+    hidden = found.get("last_hidden_state")
+    if hidden is None:
+        raise Refused(f"{source.model} ({source.architecture}) has no last hidden state; choose a model that has one")
+    has_pooler, is_map = found.get("pooler_output") is not None and _has_weights(source, empty), hidden.ndim == 4
+    pooling = asked or ("pooler" if has_pooler else "mean" if is_map or not _has_class_token(empty) else "cls")
     if pooling == "pooler" and not has_pooler:
-        raise Refused(f"{source.model} has no trained pooler; choose --pooling cls, mean or none")
+        raise Refused(f"{source.model} has no trained pooler; choose --pooling {'' if is_map else 'cls, '}mean or none")
+    if pooling == "cls" and is_map:
+        raise Refused(
+            f"{source.model} answers with a map of places and has no first token; choose --pooling mean or none"
+        )
     return pooling
 
 
-def _has_pooler(source: Source) -> bool:
-    """Whether the class gives a pooled vector, and the checkpoint has its weights (many were saved without)."""
-    try:
-        empty, found = _answer_of_noise(source, "meta")  # shapes only
-    except RuntimeError:  # DINOv3 asks what autocast does on its device, which has no answer there
-        empty, found = _answer_of_noise(source, "cpu")
-    if found.get("pooler_output") is None:
-        return False
+def _has_weights(source: Source, empty: Any) -> bool:
+    """Whether the checkpoint has the pooler's weights: many were saved without."""
     wanted = [name for name, _ in empty.named_parameters() if "pooler" in name]
     present = weight_names(source.folder)
     return all(any(name.endswith(one) for name in present) for one in wanted)
 
 
-def _answer_of_noise(source: Source, device: str) -> tuple[Any, Any]:
-    """The class with random weights, and its outputs."""
+def _has_class_token(empty: Any) -> bool:
+    """Whether a token of its own stands before the patches: of models without a pooler I-JEPA has none."""
+    names = [name.rpartition(".")[2] for name, _ in empty.named_parameters()]
+    return any("cls" in name or "class" in name for name in names)
+
+
+def _answer_of_noise(source: Source) -> tuple[Any, Any]:
+    """The class with random weights, and its outputs: shapes only, where that can be."""
+    try:
+        return _answer_on(source, "meta")
+    except RuntimeError:  # DINOv3 asks what autocast does on its device, which has no answer there
+        return _answer_on(source, "cpu")
+
+
+def _answer_on(source: Source, device: str) -> tuple[Any, Any]:
     import torch
     import transformers
 

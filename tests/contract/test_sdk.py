@@ -15,10 +15,11 @@ from types import ModuleType
 import pytest
 
 from engine.errors import ConfigError
-from handler import front, sdk
+from handler import front, sdk, sdk_environ
 
 SDK_ENV = {
     **os.environ,
+    "RUNPOD_LOG_LEVEL": "INFO",
     "RUNPOD_POD_ID": "w",
     "RUNPOD_WEBHOOK_GET_JOB": "http://h/v2/e/job-take/$ID?gpu=x",
     "RUNPOD_WEBHOOK_POST_OUTPUT": "http://h/v2/e/job-done/$RUNPOD_POD_ID/$ID?gpu=x",
@@ -233,19 +234,55 @@ RUNPODS = {
 def test_an_interval_that_the_heartbeat_can_keep_is_left_as_it_is(
     capsys: pytest.CaptureFixture[str], interval: str | None
 ):
-    environ = dict(RUNPODS) if interval is None else {**RUNPODS, "RUNPOD_PING_INTERVAL": interval}
+    environ = {} if interval is None else {"RUNPOD_PING_INTERVAL": interval}
     before = dict(environ)
-    sdk.check_environ(environ)
-    assert (environ, capsys.readouterr().out) == (before, "")
+    sdk_environ.settle(environ)
+    assert (environ, capsys.readouterr().out) == ({**before, "RUNPOD_LOG_LEVEL": "INFO"}, "")
 
 
 @pytest.mark.parametrize("interval", ["999", "10000000", "-5000", "4s", ""])
 def test_an_interval_that_the_heartbeat_cannot_keep_is_replaced(capsys: pytest.CaptureFixture[str], interval: str):
-    environ = {**RUNPODS, "RUNPOD_PING_INTERVAL": interval}
-    sdk.check_environ(environ)
-    assert environ == {**RUNPODS, "RUNPOD_PING_INTERVAL": "10000"}
+    environ = {"RUNPOD_PING_INTERVAL": interval}
+    sdk_environ.settle(environ)
+    assert environ == {"RUNPOD_PING_INTERVAL": "10000", "RUNPOD_LOG_LEVEL": "INFO"}
     told = f"RUNPOD_PING_INTERVAL={interval!r} is not 1000 to 9999999 milliseconds; 10000 it is"
     assert told in capsys.readouterr().out
+
+
+def test_the_levels_are_those_of_the_sdk():
+    from runpod.serverless.modules import rp_logger
+
+    assert set(sdk_environ.LOG_LEVELS) == set(rp_logger.LOG_LEVELS)
+
+
+@pytest.mark.parametrize(
+    ("given", "level"),
+    [
+        ({}, "INFO"),
+        ({"RUNPOD_LOG_LEVEL": "", "RUNPOD_DEBUG_LEVEL": " "}, "INFO"),
+        ({"RUNPOD_LOG_LEVEL": " warn"}, "WARN"),
+        ({"RUNPOD_DEBUG_LEVEL": "ERROR"}, "ERROR"),
+        ({"RUNPOD_LOG_LEVEL": "", "RUNPOD_DEBUG_LEVEL": "debug"}, "DEBUG"),
+        ({"RUNPOD_LOG_LEVEL": "TRACE", "RUNPOD_DEBUG_LEVEL": "LOUD"}, "TRACE"),
+    ],
+)
+def test_the_level_that_the_sdk_reads(given: dict[str, str], level: str):
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")} | given
+    sdk_environ.settle(environ)
+    code = "from runpod.serverless.modules.rp_logger import RunPodLogger; print(RunPodLogger.level)"
+    read = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True)
+    assert read.stdout.strip() == level
+
+
+@pytest.mark.parametrize("name", ["RUNPOD_LOG_LEVEL", "RUNPOD_DEBUG_LEVEL"])
+@pytest.mark.parametrize("level", ["WARNING", "2"])
+def test_a_level_that_the_sdk_has_not_is_refused(name: str, level: str):
+    with pytest.raises(ConfigError) as refused:
+        sdk_environ.settle({name: level})
+    assert str(refused.value) == (
+        f"{name}={level!r} is not allowed; set it to one of ERROR, WARN, INFO, DEBUG, TRACE, NOTSET, or leave it out "
+        "for INFO"
+    )
 
 
 @pytest.mark.parametrize(
@@ -261,11 +298,11 @@ def test_an_interval_that_the_heartbeat_cannot_keep_is_replaced(capsys: pytest.C
 def test_a_variable_of_runpods_that_would_cost_jobs_is_named(name: str, value: str | None):
     environ = {key: kept for key, kept in {**RUNPODS, name: value}.items() if kept is not None}
     with pytest.raises(ConfigError, match=f"^{name}[ =]"):
-        sdk.check_environ(environ)
+        sdk_environ.check_addresses(environ)
 
 
 def test_a_key_need_not_be_there():
-    sdk.check_environ({name: value for name, value in RUNPODS.items() if name != "RUNPOD_AI_API_KEY"})
+    sdk_environ.check_addresses({name: value for name, value in RUNPODS.items() if name != "RUNPOD_AI_API_KEY"})
 
 
 def test_libraries_that_are_loaded_are_the_sdks_as_well():

@@ -14,6 +14,7 @@ from engine.config import Limits, Settings
 from engine.tasks import load_task
 from engine.tasks.feature_extraction import FeatureExtraction, Request
 from handler.handler import Handler
+from handler.stock import answers
 
 TEXTS = [" ".join("abcdefgh"[: 1 + index % 8]) for index in range(150)]
 
@@ -71,3 +72,23 @@ def test_answers_that_grow_are_measured_whenever_one_is_made(small_bundle: Path,
     sizes = [len(orjson.loads(body)["output"]["embeddings"]) for body in bodies]
     assert sizes[0] == 64
     assert 1 in sizes
+
+
+class Choosy(FeatureExtraction):
+    """A fork's task, whose answer may be the error of its job."""
+
+    def postprocess(self, request: Request, outputs: Any) -> Any:
+        return {"error": "too few"} if len(request.texts) < 64 else {"count": len(request.texts)}
+
+
+def test_a_part_that_is_an_error_fails_the_job_of_the_stock_loop(small_bundle: Path):
+    bundle = open_bundle(small_bundle)
+    batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=32, max_tokens=0, max_queued=10_000)
+    answer = answers(Handler(Choosy.from_bundle(bundle, Limits()), batcher, dict), Settings())
+
+    async def ask() -> tuple[Any, Any]:
+        jobs = [{"input": {"texts": TEXTS[:count], "stream": True}} for count in (128, 150)]
+        return await answer(jobs[0]), await answer(jobs[1])
+
+    assert asyncio.run(ask()) == ([{"count": 64}, {"count": 64}], {"error": "too few"})
+    batcher.close()

@@ -64,7 +64,7 @@ def test_a_worker_that_cannot_print_stops_before_the_first_job(emulator: Emulato
         ("RUNPOD_WEBHOOK_POST_OUTPUT", "", "RUNPOD_WEBHOOK_POST_OUTPUT='' is not an address"),
         ("RUNPOD_AI_API_KEY", "se\ncret", "RUNPOD_AI_API_KEY holds a line end"),
         ("RUNPOD_AI_API_KEY", "se\u20accret", "RUNPOD_AI_API_KEY holds a line end or another character that no header"),
-        ("RUNPOD_LOG_LEVEL", "LOUD", "the RunPod SDK does not load: Invalid debug level: LOUD; see RUNPOD_LOG_LEVEL"),
+        ("RUNPOD_LOG_LEVEL", "LOUD", "RUNPOD_LOG_LEVEL='LOUD' is not allowed; set it to one of ERROR, WARN, INFO"),
     ],
 )
 def test_variables_with_which_no_job_is_answered_stop_the_boot(

@@ -111,6 +111,10 @@ def changed(file: str, **changes: Any) -> Callable[[Path], None]:
         (only_config(model_type="brand-new"), "tiny-bert is of type brand-new, which transformers 4."),
         (only_config(architectures=["BertModel"]), "tiny-bert is of type None, which transformers 4."),
         (slow_tokenizer, "its CanineTokenizer cannot be converted into one; the worker needs that file"),
+        (
+            changed("tokenizer_config.json", tokenizer_class="CanineTokenizer"),
+            "tiny-bert's CanineTokenizer runs in Python alone and takes no notice of its tokenizer.json",
+        ),
         (no_tokenizer, "tiny-bert has no tokenizer, neither tokenizer.json nor a vocabulary; save it into"),
         (pointer("model.safetensors"), "model.safetensors is what Git LFS has in place of the file; run git lfs pull"),
         (pointer("tokenizer.json"), "tokenizer.json is what Git LFS has in place of the file; run git lfs pull"),

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import requests
@@ -156,6 +157,30 @@ def test_a_bulk_job_streams_its_parts_in_order(emulator: EmulatorThread, small_b
         assert len(single.chunks) == 1
 
 
+def test_the_stock_loop_gives_the_parts_of_a_stream_in_the_end(
+    emulator: EmulatorThread, small_bundle: Path, tmp_path: Path
+):
+    """What the stock loop has not is told."""
+    texts = [" ".join("abcdefgh"[: 1 + index % 8]) for index in range(100)]
+    env = {"WORKER_LOOP": "sdk", "DRAIN_TIMEOUT_S": "9", "RESULT_TIMEOUT_S": " "}
+    with (tmp_path / "log").open("w") as out, WorkerProcess.ours(emulator, small_bundle, env=env, log=out):
+        whole = emulator.wait(emulator.submit({"texts": texts})).output
+        parts = emulator.wait(emulator.submit({"texts": texts, "stream": True})).output
+        assert [len(part["embeddings"]) for part in parts] == [64, 36]
+        given = [vector for part in parts for vector in part["embeddings"]]
+        assert np.array_equal(np.array(given, np.float32), np.array(whole["embeddings"], np.float32))
+        (lone,) = emulator.wait(emulator.submit({"text": "a", "stream": True})).output
+        assert len(lone["embedding"]) == 8
+        failed = emulator.wait(emulator.submit({"texts": [*texts, "a " * 100], "truncate": False, "stream": True}))
+        assert failed.error.startswith("invalid input: text 100 has more than 32 tokens")
+        refused = emulator.wait(emulator.submit({"text": "a", "stream": 1}))
+        assert refused.error == "invalid input: `stream` must be true or false, got a number"
+        models = emulator.wait(emulator.submit({"openai_route": "/v1/models", "stream": True})).output
+        assert [one["id"] for one in models["data"]] == ["toy"]
+    said = (tmp_path / "log").read_text()
+    assert said.count('"WARN", "message": "DRAIN_TIMEOUT_S: of no effect with WORKER_LOOP=sdk') == 1
+
+
 @pytest.mark.parametrize(
     ("signum", "sentence"),
     [
@@ -189,6 +214,18 @@ def test_a_job_that_takes_too_long_fails(emulator: EmulatorThread, small_bundle:
         assert late.error == "worker fault: the job took longer than 0.3 s (JOB_TIMEOUT_S)"
         os.kill(engine, signal.SIGCONT)
         assert emulator.wait(emulator.submit({"text": "a"})).status == "COMPLETED"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_job_that_takes_too_long_fails_in_the_stock_loop_as_well(
+    emulator: EmulatorThread, small_bundle: Path, stream: bool
+):
+    env = {"WORKER_LOOP": "sdk", "MAX_QUEUE_DELAY_MS": "10000", "JOB_TIMEOUT_S": "0.3"}
+    with WorkerProcess.ours(emulator, small_bundle, env=env):  # one row waits for others
+        late = emulator.wait(emulator.submit({"text": "a", "stream": stream}))
+        assert late.error == "worker fault: the job took longer than 0.3 s (JOB_TIMEOUT_S)"
+        full = emulator.wait(emulator.submit({"texts": ["a"] * 32}))
+        assert full.status == "COMPLETED"
 
 
 def test_the_heartbeat_names_running_jobs_and_ends_with_the_worker(emulator: EmulatorThread, small_bundle: Path):
@@ -313,6 +350,26 @@ def test_test_input_runs_one_job_locally(small_bundle: Path):
     assert "`text` must be a string" in failed.stdout
 
 
+@pytest.mark.parametrize("loop", ["events", "sdk"])
+@pytest.mark.parametrize("options", [("--test_input", '{"input": {"text": "a"}}'), ("--rp_serve_api",)])
+def test_a_log_level_that_the_sdk_has_not_is_refused_before_the_boot(
+    small_bundle: Path, loop: str, options: tuple[str, ...]
+):
+    for wrong in ({"RUNPOD_LOG_LEVEL": "WARNING"}, {"RUNPOD_LOG_LEVEL": " ", "RUNPOD_DEBUG_LEVEL": "2"}):
+        done = start(small_bundle, *options, env={"WORKER_LOOP": loop, **wrong})
+        name, value = list(wrong.items())[-1]
+        assert done.stdout.startswith(f"ERROR | cannot start: {name}='{value}' is not allowed; set it to one of ERROR,")
+        assert (done.returncode, done.stdout.count("\n"), done.stderr) == (1, 1, "")
+
+
+def test_the_sdks_older_name_of_its_level_counts_where_the_newer_one_is_empty(small_bundle: Path):
+    env = {"RUNPOD_LOG_LEVEL": "", "RUNPOD_DEBUG_LEVEL": "warn", "RUNPOD_PING_INTERVAL": ""}
+    done = start(small_bundle, "--test_input", '{"input": {"text": "a"}}', env=env)
+    assert done.returncode == 0, done.stdout
+    assert "INFO  | ready" in done.stdout
+    assert "INFO   |" not in done.stdout  # the SDK's
+
+
 def test_test_input_json_is_found(small_bundle: Path, tmp_path: Path):
     """In the working directory, where the SDK looks for it; the repository's own may be for another task."""
     assert json.loads(Path("test_input.json").read_text())["input"]
@@ -358,6 +415,32 @@ def test_ctrl_c_that_a_library_swallows_while_it_is_imported_ends_the_boot(small
     assert (done.returncode, done.stdout, done.stderr) == (130, "INFO  | interrupted\n", "")
 
 
+def test_an_output_that_nobody_reads_any_more_is_no_traceback(small_bundle: Path):
+    """As `| head` leaves it."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as output:
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, "-m", "handler", "--test_input", '{"input": {"text": "a"}}'],
+            env={**os.environ, "BUNDLE": str(small_bundle), "ENGINE": "fake"},
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_rp_serve_api_that_cannot_listen_says_so(small_bundle: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = start(small_bundle, "--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", port)
+    assert done.returncode == 1
+    assert "ERROR | cannot start: the RunPod SDK's server cannot listen, as its line above says; see" in done.stdout
+    assert "address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_rp_serve_api_answers_on_localhost(small_bundle: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -377,6 +460,9 @@ def test_rp_serve_api_answers_on_localhost(small_bundle: Path):
                 time.sleep(0.1)
         assert reply.json()["status"] == "COMPLETED"
         assert len(reply.json()["output"]["embedding"]) == 8
+        job: Any = {"input": {"texts": ["a", "b"], "stream": True}}
+        (part,) = requests.post(f"http://127.0.0.1:{port}/runsync", json=job, timeout=10).json()["output"]
+        assert len(part["embeddings"]) == 2
     finally:
         process.terminate()
         process.wait(20)

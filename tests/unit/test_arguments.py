@@ -20,6 +20,7 @@ from handler.arguments import check
         (["--test_input", "{'input': 1}"], "--test_input is not JSON (Expecting property name"),
         (["--test_input", '{"text": "a"}'], "--test_input is not a job, an object with `input`; write --test_input"),
         (["--rp_serve_api", "--rp_api_port", "70000"], "argument --rp_api_port: '70000' is not a port from 1 to 65535"),
+        (["--rp_log_level", "FOO"], "--rp_log_level: 'FOO' is not one of ERROR, WARN, INFO, DEBUG, TRACE, NOTSET; see"),
         (["--rp_api_concurrency", "2"], "--rp_api_concurrency: '2' is not 1: the SDK's server runs a worker in one"),
         ([], "there is no test_input.json in"),
     ],
@@ -52,7 +53,7 @@ def test_the_file_beside_it_is_looked_at_where_it_is_the_job(tmp_path: Path, mon
         with pytest.raises(ConfigError, match=r"test_input\.json (is not JSON|cannot be read)"):
             check([], on_runpod=False)
     check(["--rp_serve_api"], on_runpod=False)
-    check(["--rp_log_level", "DEBUG"], on_runpod=True)
+    check(["--rp_log_level", "debug"], on_runpod=True)
     Path("test_input.json").write_text('{"input": {}}')
     check([], on_runpod=False)
 

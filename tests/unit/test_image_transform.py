@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from engine.bundle import Bundle, Manifest
 from engine.config import Limits
@@ -20,13 +21,13 @@ from handler.handler import Handler
 BUNDLE = Bundle(Path(), Manifest("image-transform", None, "none", "image-transform", {}, "none", {}, {}))
 
 
-def picture(width: int, height: int, **options: Any) -> str:
+def picture(width: int, height: int, kind: str = "PNG", mode: str = "RGB", **options: Any) -> str:
     """A gradient to the right in red and downwards in green."""
     across, down = np.linspace(0, 255, width), np.linspace(0, 255, height)
     red, green = np.meshgrid(across, down)
     pixels = np.stack([red, green, np.zeros_like(red)], axis=-1).astype(np.uint8)
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG", **options)
+    Image.fromarray(pixels).convert(mode).save(content, kind, **options)
     return base64.b64encode(content.getvalue()).decode()
 
 
@@ -84,6 +85,30 @@ def test_orientation_is_applied_and_metadata_dropped():
     image = opened(ask({"image": picture(60, 30, exif=exif), "format": "jpeg"}))
     assert image.size == (30, 60)
     assert not image.getexif()
+
+
+_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+_NOTE = PngInfo()
+_NOTE.add_text("comment", "where it was taken")
+
+
+@pytest.mark.parametrize("size", [{}, {"width": 20}])
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+def test_comments_profiles_and_transparency_do_not_survive(kind: str, size: dict[str, int]):
+    for sent in (
+        picture(60, 30, "JPEG", comment=b"where it was taken", icc_profile=_PROFILE, xmp=b"<x/>"),
+        picture(60, 30, transparency=(0, 0, 0), icc_profile=_PROFILE, pnginfo=_NOTE),
+        picture(60, 30, mode="P", transparency=0),
+        picture(60, 30, "GIF", mode="P", transparency=0, comment=b"where it was taken"),
+        picture(60, 30, mode="L", transparency=0),
+        picture(60, 30, "WEBP", mode="RGBA", icc_profile=_PROFILE, xmp=b"<x/>"),
+    ):
+        kept = {"comment", "icc_profile", "transparency", "xmp", "exif"}
+        before = Image.open(io.BytesIO(base64.b64decode(sent)))
+        assert kept & before.info.keys() or before.mode == "RGBA"
+        image = opened(ask({"image": sent, "format": kind, **size}))
+        assert image.mode == "RGB"
+        assert not kept & image.info.keys()
 
 
 @pytest.mark.parametrize("size", [(900, 1), (1, 900)])

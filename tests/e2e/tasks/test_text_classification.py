@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks.zoo.text import ARCHITECTURES
+from benchmarks.zoo.decoders import SPECS
+from benchmarks.zoo.text import ARCHITECTURES, HEADS, model_of
 from export.__main__ import main
 from export.tasks.base import ExportTask
 from export.text import TextExport
 from tests.models import edit_json, without_processor
 from tests.same import assert_same
+from tests.served import Served
 
 TASK = "text-classification"
 TEXTS = [
@@ -53,6 +55,24 @@ def without_segments(folder: Path) -> Path:
     """The tokenizer makes none, as DistilBERT's, though the model knows them: transformers then has zeros."""
     edit_json(folder / "tokenizer_config.json", model_input_names=["input_ids", "attention_mask"])
     return folder
+
+
+def test_a_decoder_whose_tokenizer_pads_with_another_token(tmp_path: Path):
+    """The last token is the last that is not the model's own pad."""
+    import transformers
+
+    head, settings = HEADS[TASK]
+    folder = model_of(tmp_path / "model", SPECS["qwen2"], head, **settings)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        edit_json(folder / name, pad_token=tokenizer.convert_ids_to_tokens(40))
+    ids = [kind.from_pretrained(folder).pad_token_id for kind in (transformers.AutoConfig, transformers.AutoTokenizer)]
+    assert ids == [0, 40]
+    assert main([str(folder), "--task", TASK, "--out", str(tmp_path / "bundle")]) == 0
+    served = Served(tmp_path / "bundle")
+    pipeline = transformers.pipeline(TASK, model=str(folder), device="cpu")
+    assert_same(served.ask({"texts": TEXTS, "top_k": None}), pipeline(TEXTS, top_k=None, truncation=True))
+    served.close()
 
 
 @pytest.mark.parametrize(
