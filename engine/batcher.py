@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from engine.batch_queue import BatchQueue
-from engine.errors import EngineError, EngineLost
+from engine.errors import EngineError, EngineLost, in_words
 from engine.flight import Flight, Flights, Waiting
 from engine.gather import Group
 from engine.lanes import TOGETHER, Lanes
@@ -189,7 +189,7 @@ class Batcher:
                 while flight is not None:
                     flight = self._turn(flight)
         except Exception as error:
-            self._flights.lose(EngineLost(f"batching failed with {type(error).__name__}: {error}"))
+            self._flights.lose(EngineLost(f"batching failed with {in_words(error)}"))
 
     def _next(self, lanes: Sequence[int]) -> tuple[int, list[Waiting]] | None:
         """Wait for a batch, and the one of `lanes` to run it in; None when closed."""

@@ -14,6 +14,14 @@ WorkerError
 """
 
 
+def in_words(error: BaseException) -> str:
+    """The type of `error` and what it says, which it may fail to do."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception as failure:
+        return f"{type(error).__name__} (to say more failed with {type(failure).__name__})"
+
+
 class WorkerError(Exception):
     """Base of all; `prefix` opens the sentence that a caller reads."""
 

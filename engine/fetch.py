@@ -13,17 +13,17 @@ import io
 import re
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from engine.addresses import is_public
 from engine.authorities import client_context
 from engine.config import Limits
+from engine.daemon import in_daemon
 from engine.errors import InvalidInput, Unreachable
 
 _MAX_REDIRECTS = 3
@@ -174,16 +174,7 @@ class Deadline:
 
 def _addresses(target: Target, deadline: Deadline, network: Network) -> Sequence[str]:
     """All addresses of the host, or an error when one of them may not be reached."""
-    found: Future[Sequence[str]] = Future()
-
-    def ask() -> None:
-        try:
-            found.set_result(network.resolve(target.host, target.port))
-        except Exception as error:
-            found.set_exception(error)
-
-    # The resolver takes no timeout; a daemon, so that one which hangs keeps nothing alive.
-    threading.Thread(target=ask, name="resolve", daemon=True).start()
+    found = in_daemon(partial(network.resolve, target.host, target.port), "resolve")
     try:
         addresses = found.result(deadline.left())
     except socket.gaierror as error:

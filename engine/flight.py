@@ -94,11 +94,12 @@ class Flights:
         return flight
 
     def start(self, flight: Flight) -> Flight:
-        """Run it; where the engine returns at once, only begin to."""
+        """Run it; where the engine returns at once, only begin to. It fails where the engine was lost meanwhile."""
         flight.begin = time.monotonic()
         self._running.add(flight)
         if flight.bucket is not None:
             try:
+                self._check()
                 flight.engine.start(flight.bucket, flight.slot)
             except Exception as error:  # as above
                 flight.error = error
@@ -111,9 +112,11 @@ class Flights:
         if flight.error is None:
             try:
                 outputs = flight.engine.finish(flight.slot)
+                self._check()
             except Exception as error:  # as above
                 flight.error = error
         if flight.error is not None:
+            outputs = {}
             self._find_culprits(flight.batch, flight, begin)
         took = time.monotonic() - begin
         self._stats.stage("run", took)
@@ -121,6 +124,11 @@ class Flights:
         if flight.bucket is not None:
             (self._short.add if took < _SHORT_RUN_S else self._short.discard)(flight.bucket)
         return outputs
+
+    def _check(self) -> None:
+        """Raise what the engine was lost to, in whichever thread: what ran beside that may be wrong."""
+        if self.lost:
+            raise self.lost
 
     def hand_out(self, flight: Flight, outputs: Arrays) -> None:
         """Answer its rows, unless it failed."""
@@ -144,12 +152,12 @@ class Flights:
         half = len(batch) // 2
         for part in (batch[:half], batch[half:]):
             try:
-                if self.lost:
-                    raise self.lost
+                self._check()
                 flight.batch, flight.begin = part, time.monotonic()
                 bucket = load(flight.engine, flight.rows, flight.slot)
                 flight.engine.start(bucket, flight.slot)
                 outputs = flight.engine.finish(flight.slot)
+                self._check()
             except Exception as error:  # as above
                 flight.error = error
                 self._find_culprits(part, flight, begin)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import EngineError
+from engine.errors import EngineError, in_words
 
 if TYPE_CHECKING:
     from engine.tensors import Arrays
@@ -69,6 +69,6 @@ class Group:
         elif isinstance(error, EngineError):
             self.future.set_exception(error)
         else:
-            wrapped = EngineError(f"{type(error).__name__}: {error}")
+            wrapped = EngineError(in_words(error))
             wrapped.__cause__ = error
             self.future.set_exception(wrapped)

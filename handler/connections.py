@@ -18,7 +18,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 
-from handler import trust
+from handler import names, trust
 from handler.http1 import Connection, Interrupted, Reply
 
 AHEAD_S = 5.0
@@ -175,9 +175,9 @@ class Client:
             raise Interrupted("leaving")
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(_CONNECT_S):
-            addresses = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+            found_at = await names.addresses(origin.host, origin.port)
             # Not by create_connection: uvloop's tries an address only when the one before has refused.
-            found = await start_connection(addresses, happy_eyeballs_delay=_OTHER_ADDRESS_S, socket_factory=_socket)
+            found = await start_connection(found_at, happy_eyeballs_delay=_OTHER_ADDRESS_S, socket_factory=_socket)
             try:
                 _, connection = await loop.create_connection(
                     Connection,

@@ -9,15 +9,21 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from engine import huge_pages
-from engine.errors import WorkerFault
+from engine.errors import WorkerFault, in_words
 from handler.beside import Beside
 from handler.frames import Frames, open_frames
+from handler.log import log
 from handler.parts import AHEAD
+from handler.reply import body_of_error, encode
 
 if TYPE_CHECKING:
     from handler.boot import Worker
 
 _LARGE_PAGES_DELAY_S = 1.0  # a job that waited for this start goes first
+_NO_ANSWER = encode(
+    body_of_error(WorkerFault("the answer could not be made or passed on, the worker's log says why; ask for less"))
+)
+"""For whatever kept a job from any other: an answer of 2 GiB, no memory for it."""
 
 
 def serve(end: socket.socket, worker: Worker) -> None:
@@ -75,12 +81,20 @@ class _Server:
         self._frames.send("chunk", number, chunk)
 
     async def _answer(self, number: int, job: dict[str, Any]) -> None:
-        body = await self._worker.handler.body(
-            job,
-            lambda chunk: self._send_chunk(number, chunk),
-            lambda progress: self._frames.send("progress", number, progress),
-        )
-        self._frames.send("reply", number, body)
+        try:
+            body = await self._worker.handler.body(
+                job,
+                lambda chunk: self._send_chunk(number, chunk),
+                lambda progress: self._frames.send("progress", number, progress),
+            )
+            self._frames.send("reply", number, body)
+        except (KeyboardInterrupt, SystemExit):  # which end this process, and the other one answers
+            raise
+        except BaseException as error:
+            if self._tasks[number].cancelling():
+                raise
+            self._frames.send("reply", number, _NO_ANSWER)
+            log("ERROR", f"a job got no answer of its own: {in_words(error)}", job.get("id"))
 
 
 def _make_large_pages() -> None:

@@ -69,8 +69,9 @@ class _Front:
             if self._watch is not None:
                 self._watch.cancel()
             self.engine.close()
-            _let_nothing_interrupt_the_end()
+            signals.ignore()  # uvloop leaves that as it is; to remove its handlers first would let a signal kill
         if self.failed:
+            self._heartbeat.stop()  # a ping behind the report would say that all is well
             _report_unhealthy(self.failed)
 
     async def _start_engine(self) -> None:
@@ -121,13 +122,6 @@ def _report_unhealthy(sentence: str) -> None:
     with suppress(RuntimeError):  # no further thread
         report.start()
         report.join(_REPORT_S)
-
-
-def _let_nothing_interrupt_the_end() -> None:
-    """The event loop would give the signals it listened to their default back: the second one would kill."""
-    for number in signals.ending_signals():
-        asyncio.get_running_loop().remove_signal_handler(number)
-    signals.ignore()
 
 
 def _resident_mb(pid: int) -> float:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from engine.batcher import Batcher
-from engine.errors import WorkerError
+from engine.errors import WorkerError, in_words
 from engine.passage import Passage
 from engine.router import Router
 from engine.stats import Stats
@@ -88,7 +89,7 @@ class Handler:
         except BaseException as error:  # every job that was taken gets an answer; a panic of Rust's is no Exception
             self.jobs_failed += 1
             if not isinstance(error, WorkerError):
-                log("ERROR", f"{type(error).__name__}: {error}", job.get("id"))
+                log("ERROR", in_words(error), job.get("id"))
             return body_of_error(error, debug=self._debug)
         self.jobs_done += 1
         return reply
@@ -113,7 +114,7 @@ class Handler:
                 return await self._answer(request, finish, timings, _is_large(payload), report)
             await send_parts(self._task, request, lambda part: self._answer(part, finish, timings, True), on_chunk)
             return finish([])
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or a part of a stream failed, behind which others are in work
             if spent := getattr(request, "spent", None):  # its threads know nothing of that, and would go on fetching
                 spent.stop()
             raise
@@ -165,7 +166,17 @@ def _options(payload: Json) -> tuple[Json, bool, bool, bool]:
 
 
 async def _run(in_thread: bool, work: Callable[[], T], threads: Executor | None = None) -> T:
-    return await asyncio.get_running_loop().run_in_executor(threads, work) if in_thread else work()
+    if not in_thread:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(threads, partial(_out_of_a_thread, work))
+
+
+def _out_of_a_thread(work: Callable[[], T]) -> T:
+    """What `work` returns. Raises RuntimeError for what asyncio would not bring to who waits, or as a cancellation."""
+    try:
+        return work()
+    except (StopIteration, CancelledError, asyncio.CancelledError) as error:
+        raise RuntimeError(f"a thread raised {in_words(error)}") from error
 
 
 class _Clock:

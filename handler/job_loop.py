@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, suppress
 from typing import Any
 
-from engine.errors import InvalidInput, Overloaded
+from engine.errors import InvalidInput, Overloaded, in_words
 from handler.connections import AHEAD_S
 from handler.log import log
 from handler.reply import body_of, body_of_error, encode, too_late
@@ -238,7 +238,7 @@ class JobLoop:
             late = too_late(self._job_timeout_s or 0.0)
             return encode(body_of_error(late if limit.expired() else error, debug=self._debug))
         except Exception as error:  # a handler may raise anything
-            log("ERROR", f"the handler failed: {type(error).__name__}: {error}", job_id)
+            log("ERROR", f"the handler failed: {in_words(error)}", job_id)
             return encode(body_of_error(error, debug=self._debug))
 
     async def _stream(self, job_id: str, chunks: Any) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from engine.errors import WorkerError, WorkerFault
+from engine.errors import WorkerError, WorkerFault, in_words
 
 _FINITE = frozenset((str, int, bool, type(None)))  # whatever their value
 
@@ -79,7 +79,7 @@ def body_of_error(error: BaseException, *, debug: bool = False) -> dict[str, Any
 
     The stock SDK sends the traceback, paths and all, to the caller; here only `debug` adds it.
     """
-    sentence = error.sentence() if isinstance(error, WorkerError) else f"worker fault: {type(error).__name__}: {error}"
+    sentence = error.sentence() if isinstance(error, WorkerError) else f"worker fault: {in_words(error)}"
     ours = isinstance(error, WorkerFault) or not isinstance(error, WorkerError)
     if debug and ours:
         sentence += "\n" + "".join(traceback.format_exception(error))

@@ -9,7 +9,14 @@ import uvloop
 
 from handler.signals import ending_signals
 
-_OF_THE_FRONT = ("test_connections.py", "test_http1.py", "test_job_loop.py", "test_pauses.py", "test_transport.py")
+_OF_THE_FRONT = (
+    "test_connections.py",
+    "test_http1.py",
+    "test_job_loop.py",
+    "test_names.py",
+    "test_pauses.py",
+    "test_transport.py",
+)
 
 
 @pytest.hookimpl(optionalhook=True)

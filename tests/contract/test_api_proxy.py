@@ -222,6 +222,37 @@ async def test_a_job_that_was_stopped_sends_nothing_further(server: TlsServer, a
     assert len(server.seen) == 1
 
 
+async def test_a_stream_that_failed_sends_nothing_further(server: TlsServer):
+    proxy = Proxy(server, max_media_bytes=1000)
+    together, failed = threading.Barrier(4), threading.Event()
+
+    def too_large(request: BaseHTTPRequestHandler) -> None:
+        together.wait(10)
+        as_json("x" * 2000)(request)
+
+    def busy(request: BaseHTTPRequestHandler) -> None:
+        together.wait(10)
+        failed.wait(10)
+        as_json({}, status=503)(request)
+
+    proxy.on("/v1/large", too_large)
+    proxy.on("/v1/busy", busy)
+    server.seen.clear()
+    requests = [{"path": path, "method": "POST"} for path in ("/large", *["/busy"] * 7)]
+    sent: list[bytes] = []
+
+    async def keep(body: bytes) -> None:
+        sent.append(body)
+
+    said = await proxy.handler.body({"id": "1", "input": {"requests": requests, "stream": True}}, keep)
+    assert b"is over the limit of 1000 bytes" in said
+    failed.set()
+    assert proxy.handler._waiting is not None
+    await asyncio.to_thread(proxy.handler._waiting.shutdown)  # its threads have ended
+    assert sorted(path for _, path, _, _ in server.seen) == ["/v1/busy"] * 3 + ["/v1/large"]
+    assert sent == []
+
+
 async def test_a_stream_sends_each_request_once_however_large_the_answers_are(proxy: Proxy):
     proxy.on("/v1/items", as_json("x" * 600_000))
     proxy.server.seen.clear()

@@ -202,6 +202,23 @@ async def test_a_poisoned_row_fails_its_own_job_only(small_bundle: Path):
     assert "MemoryError: no memory for this" in str(results[2])
 
 
+async def test_an_error_that_fails_to_say_what_it_is_reaches_its_job(small_bundle: Path):
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise KeyError
+
+    def fail(bucket: Bucket) -> None:
+        raise Unspeakable
+
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle))
+    engine.on_run = fail
+    batcher = batcher_on(engine)
+    async with asyncio.timeout(10):
+        with pytest.raises(EngineError, match="Unspeakable .to say more failed with KeyError."):
+            await batcher.run([row(4)])
+    batcher.close()
+
+
 async def test_to_seek_a_culprit_is_not_one_long_run(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """Each run has the limit to itself: half a dozen that are within it are no engine that hangs."""
     engine = FakeEngine.from_bundle(open_bundle(small_bundle))
@@ -449,6 +466,32 @@ async def test_a_lost_engine_fails_what_it_holds_and_runs_nothing_again(small_bu
         await batcher.run([row(4)])
     batcher.close()
     assert said == ["the device has fallen off the bus"]
+
+
+async def test_a_batch_that_was_filled_when_the_engine_was_lost_is_not_run(small_bundle: Path):
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle), slots=2)
+    runs: list[int] = []
+    gate, started = threading.Event(), threading.Event()
+
+    def break_down(bucket: Bucket) -> None:
+        runs.append(bucket.batch)
+        started.set()
+        gate.wait(10)
+        if len(runs) == 2:
+            raise EngineLost("the device has fallen off the bus")
+
+    engine.on_run = break_down
+    batcher = batcher_on(engine)
+    first = asyncio.ensure_future(batcher.run([row(4)]))
+    await asyncio.to_thread(started.wait, 10)
+    waiting = [asyncio.ensure_future(batcher.run([row(4, seed)])) for seed in range(24)]  # three whole batches
+    await arrived()
+    gate.set()
+    assert len(await first) == 1
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    batcher.close()
+    assert {str(result) for result in results} == {"the device has fallen off the bus"}
+    assert runs == [1, 8]
 
 
 async def test_an_engine_that_is_lost_while_the_culprit_is_sought(small_bundle: Path):

@@ -15,7 +15,7 @@ import aiohappyeyeballs
 import psutil
 import pytest
 
-from handler import connections, trust
+from handler import connections, names, trust
 from handler.connections import Client
 from handler.http1 import Connection, Interrupted, Reply
 from tests.scripted_server import Server, replies, serving
@@ -26,14 +26,20 @@ EMPTY = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 LARGE = b"x" * 20_000_000
 
 
+def sockets() -> set[tuple[Any, ...]]:
+    """Of this process, by their ends."""
+    return {(one.laddr, one.raddr) for one in psutil.Process().net_connections("tcp")}
+
+
 @pytest.fixture
 async def client() -> AsyncIterator[Client]:
-    """With a key. No socket may be left when it is closed."""
+    """With a key. No socket may be left when it is closed, but for those that other tests have left."""
+    before = sockets()
     made = Client({"Authorization": "secret", "User-Agent": "us"})
     yield made
     made.close()
     for _ in range(100):
-        if not (left := psutil.Process().net_connections("tcp")):
+        if not (left := sockets() - before):
             return
         await asyncio.sleep(0.005)
     raise AssertionError(left)
@@ -698,15 +704,11 @@ async def black_hole(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[in
 async def test_of_two_addresses_the_first_may_be_dead(client: Client, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(connections, "_OTHER_ADDRESS_S", 0.05)
 
-    resolve = asyncio.get_running_loop().getaddrinfo
-
-    async def two(host: str, port: int, **options: Any) -> list[Any]:
-        if host != "name":
-            return await resolve(host, port, **options)
+    async def two(host: str, port: int) -> list[Any]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.1", "127.0.0.2")]
 
     async with serving(replies(OK), host="127.0.0.2") as server, black_hole(port=server.port):
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", two)
+        monkeypatch.setattr(names, "addresses", two)
         async with asyncio.timeout(1):
             assert (await client.get(f"http://name:{server.port}/")).body == b"ok"
         client.close()

@@ -232,3 +232,23 @@ def test_signals_that_come_while_a_worker_ends_leave_nobody_behind(emulator: Emu
             time.sleep(0.02)
         assert worker.process.returncode == 0
         assert not engine.is_running()
+
+
+def test_there_is_no_moment_at_the_end_when_a_signal_kills(emulator: EmulatorThread, small_bundle: Path):
+    """Here the step from which on they are ignored comes late, as on a machine that is busy."""
+    code = """if True:
+        import runpy, time
+        from handler import signals
+        ignore = signals.ignore
+        def ignore_late():
+            time.sleep(0.3)
+            ignore()
+        signals.ignore = ignore_late
+        runpy.run_module("handler", run_name="__main__", alter_sys=True)
+    """
+    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake"}
+    with WorkerProcess(emulator, [sys.executable, "-c", code], env) as worker:
+        while worker.process.poll() is None:
+            worker.process.terminate()
+            time.sleep(0.02)
+        assert worker.process.returncode == 0

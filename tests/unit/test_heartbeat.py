@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from runpod.serverless.modules import rp_ping
 
@@ -30,6 +31,29 @@ def test_it_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rp_ping.Heartbeat, "_send_ping", send)
     Heartbeat(dict.fromkeys(("RUNPOD_AI_API_KEY", "RUNPOD_POD_ID", "RUNPOD_WEBHOOK_PING"), "x")).start()
     assert thrice.wait(10)
+
+
+def test_nothing_is_heard_of_a_worker_after_it_said_that_it_is_to_be_replaced(small_bundle: Path, tmp_path: Path):
+    code = """if True:
+        import runpy, time
+        from handler import sdk
+        report = sdk.report_unhealthy
+        def report_slowly(check, reason):
+            report(check, reason)
+            time.sleep(2.5)  # of a reply that takes long; there is a ping a second
+        sdk.report_unhealthy = report_slowly
+        runpy.run_module("handler", run_name="__main__", alter_sys=True)
+    """
+    env, deadline = {"BUNDLE": str(small_bundle), "ENGINE": "fake"}, time.monotonic() + 20
+    with (tmp_path / "log").open("w") as log, EmulatorThread() as emulator:
+        env |= emulator.worker_env("worker-1", ping_interval_ms=1000)
+        with WorkerProcess(emulator, [sys.executable, "-c", code], env, log=log) as worker:
+            while not emulator.workers["worker-1"].ping_count:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            psutil.Process(worker.process.pid).children()[0].kill()
+            assert worker.process.wait(20) == 1
+        assert emulator.workers["worker-1"].pings[-1].get("status") == "unhealthy"
 
 
 def test_it_is_tried_again_where_there_was_no_thread_for_it(small_bundle: Path, tmp_path: Path):

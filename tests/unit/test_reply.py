@@ -69,6 +69,10 @@ def test_the_stock_sdks_rules_for_return_values(value: Any, body: dict[str, Any]
         (Overloaded("9 rows wait"), "overloaded, please retry: 9 rows wait"),
         (EngineError("out of memory"), "worker fault: out of memory"),
         (KeyError("x"), "worker fault: KeyError: 'x'"),
+        (
+            type("Odd", (Exception,), {"__str__": lambda error: 1})(),
+            "worker fault: Odd (to say more failed with TypeError)",
+        ),
     ],
 )
 def test_an_error_says_whose_fault_it_is(error: Exception, sentence: str):
