@@ -223,6 +223,16 @@ def test_of_other_tokenizers_nothing_is_assumed(tokenizer: Tokenizer):
     assert Words.of(tokenizer, LENGTH) is None
 
 
+@pytest.mark.parametrize("length", [16, 20, 25, 30, 40])
+def test_a_pair_of_which_one_text_is_not_cut_may_fill_the_row(length: int):
+    tokenizer = bert()
+    tokenizer.enable_truncation(length, strategy="only_first")
+    fast = Words.of(tokenizer, length)
+    assert fast is not None
+    assert fast.encode(("a", "fox")) is not None
+    assert fast.encode(("a", "fox " * length)) is None
+
+
 def test_where_probes_could_be_cut_nothing_is_assumed():
     assert Words.of(bert(length=8), 8) is None
 
