@@ -41,6 +41,8 @@ _COMMANDS = {
 }
 """First argument -> module and function; the function takes the other arguments and returns the Outcome."""
 _ON_RUNPOD = "--on-runpod"
+_NO_DEFECTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""A panic of a library in Rust, as tokenizers is, is no Exception either, and is a defect all the same."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with only_json() as say:
             try:
                 outcome = _outcome(argv)
-            except Exception as defect:
+            except _NO_DEFECTS:
+                raise
+            except BaseException as defect:
                 traceback.print_exc()
                 outcome = Outcome(DEFECT, f"{type(defect).__name__}: {defect}")
             outcome.tell(sys.stderr)
@@ -89,7 +93,9 @@ def _outcome(argv: Sequence[str]) -> Outcome:
         return Outcome(UNAVAILABLE, str(known or refusal))
     except KeyboardInterrupt:
         return Outcome(INTERRUPTED, "interrupted; nothing was written")
-    except Exception as error:
+    except _NO_DEFECTS:
+        raise
+    except BaseException as error:
         if interrupts.came():  # inside a library that made something else of it
             return Outcome(INTERRUPTED, "interrupted; nothing was written")
         refused = refusal_of(error)
@@ -220,7 +226,9 @@ if __name__ == "__main__":
     except BrokenPipeError:  # whoever read the output has ended, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = INTERRUPTED
-    except Exception:
+    except _NO_DEFECTS:
+        raise
+    except BaseException:
         traceback.print_exc()
         if others := other_versions():
             print(f"perhaps it is for these packages: {others}; {INSTALL}", file=sys.stderr)
