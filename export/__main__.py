@@ -16,7 +16,7 @@ from importlib import import_module
 from shlex import quote
 from typing import Any
 
-from engine.bundle import SIGNATURE, open_bundle, write_manifest
+from engine.bundle import SIGNATURE, Bundle, open_bundle, write_manifest
 from engine.bundle_folder import new_bundle_folder
 from engine.errors import BundleError, MissingPackage
 from engine.sizes import readable
@@ -203,8 +203,8 @@ def export(recipe: Recipe) -> dict[str, Any]:
 
         figures = choose_precisions(recipe, source, folder, files)
         plan = recipe.plan and plan_of(recipe, figures)
-        if "auto" in recipe.precision:
-            pinned = replace(resolved(recipe, source), precision=_chosen(recipe, figures), plan=plan)
+        if chosen := _chosen(recipe, figures, open_bundle(folder)):
+            pinned = replace(resolved(recipe, source), precision=chosen, plan=plan)
             (folder / RECIPE).write_text(text_of(pinned, HEAD), encoding="utf-8")
             write_manifest(folder, open_bundle(folder).manifest)
         if plan is not None:
@@ -214,9 +214,15 @@ def export(recipe: Recipe) -> dict[str, Any]:
     return figures
 
 
-def _chosen(recipe: Recipe, figures: dict[str, Any]) -> str:
-    """What the ladders came to, as --precision takes it: on another machine they may come to something else."""
-    return ",".join(f"{target}={figures['precisions'][target]}" for target in recipe.targets)
+def _chosen(recipe: Recipe, figures: dict[str, Any], bundle: Bundle) -> str:
+    """What the ladders came to, as --precision takes it; empty where speed, which is another every time, had no say."""
+    from export.ladder_cpu import precision_of
+    from export.precision_options import wanted
+
+    if "auto" not in recipe.precision and wanted(recipe).get("cpu") != "int8":
+        return ""
+    found = {**figures["precisions"], "cpu": precision_of(bundle)}
+    return ",".join(f"{target}={found[target]}" for target in recipe.targets)
 
 
 if __name__ == "__main__":

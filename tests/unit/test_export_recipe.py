@@ -49,6 +49,14 @@ def test_only_what_is_required(tmp_path: Path):
             [*ARGV, "b", "--precision", "tpu=fp16"],
             "--precision 'tpu=fp16' is not TARGET=PRECISION with a target of cpu, cuda, tensorrt",
         ),
+        (
+            [*ARGV, "b", "--precision", "tensorrt=int8-static"],
+            "--precision tensorrt=int8-static: tensorrt takes one of auto, fp32, fp16, bf16, int8",
+        ),
+        (
+            [*ARGV, "b", "--precision", "int8-static", "--targets", "cuda"],
+            "--precision int8-static is for cpu; add --targets cpu",
+        ),
         ([*ARGV, "b", "--precision", "bf16"], "--precision bf16 is for tensorrt; add --targets tensorrt"),
         ([*ARGV, "b", "--precision", "fp8"], "unknown precision 'fp8'; known are: auto, fp32"),
         ([*ARGV, "b", "--targets", "tpu"], "unknown target 'tpu'; known are: cpu, cuda, tensorrt"),
