@@ -107,10 +107,10 @@ def _outcome(argv: Sequence[str]) -> Outcome:
 def _export(command: Command) -> Outcome:
     recipe = command.recipe
     if command.write_recipe is not None:
-        from export.recipe_file import write_recipe
+        from export.recipe_file import command_of, write_recipe
 
         write_recipe(command.write_recipe, recipe)
-        return Outcome(OK, next=f"python -m export --recipe {quote(str(command.write_recipe))}")
+        return Outcome(OK, next=command_of(command.write_recipe, recipe))
     figures = export(recipe)
     from export.closing_table import result_of
 

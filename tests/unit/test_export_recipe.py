@@ -162,7 +162,19 @@ def test_help_names_the_other_commands_and_each_has_help(capsys: pytest.CaptureF
 def test_what_to_copy_and_run_next_is_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "a recipe.toml"
     assert main(["owner/name", "--write-recipe", str(path)]) == 0
-    assert capsys.readouterr().out == f"next      python -m export --recipe '{path}'\n"
+    assert capsys.readouterr().out == f"next      python -m export --recipe '{path}' --out FOLDER\n"
+
+
+@pytest.mark.parametrize(("out", "rest"), [([], " --out FOLDER"), (["--out", "b"], "")])
+def test_the_command_that_a_recipe_names_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: list[str], rest: str
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["owner/name", "--write-recipe", "recipe.toml", *out]) == 0
+    following = f"python -m export --recipe recipe.toml{rest}"
+    assert capsys.readouterr().out == f"next      {following}\n"
+    assert Path("recipe.toml").read_text().startswith(f"# {following}\n")
+    assert command_from_argv(following.split()[3:]).recipe.out.name in ("b", "FOLDER")
 
 
 def test_a_full_disk_is_found_below_what_libraries_raise():
