@@ -126,13 +126,18 @@ IMAGE ?= worker-tensorrt:latest
 ENGINE_SET ?= all
 WITH_BUILDER ?= 0
 DOCKER ?= docker
-# Of bundle/: the build arguments that become the image's labels. Without bundle/ the build exports MODEL.
-BUNDLE_ARGS = $(if $(wildcard bundle/manifest.json),$(shell $(PYTHON) -c 'import json; m = json.load(open("bundle/manifest.json")); \
-	print("MODEL=" + ("$(MODEL)" or m["model"]), "REVISION=" + (m["revision"] or ""), "BUNDLE_SHA256=" + open("bundle/manifest.sha256").read()[:64])'),$(if $(MODEL),MODEL=$(MODEL)))
+# Of bundle/: the build arguments that become the image's labels. Without bundle/ the build exports MODEL. A name may hold
+# anything that a folder's may, so that it is quoted for the shell, twice.
+quoted = '$(subst ','\'',$1)'
+BUNDLE_ARGS = $(shell $(PYTHON) -c 'import json, os, shlex, sys; \
+	at = "bundle/manifest.json"; model = sys.argv[1]; m = json.load(open(at)) if os.path.exists(at) else {}; \
+	named = {"MODEL": model or m["model"], "REVISION": m["revision"] or "", \
+	"BUNDLE_SHA256": open("bundle/manifest.sha256").read()[:64]} if m else {"MODEL": model} if model else {}; \
+	print(*("--build-arg " + shlex.quote(name + "=" + value) for name, value in named.items()))' $(call quoted,$(MODEL)))
 
 image: ## the image around bundle/, or around an export of MODEL=...; IMAGE=... ENGINE_SET=... WITH_BUILDER=1 BUILD_OPTIONS=...
 	$(DOCKER) build --tag $(IMAGE) --build-arg ENGINE_SET=$(ENGINE_SET) --build-arg WITH_BUILDER=$(WITH_BUILDER) \
-		$(foreach argument,$(BUNDLE_ARGS),--build-arg $(argument)) $(BUILD_OPTIONS) .
+		$(BUNDLE_ARGS) $(BUILD_OPTIONS) .
 
 test-image: setup ## build the image and run it (root, buildah and debootstrap; no docker)
 	@$(BIN)/python -m pytest -m image -rs tests/image tests/unit/test_dockerfile.py

@@ -18,6 +18,12 @@ from engine.errors import BundleError
 _MOST = 1_000_000_000
 _LONGEST_S = 86400.0
 
+EMBEDDING = ("feature-extraction", "sentence-similarity")
+"""Tasks that take texts and answer with their vectors."""
+TEXTS = (*EMBEDDING, "sparse-encoder", "text-classification", "token-classification")
+"""Tasks that take `text` or `texts`, and need nothing beside them."""
+_TOKENS = frozenset(("input_ids", "attention_mask", "token_type_ids"))
+
 
 def count(text: str) -> int:
     """A whole number from 1 up."""
@@ -134,6 +140,32 @@ def bundle(text: str) -> Path:
     except BundleError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return Path(text)
+
+
+def bundle_for(tasks: Sequence[str]) -> Callable[[str], Path]:
+    """A folder that holds a bundle for one of `tasks`: others take jobs, or have graphs, that are not measured."""
+
+    def read(text: str) -> Path:
+        task = open_bundle(path := bundle(text)).manifest.task
+        if task not in tasks:
+            raise argparse.ArgumentTypeError(
+                f"{text} is for {task}; name a bundle for {', '.join(tasks[:-1])} or {tasks[-1]}"
+            )
+        return path
+
+    return read
+
+
+def bundle_of_tokens(text: str) -> Path:
+    """A folder that holds a bundle of one graph, which reads rows of tokens and nothing else."""
+    manifest = open_bundle(path := bundle(text)).manifest
+    inputs = {spec.name for graph in manifest.graphs.values() for spec in graph.inputs}
+    if set(manifest.graphs) != {"model"} or not {"input_ids"} <= inputs <= _TOKENS:
+        raise argparse.ArgumentTypeError(
+            f"{text} is for {manifest.task}; name a bundle of one graph that reads nothing but tokens, such as one for "
+            "feature-extraction or text-classification"
+        )
+    return path
 
 
 def bundle_to_make(text: str) -> Path:

@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--runs", type=arguments.count, default=10, help="starts of each kind (default: %(default)s)")
     parser.add_argument(
-        "--bundle", type=arguments.bundle, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)"
+        "--bundle",
+        type=arguments.bundle_for(arguments.TEXTS),
+        help="a bundle to serve (default: all-MiniLM-L6-v2, exported)",
     )
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="the worker's ENGINE (default: %(default)s)")
     parser.add_argument(

@@ -38,6 +38,7 @@ from benchmarks.rounds import Figures, Round, measurements, median_ratio, option
 from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess
 from benchmarks.workload import arrivals, stream, texts
+from engine.bundle import open_bundle
 from engine.config import ENGINES
 
 SCENARIO = "load"
@@ -94,7 +95,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the worker's ENGINE; fake: all but the engine (default: auto)",
     )
     parser.add_argument(
-        "--bundle", type=arguments.bundle, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)"
+        "--bundle",
+        type=arguments.bundle_for(arguments.TEXTS),
+        help="a bundle to serve (default: all-MiniLM-L6-v2, exported)",
     )
     parser.add_argument(
         "--seed", type=arguments.count_or_none, default=0, help="of texts and arrivals (default: %(default)s)"
@@ -168,8 +171,10 @@ class _Run:
             answers.seconds = max(answers.seconds, args.seconds)  # which it was open for, whenever the last one came
             self._keep(target, rate_point(rate), answers)
         if args.bulk_rows:
-            # In base64: as JSON numbers the vectors of 2,000 texts are 17 MB, and the platform takes 20 MB at most.
-            payload = {"texts": texts(args.bulk_rows, seed=args.seed), "encoding_format": "base64"}
+            payload: Json = {"texts": texts(args.bulk_rows, seed=args.seed)}
+            if open_bundle(args.bundle).manifest.task in arguments.EMBEDDING:
+                # As JSON numbers the vectors of 2,000 texts are 17 MB, and the platform takes 20 MB at most.
+                payload["encoding_format"] = "base64"
             answers = clients.one_by_one(1, iter([payload]), timeout_s=_BULK_TIMEOUT_S)
             self._keep(target, BULK, answers)
             self.found[target, BULK] = {"jobs_per_s": args.bulk_rows / answers.ms[0] * 1e3} if answers.ms else {}

@@ -53,9 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", type=arguments.folder, metavar="FOLDER", help="what the peers load (default: all-MiniLM-L6-v2)"
     )
     parser.add_argument(
-        "--bundle", type=arguments.bundle, help="the same model's bundle (default: all-MiniLM-L6-v2, exported)"
+        "--bundle",
+        type=arguments.bundle_for(arguments.EMBEDDING),
+        help="the same model's bundle (default: all-MiniLM-L6-v2, exported)",
     )
-    parser.add_argument("--bundle-int8", type=arguments.bundle, help="the same for ours-int8")
+    parser.add_argument("--bundle-int8", type=arguments.bundle_for(arguments.EMBEDDING), help="the same for ours-int8")
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="our worker's ENGINE (default: %(default)s)")
     parser.add_argument("--json", type=arguments.new_file, help="also write the figures to this file")
 

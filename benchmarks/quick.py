@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these (default: all)")
     parser.add_argument(
-        "--bundle", type=arguments.bundle, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)"
+        "--bundle",
+        type=arguments.bundle_for(arguments.EMBEDDING),
+        help="a bundle to serve (default: all-MiniLM-L6-v2, exported)",
     )
     parser.add_argument("--rounds", type=arguments.count, default=5, help="of every part (default: %(default)s)")
     parser.add_argument(

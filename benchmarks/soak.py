@@ -96,7 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine", choices=("auto", "fake"), default="auto", help="fake: all but the engine (default: auto)"
     )
     parser.add_argument(
-        "--bundle", type=arguments.bundle, help="a bundle to serve (default: all-MiniLM-L6-v2, exported)"
+        "--bundle",
+        type=arguments.bundle_for(arguments.EMBEDDING),
+        help="a bundle to serve (default: all-MiniLM-L6-v2, exported)",
     )
     parser.add_argument("--json", type=arguments.new_file, help="also write the results to this file")
 

@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens of a row (default: 16,128,max)",
     )
     parser.add_argument("--engine", choices=ENGINES, default=engine, help="(default: %(default)s here)")
-    parser.add_argument("--bundle", type=arguments.bundle, help="a bundle (default: all-MiniLM-L6-v2, exported)")
+    parser.add_argument(
+        "--bundle", type=arguments.bundle_of_tokens, help="a bundle (default: all-MiniLM-L6-v2, exported)"
+    )
     parser.add_argument(
         "--precisions",
         type=arguments.names(PRECISIONS, "precision"),

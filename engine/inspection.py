@@ -124,10 +124,10 @@ def text(found: Mapping[str, Any]) -> str:
         for name, graph in found["graphs"].items()
         for file in graph["onnx"]
     ]
-    parts = [
-        table([*head, ("size", readable(found["bytes"])), ("sha256", found["sha256"])]),
-        table([("GRAPH", "ONNX", "PRECISION", "FOR", "SIZE", "PARITY"), *onnx]),
-    ]
+    parts = [table([*head, ("size", readable(found["bytes"])), ("sha256", found["sha256"])])]
+    if not onnx:
+        return "\n\n".join([*parts, f"no graphs and no plans, for {found['task']} has no model"])
+    parts.append(table([("GRAPH", "ONNX", "PRECISION", "FOR", "SIZE", "PARITY"), *onnx]))
     plans = [
         (
             Path(plan["file"]).name,

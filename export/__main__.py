@@ -16,7 +16,7 @@ from importlib import import_module
 from shlex import quote
 from typing import Any
 
-from engine.bundle import SIGNATURE, open_bundle, write_manifest
+from engine.bundle import SIGNATURE, Bundle, open_bundle, write_manifest
 from engine.bundle_folder import new_bundle_folder
 from engine.errors import BundleError, MissingPackage
 from engine.sizes import readable
@@ -41,6 +41,8 @@ _COMMANDS = {
 }
 """First argument -> module and function; the function takes the other arguments and returns the Outcome."""
 _ON_RUNPOD = "--on-runpod"
+_NO_DEFECTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""A panic of a library in Rust, as tokenizers is, is no Exception either, and is a defect all the same."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with only_json() as say:
             try:
                 outcome = _outcome(argv)
-            except Exception as defect:
+            except _NO_DEFECTS:
+                raise
+            except BaseException as defect:
                 traceback.print_exc()
                 outcome = Outcome(DEFECT, f"{type(defect).__name__}: {defect}")
             outcome.tell(sys.stderr)
@@ -89,7 +93,9 @@ def _outcome(argv: Sequence[str]) -> Outcome:
         return Outcome(UNAVAILABLE, str(known or refusal))
     except KeyboardInterrupt:
         return Outcome(INTERRUPTED, "interrupted; nothing was written")
-    except Exception as error:
+    except _NO_DEFECTS:
+        raise
+    except BaseException as error:
         if interrupts.came():  # inside a library that made something else of it
             return Outcome(INTERRUPTED, "interrupted; nothing was written")
         refused = refusal_of(error)
@@ -101,10 +107,10 @@ def _outcome(argv: Sequence[str]) -> Outcome:
 def _export(command: Command) -> Outcome:
     recipe = command.recipe
     if command.write_recipe is not None:
-        from export.recipe_file import write_recipe
+        from export.recipe_file import command_of, write_recipe
 
         write_recipe(command.write_recipe, recipe)
-        return Outcome(OK, next=f"python -m export --recipe {quote(str(command.write_recipe))}")
+        return Outcome(OK, next=command_of(command.write_recipe, recipe))
     figures = export(recipe)
     from export.closing_table import result_of
 
@@ -197,8 +203,8 @@ def export(recipe: Recipe) -> dict[str, Any]:
 
         figures = choose_precisions(recipe, source, folder, files)
         plan = recipe.plan and plan_of(recipe, figures)
-        if "auto" in recipe.precision:
-            pinned = replace(resolved(recipe, source), precision=_chosen(recipe, figures), plan=plan)
+        if chosen := _chosen(recipe, figures, open_bundle(folder)):
+            pinned = replace(resolved(recipe, source), precision=chosen, plan=plan)
             (folder / RECIPE).write_text(text_of(pinned, HEAD), encoding="utf-8")
             write_manifest(folder, open_bundle(folder).manifest)
         if plan is not None:
@@ -208,9 +214,15 @@ def export(recipe: Recipe) -> dict[str, Any]:
     return figures
 
 
-def _chosen(recipe: Recipe, figures: dict[str, Any]) -> str:
-    """What the ladders came to, as --precision takes it: on another machine they may come to something else."""
-    return ",".join(f"{target}={figures['precisions'][target]}" for target in recipe.targets)
+def _chosen(recipe: Recipe, figures: dict[str, Any], bundle: Bundle) -> str:
+    """What the ladders came to, as --precision takes it; empty where speed, which is another every time, had no say."""
+    from export.ladder_cpu import precision_of
+    from export.precision_options import wanted
+
+    if "auto" not in recipe.precision and wanted(recipe).get("cpu") != "int8":
+        return ""
+    found = {**figures["precisions"], "cpu": precision_of(bundle)}
+    return ",".join(f"{target}={found[target]}" for target in recipe.targets)
 
 
 if __name__ == "__main__":
@@ -220,7 +232,9 @@ if __name__ == "__main__":
     except BrokenPipeError:  # whoever read the output has ended, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = INTERRUPTED
-    except Exception:
+    except _NO_DEFECTS:
+        raise
+    except BaseException:
         traceback.print_exc()
         if others := other_versions():
             print(f"perhaps it is for these packages: {others}; {INSTALL}", file=sys.stderr)

@@ -1,7 +1,8 @@
 """The ladder of CPUs: int8 with scales that come with the activations, or with scales that were calibrated; else fp32.
 
 Both forms of int8 are timed beside fp32 before either is searched: what is smoothed or kept in fp32 makes them slower,
-never faster. The form that is faster is searched first, the other where nothing of it passes.
+never faster. The form that is faster is searched first, the other where nothing of it passes. A form that is asked for
+by name is the only one.
 
 Measured on two cores with AVX-512 VNNI, in multiples of fp32 (`python -m benchmarks int8`): a ResNet-50 2.8 with
 calibrated scales and 1.0 without, for only they reach a Conv, a ConvNeXt-tiny 2.8 and 1.4; a ViT-small 2.1 and 2.0, for
@@ -18,20 +19,21 @@ from typing import TYPE_CHECKING, Any
 from engine.bundle import open_bundle
 from export.candidates import Candidate, candidate_of, of_bundle
 from export.dynamic_int8 import DynamicInt8
-from export.errors import ParityFailed
+from export.errors import ParityFailed, Refused
 from export.int8_search import Step
 from export.ladder_int8 import Form, search_form
 from export.optimize import remove_graph
 from export.parity import Gate
 from export.parity_limits import GateLimits
-from export.precision_options import AUTO
+from export.precision_options import AUTO, DYNAMIC, STATIC
 from export.rates import rates
-from export.static_graphs import StaticInt8
+from export.static_graphs import FILES, StaticInt8
 from export.static_int8 import CPU
 from export.trials import Climbed, Record
 from export.write import choose
 
 if TYPE_CHECKING:
+    from engine.bundle import Bundle
     from engine.tensors import Row
     from export.optimize import Places
 
@@ -45,6 +47,15 @@ graphs."""
 
 _DYNAMIC, _STATIC = "int8", "int8, static"
 """What the forms are called in parity.json."""
+_NAMED = {DYNAMIC: _DYNAMIC, STATIC: _STATIC}
+
+
+def precision_of(bundle: Bundle) -> str:
+    """What the CPU runs `bundle` in, as --precision takes it: int8 by its form, which was chosen by speed."""
+    manifest = bundle.manifest
+    if manifest.precision != "int8":
+        return manifest.precision
+    return STATIC if manifest.graphs["model"].fused["int8"].endswith(FILES[CPU]) else DYNAMIC
 
 
 def climb_cpu(
@@ -65,6 +76,8 @@ def climb_cpu(
     # Odd rows first: their activations are the largest.
     int8 = DynamicInt8(portable, folder / "work", places, gate.rows)
     forms: dict[str, Form] = {_DYNAMIC: int8, _STATIC: StaticInt8(int8, CPU)}
+    if asked in _NAMED:
+        forms = {_NAMED[asked]: forms[_NAMED[asked]]}
     last: ParityFailed | None = None
     for name, speed in _in_order(forms, folder, gate.rows, asked, outcome.records):
         form = forms[name]
@@ -95,7 +108,8 @@ def climb_cpu(
         return outcome.stay_fp32()
     if not allow_failure:
         raise last
-    choose(folder, "int8", int8.write(Step()))
+    form = next(iter(forms.values()))
+    choose(folder, "int8", form.write(Step(), form.methods[-1]))
     outcome.precision = "int8"
     outcome.figures, outcome.graphs = dict(last.figures), dict(last.figures["graphs"])
     outcome.failures.append(str(last))
@@ -111,6 +125,8 @@ def _in_order(
     """
     began = time.perf_counter()
     made = {name: path for name, form in forms.items() if (path := form.untuned()) is not None}
+    if not made:
+        raise Refused(f"the model has no weights that {STATIC} makes bytes of; take --precision int8")
     candidates = (candidate_of(folder, "int8", path) for path in made.values())
     fp32, *speeds = rates([_fp32_of(folder), *candidates], _spread(rows), _verdict(asked))
     found = [(name, (fp32, speed)) for name, speed in zip(made, speeds, strict=True)]

@@ -104,7 +104,7 @@ def _check_options(recipe: Recipe, task: ExportTask) -> None:
             raise Refused(f"--{option.replace('_', '-')} means nothing to {task.tag}; leave it out")
     if recipe.pooling is not None and recipe.pooling not in task.poolings:
         raise Refused(f"--pooling {recipe.pooling} is not for {task.tag}; choose one of {', '.join(task.poolings)}")
-    if "int8" in wanted(recipe).values() and len(task.graphs) > 1:
+    if any(one.startswith("int8") for one in wanted(recipe).values()) and len(task.graphs) > 1:
         raise Refused(f"--precision int8 is for bundles of one graph, {task.tag} has {len(task.graphs)}; leave it out")
 
 

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 PRECISIONS = (AUTO, "fp32", "fp16", "bf16", "int8")
+DYNAMIC, STATIC = "int8-dynamic", "int8-static"
+"""int8 of the CPU in one form, whichever is faster on the machine that exports."""
 TARGETS: Mapping[str, Sequence[str]] = {
-    "cpu": (AUTO, "fp32", "int8"),  # ONNX Runtime on a CPU computes fp16 by casting to fp32 and back: slower, no better
+    # ONNX Runtime on a CPU computes fp16 by casting to fp32 and back: slower, no better
+    "cpu": (AUTO, "fp32", "int8", DYNAMIC, STATIC),
     "cuda": (AUTO, "fp32", "fp16"),  # ONNX Runtime's CUDA provider: no bf16 for most operators, int8 as slow as fp32
     "tensorrt": PRECISIONS,  # int8 only by name
 }
@@ -35,8 +38,9 @@ def add_precision_arguments(parser: argparse._ActionsContainer) -> None:
         "--precision",
         default="fp32",
         metavar="P",
-        help="auto (the fastest that passes the gate), fp32, fp16, bf16 or int8, for every target that can run it; or "
-        "by target: cpu=int8,tensorrt=auto (default: %(default)s)",
+        help="auto (the fastest that passes the gate), fp32, fp16, bf16 or int8, for every target that can run it; "
+        f"for the CPU also {DYNAMIC} or {STATIC}, its two forms; or by target: cpu=int8,tensorrt=auto "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--targets", metavar="T,T", help="what the bundle is for: cpu, cuda, tensorrt (default: cpu, and what is named)"
@@ -80,8 +84,8 @@ def check_precision(precision: str, targets: Sequence[str]) -> None:
             raise Refused(f"--precision {target}={one}: {target} takes one of {', '.join(TARGETS[target])}")
     if "=" in precision:
         return
-    if precision not in PRECISIONS:
-        raise Refused(f"unknown precision {precision!r}; known are: {', '.join(PRECISIONS)}")
+    if precision not in (known := (*PRECISIONS, DYNAMIC, STATIC)):
+        raise Refused(f"unknown precision {precision!r}; known are: {', '.join(known)}")
     able = [name for name, known in TARGETS.items() if precision in known]
     if not set(able) & set(targets):
         raise Refused(f"--precision {precision} is for {' and '.join(able)}; add --targets {able[-1]}")

@@ -25,6 +25,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from export.arguments import file_path, read_file
@@ -294,9 +295,14 @@ def resolved(recipe: Recipe, source: Source) -> Recipe:
     return replace(recipe, **options)
 
 
+def command_of(path: str | Path, recipe: Recipe) -> str:
+    """The command that exports by `recipe`, which is at `path`; it names the folder where the recipe does not."""
+    return f"python -m export --recipe {quote(str(path))}{'' if recipe.out != Path() else ' --out FOLDER'}"
+
+
 def write_recipe(path: Path, recipe: Recipe) -> None:
     """Write `recipe` to `path`, with paths as seen from there."""
-    text = text_of(recipe, f"python -m export --recipe {path.name}", path.absolute().parent)
+    text = text_of(recipe, command_of(path.name, recipe), path.absolute().parent)
     new = path.with_name(f".{path.name}.new")
     new.write_text(text, encoding="utf-8")
     new.replace(path)

@@ -10,7 +10,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from engine.bundle import MANIFEST, SIGNATURE, open_bundle
-from engine.errors import ConfigError
+from engine.errors import BundleError, ConfigError
 from export.arguments import Parser, file_path, read_file
 from export.errors import Refused
 from export.exit_codes import OK
@@ -77,17 +77,18 @@ def verify(argv: Sequence[str]) -> Outcome:
     parser.add_bundle()
     parser.add_argument(
         "--public-key",
-        default=os.environ.get(_VARIABLE, ""),
         metavar="KEY",
         help=f"of whoever must have signed it (default: {_VARIABLE}; without either, only hashes are checked)",
     )
     asked = parser.parse_args(argv)
+    is_named = asked.public_key is not None
+    key = asked.public_key if is_named else os.environ.get(_VARIABLE, "")
     try:
-        bundle = open_bundle(asked.bundle, public_key=asked.public_key)
-    except ConfigError as error:
-        raise Refused(str(error)) from None
+        bundle = open_bundle(asked.bundle, public_key=key)
+    except (BundleError, ConfigError) as error:
+        raise Refused(str(error).replace(_VARIABLE, "--public-key") if is_named else str(error)) from None
     bundle.verify()
-    signed = f"signed by {asked.public_key}" if asked.public_key else "signature not checked: no public key was given"
+    signed = f"signed by {key}" if key else "signature not checked: no public key was given"
     print(f"{len(bundle.manifest.files)} files match the manifest\nsha256    {bundle.sha256}\n{signed}")
     return Outcome(OK)
 

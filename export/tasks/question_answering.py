@@ -10,6 +10,7 @@ from engine.text.scores import softmax
 from export.errors import Refused
 from export.measures import SCORES, Measure, agreement, compare_scores
 from export.nodes import require_output, set_outputs
+from export.pairs import require_length, taken
 from export.tasks.base import Layout, Probe
 from export.text import TOKENS, TextExport, run, sample_texts, texts
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _OUTPUTS = ("start_logits", "end_logits")
 _QUESTION = "What is the answer?"
+_OVERLAP = 128
+"""Tokens that windows share, or half of a window where that is less: the pipelines' default, and the worker's."""
 
 
 class QuestionAnsweringExport(TextExport):
@@ -45,6 +48,20 @@ class QuestionAnsweringExport(TextExport):
                 "the right"
             )
         return found
+
+    def max_length(
+        self, recipe: Recipe, layout: Layout, processors: Mapping[str, Any], config: Any, positions: int | None
+    ) -> int:
+        """Tokens of the longest row. Raises Refused where a window would be no longer than what it shares."""
+        longest = super().max_length(recipe, layout, processors, config, positions)
+        beside = taken(processors["tokenizer"], [_QUESTION, *self._questions()])
+        return require_length(self.tag, longest, beside + min(beside, _OVERLAP) + 1, positions)
+
+    def _questions(self) -> Iterator[str]:
+        """Those of the examples, which the gate of plans asks."""
+        for example in self.online.examples:
+            questions = example["question"]
+            yield from [questions] if isinstance(questions, str) else questions
 
     def head(self, graph: Any, source: Source) -> None:
         """The logits as they are."""
@@ -95,7 +112,7 @@ def _windows(source: Source, context: str) -> list[Mapping[str, Any]]:
         context,
         truncation="only_second",
         max_length=length,
-        stride=min(length // 2, 128),
+        stride=min(length // 2, _OVERLAP),
         return_overflowing_tokens=True,
     )
     names = [name for name in made if name != "overflow_to_sample_mapping"]

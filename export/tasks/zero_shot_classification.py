@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from export.errors import Refused
-from export.tasks.base import Probe
+from export.pairs import require_length, taken
+from export.tasks.base import Layout, Probe
 from export.tasks.text_classification import TextClassificationExport
 from export.text import sample_texts, texts, tokens_of
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
+    from export.recipe import Recipe
     from export.source import Source
 
 _LABELS = ("travel", "cooking")
@@ -34,6 +36,20 @@ class ZeroShotClassificationExport(TextClassificationExport):
                 "inference, or name its labels in config.json"
             )
 
+    def max_length(
+        self, recipe: Recipe, layout: Layout, processors: Mapping[str, Any], config: Any, positions: int | None
+    ) -> int:
+        """Tokens of the longest row. Raises Refused where no token of a text has room beside a hypothesis."""
+        longest = super().max_length(recipe, layout, processors, config, positions)
+        hypotheses = map(_hypothesis, [*_LABELS, *self._labels()])
+        return require_length(self.tag, longest, taken(processors["tokenizer"], hypotheses) + 1, positions)
+
+    def _labels(self) -> Iterator[str]:
+        """Those of the examples, which the gate of plans asks for."""
+        for example in self.online.examples:
+            labels = example["candidate_labels"]
+            yield from labels.split(", ") if isinstance(labels, str) else labels
+
     def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
         """Where the logits stand; transformers takes the first for contradiction, or the last."""
         entailment = _entailment(source.config)
@@ -47,14 +63,16 @@ class ZeroShotClassificationExport(TextClassificationExport):
         """Every text with two labels, a row each."""
         for label, text in texts(source, [{"texts": ["My phone is broken.", "混合的文本 🙂"]}]):
             if text:
-                pairs = [
-                    tokens_of(source, text, f"This example is {name}.", truncation="only_first") for name in _LABELS
-                ]
+                pairs = [tokens_of(source, text, _hypothesis(name), truncation="only_first") for name in _LABELS]
                 yield Probe(label, {"text": text, "candidate_labels": list(_LABELS)}, pairs)
 
     def samples(self, source: Source) -> Iterator[Json]:
         """Every text with one label."""
         return ({"text": text, "candidate_labels": [_LABELS[0]]} for text in sample_texts(source))
+
+
+def _hypothesis(label: str) -> str:
+    return f"This example is {label}."
 
 
 def _entailment(config: Any) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import onnx
 import pytest
 
 from engine.bundle import open_bundle
-from export import int8_gate
+from export import int8_gate, ladder_cpu
 from export.__main__ import main
 from export.dynamic_int8 import DynamicInt8
 from export.int8_search import Step
@@ -75,6 +76,46 @@ def test_a_limit_for_another_measure_keeps_the_reserve_and_the_mean(
     assert main([str(bert), *options, *difference, "--parity-threshold", "min_cosine=0.98"]) == 0
     figures = json.loads((out / "parity.json").read_text())
     assert (figures["reserve"], figures["limits"]["min_neighbours"]) == (0.1, 0.7)
+
+
+@pytest.mark.parametrize(("worth", "form"), [(0.0, "int8-static"), (float("inf"), "int8-dynamic")])
+def test_the_recipe_in_the_bundle_names_the_form_that_speed_chose(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: float, form: str
+):
+    """So that it gives the same graphs again, whatever is faster then."""
+    monkeypatch.setattr(ladder_cpu, "_STATIC_WORTH", worth)
+    assert main([str(bert), "--precision", "int8", "--out", str(tmp_path / "a")]) == 0
+    recipe = tomllib.loads((tmp_path / "a/recipe.toml").read_text())
+    assert recipe["precision"] == {"cpu": form}
+    monkeypatch.setattr(ladder_cpu, "_STATIC_WORTH", 0.0 if worth else float("inf"))
+    argv = [str(bert), "--recipe", str(tmp_path / "a/recipe.toml"), "--out", str(tmp_path / "b")]
+    assert main(argv) == 0
+    one, other = (
+        {file.name: file.read_bytes() for file in (tmp_path / name / "graphs/model").iterdir()} for name in "ab"
+    )
+    assert one == other
+    manifest = open_bundle(tmp_path / "b").manifest
+    assert (manifest.precision, manifest.precisions) == ("int8", {"cpu": "int8"})
+    assert (tmp_path / "b/recipe.toml").read_bytes() == (tmp_path / "a/recipe.toml").read_bytes()
+
+
+def test_a_form_that_is_named_is_the_only_one(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(int8_gate, "_INPUTS_TRIED", 0)
+    monkeypatch.setattr(int8_gate, "_SHORTLIST", 0)
+    argv = [str(bert), "--precision", "int8-static", "--parity-threshold", "1", "--out", str(tmp_path / "bundle")]
+    assert main(argv) == 1
+    assert main([*argv, "--allow-parity-failure"]) == 0
+    fused = open_bundle(tmp_path / "bundle").manifest.graphs["model"].fused
+    assert fused["int8"] == "graphs/model/int8-static.cpu.onnx"
+    steps = json.loads((tmp_path / "bundle/parity.json").read_text())["ladder"]["cpu"]
+    assert {step["step"].partition(",")[2].partition(",")[0].strip() for step in steps} == {"static"}
+
+    monkeypatch.setattr("export.static_graphs.quantizable", lambda _: False)
+    assert main([*argv[:-1], str(tmp_path / "none")]) == 2
+    assert "the model has no weights that int8-static makes bytes of; take --precision" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def float_products(bundle: Path) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from benchmarks.zoo.text import tiny_model
 from engine.bundle import open_bundle
 from tests import models
 from tests.export_process import Ended, Exports, exports
@@ -190,6 +191,19 @@ def test_a_defect_keeps_its_traceback_and_has_a_code_of_its_own(export: Exports,
     assert ended.json()["status"] == "defect"
 
 
+def test_a_panic_of_the_tokenizers_library_is_a_defect(export: Exports, tmp_path: Path):
+    """It is no Exception, so that it may not pass for the code of a gate that failed."""
+    model = tiny_model(tmp_path / "model", "bert", "AutoModelForQuestionAnswering")
+    too_short = {"export.tasks.question_answering:WINDOW": 16}
+    for options in ([], ["--json"]):
+        ended = export.run(model, "--out", tmp_path / "b" / "b", *options, set=too_short)
+        assert ended.code == 4, ended.err
+        assert "PanicException: `stride` must be strictly less" in ended.err
+        assert entries(tmp_path / "b") == []
+    assert ended.json()["status"] == "defect"
+    assert ended.json()["error"].startswith("PanicException: `stride`")
+
+
 def test_an_id_on_the_hub_is_pinned_to_its_commit(export: Exports, the_hub: Hub, bert: Path, tmp_path: Path):
     the_hub.repositories["owner/tiny"] = bert
     assert export.run("owner/tiny", "--revision", "v1", "--out", tmp_path / "a").code == 0
@@ -300,5 +314,6 @@ def test_the_recipe_in_a_bundle_names_what_auto_came_to(export: Exports, bert: P
     bundle = open_bundle(tmp_path / "bundle")
     bundle.verify()
     recipe = tomllib.loads((tmp_path / "bundle" / "recipe.toml").read_text())
-    assert recipe["precision"] == chosen == {"cpu": chosen["cpu"], "cuda": chosen["cuda"]}
+    form = {"int8": "int8-dynamic"}.get(chosen["cpu"], chosen["cpu"])
+    assert recipe["precision"] == {"cpu": form, "cuda": chosen["cuda"]}
     assert ended.json()["sha256"] == bundle.sha256

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from benchmarks import arguments
 from benchmarks.__main__ import main
 from benchmarks.engines import prepare
+from engine.bundle import open_bundle, write_manifest
+from engine.tensors import TensorSpec
 
 
 @pytest.mark.parametrize(
@@ -65,6 +68,48 @@ def test_what_is_no_value_is_told_by_the_parser(
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]  # nothing was made, and nothing taken away
+
+
+_EMBEDDING = "name a bundle for feature-extraction or sentence-similarity"
+_TEXTS = "name a bundle for feature-extraction, sentence-similarity, sparse-encoder, text-classification or token-cl"
+
+
+@pytest.mark.parametrize(
+    ("command", "task", "said"),
+    [
+        ("batching", "text-classification", _EMBEDDING),
+        ("coldstart", "question-answering", _TEXTS),
+        ("distance --with none", "image-classification", _TEXTS),
+        ("load", "zero-shot-image-classification", _TEXTS),
+        ("memory --with none", "fill-mask", _EMBEDDING),
+        ("peers --with none", "image-transform", _EMBEDDING),
+        ("quick", "sparse-encoder", _EMBEDDING),
+        ("soak", "image-classification", _EMBEDDING),
+        ("throughput", "image-classification", "name a bundle of one graph that reads nothing but tokens, such as"),
+        ("throughput", "image-transform", "name a bundle of one graph that reads nothing but tokens, such as"),
+    ],
+)
+def test_a_bundle_whose_task_is_not_measured_is_refused(
+    command: str, task: str, said: str, small_bundle: Path, capsys: pytest.CaptureFixture[str]
+):
+    manifest = open_bundle(small_bundle).manifest
+    graphs = {} if task == "image-transform" else dict(manifest.graphs)
+    if task == "image-classification":
+        pixels = TensorSpec("pixels", "uint8", ("batch", 8, 8, 3))
+        graphs = {"model": replace(graphs["model"], inputs=(pixels,))}
+    write_manifest(small_bundle, replace(manifest, task=task, graphs=graphs))
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--bundle", str(small_bundle)])
+    assert ended.value.code == 2
+    assert f"argument --bundle: {small_bundle} is for {task}; {said}" in capsys.readouterr().err
+
+
+def test_a_bundle_whose_task_is_measured_is_taken(small_bundle: Path):
+    manifest = open_bundle(small_bundle).manifest
+    for task in arguments.TEXTS:
+        write_manifest(small_bundle, replace(manifest, task=task))
+        read = (arguments.bundle_for(arguments.TEXTS), arguments.bundle_of_tokens)
+        assert [one(str(small_bundle)) for one in read] == [small_bundle, small_bundle]
 
 
 def test_a_file_in_a_folder_yet_to_be_made_and_a_bundle_made_again(small_bundle: Path, tmp_path: Path):

@@ -7,6 +7,7 @@ import os
 import sysconfig
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from benchmarks.emulator.exchange import now
 from benchmarks.floor import Floor
 from benchmarks.results_file import read
 from benchmarks.workload import stream, texts
+from engine.bundle import open_bundle, write_manifest
+from engine.tensors import TensorSpec
 
 
 def run(command: str, *arguments: object) -> int:
@@ -99,6 +102,21 @@ def test_a_short_load(small_bundle: Path, tmp_path: Path, capsys: pytest.Capture
     for loop in (half, twenty):  # never more, though the last job came before the loop was over
         assert loop["reached_per_s"][0] <= loop["offered_per_s"][0]
     assert "| ours-fake, 4 clients " in capsys.readouterr().out
+
+
+def test_the_bulk_job_of_a_classifier_asks_for_no_vectors(small_bundle: Path, tmp_path: Path):
+    manifest = open_bundle(small_bundle).manifest
+    outputs = (TensorSpec("logits", "float32", ("batch", 2)),)
+    changed = replace(
+        manifest, task="text-classification", graphs={"model": replace(manifest.graphs["model"], outputs=outputs)}
+    )
+    config = {"max_length": 32, "labels": ["a", "b"], "function": "softmax"}
+    write_manifest(small_bundle, replace(changed, task_config=config))
+    out = tmp_path / "load.json"
+    loops = ("--clients", 1, "--rates", "--seconds", 0.1, "--idle-jobs", 0, "--bulk-rows", 20)
+    assert run("load", *loops, "--rounds", 1, "--bundle", small_bundle, "--engine", "fake", "--json", out) == 0
+    counts = {found["point"]: (found["jobs"], found["errors"]) for found in read(out).details["counts"]}
+    assert counts["bulk"] == ([1], [0])
 
 
 def test_the_floor_of_a_load(small_bundle: Path, tmp_path: Path):

@@ -49,6 +49,14 @@ def test_only_what_is_required(tmp_path: Path):
             [*ARGV, "b", "--precision", "tpu=fp16"],
             "--precision 'tpu=fp16' is not TARGET=PRECISION with a target of cpu, cuda, tensorrt",
         ),
+        (
+            [*ARGV, "b", "--precision", "tensorrt=int8-static"],
+            "--precision tensorrt=int8-static: tensorrt takes one of auto, fp32, fp16, bf16, int8",
+        ),
+        (
+            [*ARGV, "b", "--precision", "int8-static", "--targets", "cuda"],
+            "--precision int8-static is for cpu; add --targets cpu",
+        ),
         ([*ARGV, "b", "--precision", "bf16"], "--precision bf16 is for tensorrt; add --targets tensorrt"),
         ([*ARGV, "b", "--precision", "fp8"], "unknown precision 'fp8'; known are: auto, fp32"),
         ([*ARGV, "b", "--targets", "tpu"], "unknown target 'tpu'; known are: cpu, cuda, tensorrt"),
@@ -154,7 +162,19 @@ def test_help_names_the_other_commands_and_each_has_help(capsys: pytest.CaptureF
 def test_what_to_copy_and_run_next_is_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "a recipe.toml"
     assert main(["owner/name", "--write-recipe", str(path)]) == 0
-    assert capsys.readouterr().out == f"next      python -m export --recipe '{path}'\n"
+    assert capsys.readouterr().out == f"next      python -m export --recipe '{path}' --out FOLDER\n"
+
+
+@pytest.mark.parametrize(("out", "rest"), [([], " --out FOLDER"), (["--out", "b"], "")])
+def test_the_command_that_a_recipe_names_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: list[str], rest: str
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["owner/name", "--write-recipe", "recipe.toml", *out]) == 0
+    following = f"python -m export --recipe recipe.toml{rest}"
+    assert capsys.readouterr().out == f"next      {following}\n"
+    assert Path("recipe.toml").read_text().startswith(f"# {following}\n")
+    assert command_from_argv(following.split()[3:]).recipe.out.name in ("b", "FOLDER")
 
 
 def test_a_full_disk_is_found_below_what_libraries_raise():

@@ -83,6 +83,16 @@ def test_model_graphs_and_parity_are_told(small_bundle: Path, capsys: pytest.Cap
     assert "no plans; `python -m export plan BUNDLE`" in said
 
 
+def test_a_bundle_without_a_model_is_told_of_no_plan(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
+    manifest = open_bundle(small_bundle).manifest
+    write_manifest(small_bundle, replace(manifest, task="image-transform", graphs={}, architecture="", precision=""))
+    assert main(["inspect", str(small_bundle)]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("\n\nno graphs and no plans, for image-transform has no model\n")
+    assert "export plan" not in said
+    assert "GRAPH" not in said
+
+
 def test_figures_that_are_no_numbers_are_told(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
     """As they stand in a bundle that was allowed to fail its gate."""
     figures = {"graphs": {"graphs/model/fp32.onnx": {"min_cosine": None, "max_relative_difference": 0.5}}}

@@ -1,5 +1,6 @@
 """Where make lets uv look for packages."""
 
+import json
 import os
 import subprocess
 import sys
@@ -33,6 +34,30 @@ def make(*arguments: str, **environ: str) -> str:
     command = ["make", "--no-print-directory", *arguments]
     done = subprocess.run(command, input=recipe, env={**clean, **environ}, text=True, capture_output=True, check=True)
     return done.stdout
+
+
+NAMES = ["org/name", "my model", "it's (my) model", '"; touch injected; $HOME `id` $$ #é']
+
+
+@pytest.mark.parametrize("model", NAMES)
+def test_an_image_is_told_the_model_by_its_name_whatever_that_holds(model: str, tmp_path: Path):
+    """A local model's is that of its folder, and a bundle may come from anyone."""
+    folder = ["--silent", f"--directory={tmp_path}", f"--file={Path.cwd() / 'Makefile'}", "DOCKER=printf '%s\\n'"]
+
+    def told(*options: str, **environ: str) -> list[str]:
+        arguments = make("image", *folder, *options, **environ).splitlines()
+        assert arguments[:2] == ["build", "--tag"]
+        assert arguments[-1] == "."
+        assert list(tmp_path.iterdir()) in ([], [tmp_path / "bundle"])
+        return [one for one in arguments if one.startswith(("MODEL=", "REVISION=", "BUNDLE_SHA256="))]
+
+    assert told() == []
+    assert told(MODEL=model.replace("$", "$$")) == [f"MODEL={model}"]
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle/manifest.json").write_text(json.dumps({"model": model, "revision": None}))
+    (tmp_path / "bundle/manifest.sha256").write_text(f"{'0' * 64}  manifest.json\n")
+    assert told() == [f"MODEL={model}", "REVISION=", f"BUNDLE_SHA256={'0' * 64}"]
+    assert told("MODEL=other")[0] == "MODEL=other"
 
 
 def test_torch_is_the_one_for_the_cpu_where_packages_come_from_pypi():

@@ -94,6 +94,14 @@ def test_a_flipped_byte_of_any_file_is_refused(signed: Path, key: str, name: str
     assert name in capsys.readouterr().err
 
 
+def test_verify_blames_what_gave_the_key(small_bundle: Path, key: str, monkeypatch: pytest.MonkeyPatch, capsys):
+    for given, argv in ((key, []), ("short", []), ("", ["--public-key", key]), (key, ["--public-key", "short"])):
+        monkeypatch.setenv("BUNDLE_PUBLIC_KEY", given)
+        assert main(["verify", str(small_bundle), *argv]) == 2
+        said = capsys.readouterr().err
+        assert ("--public-key" in said, "BUNDLE_PUBLIC_KEY" in said) == (bool(argv), not argv)
+
+
 def test_verify_without_a_key_says_that_nobody_vouches(signed: Path, monkeypatch, capsys):
     monkeypatch.delenv("BUNDLE_PUBLIC_KEY", raising=False)
     assert main(["verify", str(signed)]) == 0
@@ -137,7 +145,10 @@ def test_keys_and_bundles_that_are_not_there_or_of_another_kind(small_bundle: Pa
         (["sign", str(small_bundle), "--key", str(other)], "other.pem is not an Ed25519 key; make one with `python -m"),
         (["sign", str(tmp_path), "--key", str(other)], "is not an Ed25519 key"),
         (["verify", str(tmp_path)], "is not a bundle (no manifest.json); make one with `python -m export MODEL"),
-        (["verify", str(small_bundle), "--public-key", "short"], "BUNDLE_PUBLIC_KEY"),
+        (
+            ["verify", str(small_bundle), "--public-key", "short"],
+            "error: --public-key='short' is not allowed; set it to what `python -m export keygen` printed, or leave it",
+        ),
         (["verify", str(small_bundle), "--json"], "unrecognized arguments: --json; see python -m export verify --help"),
     ):
         assert main(argv) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +55,41 @@ def test_tokenizers_that_a_task_cannot_use(tmp_path: Path, monkeypatch: pytest.M
     assert "m's tokenizer has no mask token, so that nothing can be filled in" in sentence_of("fill-mask", tmp_path)
     said = sentence_of("question-answering", tmp_path)
     assert said.startswith("m pads on the left, so that its context comes before the question; choose")
+
+
+def behind_a_question(tokenizer: Any, length: int) -> None:
+    options = {"stride": length // 2, "return_overflowing_tokens": True}
+    tokenizer("What is the answer?", "word " * 99, truncation="only_second", max_length=length, **options)
+
+
+def before_a_hypothesis(tokenizer: Any, length: int) -> None:
+    tokenizer("word " * 99, "This example is cooking.", truncation="only_first", max_length=length)
+
+
+@pytest.mark.parametrize(
+    ("task", "cut"),
+    [("question-answering", behind_a_question), ("zero-shot-classification", before_a_hypothesis)],
+)
+def test_rows_in_which_a_second_text_leaves_no_room(task: str, cut: Callable[[Any, int], None], tmp_path: Path):
+    """The length that is named is the shortest: with a token less the tokenizer raises, or panics."""
+    found = processors(task, tiny_bert(tmp_path / "model"))
+
+    def longest(asked: int, positions: int = 128) -> int:
+        recipe = Recipe("m", task, tmp_path, max_length=asked)
+        return export_task(task).max_length(recipe, Layout(), found, None, positions)
+
+    with pytest.raises(Refused, match=f"rows of 9 tokens are too short for {task}, which puts two texts in") as refused:
+        longest(9)
+    shortest = int(str(refused.value).removesuffix(" or more").rpartition("give --max-length ")[2])
+    with pytest.raises(Refused, match=f"; it takes {shortest} or more, and the model has 9 positions; choose another"):
+        longest(9, positions=9)
+    with pytest.raises(Refused, match=f"rows of {shortest - 1} tokens are too short for"):
+        longest(shortest - 1)
+    assert longest(shortest) == shortest
+    assert list(export_task(task).probes(SimpleNamespace(max_length=shortest, **found)))  # type: ignore[arg-type]
+    cut(found["tokenizer"], shortest)
+    with pytest.raises(BaseException, match="too short to respect|`stride` must be strictly less"):
+        cut(found["tokenizer"], shortest - 1)
 
 
 def test_what_hears_otherwise_than_the_worker(tmp_path: Path):
