@@ -137,7 +137,8 @@ BUNDLE_ARGS = $(shell $(PYTHON) -c 'import json, os, shlex, sys; \
 
 image: ## the image around bundle/, or around an export of MODEL=...; IMAGE=... ENGINE_SET=... WITH_BUILDER=1 BUILD_OPTIONS=...
 	$(DOCKER) build --tag $(IMAGE) --build-arg ENGINE_SET=$(ENGINE_SET) --build-arg WITH_BUILDER=$(WITH_BUILDER) \
-		$(BUNDLE_ARGS) $(BUILD_OPTIONS) .
+		$(BUNDLE_ARGS) $(if $(filter 0,$(.SHELLSTATUS)),,$(error $(PYTHON) did not tell what the image is of; name a Python with PYTHON=... or see bundle/manifest.json)) \
+		$(BUILD_OPTIONS) .
 
 test-image: setup ## build the image and run it (root, buildah and debootstrap; no docker)
 	@$(BIN)/python -m pytest -m image -rs tests/image tests/unit/test_dockerfile.py

@@ -10,6 +10,8 @@ from engine.errors import InvalidInput
 if TYPE_CHECKING:
     from engine.config import Limits
 
+_MOST_KEPT = 32_000_000  # bytes
+
 
 class Spent:
     """What the URLs of one job have cost so far, whichever of its parts and threads fetched them."""
@@ -17,6 +19,7 @@ class Spent:
     def __init__(self) -> None:
         self.bytes = 0
         self.seconds = 0.0
+        self._kept = 0
         self._is_stopped = False
         self._lock = threading.Lock()
 
@@ -25,6 +28,13 @@ class Spent:
         with self._lock:
             self.bytes += count
             self.seconds += seconds
+
+    def may_keep(self, count: int) -> bool:
+        """Whether `count` bytes more of what the job brought may stay until the part that they belong to was sent."""
+        with self._lock:
+            fits = self._kept + count <= _MOST_KEPT
+            self._kept += count if fits else 0
+        return fits
 
     def stop(self) -> None:
         """Nobody waits for this job any more: its threads fetch nothing further."""

@@ -85,7 +85,7 @@ class MediaTask(ItemsTask):
             field, _ = request.items[index]
             parts.append(self.part(field, content, request.options))
             room.take(parts[-1].rows, field)
-            if request.is_part:  # split again, it fetches nothing a second time
+            if request.is_part and request.spent.may_keep(len(content)):  # split again, it is not fetched a second time
                 request.items[index] = (field, content)
         return parts
 

@@ -94,9 +94,12 @@ def cut_of(tokenizer: Tokenizer) -> Cut | None:
     normalizer, model, splitter = tokenizer.normalizer, tokenizer.model, tokenizer.pre_tokenizer
     kinds = type(normalizer), type(splitter), type(model)
     if kinds == (BertNormalizer, BertPreTokenizer, WordPiece):
-        # Without its unknown token a word may be none that can be encoded.
-        can_encode_all = tokenizer.token_to_id(model.unk_token) is not None
-        return BertCut(normalizer.lowercase) if normalizer.clean_text and can_encode_all else None
+        return BertCut(normalizer.lowercase) if normalizer.clean_text and _encodes_all(model) else None
     if kinds in ((type(None), ByteLevel, BPE), (NFC, ByteLevel, BPE)) and splitter.use_regex and not model.dropout:
-        return ByteLevelCut(splitter.add_prefix_space)
+        return ByteLevelCut(splitter.add_prefix_space) if _encodes_all(model) else None
     return None
+
+
+def _encodes_all(model: BPE | WordPiece) -> bool:
+    """Whether it raises for no word: its unknown token, where it has one, is in its own vocabulary."""
+    return model.unk_token is None or model.token_to_id(model.unk_token) is not None

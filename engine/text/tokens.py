@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from math import ceil
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -43,17 +44,17 @@ class Tokens:
         self.max_length = int(bundle.manifest.task_config["max_length"])
         self.tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
         self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
         self._sets_segments = self.tokenizer.post_processor is not None
         self._processor: Any = None
+        # Of windows the offsets are asked for, and without a post-processor nobody says which text a token is of.
+        has_words = cut != "none" and self._sets_segments
+        self._words = Words.of(self.tokenizer, self.max_length) if has_words else None
         if cut == "none":
-            self.tokenizer.no_truncation()
             # `windows` applies it to pieces. Applied to a whole text before, some would trim offsets twice.
             self._processor, self.tokenizer.post_processor = self.tokenizer.post_processor, None
         else:
             self.tokenizer.enable_truncation(self.max_length, strategy=cut)
-        # Of windows the offsets are asked for, and without a post-processor nobody says which text a token is of.
-        may = cut != "none" and self._sets_segments
-        self._words = Words.of(self.tokenizer, self.max_length) if may else None
         self._inputs = frozenset(spec.name for spec in bundle.manifest.graphs[graph].inputs)
 
     def encode(self, texts: Sequence[Text]) -> list[Encoding]:
@@ -62,8 +63,8 @@ class Tokens:
         Raises InvalidInput where a pair cannot be cut to fit.
         """
         if self._words is not None and len(texts) <= _FEW:
-            found = [self._words.encode(text) for text in texts]
-            if None not in found:
+            found: list[Encoding] = list(takewhile(lambda one: one is not None, map(self._words.encode, texts)))
+            if len(found) == len(texts):
                 return found
         return self._encode(texts)
 

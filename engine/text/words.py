@@ -22,8 +22,8 @@ _MOST_WORDS, _LONGEST_WORD = 8_192, 24
 _MOST_SIGNS = 16
 """Of added tokens, each of which is looked for in every text."""
 _ORDINARY = " .,'-"
-_SHORTEST = 16
-"""Tokens that must fit, so that none of the probes' special tokens is cut off."""
+_CHARS_PER_TOKEN = 16
+"""Of a text that is surely cut, so that nobody looks for its words."""
 _PROBES = ("It's a probe: 42 words,\nor (say) FEWER!", "", "unquestionably_unsplittable")
 
 
@@ -76,10 +76,10 @@ class Words:
     def of(cls, tokenizer: Tokenizer, max_length: int) -> Words | None:
         """For a tokenizer of which the above is known to hold; None for any other.
 
-        `max_length` is that of its truncation, special tokens included.
+        `tokenizer` truncates nothing; texts of more than `max_length` tokens, special ones included, are not for it.
         """
         cut = cut_of(tokenizer)
-        if cut is None or max_length < _SHORTEST:
+        if cut is None:
             return None
         one, two = _frame(tokenizer, "a"), _frame(tokenizer, "a", "a")
         if one is None or two is None:
@@ -94,19 +94,20 @@ class Words:
         return words if all(words._agrees(tokenizer, *texts) for texts in _probes()) else None
 
     def _agrees(self, tokenizer: Tokenizer, *texts: str) -> bool:
-        try:
-            expected = tokenizer.encode(*texts)
-        except Exception:  # it raises bare ones; a pair of which what may not be cut fills the row
-            return self.encode(texts) is None
-        found = self.encode(texts if len(texts) > 1 else texts[0])
-        return found is None or (found.ids, found.type_ids) == (expected.ids, expected.type_ids)
+        expected = tokenizer.encode(*texts)
+        parts = [ids for text in texts if (ids := self._ids(text)) is not None]
+        if len(parts) < len(texts):
+            return True
+        found = self.frames[len(texts) - 1].around(parts)
+        return (found.ids, found.type_ids) == (expected.ids, expected.type_ids)
 
     def encode(self, text: str | tuple[str, ...]) -> Plain | None:
         """None where the tokenizer has to be asked."""
         texts = (text,) if isinstance(text, str) else text
         parts = []
         for one in texts:
-            if (ids := self._ids(one)) is None:
+            ids = self._ids(one) if len(one) <= _CHARS_PER_TOKEN * self.max_length else None
+            if ids is None or len(ids) > self.max_length:
                 return None
             parts.append(ids)
         found = self.frames[len(texts) - 1].around(parts)

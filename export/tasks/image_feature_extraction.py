@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from export.source import Source
     from export.torch_onnx import Traced
 
-_CHANNELS_LAST = ("dinat", "nat", "sam2_hiera_det_model", "sam2_vision_model")
+_CHANNELS_LAST = ("dinat", "edgetam_vision_model", "nat", "sam2_hiera_det_model", "sam2_vision_model")
 """Architectures whose maps are (height, width, channels); all others' are (channels, height, width)."""
 
 

@@ -39,6 +39,13 @@ def make(*arguments: str, **environ: str) -> str:
 NAMES = ["org/name", "my model", "it's (my) model", '"; touch injected; $HOME `id` $$ #é']
 
 
+def test_without_a_python_no_image_of_another_model_is_built():
+    command = ["make", "--silent", "image", "MODEL=org/name", "DOCKER=echo", "PYTHON=no-such-python"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "name a Python with PYTHON=" in done.stderr
+
+
 @pytest.mark.parametrize("model", NAMES)
 def test_an_image_is_told_the_model_by_its_name_whatever_that_holds(model: str, tmp_path: Path):
     """A local model's is that of its folder, and a bundle may come from anyone."""

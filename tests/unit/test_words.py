@@ -93,7 +93,15 @@ TEXTS = st.one_of(PLAIN, st.lists(PIECES, max_size=20).map("".join), st.lists(PI
 ANY = st.one_of(
     TEXTS, st.text(max_size=12), st.text(st.sampled_from("aé\u0301ßİ日 \x00\x7f\u200b\ufffd-[CLS]"), max_size=9)
 )
-FAST = {name: Words.of(tokenizer, tokenizer.truncation["max_length"]) for name, tokenizer in TOKENIZERS.items()}
+
+
+def words_of(tokenizer: Tokenizer, length: int = LENGTH) -> Words | None:
+    whole = Tokenizer.from_str(tokenizer.to_str())
+    whole.no_truncation()
+    return Words.of(whole, length)
+
+
+FAST = {name: words_of(tokenizer, tokenizer.truncation["max_length"]) for name, tokenizer in TOKENIZERS.items()}
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -132,7 +140,7 @@ def test_a_text_with_an_added_token_is_the_tokenizers_work(text: str):
 def test_typographic_marks_stand_alone_as_those_of_ascii_do():
     """As words of the vocabulary as well as unknown ones."""
     tokenizer = bert(vocabulary=" ".join(TYPOGRAPHIC[::2]))
-    fast = Words.of(tokenizer, LENGTH)
+    fast = words_of(tokenizer)
     assert fast is not None
     for mark in TYPOGRAPHIC:
         for text in (mark, f"the{mark}fox", f"\u201cthe {mark} fox\u201d", mark * 3):
@@ -154,7 +162,7 @@ def test_a_text_fits_as_long_as_all_of_it_does():
 def test_words_beyond_those_that_are_remembered_are_asked_for_again(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(words, "_MOST_WORDS", 3)
     tokenizer = bert()
-    fast = Words.of(tokenizer, LENGTH)
+    fast = words_of(tokenizer)
     assert fast is not None
     for text in ("the quick brown fox jump", "fox fox the", "jump " * 9, "unbelievablebelievability " * 2):
         for _ in range(2):
@@ -203,7 +211,8 @@ def with_normalizer(normalizer: Any) -> Tokenizer:
         byte_level(normalizer=normalizers.NFKC()),
         split(use_regex=False),
         split(model=models.BPE({"a": 0}, [], dropout=0.1)),
-        changed(lambda tokenizer: setattr(tokenizer, "model", models.WordPiece({"a": 0}, unk_token="[NONE]"))),
+        changed(lambda tokenizer: setattr(tokenizer, "model", models.WordPiece({"a": 0}, unk_token="[UNK]"))),
+        split(model=models.BPE({"a": 0, "Ġ": 1}, [], unk_token="[UNK]")),
     ],
     ids=[
         "plain",
@@ -217,27 +226,35 @@ def with_normalizer(normalizer: Any) -> Tokenizer:
         "split-elsewhere",
         "dropout",
         "no-unknown",
+        "no-unknown-bytes",
     ],
 )
 def test_of_other_tokenizers_nothing_is_assumed(tokenizer: Tokenizer):
-    assert Words.of(tokenizer, LENGTH) is None
+    assert words_of(tokenizer) is None
 
 
 @pytest.mark.parametrize("length", [16, 20, 25, 30, 40])
 def test_a_pair_of_which_one_text_is_not_cut_may_fill_the_row(length: int):
     tokenizer = bert()
     tokenizer.enable_truncation(length, strategy="only_first")
-    fast = Words.of(tokenizer, length)
+    fast = words_of(tokenizer, length)
     assert fast is not None
     assert fast.encode(("a", "fox")) is not None
     assert fast.encode(("a", "fox " * length)) is None
 
 
-def test_where_probes_could_be_cut_nothing_is_assumed():
-    assert Words.of(bert(length=8), 8) is None
+def test_a_pair_that_is_turned_round_is_no_frame():
+    assert words_of(bert(("[CLS] $A [SEP]", "[CLS] $B [SEP] $A [SEP]")), 8) is None
+
+
+@pytest.mark.parametrize("text", ["fox " * 400, "a." * 100, "w" * 400])
+def test_a_text_that_is_cut_is_the_tokenizers_work(text: str):
+    fast = FAST["uncased"]
+    assert fast is not None
+    assert fast.encode(text) is None
 
 
 @pytest.mark.parametrize(("pattern", "tokenizer"), [("_BERT", bert()), ("_GPT2", byte_level())])
 def test_one_that_answers_a_probe_otherwise_is_asked(monkeypatch: pytest.MonkeyPatch, pattern: str, tokenizer: Any):
     monkeypatch.setattr(cuts, pattern, re.compile(r"\S+"))
-    assert Words.of(tokenizer, LENGTH) is None
+    assert words_of(tokenizer) is None
