@@ -21,7 +21,7 @@ _MOST_WORDS, _LONGEST_WORD = 8_192, 24
 """Of those that are remembered, 2 MB at the most."""
 _MOST_SIGNS = 16
 """Of added tokens, each of which is looked for in every text."""
-_ORDINARY = " .,'-"
+_ORDINARY = " .,'-"  # besides letters and digits; other characters are signs
 _CHARS_PER_TOKEN = 16
 """Of a text that is surely cut, so that nobody looks for its words."""
 _PROBES = ("It's a probe: 42 words,\nor (say) FEWER!", "", "unquestionably_unsplittable")
