@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 PRECISIONS = (AUTO, "fp32", "fp16", "bf16", "int8")
 DYNAMIC, STATIC = "int8-dynamic", "int8-static"
-"""int8 of the CPU in one form, whichever is faster on the machine that exports."""
+"""int8 of the CPU in this form, whichever of the two is faster on the machine that exports."""
 TARGETS: Mapping[str, Sequence[str]] = {
     # ONNX Runtime on a CPU computes fp16 by casting to fp32 and back: slower, no better
     "cpu": (AUTO, "fp32", "int8", DYNAMIC, STATIC),

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 import socket
-import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 import uvloop
 
 from engine.config import Settings
+from engine.daemon import in_daemon
 from handler import sdk as sdk_module
 from handler import signals
 from handler.engine_client import EngineClient
@@ -118,10 +118,8 @@ class _Front:
 
 def _report_unhealthy(sentence: str) -> None:
     """Best effort, and not for long: the SDK limits each step of it, not the whole, and the worker has to end."""
-    report = threading.Thread(target=sdk_module.report_unhealthy, args=("engine", sentence), daemon=True)
-    with suppress(RuntimeError):  # no further thread
-        report.start()
-        report.join(_REPORT_S)
+    with suppress(RuntimeError, TimeoutError):  # the first: no further thread
+        in_daemon(partial(sdk_module.report_unhealthy, "engine", sentence), "report").result(_REPORT_S)
 
 
 def _resident_mb(pid: int) -> float:

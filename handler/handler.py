@@ -56,7 +56,7 @@ class Handler:
     async def handle(self, job: dict[str, Any]) -> Json:
         """The reply to `job`, ready for any JSON writer; `{"error": sentence}` when it fails.
 
-        This is what the stock SDK calls a handler.
+        For the stock SDK, by way of stock.py; our own loop has `body`.
         """
         return await self._guarded(job, to_json)
 

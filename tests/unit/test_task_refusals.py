@@ -86,6 +86,7 @@ def test_rows_in_which_a_second_text_leaves_no_room(task: str, cut: Callable[[An
     with pytest.raises(Refused, match=f"rows of {shortest - 1} tokens are too short for"):
         longest(shortest - 1)
     assert longest(shortest) == shortest
+    # Of a Source the probes read no more than that.
     assert list(export_task(task).probes(SimpleNamespace(max_length=shortest, **found)))  # type: ignore[arg-type]
     cut(found["tokenizer"], shortest)
     with pytest.raises(BaseException, match="too short to respect|`stride` must be strictly less"):
