@@ -152,17 +152,18 @@ def _probes() -> Iterator[tuple[str, ...]]:
 
 
 def _frame(tokenizer: Tokenizer, *texts: str) -> _Frame | None:
-    """What the tokenizer puts around `texts` of one token each; None where that is no row of runs."""
+    """What the tokenizer puts around `texts`; None where that is no row of runs."""
     encoding = tokenizer.encode(*texts)
     runs: list[list[int]] = [[]]
     types: list[list[int]] = [[]]
-    of_texts = []
-    for id_, type_id, special in zip(encoding.ids, encoding.type_ids, encoding.special_tokens_mask, strict=True):
+    of_texts: dict[int | None, int] = {}
+    marks = zip(encoding.special_tokens_mask, encoding.sequence_ids, strict=True)
+    for id_, type_id, (special, text) in zip(encoding.ids, encoding.type_ids, marks, strict=True):
         if special:
             runs[-1].append(id_)
             types[-1].append(type_id)
-        else:
+        elif text not in of_texts:
+            of_texts[text] = type_id
             runs.append([])
             types.append([])
-            of_texts.append(type_id)
-    return _Frame(runs, types, of_texts) if len(of_texts) == len(texts) else None
+    return _Frame(runs, types, list(of_texts.values())) if list(of_texts) == list(range(len(texts))) else None
