@@ -20,8 +20,9 @@ from handler import signals
 from handler.engine_client import EngineClient
 from handler.health import mark_ready, resident_mb
 from handler.heartbeat import Heartbeat
-from handler.job_loop import JobLoop, asks
+from handler.job_loop import JobLoop
 from handler.log import log
+from handler.options import asks
 from handler.sdk import Sdk
 from handler.timeline import Timeline
 

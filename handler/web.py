@@ -16,13 +16,15 @@ import orjson
 from aiohttp import web
 
 from engine.errors import InvalidInput, Overloaded, Unreachable, WorkerError, WorkerFault
-from handler.job_loop import asks
+from handler.options import asks
 from handler.reply import body_of_error, encode, too_late
 
 LONGEST_BODY = 30 * 1024 * 1024
 """Bytes; RunPod's limit of a request, and of a reply, of these endpoints (its documentation)."""
 MOST_WAITING = 512
 """Requests, beside those that are answered; as many as Text Embeddings Inference takes at once."""
+READ_TIMEOUT_S = 60.0
+"""For a body, which holds one of the places."""
 _OUTPUT, _END = b'{"output":', encode({"output": []})
 _STATUS = {InvalidInput.prefix: 400, Overloaded.prefix: 503, Unreachable.prefix: 503}
 """By whose fault it is; the worker's own are 500, and 504 for those that took too long."""
@@ -178,6 +180,8 @@ class Routes:
             if not reply.prepared:
                 raise
             await reply.write(encode(body_of_error(error, debug=self._debug)) + b"\n")
+        except ConnectionError:  # the client has gone
+            return reply
         await reply.write_eof()
         return reply
 
@@ -207,15 +211,25 @@ class _TooLong(InvalidInput):
     pass
 
 
+class _TooSlow(InvalidInput):
+    pass
+
+
 async def _read(request: web.Request) -> bytes:
     try:
-        return await request.read()
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise _TooLong(f"the body has more than {LONGEST_BODY >> 20} MB; send less at once") from None
+    except TimeoutError:
+        raise _TooSlow(f"the body was not here within {READ_TIMEOUT_S:g} s") from None
 
 
 def _status_of(error: WorkerError) -> int:
-    return 504 if isinstance(error, _TooLate) else 413 if isinstance(error, _TooLong) else _status(error.sentence())
+    return next((status for kind, status in _KINDS.items() if isinstance(error, kind)), _status(error.sentence()))
+
+
+_KINDS = {_TooLate: 504, _TooLong: 413, _TooSlow: 408}
 
 
 def _object(raw: bytes, what: str) -> dict[str, Any]:
