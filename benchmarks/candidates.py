@@ -16,7 +16,7 @@ _GRIDS = ("throughput", "latency")
 """The grid of the bundle itself goes before that of encoders with random weights."""
 _MEAN = " (mean times, which a p99 is above)"
 
-_NO_SETTING = ("ours-fake", "ours-http", "ours-alone", "ours-handler")
+_NO_SETTING = ("ours-fake", "ours-http", "ours-web", "ours-alone", "ours-handler")
 """Of us as well, but no engine and precision of their own."""
 
 

@@ -12,7 +12,7 @@ from engine.errors import ConfigError
 
 ENGINES = ("auto", "tensorrt", "onnxruntime-cuda", "onnxruntime-cpu", "fake")
 PLAN_PRECISIONS = ("auto", "fp32", "tf32", "fp16", "bf16", "int8")
-WORKER_LOOPS = ("events", "sdk")
+WORKER_LOOPS = ("events", "sdk", "http")
 
 
 def _whole(low: int, high: int) -> tuple[Callable[[str], int], str]:
@@ -218,7 +218,14 @@ class Settings(Limits):
         "RESULT_TIMEOUT_S", 120.0, _seconds(1, 3600), "Seconds for which sending a result is tried again."
     )
     worker_loop: str = _setting(
-        "WORKER_LOOP", "events", _one_of(WORKER_LOOPS), "`sdk` falls back to the stock `runpod.serverless.start`."
+        "WORKER_LOOP",
+        "events",
+        _one_of(WORKER_LOOPS),
+        "`http` serves a load-balancing endpoint; `sdk` falls back to the stock `runpod.serverless.start`.",
+    )
+    port: int = _setting("PORT", 80, _whole(1, _LAST_PORT), "Where `WORKER_LOOP=http` listens.")
+    port_health: int = _setting(
+        "PORT_HEALTH", 0, _whole(0, _LAST_PORT), "Where it answers RunPod's `/ping`; 0 is the same port."
     )
     debug: bool = _setting(
         "WORKER_DEBUG", False, (_switch, "1 or 0"), "Tracebacks in the errors of jobs that failed by our fault."

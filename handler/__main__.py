@@ -1,7 +1,8 @@
 """`BUNDLE=path python -m handler`: two processes, one with the engine, one with the job loop.
 
 Off RunPod (no RUNPOD_WEBHOOK_GET_JOB) the SDK's own local modes answer, in one process: `--test_input JSON`, a
-test_input.json in the working directory, or `--rp_serve_api`. So does WORKER_LOOP=sdk.
+test_input.json in the working directory, or `--rp_serve_api`. So does WORKER_LOOP=sdk. With WORKER_LOOP=http the other
+process listens instead (web_front.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.errors import WorkerFault
@@ -33,7 +35,6 @@ from handler.timeline import Timeline
 
 if TYPE_CHECKING:
     from engine.config import Settings
-    from handler.sdk import Sdk
 
 _LAST_WORDS_S = 5.0
 # While it imports: the engine's process has more to do before it is ready. On two CPUs 5 instead of 0 was a twentieth
@@ -44,6 +45,7 @@ _SIGNAL_HINTS: dict[int, str] = {
     signal.SIGBUS: "; a file that is mapped, such as the bundle's weights, was cut or cannot be read",
 }
 _OF_OUR_LOOP = ("DRAIN_TIMEOUT_S", "RESULT_TIMEOUT_S")
+_WAITING_REQUESTS = 512  # as web.py has it
 _STOP_S = 2.0  # for the engine's process to end after its last job
 _CLEAN_UP_S = 5.0  # for it to remove what it has fetched so far
 
@@ -66,7 +68,7 @@ def main() -> int:
 
 
 def _check_arguments() -> None:
-    on_runpod = "RUNPOD_WEBHOOK_GET_JOB" in os.environ or "RUNPOD_REALTIME_PORT" in os.environ
+    on_runpod = "RUNPOD_WEBHOOK_GET_JOB" in os.environ or "RUNPOD_REALTIME_PORT" in os.environ or _loop() == "http"
     if on_runpod and len(sys.argv) == 1:
         return  # argparse costs milliseconds
     from handler.arguments import check
@@ -81,7 +83,7 @@ def _settings() -> Settings:
 
     settings = Settings.from_environ(os.environ)
     sdk_environ.settle(os.environ)
-    allow_files(settings.max_concurrency)
+    allow_files(settings.max_concurrency + (_WAITING_REQUESTS if settings.worker_loop == "http" else 0))
     for name, meant in misspelt(os.environ):
         log("WARN", f"{name} is no setting and changes nothing; did you mean {meant}?")
     return settings
@@ -96,12 +98,14 @@ def _open_standard_files() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number
 
 
+def _loop() -> str:
+    return os.environ.get("WORKER_LOOP", "").strip().lower()
+
+
 def _is_stock() -> bool:
-    return (
-        os.environ.get("WORKER_LOOP", "").strip().lower() == "sdk"
-        or "RUNPOD_WEBHOOK_GET_JOB" not in os.environ
-        or any(arg.startswith(("--test_input", "--rp_serve_api")) for arg in sys.argv)
-    )
+    if any(arg.startswith(("--test_input", "--rp_serve_api")) for arg in sys.argv):
+        return True
+    return _loop() == "sdk" or ("RUNPOD_WEBHOOK_GET_JOB" not in os.environ and _loop() != "http")
 
 
 def _serve_stock(timeline: Timeline) -> int:
@@ -171,9 +175,9 @@ def _serve(timeline: Timeline) -> int:
         raise WorkerFault(f"there is no second process to be had for the engine ({error.strerror})") from error
     try:
         signals.release()
-        with timeline.stage("SDK import"):
-            loaded, serve_jobs = Beside(_import_front, niceness=_NICENESS).result()
-        return serve_jobs(settings, timeline, loaded, end)
+        with timeline.stage("front imports" if settings.worker_loop == "http" else "SDK import"):
+            serve = Beside(_import_front, niceness=_NICENESS).result()
+        return serve(settings, timeline, end)
     finally:
         signals.ignore()  # a second one would leave the other process behind
         end.close()
@@ -183,14 +187,18 @@ def _serve(timeline: Timeline) -> int:
             log("ERROR", f"the engine's process was ended by signal {by}{_SIGNAL_HINTS.get(by, '')}")
 
 
-def _import_front() -> tuple[Sdk, Callable[[Settings, Timeline, Sdk, socket.socket], int]]:
+def _import_front() -> Callable[[Settings, Timeline, socket.socket], int]:
+    if _loop() == "http":
+        from handler.web_front import serve_web
+
+        return serve_web
     from handler import sdk, sdk_environ
 
     sdk_environ.check_addresses(os.environ)
     loaded = sdk.load()
     from handler.front import serve_jobs
 
-    return loaded, serve_jobs
+    return partial(serve_jobs, loaded)
 
 
 def _serve_engine(end: socket.socket, settings: Settings, timeline: Timeline) -> None:

@@ -6,10 +6,10 @@ import asyncio
 import itertools
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from engine.errors import ConfigError, EngineError, InvalidInput, WorkerFault
+from engine.errors import ConfigError, EngineError, InvalidInput, WorkerError, WorkerFault
 from handler.frames import Frames, open_frames
 
 _CHECKS_PER_TIMEOUT = 4
@@ -51,7 +51,7 @@ class EngineClient:
         body: bytes = await self._ask("job", job, on_progress)
         return body
 
-    async def stream(self, job: dict[str, Any]) -> AsyncIterator[bytes]:
+    async def stream(self, job: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         """The bodies of a streamed job's parts, as they come, then its final body. Raises as `handle` does."""
         parts: asyncio.Queue[bytes | None] = asyncio.Queue()
         number = next(self._numbers)
@@ -127,6 +127,13 @@ class EngineClient:
             if not future.done():
                 future.set_exception(EngineError(sentence))
         self._on_failure(sentence)
+
+    def give_up(self, error: WorkerError) -> None:
+        """Let every job that still waits fail with `error`."""
+        for number, future in self._waiting.items():
+            if not future.done():
+                future.set_exception(error)
+                self._send("cancel", number, None)
 
     async def watch(self, timeout_s: float) -> None:
         """Fail when one batch runs for longer than `timeout_s`, or the process does not even say how long.

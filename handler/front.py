@@ -9,7 +9,6 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -19,10 +18,11 @@ from engine.daemon import in_daemon
 from handler import sdk as sdk_module
 from handler import signals
 from handler.engine_client import EngineClient
-from handler.health import mark_ready
+from handler.health import mark_ready, resident_mb
 from handler.heartbeat import Heartbeat
-from handler.job_loop import JobLoop, asks
+from handler.job_loop import JobLoop
 from handler.log import log
+from handler.options import asks
 from handler.sdk import Sdk
 from handler.timeline import Timeline
 
@@ -31,7 +31,7 @@ _HEARTBEAT_AGAIN_S = 10.0
 _REPORT_S = 10.0
 
 
-def serve_jobs(settings: Settings, timeline: Timeline, sdk: Sdk, end: socket.socket) -> int:
+def serve_jobs(sdk: Sdk, settings: Settings, timeline: Timeline, end: socket.socket) -> int:
     """Serve until a signal stops it; the exit code, 1 when the engine failed meanwhile.
 
     Raises WorkerFault when the engine cannot start.
@@ -87,7 +87,7 @@ class _Front:
                 job, partial(self._loop.report, job["id"]) if asks(job, "progress") else None
             )
         report = await self.engine.health()
-        memory = {name: _resident_mb(pid) for name, pid in (("front", os.getpid()), ("engine", report["engine_pid"]))}
+        memory = {name: resident_mb(pid) for name, pid in (("front", os.getpid()), ("engine", report["engine_pid"]))}
         running = self._sdk.progress.get_job_count()
         return {
             **report,
@@ -120,9 +120,3 @@ def _report_unhealthy(sentence: str) -> None:
     """Best effort, and not for long: the SDK limits each step of it, not the whole, and the worker has to end."""
     with suppress(RuntimeError, TimeoutError):  # the first: no further thread
         in_daemon(partial(sdk_module.report_unhealthy, "engine", sentence), "report").result(_REPORT_S)
-
-
-def _resident_mb(pid: int) -> float:
-    """Resident memory in MB (10^6 bytes); /proc/PID/statm counts pages."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)

@@ -6,6 +6,7 @@ also `ps` shows. The name goes when the process does. Rule: imports next to noth
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def mark_ready(proc: Path = Path("/proc")) -> None:
 def ready_pids(proc: Path = Path("/proc")) -> list[int]:
     """The processes that call themselves READY; one that has ended but is not reaped yet has no command line."""
     return [int(entry.parent.name) for entry in proc.glob("[0-9]*/comm") if _read(entry) == READY and _alive(entry)]
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory in MB (10^6 bytes); /proc/PID/statm counts pages."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
 def main() -> int:

@@ -303,12 +303,6 @@ class JobLoop:
             log("ERROR", "the worker ends before RunPod has taken the result", job_id)
 
 
-def asks(job: dict[str, Any], option: str) -> bool:
-    """Whether `job` sets one of the options that are for every task, e.g. "stream"."""
-    payload = job.get("input")
-    return isinstance(payload, dict) and payload.get(option) is True
-
-
 async def _asynchronous(chunks: Iterator[Any]) -> AsyncGenerator[Any, None]:
     for chunk in chunks:
         yield chunk

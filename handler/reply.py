@@ -66,9 +66,9 @@ def body_of_json(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {"output": value}
     error, refresh = value.pop("error", None), value.pop("refresh_worker", None)
-    body: dict[str, Any] = {"output": value} if value or not (error or refresh) else {}
-    if error:
-        body["error"] = error
+    body: dict[str, Any] = {"error": error} if error else {}  # first: web.py tells a failed job by how it begins
+    if value or not (error or refresh):
+        body["output"] = value
     if refresh:
         body["stopPod"] = True
     return body

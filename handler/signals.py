@@ -15,7 +15,11 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PLAIN = (signal.SIG_DFL, signal.default_int_handler)
 # In the SDK's order of precedence.
 IS_SERVER = "--rp_serve_api" in sys.argv or (
-    ("RUNPOD_WEBHOOK_GET_JOB" in os.environ or "RUNPOD_REALTIME_PORT" in os.environ)
+    (
+        "RUNPOD_WEBHOOK_GET_JOB" in os.environ
+        or "RUNPOD_REALTIME_PORT" in os.environ
+        or os.environ.get("WORKER_LOOP", "").strip().lower() == "http"
+    )
     and not any(argument.startswith("--test_input") for argument in sys.argv)
 )
 """Whether this process waits for jobs; else it has one, and to end without an answer is no success."""

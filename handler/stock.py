@@ -14,7 +14,7 @@ import orjson
 from engine.config import Settings
 from engine.errors import InvalidInput
 from handler.handler import Handler
-from handler.job_loop import asks
+from handler.options import asks
 from handler.reply import body_of_error, too_late
 from handler.take_body import UNREADABLE
 

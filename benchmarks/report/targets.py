@@ -26,6 +26,7 @@ _NAMES = {
     "torch-compile": "PyTorch, torch.compile",
     "ours-alone": "this worker's engine alone",
     "ours-handler": "this worker, through its handler",
+    "ours-web": "this worker, load-balancing",
     "ours-http": "this worker, SDK's test server",
     "tei": "Text Embeddings Inference",
     "triton": "Triton",

@@ -15,7 +15,7 @@ from benchmarks.exported import BUILD, exported
 from benchmarks.floor_files import files
 from benchmarks.optimum_graph import optimum_graph
 from benchmarks.targets.base import Target
-from benchmarks.targets.dialects import LITSERVE, OPENAI, SDK_TEST_SERVER, TEI, triton
+from benchmarks.targets.dialects import LITSERVE, OPENAI, OURS_WEB, SDK_TEST_SERVER, TEI, triton
 from benchmarks.targets.http_server import PORT, HttpServer, RemoteServer
 from benchmarks.targets.in_process import Library
 from benchmarks.targets.queue_worker import QUIET, Command, QueueWorker, ours, served
@@ -75,6 +75,7 @@ class Needs:
 LABELS: Mapping[str, str] = {
     "ours": "ours",
     "ours-int8": "ours in int8",
+    "ours-web": "ours, load-balancing",
     "ours-http": "ours, the SDK's test server",
     "floor": "onnxruntime and tokenizers alone",
     "stock": "stock SDK + sentence-transformers",
@@ -176,6 +177,15 @@ def _ours_http(needs: Needs) -> Target:
     return HttpServer("ours-http", LABELS["ours-http"], SDK_TEST_SERVER, made)
 
 
+def _ours_web(needs: Needs) -> Target:
+    def made() -> Command:
+        command, bundle = ["env", f"PORT={PORT}", sys.executable, "-m", "handler"], needs.fp32()
+        env = {**QUIET, "BUNDLE": str(bundle), "ENGINE": needs.engine, "WORKER_LOOP": "http"}
+        return Command(command, env, served(bundle, needs.engine))
+
+    return HttpServer("ours-web", LABELS["ours-web"], OURS_WEB, made)
+
+
 def _floor(needs: Needs) -> Target:
     def made() -> Command:
         bundle = open_bundle(needs.fp32())
@@ -212,6 +222,7 @@ def _triton(needs: Needs) -> Target:
 _MADE: Mapping[str, Callable[[Needs], Target]] = {
     "ours": partial(_worker, "ours", Needs.fp32),
     "ours-int8": partial(_worker, "ours-int8", Needs.int8),
+    "ours-web": _ours_web,
     "ours-http": _ours_http,
     "floor": _floor,
     "stock": _stock,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,9 @@ SDK_TEST_SERVER = Dialect(
     "/runsync", "/", lambda texts: {"input": _job(texts)}, lambda reply: _of_reply(reply["output"])
 )
 """RunPod's SDK with --rp_serve_api."""
+
+OURS_WEB = replace(SDK_TEST_SERVER, health="/ping")
+"""This worker with WORKER_LOOP=http."""
 
 LITSERVE = Dialect("/predict", "/health", _job, _of_reply)
 """As targets/litserve_server.py writes its API: the payload of our jobs."""

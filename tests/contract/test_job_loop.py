@@ -17,7 +17,8 @@ from aiohttp.test_utils import TestServer
 
 from benchmarks.emulator import Emulator, Fault, JobRecord
 from handler import sdk as sdk_module
-from handler.job_loop import JobLoop, asks
+from handler.job_loop import JobLoop
+from handler.options import asks
 from handler.sdk import Sdk
 from handler.transport import Poll, Results
 

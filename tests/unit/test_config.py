@@ -58,7 +58,7 @@ def test_every_default_could_be_set_as_well():
             "tensorflow",
             "one of auto, tensorrt, onnxruntime-cuda, onnxruntime-cpu, fake, or leave it out for auto",
         ),
-        ("WORKER_LOOP", "loop", "one of events, sdk, or leave it out for events"),
+        ("WORKER_LOOP", "loop", "one of events, sdk, http, or leave it out for events"),
         ("DRAIN_TIMEOUT_S", "nan", "a number of seconds from 0 to 3600, or leave it out for 20.0"),
         ("DRAIN_TIMEOUT_S", "-0.1", "a number of seconds from 0 to 3600, or leave it out for 20.0"),
         ("DRAIN_TIMEOUT_S", "3600.1", "a number of seconds from 0 to 3600, or leave it out for 20.0"),

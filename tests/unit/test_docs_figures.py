@@ -24,6 +24,7 @@ ALLOWED = {
         "a round trip of 40 ms": "the default of the command's --rtt-ms",
         "after 20 s of none": "the default of its --pause",
     },
+    "docs/api.md": {"more than 30 MB": "RunPod's limit for a request to a load-balancing endpoint"},
     "docs/audio.md": {"up to 30 s at once": "the default of --max-length for speech"},
     "docs/compatibility.md": {"more than 7 minutes": "RunPod's limit for a boot"},
     "docs/deploy.md": {
@@ -36,6 +37,8 @@ ALLOWED = {
         "budget is 450 MB": "the limit that make test-image checks",
         "more than 16 GB": "memory of a kind of GPU",
         "default is 4 s": "RunPod's default of the queue delay",
+        "after 5.5 minutes": "RunPod's limit for a request to a load-balancing endpoint",
+        "no more than 30 MB": "likewise",
     },
     "docs/export.md": {"above 2 GB": "ONNX's limit for a graph with its weights"},
     "docs/large-models.md": {

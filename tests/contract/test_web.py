@@ -1,0 +1,181 @@
+"""The routes of a load-balancing worker, over real connections, before an engine that does as it is told."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from engine.errors import EngineError
+from handler import web
+from handler.web import Routes
+
+JOB = {"input": {"text": "a"}}
+STREAM = {"input": {"text": "a", "stream": True}}
+
+
+class Scripted:
+    """Answers with `bodies` once it is `let_go`; an exception among them is raised."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes | Exception] = [b'{"output":1}']
+        self.let_go = asyncio.Event()
+        self.held = 0
+
+    async def handle(self, job: dict[str, Any]) -> bytes:
+        self.held += 1
+        try:
+            await self.let_go.wait()
+        finally:
+            self.held -= 1
+        (body,) = self.bodies
+        if isinstance(body, Exception):
+            raise body
+        return body
+
+    async def stream(self, job: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+        for body in self.bodies:
+            if isinstance(body, Exception):
+                raise body
+            yield body
+            await self.let_go.wait()
+
+
+@pytest.fixture
+def engine() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+def routes(engine: Scripted) -> Routes:
+    async def health() -> dict[str, Any]:
+        raise EngineError("it has ended")
+
+    made = Routes(engine, health, most=1)
+    made.is_ready = True
+    return made
+
+
+@pytest.fixture
+async def client(routes: Routes) -> AsyncIterator[TestClient[Any, Any]]:
+    async with TestClient(TestServer(routes.app(), handler_cancellation=True)) as running:
+        yield running
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_who_comes_when_too_many_wait_is_told_to_retry(
+    client: TestClient[Any, Any], routes: Routes, engine: Scripted, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(routes, "_most_open", 2)
+    asked = [asyncio.create_task(client.post("/runsync", json=JOB)) for _ in range(2)]
+    await until(lambda: routes.open == 2)
+    refused = await client.post("/runsync", json=JOB)
+    assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+    assert (await refused.json())["error"] == "overloaded, please retry: 512 requests wait already"
+    assert engine.held == routes.running == 1
+    engine.let_go.set()
+    assert [(await reply).status for reply in asked] == [200, 200]
+    assert routes.idle.is_set()
+
+
+async def test_who_waits_while_the_worker_stops_is_told_to_retry(
+    client: TestClient[Any, Any], routes: Routes, engine: Scripted
+):
+    asked = [asyncio.create_task(client.post("/runsync", json=JOB)) for _ in range(2)]
+    await until(lambda: routes.open == 2)
+    routes.is_ready, routes.is_stopping = False, True
+    assert (await client.get("/ping")).status == 503
+    engine.let_go.set()
+    first, second = [await reply for reply in asked]
+    assert (first.status, second.status) == (200, 503)
+    assert (await second.json())["error"] == "overloaded, please retry: the worker is shutting down"
+
+
+async def test_a_body_that_does_not_come_gives_its_place_back(
+    client: TestClient[Any, Any], routes: Routes, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(web, "READ_TIMEOUT_S", 0.1)
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    writer.write(b"POST /runsync HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\n{")
+    reply = await reader.readuntil(b"}")
+    writer.close()
+    assert b"HTTP/1.1 408" in reply
+    assert b"invalid input: the body was not here within 0.1 s" in reply
+    await until(routes.idle.is_set)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        (b'{"error":"unreachable, please retry: x"}', 503, "unreachable, please retry: x"),
+        (b'{"error":{"code":7},"output":{"a":1}}', 500, '{"code":7}'),
+        (EngineError("it failed"), 500, "worker fault: it failed"),
+    ],
+    ids=["told", "own-form", "raised"],
+)
+async def test_a_failed_job_is_no_success(
+    client: TestClient[Any, Any], engine: Scripted, body: bytes | Exception, status: int, error: str
+):
+    engine.let_go.set()
+    engine.bodies = [body]
+    for asked in (JOB, STREAM):
+        reply = await client.post("/runsync", json=asked)
+        assert (reply.status, (await reply.json())["error"]) == (status, error)
+    reply = await client.post("/v1/embeddings", json={})
+    assert (reply.status, (await reply.json())["error"]["message"]) == (status, error)
+
+
+@pytest.mark.parametrize(
+    "last", [b'{"error":"worker fault: it failed"}', EngineError("it failed")], ids=["told", "raised"]
+)
+async def test_a_stream_that_fails_says_so_in_its_last_line(
+    client: TestClient[Any, Any], engine: Scripted, last: bytes | Exception
+):
+    engine.let_go.set()
+    engine.bodies = [b'{"output":[1]}', last]
+    reply = await client.post("/runsync", json=STREAM)
+    assert reply.status == 200
+    lines = [json.loads(line) async for line in reply.content]
+    assert lines == [{"output": [1]}, {"error": "worker fault: it failed"}]
+
+
+async def test_a_reply_that_has_no_parts_is_a_line(client: TestClient[Any, Any], engine: Scripted):
+    engine.let_go.set()
+    for bodies in ([b'{"output":[]}'], [b'{"output":{"a":1}}'], [b'{"output":[]}', b'{"output":[]}']):
+        engine.bodies = [*bodies]
+        reply = await client.post("/runsync", json=STREAM)
+        assert await reply.text() == bodies[0].decode() + "\n"
+
+
+async def test_a_client_that_leaves_a_stream_makes_room(
+    client: TestClient[Any, Any], routes: Routes, engine: Scripted, caplog: pytest.LogCaptureFixture
+):
+    engine.bodies = [b'{"output":[%s1]}' % (b"1," * 100_000)] * 3
+    reply = await client.post("/runsync", json=STREAM)
+    await reply.content.readany()
+    reply.close()
+    await until(routes.idle.is_set)
+    assert caplog.messages == []
+
+
+async def test_openai_clients_get_what_is_in_the_list_or_the_whole(client: TestClient[Any, Any], engine: Scripted):
+    engine.let_go.set()
+    for body, answer in (
+        (b'{"output":[{"a":1}]}', {"a": 1}),
+        (b'{"output":{"b":[]}}', {"b": []}),
+        (b'{"output":[]}', []),
+    ):
+        engine.bodies = [body]
+        assert await (await client.get("/openai/v1/models")).json() == answer
+
+
+async def test_health_of_an_engine_that_fails_is_a_failure(client: TestClient[Any, Any]):
+    reply = await client.get("/health")
+    assert (reply.status, await reply.json()) == (500, {"error": "worker fault: it has ended"})
