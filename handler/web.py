@@ -25,10 +25,25 @@ MOST_WAITING = 512
 """Requests, beside those that are answered; as many as Text Embeddings Inference takes at once."""
 READ_TIMEOUT_S = 60.0
 """For a body, which holds one of the places."""
-_OUTPUT, _END = b'{"output":', encode({"output": []})
-_STATUS = {InvalidInput.prefix: 400, Overloaded.prefix: 503, Unreachable.prefix: 503}
-"""By whose fault it is; the worker's own are 500, and 504 for those that took too long."""
+_ERROR, _END = b'{"error":', encode({"output": []})
 _RETRY = {"Retry-After": "1"}
+
+
+class _TooLate(WorkerFault):
+    pass
+
+
+class _TooLong(InvalidInput):
+    pass
+
+
+class _TooSlow(InvalidInput):
+    pass
+
+
+_KINDS = {_TooLate: 504, _TooLong: 413, _TooSlow: 408}
+_STATUS = {InvalidInput.prefix: 400, Overloaded.prefix: 503, Unreachable.prefix: 503}
+"""By whose fault it is; the worker's own are 500."""
 _OPENAI_TYPES = {400: "invalid_request_error", 503: "overloaded_error"}
 
 
@@ -113,7 +128,7 @@ class Routes:
                 body = await self._answer(job)
         except WorkerError as error:
             return self._failed(job_id, error)
-        if not body.startswith(_OUTPUT):
+        if body.startswith(_ERROR):
             return _failed({"id": job_id, "status": "FAILED"}, _status(_error(body)), _error(body))
         return _json(b'{"id":"%s","status":"COMPLETED",%s' % (job_id.encode(), body[1:]))
 
@@ -128,9 +143,9 @@ class Routes:
                 body = await self._answer(job)
         except WorkerError as error:
             return _openai_failed(_status_of(error), self._sentence(error))
-        if not body.startswith(_OUTPUT):
+        if body.startswith(_ERROR):
             return _openai_failed(_status(_error(body)), _error(body))
-        output = orjson.loads(body)["output"]
+        output = orjson.loads(body).get("output")
         return _json(orjson.dumps(output[0] if isinstance(output, list) and output else output))
 
     @asynccontextmanager
@@ -170,7 +185,7 @@ class Routes:
             async with self._limit(), aclosing(self._engine.stream(job)) as bodies:
                 async for body in bodies:
                     if not reply.prepared:
-                        if not body.startswith(_OUTPUT):
+                        if body.startswith(_ERROR):
                             return _failed({"id": job["id"], "status": "FAILED"}, _status(_error(body)), _error(body))
                         await reply.prepare(request)
                     elif body == _END:
@@ -203,18 +218,6 @@ class Routes:
         return _failed({"id": job_id, "status": "FAILED"}, _status_of(error), self._sentence(error))
 
 
-class _TooLate(WorkerFault):
-    pass
-
-
-class _TooLong(InvalidInput):
-    pass
-
-
-class _TooSlow(InvalidInput):
-    pass
-
-
 async def _read(request: web.Request) -> bytes:
     try:
         async with asyncio.timeout(READ_TIMEOUT_S):
@@ -229,9 +232,6 @@ def _status_of(error: WorkerError) -> int:
     return next((status for kind, status in _KINDS.items() if isinstance(error, kind)), _status(error.sentence()))
 
 
-_KINDS = {_TooLate: 504, _TooLong: 413, _TooSlow: 408}
-
-
 def _object(raw: bytes, what: str) -> dict[str, Any]:
     """The JSON object in `raw`. Raises InvalidInput."""
     try:
@@ -244,8 +244,8 @@ def _object(raw: bytes, what: str) -> dict[str, Any]:
 
 
 def _error(body: bytes) -> str:
-    """The sentence in a body without an output, which a task of one's own may write in its own way."""
-    error = orjson.loads(body).get("error")
+    """The sentence in the body of a job that failed, which a task of one's own may write in its own way."""
+    error = orjson.loads(body)["error"]
     return error if isinstance(error, str) else orjson.dumps(error).decode()
 
 

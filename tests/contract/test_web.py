@@ -176,6 +176,14 @@ async def test_openai_clients_get_what_is_in_the_list_or_the_whole(client: TestC
         assert await (await client.get("/openai/v1/models")).json() == answer
 
 
+async def test_what_only_asks_for_a_fresh_worker_is_no_failure(client: TestClient[Any, Any], engine: Scripted):
+    engine.let_go.set()
+    engine.bodies = [b'{"stopPod":true}']
+    reply = await client.post("/runsync", json=JOB)
+    assert (reply.status, (await reply.json())["status"]) == (200, "COMPLETED")
+    assert await (await client.post("/v1/x", json={})).json() is None
+
+
 async def test_health_of_an_engine_that_fails_is_a_failure(client: TestClient[Any, Any]):
     reply = await client.get("/health")
     assert (reply.status, await reply.json()) == (500, {"error": "worker fault: it has ended"})
