@@ -83,6 +83,8 @@ class TensorRtDouble(ModuleType):
         self.refuse_to_run = ""
         self.refuse_to_start = ""
         self.refuse_to_select = ""
+        self.most_contexts = 1_000
+        """So many execution contexts of one engine there is memory for, which is TensorRT's own."""
 
         def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
             return True
@@ -148,6 +150,9 @@ class TensorRtDouble(ModuleType):
                 return self.new_context(ExecutionContext)
 
             def new_context(self, kind: Any) -> Any:
+                if len(self.contexts) >= double.most_contexts:
+                    self.logger.log(Severity.ERROR, "Error Code 2: OutOfMemory (Requested size was 4096 bytes.)")
+                    return None
                 context = kind(self)
                 self.contexts.add(context)
                 return context
