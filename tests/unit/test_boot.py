@@ -167,6 +167,22 @@ def test_a_plan_is_built_once_and_found_from_then_on(
         builder(monkeypatch, tmp_path, content="1 / 0")  # the second boot must not come here
 
 
+def test_a_plan_is_built_in_the_precision_that_is_asked_for(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of two that share a volume each gets its own, and builds it once."""
+    for precision in ("fp32", "bf16", "fp32", "bf16"):
+        seen = list((tmp_path / "cache").rglob("*.plan"))
+        builder(monkeypatch, tmp_path, changes=", precision=sys.argv[-1]")
+        if len(seen) == 2:
+            builder(monkeypatch, tmp_path, content="1 / 0")
+        wanted = settings(tmp_path, engine="tensorrt", build_on_boot=True, precision=precision)
+        engine, choice = open_engine(open_bundle(small_bundle), wanted)
+        assert choice.plan is not None
+        assert choice.plan.plan.precision == precision
+        engine.close()
+
+
 def test_a_damaged_plan_on_the_volume_is_built_again(
     small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

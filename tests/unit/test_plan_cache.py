@@ -41,9 +41,9 @@ def command(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
     monkeypatch.setattr(build_plan, "BUILD_COMMAND", (sys.executable, str(path)))
 
 
-def built(bundle: Path, cache: Path, timeout_s: float = 60, is_there: bool = False) -> list[str]:
+def built(bundle: Path, cache: Path, timeout_s: float = 60, precision: str = "auto") -> list[str]:
     said: list[str] = []
-    build(open_bundle(bundle), cache, timeout_s, said.append, lambda: is_there)
+    build(open_bundle(bundle), cache, timeout_s, precision, said.append, lambda: False)
     return said
 
 
@@ -61,6 +61,15 @@ def test_what_is_built_is_found_by_the_next_boot(small_bundle: Path, tmp_path: P
     assert found.path.read_bytes() == b"built here"
     verify(found)
     assert not [path for path in (tmp_path / "cache").rglob(".*") if path.name != ".lock"]
+
+
+@pytest.mark.parametrize(("precision", "asked"), [("auto", ""), ("fp32", "--precision fp32")])
+def test_the_build_is_asked_for_the_precision_that_the_settings_name(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, asked: str
+):
+    command(monkeypatch, tmp_path, ADDS_A_PLAN + "    print('asked for:', *sys.argv[2:])\n")
+    said = built(small_bundle, tmp_path / "cache", precision=precision)
+    assert f"building a plan: asked for: {asked}".strip() in said
 
 
 def test_a_model_with_other_weights_finds_nothing(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -148,7 +157,7 @@ def test_a_build_ends_with_the_worker_that_it_was_for(small_bundle: Path, tmp_pa
                 time.sleep(0.01)
             os._exit(0)
         bundle = open_bundle(Path({str(small_bundle)!r}))
-        build_plan.build(bundle, Path({str(tmp_path / "cache")!r}), 600, lambda line: None, lambda: False)
+        build_plan.build(bundle, Path({str(tmp_path / "cache")!r}), 600, "auto", lambda line: None, lambda: False)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
     assert "the worker that the build was for has ended" in done.stderr  # closed by the last of the two
@@ -228,7 +237,9 @@ def test_one_builds_and_the_other_waits_for_it(small_bundle: Path, tmp_path: Pat
     said: list[str] = []
     with open(cache / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        other = threading.Thread(target=lambda: build(open_bundle(small_bundle), cache, 60, said.append, lambda: True))
+        other = threading.Thread(
+            target=lambda: build(open_bundle(small_bundle), cache, 60, "auto", said.append, lambda: True)
+        )
         other.start()
         while not said:
             time.sleep(0.01)
