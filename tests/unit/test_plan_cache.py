@@ -9,13 +9,16 @@ import tempfile
 import textwrap
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
 from engine import build_plan, probe
 from engine.build_plan import build
-from engine.bundle import open_bundle, write_manifest
+from engine.bundle import Manifest, open_bundle, write_manifest
 from engine.errors import EngineError
 from engine.plan_cache import cached_plans, folder_of, verify
 from engine.probe import Gpu
@@ -80,6 +83,60 @@ def test_a_model_with_other_weights_finds_nothing(small_bundle: Path, tmp_path: 
     (other / "graphs/model/weights.bin").write_bytes(b"weights")
     add_plan(other)  # brings the manifest up to date
     assert cached_plans(tmp_path / "cache", open_bundle(other), "model") == []
+
+
+def with_half(bundle: Path, content: bytes) -> Manifest:
+    """Its manifest, with a graph in fp16 of these bytes."""
+    (bundle / "graphs/model/fp16.onnx").write_bytes(content)
+    manifest = open_bundle(bundle).manifest
+    described = manifest.graphs["model"]
+    onnx = {**described.onnx, "fp16": "graphs/model/fp16.onnx"}
+    return replace(manifest, graphs={"model": replace(described, onnx=onnx)})
+
+
+def with_shape(bundle: Path, *shape: int | str) -> Manifest:
+    manifest = open_bundle(bundle).manifest
+    described = manifest.graphs["model"]
+    inputs = (replace(described.inputs[0], shape=shape), *described.inputs[1:])
+    return replace(manifest, graphs={"model": replace(described, inputs=inputs)})
+
+
+def with_length(bundle: Path, length: int) -> Manifest:
+    manifest = open_bundle(bundle).manifest
+    return replace(manifest, task_config={**manifest.task_config, "max_length": length})
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (lambda bundle: with_half(bundle, b"half"), lambda bundle: with_half(bundle, b"half, with sums in fp32")),
+        (lambda bundle: with_length(bundle, 16), lambda bundle: with_length(bundle, 32)),
+        (
+            lambda bundle: replace(open_bundle(bundle).manifest, precisions={"tensorrt": "fp16"}),
+            lambda bundle: replace(open_bundle(bundle).manifest, precisions={"tensorrt": "fp32"}),
+        ),
+        (lambda bundle: with_shape(bundle, "batch", 64), lambda bundle: with_shape(bundle, "batch", 32)),
+    ],
+    ids=["another graph in half precision", "longer rows", "another precision", "other inputs"],
+)
+def test_a_model_that_was_exported_otherwise_finds_nothing(
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: Callable[[Path], Manifest],
+    then: Callable[[Path], Manifest],
+):
+    """And the one before it finds its own again: two versions of an endpoint may share a volume."""
+    command(monkeypatch, tmp_path, ADDS_A_PLAN)
+    write_manifest(small_bundle, first(small_bundle))
+    other = Path(copytree(small_bundle, tmp_path / "other"))
+    write_manifest(other, then(other))
+    for bundle in (small_bundle, other):
+        assert cached_plans(tmp_path / "cache", open_bundle(bundle), "model") == []
+        built(bundle, tmp_path / "cache")
+    found = [cached_plans(tmp_path / "cache", open_bundle(bundle), "model") for bundle in (small_bundle, other)]
+    assert [len(plans) for plans in found] == [1, 1]
+    assert found[0] != found[1]
 
 
 def test_a_plan_without_a_sidecar_is_not_whole(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
