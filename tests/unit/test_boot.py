@@ -198,6 +198,24 @@ def test_a_damaged_plan_on_the_volume_is_built_again(
     engine.close()
 
 
+def test_code_is_taken_from_the_bundle_alone(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No signature covers the volume, and a boot builds no plan that brings some along."""
+    changes = {"content": "plan_bytes(host_code=True)", "changes": ", version_compatible=True"}
+    builder(monkeypatch, tmp_path, **changes)
+    bundle, wanted = open_bundle(small_bundle), settings(tmp_path, engine="tensorrt", build_on_boot=True)
+    with pytest.raises(ConfigError, match="the plan that was built does not fit here"):
+        open_engine(bundle, wanted)
+    reason = (
+        "sm_89-trt10.13.0-fp16-vc.plan: it is version-compatible, so that it brings code along, which is taken from"
+    )
+    with pytest.raises(ConfigError, match=f"plan on the volume: {reason} the bundle alone; remove it"):
+        open_engine(bundle, replace(wanted, build_on_boot=False))
+    add_plan(small_bundle, plan_bytes(host_code=True), version_compatible=True)
+    engine, choice = open_engine(open_bundle(small_bundle), wanted)
+    assert choice.ladder[-1].name == "version-compatible plan"
+    engine.close()
+
+
 @pytest.mark.parametrize("build_on_boot", [False, True])
 def test_a_plan_cache_that_cannot_be_read_is_passed_over_and_said(
     small_bundle: Path, tmp_path: Path, build_on_boot: bool
