@@ -48,13 +48,17 @@ def test_a_gpu_without_tensorrt(
     assert said(capsys, small_bundle) == (3, "tensorrt is not installed; install requirements/all.txt")
     monkeypatch.delitem(sys.modules, "tensorrt")
     (tmp_path / "packages/tensorrt").mkdir(parents=True)
-    source = "raise OSError('libnvinfer.so.10: cannot open shared object file')"
-    (tmp_path / "packages/tensorrt/__init__.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path / "packages"))
-    assert said(capsys, small_bundle) == (
-        3,
-        "tensorrt does not load (libnvinfer.so.10: cannot open shared object file); install requirements/all.txt again",
-    )
+    for source, why in (
+        (
+            "raise OSError('libnvinfer.so.10: cannot open shared object file')",
+            "libnvinfer.so.10: cannot open shared object file",
+        ),
+        ("from tensorrt_bindings import *", "No module named 'tensorrt_bindings'"),  # of a wheel of its own
+    ):
+        (tmp_path / "packages/tensorrt/__init__.py").write_text(source)
+        sentence = f"tensorrt does not load ({why}); install requirements/all.txt again"
+        assert said(capsys, small_bundle) == (3, sentence)
 
 
 @pytest.mark.usefixtures("l4")
