@@ -15,9 +15,10 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from engine.errors import InvalidInput, Overloaded, in_words
+from handler.aggregate import END, Aggregate
 from handler.connections import AHEAD_S
 from handler.log import log
-from handler.reply import body_of, body_of_error, encode, too_late
+from handler.reply import ERROR, body_of, body_of_error, encode, too_late
 from handler.sdk import Sdk
 from handler.signals import ending_signals
 from handler.transport import Poll, Results
@@ -35,7 +36,7 @@ class JobLoop:
 
     `handler` is what the SDK calls a handler: a function, coroutine function or (async) generator function of a job.
     It may also return bytes: a body that is already encoded; or an async generator of such bodies, the last of which
-    closes the stream.
+    closes the stream. A stream that ends well is answered with the list of its parts; see aggregate.py.
     `concurrency_modifier` is asked before every take for the number of jobs to run at once, as the SDK does.
     """
 
@@ -231,7 +232,6 @@ class JobLoop:
                 if inspect.isawaitable(value):
                     value = await value
                 if inspect.isasyncgen(value) or inspect.isgenerator(value):
-                    self._streamed.add(job_id)
                     return await self._stream(job_id, value)
             return value if isinstance(value, bytes) else encode(body_of(value))
         except TimeoutError as error:
@@ -242,21 +242,29 @@ class JobLoop:
             return encode(body_of_error(error, debug=self._debug))
 
     async def _stream(self, job_id: str, chunks: Any) -> bytes:
-        """Post what a generator yields, chunk by chunk; the body that closes the stream.
+        """Post what a generator yields, chunk by chunk; the final body.
 
         Of encoded bodies each waits for the next one, because the last is not a chunk.
         """
         held: bytes | None = None
+        whole = Aggregate()
         async with aclosing(chunks if inspect.isasyncgen(chunks) else _asynchronous(chunks)) as parts:
             async for chunk in parts:
                 if held is not None:
-                    await self._results.send_chunk(job_id, held)
+                    await self._send_chunk(job_id, held, whole)
                 held = chunk if isinstance(chunk, bytes) else None
+                if held is not None and held.startswith(ERROR):
+                    return held
                 if isinstance(chunk, dict) and chunk.get("error"):
                     return encode({"error": str(chunk["error"])})  # as the stock SDK has it
                 if held is None:
-                    await self._results.send_chunk(job_id, encode({"output": chunk}))
-        return held if held is not None else encode({"output": []})
+                    await self._send_chunk(job_id, encode({"output": chunk}), whole)
+        return whole.body() if held is None or held == END else held
+
+    async def _send_chunk(self, job_id: str, body: bytes, whole: Aggregate) -> None:
+        await self._results.send_chunk(job_id, body)
+        self._streamed.add(job_id)
+        whole.add(body)
 
     # Stopping
 

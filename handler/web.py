@@ -16,8 +16,9 @@ import orjson
 from aiohttp import web
 
 from engine.errors import InvalidInput, Overloaded, Unreachable, WorkerError, WorkerFault
+from handler.aggregate import END
 from handler.options import asks
-from handler.reply import body_of_error, encode, too_late
+from handler.reply import ERROR, body_of_error, encode, too_late
 
 LONGEST_BODY = 30 * 1024 * 1024
 """Bytes; RunPod's limit of a request, and of a reply, of these endpoints (its documentation)."""
@@ -25,7 +26,6 @@ MOST_WAITING = 512
 """Requests, beside those that are answered; as many as Text Embeddings Inference takes at once."""
 READ_TIMEOUT_S = 60.0
 """For a body, which holds one of the places."""
-_ERROR, _END = b'{"error":', encode({"output": []})
 _RETRY = {"Retry-After": "1"}
 
 
@@ -128,7 +128,7 @@ class Routes:
                 body = await self._answer(job)
         except WorkerError as error:
             return self._failed(job_id, error)
-        if body.startswith(_ERROR):
+        if body.startswith(ERROR):
             return _failed({"id": job_id, "status": "FAILED"}, _status(_error(body)), _error(body))
         return _json(b'{"id":"%s","status":"COMPLETED",%s' % (job_id.encode(), body[1:]))
 
@@ -143,7 +143,7 @@ class Routes:
                 body = await self._answer(job)
         except WorkerError as error:
             return _openai_failed(_status_of(error), self._sentence(error))
-        if body.startswith(_ERROR):
+        if body.startswith(ERROR):
             return _openai_failed(_status(_error(body)), _error(body))
         output = orjson.loads(body).get("output")
         return _json(orjson.dumps(output[0] if isinstance(output, list) and output else output))
@@ -185,12 +185,14 @@ class Routes:
             async with self._limit(), aclosing(self._engine.stream(job)) as bodies:
                 async for body in bodies:
                     if not reply.prepared:
-                        if body.startswith(_ERROR):
+                        if body.startswith(ERROR):
                             return _failed({"id": job["id"], "status": "FAILED"}, _status(_error(body)), _error(body))
                         await reply.prepare(request)
-                    elif body == _END:
+                    elif body == END:
                         break
                     await reply.write(body + b"\n")
+                    if body.startswith(ERROR):
+                        break
         except WorkerError as error:
             if not reply.prepared:
                 raise

@@ -122,8 +122,6 @@ class JobStore:
             return record
         record.output, record.error = body.get("output"), body.get("error")
         record.stop_pod = body.get("stopPod") is True
-        if is_stream and record.output == []:
-            record.output = list(record.chunks)  # a generator's output without an aggregate is what it streamed
         self._finish(record, Status.COMPLETED if record.error is None else Status.FAILED, now)
         return record
 

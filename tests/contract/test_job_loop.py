@@ -149,7 +149,8 @@ async def test_a_generator_streams(sdk: Sdk, emulator: Emulator):
         record = await emulator.wait(emulator.submit({}))
     assert record.status == "COMPLETED"
     assert [chunk["part"] for chunk in record.chunks] == [0, 1, 2]
-    assert record.answers[0].is_stream
+    (final,) = record.answers
+    assert (final.is_stream, final.body) == (True, {"output": record.chunks})
 
 
 async def test_bodies_that_are_encoded_already_are_posted_as_they_are(sdk: Sdk, emulator: Emulator):
@@ -175,11 +176,38 @@ async def test_bodies_that_are_encoded_already_are_posted_as_they_are(sdk: Sdk, 
     ]
 
 
-@pytest.mark.parametrize("streamed", [[], [1]])
-async def test_a_stream_ends_with_an_empty_output(sdk: Sdk, emulator: Emulator, streamed: list[Any]):
+END = b'{"output":[]}'
+
+
+@pytest.mark.parametrize(
+    ("streamed", "final"),
+    [
+        ([], {"output": []}),
+        ([1], {"output": [1]}),
+        (["12345678", {"stopPod": True}, b'{"output":[1]}', END], {"output": ["12345678", {"stopPod": True}, [1]]}),
+        ([b'{"output":"12","stopPod":true}', b'{"output":3}', END], {"output": ["12", 3], "stopPod": True}),
+        (["1" * 40, 2], {"output": []}),
+        (["1" * 20, "2" * 20, 3, END], {"output": []}),
+        ([1, b'{"error":"no"}', b'{"output":2}', END], {"error": "no"}),
+        ([b'{"output":{"whole":1}}'], {"output": {"whole": 1}}),
+    ],
+)
+async def test_a_stream_ends_with_the_list_of_its_parts(
+    sdk: Sdk, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, streamed: list[Any], final: dict[str, Any]
+):
+    """As the SDK has it with return_aggregate_stream; with an empty one where that is more than RunPod takes."""
+    monkeypatch.setattr("handler.aggregate.LARGEST_REPLY", 70)
     async with serving(sdk, lambda job: (each for each in streamed)):
         record = await emulator.wait(emulator.submit({}))
-    assert (record.chunks, record.answers[0].body) == (streamed, {"output": []})
+    assert record.answers[0].body == final
+    assert record.answers[0].is_stream == bool(record.chunks)
+
+
+async def test_a_list_of_parts_that_runpod_does_not_take_is_left_out(sdk: Sdk, emulator: Emulator):
+    emulator.faults.add("job-done", Fault(status=413))
+    async with serving(sdk, lambda job: (each for each in (1, 2))):
+        record = await emulator.wait(emulator.submit({}))
+    assert (record.status, record.chunks, record.output) == ("COMPLETED", [1, 2], [])
 
 
 async def test_a_generator_that_yields_an_error_fails_the_job(sdk: Sdk, emulator: Emulator):

@@ -139,7 +139,7 @@ async def test_a_stream_that_fails_says_so_in_its_last_line(
     client: TestClient[Any, Any], engine: Scripted, last: bytes | Exception
 ):
     engine.let_go.set()
-    engine.bodies = [b'{"output":[1]}', last]
+    engine.bodies = [b'{"output":[1]}', last, b'{"output":[2]}']
     reply = await client.post("/runsync", json=STREAM)
     assert reply.status == 200
     lines = [json.loads(line) async for line in reply.content]
