@@ -112,8 +112,9 @@ class Handler:
             if not stream or on_chunk is None:
                 report = on_progress if progress else None
                 return await self._answer(request, finish, timings, _is_large(payload), report)
-            await send_parts(self._task, request, lambda part: self._answer(part, finish, timings, True), on_chunk)
-            return finish([])
+            answer = partial(self._answer, finish=finish, timings=timings, is_large=True)
+            whole = await send_parts(self._task, request, answer, on_chunk)
+            return finish([]) if whole is None else whole
         except BaseException:  # cancelled, or a part of a stream failed, behind which others are in work
             if spent := getattr(request, "spent", None):  # its threads know nothing of that, and would go on fetching
                 spent.stop()

@@ -6,7 +6,8 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from engine.errors import InvalidInput
+from engine.errors import AnswerTooLarge, InvalidInput
+from engine.sizes import LARGEST_REPLY, readable
 
 OF_EVERY_JOB = ", and in every job `progress`, `stream`, `timings`"
 """For `refuse_unknown`: the options that the worker takes out of a job's payload before its task sees it."""
@@ -49,6 +50,16 @@ def refuse_lone_surrogates(payload: Any) -> None:
             pending += (*value, *value.values())
         elif isinstance(value, list):
             pending += value
+
+
+def refuse_large_answer(size: int) -> None:
+    """Refuse what makes an answer of `size` bytes, where RunPod does not take as much: before there is all of it."""
+    if size > LARGEST_REPLY:
+        raise AnswerTooLarge(
+            f"the answer would hold more than the {readable(LARGEST_REPLY)} that RunPod takes; lower `top_k`, or send "
+            "less at once",
+            size,
+        )
 
 
 def require_object(payload: Any, name: str = "`input`") -> dict[str, Any]:
