@@ -68,6 +68,10 @@ class TextRanking(TextTask):
         }
         return Request([(query, documents)], True, options)
 
+    def split(self, request: Request, rows: int) -> Sequence[Request]:
+        """None: an order of some of the documents is none."""
+        return []
+
     def texts(self, item: Any, options: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
         """A pair a document."""
         query, documents = item

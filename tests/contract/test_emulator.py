@@ -501,9 +501,11 @@ class TestWorkerRoutes:
         async with Emulator() as emulator, connected(emulator) as worker:
             assert await worker.done("nobody", {"output": 1}) == 404
             assert await worker.done("nobody", b"x" * (20 * 1024**2 + 1)) == 413
+            assert await worker.stream("nobody", "x" * 1024**2) == 413
             worker.headers["Authorization"] = "Bearer emulator"
             assert await worker.ping() == 401
-            assert [rejection.job_id for rejection in emulator.rejected] == ["nobody", "nobody", ""]
+            assert [rejection.job_id for rejection in emulator.rejected] == ["nobody", "nobody", "nobody", ""]
+            assert emulator.rejected[2].reason == "the body is larger than 1 MB"
 
     @pytest.mark.asyncio
     async def test_pings_are_remembered_however_long(self) -> None:

@@ -18,6 +18,8 @@ from engine.config import Limits, Settings
 from engine.errors import AnswerTooLarge
 from engine.tasks import load_task
 from engine.tasks.feature_extraction import FeatureExtraction, Request
+from engine.tasks.sentence_similarity import SentenceSimilarity
+from engine.tasks.text_ranking import TextRanking
 from handler.aggregate import END
 from handler.handler import Handler
 from handler.stock import answers
@@ -97,6 +99,40 @@ def test_a_part_that_is_an_error_fails_the_job_of_the_stock_loop(small_bundle: P
         return await answer(jobs[0]), await answer(jobs[1])
 
     assert asyncio.run(ask()) == ([{"count": 64}, {"count": 64}], {"error": "too few"})
+    batcher.close()
+
+
+class Ranking(TextRanking):
+    """Of a model that is none for it."""
+
+    def answer(self, item: Any, part: Any, outputs: Any, options: Any) -> Any:
+        return {"results": len(outputs)}
+
+
+@pytest.mark.parametrize(
+    ("task", "payload"),
+    [
+        (FeatureExtraction, {"input": TEXTS, "model": "m"}),
+        (FeatureExtraction, {"openai_route": "/v1/embeddings", "openai_input": {"input": TEXTS}}),
+        (SentenceSimilarity, {"source_sentence": "a", "sentences": TEXTS}),
+        (Ranking, {"query": "a", "documents": TEXTS}),
+    ],
+    ids=["infinity", "openai", "similarity", "ranking"],
+)
+async def test_a_reply_in_one_piece_is_not_streamed(small_bundle: Path, task: Any, payload: dict[str, Any]):
+    """As one part it could be more than RunPod takes of a stream."""
+    bundle = open_bundle(small_bundle)
+    batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=32, max_tokens=0, max_queued=10_000)
+    handler = Handler(task.from_bundle(bundle, Limits()), batcher, dict)
+    bodies: list[bytes] = []
+
+    async def keep(body: bytes) -> None:
+        bodies.append(body)
+
+    whole = await handler.body({"input": payload})
+    assert await handler.body({"input": {**payload, "stream": True}}, keep) == whole
+    assert await answers(handler, Settings())({"input": {**payload, "stream": True}}) == orjson.loads(whole)["output"]
+    assert (bodies, whole[:10]) == ([], b'{"output":')
     batcher.close()
 
 
