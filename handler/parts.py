@@ -17,6 +17,7 @@ AHEAD = 4
 
 _ROWS = 64  # of a part: some batches' worth, and at 384 numbers a row a third of a MB
 _LARGEST = 1_000_000  # bytes of a body, RunPod's limit; 64 rows of 1536 numbers are more
+_OBJECT = b'{"output":{"'
 _FILL = 0.8  # smaller parts are planned to fill so much of it, for no two are of one size
 
 
@@ -45,7 +46,7 @@ class _Work:
         while True:
             self._running.add(this)
             try:
-                return await self._answer(part)
+                return _placed(part, await self._answer(part))
             except AnswerTooLarge as error:
                 return error
             except Overloaded:
@@ -62,7 +63,7 @@ class _Work:
 async def send_parts(
     task: Task, request: Any, answer: Callable[[Any], Awaitable[bytes]], send: Callable[[bytes], Awaitable[None]]
 ) -> bytes | None:
-    """Give the bodies that `answer` makes of the parts of `request` to `send`, in order.
+    """Give the bodies that `answer` makes of the parts of `request` to `send`, in order, objects with their place.
 
     One that is larger than RunPod takes is not sent: it, and what is not in work behind it, goes in smaller parts. What
     is in work is measured in its turn. Where `task` gives no parts, the answer to the whole is returned instead.
@@ -91,6 +92,16 @@ async def send_parts(
             if part.body is not None:
                 part.body.cancel()
     return None
+
+
+def _placed(part: Any, body: bytes) -> bytes:
+    """`body` with the place of its first item in the whole list, where it can hold that.
+
+    RunPod gets a part again whose acknowledgement was lost, and hands both out.
+    """
+    if not (getattr(part, "is_part", False) and body.startswith(_OBJECT)):
+        return body
+    return b'{"output":{"first":%d,%s' % (part.first, body[len(_OBJECT) - 1 :])
 
 
 def _finer(task: Task, part: _Part, rows: int) -> list[_Part]:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ def parts_of(handler: Handler, texts: list[str], limit: int, monkeypatch: pytest
         return whole
 
     whole = asyncio.run(ask())
-    embeddings = [one for body in bodies for one in orjson.loads(body)["output"]["embeddings"]]
+    given = [orjson.loads(body)["output"] for body in bodies]
+    places = accumulate([len(part["embeddings"]) for part in given], initial=0)
+    assert [part["first"] for part in given] == list(places)[:-1]
+    embeddings = [one for part in given for one in part["embeddings"]]
     assert embeddings == orjson.loads(whole)["output"]["embeddings"]
     return bodies
 
@@ -98,7 +102,10 @@ def test_a_part_that_is_an_error_fails_the_job_of_the_stock_loop(small_bundle: P
         jobs = [{"input": {"texts": TEXTS[:count], "stream": True}} for count in (128, 150)]
         return await answer(jobs[0]), await answer(jobs[1])
 
-    assert asyncio.run(ask()) == ([{"count": 64}, {"count": 64}], {"error": "too few"})
+    assert asyncio.run(ask()) == (
+        [{"first": 0, "count": 64}, {"first": 64, "count": 64}],
+        {"error": "too few"},
+    )
     batcher.close()
 
 

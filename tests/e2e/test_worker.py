@@ -150,12 +150,17 @@ def test_a_bulk_job_streams_its_parts_in_order(emulator: EmulatorThread, small_b
         assert sum(chunk["usage"]["total_tokens"] for chunk in record.chunks) == whole["usage"]["total_tokens"]
         (final,) = record.answers
         assert (final.is_stream, final.body) == (True, {"output": record.chunks})
+        emulator.inject("job-stream", Fault(hang_up=True, hang_up_after="after"))
+        repeated = emulator.wait(emulator.submit({"texts": texts, "stream": True}))
+        assert [chunk["first"] for chunk in repeated.chunks] == [0, 0, 64, 128, 192, 256]
+        assert repeated.output == record.output
         failed = emulator.wait(emulator.submit({"texts": [*texts, "a " * 100], "truncate": False, "stream": True}))
         assert failed.status == "FAILED"
         assert "text 300 has more than 32 tokens" in failed.error
         single = emulator.wait(emulator.submit({"text": "a", "stream": True}))
         assert len(single.chunks) == 1
         assert single.output == single.chunks
+        assert set(single.output[0]) == {"embedding", "dimensions", "usage"}
 
 
 def test_the_stock_loop_gives_the_parts_of_a_stream_in_the_end(
