@@ -43,8 +43,6 @@ class Handler:
         debug: bool = False,
         stats: Stats | None = None,
     ) -> None:
-        self.jobs_done = 0
-        self.jobs_failed = 0
         self._task = task
         self._batcher = batcher
         self._health = health
@@ -83,16 +81,13 @@ class Handler:
         on_progress: Callable[[Json], None] | None = None,
     ) -> Any:
         try:
-            reply = await self._reply(job.get("input"), finish, on_chunk, on_progress)
+            return await self._reply(job.get("input"), finish, on_chunk, on_progress)
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # every job that was taken gets an answer; a panic of Rust's is no Exception
-            self.jobs_failed += 1
             if not isinstance(error, WorkerError):
                 log("ERROR", in_words(error), job.get("id"))
             return body_of_error(error, debug=self._debug)
-        self.jobs_done += 1
-        return reply
 
     async def _reply(
         self,

@@ -17,7 +17,9 @@ from typing import Any
 from engine.errors import InvalidInput, Overloaded, in_words
 from handler.aggregate import END, Aggregate
 from handler.connections import AHEAD_S
+from handler.counts import Counts
 from handler.log import log
+from handler.options import is_health
 from handler.reply import ERROR, body_of, body_of_error, encode, too_late
 from handler.sdk import Sdk
 from handler.signals import ending_signals
@@ -52,6 +54,7 @@ class JobLoop:
         debug: bool = False,
         on_first_take: Callable[[], None] = lambda: None,
     ) -> None:
+        self.counts = Counts()
         self._sdk = sdk
         self._poll = Poll(sdk)
         self._results = Results(sdk, result_timeout_s)
@@ -173,7 +176,7 @@ class JobLoop:
         self._answering += 1
         self._results.open_ahead()
         answer = self._answers[job_id] = asyncio.create_task(self._answer(job_id, job))
-        task = asyncio.create_task(self._serve(job_id, answer), name=job_id)
+        task = asyncio.create_task(self._serve(job_id, answer, is_health(job)), name=job_id)
         self._tasks[job_id] = task
         task.add_done_callback(lambda _: self._finished(job_id))
         return True
@@ -199,7 +202,7 @@ class JobLoop:
             await self._results.send_progress(job_id, encode({"status": "IN_PROGRESS", "output": progress}))
         del self._reports[job_id]
 
-    async def _serve(self, job_id: str, answer: asyncio.Task[bytes]) -> None:
+    async def _serve(self, job_id: str, answer: asyncio.Task[bytes], is_uncounted: bool) -> None:
         """Await the answer and post it. Only the answering is ever cancelled: what has an answer is posted."""
         try:
             await answer
@@ -217,9 +220,14 @@ class JobLoop:
             return
         else:
             body = encode(body_of_error(Overloaded("the worker is shutting down")))
+        failed = body.startswith(ERROR)
+        if not is_uncounted:  # before anybody has the answer, who may then ask how many there were
+            self.counts.ended(failed)
         if report := self._reports.get(job_id):
             await report  # a result that its own progress overtakes would be taken back by it
-        await self._results.send(job_id, body, stream=job_id in self._streamed)
+        taken = await self._results.send(job_id, body, stream=job_id in self._streamed)
+        if not (taken or failed or is_uncounted):
+            self.counts.was_lost()
 
     async def _answer(self, job_id: str, job: dict[str, Any]) -> bytes:
         """What to post for `job`."""

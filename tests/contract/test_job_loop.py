@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -616,6 +616,45 @@ async def test_a_stream_with_a_hole_has_failed(sdk: Sdk, emulator: Emulator):
         record = await emulator.wait(emulator.submit({}))
     assert record.status == "FAILED"
     assert "a part of the stream (0.0 MB) was refused by RunPod with status 413" in record.error
+
+
+async def test_jobs_are_counted_by_what_runpod_got(sdk: Sdk, emulator: Emulator):
+    """Before it has that: who sees the last answer finds it counted. Not so what asks for that, or was stopped."""
+    stopped = asyncio.Event()
+
+    async def handler(job: dict[str, Any]) -> Any:
+        if job["input"] == "late":
+            try:
+                await asyncio.sleep(30)
+            finally:
+                stopped.set()
+        return {"error": "no"} if job["input"] == "error" else 1
+
+    async with serving(sdk, lambda job: iter_of(job) if job["input"] == "parts" else handler(job), 1) as loop:
+        for payload in (1, "error", {"health": True}, "parts"):
+            await emulator.wait(emulator.submit(payload))
+        assert loop.counts.report() == {"jobs_done": 2, "jobs_failed": 1}
+        emulator.faults.add("job-take", Fault(body='[{"id": "none"}]', hang_up_after="after"))
+        emulator.submit(1, job_id="none")
+        await emulator.wait("none")
+        emulator.faults.add("job-stream", Fault(status=413))
+        await emulator.wait(emulator.submit("parts"))
+        assert loop.counts.report() == {"jobs_done": 2, "jobs_failed": 3}
+        emulator.faults.add("job-done", Fault(status=413))
+        assert (await emulator.wait(emulator.submit(1))).error is not None
+        late = emulator.submit("late")
+        while late.taken is None:
+            await asyncio.sleep(0.01)
+        emulator.cancel(late)
+        await asyncio.wait_for(stopped.wait(), 10)
+        assert loop.counts.report() == {"jobs_done": 2, "jobs_failed": 4}
+    async with serving(sdk, handler, job_timeout_s=0.05) as loop:
+        await emulator.wait(emulator.submit("late"))
+        assert loop.counts.report() == {"jobs_done": 0, "jobs_failed": 1}
+
+
+def iter_of(job: dict[str, Any]) -> Iterator[Any]:
+    yield from (1, 2)
 
 
 async def test_a_stream_without_an_address_fails_at_once(sdk: Sdk, emulator: Emulator):

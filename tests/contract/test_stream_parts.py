@@ -22,6 +22,7 @@ from engine.tasks.feature_extraction import FeatureExtraction, Request
 from engine.tasks.sentence_similarity import SentenceSimilarity
 from engine.tasks.text_ranking import TextRanking
 from handler.aggregate import END
+from handler.counts import Counts
 from handler.handler import Handler
 from handler.stock import answers
 
@@ -96,7 +97,7 @@ class Choosy(FeatureExtraction):
 def test_a_part_that_is_an_error_fails_the_job_of_the_stock_loop(small_bundle: Path):
     bundle = open_bundle(small_bundle)
     batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=32, max_tokens=0, max_queued=10_000)
-    answer = answers(Handler(Choosy.from_bundle(bundle, Limits()), batcher, dict), Settings())
+    answer = answers(Handler(Choosy.from_bundle(bundle, Limits()), batcher, dict), Settings(), Counts())
 
     async def ask() -> tuple[Any, Any]:
         jobs = [{"input": {"texts": TEXTS[:count], "stream": True}} for count in (128, 150)]
@@ -138,7 +139,8 @@ async def test_a_reply_in_one_piece_is_not_streamed(small_bundle: Path, task: An
 
     whole = await handler.body({"input": payload})
     assert await handler.body({"input": {**payload, "stream": True}}, keep) == whole
-    assert await answers(handler, Settings())({"input": {**payload, "stream": True}}) == orjson.loads(whole)["output"]
+    answer = answers(handler, Settings(), Counts())
+    assert await answer({"input": {**payload, "stream": True}}) == orjson.loads(whole)["output"]
     assert (bodies, whole[:10]) == ([], b'{"output":')
     batcher.close()
 

@@ -104,7 +104,7 @@ async def test_a_gateway_that_does_not_even_read_a_large_result_gets_a_short_one
             writer.transport.abort()
 
     async with results_to(answer, 0.3) as results:
-        assert await results.send("1", LARGE)
+        assert not await results.send("1", LARGE)
     (body,) = posted
     assert body["error"].startswith("worker fault: ")
     assert said in body["error"] or "did not arrive" in body["error"]
@@ -206,7 +206,7 @@ async def test_a_result_that_is_refused_for_good_is_replaced_by_an_error_that_sa
     attempts = 1 if status == 413 else 2
     async with serving(replies(*[with_status(status)] * attempts, with_status(200))) as server:
         with closing(results_of(server, 0.0)) as results:
-            assert await results.send("1", b'{"output": 1}', stream=True)
+            assert not await results.send("1", b'{"output": 1}', stream=True)
         assert server.bodies[:-1] == [b'{"output": 1}'] * attempts
         told = f"worker fault: RunPod refused the result with {said}; ask for less"
         assert orjson.loads(server.bodies[-1]) == {"error": told}
