@@ -97,9 +97,15 @@ def refuse_unknown(payload: dict[str, Any], known: Iterable[str], told: str = ""
         raise InvalidInput(f"unknown field {fields}; known are {all_known}{told}")
 
 
+def given(payload: dict[str, Any], name: str, default: Any) -> Any:
+    """The field `name`, or `default` where it is absent or null, as clients send what they leave open."""
+    value = payload.get(name)
+    return default if value is None else value
+
+
 def boolean(payload: dict[str, Any], name: str, default: bool) -> bool:
     """The field `name` as a boolean."""
-    value = payload.get(name, default)
+    value = given(payload, name, default)
     if not isinstance(value, bool):
         raise InvalidInput(f"`{name}` must be true or false, got {kind(value)}")
     return value
@@ -117,9 +123,7 @@ def whole_number(payload: dict[str, Any], name: str, low: int, high: int) -> int
 
 def choice(payload: dict[str, Any], name: str, allowed: Sequence[str]) -> str:
     """The field `name` as one of `allowed`; the first when it is absent or null."""
-    value = payload.get(name)
-    if value is None:
-        return allowed[0]
+    value = given(payload, name, allowed[0])
     if value not in allowed:
         raise InvalidInput(f"`{name}` must be one of {', '.join(allowed)}, got {shown(value)}")
     return str(value)
@@ -168,7 +172,7 @@ def string(value: Any, name: str, max_chars: int) -> str:
 
 def number(payload: dict[str, Any], name: str, low: float, high: float, default: float) -> float:
     """The field `name` as a number from `low` to `high`."""
-    value = payload.get(name, default)
+    value = given(payload, name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise InvalidInput(f"`{name}` must be a number from {low:g} to {high:g}, got {_quoted(value)}")
     return float(value)

@@ -271,6 +271,18 @@ class TestRealClient:
 class TestClientRoutes:
     """What the real clients do not ask for."""
 
+    @pytest.mark.asyncio
+    async def test_half_a_surrogate_pair_reaches_the_worker(self) -> None:
+        """Which is to refuse it: it is JSON."""
+        async with Emulator() as emulator, connected(emulator) as worker:
+            headers = {"Authorization": "Bearer emulator"}
+            async with worker.session.post(
+                emulator.url + "/v2/EP/run", data=b'{"input": "\\ud83d"}', headers=headers
+            ) as response:
+                assert response.status == 200
+            (job,) = await worker.take()
+            assert job["input"] == "\ud83d"
+
     @staticmethod
     async def ask(emulator: Emulator, method: str, path: str, **options: Any) -> tuple[int, Any]:
         async with (
