@@ -67,8 +67,8 @@ class Handler:
         """The body to post for `job`: what `handle` returns, encoded here rather than by whoever posts it.
 
         A job with `"stream": true` gives the bodies of its parts to `on_chunk`, in order, which may keep it waiting,
-        and ends with an empty list, as a generator handler of the SDK does. A job with `"progress": true` tells
-        `on_progress` how far it is.
+        and ends with an empty list, as a generator handler of the SDK does, unless its task has no parts of it. A job
+        with `"progress": true` tells `on_progress` how far it is.
         """
         body = await self._guarded(job, lambda reply: encode(body_of_json(reply)), on_chunk, on_progress)
         return body if isinstance(body, bytes) else encode(body)
