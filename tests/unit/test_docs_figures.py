@@ -24,7 +24,11 @@ ALLOWED = {
         "a round trip of 40 ms": "the default of the command's --rtt-ms",
         "after 20 s of none": "the default of its --pause",
     },
-    "docs/api.md": {"more than 30 MB": "RunPod's limit for a request to a load-balancing endpoint"},
+    "docs/api.md": {
+        "more than 30 MB": "RunPod's limit for a request to a load-balancing endpoint",
+        "takes at once (1 MB)": "RunPod's limit for a part of a stream",
+        "RunPod takes (20 MB)": "RunPod's limit for /runsync",
+    },
     "docs/audio.md": {"up to 30 s at once": "the default of --max-length for speech"},
     "docs/compatibility.md": {"more than 7 minutes": "RunPod's limit for a boot"},
     "docs/deploy.md": {

@@ -142,7 +142,7 @@ def test_a_server_that_is_not_there_is_told():
 def test_unknown_peers_are_refused(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["peers", "--with", "stock,tgi"])
-    assert "there is no peer 'tgi'; choose from ours-int8, ours-http, stock" in capsys.readouterr().err
+    assert "there is no peer 'tgi'; choose from ours-int8, ours-web, ours-http, stock" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", ["--bundle {bundle}", "--append"])
@@ -187,15 +187,15 @@ def test_a_bundle_is_not_set_beside_another_model(
 
 def test_ours_and_the_floor_for_real(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "peers.json"
-    options = ["--with", "ours-http", "--model", str(small_bundle), "--bundle", str(small_bundle), "--rounds", "1"]
+    options = ["--with", "ours-web,ours-http", "--model", str(small_bundle), "--bundle", str(small_bundle), "--rounds", "1"]
     # A second: on a busy machine 0.3 s passed without a job.
     options += ["--seconds", "1", "--idle-jobs", "2", "--bulk-rows", "40", "--json", str(out)]
     assert main(["peers", *options]) == 0
     said = capsys.readouterr()
     assert "tei is left out: give the address of one with --tei URL" in said.err
     found = results_file.read(out)
-    assert {one.target for one in found.measurements} == {"ours", "floor", "ours-http"}
-    for name in ("ours", "ours-http"):
+    assert {one.target for one in found.measurements} == {"ours", "floor", "ours-web", "ours-http"}
+    for name in ("ours", "ours-web", "ours-http"):
         version = found.environment["targets"][name]
         assert (version["model"], version["precision"]) == (open_bundle(small_bundle).manifest.model, "fp32")
         assert open_bundle(small_bundle).sha256.startswith(version["bundle"])
