@@ -145,7 +145,7 @@ test-image: setup ## build the image and run it (root, buildah and debootstrap; 
 
 build/pycuda: tests/cuda_driver/install_pycuda.sh requirements/tensorrt.txt requirements/build.txt | setup
 	@echo "== build/pycuda: PyCUDA, compiled"
-	@$< $(BIN)/python $(CURDIR)/$@ && touch $@
+	@$< $(BIN)/python && touch $@
 
 .PHONY: test-driver test-zoo test-large
 test-driver: build/pycuda ## real PyCUDA and cuda-python on a CUDA driver made of software, no GPU (C and C++ compilers)

@@ -1,9 +1,11 @@
 #!/bin/sh
-# install_pycuda.sh PYTHON TARGET: pycuda, compiled as the Dockerfile does, and what it imports, into the folder TARGET.
+# install_pycuda.sh PYTHON: pycuda, compiled as the Dockerfile does, and what it imports, into build/pycuda of this
+# checkout, which is removed first: no argument names a folder to remove.
 # Needs a C++ compiler, PYTHON's uv and headers, and a package index; no CUDA toolkit, no driver, no GPU.
 set -eu
-python=$1 target=$2
+python=$1
 root=$(cd "$(dirname "$0")/../.." && pwd)
+target="$root/build/pycuda"
 pins="$root/requirements"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -20,6 +22,7 @@ CUDADRV_LIB_DIR = ["$scratch"]
 CUDA_INC_DIR = [f"$scratch/cuda/nvidia/{name}/include" for name in ("cuda_runtime", "cuda_profiler_api")]
 END
 export UV_CACHE_DIR="${UV_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/uv}" XDG_CONFIG_HOME="${XDG_CONFIG_HOME:-$HOME/.config}"
+mkdir -p "$root/build"
 rm -rf "$target" "$target.new"
 HOME="$scratch" CFLAGS="-O1 -g0" uv "$target.new" --no-deps --constraint "$pins/tensorrt.txt" \
     --build-constraints "$pins/build.txt" pycuda pytools mako platformdirs siphash24 typing-extensions

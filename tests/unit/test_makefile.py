@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -65,6 +66,43 @@ def test_an_image_is_told_the_model_by_its_name_whatever_that_holds(model: str, 
     (tmp_path / "bundle/manifest.sha256").write_text(f"{'0' * 64}  manifest.json\n")
     assert told() == [f"MODEL={model}", "REVISION=", f"BUNDLE_SHA256={'0' * 64}"]
     assert told("MODEL=other")[0] == "MODEL=other"
+
+
+def checkout(folder: Path, *also: str) -> Path:
+    """The Makefile, and the files `also`, in a folder of their own below `folder`, whose path has a space."""
+    root = folder / "path with space/my fork"
+    for name in ("Makefile", *also):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(name, root / name)
+    return root
+
+
+def program(path: Path, script: str) -> Path:
+    """A shell script at `path` that does `script`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_space_in_the_checkouts_path_removes_no_other_folder(tmp_path: Path):
+    """PyCUDA's folder is removed before it is made anew; it was named by what stands before the first space."""
+    script = "tests/cuda_driver/install_pycuda.sh"
+    root = checkout(tmp_path, script, "requirements/build.txt", "requirements/tensorrt.txt")
+    (root / "build/pycuda/of before").mkdir(parents=True)
+    os.utime(root / "build/pycuda", (0, 0))
+    for name in ("path", "path.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious.txt").touch()
+    # Installs nothing: each folder that is named to it holds a file.
+    python = 'while [ "$1" != --target ]; do shift; done; mkdir -p "$2" && touch "$2/installed"'
+    program(root / ".venv/bin/python", python)
+    program(root / "on path/cc", "exit 0")
+    environ = {"PATH": f"{root / 'on path'}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    make("--silent", f"--directory={root}", "--file=Makefile", "--old-file=setup", "build/pycuda", **environ)
+    assert (tmp_path / "path/precious.txt").exists()
+    assert (tmp_path / "path.new/precious.txt").exists()
+    assert [path.name for path in (root / "build").rglob("*")] == ["pycuda", "installed"]
 
 
 def test_torch_is_the_one_for_the_cpu_where_packages_come_from_pypi():
