@@ -197,6 +197,16 @@ def test_a_task_that_fails_on_what_the_graph_gives(small_bundle: Path, monkeypat
         check(small_bundle)
 
 
+def test_examples_that_the_task_itself_refuses(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(FeatureExtraction, "examples", ({"review": "x"},))
+    said = (
+        r"engine/tasks/feature_extraction\.py: FeatureExtraction\.examples\[0\] is no job that the task takes: "
+        r"unknown field `review`; known are .*; change it"
+    )
+    with pytest.raises(Refused, match=said):
+        check(small_bundle)
+
+
 VALUES = [
     ({"a": [1, 2.5, None, True, ("x",)]}, ""),
     ({"a": np.ones(2, np.float32), "b": np.int64(1)}, ""),
