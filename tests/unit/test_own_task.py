@@ -52,6 +52,19 @@ def test_a_package_that_a_task_needs_is_named(
     assert sentence in capsys.readouterr().err
 
 
+def test_what_an_installed_package_lacks_is_not_to_be_named_under_dependencies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(engine.tasks, "TASKS", (*engine.tasks.TASKS, "lacking-task"))
+    monkeypatch.setattr(engine.tasks, "__path__", [*engine.tasks.__path__, str(tmp_path)])
+    (tmp_path / "lacking_task.py").write_text("import yaml.tests\n")
+    lacking = (
+        "needs the Python module yaml.tests, which the package yaml that is installed here lacks; install a version"
+    )
+    with pytest.raises(MissingPackage, match=lacking):
+        task_class("lacking-task")
+
+
 @pytest.mark.parametrize(
     ("payload", "inputs", "said"),
     [
