@@ -75,7 +75,7 @@ $(VENV)/gpu.stamp: $(VENV)/dev.stamp $(GPU_PINS)
 	@$(BIN)/uv pip install $(NO_INDEX) --python $(BIN)/python -r $(GPU_PINS)
 	@touch $@
 
-.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers report coldstart load soak bench-quick uv-places lock clean
+.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers report coldstart load soak bench-quick uv-places lock all-pins clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -183,7 +183,13 @@ UPGRADE ?= --upgrade
 TORCH_PINS := $(addprefix requirements/,export.txt dev.txt peers-infinity.txt peers-infinity-server.txt peers-litserve.txt)
 PINS := $(BIN)/uv pip compile $(NO_INDEX) --quiet $(UPGRADE) --python-version 3.11 --no-header --annotation-style line
 
+# All of them, or none: what fails half way, or is interrupted, gets the pins of before back.
 lock: $(VENV)/uv.stamp ## resolve the pins in requirements/ anew; UPGRADE= keeps those that still fit
+	@before=$$(mktemp -d) && cp -p requirements/*.txt "$$before" \
+		&& trap '[ -e "$$before/done" ] || cp -p "$$before"/*.txt requirements; rm -rf "$$before"' EXIT \
+		&& $(MAKE) --no-print-directory all-pins && touch "$$before/done"
+
+all-pins: $(VENV)/uv.stamp
 	@# The build for the CPU names itself 2.13.0+cpu, the pin must fit every build of that version. A pin of before would
 	@# make uv keep to 2.13.0 itself, which is the one for CUDA.
 	@sed -i '/^torch==/d' $(TORCH_PINS)

@@ -78,9 +78,9 @@ def checkout(folder: Path, *also: str) -> Path:
 
 
 def program(path: Path, script: str) -> Path:
-    """A shell script at `path` that does `script`."""
+    """A script for bash at `path` that does `script`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.write_text(f"#!/bin/bash\n{script}\n")
     path.chmod(0o755)
     return path
 
@@ -103,6 +103,29 @@ def test_a_space_in_the_checkouts_path_removes_no_other_folder(tmp_path: Path):
     assert (tmp_path / "path/precious.txt").exists()
     assert (tmp_path / "path.new/precious.txt").exists()
     assert [path.name for path in (root / "build").rglob("*")] == ["pycuda", "installed"]
+
+
+@pytest.mark.parametrize("fails_at", ["", "requirements/tensorrt.txt", "requirements/peers-litserve.txt"])
+def test_a_lock_that_fails_leaves_every_pin_as_it_was(tmp_path: Path, fails_at: str):
+    """Those of torch are taken out before the first package is looked for."""
+    names = [str(path) for path in Path("requirements").glob("*.txt")]
+    root = checkout(tmp_path, *names, "pyproject.toml")
+    before = {name: (root / name).read_text() for name in names}
+    assert any("\ntorch==" in text for text in before.values())
+    # Resolves what it is asked for to one package.
+    program(root / ".venv/bin/uv", f'[ "${{@: -1}}" != "{fails_at}" ] && echo torch==9.9+cpu > "${{@: -1}}"')
+    (root / ".venv/uv.stamp").touch()
+    command = ["make", "--silent", "lock"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(command, cwd=root, env=clean, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    after = {name: (root / name).read_text() for name in names}
+    if fails_at:
+        assert done.returncode != 0
+        assert after == before
+    else:
+        assert done.returncode == 0, done.stderr
+        assert after["requirements/dev.txt"] == "torch==9.9\n"
+        assert after["requirements/cpu.txt"] == "torch==9.9+cpu\n"
 
 
 def test_torch_is_the_one_for_the_cpu_where_packages_come_from_pypi():
