@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,18 @@ def test_without_a_python_no_image_of_another_model_is_built():
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert "name a Python with PYTHON=" in done.stderr
+
+
+def test_without_a_python_there_is_a_sentence(tmp_path: Path):
+    for tool in ("grep", "make", "tr"):
+        (tmp_path / tool).symlink_to(shutil.which(tool) or "")
+    environ = {"PATH": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null", "UV_CONFIG_FILE": "/dev/null"}
+    command = ["make", "--silent", "demo", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert done.returncode == 2
+    sentence, *rest = done.stderr.splitlines()
+    assert sentence == "found no Python 3.11; name one: make PYTHON=/path/to/python3.11 demo"
+    assert all(line.startswith("make: ***") for line in rest)
 
 
 @pytest.mark.parametrize("model", NAMES)
@@ -198,6 +211,54 @@ def add_wheel(folder: Path, tag: str) -> None:
 def test_a_pip_conf_counts_as_pips_variables_do(tmp_path: Path, content: str, uv: dict[str, str]):
     (tmp_path / "pip.conf").write_text(content)
     assert exported(f"PIP_FILES={tmp_path / 'pip.conf'}") == uv
+
+
+@pytest.mark.parametrize("folder", ["with  spaces", "it's (my) $HOME", "plain"])
+def test_a_python_in_any_folder_is_one_word(tmp_path: Path, folder: str):
+    python = program(tmp_path / folder / "python", f'exec {shlex.quote(sys.executable)} "$@"')
+    (tmp_path / "pip.conf").write_text("[global]\nextra-index-url = https://example.org/simple\n")
+    named = [f"PYTHON={python}".replace("$", "$$"), f"PIP_FILES={tmp_path / 'pip.conf'}"]
+    expected = {"UV_INDEX": PyPI.simple_url, "UV_DEFAULT_INDEX": "https://example.org/simple", **AS_PIP}
+    assert exported(*named) == expected
+    lines = make("--dry-run", "setup", f"VENV={tmp_path / 'venv'}", *named).splitlines()
+    (venv,) = (line for line in lines if "-m venv" in line)
+    assert shlex.split(venv)[0] == str(python)
+
+
+def test_a_python_may_be_a_command_of_several_words(tmp_path: Path):
+    (tmp_path / "pip.conf").write_text("[global]\nindex-url = https://example.org/simple\n")
+    named = [f"PYTHON=env -u NOBODY {sys.executable}", f"PIP_FILES={tmp_path / 'pip.conf'}"]
+    assert exported(*named) == {"UV_DEFAULT_INDEX": "https://example.org/simple"}
+
+
+@pytest.mark.parametrize("home", ["my home", "it's home", "home"])
+def test_files_below_a_home_of_any_name_are_read(tmp_path: Path, home: str):
+    """This machine's own may say more: places of pip's files add up, and the last one's --find-links counts."""
+    nobodys = {"HOME": str(tmp_path / home), "XDG_CONFIG_HOME": "", "PIP_CONFIG_FILE": "", "UV_CONFIG_FILE": ""}
+    config = tmp_path / home / ".config/pip/pip.conf"
+    config.parent.mkdir(parents=True)
+    config.write_text("[global]\nfind-links = /wheels-of-home\n")
+    assert exported(**nobodys)["UV_FIND_LINKS"] == "/wheels-of-home"
+    given = tmp_path / home / "pip of mine.conf"
+    given.write_text("[global]\nfind-links = /wheels-of-mine\n")
+    for name in (str(given), "~/pip of mine.conf"):
+        assert exported(**{**nobodys, "PIP_CONFIG_FILE": name})["UV_FIND_LINKS"] == "/wheels-of-mine"
+    places = tmp_path / home / ".config/uv/uv.toml"
+    places.parent.mkdir()
+    places.write_text('[[index]]\nurl = "https://example.org/simple"\n')
+    assert exported(**nobodys) == {}
+
+
+def test_a_place_for_results_is_one_word():
+    given = ["OUT=my results/all", "BASELINE=of before (1).json", "TORCH_PYTHON=~/my torch/python"]
+    for target, expected in {
+        "bench-quick": ["--json", "my results/all", "--baseline", "of before (1).json"],
+        "gpu": ["--out", "my results/all", "--torch-python", f"{Path.home()}/my torch/python"],
+        "latency": ["--torch-python", f"{Path.home()}/my torch/python"],
+    }.items():
+        lines = make("--dry-run", "--old-file=setup", target, "EXTRA=gpu", *given).splitlines()
+        (command,) = (line for line in lines if "-m benchmarks" in line)
+        assert shlex.split(command)[4:] == expected
 
 
 @pytest.mark.parametrize(
