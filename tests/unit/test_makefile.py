@@ -118,19 +118,28 @@ def test_a_space_in_the_checkouts_path_removes_no_other_folder(tmp_path: Path):
     assert [path.name for path in (root / "build").rglob("*")] == ["pycuda", "installed"]
 
 
-@pytest.mark.parametrize("fails_at", ["", "requirements/tensorrt.txt", "requirements/peers-litserve.txt"])
-def test_a_lock_that_fails_leaves_every_pin_as_it_was(tmp_path: Path, fails_at: str):
+@pytest.mark.parametrize(
+    ("fails_at", "how"),
+    [
+        ("", ""),
+        ("requirements/tensorrt.txt", "exit 1"),
+        ("requirements/peers-litserve.txt", "exit 1"),
+        ("requirements/tensorrt.txt", "kill -INT 0; sleep 9"),  # Ctrl-C
+    ],
+)
+def test_a_lock_that_fails_leaves_every_pin_as_it_was(tmp_path: Path, fails_at: str, how: str):
     """Those of torch are taken out before the first package is looked for."""
     names = [str(path) for path in Path("requirements").glob("*.txt")]
     root = checkout(tmp_path, *names, "pyproject.toml")
     before = {name: (root / name).read_text() for name in names}
     assert any("\ntorch==" in text for text in before.values())
     # Resolves what it is asked for to one package.
-    program(root / ".venv/bin/uv", f'[ "${{@: -1}}" != "{fails_at}" ] && echo torch==9.9+cpu > "${{@: -1}}"')
+    resolved = "echo torch==9.9+cpu > ${@: -1}"
+    program(root / ".venv/bin/uv", f'if [ "${{@: -1}}" = "{fails_at}" ]; then {how or ":"}; else {resolved}; fi')
     (root / ".venv/uv.stamp").touch()
     command = ["make", "--silent", "lock"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    done = subprocess.run(command, cwd=root, env=clean, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=root, env=clean, capture_output=True, text=True, start_new_session=True)
     after = {name: (root / name).read_text() for name in names}
     if fails_at:
         assert done.returncode != 0
