@@ -87,7 +87,8 @@ COPY requirements/${ENGINE_SET}.txt requirements/cpu.txt requirements/builder.tx
 ARG WITH_BUILDER=0
 # Unchecked bytecode is the same whenever it is compiled. Libraries that look for each other by name find themselves in
 # one folder. Without WITH_BUILDER=1 TensorRT runs plans and builds none; with it, plans are compared with ONNX Runtime,
-# whose tools need sympy.
+# whose tools need sympy: where the pins say that nobody else wants it, it goes. Tests go from packages that do without
+# them; others import theirs.
 RUN --mount=type=secret,id=build_env \
     if [ -f /run/secrets/build_env ]; then set -a; . /run/secrets/build_env; set +a; fi \
     && set -- "${ENGINE_SET}" \
@@ -96,11 +97,21 @@ RUN --mount=type=secret,id=build_env \
     && printf -- '-r requirements/%s.txt\n' "$@" > requirements.txt \
     && uv pip install --python /opt/venv --require-hashes --build-constraints requirements/build.txt \
         --requirement requirements.txt \
-    && if [ "${WITH_BUILDER}" != 1 ]; then uv pip uninstall --python /opt/venv sympy mpmath; fi \
+    && via() { sed -n "/^$1==/,/# via /s/^ *# via //p" "requirements/${ENGINE_SET}.txt"; } \
+    && if [ "${WITH_BUILDER}" != 1 ]; then \
+        case "$(via sympy)" in onnxruntime | onnxruntime-gpu) \
+            uv pip uninstall --python /opt/venv sympy \
+            && if [ "$(via mpmath)" = sympy ]; then uv pip uninstall --python /opt/venv mpmath; fi ;; \
+        esac; \
+    fi \
     && cyclonedx-py environment --output-reproducible --output-file /opt/sbom.json /opt/venv/bin/python \
     && site=/opt/venv/lib/python3.11/site-packages \
     && if [ "${WITH_BUILDER}" != 1 ]; then rm -f "${site}"/tensorrt_libs/libnvinfer_builder_resource*; fi \
-    && find "${site}" /opt/python \( -type d -name tests -o -name conftest.py \) -prune -exec rm -rf {} + \
+    && set -- /opt/python \
+    && for name in certifi colorama fsspec mpmath numpy sympy; do \
+        if [ -d "${site}/${name}" ]; then set -- "$@" "${site}/${name}"; fi; \
+    done \
+    && find "$@" \( -type d -name tests -o -name conftest.py \) -prune -exec rm -rf {} + \
     && find /opt/venv/bin -type f -delete \
     && rm -rf /opt/venv/.gitignore /opt/venv/.lock /opt/venv/CACHEDIR.TAG /opt/venv/share \
     && mkdir /opt/venv/lib/cuda \

@@ -2,7 +2,14 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# For the shell: what may hold anything that a folder's name may, as one word.
+quoted = '$(subst ','\'',$1)'
+# A path that is given, whose home folder not every shell has put in.
+path = $(call quoted,$(if $(filter ~/%,$1),$(patsubst ~/%,$(HOME)/%,$1),$1))
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+# One word, unless it is a command of several, such as `env python3.11`.
+RUN_PYTHON := $(if $(shell command -v $(call path,$(PYTHON))),$(call path,$(PYTHON)),$(PYTHON))
 # EXTRA=gpu is an environment of its own: TensorRT, and ONNX Runtime for CUDA where the other has the one for the CPU.
 VENV := .venv$(if $(filter gpu,$(EXTRA)),-gpu)
 BIN := $(VENV)/bin
@@ -17,19 +24,21 @@ LIBRARIES_BEFORE := $(LD_LIBRARY_PATH)
 export LD_LIBRARY_PATH := $(CUDA_LIBRARIES)$(addprefix :,$(LD_LIBRARY_PATH))
 TORCH_STARTER := $(if $(filter none,$(TORCH_PYTHON)),,torch-python)
 endif
-TORCH_RUNS = $(if $(TORCH_STARTER),$(VENV)/$(TORCH_STARTER),$(TORCH_PYTHON))
+TORCH_RUNS = $(if $(TORCH_STARTER),$(VENV)/$(TORCH_STARTER),$(call path,$(TORCH_PYTHON)))
 
 # Where packages are found is what uv is told, by its variables or a uv.toml; or else what pip is told, by its variables or
 # a pip.conf, which uv does not read. Where neither names a place it is PyPI; but torch comes from PyTorch's own index for
 # the CPU: PyPI's is for CUDA, takes gigabytes, and wants another cuda-python than the image has.
 CONFIG := $(or $(XDG_CONFIG_HOME),$(HOME)/.config)
-UV_FILES := $(or $(UV_CONFIG_FILE),uv.toml $(CONFIG)/uv/uv.toml /etc/uv/uv.toml)
-PIP_FILES := $(if $(filter /dev/null,$(PIP_CONFIG_FILE)),,$(wildcard \
-	/etc/pip.conf /etc/xdg/pip/pip.conf $(HOME)/.pip/pip.conf $(CONFIG)/pip/pip.conf $(PIP_CONFIG_FILE)))
+# Words for the shell; of pip's, the files that are there.
+UV_FILES := $(if $(UV_CONFIG_FILE),$(call path,$(UV_CONFIG_FILE)),uv.toml $(call path,$(CONFIG)/uv/uv.toml) /etc/uv/uv.toml)
+PIP_FILES := $(if $(filter /dev/null,$(PIP_CONFIG_FILE)),,$(shell for file in /etc/pip.conf /etc/xdg/pip/pip.conf \
+	$(call path,$(HOME)/.pip/pip.conf) $(call path,$(CONFIG)/pip/pip.conf) $(call path,$(PIP_CONFIG_FILE)); do \
+	[ ! -e "$$file" ] || printf '%q ' "$$file"; done))
 UV_PLACES := $(UV_FIND_LINKS)$(UV_DEFAULT_INDEX)$(UV_INDEX)$(UV_INDEX_URL)$(UV_EXTRA_INDEX_URL)$(if $(UV_NO_CONFIG),,$(shell \
 	grep -lsE '^ *([[][[](pip[.])?index]]|(index|index-url|extra-index-url|find-links) *=)' $(UV_FILES)))
 # As words NAME=PLACE, of [global] and [install].
-PIP_SAYS := $(if $(PIP_FILES),$(shell $(PYTHON) -c 'import configparser, sys; \
+PIP_SAYS := $(if $(PIP_FILES),$(shell $(RUN_PYTHON) -c 'import configparser, sys; \
 	found = configparser.RawConfigParser(strict=False); found.read(sys.argv[1:]); \
 	print(*(key.replace("_", "-") + "=" + place for name in ("global", "install") if name in found \
 	for key, value in found[name].items() for place in value.split()))' $(PIP_FILES)))
@@ -51,7 +60,7 @@ endif
 # To pip all indexes are alike. uv takes a version from the first that has it, be it only for other machines; and its
 # default is the last. So what is first to a reader is first to uv: pip's main index, whose address pip itself knows.
 ifneq ($(PIP_INDEXES),)
-PIP_INDEX := $(or $(PIP_INDEX),$(shell $(PYTHON) -m pip help install | tr -s '\n ' ' ' | grep -oE 'default http[^$(CLOSE)]+' | cut -c 9-))
+PIP_INDEX := $(or $(PIP_INDEX),$(shell $(RUN_PYTHON) -m pip help install | tr -s '\n ' ' ' | grep -oE 'default http[^$(CLOSE)]+' | cut -c 9-))
 PIP_ALL := $(PIP_INDEX) $(PIP_INDEXES)
 export UV_DEFAULT_INDEX := $(lastword $(PIP_ALL))
 export UV_INDEX := $(wordlist 2,$(words $(PIP_ALL)),_ $(PIP_ALL))
@@ -68,8 +77,9 @@ export HF_HUB_OFFLINE ?= 1
 
 $(VENV)/uv.stamp:
 	@echo "== $(VENV): $(PYTHON), uv"
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"needs Python 3.11, found {v[0]}.{v[1]}; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)")'
-	@$(PYTHON) -m venv $(VENV)
+	@command -v $(RUN_PYTHON) >/dev/null || { echo 'found no Python 3.11; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)' >&2; exit 1; }
+	@$(RUN_PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"needs Python 3.11, found {v[0]}.{v[1]}; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)")'
+	@$(RUN_PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@touch $@
 
@@ -91,7 +101,7 @@ $(VENV)/gpu.stamp: $(VENV)/dev.stamp $(GPU_PINS) requirements/build.txt $(WITH_C
 		-exec ln -s -t $(CUDA_LIBRARIES) {} +
 	@touch $@
 
-.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers report coldstart load soak bench-quick uv-places lock clean
+.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers report coldstart load soak bench-quick uv-places lock all-pins clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -126,11 +136,11 @@ test-gpu: setup
 	@$(BIN)/python -m pytest -m gpu tests/gpu
 
 gpu: setup $(TORCH_STARTER)
-	@$(BIN)/python -m benchmarks gpu --out $(or $(OUT),build/gpu-results) --torch-python $(TORCH_RUNS)
+	@$(BIN)/python -m benchmarks gpu --out $(call path,$(or $(OUT),build/gpu-results)) --torch-python $(TORCH_RUNS)
 
 .PHONY: torch-python
 torch-python: setup
-	@printf '#!/bin/sh\nLD_LIBRARY_PATH=%q exec %q "$$@"\n' $(call quoted,$(LIBRARIES_BEFORE)) $(call quoted,$(TORCH_PYTHON)) \
+	@printf '#!/bin/sh\nLD_LIBRARY_PATH=%q exec %q "$$@"\n' $(call quoted,$(LIBRARIES_BEFORE)) $(call path,$(TORCH_PYTHON)) \
 		> $(VENV)/torch-python && chmod +x $(VENV)/torch-python
 else
 test-gpu: ## the tests that need a GPU, in .venv-gpu
@@ -149,8 +159,7 @@ WITH_BUILDER ?= 0
 DOCKER ?= docker
 # Of bundle/: the build arguments that become the image's labels. Without bundle/ the build exports MODEL. A name may hold
 # anything that a folder's may, so that it is quoted for the shell, twice.
-quoted = '$(subst ','\'',$1)'
-BUNDLE_ARGS = $(shell $(PYTHON) -c 'import json, os, shlex, sys; \
+BUNDLE_ARGS = $(shell $(RUN_PYTHON) -c 'import json, os, shlex, sys; \
 	at = "bundle/manifest.json"; model = sys.argv[1]; m = json.load(open(at)) if os.path.exists(at) else {}; \
 	named = {"MODEL": model or m["model"], "REVISION": m["revision"] or "", \
 	"BUNDLE_SHA256": open("bundle/manifest.sha256").read()[:64]} if m else {"MODEL": model} if model else {}; \
@@ -166,7 +175,7 @@ test-image: setup ## build the image and run it (root, buildah and debootstrap; 
 
 build/pycuda: tests/cuda_driver/install_pycuda.sh requirements/tensorrt.txt requirements/build.txt | setup
 	@echo "== build/pycuda: PyCUDA, compiled"
-	@$< $(BIN)/python $(CURDIR)/$@ && touch $@
+	@$< $(BIN)/python && touch $@
 
 .PHONY: test-driver test-zoo test-large
 test-driver: build/pycuda ## real PyCUDA and cuda-python on a CUDA driver made of software, no GPU (C and C++ compilers)
@@ -194,7 +203,7 @@ soak: setup ## a hundred thousand jobs: growth of memory, files, threads
 	@$(BIN)/python -m benchmarks soak
 
 bench-quick: setup ## a few minutes that tell a regression: counts, and ratios to the floor; BASELINE=earlier.json OUT=build/quick.json
-	@$(BIN)/python -m benchmarks quick --json $(or $(OUT),build/quick.json) $(if $(BASELINE),--baseline $(BASELINE))
+	@$(BIN)/python -m benchmarks quick --json $(call path,$(or $(OUT),build/quick.json)) $(if $(BASELINE),--baseline $(call path,$(BASELINE)))
 
 # For benchmarks/peer_env.py, which calls uv itself: its option, or an empty line, then its variables.
 uv-places:
@@ -204,7 +213,13 @@ UPGRADE ?= --upgrade
 TORCH_PINS := $(addprefix requirements/,export.txt dev.txt peers-infinity.txt peers-infinity-server.txt peers-litserve.txt)
 PINS := $(BIN)/uv pip compile $(NO_INDEX) --quiet $(UPGRADE) --python-version 3.11 --no-header --annotation-style line
 
+# All of them, or none: what fails half way, or is interrupted, gets the pins of before back.
 lock: $(VENV)/uv.stamp ## resolve the pins in requirements/ anew; UPGRADE= keeps those that still fit
+	@before=$$(mktemp -d) && cp -p requirements/*.txt "$$before" \
+		&& trap '[ -e "$$before/done" ] || cp -p "$$before"/*.txt requirements; rm -rf "$$before"' EXIT \
+		&& $(MAKE) --no-print-directory all-pins && touch "$$before/done"
+
+all-pins: $(VENV)/uv.stamp
 	@# The build for the CPU names itself 2.13.0+cpu, the pin must fit every build of that version. A pin of before would
 	@# make uv keep to 2.13.0 itself, which is the one for CUDA.
 	@sed -i '/^torch==/d' $(TORCH_PINS)

@@ -116,6 +116,8 @@ def order_from_argv(argv: Sequence[str]) -> Order:
     if not 0 < asked.cost_limit < 1000 or not 60 <= asked.time_limit <= 6 * 3600:
         raise Refused("--cost-limit takes dollars from 0 up to 1000, --time-limit seconds from 60 to 21600")
     plan_command([str(asked.bundle), *others])  # refuses here what the pod would refuse
+    if not asked.image.strip():
+        raise Refused("--image is empty; name this worker's image, built with WITH_BUILDER=1, which pods can pull")
     if any(not word.isprintable() or '"' in word for word in (asked.image, *gpu_types)):
         raise Refused("--image and --on-runpod take plain names; leave out quotes and line breaks")
     return Order(

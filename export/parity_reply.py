@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.errors import InvalidInput
 from engine.feed import run_rows
 from engine.tasks import load_task
 from export.errors import Refused
@@ -29,13 +30,18 @@ def check_reply(source: Source, bundle: Bundle) -> None:
     """Let the worker's task answer the first probe, and look whether JSON can carry what it says.
 
     Raises Refused, with the method and the line, where the task fails on what the graphs give; nothing else calls its
-    `postprocess` before the first job.
+    `postprocess` before the first job. Or where it does not take the first of its own examples, which the closing line
+    and the gate of plans make a job of; those behind it may ask for what not every model has.
     """
     task = load_task(bundle)
+    says = f"engine/tasks/{source.task.tag.replace('-', '_')}.py: {type(task).__name__}"
+    try:
+        task.parse(dict(task.examples[0]))
+    except InvalidInput as error:
+        raise Refused(f"{says}.examples[0] is no job that the task takes: {error}; change it") from error
     payload = next(iter(source.task.probes(source))).payload
     request = task.parse(payload)
     outputs = _outputs(bundle, task.preprocess(request))
-    says = f"engine/tasks/{source.task.tag.replace('-', '_')}.py: {type(task).__name__}"
     try:
         reply = task.postprocess(request, outputs)
     except Exception as error:

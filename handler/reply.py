@@ -17,7 +17,7 @@ from engine.errors import WorkerError, WorkerFault, in_words
 
 ERROR = b'{"error":'
 """How the body of a job that failed begins, and no other does."""
-_FINITE = frozenset((str, int, bool, type(None)))  # whatever their value
+_CARRIED = frozenset((str, int, bool, type(None)))  # whatever their value
 
 
 def to_json(value: Any) -> Any:
@@ -26,20 +26,12 @@ def to_json(value: Any) -> Any:
     Raises WorkerFault for anything that JSON cannot carry, NaN and infinity included: Python would write them as
     words that no other reader takes.
     """
-    if _is_numpy(value):
-        if value.dtype.kind not in "fiub":
-            raise WorkerFault(f"the answer holds an array of {value.dtype}, which JSON cannot carry")
-        refuse_not_finite(value)
-        return value.tolist()
     if isinstance(value, dict):
         return {_key(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
-    if isinstance(value, float):
-        refuse_not_finite(value)
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    raise WorkerFault(f"the answer holds a {type(value).__name__}, which JSON cannot carry")
+    refuse_no_json(value)
+    return value.tolist() if _is_numpy(value) else value
 
 
 def _is_numpy(value: Any) -> bool:
@@ -98,24 +90,34 @@ def encode(body: dict[str, Any]) -> bytes:
 
     Raises WorkerFault for what JSON cannot carry.
     """
-    refuse_not_finite(body)
+    refuse_no_json(body)
     try:
         return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:
-        # Arrays that are not contiguous, lone surrogates, integers over 64 bits; or nothing that JSON can carry.
+        # Arrays that are not contiguous, lone surrogates, integers over 64 bits; or keys that are no strings.
         return json.dumps(to_json(body), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-def refuse_not_finite(value: Any) -> None:
-    """Raise WorkerFault where `value` holds NaN or infinity, for which JSON has no words."""
+def refuse_no_json(value: Any) -> None:
+    """Raise WorkerFault where `value` holds what JSON cannot carry; keys are left to whoever writes it.
+
+    orjson would write more: dates, UUIDs, members of enumerations, dataclasses with null for NaN; `to_json`, where it
+    writes what orjson does not, and the stock SDK have no form for these.
+    """
     if isinstance(value, (dict, list, tuple)):
         for item in value.values() if isinstance(value, dict) else value:
-            if type(item) not in _FINITE:
-                refuse_not_finite(item)
+            if type(item) not in _CARRIED:
+                refuse_no_json(item)
         return
-    if _is_numpy(value):
+    if isinstance(value, float):
+        finite = math.isfinite(value)
+    elif _is_numpy(value):
+        if value.dtype.kind not in "fiub":
+            raise WorkerFault(f"the answer holds an array of {value.dtype}, which JSON cannot carry")
         finite = value.dtype.kind != "f" or bool(sys.modules["numpy"].isfinite(value).all())
+    elif value is None or isinstance(value, str | int):
+        finite = True
     else:
-        finite = not isinstance(value, float) or math.isfinite(value)
+        raise WorkerFault(f"the answer holds a {type(value).__name__}, which JSON cannot carry")
     if not finite:
         raise WorkerFault("the answer holds NaN or infinity")

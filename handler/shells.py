@@ -24,21 +24,32 @@ _running: dict[str, int] = {}
 class Shell(ModuleType):
     """A module without what its code defines, a package's `__init__`; once that has run it is an ordinary one."""
 
+    def __getattribute__(self, name: str) -> Any:
+        """Of what a shell has by itself, these two are the code's: `vars`, `dir` and `import *` read the first."""
+        if name in ("__dict__", "__doc__") and not _runs_here(self):
+            _run(self)
+        return ModuleType.__getattribute__(self, name)
+
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name == "__path__":  # Python's import asks for it; all else that it asks for `enter` has set
             raise AttributeError(name)
         submodule = f"{self.__name__}.{name}"
-        if hasattr(self, "__path__") and PathFinder.find_spec(submodule, self.__path__):
+        if not name.startswith("__") and hasattr(self, "__path__") and PathFinder.find_spec(submodule, self.__path__):
             return importlib.import_module(submodule)
         _run(self)
         return getattr(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A setting, such as `runpod.api_key`, is set after the code has given it its default."""
-        is_new = name not in self.__dict__ and not name.startswith("__") and not isinstance(value, ModuleType)
-        if is_new and _running.get(self.__name__) != threading.get_ident():
+        is_code = not name.startswith("__") and not isinstance(value, ModuleType)
+        if is_code and not _runs_here(self) and name not in ModuleType.__getattribute__(self, "__dict__"):
             _run(self)
         ModuleType.__setattr__(self, name, value)
+
+
+def _runs_here(shell: ModuleType) -> bool:
+    """Whether it is the code of `shell` that asks, or what it calls."""
+    return _running.get(shell.__name__) == threading.get_ident()
 
 
 def _run(shell: ModuleType) -> None:
@@ -75,7 +86,7 @@ def enter(name: str) -> bool:
     if spec is None or not isinstance(spec.loader, SourceFileLoader):
         return False
     shell = Shell(name)
-    shell.__spec__, shell.__loader__, shell.__file__ = spec, spec.loader, spec.origin
+    shell.__spec__, shell.__loader__, shell.__file__, shell.__cached__ = spec, spec.loader, spec.origin, spec.cached
     if spec.submodule_search_locations is not None:
         shell.__path__ = list(spec.submodule_search_locations)
     shell.__package__ = spec.parent

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from engine.config import Limits
@@ -41,8 +42,14 @@ def task_class(tag: str) -> type[Task]:
     try:
         module = import_module(f"engine.tasks.{name}")
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "engine":
+        package, _, below = (error.name or "").partition(".")
+        if package == "engine":
             raise
+        if below and find_spec(package) is not None:
+            raise MissingPackage(
+                f"the task {tag} needs the Python module {error.name}, which the package {package} that is installed "
+                "here lacks; install a version that has it, whole"
+            ) from error
         raise MissingPackage(
             f"the task {tag} needs the Python package {error.name}, which is not installed; name it under dependencies "
             "in pyproject.toml, then `make lock UPGRADE=` and `make setup`"

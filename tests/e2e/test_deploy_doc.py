@@ -30,6 +30,7 @@ NOT_RUN = {
     "gh": "needs a repository on GitHub",
     "export RUNPOD_API_KEY": "is set below",
 }
+PYTHON = shlex.quote(sys.executable)
 RUN = ["make image", "cut", "tar", "python -m export"]
 
 
@@ -41,7 +42,7 @@ def commands(start: str) -> list[str]:
 
 def shell(command: str, folder: Path, **env: str) -> str:
     """Run a command of the page in `folder`; its output."""
-    command = re.sub(r"^python ", f"{shlex.quote(sys.executable)} ", command)
+    command = re.sub(r"^python ", f"{PYTHON} ", command)
     # A make that runs these tests tells the one in the command that it is its child, which then prints more.
     outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     environ = {**outside, "PYTHONPATH": str(Path.cwd()), **env}
@@ -92,7 +93,7 @@ def test_make_image_runs_what_the_page_shows(folder: Path):
     """With `echo` in docker's place; the real build is `make test-image`'s."""
     shutil.copy("Makefile", folder)
     by_hand = the("make image IMAGE=registry.example/worker:1")
-    printed = shell(f"{by_hand} DOCKER=echo PYTHON={sys.executable}", folder).splitlines()[-1]
+    printed = shell(f"{by_hand} DOCKER=echo PYTHON={PYTHON}", folder).splitlines()[-1]
     (shown,) = [command for command in commands("docker build") if "BUNDLE_SHA256" in command]
     digest = (folder / "bundle/manifest.sha256").read_text()[:64]
     for value, found in {"sentence-transformers/all-MiniLM-L6-v2": "toy", "REVISION=...": "REVISION="}.items():
@@ -104,14 +105,14 @@ def test_make_image_runs_what_the_page_shows(folder: Path):
 def test_make_image_does_not_drop_a_model_that_the_bundle_is_not_of(folder: Path):
     """The Dockerfile then stops the build."""
     shutil.copy("Makefile", folder)
-    printed = shell(f"make image MODEL=org/other DOCKER=echo PYTHON={sys.executable}", folder)
+    printed = shell(f"make image MODEL=org/other DOCKER=echo PYTHON={PYTHON}", folder)
     assert "--build-arg MODEL=org/other " in printed
     assert "MODEL=toy" not in printed
 
 
 def test_make_image_without_a_bundle_exports(tmp_path: Path):
     shutil.copy("Makefile", tmp_path)
-    printed = shell(f"make image MODEL=org/name DOCKER=echo PYTHON={sys.executable}", tmp_path)
+    printed = shell(f"make image MODEL=org/name DOCKER=echo PYTHON={PYTHON}", tmp_path)
     assert "--build-arg MODEL=org/name ." in printed
 
 

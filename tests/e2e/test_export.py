@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,8 @@ def test_the_files_of_a_bundle(bert_bundle: Path):
     assert [(tensor.name, tensor.dtype, tensor.shape) for tensor in graph.outputs] == [
         ("embedding", "float32", ("batch", models.HIDDEN))
     ]
-    assert {"worker-tensorrt", "torch", "transformers", "optimum-onnx", "onnxruntime"} <= set(manifest.versions)
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]["name"]
+    assert {project, "torch", "transformers", "optimum-onnx", "onnxruntime"} <= set(manifest.versions)
     tokenizer = json.loads((bert_bundle / "tokenizer.json").read_text())
     assert tokenizer["truncation"] is tokenizer["padding"] is None
 

@@ -308,6 +308,8 @@ def test_only_who_knows_the_token_is_answered(api: EmulatedApi, small_bundle: Pa
         (["--cloud", "community"], "NVIDIA A40", "offers no NVIDIA A40 in its community cloud"),
         (["--cost-limit", "0"], "NVIDIA L4", "--cost-limit takes dollars"),
         (["--time-limit", "5"], "NVIDIA L4", "--time-limit seconds from 60"),
+        (["--image", ""], "NVIDIA L4", "--image is empty; name this worker's image, built with WITH_BUILDER=1"),
+        (["--image", " \t"], "NVIDIA L4", "--image is empty; name this worker's image"),
         (["--image", 'a"b'], "NVIDIA L4", "--image and --on-runpod take plain names; leave out quotes"),
         (["--cloud", "moon"], "NVIDIA L4", "invalid choice: 'moon' (choose from"),
     ],

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 
 from engine.bundle import open_bundle
 from tests.bundles import write_small_bundle
+from tests.checkouts import copy_checkout
 from tests.image.buildah import Buildah, Image, missing
 
 REVISION = "r" * 40
@@ -35,17 +34,7 @@ def buildah() -> Iterator[Buildah]:
 @pytest.fixture(scope="session")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout with a bundle, and with what people have lying about in theirs."""
-    context = tmp_path_factory.mktemp("context")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if Path(name).is_file():
-            (context / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(name, context / name)
+    context = copy_checkout(tmp_path_factory.mktemp("context"))
     write_small_bundle(context / "bundle", revision=REVISION)
     for name in (
         ".env",

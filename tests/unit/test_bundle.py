@@ -408,8 +408,10 @@ def test_equal_content_gives_equal_bytes(tmp_path: Path):
     assert (first / MANIFEST).read_bytes() == (second / MANIFEST).read_bytes()
 
 
-def test_other_users_may_read_it(small_bundle: Path):
-    assert small_bundle.stat().st_mode & 0o755 == 0o755
+def test_whom_the_umask_lets_may_read_it(small_bundle: Path):
+    """It is made beside its place under another name, as temporary folders are, which nobody else may read."""
+    (small_bundle.parent / "plain").mkdir()
+    assert small_bundle.stat().st_mode == (small_bundle.parent / "plain").stat().st_mode
 
 
 def test_a_file_that_the_manifest_does_not_list_is_not_handed_out(small_bundle: Path):

@@ -4,15 +4,14 @@ from typing import Any
 
 import pytest
 
-from engine.config import Settings
+from engine.config import ENGINES, Settings
 from engine.errors import ConfigError
 
 
 def test_defaults_need_no_environment():
     settings = Settings.from_environ({})
-    assert settings.bundle == Path("bundle")
-    assert settings.engine == "auto"
-    assert settings.max_items == 10_000
+    assert settings == Settings()
+    assert isinstance(settings.bundle, Path)
 
 
 def test_values_are_read_and_empty_ones_are_absent():
@@ -50,26 +49,24 @@ def test_every_default_could_be_set_as_well():
 @pytest.mark.parametrize(
     ("name", "value", "fix"),
     [
-        ("MAX_CONCURRENCY", "0", "a whole number from 1 to 1000, or leave it out for 32"),
-        ("MAX_CONCURRENCY", "1001", "a whole number from 1 to 1000, or leave it out for 32"),
-        ("MAX_CONCURRENCY", "many", "a whole number from 1 to 1000, or leave it out for 32"),
-        (
-            "ENGINE",
-            "tensorflow",
-            "one of auto, tensorrt, onnxruntime-cuda, onnxruntime-cpu, fake, or leave it out for auto",
-        ),
-        ("WORKER_LOOP", "loop", "one of events, sdk, http, or leave it out for events"),
-        ("DRAIN_TIMEOUT_S", "nan", "a number of seconds from 0 to 3600, or leave it out for 20.0"),
-        ("DRAIN_TIMEOUT_S", "-0.1", "a number of seconds from 0 to 3600, or leave it out for 20.0"),
-        ("DRAIN_TIMEOUT_S", "3600.1", "a number of seconds from 0 to 3600, or leave it out for 20.0"),
-        ("CPU_LANES", "maybe", "1 or 0, or leave it out for 1"),
-        ("BUNDLE_SHA256", "0" * 63, "the first word of the bundle's manifest.sha256, or leave it out for none"),
+        ("MAX_CONCURRENCY", "0", "a whole number from 1 to 1000"),
+        ("MAX_CONCURRENCY", "1001", "a whole number from 1 to 1000"),
+        ("MAX_CONCURRENCY", "many", "a whole number from 1 to 1000"),
+        ("ENGINE", "tensorflow", f"one of {', '.join(ENGINES)}"),
+        ("WORKER_LOOP", "loop", "one of events, sdk, http"),
+        ("DRAIN_TIMEOUT_S", "nan", "a number of seconds from 0 to 3600"),
+        ("DRAIN_TIMEOUT_S", "-0.1", "a number of seconds from 0 to 3600"),
+        ("DRAIN_TIMEOUT_S", "3600.1", "a number of seconds from 0 to 3600"),
+        ("CPU_LANES", "maybe", "1 or 0"),
+        ("BUNDLE_SHA256", "0" * 63, "the first word of the bundle's manifest.sha256"),
     ],
 )
 def test_an_error_names_variable_value_and_fix(name: str, value: str, fix: str):
     with pytest.raises(ConfigError) as error:
         Settings.from_environ({name: value})
-    assert str(error.value) == f"{name}={value!r} is not allowed; set it to {fix}"
+    (default,) = (item.default for item in fields(Settings) if item.metadata["env"] == name)  # a fork may have others
+    shown = "none" if default == "" else int(default) if isinstance(default, bool) else default
+    assert str(error.value) == f"{name}={value!r} is not allowed; set it to {fix}, or leave it out for {shown}"
 
 
 def test_a_value_that_is_long_is_cut():

@@ -40,8 +40,7 @@ def test_every_stage_declares_the_arguments_that_it_uses():
 
 @pytest.mark.parametrize(("task", "given"), [("", ()), ("text-ranking", ("--task", "text-ranking"))])
 def test_another_model_is_exported_for_its_own_task(task: str, given: tuple[str, ...]):
-    """A reranker is not to become embeddings because MODEL alone was given."""
-    assert "\nARG TASK=\n" in DOCKERFILE
+    """A reranker is not to become embeddings because MODEL alone was given; a fork's TASK of its own is named."""
     assert infer_task(minilm_folder(), "all-MiniLM-L6-v2") == "feature-extraction"
     (command,) = re.findall(r"python -m export (.*?--out bundle);", DOCKERFILE, re.DOTALL)
     variables = {"MODEL": "org/name", "TASK": task, "REVISION": "main", "PRECISION": "fp32"}
@@ -88,6 +87,56 @@ def test_the_files_of_pins_agree():
         ):
             versions.setdefault(package, set()).add(version)
     assert {package: found for package, found in versions.items() if len(found) > 1} == {}
+
+
+def fragment(begin: str, end: str) -> str:
+    """The lines of the Dockerfile's RUNs from one that begins with `begin` up to one that begins with `end`."""
+    (found,) = re.findall(
+        rf"^ *&& ({re.escape(begin)}.*?) \\\n *&& {re.escape(end)}", DOCKERFILE, re.DOTALL | re.MULTILINE
+    )
+    return str(found)
+
+
+@pytest.mark.parametrize(
+    ("with_builder", "sympy", "mpmath", "removed"),
+    [
+        ("0", "onnxruntime", "sympy", ["sympy", "mpmath"]),
+        ("0", "onnxruntime-gpu", "sympy", ["sympy", "mpmath"]),
+        ("0", "onnxruntime", "sympy, worker-tensorrt (pyproject.toml)", ["sympy"]),
+        ("0", "onnxruntime, worker-tensorrt (pyproject.toml)", "sympy", []),
+        ("0", "of-a-package, onnxruntime", "sympy", []),
+        ("0", "", "", []),
+        ("1", "onnxruntime", "sympy", []),
+    ],
+)
+def test_sympy_goes_only_where_nobody_but_onnxruntime_wants_it(
+    tmp_path: Path, with_builder: str, sympy: str, mpmath: str, removed: list[str]
+):
+    pins = "".join(
+        f"{name}==1.0 \\\n    --hash=sha256:0\n    # via {via}\n"
+        for name, via in (("aiohttp", "x"), ("mpmath", mpmath), ("sympy", sympy), ("yarl", "y"))
+        if via
+    )
+    (tmp_path / "requirements").mkdir()
+    (tmp_path / "requirements/cpu.txt").write_text(pins)
+    script = f"set -e; uv() {{ printf '%s\\n' \"$*\"; }}; {fragment('via() ', 'cyclonedx-py')}"
+    environ = {"WITH_BUILDER": with_builder, "ENGINE_SET": "cpu"}
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"pip uninstall --python /opt/venv {name}" for name in removed]
+
+
+def test_a_package_of_ones_own_keeps_the_tests_that_it_may_import(tmp_path: Path):
+    """PyTables and astropy do."""
+    files = ("numpy/core/tests/x.py", "numpy/conftest.py", "numpy/a.py", "tables/tests/x.py", "tables/conftest.py")
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    script = fragment("set -- /opt/python", "find /opt/venv/bin").replace("/opt/python", "python")
+    (tmp_path / "python/lib/tests").mkdir(parents=True)
+    subprocess.run(["sh", "-c", f"set -e; site=.; {script}"], cwd=tmp_path, check=True)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"numpy/a.py", "tables/tests/x.py", "tables/conftest.py"}
+    assert not (tmp_path / "python/lib/tests").exists()
 
 
 def test_what_older_builders_cannot_do_is_not_there():

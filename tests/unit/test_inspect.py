@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -181,7 +182,7 @@ def test_what_is_no_bundle_is_refused_with_a_command_that_would_work(
 
 
 def test_a_reader_that_has_read_enough_is_no_error(small_bundle: Path):
-    command = f"set -o pipefail; {sys.executable} -m engine inspect '{small_bundle}' | true"
+    command = f"set -o pipefail; {shlex.quote(sys.executable)} -m engine inspect '{small_bundle}' | true"
     for _ in range(2):
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stderr) == (0, "")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -46,6 +48,18 @@ def test_without_a_python_no_image_of_another_model_is_built():
     assert "name a Python with PYTHON=" in done.stderr
 
 
+def test_without_a_python_there_is_a_sentence(tmp_path: Path):
+    for tool in ("grep", "make", "tr"):
+        (tmp_path / tool).symlink_to(shutil.which(tool) or "")
+    environ = {"PATH": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null", "UV_CONFIG_FILE": "/dev/null"}
+    command = ["make", "--silent", "demo", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert done.returncode == 2
+    sentence, *rest = done.stderr.splitlines()
+    assert sentence == "found no Python 3.11; name one: make PYTHON=/path/to/python3.11 demo"
+    assert all(line.startswith("make: ***") for line in rest)
+
+
 @pytest.mark.parametrize("model", NAMES)
 def test_an_image_is_told_the_model_by_its_name_whatever_that_holds(model: str, tmp_path: Path):
     """A local model's is that of its folder, and a bundle may come from anyone."""
@@ -65,6 +79,75 @@ def test_an_image_is_told_the_model_by_its_name_whatever_that_holds(model: str, 
     (tmp_path / "bundle/manifest.sha256").write_text(f"{'0' * 64}  manifest.json\n")
     assert told() == [f"MODEL={model}", "REVISION=", f"BUNDLE_SHA256={'0' * 64}"]
     assert told("MODEL=other")[0] == "MODEL=other"
+
+
+def checkout(folder: Path, *also: str) -> Path:
+    """The Makefile, and the files `also`, in a folder of their own below `folder`, whose path has a space."""
+    root = folder / "path with space/my fork"
+    for name in ("Makefile", *also):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(name, root / name)
+    return root
+
+
+def program(path: Path, script: str) -> Path:
+    """A script for bash at `path` that does `script`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_space_in_the_checkouts_path_removes_no_other_folder(tmp_path: Path):
+    """PyCUDA's folder is removed before it is made anew; it was named by what stands before the first space."""
+    script = "tests/cuda_driver/install_pycuda.sh"
+    root = checkout(tmp_path, script, "requirements/build.txt", "requirements/tensorrt.txt")
+    (root / "build/pycuda/of before").mkdir(parents=True)
+    os.utime(root / "build/pycuda", (0, 0))
+    for name in ("path", "path.new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious.txt").touch()
+    # Installs nothing: each folder that is named to it holds a file.
+    python = 'while [ "$1" != --target ]; do shift; done; mkdir -p "$2" && touch "$2/installed"'
+    program(root / ".venv/bin/python", python)
+    program(root / "on path/cc", "exit 0")
+    environ = {"PATH": f"{root / 'on path'}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    make("--silent", f"--directory={root}", "--file=Makefile", "--old-file=setup", "build/pycuda", **environ)
+    assert (tmp_path / "path/precious.txt").exists()
+    assert (tmp_path / "path.new/precious.txt").exists()
+    assert [path.name for path in (root / "build").rglob("*")] == ["pycuda", "installed"]
+
+
+@pytest.mark.parametrize(
+    ("fails_at", "how"),
+    [
+        ("", ""),
+        ("requirements/tensorrt.txt", "exit 1"),
+        ("requirements/peers-litserve.txt", "exit 1"),
+        ("requirements/tensorrt.txt", "kill -INT 0; sleep 9"),  # Ctrl-C
+    ],
+)
+def test_a_lock_that_fails_leaves_every_pin_as_it_was(tmp_path: Path, fails_at: str, how: str):
+    """Those of torch are taken out before the first package is looked for."""
+    names = [str(path) for path in Path("requirements").glob("*.txt")]
+    root = checkout(tmp_path, *names, "pyproject.toml")
+    before = {name: (root / name).read_text() for name in names}
+    assert any("\ntorch==" in text for text in before.values())
+    # Resolves what it is asked for to one package.
+    resolved = "echo torch==9.9+cpu > ${@: -1}"
+    program(root / ".venv/bin/uv", f'if [ "${{@: -1}}" = "{fails_at}" ]; then {how or ":"}; else {resolved}; fi')
+    (root / ".venv/uv.stamp").touch()
+    command = ["make", "--silent", "lock"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(command, cwd=root, env=clean, capture_output=True, text=True, start_new_session=True)
+    after = {name: (root / name).read_text() for name in names}
+    if fails_at:
+        assert done.returncode != 0
+        assert after == before
+    else:
+        assert done.returncode == 0, done.stderr
+        assert after["requirements/dev.txt"] == "torch==9.9\n"
+        assert after["requirements/cpu.txt"] == "torch==9.9+cpu\n"
 
 
 def test_torch_is_the_one_for_the_cpu_where_packages_come_from_pypi():
@@ -137,6 +220,54 @@ def add_wheel(folder: Path, tag: str) -> None:
 def test_a_pip_conf_counts_as_pips_variables_do(tmp_path: Path, content: str, uv: dict[str, str]):
     (tmp_path / "pip.conf").write_text(content)
     assert exported(f"PIP_FILES={tmp_path / 'pip.conf'}") == uv
+
+
+@pytest.mark.parametrize("folder", ["with  spaces", "it's (my) $HOME", "plain"])
+def test_a_python_in_any_folder_is_one_word(tmp_path: Path, folder: str):
+    python = program(tmp_path / folder / "python", f'exec {shlex.quote(sys.executable)} "$@"')
+    (tmp_path / "pip.conf").write_text("[global]\nextra-index-url = https://example.org/simple\n")
+    named = [f"PYTHON={python}".replace("$", "$$"), f"PIP_FILES={tmp_path / 'pip.conf'}"]
+    expected = {"UV_INDEX": PyPI.simple_url, "UV_DEFAULT_INDEX": "https://example.org/simple", **AS_PIP}
+    assert exported(*named) == expected
+    lines = make("--dry-run", "setup", f"VENV={tmp_path / 'venv'}", *named).splitlines()
+    (venv,) = (line for line in lines if "-m venv" in line)
+    assert shlex.split(venv)[0] == str(python)
+
+
+def test_a_python_may_be_a_command_of_several_words(tmp_path: Path):
+    (tmp_path / "pip.conf").write_text("[global]\nindex-url = https://example.org/simple\n")
+    named = [f"PYTHON=env -u NOBODY {sys.executable}", f"PIP_FILES={tmp_path / 'pip.conf'}"]
+    assert exported(*named) == {"UV_DEFAULT_INDEX": "https://example.org/simple"}
+
+
+@pytest.mark.parametrize("home", ["my home", "it's home", "home"])
+def test_files_below_a_home_of_any_name_are_read(tmp_path: Path, home: str):
+    """This machine's own may say more: places of pip's files add up, and the last one's --find-links counts."""
+    nobodys = {"HOME": str(tmp_path / home), "XDG_CONFIG_HOME": "", "PIP_CONFIG_FILE": "", "UV_CONFIG_FILE": ""}
+    config = tmp_path / home / ".config/pip/pip.conf"
+    config.parent.mkdir(parents=True)
+    config.write_text("[global]\nfind-links = /wheels-of-home\n")
+    assert exported(**nobodys)["UV_FIND_LINKS"] == "/wheels-of-home"
+    given = tmp_path / home / "pip of mine.conf"
+    given.write_text("[global]\nfind-links = /wheels-of-mine\n")
+    for name in (str(given), "~/pip of mine.conf"):
+        assert exported(**{**nobodys, "PIP_CONFIG_FILE": name})["UV_FIND_LINKS"] == "/wheels-of-mine"
+    places = tmp_path / home / ".config/uv/uv.toml"
+    places.parent.mkdir()
+    places.write_text('[[index]]\nurl = "https://example.org/simple"\n')
+    assert exported(**nobodys) == {}
+
+
+def test_a_place_for_results_is_one_word():
+    given = ["OUT=my results/all", "BASELINE=of before (1).json", "TORCH_PYTHON=~/my torch/python"]
+    for target, expected in {
+        "bench-quick": ["--json", "my results/all", "--baseline", "of before (1).json"],
+        "gpu": ["--out", "my results/all", "--torch-python", f"{Path.home()}/my torch/python"],
+        "latency": ["--torch-python", f"{Path.home()}/my torch/python"],
+    }.items():
+        lines = make("--dry-run", "--old-file=setup", target, "EXTRA=gpu", *given).splitlines()
+        (command,) = (line for line in lines if "-m benchmarks" in line)
+        assert shlex.split(command)[4:] == expected
 
 
 @pytest.mark.parametrize(

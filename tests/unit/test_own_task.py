@@ -52,6 +52,19 @@ def test_a_package_that_a_task_needs_is_named(
     assert sentence in capsys.readouterr().err
 
 
+def test_what_an_installed_package_lacks_is_not_to_be_named_under_dependencies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(engine.tasks, "TASKS", (*engine.tasks.TASKS, "lacking-task"))
+    monkeypatch.setattr(engine.tasks, "__path__", [*engine.tasks.__path__, str(tmp_path)])
+    (tmp_path / "lacking_task.py").write_text("import yaml.tests\n")
+    lacking = (
+        "needs the Python module yaml.tests, which the package yaml that is installed here lacks; install a version"
+    )
+    with pytest.raises(MissingPackage, match=lacking):
+        task_class("lacking-task")
+
+
 @pytest.mark.parametrize(
     ("payload", "inputs", "said"),
     [
@@ -194,6 +207,16 @@ def test_a_task_that_fails_on_what_the_graph_gives(small_bundle: Path, monkeypat
         r"FeatureExtraction\.postprocess fails at line \d+ on what the model gives: KeyError: 'embeding'; the payload"
     )
     with pytest.raises(Refused, match=r"engine/tasks/feature_extraction\.py: " + said):
+        check(small_bundle)
+
+
+def test_examples_that_the_task_itself_refuses(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(FeatureExtraction, "examples", ({"review": "x"},))
+    said = (
+        r"engine/tasks/feature_extraction\.py: FeatureExtraction\.examples\[0\] is no job that the task takes: "
+        r"unknown field `review`; known are .*; change it"
+    )
+    with pytest.raises(Refused, match=said):
         check(small_bundle)
 
 

@@ -1,12 +1,21 @@
 import json
 import os
+from dataclasses import make_dataclass
+from datetime import UTC, date, datetime, time
+from enum import Enum
+from http import HTTPMethod, HTTPStatus
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
 
 from engine.errors import EngineError, InvalidInput, Overloaded, WorkerFault
 from handler.reply import body_of, body_of_error, encode, to_json
+
+
+class Colour(Enum):
+    RED = "red"
 
 
 @pytest.mark.parametrize(
@@ -37,11 +46,29 @@ def test_numpy_becomes_json(value: Any, expected: Any):
         np.array([1j]),
         {1: 2},
         np.array(["x"]),
+        date(2026, 1, 1),
+        datetime(2026, 1, 1, tzinfo=UTC),
+        time(1),
+        np.datetime64("2026-01-01"),
+        UUID(int=1),
+        Colour.RED,
+        make_dataclass("Point", ["x"])(0.5),
+        make_dataclass("Point", ["x"])(float("nan")),
     ],
 )
 def test_what_json_cannot_carry_is_our_fault(value: Any):
+    """Whatever it stands beside: an answer that orjson does not take another writer writes."""
     with pytest.raises(WorkerFault, match="the answer"):
         to_json(value)
+    for beside in (None, np.arange(6.0)[::2], "\ud800"):
+        with pytest.raises(WorkerFault, match="the answer"):
+            encode({"output": {"beside": beside, "value": value}})
+
+
+@pytest.mark.parametrize("value", [HTTPStatus.OK, HTTPMethod.GET])
+def test_members_that_are_texts_or_numbers_are_written_as_these(value: Any):
+    assert json.loads(encode({"output": value})) == {"output": value.value}
+    assert json.loads(json.dumps(to_json(value))) == value.value
 
 
 @pytest.mark.parametrize(

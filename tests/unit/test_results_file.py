@@ -1,4 +1,5 @@
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,15 @@ def test_a_file_reads_back_as_it_was_written(tmp_path):
     again = read(tmp_path / "sub" / "r.json")
     assert again.measurements == results.measurements
     assert again.details == {"a": [1]}
-    assert again.environment["commit"]
+    assert again.environment["commit"] == results.environment["commit"]
+
+
+def test_the_commit_is_named_where_there_is_git(monkeypatch: pytest.MonkeyPatch):
+    """A source archive has none, nor has every machine."""
+    if Path(".git").exists() and shutil.which("git"):
+        assert environment()["commit"]
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert environment()["commit"] is None
 
 
 def test_ratios_are_of_the_same_round():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -17,6 +18,8 @@ from engine.bundle import open_bundle
 from engine.config import Settings
 from engine.tasks import load_task
 from tests import hub_schema
+from tests.bundles import write_small_bundle
+from tests.checkouts import copy_checkout
 from tests.hub_schema import CUDA_11_8_POOLS, TURING_TO_HOPPER, Hub
 
 HUB = json.loads(Path(".runpod/hub.json").read_text())
@@ -113,6 +116,46 @@ def test_a_release_has_all_notes_of_its_version(tmp_path: Path, version: str):
     subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environ, check=True)
     notes = (tmp_path / "notes.md").read_text()
     assert notes.strip() == f"### Added\n\n- first of {version}\n- last of {version}"
+
+
+def test_a_committed_bundle_is_not_exported_again(tmp_path: Path):
+    """docs/without-a-model.md says to commit it; an export into a folder that is there would be refused."""
+    (step,) = [step for step in steps(WORKFLOWS["image"]) if '-m export "$MODEL"' in step.get("run", "")]
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" > exported\n")
+    python.chmod(0o755)
+
+    def run() -> list[str]:
+        environ = {"MODEL": "org/name", "TASK": "", "REVISION": "main"}
+        subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environ, check=True)
+        return (tmp_path / "exported").read_text().split()
+
+    assert run() == ["-m", "export", "org/name", "--revision", "main", "--out", "bundle"]
+    (tmp_path / "exported").write_text("")
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle/manifest.json").write_text("{}")
+    assert run() == []
+
+
+def test_the_image_that_is_tested_has_a_bundle_of_the_tests_own(tmp_path: Path):
+    """Whatever bundle/ is committed, and without git."""
+    for name in (
+        ".gitignore",
+        "bundle/manifest.json",
+        "build/x",
+        ".venv/y",
+        ".git/config",
+        "model.onnx",
+        "engine/a.py",
+    ):
+        (tmp_path / "fork" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fork" / name).touch()
+    shutil.copy(".gitignore", tmp_path / "fork")
+    copied = copy_checkout(tmp_path / "context", tmp_path / "fork")
+    assert {str(path.relative_to(copied)) for path in copied.rglob("*")} == {".gitignore", "engine", "engine/a.py"}
+    assert (copy_checkout(tmp_path / "context") / "Dockerfile").exists()
+    write_small_bundle(tmp_path / "context/bundle")
 
 
 def test_every_action_is_pinned_to_a_full_version():

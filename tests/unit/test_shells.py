@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from handler import shells
+from handler import frugal, shells
 
 INIT = """
 import time
@@ -130,6 +130,49 @@ def test_a_module_that_is_no_package(package: str):
     assert (imported.double, type(imported).__name__) == (14, "module")
     shells.tie()
     assert sys.modules[package].beside is imported
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        "from {} import *; found = sorted(name for name in dir() if name[0] != '_')",
+        "import {0}; found = sorted(dir({0}))",
+        "import {0}; found = sorted(vars({0}))",
+        "import {0}; found = {0}.__doc__",
+        "import {0}; found = getattr({0}, '__all__', None), getattr({0}, '__version__', None)",
+    ],
+)
+def test_who_asks_for_all_of_a_module_gets_what_a_process_without_shells_gets(ask: str):
+    """numpy.random's names are matplotlib.pylab's: a worker alone would not have found them."""
+    names = (*frugal._STANDARD, *frugal._SELDOM_USED, *frugal._FOR_TLS)
+    runs = [
+        f"import {name}\nspace = {{}}\nexec({ask.format(name)!r}, space)\nprint({name!r}, space['found'])"
+        for name in names
+    ]
+    shells_first = """if True:
+        from handler.frugal import be_frugal, import_less
+        import_less()
+        be_frugal()
+        import numpy, asyncio, handler.shells
+        handler.shells.tie()  # as the boot does
+    """
+    said = []
+    for first in ("import numpy, asyncio", shells_first):
+        code = "\n".join((first, *runs))
+        said.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True))
+    assert said[0].stdout == said[1].stdout, said[1].stderr
+    assert len(said[0].stdout.splitlines()) >= len(names), said[0].stderr
+
+
+def test_what_the_import_asks_for_runs_nothing(package: str):
+    shells.enter("shelled.beside")
+    imported = importlib.import_module("shelled.beside")
+    assert [imported.__name__, imported.__package__] == ["shelled.beside", package]
+    assert not hasattr(imported, "__path__")
+    assert imported.__spec__ is not None
+    assert imported.__cached__ == imported.__spec__.cached
+    assert str(imported.__file__) in repr(imported)
+    assert isinstance(imported, shells.Shell)
 
 
 def test_what_is_imported_or_not_there_gets_none(package: str, monkeypatch: pytest.MonkeyPatch):

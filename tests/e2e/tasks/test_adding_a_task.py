@@ -5,16 +5,20 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import indent
+from typing import Any
 
 from benchmarks.zoo.text import task_model
 
 PAGE = Path("docs/adding-a-task.md").read_text()
 FILES = dict(re.findall(r"^`(\S+\.py)`:\n\n```python\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL))
 (COMMANDS,) = re.findall(r"^## Try it\n\n```\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL)
+OTHER_INPUT = re.findall(r"^```python\n(.*?)```", PAGE.partition("## Another input")[2], re.MULTILINE | re.DOTALL)
 MOST_LINES = 80
 
 
@@ -29,44 +33,80 @@ def test_the_walk_takes_fewer_lines_than_it_promises():
 
 def test_the_other_input_lacks_no_name(tmp_path: Path):
     """Its two parts, behind the files that they belong to."""
-    _, _, section = PAGE.partition("## Another input")
-    parts = re.findall(r"^```python\n(.*?)```", section, re.MULTILINE | re.DOTALL)
-    for part, (name, content) in zip(parts, FILES.items(), strict=True):
+    for part, (name, content) in zip(OTHER_INPUT, FILES.items(), strict=True):
         (tmp_path / Path(name).name).write_text(content + part)
         command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", str(tmp_path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout
 
 
-def test_the_walk(tmp_path: Path):
-    project = tmp_path / "project"
+def project_with(folder: Path, files: dict[str, str]) -> Path:
+    """A copy of the project with the task of these files; a fork may have one of that name."""
     for name in ("engine", "export", "handler"):
-        shutil.copytree(name, project / name)
-    shutil.copy("pyproject.toml", project)
-    for name, content in FILES.items():
-        assert not Path(name).exists()
-        (project / name).write_text(content)
+        shutil.copytree(name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy("pyproject.toml", folder)
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    return folder
+
+
+def run(command: str, project: Path, model: Path) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(command)
+    environ = {"HF_HUB_OFFLINE": "1"}
+    while "=" in words[0]:
+        name, _, environ[name] = words.pop(0).partition("=")
+    known = {"python": sys.executable, "MODEL": str(model)}
+    return subprocess.run(
+        [known.get(word, word) for word in words],
+        cwd=project,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def reply_in(answered: subprocess.CompletedProcess[str]) -> Any:
+    assert answered.returncode == 0, answered.stdout + answered.stderr
+    (result,) = re.findall(r"Job result: (.*)", answered.stdout)  # the SDK prints it as Python does
+    return ast.literal_eval(result)["output"]
+
+
+def test_the_walk(tmp_path: Path):
+    project = project_with(tmp_path / "my project", FILES)
     lint = [sys.executable, "-m", "ruff", "check", *FILES]
     assert subprocess.run(lint, cwd=project, timeout=60).returncode == 0
     model = task_model(tmp_path / "model", "text-classification", "bert")
-    listed, exported, answered = (
-        subprocess.run(
-            re.sub(r"\bpython\b", sys.executable, command.replace("MODEL", str(model))),
-            shell=True,
-            cwd=project,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        for command in COMMANDS.strip().splitlines()
-    )
+    listed, exported, answered = (run(command, project, model) for command in COMMANDS.strip().splitlines())
     assert "moderation  " in listed.stdout
     assert "Which labels of a text are over a threshold." in listed.stdout
     assert exported.returncode == 0, exported.stderr
     assert "difference at most" in exported.stdout
-    assert answered.returncode == 0, answered.stdout + answered.stderr
-    (result,) = re.findall(r"Job result: (.*)", answered.stdout)  # the SDK prints it as Python does
-    reply = ast.literal_eval(result)["output"]
+    reply = reply_in(answered)
     assert reply["flagged"] is True
     assert set(reply["labels"]) == {"good", "bad", "mixed", "none"}
+
+
+def test_the_walk_with_another_input(tmp_path: Path):
+    """The section's parts in the classes that they belong to; then the command that the export prints."""
+    files = {name: changed(content, part) for (name, content), part in zip(FILES.items(), OTHER_INPUT, strict=True)}
+    project = project_with(tmp_path / "project", files)
+    model = task_model(tmp_path / "model", "text-classification", "bert")
+    exported = run(COMMANDS.splitlines()[1], project, model)
+    assert exported.returncode == 0, exported.stderr
+    (command,) = re.findall(r"^next +(.*)", exported.stdout, re.MULTILINE)
+    assert "review" in command
+    assert set(reply_in(run(command, project, model))) == {"flagged", "labels"}
+
+
+def changed(content: str, part: str) -> str:
+    """`content` with the statements of `part`: names and methods are the class's, the others stand above it."""
+    above: list[str] = []
+    inside: list[str] = []
+    for node in ast.parse(part).body:
+        is_method = isinstance(node, ast.FunctionDef) and node.args.args[0].arg == "self"
+        (inside if is_method or isinstance(node, ast.Assign) else above).append(ast.unparse(node))
+    head, _, rest = content.partition("class ")
+    body, _, end = rest.partition("\n\n\nTASK =")
+    whole = body + "\n\n" + indent("\n\n".join(inside), "    ")  # of two that set a name, the later holds
+    return "\n".join((head, *above, f"class {whole}", f"TASK ={end}"))
