@@ -101,7 +101,8 @@ def program(path: Path, script: str) -> Path:
 def test_a_space_in_the_checkouts_path_removes_no_other_folder(tmp_path: Path):
     """PyCUDA's folder is removed before it is made anew; it was named by what stands before the first space."""
     script = "tests/cuda_driver/install_pycuda.sh"
-    root = checkout(tmp_path, script, "requirements/build.txt", "requirements/tensorrt.txt")
+    headers = "tests/cuda_driver/with_cuda_headers.sh"
+    root = checkout(tmp_path, script, headers, "requirements/build.txt", "requirements/tensorrt.txt")
     (root / "build/pycuda/of before").mkdir(parents=True)
     os.utime(root / "build/pycuda", (0, 0))
     for name in ("path", "path.new"):
@@ -262,10 +263,11 @@ def test_a_place_for_results_is_one_word():
     given = ["OUT=my results/all", "BASELINE=of before (1).json", "TORCH_PYTHON=~/my torch/python"]
     for target, expected in {
         "bench-quick": ["--json", "my results/all", "--baseline", "of before (1).json"],
-        "gpu": ["--out", "my results/all", "--torch-python", f"{Path.home()}/my torch/python"],
+        "gpu": ["--out", "my results/all", "--torch-python", ".venv-gpu/torch-python"],
         "latency": ["--torch-python", f"{Path.home()}/my torch/python"],
     }.items():
-        lines = make("--dry-run", "--old-file=setup", target, "EXTRA=gpu", *given).splitlines()
+        extra = ["EXTRA=gpu"] if target == "gpu" else []
+        lines = make("--dry-run", "--old-file=setup", target, *extra, *given).splitlines()
         (command,) = (line for line in lines if "-m benchmarks" in line)
         assert shlex.split(command)[4:] == expected
 
@@ -362,5 +364,5 @@ def test_torch_gets_the_libraries_of_the_machine(venv: Path, before: str):
     assert said.stdout == f"x y {before}\n"
     for target in ("gpu", "latency"):
         assert f"--torch-python {venv}/torch-python" in make("--dry-run", *options, target)
-        assert "--torch-python none" in make("--dry-run", *options[:-1], "TORCH_PYTHON=none", target)
-    assert f"--torch-python {sys.executable}" in make("--dry-run", options[-1], f"VENV={venv}", "latency")
+        assert "--torch-python 'none'" in make("--dry-run", *options[:-1], "TORCH_PYTHON=none", target)
+    assert f"--torch-python '{sys.executable}'" in make("--dry-run", options[-1], f"VENV={venv}", "latency")

@@ -187,7 +187,8 @@ def test_a_bundle_is_not_set_beside_another_model(
 
 def test_ours_and_the_floor_for_real(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "peers.json"
-    options = ["--with", "ours-web,ours-http", "--model", str(small_bundle), "--bundle", str(small_bundle), "--rounds", "1"]
+    bundle = str(small_bundle)
+    options = ["--with", "ours-web,ours-http", "--model", bundle, "--bundle", bundle, "--rounds", "1"]
     # A second: on a busy machine 0.3 s passed without a job.
     options += ["--seconds", "1", "--idle-jobs", "2", "--bulk-rows", "40", "--json", str(out)]
     assert main(["peers", *options]) == 0
