@@ -96,6 +96,10 @@ class FillMask(TextTask):
             parts.append(Part(rows, (ids, places)))
         return parts
 
+    def answers_in(self, request: Request, rows: int) -> int:
+        """Of each mask, so many are put together, all of the text in each."""
+        return rows * int(request.options["top_k"])
+
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`[{"score", "token", "token_str", "sequence"}, ...]`, the likeliest first; several masks, a list of lists."""
         ids, places = part.data
