@@ -21,8 +21,8 @@ Text: TypeAlias = "str | tuple[str, str]"
 
 FEW, _SHORT = 8, 8_000
 """Texts, and their characters in all, that are encoded one by one, wherever that is."""
-_SLICE, _SLICE_CHARS = 128, 100_000
-"""Of one call of tokenizers', for which all others wait; a token takes up to 0.5 kB until its row is made."""
+_SLICE, _SLICE_CHARS = 128, 400_000
+"""Of one call of tokenizers', for which all others wait: some of the longest texts, for each keeps one CPU busy."""
 
 
 def are_few(texts: Sequence[Text]) -> bool:

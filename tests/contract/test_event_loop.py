@@ -103,7 +103,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Any:
         worker.batcher.close()
 
 
-LONG = [f"{index} " + "fox " * 24_000 for index in range(20)]
+LONG = [f"{index} " + "fox " * 24_000 for index in range(30)]
 TEXT = st.sampled_from(["a", "ก 🙂", "fox " * 40, "a" * 3_900, "fox " * 970, "fox " * 30_000])
 SHORT = st.builds("{}{}".format, st.sampled_from(["a", "ก 🙂", "fox " * 40]), st.integers(0, 10**6))
 MANY = st.lists(TEXT, min_size=1, max_size=12) | st.lists(SHORT, min_size=17, max_size=30)

@@ -155,7 +155,8 @@ def test_what_was_cut_off_is_not_kept():
         assert one.rest > 19_000
 
 
-def test_others_get_their_turn_between_slices_and_so_does_a_cancellation():
+def test_others_get_their_turn_between_slices_and_so_does_a_cancellation(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bulk, "_SLICE_CHARS", 20_000)
     own, tokenizer = counted()
     texts = [f"{index} {'fox ' * 50}" for index in range(1_000)]
     turns: list[int] = []
@@ -174,7 +175,8 @@ def test_others_get_their_turn_between_slices_and_so_does_a_cancellation():
     assert len(tokenizer.batches) == 2
 
 
-def test_a_slice_is_at_least_one_text():
+def test_a_slice_is_at_least_one_text(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bulk, "_SLICE_CHARS", 100_000)
     own, tokenizer = counted()
     own.encode(["fox " * 30_000, "a", "fox " * 26_000], lambda: None)
     assert [len(batch) for batch in tokenizer.batches] == [1, 1]  # the short one between them is encoded on the spot
