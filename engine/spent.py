@@ -1,4 +1,7 @@
-"""What the URLs of one job have cost. A file of its own, for every job has one, and few have media."""
+"""What the URLs of one job have cost, and whether it is still waited for.
+
+A file of its own, for every job has one, and few have media.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ _MOST_KEPT = 32_000_000  # bytes
 
 
 class Spent:
-    """What the URLs of one job have cost so far, whichever of its parts and threads fetched them."""
+    """What the URLs of one job have cost so far, whichever of its parts and threads fetched them; and its end."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -37,8 +40,13 @@ class Spent:
         return fits
 
     def stop(self) -> None:
-        """Nobody waits for this job any more: its threads fetch nothing further."""
+        """Nobody waits for this job any more: its threads fetch and tokenise nothing further."""
         self._is_stopped = True
+
+    def refuse_stopped(self) -> None:
+        """Raise InvalidInput, which nobody hears any more, where the job was stopped."""
+        if self._is_stopped:
+            raise InvalidInput("the job was stopped")
 
     def check(self, field: str, limits: Limits) -> None:
         """Raise InvalidInput where a job may fetch no more; the few URLs that are under way may still exceed that."""

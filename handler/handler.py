@@ -24,8 +24,11 @@ T = TypeVar("T")
 Finish: TypeAlias = Callable[[Json], Any]
 
 _INLINE_CHARS = 4_000
-"""Below this a payload is prepared on the event loop: a hop to a thread and back costs more than the work."""
-_INLINE_ROWS = 16
+"""Below this a payload is prepared on the event loop, if the task calls it quick: a hop to a thread and back costs more
+than the work."""
+_INLINE_ANSWERS = 16
+_SOON_THREADS = 4
+"""For what is soon done, so that it does not wait for large payloads, which may hold all of asyncio's own threads."""
 _BLOCKING_THREADS = 32
 """For tasks that wait, beside the threads that compute, so that slow servers keep nobody from those."""
 _MODELS_ROUTE = "/v1/models"
@@ -50,6 +53,9 @@ class Handler:
         self._stats = stats or Stats()
         blocking = getattr(task, "blocking", False)
         self._waiting = ThreadPoolExecutor(_BLOCKING_THREADS, thread_name_prefix="wait") if blocking else None
+        self._soon = ThreadPoolExecutor(_SOON_THREADS, thread_name_prefix="soon")
+        self._is_quick: Callable[[Any], bool] = getattr(task, "is_quick", lambda request: True)
+        self._answers_in: Callable[[Any, int], int] = getattr(task, "answers_in", lambda request, rows: rows)
 
     async def handle(self, job: dict[str, Any]) -> Json:
         """The reply to `job`, ready for any JSON writer; `{"error": sentence}` when it fails.
@@ -100,14 +106,19 @@ class Handler:
             return finish(self._health())
         if isinstance(payload, dict) and payload.get("openai_route") == _MODELS_ROUTE:
             return finish(_models(self._health()["model"]))
+        clock = _Clock(self._stats)
         check.refuse_lone_surrogates(payload)
         payload, timings, stream, progress = _options(payload)
         request = self._task.parse(payload)
         try:
             if not stream or on_chunk is None:
                 report = on_progress if progress else None
-                return await self._answer(request, finish, timings, _is_large(payload), report)
-            answer = partial(self._answer, finish=finish, timings=timings, is_large=True)
+                is_large = _is_large(payload)
+                return await self._answer(request, finish, clock, timings, is_large, report)
+
+            def answer(part: Any) -> Awaitable[Any]:
+                return self._answer(part, finish, _Clock(self._stats), timings, is_large=True)
+
             whole = await send_parts(self._task, request, answer, on_chunk)
             return finish([]) if whole is None else whole
         except BaseException:  # cancelled, or a part of a stream failed, behind which others are in work
@@ -119,13 +130,14 @@ class Handler:
         self,
         request: Any,
         finish: Finish,
+        clock: _Clock,
         timings: bool,
         is_large: bool,
         on_progress: Callable[[Json], None] | None = None,
     ) -> Any:
-        clock = _Clock(self._stats)
-        in_thread = is_large or self._waiting is not None
-        rows = await _run(in_thread, lambda: self._task.preprocess(request), self._waiting)
+        in_thread = is_large or self._waiting is not None or not self._is_quick(request)
+        threads = self._waiting or (None if is_large else self._soon)
+        rows = await _run(in_thread, lambda: self._task.preprocess(request), threads)
         clock.lap("prepare")
         on_rows_done = None
         if on_progress is not None:
@@ -140,7 +152,8 @@ class Handler:
             return finish(reply)
 
         # What comes out of a task that waits for media may be masks of megabytes.
-        result = await _run(len(rows) > _INLINE_ROWS or self._waiting is not None, conclude)
+        in_thread = self._waiting is not None or self._answers_in(request, len(rows)) > _INLINE_ANSWERS
+        result = await _run(in_thread, conclude, self._soon)
         clock.lap("finish")
         return result
 
@@ -176,7 +189,10 @@ def _out_of_a_thread(work: Callable[[], T]) -> T:
 
 
 class _Clock:
-    """Times the stages of one job: prepare (parse, tokenise), engine (wait and run), finish (postprocess, encode)."""
+    """Times the stages of a job, or of a part of it that was checked with the whole.
+
+    They are prepare (parse, tokenise), engine (wait and run), finish (postprocess, encode).
+    """
 
     def __init__(self, stats: Stats) -> None:
         self._laps: dict[str, float] = {}
@@ -199,7 +215,7 @@ def _is_large(payload: Json) -> bool:
     budget, pending = _INLINE_CHARS, [payload]
     while pending and budget >= 0:
         value = pending.pop()
-        budget -= len(value) if isinstance(value, str) else 1
+        budget -= max(1, len(value)) if isinstance(value, str) else 1
         if isinstance(value, dict):
             pending.extend(value.values())
         elif isinstance(value, list):

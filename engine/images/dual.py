@@ -10,7 +10,8 @@ import numpy as np
 
 from engine.config import Limits
 from engine.images.task import ImageTask
-from engine.text.tokens import Encoding, Tokens
+from engine.text.tokens import Tokens
+from engine.text.words import Plain
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -40,7 +41,7 @@ class DualTask(ImageTask):
         """A row a text; what is longer than the model takes is cut."""
         return [self._text_row(encoding) for encoding in self.tokens.encode(texts)]
 
-    def _text_row(self, encoding: Encoding) -> Row:
+    def _text_row(self, encoding: Plain) -> Row:
         row = replace(self.tokens.row(encoding), graph=TEXT)
         if self._text_inputs[0].length_axis is not None:
             return row

@@ -49,10 +49,15 @@ class Task(Protocol):
         """The rows that answer `request`, at least one. Raises InvalidInput. May run off the event loop.
 
         A task that waits here, for a server or a disk, says so with `blocking = True`, and is always run off the loop;
-        without that attribute it is only for large payloads and parts of a stream.
+        without that attribute it is only for large payloads, for parts of a stream, and where a method
+        `is_quick(request)`, which a task may have, says no.
         """
         ...
 
     def postprocess(self, request: Any, outputs: Sequence[Arrays]) -> Json:
-        """The reply, from one mapping of output arrays (without batch axis) a row, in the order of the rows."""
+        """The reply, from one mapping of output arrays (without batch axis) a row, in the order of the rows.
+
+        Runs off the event loop where there are many rows, or where a method `answers_in(request, rows)`, which a task
+        may have, counts many answers in them.
+        """
         ...

@@ -7,12 +7,14 @@ prompts (name -> prefix) and default_prompt (a name, or null).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from engine.config import Limits
 from engine.errors import InvalidInput
+from engine.spent import Spent
 from engine.tasks import payload as check
+from engine.text.bulk import FEW, are_few
 from engine.text.tokens import Tokens, usage
 from engine.vectors import FORMATS, encoded
 
@@ -46,6 +48,8 @@ class Request:
     first: int = 0
     is_part: bool = False
     tokens: int = 0
+    spent: Spent = field(default_factory=Spent, compare=False)
+    """Says when nobody waits for it any more; the parts of a job that is split share it."""
 
 
 class FeatureExtraction:
@@ -138,9 +142,14 @@ class FeatureExtraction:
             for at in starts
         ]
 
+    def is_quick(self, request: Request) -> bool:
+        """Whether there are few texts, and short ones."""
+        return len(request.texts) <= FEW and are_few([request.prompt + text for text in request.texts])
+
     def preprocess(self, request: Request) -> Sequence[Row]:
         """A row a text. Raises InvalidInput for long texts where they are not to be cut."""
-        encodings = self._tokens.encode([request.prompt + text for text in request.texts])
+        texts = [request.prompt + text for text in request.texts]
+        encodings = self._tokens.encode(texts, request.spent.refuse_stopped)
         if not request.truncate:
             for index, encoding in enumerate(encodings, request.first):
                 self._tokens.refuse_cut([encoding], f"text {index}")

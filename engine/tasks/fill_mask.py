@@ -113,6 +113,10 @@ class FillMask(TextTask):
         if total(_WIDEST * len(text) for text in request.items) > LARGEST_REPLY:
             check.refuse_large_answer(total(len(self._sequence(*part.data).encode()) for part in parts))
 
+    def answers_in(self, request: Request, rows: int) -> int:
+        """Of each mask, so many are put together, all of the text in each."""
+        return rows * int(request.options["top_k"])
+
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`[{"score", "token", "token_str", "sequence"}, ...]`, the likeliest first; several masks, a list of lists."""
         ids, places = part.data

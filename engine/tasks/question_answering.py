@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
 from engine.tasks.items import Part, Request
-from engine.text.spans import Window, answers_of
+from engine.text.bulk import are_few
+from engine.text.spans import Read, answers_of
 from engine.text.task import TextTask
+from engine.text.windows import are_few_windows
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -75,6 +78,16 @@ class QuestionAnswering(TextTask):
             "align": check.boolean(payload, "align_to_words", True),
         }
 
+    def is_quick(self, request: Request) -> bool:
+        """Whether it makes few windows, of short texts."""
+        contexts = [context for _, context in request.items]
+        step = request.options["length"] - request.options["stride"]
+        return are_few(request.items) and are_few_windows(contexts, step)
+
+    def answers_in(self, request: Request, rows: int) -> int:
+        """Of each window, so many are put together."""
+        return rows * int(request.options["top_k"])
+
     def parts(self, request: Request) -> list[Part]:
         """A row a window of the context, each behind the whole question."""
         length, stride = request.options["length"], request.options["stride"]
@@ -84,8 +97,11 @@ class QuestionAnswering(TextTask):
         def on_count(more: int) -> None:
             self.refuse_rows(count + more)
 
+        read = lru_cache(2)(self.tokens.read)  # one question, or one context, is often that of all the others
         for question, context in request.items:
-            windows = self.tokens.windows(context, stride, before=question, length=length, on_count=on_count)
+            request.spent.refuse_stopped()
+            before, whole = read(question), read(context)
+            windows = self.tokens.windows(whole, stride, before=before, length=length, on_count=on_count)
             count += len(windows)
             parts.append(Part([self.tokens.row(window) for window in windows], windows))
         return parts
@@ -103,13 +119,13 @@ class QuestionAnswering(TextTask):
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`{"score", "start", "end", "answer"}`, or a list of them where there are several, the best first."""
         _, context = item
-        windows = [
-            Window(encoding, row["start_logits"][: len(encoding.ids)], row["end_logits"][: len(encoding.ids)])
-            for encoding, row in zip(part.data, outputs, strict=True)
+        reads = [
+            Read(window, row["start_logits"][: len(window.ids)], row["end_logits"][: len(window.ids)])
+            for window, row in zip(part.data, outputs, strict=True)
         ]
         found = answers_of(
             context,
-            windows,
+            reads,
             cls_token_id=self.config["cls_token_id"],
             top_k=options["top_k"],
             max_tokens=options["max_answer_len"],

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
 from engine.tasks.items import Part, Request
+from engine.text.bulk import are_few
 from engine.text.entities import STRATEGIES, Aggregation, Token, merge_windows
 from engine.text.scores import softmax
 from engine.text.task import TextTask
+from engine.text.windows import are_few_windows
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -44,6 +46,13 @@ class TokenClassification(TextTask):
             raise InvalidInput(f"`ignore_labels` must be a list of strings, got {check.kind(ignored)}")
         return {**super().options(payload), "strategy": strategy, "stride": stride, "ignored": frozenset(ignored)}
 
+    def is_quick(self, request: Request) -> bool:
+        """Whether it makes few windows, of short texts."""
+        stride = request.options["stride"]
+        return are_few(request.items) and (
+            stride is None or are_few_windows(request.items, self.tokens.max_length - stride)
+        )
+
     def parts(self, request: Request) -> list[Part]:
         """A row a window; the first alone without `stride`."""
         stride = request.options["stride"]
@@ -54,11 +63,11 @@ class TokenClassification(TextTask):
             self.refuse_rows(count + (more if stride is not None else 1))
 
         for index, text in enumerate(request.items):
-            windows = self.tokens.windows(text, stride or 0, on_count=on_count)
-            if stride is None:
-                if not request.options["truncate"]:
-                    self.tokens.refuse_cut(windows[:1], f"text {request.first + index}")
-                windows = windows[:1]
+            request.spent.refuse_stopped()
+            whole = self.tokens.read(text)
+            windows = self.tokens.windows(whole, stride or 0, on_count=on_count, first_only=stride is None)
+            if stride is None and not request.options["truncate"]:
+                self.tokens.refuse_cut(windows, f"text {request.first + index}")
             count += len(windows)
             parts.append(Part([self.tokens.row(window) for window in windows], windows))
         return parts
@@ -80,7 +89,7 @@ class TokenClassification(TextTask):
         prefix = getattr(tokenizer.model, "continuing_subword_prefix", None)
         tokens = []
         for index, (token_id, offsets, special) in enumerate(
-            zip(window.ids, window.offsets, window.special_tokens_mask, strict=True)
+            zip(window.ids.tolist(), window.offsets.tolist(), window.is_special.tolist(), strict=True)
         ):
             if special:
                 continue

@@ -10,23 +10,23 @@ import numpy as np
 
 from engine.tensors import Array
 from engine.text.scores import softmax
-from engine.text.tokens import Encoding
+from engine.text.windows import Window
 
 _IMPOSSIBLE = -10_000.0  # a logit that leaves no probability; the pipelines' value
 
 
 @dataclass(frozen=True)
-class Window:
+class Read:
     """A window of the context behind the question, with a logit a token for where an answer begins and ends."""
 
-    encoding: Encoding
+    window: Window
     start: Array
     end: Array
 
 
 def answers_of(
     context: str,
-    windows: Sequence[Window],
+    reads: Sequence[Read],
     *,
     cls_token_id: int | None,
     top_k: int,
@@ -42,13 +42,14 @@ def answers_of(
     candidates = top_k * 2 + 10 if align else top_k  # some fall together when they are widened
     found: dict[str, dict[str, Any]] = {}
     no_answer = 1.0
-    for window in windows:
-        if not window.encoding.ids:  # two texts of nothing, by a tokenizer without special tokens
+    for read in reads:
+        if not len(read.window.ids):  # two texts of nothing, by a tokenizer without special tokens
             continue
-        start, end, none = _probabilities(window, cls_token_id)
+        start, end, none = _probabilities(read, cls_token_id)
         no_answer = min(no_answer, none)
+        of_words = read.window.offsets_of_words() if align else None
         for first, last, score in _best_spans(start, end, candidates, max_tokens):
-            begin, stop = _characters(window.encoding, first, last, align)
+            begin, stop = _characters(read.window, of_words, first, last)
             answer = context[begin:stop]
             same = found.get(answer.lower())
             if same:
@@ -61,17 +62,16 @@ def answers_of(
     return sorted(answers, key=lambda answer: answer["score"], reverse=True)[:top_k]
 
 
-def _probabilities(window: Window, cls_token_id: int | None) -> tuple[Array, Array, float]:
+def _probabilities(read: Read, cls_token_id: int | None) -> tuple[Array, Array, float]:
     """Of every token to be first and last, over context and [CLS]; and of there being no answer: [CLS]'s.
 
     One that is spelled in the question, which the pipeline takes for it, is no place in the context.
     """
-    encoding = window.encoding
-    sequences = encoding.sequence_ids
-    allowed = np.array([sequence == 1 for sequence in sequences])
+    window = read.window
+    allowed = window.texts == 1
     if cls_token_id is not None:
-        allowed |= (np.array(encoding.ids) == cls_token_id) & np.array([sequence is None for sequence in sequences])
-    start, end = (softmax(np.where(allowed, logits, _IMPOSSIBLE)) for logits in (window.start, window.end))
+        allowed |= (window.ids == cls_token_id) & (window.texts < 0)
+    start, end = (softmax(np.where(allowed, logits, _IMPOSSIBLE)) for logits in (read.start, read.end))
     none = float(start[0] * end[0])
     start[0] = end[0] = 0.0
     return start, end, none
@@ -91,11 +91,8 @@ def _best_spans(start: Array, end: Array, count: int, max_tokens: int) -> list[t
     return [(int(at // width), int(at // width + at % width), float(flat[at])) for at in best if flat[at] > 0]
 
 
-def _characters(encoding: Encoding, first: int, last: int, align: bool) -> tuple[int, int]:
+def _characters(window: Window, of_words: Array | None, first: int, last: int) -> tuple[int, int]:
     """Where the tokens `first` to `last` stand in the context, or the words that they belong to."""
-    if align:
-        words = encoding.token_to_word(first), encoding.token_to_word(last)
-        spans = [encoding.word_to_chars(word, 1) if word is not None else None for word in words]
-        if spans[0] is not None and spans[1] is not None:
-            return spans[0][0], spans[1][1]
-    return encoding.offsets[first][0], encoding.offsets[last][1]
+    has_words = of_words is not None and window.words[first] >= 0 and window.words[last] >= 0
+    offsets = of_words if of_words is not None and has_words else window.offsets
+    return int(offsets[first, 0]), int(offsets[last, 1])

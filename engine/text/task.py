@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from engine.config import Limits
 from engine.tasks import payload as check
 from engine.tasks.items import ItemsTask, Part, Request
-from engine.text.tokens import Text, Tokens
+from engine.text.bulk import FEW, Text, are_few
+from engine.text.tokens import Tokens
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -43,14 +44,23 @@ class TextTask(ItemsTask):
         """What is tokenized for an item, a row each."""
         return [item]
 
+    def is_quick(self, request: Request) -> bool:
+        """Whether it makes few rows, of short texts."""
+        texts: list[Text] = []
+        for item in request.items:
+            texts += self.texts(item, request.options)
+            if len(texts) > FEW:
+                return False
+        return are_few(texts)
+
     def parts(self, request: Request) -> list[Part]:
-        """Rows of all items, tokenized in one call; `data` are the encodings."""
+        """Rows of all items, whose texts are tokenized together; `data` are the encodings."""
         texts, count = [], 0
         for item in request.items:
             texts.append(self.texts(item, request.options))
             count += len(texts[-1])
             self.refuse_rows(count)
-        encodings = iter(self.tokens.encode([text for group in texts for text in group]))
+        encodings = iter(self.tokens.encode([text for group in texts for text in group], request.spent.refuse_stopped))
         parts = []
         for index, group in enumerate(texts):
             made = [next(encodings) for _ in group]

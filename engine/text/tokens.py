@@ -5,32 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from math import ceil
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from engine.errors import InvalidInput
 from engine.tensors import Array, Row
-from engine.text.words import Words
+from engine.text.bulk import FEW, Bulk, Text, are_few
+from engine.text.windows import Window, window_of
+from engine.text.words import Plain, Words
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
 
-Text: TypeAlias = "str | tuple[str, str]"
-"""A text, or a pair of them."""
-
-Encoding: TypeAlias = Any
-"""tokenizers.Encoding: ids, type_ids, offsets and masks of one row."""
-
-_FEW = 8
-"""Texts that are put together from their words, on one CPU; more are encoded on all of them."""
-
 MOST_OVERLAP = 16
 """Overlapping windows may hold a long input at most so many times over, for each of them takes memory."""
 _FREE_TOKENS = 1 << 18
-"""Windows with no more tokens than this in all may overlap as they like; a token takes up to 0.5 kB until its row is
-made."""
+"""Windows with no more tokens than this in all may overlap as they like."""
 
 
 class Tokens:
@@ -54,56 +46,53 @@ class Tokens:
             # `windows` applies it to pieces. Applied to a whole text before, some would trim offsets twice.
             self._processor, self.tokenizer.post_processor = self.tokenizer.post_processor, None
         else:
+            self._bulk = Bulk(self.tokenizer, self.max_length, cut)
             self.tokenizer.enable_truncation(self.max_length, strategy=cut)
         self._inputs = frozenset(spec.name for spec in bundle.manifest.graphs[graph].inputs)
 
-    def encode(self, texts: Sequence[Text]) -> list[Encoding]:
-        """Encodings, of which ids and type_ids may be asked, their length, and `overflowing`: what was cut off.
+    def encode(self, texts: Sequence[Text], check: Callable[[], None] = lambda: None) -> list[Plain]:
+        """What rows are made of. `check` is called between slices of many texts, and may raise.
 
         Raises InvalidInput where a pair cannot be cut to fit.
         """
-        if self._words is not None and len(texts) <= _FEW:
-            found: list[Encoding] = list(takewhile(lambda one: one is not None, map(self._words.encode, texts)))
+        if self._words is not None and len(texts) <= FEW:
+            found = list(takewhile(lambda one: one is not None, map(self._words.encode, texts)))
             if len(found) == len(texts):
-                return found
-        return self._encode(texts)
+                return found  # type: ignore[return-value]
+        return self._bulk.encode(texts, check)
 
-    def _encode(self, texts: Sequence[Text]) -> list[Encoding]:
-        """All in one call: parallel inside, without the interpreter lock; they know no offsets."""
-        try:
-            return list(self.tokenizer.encode_batch_fast(list(texts)))
-        except Exception as error:  # tokenizers raises bare exceptions
-            raise InvalidInput(
-                f"the text that is not shortened leaves no room for the other in {self.max_length} tokens ({error})"
-            ) from None
-
-    def refuse_cut(self, encodings: Sequence[Encoding], what: str) -> None:
+    def refuse_cut(self, encodings: Sequence[Plain | Window], what: str) -> None:
         """Raise InvalidInput when one of the `encodings` of `what` was cut."""
-        if any(encoding.overflowing for encoding in encodings):
+        if any(encoding.rest for encoding in encodings):
             raise InvalidInput(
                 f"{what} has more than {self.max_length} tokens, the most that the model takes; shorten it or leave "
                 "`truncate` at true"
             )
 
+    def read(self, text: str) -> Any:
+        """All of a text, with its offsets, for `windows`."""
+        if are_few([text]):
+            return self.tokenizer.encode(text)
+        return self.tokenizer.encode_batch([text])[0]  # without the interpreter lock
+
     def windows(
         self,
-        text: str,
+        whole: Any,
         stride: int,
         *,
-        before: str | None = None,
+        before: Any = None,
         length: int | None = None,
         on_count: Callable[[int], None] | None = None,
-    ) -> list[Encoding]:
-        """`text` in windows of at most `length` tokens (`max_length`) that overlap by `stride` tokens.
+        first_only: bool = False,
+    ) -> list[Window]:
+        """What `read` gave, in windows of at most `length` tokens (`max_length`) that overlap by `stride` tokens.
 
-        With `before`, every window is a pair of it, whole, and a piece of `text`. Special tokens are inside. `on_count`
-        is told how many there will be, and may raise. Raises InvalidInput when there is no room for a window, or where
-        a long text's windows repeat it too often.
+        With `before`, every window is a pair of it, whole, and a piece of the text. Special tokens are inside.
+        `on_count` is told how many there will be, and may raise. Raises InvalidInput when there is no room for a
+        window, or where a long text's windows repeat it too often.
         """
-        first = None if before is None else self.tokenizer.encode(before)
-        whole = self.tokenizer.encode(text)
         special = self._processor.num_special_tokens_to_add(before is not None) if self._processor else 0
-        taken = special + (len(first) if first is not None else 0)
+        taken = special + (len(before) if before is not None else 0)
         room = (length or self.max_length) - taken
         if room <= stride and len(whole) > room:
             raise InvalidInput(
@@ -118,25 +107,26 @@ class Tokens:
             )
         if on_count is not None:
             on_count(count)
-        whole.truncate(room, stride=stride)
-        pieces = [whole, *whole.overflowing]
+        rest = max(0, len(whole) - room)
+        if rest:
+            whole = Encoding.merge([whole], growing_offsets=False)  # a copy, for others may read it
+            whole.truncate(room, stride=stride)
+        pieces = [whole] if first_only else [whole, *whole.overflowing]
         # One by one: the overflow of a pair that is processed whole has no segments.
-        if first is None:
-            return [self._process(piece) for piece in pieces]
-        return [self._process(first, piece) for piece in pieces]
+        return [self._window(before, piece, rest) for piece in pieces]
 
-    def _process(self, *encodings: Encoding) -> Encoding:
+    def _window(self, before: Any, piece: Any, rest: int) -> Window:
         """One row of a text or of a pair, special tokens added."""
-        return (self._processor.process if self._processor else self.tokenizer.post_process)(*encodings)
+        process = self._processor.process if self._processor else self.tokenizer.post_process
+        encoding = process(piece) if before is None else process(before, piece)
+        return window_of(encoding, rest, sets_segments=self._sets_segments)
 
-    def row(self, encoding: Encoding, **more: Array) -> Row:
+    def row(self, encoding: Plain | Window, **more: Array) -> Row:
         """What the graph reads of an encoding, and `more` inputs."""
-        ids = np.array(encoding.ids, np.int32)
+        ids = np.asarray(encoding.ids, np.int32)
         feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), **more}
         if "token_type_ids" in self._inputs:
-            # Without a post-processor the number of the text; tokenizers' faster method, and pieces, do not know it.
-            segments = encoding.type_ids if self._sets_segments else [one or 0 for one in encoding.sequence_ids]
-            feeds["token_type_ids"] = np.array(segments, np.int32)
+            feeds["token_type_ids"] = np.asarray(encoding.type_ids, np.int32)
         # A tokenizer without special tokens makes an empty row of an empty text; a bucket is at least one token long.
         return Row(feeds, max(1, len(ids)))
 

@@ -29,18 +29,19 @@ _PROBES = ("It's a probe: 42 words,\nor (say) FEWER!", "", "unquestionably_unspl
 
 @dataclass(slots=True)
 class Plain:
-    """What a `tokenizers.Encoding` says of a text that was not cut."""
+    """What a row needs of a `tokenizers.Encoding`: ids and type ids, as lists or arrays."""
 
-    ids: list[int]
-    type_ids: list[int]
-    overflowing: Sequence[Any] = ()
+    ids: Any
+    type_ids: Any
+    rest: int = 0
+    """Tokens that were cut off."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
     """Special tokens around, and between, so many texts, as runs of ids and of type ids; then the texts' type ids."""
 
     ids: Sequence[Sequence[int]]
@@ -48,6 +49,7 @@ class _Frame:
     of_texts: Sequence[int]
 
     def around(self, texts: Sequence[list[int]]) -> Plain:
+        """The row of `texts`, none of which is cut."""
         ids, type_ids = [*self.ids[0]], [*self.type_ids[0]]
         for index, text in enumerate(texts):
             ids += text
@@ -68,7 +70,7 @@ class Words:
     added_normal: Mapping[str, Sequence[str]]
     """Those that are found in it once it is normalised."""
     max_length: int
-    frames: Sequence[_Frame]
+    frames: Sequence[Frame]
     """Of one text, and of a pair."""
     _known: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -81,7 +83,7 @@ class Words:
         cut = cut_of(tokenizer)
         if cut is None:
             return None
-        one, two = _frame(tokenizer, "a"), _frame(tokenizer, "a", "a")
+        one, two = frame_of(tokenizer, "a"), frame_of(tokenizer, "a", "a")
         if one is None or two is None:
             return None
         tokens, normalizer = tokenizer.get_added_tokens_decoder().values(), tokenizer.normalizer
@@ -151,7 +153,7 @@ def _probes() -> Iterator[tuple[str, ...]]:
         yield text, _PROBES[0]
 
 
-def _frame(tokenizer: Tokenizer, *texts: str) -> _Frame | None:
+def frame_of(tokenizer: Tokenizer, *texts: str) -> Frame | None:
     """What the tokenizer puts around `texts`; None where that is no row of runs."""
     encoding = tokenizer.encode(*texts)
     runs: list[list[int]] = [[]]
@@ -166,4 +168,4 @@ def _frame(tokenizer: Tokenizer, *texts: str) -> _Frame | None:
             of_texts[text] = type_id
             runs.append([])
             types.append([])
-    return _Frame(runs, types, list(of_texts.values())) if list(of_texts) == list(range(len(texts))) else None
+    return Frame(runs, types, list(of_texts.values())) if list(of_texts) == list(range(len(texts))) else None

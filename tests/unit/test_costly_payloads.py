@@ -152,7 +152,7 @@ def test_windows_of_a_text(text_bundle: Any):
         naming, {"texts": [context] * 10, "stride": 8, "aggregation_strategy": "simple"}
     )
     with pytest.raises(InvalidInput, match="windows of 30 tokens that overlap by 29 hold the text more than 16 times"):
-        naming.tokens.windows("a " * 99_999, 29)
+        naming.tokens.windows(naming.tokens.read("a " * 99_999), 29)
 
 
 def speech(limits: Limits) -> AutomaticSpeechRecognition:
