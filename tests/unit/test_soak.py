@@ -13,10 +13,12 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks import mixed_jobs as mixed
 from benchmarks import soak
-from benchmarks.mixed_jobs import mixed_jobs
+from benchmarks.mixed_jobs import MixedLoad, mixed_jobs
 from benchmarks.results_file import read
 from benchmarks.soak import Report, Sample
+from benchmarks.worker_process import WorkerProcess
 from tests.processes import wait_until_dead
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,6 +52,19 @@ def test_a_short_soak(small_bundle: Path, tmp_path: Path, capsys: pytest.Capture
     by_hand = found["samples"][10]["rss_mb"] / found["samples"][0]["rss_mb"]
     assert growth.repeats[0] == pytest.approx(by_hand)
     assert "| threads " in capsys.readouterr().out
+
+
+def test_a_portion_ends_with_the_last_of_its_jobs_and_no_other_job_counts(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(mixed, "STALL_S", 5.0)
+    load, payloads = MixedLoad(), mixed_jobs()
+    with load.emulator as emulator, WorkerProcess.ours(emulator, small_bundle, env={"ENGINE": "fake"}):
+        for jobs in (1, 40, 1):
+            assert emulator.wait(emulator.submit({"health": True})).output["engine"] == "fake"
+            load.run(jobs, payloads)
+            assert all(record.finished for record in emulator.jobs.values())
+    assert load.wrong == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
