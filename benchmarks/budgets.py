@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import figure, markdown, percentile, text_of, times
 from benchmarks.results_file import Key, Results
+from benchmarks.rounds import plain
 
 BUDGETS = Path(__file__).parent / "budgets.toml"
 
@@ -85,9 +86,18 @@ def _budget(path: Path, entry: Mapping[str, Any]) -> Budget:
 
 
 def check(results: Results, budgets: Iterable[Budget]) -> list[Outcome]:
-    """The budgets of what ran; those of scenarios and targets that did not are left out."""
-    ran = {(one.scenario, one.target) for one in results.measurements}
-    return [_outcome(results, budget) for budget in budgets if (budget.scenario, budget.target) in ran]
+    """The budgets of what ran; those of scenarios and targets that did not are left out.
+
+    A budget of `ours` holds for `ours-int8` as well where that ran; not the other way round.
+    """
+    ran = list(dict.fromkeys((one.scenario, one.target) for one in results.measurements))
+    held = [
+        replace(budget, target=target)
+        for budget in budgets
+        for scenario, target in ran
+        if scenario == budget.scenario and budget.target in (target, plain(target))
+    ]
+    return [_outcome(results, budget) for budget in held]
 
 
 def _outcome(results: Results, budget: Budget) -> Outcome:

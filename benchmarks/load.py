@@ -34,7 +34,7 @@ from benchmarks.exported import BUILD, exported
 from benchmarks.floor import Floor
 from benchmarks.measure import figure, markdown, percentile
 from benchmarks.results_file import Results, environment, write
-from benchmarks.rounds import Figures, Round, measurements, median_ratio, options_of, target_of
+from benchmarks.rounds import Figures, Round, measurements, median_ratio, options_of, plain, target_of
 from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess
 from benchmarks.workload import arrivals, stream, texts
@@ -232,7 +232,7 @@ def floor_of(target: str, point: str, metric: str) -> tuple[str, str, str] | Non
     """What a figure is measured against; see the top."""
     if target in (FLOOR, BARE) or (point.startswith("rate") and metric == "jobs_per_s"):  # this says what was offered
         return None
-    if target == target_of("fake"):
+    if plain(target) == target_of("fake"):
         return (BARE, closed_loop(1), "p50_ms") if point.startswith("rate") else (BARE, point, metric)
     if metric != "jobs_per_s":
         same = {IDLE: IDLE, closed_loop(1): ONE_BY_ONE}.get(point)

@@ -111,9 +111,10 @@ def test_what_cannot_be_read_is_left_out_and_said(tmp_path: Path):
     assert "old.json is not a results file" in html(found, plots(found))
 
 
-def test_of_two_files_of_a_machine_the_one_with_more_of_ours_is_drawn():
+@pytest.mark.parametrize("fake", ["ours-fake", "ours-fake-int8"])
+def test_of_two_files_of_a_machine_the_one_with_more_of_ours_is_drawn(fake: str):
     quick = [one for one in results.load().measurements if one.point == "1 client"]
-    quick += [results.one("load", "ours-fake", f"{n} clients", "p50_ms", [1.0], False) for n in range(99)]
+    quick += [results.one("load", fake, f"{n} clients", "p50_ms", [1.0], False) for n in range(99)]
     files = [Source("quick-cpu", Results(results.CPU, {}, tuple(quick))), Source("load-cpu", results.load())]
     assert [source.name for source in Stored(files).having("load")] == ["load-cpu"]
 
