@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -71,9 +72,29 @@ def text_of(path: Path) -> str:
 
 
 def write_json(path: Path, results: Any) -> None:
-    """Write a results file, folders included; NaN, which JSON has not, becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_without_nan(results), indent=1, allow_nan=False) + "\n")
+    """Write a results file, folders included; NaN, which JSON has not, becomes null.
+
+    What was there before stays until the new file is whole: on a full disk, or killed, a run loses no earlier round.
+    Raises OSError with the file's name.
+    """
+    text = json.dumps(_without_nan(results), indent=1, allow_nan=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():  # a device or a pipe has nothing to keep
+            path.write_text(text)
+        else:
+            _write_whole(path.resolve(), text)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror})") from error
+
+
+def _write_whole(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _without_nan(value: Any) -> Any:

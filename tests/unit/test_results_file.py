@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,30 @@ def test_another_file_is_refused_with_what_to_do(tmp_path, text):
 def test_a_file_without_an_end_is_not_read():
     with pytest.raises(ValueError, match="/dev/zero is not a file"):
         read(Path("/dev/zero"))
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    """A file may not grow beyond 2,000 bytes here, as on a disk that is full."""
+    path, few = tmp_path / "results.json", Results({}, {}, (_measurement(),))
+    write(path, few)
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from benchmarks.results_file import Results, write\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "write(Path(sys.argv[1]), Results({}, {'texts': ['a' * 5000]}, ()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert f"{path} cannot be written (File too large)" in done.stderr
+    assert read(path) == few
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_is_written_through_and_a_device_stays_one(tmp_path):
+    (tmp_path / "here.json").symlink_to(tmp_path / "there.json")
+    (tmp_path / "nowhere.json").symlink_to("/dev/null")
+    for name in ("here.json", "nowhere.json"):
+        write(tmp_path / name, Results({}, {}, ()))
+        assert (tmp_path / name).is_symlink()
+    assert read(tmp_path / "there.json") == Results({}, {}, ())
+    assert not Path("/dev/null").is_file()
