@@ -21,7 +21,7 @@ from benchmarks.measure import figure, markdown
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import Figures, Round, measurements, options_of, spread, target_of
 from benchmarks.weights import minilm_folder
-from benchmarks.worker_process import WorkerProcess
+from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import stream, texts
 from engine.bundle import open_bundle
 from engine.config import ENGINES
@@ -65,27 +65,28 @@ def main(args: argparse.Namespace) -> int:
 def measure(args: argparse.Namespace) -> Results:
     """The counts of every round. Raises RuntimeError when the worker does not start, or an answer does not come."""
     target = target_of(args.engine, open_bundle(args.bundle).manifest.precision)
-    payload = {"texts": texts(args.bulk_rows, seed=args.seed), "encoding_format": "base64"}
-    rounds: list[Round] = []
-    counts: dict[str, list[Answers]] = {"bulk": [], closed_loop(_CLIENTS): []}
     with Clients() as clients, WorkerProcess.ours(clients.emulator, args.bundle, env={"ENGINE": args.engine}) as worker:
-        for number in range(args.rounds):
-            print(f"batching, round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-            start = _health(clients)
-            bulk = clients.one_by_one(1, iter([payload]), timeout_s=_WAIT_S)
-            between = _health(clients)
-            loop = clients.closed_loop(_CLIENTS, args.seconds, embed_jobs(stream(seed=args.seed)))
-            end = _health(clients)
-            rounds.append({})
-            for point, answers, before, after in (
-                ("bulk", bulk, start, between),
-                (closed_loop(_CLIENTS), loop, between, end),
-            ):
-                rounds[-1][target, point] = _figures(before, after)
-                counts[point].append(answers)
-                for error in sorted(set(answers.errors))[:1]:
-                    print(f"{point}: {len(answers.errors)} jobs failed: {error}", file=sys.stderr)
+        results = watched([worker], lambda: _rounds(clients, target, args))
         worker.stop()
+    return results
+
+
+def _rounds(clients: Clients, target: str, args: argparse.Namespace) -> Results:
+    payload = {"texts": texts(args.bulk_rows, seed=args.seed), "encoding_format": "base64"}
+    many = closed_loop(_CLIENTS)
+    rounds: list[Round] = []
+    counts: dict[str, list[Answers]] = {"bulk": [], many: []}
+    for number in range(args.rounds):
+        print(f"batching, round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
+        start = _health(clients)
+        counts["bulk"].append(clients.one_by_one(1, iter([payload]), timeout_s=_WAIT_S))
+        between = _health(clients)
+        counts[many].append(clients.closed_loop(_CLIENTS, args.seconds, embed_jobs(stream(seed=args.seed))))
+        end = _health(clients)
+        rounds.append({(target, "bulk"): _figures(start, between), (target, many): _figures(between, end)})
+        for point, answers in counts.items():
+            for error in sorted(set(answers[-1].errors))[:1]:
+                print(f"{point}: {len(answers[-1].errors)} jobs failed: {error}", file=sys.stderr)
     details = {"counts": [_counts(target, point, found) for point, found in counts.items()]}
     return Results(environment(), options_of(vars(args)), measurements(SCENARIO, rounds), details)
 

@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from benchmarks import arguments, import_times
 from benchmarks.emulator import EmulatorThread
@@ -33,7 +33,7 @@ from benchmarks.page_cache import way_to_drop
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import Figures, Round, measurements, options_of, target_of
 from benchmarks.weights import minilm_folder
-from benchmarks.worker_process import WorkerProcess
+from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import texts
 from engine.bundle import open_bundle
 from engine.config import ENGINES
@@ -126,22 +126,12 @@ def floor_of(target: str, point: str, metric: str) -> tuple[str, str, str] | Non
 def start_ours(bundle: Path, env: Mapping[str, str]) -> Start:
     """One start of the worker with a job in the queue; the stages are its own, from its health reply.
 
-    Raises RuntimeError with the last line that the worker printed.
+    Raises RuntimeError when it does not start, ends by itself, or fails the job.
     """
-    with tempfile.TemporaryFile("w+", errors="replace") as log:
-        try:
-            return _start_ours(bundle, env, log)
-        except (RuntimeError, TimeoutError) as error:
-            log.seek(0)
-            said = [line.strip() for line in log if line.strip()]
-            raise RuntimeError(f"{error}; it said last: {said[-1] if said else 'nothing'}") from error
-
-
-def _start_ours(bundle: Path, env: Mapping[str, str], log: IO[str]) -> Start:
     with EmulatorThread() as emulator:
         job = emulator.submit({"text": _TEXT})
-        with WorkerProcess.ours(emulator, bundle, env=env, log=log) as worker:
-            answer = emulator.wait(job, 120)
+        with WorkerProcess.ours(emulator, bundle, env=env) as worker:
+            answer = watched([worker], lambda: emulator.wait(job, 120))
             if answer.error is not None or answer.done is None:
                 raise RuntimeError(f"the first job failed: {answer.error}")
             stages = emulator.wait(emulator.submit({"health": True}), 60).output["boot_ms"]

@@ -36,7 +36,7 @@ from benchmarks.measure import figure, markdown, percentile
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import Figures, Round, measurements, median_ratio, options_of, plain, target_of
 from benchmarks.weights import minilm_folder
-from benchmarks.worker_process import WorkerProcess
+from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import arrivals, stream, texts
 from engine.bundle import open_bundle
 from engine.config import ENGINES
@@ -55,6 +55,7 @@ _BARE_WORKER = Path(__file__).parent / "bare_worker.py"
 _WARM_UP_JOBS = 50
 _PAUSE_S = 0.05  # before each idle job: far longer than a scheduler needs to become idle
 _BULK_TIMEOUT_S = 600.0
+_MOST_JOBS = 10_000_000  # of an open loop: each is planned before the first is sent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +111,12 @@ def main(args: argparse.Namespace) -> int:
     if not args.clients and any(rate.endswith("%") for rate in args.rates):
         print("load: a rate in % is one of the best closed loop; name --clients, or --rates in jobs/s", file=sys.stderr)
         return 2
+    fastest = max((float(rate) for rate in args.rates if not rate.endswith("%")), default=0.0)
+    if fastest * args.seconds > _MOST_JOBS:
+        print(
+            f"load: a loop of --rates and --seconds has {_MOST_JOBS} jobs at most; name smaller ones", file=sys.stderr
+        )
+        return 2
     args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
     results = measure(args)
     print(table(results))
@@ -121,9 +128,8 @@ def main(args: argparse.Namespace) -> int:
 def measure(args: argparse.Namespace) -> Results:
     """Every load as often as there are rounds, in turn with the floor.
 
-    Raises RuntimeError when the worker does not start, or an answer does not come.
+    Raises RuntimeError when the worker does not start or ends, or an answer does not come.
     """
-    runs: list[_Run] = []
     with ExitStack() as stack:
         fake = args.engine == "fake"
         floor = None if fake else Floor(args.bundle)
@@ -132,19 +138,24 @@ def measure(args: argparse.Namespace) -> Results:
         worker = stack.enter_context(WorkerProcess.ours(clients.emulator, args.bundle, env=env))
         target = target_of(args.engine, served_precision(args.bundle, {**os.environ, **env}))
         bare = stack.enter_context(Clients()) if fake else None
+        workers = [worker]
         if bare is not None:
-            stack.enter_context(WorkerProcess(bare.emulator, [sys.executable, str(_BARE_WORKER)], {}))
-        for each in filter(None, (clients, bare)):
-            each.one_by_one(_WARM_UP_JOBS, embed_jobs(stream(seed=args.seed)))
-        for number in range(args.rounds):
-            print(f"load, round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-            run = _Run(args)
-            run.load(clients, target)
-            if bare is not None:
-                run.closed(bare, BARE)
-            if floor is not None:
-                run.found |= _floor(floor, args)
-            runs.append(run)
+            workers.append(stack.enter_context(WorkerProcess(bare.emulator, [sys.executable, str(_BARE_WORKER)], {})))
+
+        def rounds() -> Iterator[_Run]:
+            for each in filter(None, (clients, bare)):
+                each.one_by_one(_WARM_UP_JOBS, embed_jobs(stream(seed=args.seed)))
+            for number in range(args.rounds):
+                print(f"load, round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
+                run = _Run(args)
+                run.load(clients, target)
+                if bare is not None:
+                    run.closed(bare, BARE)
+                if floor is not None:
+                    run.found |= _floor(floor, args)
+                yield run
+
+        runs = watched(workers, lambda: list(rounds()))
         worker.stop()
     return _results(runs, args)
 

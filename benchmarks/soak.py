@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from benchmarks.mixed_jobs import IN_FLIGHT, STALL_S, MixedLoad, mixed_jobs
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import measurements, options_of, target_of
 from benchmarks.weights import minilm_folder
-from benchmarks.worker_process import WorkerProcess
+from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import stream
 from engine.bundle import open_bundle
 
@@ -151,30 +151,34 @@ def soak(
 ) -> Report:
     """Send `warm_up` jobs, then `jobs`; `say` gets a line of progress now and then.
 
-    Raises RuntimeError when the worker does not start or stops answering.
+    Raises RuntimeError when the worker does not start, ends before it is told to, or stops answering.
     """
     load = MixedLoad()
     with load.emulator as emulator, WorkerProcess.ours(emulator, bundle, env={"ENGINE": engine}) as worker:
-        payloads = mixed_jobs()
-        # As many large jobs at once as may run, and then the longest ones: afterwards thread pools and buffers are as
-        # large as they get.
-        texts = list(islice(stream(seed=1), 1000))
-        load.run(IN_FLIGHT, ({"texts": texts[:IN_FLIGHT]} for _ in count()))
-        load.run(IN_FLIGHT, ({"texts": [max(texts, key=len)] * IN_FLIGHT} for _ in count()))
-        load.run(warm_up, payloads)
-        _wait_for_ping(emulator)
-        first_health = _health(emulator)
-        samples, seconds = [_sample(worker)], []
-        for number in range(_PORTIONS):
-            begin = time.perf_counter()
-            load.run(jobs * (number + 1) // _PORTIONS - jobs * number // _PORTIONS, payloads)
-            seconds.append(time.perf_counter() - begin)
-            samples.append(_sample(worker))
-            if number % 5 == 4:
-                say(f"{jobs * (number + 1) // _PORTIONS} jobs: {figure(samples[-1].rss_mb)} MB resident")
-        last_health = _health(emulator)
-        exit_code = worker.process.returncode if worker.stop() is not None else None
-    return Report(jobs, seconds, samples, (first_health, last_health), load.wrong, exit_code)
+        report = watched([worker], lambda: _run(load, worker, jobs, warm_up, say))
+        return replace(report, exit_code=worker.process.returncode if worker.stop() is not None else None)
+
+
+def _run(load: MixedLoad, worker: WorkerProcess, jobs: int, warm_up: int, say: Callable[[str], None]) -> Report:
+    """All but the end."""
+    payloads = mixed_jobs()
+    # As many large jobs at once as may run, and then the longest ones: afterwards thread pools and buffers are as
+    # large as they get.
+    texts = list(islice(stream(seed=1), 1000))
+    load.run(IN_FLIGHT, ({"texts": texts[:IN_FLIGHT]} for _ in count()))
+    load.run(IN_FLIGHT, ({"texts": [max(texts, key=len)] * IN_FLIGHT} for _ in count()))
+    load.run(warm_up, payloads)
+    _wait_for_ping(load.emulator)
+    first_health = _health(load.emulator)
+    samples, seconds = [_sample(worker)], []
+    for number in range(_PORTIONS):
+        begin = time.perf_counter()
+        load.run(jobs * (number + 1) // _PORTIONS - jobs * number // _PORTIONS, payloads)
+        seconds.append(time.perf_counter() - begin)
+        samples.append(_sample(worker))
+        if number % 5 == 4:
+            say(f"{jobs * (number + 1) // _PORTIONS} jobs: {figure(samples[-1].rss_mb)} MB resident")
+    return Report(jobs, seconds, samples, (first_health, _health(load.emulator)), load.wrong, None)
 
 
 def verdict(report: Report) -> list[str]:

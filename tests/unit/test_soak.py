@@ -83,6 +83,23 @@ def test_a_benchmark_that_is_told_to_end_leaves_no_worker_behind(small_bundle: P
         wait_until_dead(child.pid)
 
 
+@pytest.mark.parametrize(
+    "command", ["soak --jobs 20000 --warm-up 0", "load --rounds 100 --seconds 0.5", "batching --rounds 100"]
+)
+def test_a_worker_that_dies_is_noticed_without_waiting_for_its_answers(command: str, small_bundle: Path):
+    asked = [sys.executable, "-m", "benchmarks", *command.split(), "--engine", "fake", "--bundle", str(small_bundle)]
+    with subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+        assert process.stderr
+        assert process.stderr.readline()  # a line of progress: it is under way
+        workers = [one for one in psutil.Process(process.pid).children() if one.cmdline()[-2:] == ["-m", "handler"]]
+        (worker,) = workers
+        worker.kill()
+        _, said = process.communicate(timeout=50)
+    assert process.returncode == 2
+    ended = "the worker was killed by signal 9 in the middle of its work; it said last: "
+    assert said.splitlines()[-1].startswith(f"{command.split()[0]}: {ended}")
+
+
 def test_a_worker_that_keeps_its_shape_passes():
     assert soak.verdict(report()) == []
     assert soak.verdict(report(replace(STEADY, rss_mb=101.9, pss_mb=95.0, connections=60))) == []
