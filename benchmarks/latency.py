@@ -120,8 +120,10 @@ def _settle(args: argparse.Namespace) -> Switches:
 
 def measure(model: str, args: argparse.Namespace, switches: Switches) -> shapes.Found:
     """All targets at all shapes of one model, its name in front of every point."""
-    bundle = bert_bundle(model, args.work / model)
-    prepare(bundle, args.engine, args.precision, args.batch, args.seq, args.plan_options)
+    made = bert_bundle(model, args.work / model)
+    bundle = prepare(
+        made, args.engine, args.precision, args.batch, args.seq, args.plan_options, copies=args.work / "precisions"
+    )
     cells = [Bucket(batch, length) for length in args.seq for batch in args.batch]
     ours = target_of("auto", args.precision)
     commands: dict[str, shapes.Command] = {ours: shapes.ours(bundle, args.engine, args.precision, cells, switches)}

@@ -91,13 +91,15 @@ def _run(args: argparse.Namespace, switches: Switches) -> None:
     cells = grid(bundle, args.batches, args.lengths)
     precisions = args.precisions or _precisions(bundle, args.engine)
     sizes = sorted({cell.batch for cell in cells}), sorted({cell.length for cell in cells})
-    for precision in precisions:
-        prepare(path, args.engine, precision, *sizes, args.plan_options)
+    found_in = {one: prepare(path, args.engine, one, *sizes, args.plan_options) for one in precisions}
     environment = results_file.environment()  # now: a file that is changed meanwhile is not what runs
     how = "copies" if switches.data_transfers else "alone"
     names = {precision: target_of("auto", precision) for precision in precisions}
     asked = [Asked(name, name, how) for name in names.values()]
-    commands = {name: shapes.ours(path, args.engine, precision, cells, switches) for precision, name in names.items()}
+    commands = {
+        name: shapes.ours(found_in[precision], args.engine, precision, cells, switches)
+        for precision, name in names.items()
+    }
     if args.engine == "onnxruntime-cpu":
         commands[_FLOOR] = shapes.floor(path)
         asked.append(Asked(_FLOOR, _FLOOR))

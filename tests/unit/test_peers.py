@@ -142,7 +142,7 @@ def test_a_server_that_is_not_there_is_told():
 def test_unknown_peers_are_refused(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["peers", "--with", "stock,tgi"])
-    assert "there is no peer 'tgi'; choose from ours-int8, ours-http, stock" in capsys.readouterr().err
+    assert "there is no peer 'tgi'; choose from ours-int8, ours-web, ours-http, stock" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", ["--bundle {bundle}", "--append"])
