@@ -152,8 +152,9 @@ def start_floor(bundle_path: Path) -> Start:
     """One start of targets/floor_boot.py."""
     opened = files(open_bundle(bundle_path))
     command = [sys.executable, str(_FLOOR), str(opened.graph), str(int(opened.fused)), str(opened.tokenizer)]
+    command += [str(cpu_quota()), opened.prompt + _TEXT]
     begin = time.perf_counter()
-    with subprocess.Popen([*command, str(cpu_quota()), _TEXT], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         stages, ready = process.stdout.readline(), time.perf_counter() - begin
         answer, answered = process.stdout.readline(), time.perf_counter() - begin
