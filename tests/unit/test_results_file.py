@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results_file import Measurement, Results, environment, read, write
+from benchmarks.results_file import Measurement, Results, commit_of, environment, read, write
 
 
 def _measurement(target="ours", repeats=(100.0, 120.0), floor=None):
@@ -73,3 +73,24 @@ def test_a_link_is_written_through_and_a_device_stays_one(tmp_path):
         assert (tmp_path / name).is_symlink()
     assert read(tmp_path / "there.json") == Results({}, {}, ())
     assert not Path("/dev/null").is_file()
+
+
+def test_two_states_of_changed_files_are_two_versions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("code", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.py").write_text("a")
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *command], check=True)
+    clean = commit_of("code")
+    assert clean and len(clean) == 12
+    (tmp_path / "other" / "a.py").write_text("b")
+    assert commit_of("code") == clean
+    found = [clean]
+    for name, text in (("a.py", "b"), ("a.py", "c"), ("new.py", "d"), ("new.py", "e")):
+        (tmp_path / "code" / name).write_text(text)
+        assert commit_of("code") == commit_of("code")
+        found.append(commit_of("code"))
+    assert len(set(found)) == 5
+    assert all(one and one.startswith(f"{clean}-dirty-") for one in found[1:])
