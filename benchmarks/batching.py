@@ -10,11 +10,13 @@ Names in results files, scenario "batching":
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from benchmarks import arguments
 from benchmarks.clients import Answers, Clients, Json, embed_jobs
+from benchmarks.engines import identity, served_precision
 from benchmarks.exported import BUILD, exported
 from benchmarks.load import closed_loop
 from benchmarks.measure import figure, markdown
@@ -23,7 +25,6 @@ from benchmarks.rounds import Figures, Round, measurements, options_of, spread, 
 from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import stream, texts
-from engine.bundle import open_bundle
 from engine.config import ENGINES
 
 SCENARIO = "batching"
@@ -64,14 +65,17 @@ def main(args: argparse.Namespace) -> int:
 
 def measure(args: argparse.Namespace) -> Results:
     """The counts of every round. Raises RuntimeError when the worker does not start, or an answer does not come."""
-    target = target_of(args.engine, open_bundle(args.bundle).manifest.precision)
-    with Clients() as clients, WorkerProcess.ours(clients.emulator, args.bundle, env={"ENGINE": args.engine}) as worker:
-        results = watched([worker], lambda: _rounds(clients, target, args))
+    known, env = environment(), {"ENGINE": args.engine}  # now: a file that is changed meanwhile is not what runs
+    with Clients() as clients, WorkerProcess.ours(clients.emulator, args.bundle, env=env) as worker:
+        target = target_of(args.engine, served_precision(args.bundle, {**os.environ, **env}))
+        rounds, counts = watched([worker], lambda: _rounds(clients, target, args))
         worker.stop()
-    return results
+    options = {**options_of(vars(args)), **identity(args.bundle)}
+    return Results(known, options, measurements(SCENARIO, rounds), {"counts": counts})
 
 
-def _rounds(clients: Clients, target: str, args: argparse.Namespace) -> Results:
+def _rounds(clients: Clients, target: str, args: argparse.Namespace) -> tuple[list[Round], list[Json]]:
+    """What every round found, and its counts."""
     payload = {"texts": texts(args.bulk_rows, seed=args.seed), "encoding_format": "base64"}
     many = closed_loop(_CLIENTS)
     rounds: list[Round] = []
@@ -87,8 +91,7 @@ def _rounds(clients: Clients, target: str, args: argparse.Namespace) -> Results:
         for point, answers in counts.items():
             for error in sorted(set(answers[-1].errors))[:1]:
                 print(f"{point}: {len(answers[-1].errors)} jobs failed: {error}", file=sys.stderr)
-    details = {"counts": [_counts(target, point, found) for point, found in counts.items()]}
-    return Results(environment(), options_of(vars(args)), measurements(SCENARIO, rounds), details)
+    return rounds, [_counts(target, point, found) for point, found in counts.items()]
 
 
 def _counts(target: str, point: str, rounds: Sequence[Answers]) -> Json:

@@ -57,6 +57,12 @@ def runs(engine: str, precision: str) -> bool:
     return precision != "bf16" or engine == "tensorrt"
 
 
+def identity(path: Path) -> dict[str, str]:
+    """Which bundle it is, for the options of a results file: many a one is in a folder called `bundle`."""
+    bundle = open_bundle(path)
+    return {"model": bundle.manifest.model, "bundle_sha256": bundle.sha256[:12]}
+
+
 def prepare(
     path: Path,
     engine: str,

@@ -29,7 +29,7 @@ from typing import Any
 
 from benchmarks import arguments
 from benchmarks.clients import Answers, Clients, Json, embed_jobs
-from benchmarks.engines import served_precision
+from benchmarks.engines import identity, served_precision
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor import Floor
 from benchmarks.measure import figure, markdown, percentile
@@ -130,6 +130,7 @@ def measure(args: argparse.Namespace) -> Results:
 
     Raises RuntimeError when the worker does not start or ends, or an answer does not come.
     """
+    known = environment()  # now: a file that is changed meanwhile is not what runs
     with ExitStack() as stack:
         fake = args.engine == "fake"
         floor = None if fake else Floor(args.bundle)
@@ -157,7 +158,7 @@ def measure(args: argparse.Namespace) -> Results:
 
         runs = watched(workers, lambda: list(rounds()))
         worker.stop()
-    return _results(runs, args)
+    return _results(runs, args, known)
 
 
 class _Run:
@@ -251,7 +252,7 @@ def floor_of(target: str, point: str, metric: str) -> tuple[str, str, str] | Non
     return FLOOR, {closed_loop(1): ONE_BY_ONE, BULK: BULK}.get(point, BATCHES), metric
 
 
-def _results(runs: Sequence[_Run], args: argparse.Namespace) -> Results:
+def _results(runs: Sequence[_Run], args: argparse.Namespace, known: Mapping[str, Any]) -> Results:
     found = measurements(SCENARIO, [run.found for run in runs], floor_of)
     counts = [
         {
@@ -274,7 +275,7 @@ def _results(runs: Sequence[_Run], args: argparse.Namespace) -> Results:
         for point in runs[0].offered
     ]
     details = {"counts": counts, "open_loop": loops, "knee": knee(loops)}
-    return Results(environment(), options_of(vars(args)), found, details)
+    return Results(known, {**options_of(vars(args)), **identity(args.bundle)}, found, details)
 
 
 def knee(loops: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -15,10 +15,11 @@ The repeats are the fifths, in their order. PSS and jobs/s move with what else r
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count, islice
 from pathlib import Path
@@ -28,6 +29,7 @@ import psutil
 
 from benchmarks import arguments
 from benchmarks.emulator import EmulatorThread, Status
+from benchmarks.engines import identity, served_precision
 from benchmarks.exported import BUILD, exported
 from benchmarks.measure import figure, markdown
 from benchmarks.mixed_jobs import IN_FLIGHT, STALL_S, MixedLoad, mixed_jobs
@@ -36,7 +38,6 @@ from benchmarks.rounds import measurements, options_of, target_of
 from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import stream
-from engine.bundle import open_bundle
 
 Json = dict[str, Any]
 
@@ -106,28 +107,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Returns 1 when memory grew by 2 % or more, files or threads were left, or an answer was wrong."""
     args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
+    known = environment()  # now: a file that is changed meanwhile is not what runs
     report = _soak(args)
     complaints = verdict(report)
     print(table(report))
     for complaint in complaints:
         print(f"soak: {complaint}")
     if args.json:
-        write(args.json, results(report, args))
+        write(args.json, results(report, args, known))
     return 1 if complaints else 0
 
 
 def measure(args: argparse.Namespace) -> Results:
     """The run as measurements. Raises as `soak` does."""
-    return results(_soak(args), args)
+    known = environment()
+    return results(_soak(args), args, known)
 
 
 def _soak(args: argparse.Namespace) -> Report:
     return soak(args.bundle, args.engine, args.jobs, args.warm_up, say=lambda line: print(line, file=sys.stderr))
 
 
-def results(report: Report, args: argparse.Namespace) -> Results:
-    """The run as measurements; see the top."""
-    target = target_of(args.engine, open_bundle(args.bundle).manifest.precision)
+def results(report: Report, args: argparse.Namespace, known: Mapping[str, Any]) -> Results:
+    """The run, begun in the environment `known`, as measurements; see the top."""
+    target = target_of(args.engine, served_precision(args.bundle, {**os.environ, "ENGINE": args.engine}))
     size = len(report.seconds) // _REPEATS
     rounds = []
     for start in range(0, size * _REPEATS, size):
@@ -143,7 +146,8 @@ def results(report: Report, args: argparse.Namespace) -> Results:
     found = asdict(report)
     details = {name: found[name] for name in ("samples", "health", "wrong", "exit_code")}
     details |= {"jobs_per_s": report.jobs_per_s, "complaints": verdict(report)}
-    return Results(environment(), options_of(vars(args)), measurements(SCENARIO, rounds), details)
+    options = {**options_of(vars(args)), **identity(args.bundle)}
+    return Results(known, options, measurements(SCENARIO, rounds), details)
 
 
 def soak(

@@ -87,7 +87,7 @@ def test_two_states_of_changed_files_are_two_versions(tmp_path, monkeypatch):
     assert clean and len(clean) == 12
     (tmp_path / "other" / "a.py").write_text("b")
     assert commit_of("code") == clean
-    found = [clean]
+    found: list[str | None] = [clean]
     for name, text in (("a.py", "b"), ("a.py", "c"), ("new.py", "d"), ("new.py", "e")):
         (tmp_path / "code" / name).write_text(text)
         assert commit_of("code") == commit_of("code")
