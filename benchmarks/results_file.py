@@ -118,6 +118,22 @@ def _measurements(found: Iterable[Mapping[str, Any]]) -> Iterable[Measurement]:
         yield Measurement(**{**one, "repeats": tuple(one["repeats"]), "floor": tuple(floor) if floor else None})
 
 
+def earlier(before: Results, now: Mapping[str, Any], rows: Iterable[str]) -> list[dict[str, Any]]:
+    """What `details["earlier"]` is to be in a file of `before` where all but these rows were measured `now`, anew.
+
+    Each entry has an environment, and the names of the rows that were measured in it: the file's own is of the others.
+    """
+    known = {row: one["environment"] for one in before.details.get("earlier", []) for row in one["rows"]}
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        of = known.get(row, dict(before.environment))
+        if same := next((one for one in found if one["environment"] == of), None):
+            same["rows"].append(row)
+        elif of != now:
+            found.append({"environment": of, "rows": [row]})
+    return found
+
+
 def commit_of(*folders: str) -> str | None:
     """The last commit that changed these folders; behind it, where files in them were changed since, a digest of how.
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import large, models, tasks
 from benchmarks.results_file import Measurement, Results, commit_of, environment, read, write
+from benchmarks.zoo.case import Stages
 
 
 def _measurement(target="ours", repeats=(100.0, 120.0), floor=None):
@@ -94,3 +96,36 @@ def test_two_states_of_changed_files_are_two_versions(tmp_path, monkeypatch):
         found.append(commit_of("code"))
     assert len(set(found)) == 5
     assert all(one and one.startswith(f"{clean}-dirty-") for one in found[1:])
+
+
+def test_rows_that_were_not_measured_anew_keep_their_environment(tmp_path, monkeypatch):
+    """One file each, of which a run may renew a single row."""
+    path = tmp_path / "zoo.json"
+    row = {"task": "t", "refused": "no", "difference": None}
+    for commit, names in (("a", "xyz"), ("b", "x"), ("b", "y"), ("c", "x")):
+        monkeypatch.setattr(models, "environment", lambda commit=commit: {"commit": commit})
+        models.record([{**row, "architecture": name} for name in names], path)
+    found = read(path)
+    assert found.environment == {"commit": "c"}
+    assert found.details["earlier"] == [
+        {"environment": {"commit": "b"}, "rows": ["y"]},
+        {"environment": {"commit": "a"}, "rows": ["z"]},
+    ]
+    models.record([{**row, "architecture": name} for name in "yz"], path)
+    assert read(path).details["earlier"] == []
+
+    results = Results({}, {}, (), {"architectures": [], "models": {}})
+    case = Stages("t", "small", lambda root: root, {})
+    for commit, architecture in (("a", "x"), ("b", "y")):
+        monkeypatch.setattr(tasks, "environment", lambda commit=commit: {"commit": commit})
+        results = tasks.with_architecture(results, {"task": "t", "architecture": architecture})
+    results = tasks.with_stages(results, case, [{("ours", "t"): {"engine_us": 1.0}}], 1)
+    assert results.environment == {"commit": "b"}
+    assert results.details["earlier"] == [{"environment": {"commit": "a"}, "rows": ["t, x"]}]
+
+    path = tmp_path / "large.json"
+    watched = large.Watched(1.0, 1)
+    for commit, precision in (("a", "fp32"), ("b", "fp16")):
+        monkeypatch.setattr(large, "environment", lambda commit=commit: {"commit": commit})
+        large.record(large.Run(precision, 1, 1, watched, watched), path)
+    assert read(path).details["earlier"] == [{"environment": {"commit": "a"}, "rows": ["fp32"]}]
