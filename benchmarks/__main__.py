@@ -74,4 +74,6 @@ def _nobody_reads() -> bool:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout`, a CI that gives up: as above
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a terminal that closes, unless under nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     sys.exit(main())

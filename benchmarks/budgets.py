@@ -5,6 +5,7 @@ A budget limits a count, or a ratio to the floor of the same run: a machine that
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -47,7 +48,8 @@ class Budget:
 
     def used(self, value: float) -> float:
         """How much of the budget `value` takes: above 1 it is exceeded."""
-        return value / self.at_most if self.at_most is not None else (self.at_least or 0.0) / value
+        part, whole = (value, self.at_most) if self.at_most is not None else (self.at_least or 0.0, value)
+        return part / whole if whole else 0.0 if self.keeps(value) else math.inf
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def read(path: Path = BUDGETS) -> list[Budget]:
         entries = tomllib.loads(text_of(path))["budget"]
     except (tomllib.TOMLDecodeError, KeyError) as error:
         raise ValueError(f"{path} holds no [[budget]] entries that can be read: {error}") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{path}: budgets are entries with [[budget]] above each, two brackets on both sides")
     return [_budget(path, entry) for entry in entries]
 
 
@@ -82,6 +86,10 @@ def _budget(path: Path, entry: Mapping[str, Any]) -> Budget:
             f"{path}: a budget has scenario, target, point, metric, reason, and at_most or at_least; this one is "
             f"{dict(entry)}"
         )
+    for name, value in entry.items():
+        is_limit = name in ("at_most", "at_least")
+        if not (type(value) in (int, float) and math.isfinite(value) if is_limit else isinstance(value, str)):
+            raise ValueError(f"{path}: {name} of a budget is a {'number' if is_limit else 'text'}, not {value!r}")
     return Budget(**entry)
 
 

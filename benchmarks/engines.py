@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def prepare(
         if _plan(path, precision, batches, lengths) is None:
             command = [sys.executable, "-m", "export", "plan", str(path), "--precision", precision]
             command += ["--batches", ",".join(map(str, batches)), "--lengths", ",".join(map(str, lengths))]
-            if subprocess.run([*command, *more.split()]).returncode:
+            if subprocess.run([*command, *shlex.split(more)]).returncode:
                 raise RuntimeError(f"no plan for {path}")
     elif _onnx_precision(precision) not in _has(open_bundle(path)):
         if precision == "int8":

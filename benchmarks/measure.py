@@ -65,10 +65,13 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, aligned: b
 
 
 def text_of(path: Path) -> str:
-    """The content of a file that a user names. Raises OSError, and ValueError for a pipe or a device."""
+    """The content of a file that a user names. Raises OSError, and ValueError for what is no file or no text."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError(f"{path} is not a file; name one that is")
-    return path.read_text()
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error.reason}); name another file") from error
 
 
 def write_json(path: Path, results: Any) -> None:

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import io
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -35,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Export, compare, write the results and the page; 1 when one does not end as the zoo says."""
+    """Export, compare, write results and page; 1 when one does not end as the zoo says, 2 for one that is not there."""
+    known = sorted(case.architecture for case in zoo.models())
+    if args.architecture not in (None, *known):
+        there = ", ".join(known)
+        print(f"models: no model of {args.architecture!r} in benchmarks/zoo; there are: {there}", file=sys.stderr)
+        return 2
     wrong = 0
     for case in zoo.models():
         if args.tables or args.architecture not in (None, case.architecture):

@@ -22,6 +22,7 @@ from engine.tensors import TensorSpec
     ("command", "said"),
     [
         ("tasks --task no-task", "tasks: no model of 'no-task' in benchmarks/zoo; there are: audio-classification"),
+        ("models --architecture nope", "models: no model of 'nope' in benchmarks/zoo; there are: "),
         ("report --out {file}", "report: [Errno 17] File exists"),
         (
             "load --clients --rates 1e9",

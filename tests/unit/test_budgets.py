@@ -1,6 +1,7 @@
 """Budgets: what may be written, what is held against them, and what is said when one is exceeded."""
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def budget(point: str = "idle", metric: str = "p50_ms", **limit: float) -> budge
         (budget(at_most=1.9), 2.0, False, 2 / 1.9),
         (budget("1 client", "jobs_per_s", at_least=40), 50.0, True, 0.8),
         (budget("1 client", "jobs_per_s", at_least=60), 50.0, False, 1.2),
+        (budget(at_most=0), 2.0, False, math.inf),
     ],
 )
 def test_ratios_are_limited_where_there_is_a_floor_and_else_values(
@@ -110,12 +112,24 @@ def test_the_committed_budgets_can_be_read_and_are_each_for_another_figure():
             '[[budget]]\nscenario="a"\ntarget="b"\npoint="c"\nmetric="d"\nreason="e"\nat_most=1\nat_least=1',
             "at_most or at_least",
         ),
+        ('[budget]\nscenario = "load"', r"entries with \[\[budget\]\] above each"),
+        (FDS.replace("24", '"24"'), "at_most of a budget is a number, not '24'"),
+        (FDS.replace("24", "nan"), "at_most of a budget is a number, not nan"),
+        (FDS.replace("24", "true"), "at_most of a budget is a number, not True"),
+        (FDS.replace('"because"', "7"), "reason of a budget is a text, not 7"),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong(tmp_path: Path, text: str, message: str):
     (tmp_path / "b.toml").write_text(text)
     with pytest.raises(ValueError, match=message):
         budgets.read(tmp_path / "b.toml")
+
+
+def test_nothing_may_be_the_most_that_is_allowed():
+    none = Results({}, {}, (Measurement("soak", "ours", "p", "wrong", "", "lower", (0.0,)),))
+    (outcome,) = budgets.check(none, [budgets.Budget("soak", "ours", "p", "wrong", "because", at_most=0)])
+    assert outcome.kept
+    assert "| 0% " in budgets.table([outcome])
 
 
 def run(module: object, *arguments: object) -> int:

@@ -213,6 +213,14 @@ def test_steps_are_those_asked_for(tmp_path: Path):
     assert list(with_smoke[3].command[-2:]) == ["--torch-python", "/usr/bin/python3"]
 
 
+def test_options_for_a_step_are_taken_apart_as_a_shell_does(tmp_path: Path):
+    given = dict.fromkeys(("plan_options", "latency_options", "coldstart_options", "test_options"), "--x 'a b'")
+    steps = steps_of(asked(tmp_path, steps=["plan", "tests", "coldstart", "latency"], **given))
+    assert len(steps) == 4
+    for step in steps:
+        assert step.command[step.command.index("--x") + 1] == "a b", step.name
+
+
 def test_a_step_that_takes_too_long_ends_with_all_that_it_started(tmp_path: Path):
     step = Step("slow", ["sh", "-c", "echo begun; sleep 60 & echo $!; wait"])
     run(step, tmp_path / "slow.log", 0.5)

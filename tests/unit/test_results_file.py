@@ -44,6 +44,12 @@ def test_another_file_is_refused_with_what_to_do(tmp_path, text):
         read(tmp_path / "r.json")
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ValueError, match=r"a\.json is not text in UTF-8 \(invalid start byte\); name another file"):
+        read(tmp_path / "a.json")
+
+
 @pytest.mark.timeout(20)
 def test_a_file_without_an_end_is_not_read():
     with pytest.raises(ValueError, match="/dev/zero is not a file"):

@@ -67,7 +67,7 @@ def test_a_portion_ends_with_the_last_of_its_jobs_and_no_other_job_counts(
     assert load.wrong == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_benchmark_that_is_told_to_end_leaves_no_worker_behind(small_bundle: Path, number: signal.Signals):
     """One of the stock SDK's would ask an endpoint that is gone for jobs, again and again, on a whole CPU."""
     command = [sys.executable, "-m", "benchmarks", "soak", "--engine", "fake", "--bundle", str(small_bundle)]
