@@ -23,6 +23,7 @@ from benchmarks import coldstart, peer_env
 from benchmarks.floor import Floor
 from benchmarks.floor_files import files
 from benchmarks.targets import catalogue, library
+from benchmarks.targets.base import Running
 from benchmarks.targets.catalogue import Needs, targets
 from benchmarks.targets.dialects import OPENAI, SDK_TEST_SERVER, TEI, triton
 from benchmarks.targets.http_server import HttpServer, RemoteServer
@@ -87,6 +88,22 @@ def test_the_floor_answers_over_its_pipe(small_bundle: Path):
         assert running.closed_loop(32, 0.1, seed=1) is None
         assert len(running.one_by_one(many[:3], 0.0).ms) == 3
         assert running.stop(10.0) is not None
+
+
+def test_a_worker_that_dies_is_told_without_waiting_for_its_answers(small_bundle: Path):
+    (ours,) = targets(["ours"], Needs(model=small_bundle, bundle=small_bundle, engine="fake"))
+    asks: tuple[Callable[[Running], object], ...] = (
+        lambda running: running.embed(["a"]),
+        lambda running: running.one_by_one(["a"], 0.0),
+        lambda running: running.closed_loop(1, 0.1, 0),
+    )
+    with ours.start() as running:
+        assert running.pid
+        assert len(running.embed(["a", "b"])) == 2
+        psutil.Process(running.pid).kill()
+        for ask in asks:
+            with pytest.raises(RuntimeError, match="the worker was killed by signal 9 in the middle of its work"):
+                ask(running)
 
 
 def test_floors_do_the_work_of_a_default_prompt(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
