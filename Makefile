@@ -9,6 +9,15 @@ BIN := $(VENV)/bin
 GPU_PINS := requirements/all.txt
 # What PyTorch is measured with; the one in here is for the CPU.
 TORCH_PYTHON ?= $(BIN)/python
+ifeq ($(EXTRA),gpu)
+# CUDA's libraries, which ONNX Runtime finds nowhere else; as in the image, for TensorRT and the packages of NVIDIA's leave
+# theirs in folders of their own. Not for torch, which brings those that it was built for.
+CUDA_LIBRARIES := $(abspath $(VENV))/lib/cuda
+LIBRARIES_BEFORE := $(LD_LIBRARY_PATH)
+export LD_LIBRARY_PATH := $(CUDA_LIBRARIES)$(addprefix :,$(LD_LIBRARY_PATH))
+TORCH_STARTER := $(if $(filter none,$(TORCH_PYTHON)),,torch-python)
+endif
+TORCH_RUNS = $(if $(TORCH_STARTER),$(VENV)/$(TORCH_STARTER),$(TORCH_PYTHON))
 
 # Where packages are found is what uv is told, by its variables or a uv.toml; or else what pip is told, by its variables or
 # a pip.conf, which uv does not read. Where neither names a place it is PyPI; but torch comes from PyTorch's own index for
@@ -69,10 +78,17 @@ $(VENV)/dev.stamp: $(VENV)/uv.stamp requirements/dev.txt
 	@$(BIN)/uv pip install $(NO_INDEX) --python $(BIN)/python -r requirements/dev.txt
 	@touch $@
 
-$(VENV)/gpu.stamp: $(VENV)/dev.stamp $(GPU_PINS)
+# PyCUDA comes as source, and the machine may have a driver and no CUDA toolkit.
+WITH_CUDA_HEADERS := tests/cuda_driver/with_cuda_headers.sh
+
+$(VENV)/gpu.stamp: $(VENV)/dev.stamp $(GPU_PINS) requirements/build.txt $(WITH_CUDA_HEADERS)
 	@echo "== $(VENV): packages of $(GPU_PINS)"
 	@$(BIN)/uv pip uninstall --quiet --python $(BIN)/python onnxruntime
-	@$(BIN)/uv pip install $(NO_INDEX) --python $(BIN)/python -r $(GPU_PINS)
+	@$(WITH_CUDA_HEADERS) $(BIN)/python $(BIN)/uv pip install $(NO_INDEX) --python $(BIN)/python \
+		--build-constraints requirements/build.txt -r $(GPU_PINS)
+	@rm -rf $(CUDA_LIBRARIES) && mkdir $(CUDA_LIBRARIES)
+	@find $(abspath $(VENV))/lib/python3.11/site-packages \( -path '*/nvidia/*/lib/*.so*' -o -path '*/tensorrt_libs/*.so*' \) \
+		-exec ln -s -t $(CUDA_LIBRARIES) {} +
 	@touch $@
 
 .PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers report coldstart load soak bench-quick uv-places lock clean
@@ -109,8 +125,13 @@ ifeq ($(EXTRA),gpu)
 test-gpu: setup
 	@$(BIN)/python -m pytest -m gpu tests/gpu
 
-gpu: setup
-	@$(BIN)/python -m benchmarks gpu --out $(or $(OUT),build/gpu-results) --torch-python $(TORCH_PYTHON)
+gpu: setup $(TORCH_STARTER)
+	@$(BIN)/python -m benchmarks gpu --out $(or $(OUT),build/gpu-results) --torch-python $(TORCH_RUNS)
+
+.PHONY: torch-python
+torch-python: setup
+	@printf '#!/bin/sh\nLD_LIBRARY_PATH=%q exec %q "$$@"\n' $(call quoted,$(LIBRARIES_BEFORE)) $(call quoted,$(TORCH_PYTHON)) \
+		> $(VENV)/torch-python && chmod +x $(VENV)/torch-python
 else
 test-gpu: ## the tests that need a GPU, in .venv-gpu
 	@$(MAKE) --no-print-directory EXTRA=gpu $@
@@ -119,8 +140,8 @@ gpu: ## all that a GPU machine can check and measure, into OUT=build/gpu-results
 	@$(MAKE) --no-print-directory EXTRA=gpu $@
 endif
 
-latency: setup ## BERT encoders at real sizes: engine, copies, handler(job), beside torch
-	@$(BIN)/python -m benchmarks latency --torch-python $(TORCH_PYTHON)
+latency: setup $(TORCH_STARTER) ## BERT encoders at real sizes: engine, copies, handler(job), beside torch
+	@$(BIN)/python -m benchmarks latency --torch-python $(TORCH_RUNS)
 
 IMAGE ?= worker-tensorrt:latest
 ENGINE_SET ?= all

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from benchmarks.report.stored import Shape, Source, Stored, shape
-from benchmarks.rounds import named_precision, plain
+from benchmarks.rounds import REACHED, named_precision, plain
 
 _LOADS = ("load", "peers")
 _GRIDS = ("throughput", "latency")
@@ -95,12 +95,21 @@ def _targets(known: Stored, scenario: str, setting: Setting) -> list[tuple[Sourc
 
 def _loads(source: Source, scenario: str, setting: Setting, target: str) -> Iterator[Point]:
     names = dict.fromkeys(one.point for one in source.results.of(scenario) if one.target == target)
+    details = source.results.details
+    loops = (details.get(scenario) or details).get("open_loop") or []  # of several scenarios, by each one's name
+    late = {
+        loop["point"]
+        for loop in loops
+        if loop["target"] == target and sum(loop["reached_per_s"]) < REACHED * sum(loop["offered_per_s"])
+    }
     for name in names:
         closed = re.fullmatch(r"(\d+) clients?", name)
         if not closed and not name.startswith("rate "):
             continue
         rate, p99 = (source.value(scenario, target, name, metric) for metric in ("jobs_per_s", "p99_ms"))
         if rate is None or p99 is None or not rate.median > 0:  # a loop without answers serves nothing
+            continue
+        if name in late:  # its p99 tells how long the loop lasted
             continue
         together = int(closed[1]) if closed else max(1, math.ceil(rate.median * p99.median / 1e3))
         where = f"{source.name}, {scenario}, {target}, {name}"

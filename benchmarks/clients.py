@@ -7,6 +7,7 @@ Times are the emulator's: from the moment a job is queued to the moment its answ
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -48,7 +49,7 @@ class Answers:
             "p50_ms": percentile(self.ms, 50),
             "p90_ms": percentile(self.ms, 90),
             "p99_ms": percentile(self.ms, 99),
-            "max_ms": max(self.ms, default=0.0),
+            "max_ms": max(self.ms, default=math.nan),
             "errors": len(self.errors),
         }
 

@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from benchmarks import arguments
 from benchmarks.clients import Clients, embed_jobs
 from benchmarks.emulator import Status
-from benchmarks.measure import MISSING, markdown, percentile, times
+from benchmarks.measure import MISSING, markdown, percentile
 from benchmarks.results_file import Results, environment, write
-from benchmarks.rounds import Round, measurements, spread
+from benchmarks.rounds import Round, measurements, median_ratio, spread
 from benchmarks.targets.catalogue import LABELS, Needs, targets
 from benchmarks.targets.queue_worker import QueueWorker
 from benchmarks.worker_process import WorkerProcess
@@ -128,8 +128,7 @@ def table(results: Results, rtt_ms: float, pause_s: float) -> str:
         cells = []
         for name in names:
             one = results.find((SCENARIO, name, point, metric))
-            ratios = sorted(results.ratios(one)) if one else []
-            behind = f" {times(ratios[len(ratios) // 2])}" if ratios else ""
+            behind = f" {median_ratio(results, one)}" if one and results.ratios(one) else ""
             cells.append(spread(one) + behind if one else MISSING)
         rows.append([label, *cells])
     return markdown([f"round trip {rtt_ms:g} ms, TLS", *(LABELS[name] for name in names)], rows)

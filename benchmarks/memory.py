@@ -109,17 +109,17 @@ def measure(found: Sequence[Target], jobs: int, rounds: int) -> Mapping[str, lis
 
 
 def _measure(target: Target, jobs: int) -> Figures:
-    """Memory at each point: half of the jobs hold one text, and the other half's texts come in jobs of 32."""
+    """Memory at each point: half of the texts come in jobs of one, the first of them alone, and half in jobs of 32."""
     with target.start() as running:
         found = _at(BOOT, running)
         running.embed(texts(1))
         found |= _at(FIRST, running)
         single = stream(seed=3)
-        answers = running.one_by_one([next(single) for _ in range(jobs // 2)], 0.0)
+        answers = running.one_by_one([next(single) for _ in range(jobs - jobs // 2 - 1)], 0.0)
         if answers.errors:
             raise RuntimeError(f"{len(answers.errors)} jobs failed: {answers.errors[0]}")
-        for number in range(jobs // 2 // _PART):
-            running.embed(texts(_PART, seed=number))
+        for number, begin in enumerate(range(0, jobs // 2, _PART)):
+            running.embed(texts(min(_PART, jobs // 2 - begin), seed=number))
         found |= _at(after(jobs), running)
     return found
 

@@ -5,6 +5,7 @@ Rule: no clock and no process here.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ _UNITS: tuple[tuple[str, str, Literal["higher", "lower"]], ...] = (
 )
 
 
+REACHED = 0.95
+"""Of what an open loop offers; where less is answered in its time, the queue grows for as long as it lasts."""
 _PRECISION = re.compile(r"-(fp32|tf32|fp16|bf16|int8)(?=-|$)")
 
 
@@ -49,11 +52,16 @@ def measurements(
     for target, point, metric in keys:
         below = floor(target, point, metric)
         text, better = unit(metric)
-        repeats = tuple(found.get((target, point), {}).get(metric) for found in rounds)
+        repeats = tuple(_known(found.get((target, point), {}).get(metric)) for found in rounds)
         made.append(
             Measurement(scenario, target, point, metric, text, better, repeats, below if below in keys else None)
         )
     return tuple(made)
+
+
+def _known(value: float | None) -> float | None:
+    """As it is read from a file again: NaN, of a round without answers, is no figure, and would spoil any order."""
+    return None if value is None or math.isnan(value) else value
 
 
 def target_of(engine: str, precision: str = "fp32") -> str:

@@ -192,7 +192,7 @@ def _built(bundle: Bundle, settings: Settings, graph: str, facts: Facts, struck:
     def is_there() -> bool:
         return not select(settings, replace(now(), struck={**facts.struck, **struck})).build
 
-    build_plan.build(bundle, settings.plan_cache, settings.build_timeout_s, say, is_there)
+    build_plan.build(bundle, settings.plan_cache, settings.build_timeout_s, settings.precision, say, is_there)
     for plan in now().cached:
         struck.pop(str(plan.path), None)
     if not is_there():

@@ -37,10 +37,13 @@ _STILL_AT_IT_S = 15.0
 _LOCK_CHECK_S = 0.5
 
 
-def build(bundle: Bundle, cache: Path, timeout_s: float, say: Say, is_there: Callable[[], bool]) -> None:
+def build(
+    bundle: Bundle, cache: Path, timeout_s: float, precision: str, say: Say, is_there: Callable[[], bool]
+) -> None:
     """Build plans for every graph of `bundle` on this GPU into `cache`, within `timeout_s` seconds.
 
-    One worker builds at a time; who waited for another asks `is_there` before building again. Raises EngineError.
+    `precision` is the setting: with `auto` the export chooses. One worker builds at a time; who waited for another asks
+    `is_there` before building again. Raises EngineError.
     """
     deadline = time.monotonic() + timeout_s
     try:
@@ -52,7 +55,8 @@ def build(bundle: Bundle, cache: Path, timeout_s: float, say: Say, is_there: Cal
                 copy = _copy(bundle, Path(work) / "bundle")
                 with _worth_no_failure(say):
                     _bring_timings(bundle, cache, copy)
-                _run([*BUILD_COMMAND, str(copy)], work, deadline, timeout_s, say)
+                asked = [] if precision == "auto" else ["--precision", precision]
+                _run([*BUILD_COMMAND, str(copy), *asked], work, deadline, timeout_s, say)
                 _keep(open_bundle(copy), bundle, cache)
                 with _worth_no_failure(say):
                     _keep_timings(bundle, cache, copy)

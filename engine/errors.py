@@ -2,6 +2,7 @@
 
 WorkerError
 ├── InvalidInput         the caller's: the payload breaks a rule; the message says what is allowed
+│   └── AnswerTooLarge   it asks for more than RunPod takes as one answer
 ├── Overloaded           nobody's: the queue is full; the same job may be sent again
 ├── Unreachable          another server's: it did not answer as it should; the same job may be sent again
 └── WorkerFault          ours
@@ -36,6 +37,14 @@ class InvalidInput(WorkerError):
     """The caller's fault. Sending the same payload again fails again."""
 
     prefix = "invalid input"
+
+
+class AnswerTooLarge(InvalidInput):
+    """An answer would be of `size` bytes, or is by now. Fewer items at once may be answered."""
+
+    def __init__(self, sentence: str, size: int) -> None:
+        super().__init__(sentence)
+        self.size = size
 
 
 class Overloaded(WorkerError):

@@ -13,6 +13,7 @@ import io
 import re
 import socket
 import ssl
+import string
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def fetch(url: str, limits: Limits, network: Network | None = None) -> bytes:
             kind = Unreachable if reply.status >= 500 or reply.status in _TEMPORARY else InvalidInput
             raise kind(f"{host} answered with status {reply.status}")
         try:
-            url = urljoin(url, reply.headers["location"])
+            url = urljoin(url, _as_url(reply.headers["location"]))
         except ValueError:
             raise InvalidInput(f"{host} redirects to a URL that is malformed") from None
     raise InvalidInput(f"more than {_MAX_REDIRECTS} redirects, the last one to {str(urlsplit(url).hostname)[:80]}")
@@ -149,6 +150,11 @@ def check_url(url: str, hosts: Sequence[str]) -> Target:
         raise InvalidInput("the URL is malformed") from None
 
 
+def _as_url(location: str) -> str:
+    """A header's value with its bytes beyond ASCII percent-encoded: UTF-8 as a rule, read as Latin-1 by http.client."""
+    return quote(location, safe=string.punctuation, encoding="iso-8859-1")
+
+
 def _matches(host: str, port: int, pattern: str) -> bool:
     """`pattern` is a host, `*.` and a domain for all hosts below it, or `*`; `:PORT` behind it, else 443."""
     name, _, at = pattern.partition(":")
@@ -205,6 +211,7 @@ def _connect(
         context = network.trust()
         # Without a context it makes one of its own, which nobody uses: 20 ms of every request.
         connection = http.client.HTTPSConnection(target.host, target.port, context=context)
+        connection.response_class = _Response
         raw.settimeout(deadline.left())
         connection.sock = _Timed(context.wrap_socket(raw, server_hostname=target.host), deadline)
     except BaseException:
@@ -219,6 +226,9 @@ def _read(response: http.client.HTTPResponse, host: str, max_bytes: int) -> Repl
         return Reply(response.status, headers, b"")
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise InvalidInput(f"{host} sent compressed content ({headers['content-encoding'][:20]}), asked for was plain")
+    if (coding := headers.get("transfer-encoding", "chunked")).lower() not in ("chunked", "identity"):
+        # http.client would give it as it came, with the sizes of its chunks.
+        raise InvalidInput(f"{host} sent content in the transfer coding {coding[:20]}, asked for was none")
     too_large = InvalidInput(f"the content at {host} is over the limit of {max_bytes} bytes (MAX_MEDIA_BYTES)")
     if response.length is not None and response.length > max_bytes:
         raise too_large
@@ -228,6 +238,16 @@ def _read(response: http.client.HTTPResponse, host: str, max_bytes: int) -> Repl
     if response.length:
         raise Unreachable(f"{host} closed the connection before the end of the content")
     return Reply(response.status, headers, body)
+
+
+class _Response(http.client.HTTPResponse):
+    """The answer, and not the hints that may come ahead of it; http.client passes over 100 alone."""
+
+    def begin(self) -> None:
+        super().begin()
+        while self.status == http.HTTPStatus.EARLY_HINTS:
+            self.headers = self.msg = None  # type: ignore[assignment]  # as before the first
+            super().begin()
 
 
 class _Timed:

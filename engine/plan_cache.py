@@ -1,6 +1,6 @@
 """Plans that a boot built on the GPU that it woke up on, kept on the volume for the boots after it.
 
-    PLAN_CACHE/<graph>-<digest>/sm_89-trt10.13.0-fp16.plan + .json     digest: `source_digest` of the graph's fp32 file
+    PLAN_CACHE/<graph>-<digest>/sm_89-trt10.13.0-fp16.plan + .json     digest: of all that a build goes by (`folder_of`)
     PLAN_CACHE/model-NVIDIA_L4-trt10.13.0.35.timing.cache              what the builder measured, for one kind of GPU
     PLAN_CACHE/.lock                                                   held while a worker builds
 
@@ -12,6 +12,7 @@ their weights are. build_plan.py writes all of it; here it is read.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,17 @@ def verify(plan: PlanFile) -> None:
 
 
 def folder_of(cache: Path, bundle: Bundle, graph: str) -> Path:
-    """Where in `cache` the plans of this very graph lie."""
-    onnx = bundle.manifest.graphs[graph].onnx["fp32"]
-    return cache / f"{graph}-{source_digest(bundle.manifest.files, onnx)}"
+    """Where in `cache` the plans of this very graph lie.
+
+    Its name covers what the bundle says to a build: the graph in each precision, its weights included, the precision
+    for TensorRT, and the shapes. So two exports of one model that differ in any of it share a volume.
+    """
+    manifest = bundle.manifest
+    described = manifest.graphs[graph]
+    said = {
+        "onnx": {one: source_digest(manifest.files, name) for one, name in described.onnx.items()},
+        "precision": manifest.precisions.get("tensorrt"),
+        "max_length": manifest.max_length(graph),
+        "inputs": [(spec.name, spec.dtype, spec.shape) for spec in described.inputs],
+    }
+    return cache / f"{graph}-{hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}"

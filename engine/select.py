@@ -253,6 +253,10 @@ def _obstacle_to_plan(plan: PlanFile, settings: Settings, facts: Facts) -> str |
     assert facts.gpu is not None and facts.tensorrt is not None
     capability = "{}.{}".format(*facts.gpu.compute_capability)
     wrong = mismatch(plan.plan, Machine(facts.tensorrt, capability, facts.gpu.name))
+    if wrong is None and plan.plan.version_compatible and plan in facts.cached:
+        wrong = (
+            "it is version-compatible, so that it brings code along, which is taken from the bundle alone; remove it"
+        )
     if wrong is None and settings.precision not in ("auto", plan.plan.precision):
         wrong = f"it is {plan.plan.precision}, and PRECISION={settings.precision} is asked for"
     return wrong or facts.struck.get(str(plan.path))

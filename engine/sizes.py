@@ -1,6 +1,9 @@
-"""Sizes in words: the one way in which all commands and logs write them."""
+"""Sizes in words: the one way in which all commands and logs write them. And the largest answer."""
 
 from __future__ import annotations
+
+LARGEST_REPLY = 20_000_000
+"""Bytes of a job's final body that RunPod takes (its SDK's check_return_size)."""
 
 
 def readable(size: float) -> str:

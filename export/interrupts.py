@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _came = False
 
 
@@ -18,7 +18,7 @@ def install() -> None:
     Those that whoever started it has it ignore stay ignored: nohup does so with SIGHUP, a shell without job control
     with SIGINT for what it runs in the background.
     """
-    for number in _SIGNALS:
+    for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
 

@@ -93,9 +93,9 @@ def _import(names: Sequence[str], packages: str) -> Any:
     for name in names:
         try:
             return import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-        except (ImportError, OSError) as error:  # one of the libraries that it loads
+        except (ImportError, OSError) as error:
+            if isinstance(error, ModuleNotFoundError) and error.name == name:
+                continue
+            # Not it, but a package or a library that it loads.
             raise Unavailable(f"{name} does not load ({error}); install {packages} again") from error
     raise Unavailable(f"{names[-1]} is not installed; install {packages}")

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from export import interrupts
+
 _KEPT = 200
 _MOST_SHOWN = 5
 _PERIOD_S = 10.0
@@ -75,21 +77,26 @@ def errors_of(logger: Any) -> str:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[threading.Event]:
-    """Note Ctrl-C and SIGTERM while the builder runs and raise KeyboardInterrupt afterwards.
+    """Note Ctrl-C, SIGTERM and SIGHUP while TensorRT works and raise KeyboardInterrupt afterwards.
 
-    Raised in one of its callbacks, an exception would pass through TensorRT's own code and abort the process.
+    Raised in one of its callbacks, of which the logger is one, an exception would be swallowed by TensorRT's bindings.
+    A signal that is ignored stays so.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: asked.set()) for number in numbers]
+    interrupts.check()
+    before: dict[int, Any] = {}
     try:
+        for number in interrupts.SIGNALS:
+            if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None):  # None: not Python's
+                before[number] = handler
+                signal.signal(number, lambda *_: asked.set())
         yield asked
     finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        for deferred, handler in before.items():
+            signal.signal(deferred, handler)
         if asked.is_set():
             raise KeyboardInterrupt
 

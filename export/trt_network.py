@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from engine.bucket import Bucket
@@ -49,6 +50,20 @@ def build_plan(
     """
     logger = logger_of(trt)
     logger.clear()
+    with deferred_interrupt() as stop:
+        return _build(trt, logger, onnx, inputs, profiles, recipe, timing_cache, stop)
+
+
+def _build(
+    trt: Any,
+    logger: Any,
+    onnx: Path,
+    inputs: Sequence[TensorSpec],
+    profiles: Sequence[tuple[Bucket, Bucket, Bucket]],
+    recipe: PlanRecipe,
+    timing_cache: bytes,
+    stop: Event,
+) -> Built:
     builder = _start(trt, logger)
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
@@ -61,11 +76,12 @@ def build_plan(
     for shapes in profiles:
         _add_profile(builder, config, inputs, shapes)
     cache = _set_timing_cache(config, timing_cache) if _has_timing_cache(recipe) else None
-    with deferred_interrupt() as stop:
-        monitor = monitor_of(trt, stop)  # referenced until this function returns
-        if monitor is not None:
-            config.progress_monitor = monitor
-        plan = builder.build_serialized_network(network, config)
+    monitor = monitor_of(trt, stop)  # referenced until this function returns
+    if monitor is not None:
+        config.progress_monitor = monitor
+    if stop.is_set():  # since parsing began; before TensorRT 10 nothing ends a build
+        raise KeyboardInterrupt
+    plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise Refused(
             f"TensorRT {trt.__version__} cannot build {onnx.name} in {recipe.precision}: "

@@ -125,7 +125,7 @@ def _serve_stock(timeline: Timeline) -> int:
     gc.enable()
     mark_ready()
     try:
-        start_stock(answers(worker.handler, settings), settings.max_concurrency)
+        start_stock(answers(worker.handler, settings, worker.counts), settings.max_concurrency)
     except BrokenPipeError as error:  # whoever read what the SDK prints has ended, such as `| head`
         log("ERROR", f"cannot go on: {error}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +13,7 @@ from engine.config import Settings
 from engine.errors import BundleError
 from engine.probe import has_device_file
 from handler.beside import Beside
+from handler.counts import Counts
 from handler.frugal import be_frugal
 from handler.log import log
 from handler.timeline import Timeline
@@ -41,6 +42,8 @@ class Worker:
     handler: Handler
     notes: Sequence[str] = ()
     """What the engine does not do as it should."""
+    counts: Counts = field(default_factory=Counts)
+    """Of the stock loop's jobs; others are counted by the process that answers them."""
 
     @property
     def choice(self) -> Choice:
@@ -64,8 +67,7 @@ class Worker:
             "notes": list(self.notes),
             "boot_ms": self.timeline.stages,
             "uptime_s": self.timeline.uptime_s,
-            "jobs_done": self.handler.jobs_done,
-            "jobs_failed": self.handler.jobs_failed,
+            **self.counts.report(),
             "rows_queued": self.batcher.queued,
             **self.batcher.stats.summary(),
             "engine_pid": os.getpid(),

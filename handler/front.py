@@ -22,7 +22,7 @@ from handler.health import mark_ready, resident_mb
 from handler.heartbeat import Heartbeat
 from handler.job_loop import JobLoop
 from handler.log import log
-from handler.options import asks
+from handler.options import asks, is_health
 from handler.sdk import Sdk
 from handler.timeline import Timeline
 
@@ -82,7 +82,7 @@ class _Front:
         """The body for `job`, or its parts; health also tells what only this process knows."""
         if asks(job, "stream"):
             return self.engine.stream(job)
-        if job.get("input") != {"health": True}:
+        if not is_health(job):
             return await self.engine.handle(
                 job, partial(self._loop.report, job["id"]) if asks(job, "progress") else None
             )
@@ -91,6 +91,7 @@ class _Front:
         running = self._sdk.progress.get_job_count()
         return {
             **report,
+            **self._loop.counts.report(),
             "boot_ms": self._timeline.stages,
             "jobs_running": running,
             "memory_mb": memory,

@@ -43,8 +43,6 @@ class Handler:
         debug: bool = False,
         stats: Stats | None = None,
     ) -> None:
-        self.jobs_done = 0
-        self.jobs_failed = 0
         self._task = task
         self._batcher = batcher
         self._health = health
@@ -69,8 +67,8 @@ class Handler:
         """The body to post for `job`: what `handle` returns, encoded here rather than by whoever posts it.
 
         A job with `"stream": true` gives the bodies of its parts to `on_chunk`, in order, which may keep it waiting,
-        and ends with an empty list, as a generator handler of the SDK does. A job with `"progress": true` tells
-        `on_progress` how far it is.
+        and ends with an empty list, as a generator handler of the SDK does, unless its task has no parts of it. A job
+        with `"progress": true` tells `on_progress` how far it is.
         """
         body = await self._guarded(job, lambda reply: encode(body_of_json(reply)), on_chunk, on_progress)
         return body if isinstance(body, bytes) else encode(body)
@@ -83,16 +81,13 @@ class Handler:
         on_progress: Callable[[Json], None] | None = None,
     ) -> Any:
         try:
-            reply = await self._reply(job.get("input"), finish, on_chunk, on_progress)
+            return await self._reply(job.get("input"), finish, on_chunk, on_progress)
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # every job that was taken gets an answer; a panic of Rust's is no Exception
-            self.jobs_failed += 1
             if not isinstance(error, WorkerError):
                 log("ERROR", in_words(error), job.get("id"))
             return body_of_error(error, debug=self._debug)
-        self.jobs_done += 1
-        return reply
 
     async def _reply(
         self,
@@ -112,8 +107,9 @@ class Handler:
             if not stream or on_chunk is None:
                 report = on_progress if progress else None
                 return await self._answer(request, finish, timings, _is_large(payload), report)
-            await send_parts(self._task, request, lambda part: self._answer(part, finish, timings, True), on_chunk)
-            return finish([])
+            answer = partial(self._answer, finish=finish, timings=timings, is_large=True)
+            whole = await send_parts(self._task, request, answer, on_chunk)
+            return finish([]) if whole is None else whole
         except BaseException:  # cancelled, or a part of a stream failed, behind which others are in work
             if spent := getattr(request, "spent", None):  # its threads know nothing of that, and would go on fetching
                 spent.stop()

@@ -15,9 +15,12 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from engine.errors import InvalidInput, Overloaded, in_words
+from handler.aggregate import END, Aggregate
 from handler.connections import AHEAD_S
+from handler.counts import Counts
 from handler.log import log
-from handler.reply import body_of, body_of_error, encode, too_late
+from handler.options import is_health
+from handler.reply import ERROR, body_of, body_of_error, encode, too_late
 from handler.sdk import Sdk
 from handler.signals import ending_signals
 from handler.transport import Poll, Results
@@ -35,7 +38,7 @@ class JobLoop:
 
     `handler` is what the SDK calls a handler: a function, coroutine function or (async) generator function of a job.
     It may also return bytes: a body that is already encoded; or an async generator of such bodies, the last of which
-    closes the stream.
+    closes the stream. A stream that ends well is answered with the list of its parts; see aggregate.py.
     `concurrency_modifier` is asked before every take for the number of jobs to run at once, as the SDK does.
     """
 
@@ -51,6 +54,7 @@ class JobLoop:
         debug: bool = False,
         on_first_take: Callable[[], None] = lambda: None,
     ) -> None:
+        self.counts = Counts()
         self._sdk = sdk
         self._poll = Poll(sdk)
         self._results = Results(sdk, result_timeout_s)
@@ -172,7 +176,7 @@ class JobLoop:
         self._answering += 1
         self._results.open_ahead()
         answer = self._answers[job_id] = asyncio.create_task(self._answer(job_id, job))
-        task = asyncio.create_task(self._serve(job_id, answer), name=job_id)
+        task = asyncio.create_task(self._serve(job_id, answer, is_health(job)), name=job_id)
         self._tasks[job_id] = task
         task.add_done_callback(lambda _: self._finished(job_id))
         return True
@@ -198,7 +202,7 @@ class JobLoop:
             await self._results.send_progress(job_id, encode({"status": "IN_PROGRESS", "output": progress}))
         del self._reports[job_id]
 
-    async def _serve(self, job_id: str, answer: asyncio.Task[bytes]) -> None:
+    async def _serve(self, job_id: str, answer: asyncio.Task[bytes], is_uncounted: bool) -> None:
         """Await the answer and post it. Only the answering is ever cancelled: what has an answer is posted."""
         try:
             await answer
@@ -216,9 +220,14 @@ class JobLoop:
             return
         else:
             body = encode(body_of_error(Overloaded("the worker is shutting down")))
+        failed = body.startswith(ERROR)
+        if not is_uncounted:  # before anybody has the answer, who may then ask how many there were
+            self.counts.ended(failed)
         if report := self._reports.get(job_id):
             await report  # a result that its own progress overtakes would be taken back by it
-        await self._results.send(job_id, body, stream=job_id in self._streamed)
+        taken = await self._results.send(job_id, body, stream=job_id in self._streamed)
+        if not (taken or failed or is_uncounted):
+            self.counts.was_lost()
 
     async def _answer(self, job_id: str, job: dict[str, Any]) -> bytes:
         """What to post for `job`."""
@@ -231,7 +240,6 @@ class JobLoop:
                 if inspect.isawaitable(value):
                     value = await value
                 if inspect.isasyncgen(value) or inspect.isgenerator(value):
-                    self._streamed.add(job_id)
                     return await self._stream(job_id, value)
             return value if isinstance(value, bytes) else encode(body_of(value))
         except TimeoutError as error:
@@ -242,21 +250,29 @@ class JobLoop:
             return encode(body_of_error(error, debug=self._debug))
 
     async def _stream(self, job_id: str, chunks: Any) -> bytes:
-        """Post what a generator yields, chunk by chunk; the body that closes the stream.
+        """Post what a generator yields, chunk by chunk; the final body.
 
         Of encoded bodies each waits for the next one, because the last is not a chunk.
         """
         held: bytes | None = None
+        whole = Aggregate()
         async with aclosing(chunks if inspect.isasyncgen(chunks) else _asynchronous(chunks)) as parts:
             async for chunk in parts:
                 if held is not None:
-                    await self._results.send_chunk(job_id, held)
+                    await self._send_chunk(job_id, held, whole)
                 held = chunk if isinstance(chunk, bytes) else None
+                if held is not None and held.startswith(ERROR):
+                    return held
                 if isinstance(chunk, dict) and chunk.get("error"):
                     return encode({"error": str(chunk["error"])})  # as the stock SDK has it
                 if held is None:
-                    await self._results.send_chunk(job_id, encode({"output": chunk}))
-        return held if held is not None else encode({"output": []})
+                    await self._send_chunk(job_id, encode({"output": chunk}), whole)
+        return whole.body() if held is None or held == END else held
+
+    async def _send_chunk(self, job_id: str, body: bytes, whole: Aggregate) -> None:
+        await self._results.send_chunk(job_id, body)
+        self._streamed.add(job_id)
+        whole.add(body)
 
     # Stopping
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from engine.errors import AnswerTooLarge, Overloaded
 from engine.tasks.base import Task
 
 AHEAD = 4
@@ -16,6 +17,7 @@ AHEAD = 4
 
 _ROWS = 64  # of a part: some batches' worth, and at 384 numbers a row a third of a MB
 _LARGEST = 1_000_000  # bytes of a body, RunPod's limit; 64 rows of 1536 numbers are more
+_OBJECT = b'{"output":{"'
 _FILL = 0.8  # smaller parts are planned to fill so much of it, for no two are of one size
 
 
@@ -24,29 +26,64 @@ class _Part:
     """A part of the job, and its answer."""  # without it dataclass loads `inspect`, to write one
 
     request: Any
-    body: asyncio.Future[bytes] | None = None
+    body: asyncio.Future[bytes | AnswerTooLarge] | None = None
     """Once it is in work."""
+
+
+class _Work:
+    """Answers parts of one job, which wait for one another where the queue has not room for them all."""
+
+    def __init__(self, answer: Callable[[Any], Awaitable[bytes]]) -> None:
+        self.ahead = AHEAD
+        """How many may be in work."""
+        self._answer = answer
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def body(self, part: Any) -> bytes | AnswerTooLarge:
+        """Its answer. Raises Overloaded where none of this job's own rows are in the way."""
+        this = asyncio.current_task()
+        assert this is not None, "parts are tasks"
+        while True:
+            self._running.add(this)
+            try:
+                return _placed(part, await self._answer(part))
+            except AnswerTooLarge as error:
+                return error
+            except Overloaded:
+                others = self._running - {this}
+                if not others:
+                    raise
+            finally:
+                self._running.discard(this)
+            self.ahead = max(1, min(self.ahead, len(others)))
+            # Of these none waits for this one: who waits is not among those that run.
+            await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
 
 
 async def send_parts(
     task: Task, request: Any, answer: Callable[[Any], Awaitable[bytes]], send: Callable[[bytes], Awaitable[None]]
-) -> None:
-    """Give the bodies that `answer` makes of the parts of `request` to `send`, in order.
+) -> bytes | None:
+    """Give the bodies that `answer` makes of the parts of `request` to `send`, in order, objects with their place.
 
     One that is larger than RunPod takes is not sent: it, and what is not in work behind it, goes in smaller parts. What
-    is in work is measured in its turn.
+    is in work is measured in its turn. Where `task` gives no parts, the answer to the whole is returned instead.
     """
     parts = deque(_Part(one) for one in task.split(request, _ROWS))
+    if not parts:
+        return await answer(request)
+    work = _Work(answer)
     try:
         while parts:
-            for part in islice(parts, AHEAD):
-                part.body = part.body or asyncio.ensure_future(answer(part.request))
+            for part in islice(parts, work.ahead):
+                part.body = part.body or asyncio.ensure_future(work.body(part.request))
             first = parts[0]
             assert first.body is not None, "it is the first of those"
             body = await first.body
-            if rows := _fewer_rows(task, first.request, len(body)):
+            if rows := _fewer_rows(task, first.request, body.size if isinstance(body, AnswerTooLarge) else len(body)):
                 first.body = None
                 parts = deque(finer for part in parts for finer in _finer(task, part, rows))
+            elif isinstance(body, AnswerTooLarge):
+                raise body
             else:
                 parts.popleft()
                 await send(body)
@@ -54,6 +91,17 @@ async def send_parts(
         for part in parts:  # of a stream that failed or was cancelled
             if part.body is not None:
                 part.body.cancel()
+    return None
+
+
+def _placed(part: Any, body: bytes) -> bytes:
+    """`body` with the place of its first item in the whole list, where it can hold that.
+
+    RunPod gets a part again whose acknowledgement was lost, and hands both out.
+    """
+    if not (getattr(part, "is_part", False) and body.startswith(_OBJECT)):
+        return body
+    return b'{"output":{"first":%d,%s' % (part.first, body[len(_OBJECT) - 1 :])
 
 
 def _finer(task: Task, part: _Part, rows: int) -> list[_Part]:

@@ -15,6 +15,8 @@ import orjson
 
 from engine.errors import WorkerError, WorkerFault, in_words
 
+ERROR = b'{"error":'
+"""How the body of a job that failed begins, and no other does."""
 _FINITE = frozenset((str, int, bool, type(None)))  # whatever their value
 
 
@@ -66,7 +68,7 @@ def body_of_json(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {"output": value}
     error, refresh = value.pop("error", None), value.pop("refresh_worker", None)
-    body: dict[str, Any] = {"error": error} if error else {}  # first: web.py tells a failed job by how it begins
+    body: dict[str, Any] = {"error": error} if error else {}  # first: see ERROR
     if value or not (error or refresh):
         body["output"] = value
     if refresh:

@@ -13,16 +13,25 @@ import orjson
 
 from engine.config import Settings
 from engine.errors import InvalidInput
+from handler.counts import Counts
 from handler.handler import Handler
-from handler.options import asks
+from handler.options import asks, is_health
 from handler.reply import body_of_error, too_late
 from handler.take_body import UNREADABLE
 
 
-def answers(handler: Handler, settings: Settings) -> Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]:
-    """`handler` as the SDK calls it, with the time limit of a job."""
+def answers(
+    handler: Handler, settings: Settings, counts: Counts
+) -> Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]:
+    """`handler` as the SDK calls it, with the time limit of a job; `counts` learns how it ended."""
 
     async def answer(job: dict[str, Any]) -> Any:
+        reply = await limited(job)
+        if not is_health(job):
+            counts.ended(isinstance(reply, dict) and bool(reply.get("error")))
+        return reply
+
+    async def limited(job: dict[str, Any]) -> Any:
         if "input" not in job:
             return body_of_error(InvalidInput(job.get(UNREADABLE) or "the job has no `input`"))
         try:

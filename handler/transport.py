@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from engine.errors import WorkerFault
 from handler import trust
+from handler.aggregate import END
 from handler.connections import AHEAD_S, Client
 from handler.http1 import Connection, Reply
 from handler.log import log
@@ -177,18 +178,22 @@ class Results:
         """Post a job's final result, encoded; `stream` says that chunks went before it. Whether RunPod took it.
 
         A result that RunPod refuses for good (too large, say), or a large one that does not arrive, is replaced by an
-        error that says so.
+        error that says so; the list of parts that RunPod has already, by an empty one, which stands for it.
         """
         status = await self._post(self._sdk.job_done_url, job_id, body, stream)
+        why, once, size = "", False, f"{len(body) / 1e6:.1f} MB"
         if body.startswith(b'{"output"'):
-            size = f"{len(body) / 1e6:.1f} MB"
             if status in (400, _TOO_LARGE):
                 why = f"RunPod refused the result with status {status} ({size})"
-                status = await self._post(self._sdk.job_done_url, job_id, _refusal(why), stream)
             elif status is None and len(body) > _LARGE:
                 # A gateway that resets the connection instead of saying 413: then something short passes.
-                why = f"the result ({size}) did not arrive within {self._timeout_s:g} s"
-                status = await self._post(self._sdk.job_done_url, job_id, _refusal(why), stream, once=True)
+                why, once = f"the result ({size}) did not arrive within {self._timeout_s:g} s", True
+        if why:
+            is_list = stream and body.startswith(b'{"output":[')
+            short = END if is_list else _refusal(why)
+            status = await self._post(self._sdk.job_done_url, job_id, short, stream, once=once)
+            if not is_list:
+                return False
         return status is not None and status < 300
 
     async def send_chunk(self, job_id: str, body: bytes) -> None:

@@ -16,8 +16,10 @@ import orjson
 from aiohttp import web
 
 from engine.errors import InvalidInput, Overloaded, Unreachable, WorkerError, WorkerFault
-from handler.options import asks
-from handler.reply import body_of_error, encode, too_late
+from handler.aggregate import END
+from handler.counts import Counts
+from handler.options import asks, is_health
+from handler.reply import ERROR, body_of_error, encode, too_late
 
 LONGEST_BODY = 30 * 1024 * 1024
 """Bytes; RunPod's limit of a request, and of a reply, of these endpoints (its documentation)."""
@@ -25,7 +27,6 @@ MOST_WAITING = 512
 """Requests, beside those that are answered; as many as Text Embeddings Inference takes at once."""
 READ_TIMEOUT_S = 60.0
 """For a body, which holds one of the places."""
-_ERROR, _END = b'{"error":', encode({"output": []})
 _RETRY = {"Retry-After": "1"}
 
 
@@ -80,6 +81,7 @@ class Routes:
         self.idle = asyncio.Event()
         """Set while there are none."""
         self.idle.set()
+        self.counts = Counts()
         self._engine = engine
         self._health = health
         self._room = asyncio.Semaphore(most)
@@ -125,10 +127,14 @@ class Routes:
                     raise InvalidInput("the job has no `input`")
                 if asks(job, "stream"):
                     return await self._stream(request, job)
-                body = await self._answer(job)
+                if is_health(job):
+                    body = encode({"output": await self._health()})
+                else:
+                    body = await self._answer(job)
+                    self.counts.ended(body.startswith(ERROR))
         except WorkerError as error:
             return self._failed(job_id, error)
-        if body.startswith(_ERROR):
+        if body.startswith(ERROR):
             return _failed({"id": job_id, "status": "FAILED"}, _status(_error(body)), _error(body))
         return _json(b'{"id":"%s","status":"COMPLETED",%s' % (job_id.encode(), body[1:]))
 
@@ -141,9 +147,11 @@ class Routes:
                 payload = _object(raw, "a request of OpenAI's form") if raw else {}
                 job = {"id": str(uuid4()), "input": {"openai_route": route, "openai_input": payload}}
                 body = await self._answer(job)
+                self.counts.ended(body.startswith(ERROR))
         except WorkerError as error:
+            self.counts.ended(failed=True)
             return _openai_failed(_status_of(error), self._sentence(error))
-        if body.startswith(_ERROR):
+        if body.startswith(ERROR):
             return _openai_failed(_status(_error(body)), _error(body))
         output = orjson.loads(body).get("output")
         return _json(orjson.dumps(output[0] if isinstance(output, list) and output else output))
@@ -180,23 +188,29 @@ class Routes:
 
     async def _stream(self, request: web.Request, job: dict[str, Any]) -> web.StreamResponse:
         """Parts as they come. Until there is one, what fails has a status of its own."""
-        reply = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        reply, failed = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"}), False
         try:
             async with self._limit(), aclosing(self._engine.stream(job)) as bodies:
                 async for body in bodies:
                     if not reply.prepared:
-                        if body.startswith(_ERROR):
+                        if body.startswith(ERROR):
+                            self.counts.ended(failed=True)
                             return _failed({"id": job["id"], "status": "FAILED"}, _status(_error(body)), _error(body))
                         await reply.prepare(request)
-                    elif body == _END:
+                    elif body == END:
                         break
+                    failed = body.startswith(ERROR)
                     await reply.write(body + b"\n")
+                    if failed:
+                        break
         except WorkerError as error:
             if not reply.prepared:
                 raise
+            failed = True
             await reply.write(encode(body_of_error(error, debug=self._debug)) + b"\n")
         except ConnectionError:  # the client has gone
             return reply
+        self.counts.ended(failed)
         await reply.write_eof()
         return reply
 
@@ -215,6 +229,7 @@ class Routes:
         return str(body_of_error(error, debug=self._debug)["error"])
 
     def _failed(self, job_id: str, error: WorkerError) -> web.Response:
+        self.counts.ended(failed=True)
         return _failed({"id": job_id, "status": "FAILED"}, _status_of(error), self._sentence(error))
 
 

@@ -107,6 +107,7 @@ class _WebFront:
         memory = {name: resident_mb(pid) for name, pid in (("front", os.getpid()), ("engine", report["engine_pid"]))}
         return {
             **report,
+            **self._routes.counts.report(),
             "boot_ms": self._timeline.stages,
             "jobs_running": self._routes.running,
             "memory_mb": memory,

@@ -83,6 +83,8 @@ class TensorRtDouble(ModuleType):
         self.refuse_to_run = ""
         self.refuse_to_start = ""
         self.refuse_to_select = ""
+        self.most_contexts = 1_000
+        """So many execution contexts of one engine there is memory for, which is TensorRT's own."""
 
         def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
             return True
@@ -148,6 +150,9 @@ class TensorRtDouble(ModuleType):
                 return self.new_context(ExecutionContext)
 
             def new_context(self, kind: Any) -> Any:
+                if len(self.contexts) >= double.most_contexts:
+                    self.logger.log(Severity.ERROR, "Error Code 2: OutOfMemory (Requested size was 4096 bytes.)")
+                    return None
                 context = kind(self)
                 self.contexts.add(context)
                 return context
@@ -234,14 +239,16 @@ class TensorRtDouble(ModuleType):
                 inputs = {n: (self.addresses[n], self.shapes[n]) for n in self.engine.plan["inputs"]}
                 outputs = {n: self.addresses[n] for n in self.engine.plan["outputs"]}
                 scratch, tokens = self._scratch, int(np.prod(self.shapes["input_ids"]))
+                alive = weakref.ref(self)  # a kernel, which the software driver keeps, is no reason for it to live
 
                 def run() -> None:
-                    assert changes == self.changes, "the execution context was changed under its capture"
-                    device.at(scratch, tokens * self.engine.plan["scratch"])[:] = 0xEE
+                    context = alive()
+                    assert context is not None, "the execution context is gone"
+                    assert changes == context.changes, "the execution context was changed under its capture"
+                    device.at(scratch, tokens * context.engine.plan["scratch"])[:] = 0xEE
+                    dtype = context.engine.get_tensor_dtype
                     try:
-                        found = function(
-                            {n: _read(device, self.engine.get_tensor_dtype(n), *i) for n, i in inputs.items()}
-                        )
+                        found = function({n: _read(device, dtype(n), *i) for n, i in inputs.items()})
                     except Fault as fault:
                         device.sticky = CUresult(fault.code)
                         raise

@@ -60,7 +60,10 @@ class JobStore:
         if job_id in self.jobs:
             raise ValueError(f"a job with id {job_id!r} exists already")
         job = {**keys, "id": job_id, "input": payload}
-        wire = json.dumps(job, ensure_ascii=False, allow_nan=False).encode()
+        try:
+            wire = json.dumps(job, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError:  # half a surrogate pair, which JSON can only write with a backslash
+            wire = json.dumps(job, allow_nan=False).encode()
         record = JobRecord(job_id, payload, keys, wire, submitted=now)
         self.jobs[job_id] = self._queue[job_id] = record
         if ttl_ms is not None:
@@ -122,8 +125,6 @@ class JobStore:
             return record
         record.output, record.error = body.get("output"), body.get("error")
         record.stop_pod = body.get("stopPod") is True
-        if is_stream and record.output == []:
-            record.output = list(record.chunks)  # a generator's output without an aggregate is what it streamed
         self._finish(record, Status.COMPLETED if record.error is None else Status.FAILED, now)
         return record
 

@@ -8,6 +8,7 @@ from aiohttp import web
 
 MB = 1024 * 1024
 BODY_LIMIT = 20 * MB  # bytes of any request's body: runsync's limit, and the largest answer
+CHUNK_LIMIT = MB  # bytes of a part of a stream, https://docs.runpod.io/serverless/workers/handler-functions
 
 
 class NotJson(ValueError):

@@ -13,7 +13,7 @@ from aiohttp import web
 from .exchange import Exchange, now
 from .faults import Fault, Faults
 from .records import JobRecord
-from .replies import BODY_LIMIT, MB, NotJson, decode_object, refusal, reply
+from .replies import BODY_LIMIT, CHUNK_LIMIT, MB, NotJson, decode_object, refusal, reply
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -94,16 +94,23 @@ class WorkerRoutes:
     async def stream(self, request: web.Request) -> web.Response:
         """POST job-stream: one chunk of a generator's output."""
         return await self._receive(
-            request, lambda worker, job, body, at: self._store.stream(worker, job, body.get("output", body))
+            request,
+            lambda worker, job, body, at: self._store.stream(worker, job, body.get("output", body)),
+            CHUNK_LIMIT,
         )
 
     async def _receive(
-        self, request: web.Request, record: Callable[[str, str, dict[str, Any], float], JobRecord]
+        self,
+        request: web.Request,
+        record: Callable[[str, str, dict[str, Any], float], JobRecord],
+        limit: int = BODY_LIMIT,
     ) -> web.Response:
         try:
             raw = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            return self._rejected(request, 413, f"the body is larger than {BODY_LIMIT // MB} MB")
+            raw = None
+        if raw is None or len(raw) > limit:
+            return self._rejected(request, 413, f"the body is larger than {limit // MB} MB")
         at = now()  # to look into it is the emulator's own time, not the worker's
         try:
             record(request.match_info["worker"], request.match_info["job"], decode_object(raw), at)

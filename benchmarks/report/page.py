@@ -16,17 +16,18 @@ from benchmarks.report.plot import COLOURS, Absent, Plot, inline
 from benchmarks.report.stored import Source, Stored
 
 _HOW = {
-    "accuracy": "Every precision answers the same texts as PyTorch in fp32; compared row by row.",
+    "accuracy": "Every precision answers the same texts as this worker's engine in fp32; compared row by row.",
     "batching": "One worker; tokens and engine runs are counted by itself.",
     "coldstart": "A process is started with a job already waiting; worker and floor take turns.",
     "int8": "Engines alone in turns: fp32, int8 with and without calibrated scales; cosines with fp32 on fresh texts.",
     "latency": "One engine in one process: warm-up, then runs of one shape for a fixed time; percentiles of all runs.",
-    "load": "One worker behind an emulated endpoint, real client: closed loops, then open loops with Poisson arrivals.",
+    "load": "One worker behind an emulated endpoint: closed loops, then open loops with Poisson arrivals.",
     "memory": "Resident and proportional memory of all processes of a worker, after its warm-up and under load.",
-    "peers": "Every worker in a process of its own, on the same texts behind the same emulated endpoint, in turn.",
+    "peers": "Each in its own process, on the same texts, in turn: workers behind an emulated endpoint, "
+    "servers over HTTP, libraries over a pipe.",
     "soak": "One worker, a long mix of jobs; memory, files and threads at both ends.",
     "tasks": "Each task's stages on one thread, one job after the other.",
-    "throughput": "Engine and worker over a grid of batches and lengths.",
+    "throughput": "Engines alone over a grid of batches and lengths.",
 }
 _FACTS = (
     ("gpu", "GPU"), ("driver", "driver"), ("cuda", "CUDA"), ("tensorrt", "TensorRT"), ("processor", "processor"),

@@ -22,6 +22,10 @@ from benchmarks.targets.base import ANSWER_TIMEOUT_S, START_TIMEOUT_S, tree_memo
 Json = dict[str, Any]
 
 
+class _TooLate(RuntimeError):
+    pass
+
+
 class PipeProcess:
     """Starts `command` and waits for its first line, kept as `hello`; a context manager that leaves no process behind.
 
@@ -39,6 +43,7 @@ class PipeProcess:
         self.started = time.perf_counter()
         self._name = " ".join(command[1:3])
         self._buffer = b""
+        self._is_late = False
         self.process = subprocess.Popen(
             command,
             env={**os.environ, **(env or {})},
@@ -55,14 +60,24 @@ class PipeProcess:
         self.ready_s = time.perf_counter() - self.started
 
     def ask(self, question: Json, timeout_s: float = ANSWER_TIMEOUT_S) -> Json:
-        """The answer. Raises RuntimeError with its `error`, when the process ended, or after `timeout_s` seconds."""
+        """The answer. Raises RuntimeError with its `error`, when the process ended, or after `timeout_s` seconds.
+
+        That one ends the process: what it said later would be taken for the answer to the next question.
+        """
         assert self.process.stdin is not None
+        if self._is_late:
+            raise RuntimeError(f"{self._name} was ended when it did not answer")
         try:
             self.process.stdin.write(json.dumps(question).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             pass  # reading tells how it ended
-        answer = self._read(timeout_s)
+        try:
+            answer = self._read(timeout_s)
+        except _TooLate:
+            self._is_late = True
+            self.kill()
+            raise
         if "error" in answer:
             raise RuntimeError(str(answer["error"]))
         return answer
@@ -73,7 +88,7 @@ class PipeProcess:
         while b"\n" not in self._buffer:
             left = deadline - time.perf_counter()
             if left <= 0 or not select.select([descriptor], [], [], left)[0]:
-                raise RuntimeError(f"{self._name} did not answer within {timeout_s:g} s")
+                raise _TooLate(f"{self._name} did not answer within {timeout_s:g} s")
             part = os.read(descriptor, 1 << 20)
             if not part:
                 raise RuntimeError(f"{self._name} ended with exit code {self.process.wait()}")

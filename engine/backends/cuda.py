@@ -97,7 +97,12 @@ class Cuda:
             except EngineLost:
                 raise
             except (self._driver.Error, _Failure, EngineError) as error:
-                raise self._translated(error, doing) from error
+                sticky = self._sticky()
+                if isinstance(error, EngineError) and not sticky:
+                    # Not `raise ... from error`, nor kept in a local: an error that leads to itself is freed by the
+                    # cyclic collector alone, which does not run during a boot, and with it what its traceback names.
+                    raise
+                raise self._translated(error, doing, sticky) from error
             finally:
                 self._driver.Context.pop()
         except self._driver.Error as error:  # of push and pop themselves
@@ -224,14 +229,13 @@ class Cuda:
             raise _Failure(int(code), f"{function.__name__} failed: {code.name}")
         return values[0] if values else None
 
-    def _translated(self, error: Exception, doing: str) -> EngineError:
-        out_of_memory = isinstance(error, self._driver.MemoryError) or getattr(error, "code", 0) == _OUT_OF_MEMORY
-        own = isinstance(error, EngineError)
-        sentence = str(error) if own else f"CUDA failed while {doing}: {error}"
-        if sticky := self._sticky():
-            return EngineLost(f"{sentence} ({sticky})" if own else sentence)
+    def _translated(self, error: Exception, doing: str, sticky: str | None) -> EngineError:
         if isinstance(error, EngineError):
-            return error
+            return EngineLost(f"{error} ({sticky})")
+        sentence = f"CUDA failed while {doing}: {error}"
+        if sticky:
+            return EngineLost(sentence)
+        out_of_memory = isinstance(error, self._driver.MemoryError) or getattr(error, "code", 0) == _OUT_OF_MEMORY
         return OutOfMemory(sentence) if out_of_memory else EngineError(sentence)
 
     def _sticky(self) -> str | None:

@@ -259,7 +259,7 @@ class TensorRtEngine(WithoutLanes):
     # Running
 
     def _warm_up(self) -> None:
-        refusals: list[EngineError] = []
+        refusals: list[str] = []
         with self._cuda.active("warming up"):
             for run in self._runs.values():
                 # Once without capturing: after its shapes were set, an execution context does deferred work, which
@@ -277,8 +277,11 @@ class TensorRtEngine(WithoutLanes):
                 f"and TensorRT {self._trt.__version__} gives each profile one execution context"
             )
 
-    def _capture(self, run: _Run) -> list[EngineError]:
-        """Capture `run` for every slot; why not, where CUDA or TensorRT refuses."""
+    def _capture(self, run: _Run) -> list[str]:
+        """Capture `run` for every slot; why not, where CUDA or TensorRT refuses.
+
+        In words: an error in a local of the caller's would hold on to it, and it to what memory that ends must free.
+        """
         try:
             with self._cuda.active(f"capturing {run.bucket}"):
                 run.captures = [
@@ -288,7 +291,7 @@ class TensorRtEngine(WithoutLanes):
         except (EngineLost, OutOfMemory):
             raise
         except EngineError as error:
-            return [error]
+            return [str(error)]
         return []
 
     def _enqueue(self, run: _Run, slot: int) -> None:

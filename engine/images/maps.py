@@ -102,10 +102,9 @@ def png(pixels: Array) -> str:
     return base64.b64encode(content.getvalue()).decode()
 
 
-def run_lengths(mask: Array) -> list[int]:
+def run_lengths(mask: Array) -> Array:
     """A mask row by row as the lengths of its runs, the first of which is outside (0 when the mask begins inside)."""
     flat = mask.reshape(-1)
     ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     edges = np.concatenate(([0], ends, [len(flat)])) if not flat[0] else np.concatenate(([0, 0], ends, [len(flat)]))
-    lengths: list[int] = np.diff(edges).tolist()
-    return lengths
+    return np.diff(edges)

@@ -1,14 +1,17 @@
-"""Base of the tasks on images: every image is decoded, and makes one row."""
+"""Bases of the tasks on images: every image is decoded, and makes one row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
+
 from engine.config import Limits
+from engine.errors import InvalidInput
 from engine.images.decode import decode
 from engine.images.geometry import Geometry
-from engine.tasks.items import Part
+from engine.tasks.items import Part, Request
 from engine.tasks.media import MediaTask
 from engine.tensors import Row
 
@@ -16,6 +19,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from engine.bundle import Bundle
+    from engine.tasks.base import Json
+    from engine.tensors import Arrays
+
+MOST_REPLY_BYTES = 100_000_000  # several times what RunPod takes
+A_NUMBER = 10  # bytes in a reply, more or less
 
 
 class ImageTask(MediaTask):
@@ -40,3 +48,42 @@ class ImageTask(MediaTask):
         image: Image = decode(content, field, self.limits.max_pixels)
         feeds = self.geometry.feeds(image, field, self.limits.max_pixels)
         return Part([Row(feeds, 1, self.graph)], (image.height, image.width))
+
+
+class MapTask(ImageTask):
+    """Base of those whose answers are as large as the images, of which a few kB may have millions of pixels."""
+
+    def bytes_a_pixel(self, options: Mapping[str, Any]) -> float:
+        """What a pixel takes in an answer where that can be told before there is one."""
+        return 0
+
+    def parts(self, request: Request) -> list[Part]:
+        """Raises InvalidInput also where the answers would be too large."""
+        parts = super().parts(request)
+        pixels = sum(height * width for height, width in (part.data for part in parts))
+        _refuse(pixels * self.bytes_a_pixel(request.options))
+        return parts
+
+    def answers(self, request: Request, outputs: Sequence[Arrays]) -> Iterator[Json]:
+        """Raises InvalidInput where they are too large together."""
+        held = 0
+        for answer in super().answers(request, outputs):
+            held += _held(answer)
+            _refuse(held)
+            yield answer
+
+
+def _refuse(size: float) -> None:
+    if size > MOST_REPLY_BYTES:
+        raise InvalidInput(
+            f"the reply would have more than {MOST_REPLY_BYTES} bytes; send fewer images, or smaller ones"
+        )
+
+
+def _held(answer: Json) -> int:
+    """About as many bytes as it will have in a reply: of strings, and of numbers where they are many."""
+    if isinstance(answer, dict | list):
+        return sum(map(_held, answer.values() if isinstance(answer, dict) else answer))
+    if isinstance(answer, np.ndarray):
+        return answer.size * A_NUMBER
+    return len(answer) if isinstance(answer, str) else A_NUMBER

@@ -35,6 +35,7 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _FIELDS = ("path", "method", "query", "body")
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 8.0
+_DEEPEST = 250  # levels of JSON that are passed on: orjson writes 254, and the reply is around them
 
 
 class ApiProxy(ItemsTask):
@@ -165,7 +166,10 @@ def _stays_below(path: str) -> bool:
 
 
 def _json(content: bytes) -> Json:
-    """Raises ValueError for what is no JSON, and for numbers beyond a float's, which Python would take and not give."""
+    """Raises ValueError or RecursionError for what is no JSON, or none that a reply can carry.
+
+    Python takes numbers beyond a float's, and nesting of which it can write no more than half.
+    """
 
     def refuse(constant: str) -> NoReturn:
         raise ValueError(constant)
@@ -173,7 +177,14 @@ def _json(content: bytes) -> Json:
     def number(text: str) -> float:
         return float(text) if isfinite(float(text)) else refuse(text)
 
-    return json.loads(content, parse_constant=refuse, parse_float=number)
+    document = json.loads(content, parse_constant=refuse, parse_float=number)
+    layer = [document]
+    for _ in range(_DEEPEST + 1):
+        containers = [one for one in layer if isinstance(one, dict | list)]
+        if not containers:
+            return document
+        layer = [inner for one in containers for inner in (one.values() if isinstance(one, dict) else one)]
+    return refuse("depth")
 
 
 def _retry_after(reply: Reply) -> float:

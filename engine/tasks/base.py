@@ -40,8 +40,8 @@ class Task(Protocol):
     def split(self, request: Any, rows: int) -> Sequence[Any]:
         """`request` in parts of at most `rows` rows, each answered like a request of its own: what a stream sends.
 
-        A part may be split again, where its answer turns out to be too large. A task whose answer cannot be split
-        returns `[request]`.
+        A part may be split again, where its answer turns out to be too large. What cannot be split is one part,
+        `[request]`, or is not streamed but answered as a whole: no part.
         """
         ...
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.images import examples
 from engine.images.maps import enlarge, png
-from engine.images.task import ImageTask
+from engine.images.task import A_NUMBER, MapTask
 from engine.tasks import payload as check
 
 if TYPE_CHECKING:
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from engine.tasks.items import Part
     from engine.tensors import Array, Arrays
 
-_FORMATS = ("none", "base64", "float")
+_FORMATS = {"none": 0, "base64": 16 / 3, "float": A_NUMBER}
+"""And what a pixel takes in each: base64 writes 3 bytes as 4."""
 
 
-class DepthEstimation(ImageTask):
+class DepthEstimation(MapTask):
     """`{"image": ...}` or `{"images": [...]}`."""
 
     summary: ClassVar[str] = "The depth of every pixel of an image, as a grey picture and as numbers."
@@ -37,7 +38,11 @@ class DepthEstimation(ImageTask):
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """`predicted_depth`: whether the numbers come as well; a reply may have no more than some MB."""
-        return {"predicted_depth": check.choice(payload, "predicted_depth", _FORMATS)}
+        return {"predicted_depth": check.choice(payload, "predicted_depth", tuple(_FORMATS))}
+
+    def bytes_a_pixel(self, options: Mapping[str, Any]) -> float:
+        """Of the numbers."""
+        return _FORMATS[options["predicted_depth"]]
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`{"depth": PNG in base64, "height", "width", "min", "max"}`: 0 is the smallest depth and 255 the largest.

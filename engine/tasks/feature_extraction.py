@@ -44,6 +44,7 @@ class Request:
     truncate: bool
     prompt: str
     first: int = 0
+    is_part: bool = False
     tokens: int = 0
 
 
@@ -126,11 +127,16 @@ class FeatureExtraction:
         )
 
     def split(self, request: Request, rows: int) -> Sequence[Request]:
-        """Parts of `rows` texts; one text, and an OpenAI request, whose reply is one object, stay whole."""
-        if request.single or request.openai_model is not None:
+        """Parts of `rows` texts; one text is one part, and an OpenAI request, whose reply is one object, has none."""
+        if request.openai_model is not None:
+            return []
+        if request.single:
             return [request]
         starts = range(0, len(request.texts), rows)
-        return [replace(request, texts=request.texts[at : at + rows], first=request.first + at) for at in starts]
+        return [
+            replace(request, texts=request.texts[at : at + rows], first=request.first + at, is_part=True)
+            for at in starts
+        ]
 
     def preprocess(self, request: Request) -> Sequence[Row]:
         """A row a text. Raises InvalidInput for long texts where they are not to be cut."""

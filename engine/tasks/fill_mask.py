@@ -8,12 +8,13 @@ punctuation), top (the most tokens that the graph returns), targets (how many it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from engine.errors import InvalidInput
+from engine.sizes import LARGEST_REPLY
 from engine.tasks import payload as check
 from engine.tasks.items import Part, Request
 from engine.text.decode import decode
@@ -21,9 +22,13 @@ from engine.text.task import TextTask
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
-    from engine.tensors import Arrays
+    from engine.tensors import Array, Arrays
 
 _TOP_K = 5
+_ENTRY = 60
+"""Bytes of an answer's JSON beside its sequence, about."""
+_WIDEST = 6
+"""Bytes that a character of a text may become in a sequence: four, and spaces around it."""
 _MASKS = ("<mask>", "[MASK]")
 """Stand for the model's own mask token in a text that has none of those: callers need not know the model."""
 
@@ -94,7 +99,19 @@ class FillMask(TextTask):
                 for place in places
             ]
             parts.append(Part(rows, (ids, places)))
+        self._refuse_large(request, parts)
         return parts
+
+    def _refuse_large(self, request: Request, parts: Sequence[Part]) -> None:
+        """Raise AnswerTooLarge for more sequences, each a whole text, than RunPod takes."""
+        most = len(request.options["targets"]) or request.options["top_k"]
+        counts = [len(part.rows) * min(most, request.options["top_k"]) for part in parts]
+
+        def total(sizes: Iterable[int]) -> int:
+            return sum(count * (_ENTRY + size) for count, size in zip(counts, sizes, strict=True))
+
+        if total(_WIDEST * len(text) for text in request.items) > LARGEST_REPLY:
+            check.refuse_large_answer(total(len(self._sequence(*part.data).encode()) for part in parts))
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`[{"score", "token", "token_str", "sequence"}, ...]`, the likeliest first; several masks, a list of lists."""
@@ -105,14 +122,16 @@ class FillMask(TextTask):
             for token, score in _best(output, options):
                 ids_filled = ids.copy()
                 ids_filled[place] = token
-                ids_filled = ids_filled[ids_filled != self.config["pad_token_id"]]
-                # With several masks the others shall stay readable, so that special tokens are shown.
-                sequence = self._decode(ids_filled.tolist(), len(places) == 1)
+                sequence = self._sequence(ids_filled, places)
                 filled.append(
                     {"score": score, "token": token, "token_str": self._decode([token], False), "sequence": sequence}
                 )
             answers.append(filled)
         return answers[0] if len(answers) == 1 else answers
+
+    def _sequence(self, ids: Array, places: Array) -> str:
+        # With several masks the others shall stay readable, so that special tokens are shown.
+        return self._decode(ids[ids != self.config["pad_token_id"]].tolist(), len(places) == 1)
 
     def _decode(self, ids: list[int], skip_special: bool) -> str:
         return decode(self.tokens.tokenizer, ids, skip_special=skip_special, clean_up=self.config["clean_up"])

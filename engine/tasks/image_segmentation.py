@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.images import examples
 from engine.images.maps import class_map, png, run_lengths
-from engine.images.task import ImageTask
+from engine.images.task import MapTask
 from engine.tasks import payload as check
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _FORMATS = ("png", "rle")
 
 
-class ImageSegmentation(ImageTask):
+class ImageSegmentation(MapTask):
     """`{"image": ...}` or `{"images": [...]}`."""
 
     summary: ClassVar[str] = "A mask for every class on an image (semantic segmentation)."

@@ -63,7 +63,7 @@ class ImageTransform(MediaTask):
         """A row with the bytes of the new file; `data` is its width and height."""
         image = decode(content, field, self.limits.max_pixels)
         image.info.clear()  # comments, profiles and a transparent colour, which Pillow would write out again
-        image = self._resized(image, options)
+        image = self._resized(image, options, field)
         if max(image.size) > (longest := _LONGEST_SIDES[options["format"]]):
             raise InvalidInput(
                 f"`{field}` has {image.width} x {image.height} pixels, {options['format']} takes {longest} a side; "
@@ -73,20 +73,23 @@ class ImageTransform(MediaTask):
         image.save(file, options["format"].upper(), quality=options["quality"])
         return Part([Row({"file": np.frombuffer(file.getvalue(), np.uint8)}, 1)], image.size)
 
-    def _resized(self, image: Image.Image, options: Mapping[str, Any]) -> Image.Image:
-        width, height = options["width"], options["height"]
-        if width is None and height is None:
+    def _resized(self, image: Image.Image, options: Mapping[str, Any], field: str) -> Image.Image:
+        size = width, height = _size(image, options)
+        if size == image.size:
             return image
-        # One side alone is the whole shape's measure.
-        width = width or max(1, round(image.width * height / image.height))
-        height = height or max(1, round(image.height * width / image.width))
-        if width * height > self.limits.max_pixels or max(width, height) > _LONGEST_SIDE:
-            raise InvalidInput(f"the result would have {width} x {height} pixels, more than are allowed (MAX_PIXELS)")
-        if options["fit"] == "stretch" or None in (options["width"], options["height"]):
-            return image.resize((width, height), Image.Resampling.LANCZOS)
+        if max(size) > _LONGEST_SIDE:
+            raise InvalidInput(
+                f"`{field}` would have {width} x {height} pixels, allowed are {_LONGEST_SIDE} a side; "
+                "give a smaller `width` or `height`"
+            )
+        if width * height > self.limits.max_pixels:
+            raise InvalidInput(
+                f"`{field}` would have {width} x {height} pixels, allowed are {self.limits.max_pixels} in all "
+                "(MAX_PIXELS); give a smaller `width` or `height`"
+            )
         if options["fit"] == "cover":
-            return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-        return image.resize(_contained(image, width, height), Image.Resampling.LANCZOS)
+            return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+        return image.resize(size, Image.Resampling.LANCZOS)
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """The image and what it is."""
@@ -95,8 +98,17 @@ class ImageTransform(MediaTask):
         return {"image": encoded, "format": options["format"], "width": width, "height": height}
 
 
-def _contained(image: Image.Image, width: int, height: int) -> tuple[int, int]:
-    """The largest size of the image's shape within `width` and `height`: ImageOps.contain's, but a pixel at least."""
+def _size(image: Image.Image, options: Mapping[str, Any]) -> tuple[int, int]:
+    """Width and height of the result."""
+    width, height = options["width"], options["height"]
+    if width is None and height is None:
+        return image.size
+    if width is None or height is None:  # one alone is the whole shape's measure
+        width = width or max(1, round(image.width * height / image.height))
+        return width, height or max(1, round(image.height * width / image.width))
+    if options["fit"] != "contain":
+        return width, height
+    # The largest of the image's shape within both: ImageOps.contain's, but a pixel at least.
     if image.width * height > image.height * width:
         return width, max(1, round(image.height / image.width * width))
     return max(1, round(image.width / image.height * height)), height

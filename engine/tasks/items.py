@@ -112,12 +112,14 @@ class ItemsTask:
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """One answer, or a list of them."""
-        following: Iterator[Arrays] = iter(outputs)
-        answers = [
-            self.answer(item, part, list(islice(following, len(part.rows))), request.options)
-            for item, part in zip(request.items, request.parts, strict=True)
-        ]
+        answers = list(self.answers(request, outputs))
         return answers[0] if request.single else answers
+
+    def answers(self, request: Request, outputs: Sequence[Arrays]) -> Iterator[Json]:
+        """The answer to each item; the next one is made when it is asked for."""
+        following = iter(outputs)
+        for item, part in zip(request.items, request.parts, strict=True):
+            yield self.answer(item, part, list(islice(following, len(part.rows))), request.options)
 
     def refuse_rows(self, count: int) -> None:
         """Raise InvalidInput where a job makes more rows than can ever wait.

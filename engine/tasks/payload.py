@@ -6,7 +6,8 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from engine.errors import InvalidInput
+from engine.errors import AnswerTooLarge, InvalidInput
+from engine.sizes import LARGEST_REPLY, readable
 
 OF_EVERY_JOB = ", and in every job `progress`, `stream`, `timings`"
 """For `refuse_unknown`: the options that the worker takes out of a job's payload before its task sees it."""
@@ -51,6 +52,16 @@ def refuse_lone_surrogates(payload: Any) -> None:
             pending += value
 
 
+def refuse_large_answer(size: int) -> None:
+    """Refuse what makes an answer of `size` bytes, where RunPod does not take as much: before there is all of it."""
+    if size > LARGEST_REPLY:
+        raise AnswerTooLarge(
+            f"the answer would hold more than the {readable(LARGEST_REPLY)} that RunPod takes; lower `top_k`, or send "
+            "less at once",
+            size,
+        )
+
+
 def require_object(payload: Any, name: str = "`input`") -> dict[str, Any]:
     """`payload` when it is a JSON object."""
     if not isinstance(payload, dict):
@@ -86,9 +97,15 @@ def refuse_unknown(payload: dict[str, Any], known: Iterable[str], told: str = ""
         raise InvalidInput(f"unknown field {fields}; known are {all_known}{told}")
 
 
+def given(payload: dict[str, Any], name: str, default: Any) -> Any:
+    """The field `name`, or `default` where it is absent or null, as clients send what they leave open."""
+    value = payload.get(name)
+    return default if value is None else value
+
+
 def boolean(payload: dict[str, Any], name: str, default: bool) -> bool:
     """The field `name` as a boolean."""
-    value = payload.get(name, default)
+    value = given(payload, name, default)
     if not isinstance(value, bool):
         raise InvalidInput(f"`{name}` must be true or false, got {kind(value)}")
     return value
@@ -106,9 +123,7 @@ def whole_number(payload: dict[str, Any], name: str, low: int, high: int) -> int
 
 def choice(payload: dict[str, Any], name: str, allowed: Sequence[str]) -> str:
     """The field `name` as one of `allowed`; the first when it is absent or null."""
-    value = payload.get(name)
-    if value is None:
-        return allowed[0]
+    value = given(payload, name, allowed[0])
     if value not in allowed:
         raise InvalidInput(f"`{name}` must be one of {', '.join(allowed)}, got {shown(value)}")
     return str(value)
@@ -157,7 +172,7 @@ def string(value: Any, name: str, max_chars: int) -> str:
 
 def number(payload: dict[str, Any], name: str, low: float, high: float, default: float) -> float:
     """The field `name` as a number from `low` to `high`."""
-    value = payload.get(name, default)
+    value = given(payload, name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise InvalidInput(f"`{name}` must be a number from {low:g} to {high:g}, got {_quoted(value)}")
     return float(value)

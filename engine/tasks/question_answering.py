@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.errors import InvalidInput
@@ -22,6 +23,8 @@ WINDOW = 384
 """Tokens of a window unless `max_seq_len` says otherwise; the pipelines' default, and that of most models' training."""
 
 _OVERLAP = 128
+_ENTRY = 60
+"""Bytes of an answer's JSON beside its text, about."""
 _ANSWER_TOKENS = 15
 
 
@@ -86,6 +89,16 @@ class QuestionAnswering(TextTask):
             count += len(windows)
             parts.append(Part([self.tokens.row(window) for window in windows], windows))
         return parts
+
+    def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
+        """One answer, or a list of them. Raises AnswerTooLarge, at the latest when there is as much as RunPod takes."""
+        following, answers, size = iter(outputs), [], 0
+        for item, part in zip(request.items, request.parts, strict=True):
+            answers.append(self.answer(item, part, list(islice(following, len(part.rows))), request.options))
+            found = answers[-1] if isinstance(answers[-1], list) else answers[-1:]
+            size += sum(_ENTRY + len(one["answer"].encode()) for one in found)
+            check.refuse_large_answer(size)
+        return answers[0] if request.single else answers
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`{"score", "start", "end", "answer"}`, or a list of them where there are several, the best first."""

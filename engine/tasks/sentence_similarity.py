@@ -55,6 +55,10 @@ class SentenceSimilarity(FeatureExtraction):
         request = super().parse({"text": source, **options})
         return Comparison(**{**vars(request), "texts": [source, *sentences]})
 
+    def split(self, request: Request, rows: int) -> Sequence[Request]:
+        """None of a comparison, which needs its source."""
+        return [] if isinstance(request, Comparison) else super().split(request, rows)
+
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """`{"similarities": [...], "usage"}`: a cosine a sentence, in their order."""
         if not isinstance(request, Comparison):

@@ -46,7 +46,8 @@ class TextRanking(TextTask):
         payload = payload if body is None else body
         if "docs" in payload and not {"documents", "return_documents"} & set(payload):
             payload = {_OUR_NAMES.get(name, name): value for name, value in payload.items()}
-        check.refuse_unknown(payload, ("query", "documents", "model", *self.option_names), check.OF_EVERY_JOB)
+        of_every_job = check.OF_EVERY_JOB if body is None else ""
+        check.refuse_unknown(payload, ("query", "documents", "model", *self.option_names), of_every_job)
         if "query" not in payload or "documents" not in payload:
             raise InvalidInput("`input` needs `query` (a string) and `documents` (a list of strings)")
         limits = self.limits
@@ -67,6 +68,10 @@ class TextRanking(TextTask):
             "raw_scores": check.boolean(payload, "raw_scores", False),
         }
         return Request([(query, documents)], True, options)
+
+    def split(self, request: Request, rows: int) -> Sequence[Request]:
+        """None: an order of some of the documents is none."""
+        return []
 
     def texts(self, item: Any, options: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
         """A pair a document."""

@@ -39,7 +39,7 @@ class TokenClassification(TextTask):
         stride = check.whole_number(payload, "stride", 0, self.tokens.max_length - 1)
         if stride is not None and strategy == "none":
             raise InvalidInput("`stride` needs an `aggregation_strategy` other than none, to join what windows share")
-        ignored = payload.get("ignore_labels", ["O"])
+        ignored = check.given(payload, "ignore_labels", ["O"])
         if not isinstance(ignored, list) or not all(isinstance(label, str) for label in ignored):
             raise InvalidInput(f"`ignore_labels` must be a list of strings, got {check.kind(ignored)}")
         return {**super().options(payload), "strategy": strategy, "stride": stride, "ignored": frozenset(ignored)}

@@ -49,7 +49,7 @@ class ZeroShotClassification(TextTask):
             raise InvalidInput("`candidate_labels` is missing: a list of strings, or one with commas between them")
         if isinstance(value, str):
             value = [label.strip() for label in value.split(",") if label.strip()]
-        template = check.string(payload.get("hypothesis_template", _TEMPLATE), "hypothesis_template", 1000)
+        template = check.string(check.given(payload, "hypothesis_template", _TEMPLATE), "hypothesis_template", 1000)
         if template.count("{}") != 1:
             raise InvalidInput("`hypothesis_template` must hold {} once, where the label goes")
         return {

@@ -47,7 +47,8 @@ class ZeroShotImageClassification(DualTask):
         if "candidate_labels" not in payload:
             raise InvalidInput("`input` needs `candidate_labels`, a list of strings")
         labels = check.texts(payload["candidate_labels"], "candidate_labels", limits.max_items, limits.max_chars)
-        template = check.string(payload.get("hypothesis_template", _TEMPLATE), "hypothesis_template", limits.max_chars)
+        template = check.given(payload, "hypothesis_template", _TEMPLATE)
+        template = check.string(template, "hypothesis_template", limits.max_chars)
         if "{}" not in template:
             raise InvalidInput("`hypothesis_template` must hold {} where the label goes")
         # Many places for a long label: a small payload would become gigabytes.

@@ -98,10 +98,22 @@ def test_a_refusal_is_an_answer_and_not_tried_again(proxy: Proxy):
     assert (len(proxy.server.seen), proxy.pauses) == (1, [])
 
 
-@pytest.mark.parametrize("body", [b"[NaN]", b"[1e999]", b"[" * 5000 + b"]" * 5000])
+DEEP = [b"[" * depth + b"]" * depth for depth in (251, 700, 980, 5000)]
+
+
+@pytest.mark.parametrize("body", [b"[NaN]", b"[1e999]", *DEEP, b'{"a":' * 251 + b"1" + b"}" * 251])
 def test_json_that_cannot_be_passed_on_goes_as_bytes(proxy: Proxy, body: bytes):
     proxy.on("/v1/odd", content(body, Content_Type="application/json"))
-    assert base64.b64decode(proxy.ask({"request": {"path": "/odd"}})["base64"]) == body
+    said = asyncio.run(proxy.handler.body({"id": "1", "input": {"request": {"path": "/odd"}}}))
+    assert base64.b64decode(json.loads(said)["output"]["base64"]) == body
+
+
+@pytest.mark.parametrize("body", [b"[" * 250 + b"]" * 250, b'{"a":' * 250 + b"1" + b"}" * 250])
+def test_json_may_be_nested(proxy: Proxy, body: bytes):
+    proxy.on("/v1/nested", content(body, Content_Type="application/json"))
+    requests = [{"path": "/nested"}] * 2
+    said = asyncio.run(proxy.handler.body({"id": "1", "input": {"requests": requests}}))
+    assert [answer["json"] for answer in json.loads(said)["output"]] == [json.loads(body)] * 2
 
 
 @pytest.mark.parametrize("failure", [content(b"", 429), content(b"", 500), content(b"", 503), raw(b""), raw(b"\0")])

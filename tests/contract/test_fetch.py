@@ -55,6 +55,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
         "/drip-header": endless(head, b"X-A: b\r\n", 0.02),
         "/no-http": raw(b"\x00\x01\x02 hello\r\n"),
         "/once": content(b"", 302, Location="/?a=b"),
+        "/to-umlaut": raw(
+            b"HTTP/1.1 302 Found\r\nLocation: " + "/?grün=a b%20c".encode() + b"\r\nContent-Length: 0\r\n\r\n"
+        ),
+        "/coded-chunks": raw(head + b"Transfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+        "/hints": raw(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 2 + head + b"Content-Length: 5\r\n\r\nhello"),
+        "/hints-alone": endless(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n", 0.02),
         "/loop": content(b"", 307, Location="/loop"),
         "/nowhere": content(b"", 302),
         "/to-http": content(b"", 301, Location=f"http://{HOST}/"),
@@ -75,6 +81,7 @@ def limits(server: TlsServer) -> Limits:
 def test_content_arrives(server: TlsServer, limits: Limits):
     assert fetch(server.url(), limits, server.network()) == BODY
     assert fetch(server.url("/chunks"), limits, server.network()) == b"hello"
+    assert fetch(server.url("/hints"), limits, server.network()) == b"hello"
     assert fetch(server.url("/once"), limits, server.network()) == BODY
     method, path, headers, _ = server.seen[-1]
     assert (method, path, headers["host"]) == ("GET", "/?a=b", server.host)
@@ -93,6 +100,8 @@ def test_content_of_exactly_the_allowed_size_arrives(server: TlsServer, limits: 
 def test_paths_are_sent_as_browsers_send_them(server: TlsServer, limits: Limits):
     fetch(server.url("/?q=a b%20c&ü=1#part"), limits, server.network())
     assert server.seen[-1][1] == "/?q=a%20b%20c&%C3%BC=1"
+    fetch(server.url("/to-umlaut"), limits, server.network())  # in a header http.client reads bytes as Latin-1
+    assert server.seen[-1][1] == "/?gr%C3%BCn=a%20b%20c"
 
 
 def test_the_checked_address_is_the_one_that_is_reached(server: TlsServer, limits: Limits):
@@ -137,6 +146,7 @@ def test_the_systems_resolver_is_checked_too(host: str):
         ("/gone", InvalidInput, "media.test answered with status 410"),
         ("/nowhere", InvalidInput, "media.test answered with status 302"),
         ("/gzip", InvalidInput, "compressed content"),
+        ("/coded-chunks", InvalidInput, "media.test sent content in the transfer coding gzip, chunked"),
         ("/promise", InvalidInput, "over the limit of 20000 bytes"),
         ("/flood", InvalidInput, "over the limit of 20000 bytes"),
         ("/cut", Unreachable, "before the end of the content"),
@@ -158,7 +168,7 @@ def test_what_goes_wrong_gets_a_sentence(server: TlsServer, limits: Limits, path
         fetch(server.url(path), limits, server.network())
 
 
-@pytest.mark.parametrize("path", ["/drip", "/drip-header"])
+@pytest.mark.parametrize("path", ["/drip", "/drip-header", "/hints-alone"])
 def test_a_slow_server_gets_the_whole_time_and_no_more(server: TlsServer, limits: Limits, path: str):
     """Each piece comes within a socket's timeout; all of them together do not come within the limit."""
     with pytest.raises(Unreachable, match="media.test did not answer within 0.3 s"):

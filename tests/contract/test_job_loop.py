@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -149,7 +149,8 @@ async def test_a_generator_streams(sdk: Sdk, emulator: Emulator):
         record = await emulator.wait(emulator.submit({}))
     assert record.status == "COMPLETED"
     assert [chunk["part"] for chunk in record.chunks] == [0, 1, 2]
-    assert record.answers[0].is_stream
+    (final,) = record.answers
+    assert (final.is_stream, final.body) == (True, {"output": record.chunks})
 
 
 async def test_bodies_that_are_encoded_already_are_posted_as_they_are(sdk: Sdk, emulator: Emulator):
@@ -175,11 +176,38 @@ async def test_bodies_that_are_encoded_already_are_posted_as_they_are(sdk: Sdk, 
     ]
 
 
-@pytest.mark.parametrize("streamed", [[], [1]])
-async def test_a_stream_ends_with_an_empty_output(sdk: Sdk, emulator: Emulator, streamed: list[Any]):
+END = b'{"output":[]}'
+
+
+@pytest.mark.parametrize(
+    ("streamed", "final"),
+    [
+        ([], {"output": []}),
+        ([1], {"output": [1]}),
+        (["12345678", {"stopPod": True}, b'{"output":[1]}', END], {"output": ["12345678", {"stopPod": True}, [1]]}),
+        ([b'{"output":"12","stopPod":true}', b'{"output":3}', END], {"output": ["12", 3], "stopPod": True}),
+        (["1" * 40, 2], {"output": []}),
+        (["1" * 20, "2" * 20, 3, END], {"output": []}),
+        ([1, b'{"error":"no"}', b'{"output":2}', END], {"error": "no"}),
+        ([b'{"output":{"whole":1}}'], {"output": {"whole": 1}}),
+    ],
+)
+async def test_a_stream_ends_with_the_list_of_its_parts(
+    sdk: Sdk, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, streamed: list[Any], final: dict[str, Any]
+):
+    """As the SDK has it with return_aggregate_stream; with an empty one where that is more than RunPod takes."""
+    monkeypatch.setattr("handler.aggregate.LARGEST_REPLY", 70)
     async with serving(sdk, lambda job: (each for each in streamed)):
         record = await emulator.wait(emulator.submit({}))
-    assert (record.chunks, record.answers[0].body) == (streamed, {"output": []})
+    assert record.answers[0].body == final
+    assert record.answers[0].is_stream == bool(record.chunks)
+
+
+async def test_a_list_of_parts_that_runpod_does_not_take_is_left_out(sdk: Sdk, emulator: Emulator):
+    emulator.faults.add("job-done", Fault(status=413))
+    async with serving(sdk, lambda job: (each for each in (1, 2))):
+        record = await emulator.wait(emulator.submit({}))
+    assert (record.status, record.chunks, record.output) == ("COMPLETED", [1, 2], [])
 
 
 async def test_a_generator_that_yields_an_error_fails_the_job(sdk: Sdk, emulator: Emulator):
@@ -588,6 +616,45 @@ async def test_a_stream_with_a_hole_has_failed(sdk: Sdk, emulator: Emulator):
         record = await emulator.wait(emulator.submit({}))
     assert record.status == "FAILED"
     assert "a part of the stream (0.0 MB) was refused by RunPod with status 413" in record.error
+
+
+async def test_jobs_are_counted_by_what_runpod_got(sdk: Sdk, emulator: Emulator):
+    """Before it has that: who sees the last answer finds it counted. Not so what asks for that, or was stopped."""
+    stopped = asyncio.Event()
+
+    async def handler(job: dict[str, Any]) -> Any:
+        if job["input"] == "late":
+            try:
+                await asyncio.sleep(30)
+            finally:
+                stopped.set()
+        return {"error": "no"} if job["input"] == "error" else 1
+
+    async with serving(sdk, lambda job: iter_of(job) if job["input"] == "parts" else handler(job), 1) as loop:
+        for payload in (1, "error", {"health": True}, "parts"):
+            await emulator.wait(emulator.submit(payload))
+        assert loop.counts.report() == {"jobs_done": 2, "jobs_failed": 1}
+        emulator.faults.add("job-take", Fault(body='[{"id": "none"}]', hang_up_after="after"))
+        emulator.submit(1, job_id="none")
+        await emulator.wait("none")
+        emulator.faults.add("job-stream", Fault(status=413))
+        await emulator.wait(emulator.submit("parts"))
+        assert loop.counts.report() == {"jobs_done": 2, "jobs_failed": 3}
+        emulator.faults.add("job-done", Fault(status=413))
+        assert (await emulator.wait(emulator.submit(1))).error is not None
+        late = emulator.submit("late")
+        while late.taken is None:
+            await asyncio.sleep(0.01)
+        emulator.cancel(late)
+        await asyncio.wait_for(stopped.wait(), 10)
+        assert loop.counts.report() == {"jobs_done": 2, "jobs_failed": 4}
+    async with serving(sdk, handler, job_timeout_s=0.05) as loop:
+        await emulator.wait(emulator.submit("late"))
+        assert loop.counts.report() == {"jobs_done": 0, "jobs_failed": 1}
+
+
+def iter_of(job: dict[str, Any]) -> Iterator[Any]:
+    yield from (1, 2)
 
 
 async def test_a_stream_without_an_address_fails_at_once(sdk: Sdk, emulator: Emulator):

@@ -1,6 +1,11 @@
 """A streamed job's parts: none larger than RunPod takes, as long as one row is not."""
 
 import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +16,13 @@ from engine.backends.fake import FakeEngine
 from engine.batcher import Batcher
 from engine.bundle import open_bundle
 from engine.config import Limits, Settings
+from engine.errors import AnswerTooLarge
 from engine.tasks import load_task
 from engine.tasks.feature_extraction import FeatureExtraction, Request
+from engine.tasks.sentence_similarity import SentenceSimilarity
+from engine.tasks.text_ranking import TextRanking
+from handler.aggregate import END
+from handler.counts import Counts
 from handler.handler import Handler
 from handler.stock import answers
 
@@ -33,7 +43,10 @@ def parts_of(handler: Handler, texts: list[str], limit: int, monkeypatch: pytest
         return whole
 
     whole = asyncio.run(ask())
-    embeddings = [one for body in bodies for one in orjson.loads(body)["output"]["embeddings"]]
+    given = [orjson.loads(body)["output"] for body in bodies]
+    places = accumulate([len(part["embeddings"]) for part in given], initial=0)
+    assert [part["first"] for part in given] == list(places)[:-1]
+    embeddings = [one for part in given for one in part["embeddings"]]
     assert embeddings == orjson.loads(whole)["output"]["embeddings"]
     return bodies
 
@@ -84,11 +97,118 @@ class Choosy(FeatureExtraction):
 def test_a_part_that_is_an_error_fails_the_job_of_the_stock_loop(small_bundle: Path):
     bundle = open_bundle(small_bundle)
     batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=32, max_tokens=0, max_queued=10_000)
-    answer = answers(Handler(Choosy.from_bundle(bundle, Limits()), batcher, dict), Settings())
+    answer = answers(Handler(Choosy.from_bundle(bundle, Limits()), batcher, dict), Settings(), Counts())
 
     async def ask() -> tuple[Any, Any]:
         jobs = [{"input": {"texts": TEXTS[:count], "stream": True}} for count in (128, 150)]
         return await answer(jobs[0]), await answer(jobs[1])
 
-    assert asyncio.run(ask()) == ([{"count": 64}, {"count": 64}], {"error": "too few"})
+    assert asyncio.run(ask()) == (
+        [{"first": 0, "count": 64}, {"first": 64, "count": 64}],
+        {"error": "too few"},
+    )
+    batcher.close()
+
+
+class Ranking(TextRanking):
+    """Of a model that is none for it."""
+
+    def answer(self, item: Any, part: Any, outputs: Any, options: Any) -> Any:
+        return {"results": len(outputs)}
+
+
+@pytest.mark.parametrize(
+    ("task", "payload"),
+    [
+        (FeatureExtraction, {"input": TEXTS, "model": "m"}),
+        (FeatureExtraction, {"openai_route": "/v1/embeddings", "openai_input": {"input": TEXTS}}),
+        (SentenceSimilarity, {"source_sentence": "a", "sentences": TEXTS}),
+        (Ranking, {"query": "a", "documents": TEXTS}),
+    ],
+    ids=["infinity", "openai", "similarity", "ranking"],
+)
+async def test_a_reply_in_one_piece_is_not_streamed(small_bundle: Path, task: Any, payload: dict[str, Any]):
+    """As one part it could be more than RunPod takes of a stream."""
+    bundle = open_bundle(small_bundle)
+    batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=32, max_tokens=0, max_queued=10_000)
+    handler = Handler(task.from_bundle(bundle, Limits()), batcher, dict)
+    bodies: list[bytes] = []
+
+    async def keep(body: bytes) -> None:
+        bodies.append(body)
+
+    whole = await handler.body({"input": payload})
+    assert await handler.body({"input": {**payload, "stream": True}}, keep) == whole
+    answer = answers(handler, Settings(), Counts())
+    assert await answer({"input": {**payload, "stream": True}}) == orjson.loads(whole)["output"]
+    assert (bodies, whole[:10]) == ([], b'{"output":')
+    batcher.close()
+
+
+@asynccontextmanager
+async def streaming(bundle: Path, **options: Any) -> AsyncIterator[tuple[FakeEngine, Batcher, list[bytes], Any]]:
+    """An engine, what queues for it, the parts so far, and a function that streams texts."""
+    opened = open_bundle(bundle)
+    engine = FakeEngine.from_bundle(opened)
+    batcher = Batcher(engine, max_rows=32, max_tokens=0, **options)
+    handler = Handler(load_task(opened, Settings()), batcher, dict)
+    bodies: list[bytes] = []
+
+    async def keep(body: bytes) -> None:
+        bodies.append(body)
+
+    yield engine, batcher, bodies, lambda job: handler.body({"input": job}, keep)
+    batcher.close()
+
+
+async def test_parts_wait_for_room_that_others_of_their_job_have_taken(small_bundle: Path):
+    """Four at once are more rows than may wait; each alone is not."""
+    async with streaming(small_bundle, max_queued=100) as (engine, _, bodies, ask):
+        engine.on_run = lambda bucket: time.sleep(0.02)
+        assert await ask({"texts": ["a"] * 600, "stream": True}) == END
+        assert [len(orjson.loads(body)["output"]["embeddings"]) for body in bodies] == [64] * 9 + [24]
+
+
+async def test_parts_for_which_others_leave_no_room_are_told_to_retry(small_bundle: Path):
+    async with streaming(small_bundle, max_queued=100) as (engine, batcher, bodies, ask):
+        gate = threading.Event()
+
+        def hold(bucket: object) -> None:
+            gate.wait(10)
+
+        engine.on_run = hold
+        other = asyncio.create_task(ask({"texts": ["a"] * 100}))
+        while batcher.queued != 68:  # the others run
+            await asyncio.sleep(0.01)
+        said = orjson.loads(await ask({"texts": ["a"] * 600, "stream": True}))
+        assert said["error"].startswith("overloaded, please retry: 68 rows wait, 64 more are over the limit of 100")
+        gate.set()
+        assert b"embeddings" in await other
+        assert bodies == []
+
+
+class Wordy(FeatureExtraction):
+    """Refuses to answer more than three texts at once."""
+
+    def postprocess(self, request: Request, outputs: Any) -> Any:
+        if len(request.texts) > 3 or request.texts[-1] == "long":
+            raise AnswerTooLarge("much", 1_000_000 * len(request.texts) // 3)
+        return [request.first, len(request.texts)]
+
+
+async def test_a_part_that_is_refused_for_its_answers_size_is_split(small_bundle: Path):
+    bundle = open_bundle(small_bundle)
+    batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=32, max_tokens=0, max_queued=10_000)
+    handler = Handler(Wordy.from_bundle(bundle, Limits()), batcher, dict)
+    bodies: list[bytes] = []
+
+    async def keep(body: bytes) -> None:
+        bodies.append(body)
+
+    assert await handler.body({"input": {"texts": TEXTS, "stream": True}}, keep) == END
+    parts = [orjson.loads(body)["output"] for body in bodies]
+    assert [first for first, _ in parts] == [sum(count for _, count in parts[:at]) for at in range(len(parts))]
+    assert sum(count for _, count in parts) == len(TEXTS)
+    said = await handler.body({"input": {"texts": ["a", "b", "c", "long"], "stream": True}}, keep)
+    assert said == b'{"error":"invalid input: much"}'
     batcher.close()

@@ -1,7 +1,12 @@
 """The TensorRT engine on doubles of CUDA and TensorRT: what the contract of engines does not ask."""
 
+import gc
 import re
 import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +268,70 @@ def test_memory_that_ends_within_tensorrt(small_bundle: Path, said: str):
     with pytest.raises(OutOfMemory, match=re.escape(said)):
         engine.warm_up()
     assert engine.buckets.batches == (1, 4)  # tried without the largest batch as well
+
+
+@pytest.fixture
+def _no_collection() -> Iterator[None]:
+    """As during a boot, at whose end all that is there is frozen: what only leads to itself then stays for good."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_no_collection")
+@pytest.mark.parametrize("version", ["8.6.1", "10.13.0.35"])
+def test_memory_of_execution_contexts_is_given_back_before_the_second_try(small_bundle: Path, version: str):
+    device = Device()
+    trt = TensorRtDouble(device, version)
+    trt.most_contexts = 2 * len(LENGTHS)  # those of 8 rows and half of the others; without 8 rows all of them
+    engine = warm(small_bundle, device=device, trt=trt)
+    assert engine.buckets.batches == (1, 4)
+    assert "TensorRT makes no execution context" in engine.notes[0]
+    assert answers(engine, [row(32)] * 4).shape == (4, 8)
+
+
+@pytest.mark.usefixtures("_no_collection")
+@pytest.mark.parametrize("refused_before", [False, True])
+def test_memory_that_ends_at_a_capture_leaves_no_execution_context_with_its_profile(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, refused_before: bool
+):
+    """Those of 8.6 end the process when a profile is selected that another one still has."""
+    device = Device()
+    engine = engine_on_double(small_bundle, device=device, trt=TensorRtDouble(device, "8.6.1"))
+    faults = iter([CUresult.CUDA_ERROR_INVALID_VALUE, None, None] if refused_before else [None] * 3)
+    faults = chain(faults, [CUresult.CUDA_ERROR_OUT_OF_MEMORY])  # at 4 rows, which are tried again
+    capture = TensorRtEngine._capture
+
+    def failing(engine: TensorRtEngine, run: Any) -> list[str]:
+        if fault := next(faults, None):
+            device.faults["cuGraphInstantiateWithFlags"] = fault
+        return capture(engine, run)
+
+    monkeypatch.setattr(TensorRtEngine, "_capture", failing)
+    engine.warm_up()
+    assert engine.buckets.batches == (1, 4)
+    assert answers(engine, [row(32)] * 4).shape == (4, 8)
+
+
+@pytest.mark.usefixtures("_no_collection")
+@pytest.mark.parametrize("outputs", [{"logits": ["float32", 8]}, {"embedding": ["float32", 9]}])
+def test_nothing_of_tensorrt_outlives_a_plan_that_was_refused(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, outputs: dict[str, Any]
+):
+    """Its weights are on the GPU."""
+    loaded: list[weakref.ref[Any]] = []
+    deserialize = TensorRtEngine._deserialize
+
+    def noting(engine: TensorRtEngine, plan: Any) -> tuple[Any, Any]:
+        runtime, cuda_engine = deserialize(engine, plan)
+        loaded.append(weakref.ref(cuda_engine))
+        return runtime, cuda_engine
+
+    monkeypatch.setattr(TensorRtEngine, "_deserialize", noting)
+    with suppress(EngineError):
+        engine_on_double(small_bundle, content=plan_bytes(outputs=outputs))
+    assert [one() for one in loaded] == [None]
 
 
 # Failures while running

@@ -24,6 +24,7 @@ from tests.tls_server import certificate
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 LARGE = b'{"output": "' + b"x" * 3_000_000 + b'"}'
+LISTED = b'{"output":[' + b"1" * 1_000_001 + b"]}"
 
 
 @asynccontextmanager
@@ -103,7 +104,7 @@ async def test_a_gateway_that_does_not_even_read_a_large_result_gets_a_short_one
             writer.transport.abort()
 
     async with results_to(answer, 0.3) as results:
-        assert await results.send("1", LARGE)
+        assert not await results.send("1", LARGE)
     (body,) = posted
     assert body["error"].startswith("worker fault: ")
     assert said in body["error"] or "did not arrive" in body["error"]
@@ -205,7 +206,7 @@ async def test_a_result_that_is_refused_for_good_is_replaced_by_an_error_that_sa
     attempts = 1 if status == 413 else 2
     async with serving(replies(*[with_status(status)] * attempts, with_status(200))) as server:
         with closing(results_of(server, 0.0)) as results:
-            assert await results.send("1", b'{"output": 1}', stream=True)
+            assert not await results.send("1", b'{"output": 1}', stream=True)
         assert server.bodies[:-1] == [b'{"output": 1}'] * attempts
         told = f"worker fault: RunPod refused the result with {said}; ask for less"
         assert orjson.loads(server.bodies[-1]) == {"error": told}
@@ -225,6 +226,19 @@ async def test_an_error_in_the_place_of_a_large_result_is_tried_once(slept: list
             assert not await results.send("1", LARGE)
         assert server.bodies[:-1] == [LARGE] * 2
         assert b"did not arrive within 0 s" in server.bodies[-1]
+
+
+@pytest.mark.parametrize(
+    ("body", "fails"), [(b'{"output":[1]}', [with_status(413)]), (LISTED, [None, None])], ids=["refused", "lost"]
+)
+async def test_a_list_of_parts_that_does_not_arrive_is_left_out(
+    slept: list[float], body: bytes, fails: list[bytes | None]
+):
+    """RunPod has the parts."""
+    async with serving(replies(*fails, with_status(200))) as server:
+        with closing(results_of(server, 0.0)) as results:
+            assert await results.send("1", body, stream=True)
+        assert server.bodies == [*[body] * len(fails), b'{"output":[]}']
 
 
 async def test_a_part_of_a_stream_that_is_not_taken_is_told(slept: list[float]):

@@ -121,7 +121,7 @@ async def test_a_body_that_does_not_come_gives_its_place_back(
     ids=["told", "own-form", "raised"],
 )
 async def test_a_failed_job_is_no_success(
-    client: TestClient[Any, Any], engine: Scripted, body: bytes | Exception, status: int, error: str
+    client: TestClient[Any, Any], routes: Routes, engine: Scripted, body: bytes | Exception, status: int, error: str
 ):
     engine.let_go.set()
     engine.bodies = [body]
@@ -130,28 +130,34 @@ async def test_a_failed_job_is_no_success(
         assert (reply.status, (await reply.json())["error"]) == (status, error)
     reply = await client.post("/v1/embeddings", json={})
     assert (reply.status, (await reply.json())["error"]["message"]) == (status, error)
+    assert routes.counts.report() == {"jobs_done": 0, "jobs_failed": 3}
 
 
 @pytest.mark.parametrize(
     "last", [b'{"error":"worker fault: it failed"}', EngineError("it failed")], ids=["told", "raised"]
 )
 async def test_a_stream_that_fails_says_so_in_its_last_line(
-    client: TestClient[Any, Any], engine: Scripted, last: bytes | Exception
+    client: TestClient[Any, Any], routes: Routes, engine: Scripted, last: bytes | Exception
 ):
     engine.let_go.set()
-    engine.bodies = [b'{"output":[1]}', last]
+    engine.bodies = [b'{"output":[1]}', last, b'{"output":[2]}']
     reply = await client.post("/runsync", json=STREAM)
     assert reply.status == 200
     lines = [json.loads(line) async for line in reply.content]
     assert lines == [{"output": [1]}, {"error": "worker fault: it failed"}]
+    assert routes.counts.report() == {"jobs_done": 0, "jobs_failed": 1}
 
 
-async def test_a_reply_that_has_no_parts_is_a_line(client: TestClient[Any, Any], engine: Scripted):
+async def test_a_reply_that_has_no_parts_is_a_line(client: TestClient[Any, Any], routes: Routes, engine: Scripted):
     engine.let_go.set()
     for bodies in ([b'{"output":[]}'], [b'{"output":{"a":1}}'], [b'{"output":[]}', b'{"output":[]}']):
         engine.bodies = [*bodies]
         reply = await client.post("/runsync", json=STREAM)
         assert await reply.text() == bodies[0].decode() + "\n"
+    for route in ("/runsync", "/v1/x"):
+        engine.bodies = [b'{"output":1}']
+        assert (await client.post(route, json=JOB)).status == 200
+    assert routes.counts.report() == {"jobs_done": 5, "jobs_failed": 0}
 
 
 async def test_a_client_that_leaves_a_stream_makes_room(

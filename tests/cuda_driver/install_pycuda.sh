@@ -1,26 +1,14 @@
 #!/bin/sh
 # install_pycuda.sh PYTHON TARGET: pycuda, compiled as the Dockerfile does, and what it imports, into the folder TARGET.
-# Needs a C++ compiler, PYTHON's uv and headers, and a package index; no CUDA toolkit, no driver, no GPU.
+# Needs what with_cuda_headers.sh needs.
 set -eu
 python=$1 target=$2
-root=$(cd "$(dirname "$0")/../.." && pwd)
-pins="$root/requirements"
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-uv() { "$python" -m uv pip install --quiet --python "$python" --target "$@"; }
+here=$(cd "$(dirname "$0")" && pwd)
+pins="$here/../../requirements"
 
-uv "$scratch/cuda" --no-deps --require-hashes --requirement "$pins/build.txt"
-# The linker wants a libcuda to name. It must define something that pycuda uses, or --as-needed would drop it.
-echo 'int cuInit(unsigned flags) { return 100; }' > "$scratch/cuda.c"
-cc -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$scratch/libcuda.so" "$scratch/cuda.c"
-# pycuda's setup.py reads this from the home folder; uv and its cache keep theirs.
-cat > "$scratch/.aksetup-defaults.py" <<END
-CUDA_ENABLE_CURAND = False
-CUDADRV_LIB_DIR = ["$scratch"]
-CUDA_INC_DIR = [f"$scratch/cuda/nvidia/{name}/include" for name in ("cuda_runtime", "cuda_profiler_api")]
-END
-export UV_CACHE_DIR="${UV_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/uv}" XDG_CONFIG_HOME="${XDG_CONFIG_HOME:-$HOME/.config}"
 rm -rf "$target" "$target.new"
-HOME="$scratch" CFLAGS="-O1 -g0" uv "$target.new" --no-deps --constraint "$pins/tensorrt.txt" \
+# shellcheck disable=SC2086  # the Makefile's NO_INDEX is an option or empty
+CFLAGS="-O1 -g0" "$here/with_cuda_headers.sh" "$python" "$python" -m uv pip install --quiet ${NO_INDEX:-} \
+    --python "$python" --target "$target.new" --no-deps --constraint "$pins/tensorrt.txt" \
     --build-constraints "$pins/build.txt" pycuda pytools mako platformdirs siphash24 typing-extensions
 mv "$target.new" "$target"

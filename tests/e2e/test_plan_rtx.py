@@ -372,10 +372,10 @@ def test_a_boot_can_build_from_a_bundle_that_it_may_not_write(bundle: Path, tmp_
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build_plan, "BUILD_COMMAND", command)
-        build_plan.build(opened(bundle), tmp_path / "cache", 100, said.append, lambda: False)
+        build_plan.build(opened(bundle), tmp_path / "cache", 100, "fp16", said.append, lambda: False)
     (found,) = plan_cache.cached_plans(tmp_path / "cache", opened(bundle), "model")
     plan_cache.verify(found)
-    assert found.plan.runtime == "tensorrt_rtx"
+    assert (found.plan.runtime, found.plan.precision) == ("tensorrt_rtx", "fp16")
     assert any("4 profiles" in line for line in said)
     assert not any("sign" in line for line in said)  # nobody can: the plan goes elsewhere
     assert snapshot(bundle) == before

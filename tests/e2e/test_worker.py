@@ -99,6 +99,7 @@ def test_health(emulator: EmulatorThread, small_bundle: Path):
         stages = {"interpreter", "imports", "verify", "engine load", "warm-up", "SDK import", "first take", "ready"}
         assert stages <= set(health["boot_ms"])
         assert health["pid"] == worker.process.pid
+        assert health["jobs_failed"] == 0
         assert (health["jobs_done"], health["jobs_running"], health["rows_per_batch"]) == (1, 1, {"1": 1})
         assert set(health["stages_ms"]) == {"prepare", "queue", "run", "engine", "finish"}
         assert set(health["memory_mb"]) == {"front", "engine"}
@@ -149,12 +150,18 @@ def test_a_bulk_job_streams_its_parts_in_order(emulator: EmulatorThread, small_b
         assert [vector for chunk in record.chunks for vector in chunk["embeddings"]] == whole["embeddings"]
         assert sum(chunk["usage"]["total_tokens"] for chunk in record.chunks) == whole["usage"]["total_tokens"]
         (final,) = record.answers
-        assert final.is_stream
+        assert (final.is_stream, final.body) == (True, {"output": record.chunks})
+        emulator.inject("job-stream", Fault(hang_up=True, hang_up_after="after"))
+        repeated = emulator.wait(emulator.submit({"texts": texts, "stream": True}))
+        assert [chunk["first"] for chunk in repeated.chunks] == [0, 0, 64, 128, 192, 256]
+        assert repeated.output == record.output
         failed = emulator.wait(emulator.submit({"texts": [*texts, "a " * 100], "truncate": False, "stream": True}))
         assert failed.status == "FAILED"
         assert "text 300 has more than 32 tokens" in failed.error
         single = emulator.wait(emulator.submit({"text": "a", "stream": True}))
         assert len(single.chunks) == 1
+        assert single.output == single.chunks
+        assert set(single.output[0]) == {"embedding", "dimensions", "usage"}
 
 
 def test_the_stock_loop_gives_the_parts_of_a_stream_in_the_end(

@@ -83,11 +83,33 @@ def test_a_file_that_is_cut_off_gets_a_sentence(kind: str, share: float):
         decode(content[: int(len(content) * share)], RATE, 10, "audio")
 
 
-def test_a_wav_file_that_was_streamed_has_no_length_and_is_whole():
-    content = bytearray(file_of(tone()))
+def wav_that_says(data_size: int, file_size: int, content: bytes) -> bytes:
     at = content.index(b"data") + 4
-    content[at : at + 4] = content[4:8] = b"\xff" * 4
-    assert len(decode(bytes(content), RATE, 10, "audio")) == len(tone())
+    head = content[:4] + struct.pack("<I", file_size) + content[8:at]
+    return head + struct.pack("<I", data_size) + content[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("data_size", "file_size"),
+    [
+        (0xFFFF_FFFF, 0xFFFF_FFFF),  # ffmpeg
+        (0x7FFF_F000, 0x7FFF_F024),  # SoX
+        (0x8000_0000, 0x8000_0024),
+        (0x7FFF_FFFF, 0),
+        (0, 0),
+        (0, 36),
+    ],
+)
+def test_a_wav_file_that_was_streamed_has_no_length_and_is_whole(data_size: int, file_size: int):
+    content = file_of(tone())
+    found = decode(wav_that_says(data_size, file_size, content), RATE, 10, "audio")
+    assert np.array_equal(found, decode(content, RATE, 10, "audio"))
+
+
+def test_a_wav_file_without_samples_holds_none_whatever_follows():
+    empty = file_of(np.zeros(0, np.float32)) + b"LIST\x0c\0\0\0INFOISFT\0\0\0\0"
+    with pytest.raises(InvalidInput, match="holds no sound"):
+        decode(wav_that_says(0, len(empty) - 8, empty), RATE, 10, "audio")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +119,9 @@ def test_a_wav_file_that_was_streamed_has_no_length_and_is_whole():
         (b"\x89PNG\r\n\x1a\n", "is not a WAV, FLAC, Ogg or MP3 recording"),
         (b"RIFF\0\0\0\0AVI LIST", "is not a WAV, FLAC, Ogg or MP3 recording"),
         (b"RIFF\0\0\0\0WAVE", "cannot be decoded"),
-        (b"\xff\xfb\x90\x00" * 20, "cannot be decoded"),
+        (b"\xff\xfb\x90\x00" * 20, "ends before its own header says"),
+        (b"\xff\xfb\x00\x00" * 200, "cannot be decoded; its first MP3 frame is damaged"),
+        (b"\xff\xfd\x90\x00" * 200, "is not a WAV, FLAC, Ogg or MP3 recording"),  # layer II
         (file_of(np.zeros(0, np.float32)), "holds no sound"),
         (file_of(np.full(100, np.nan, np.float32), "wav floats"), "holds samples that are not numbers"),
         (file_of(np.zeros(RATE + 1, np.float32), "flac"), "is longer than the 1 s that are allowed (MAX_AUDIO_S)"),
@@ -126,13 +150,47 @@ def test_other_formats_do_not_come_in_behind_an_id3_tag(kind: str):
     assert len(decode(tag + file_of(tone(), "mp3"), RATE, 10, "audio"))
 
 
+def of_unknown_length(flac: bytes) -> bytes:
+    """As an encoder writes it that cannot go back: the number of samples is 0."""
+    word = struct.unpack(">Q", flac[18:26])[0]
+    return flac[:18] + struct.pack(">Q", word & ~0xF_FFFF_FFFF) + flac[26:]
+
+
+@pytest.mark.parametrize("seconds", [0.5, 20, 4096 * 4 / RATE])  # the last ends with a whole frame
+def test_flac_of_unknown_length_is_read_until_its_end(seconds: float):
+    content = file_of(tone(seconds), "flac")
+    found = decode(of_unknown_length(content), RATE, 30, "audio")
+    assert np.array_equal(found, decode(content, RATE, 30, "audio"))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+def test_flac_of_unknown_length_that_is_cut_off_gets_a_sentence(share: float):
+    content = of_unknown_length(file_of(np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32), "flac"))
+    with pytest.raises(InvalidInput, match="`audio` cannot be decoded"):
+        decode(content[: int(len(content) * share)], RATE, 10, "audio")
+
+
 def test_a_header_that_promises_too_little_does_not_help():
     """The length in a FLAC header may be 0, for unknown: the samples are counted."""
-    content = bytearray(file_of(np.zeros(3 * RATE, np.float32), "flac"))
-    word = struct.unpack(">Q", content[18:26])[0]
-    content[18:26] = struct.pack(">Q", word & ~0xF_FFFF_FFFF)
-    with pytest.raises(InvalidInput, match="is longer than the 1 s|cannot be decoded|holds no sound"):
-        decode(bytes(content), RATE, 1, "audio")
+    with pytest.raises(InvalidInput, match="is longer than the 1 s"):
+        decode(of_unknown_length(file_of(np.zeros(3 * RATE, np.float32), "flac")), RATE, 1, "audio")
+
+
+@pytest.mark.parametrize("kind", ["vorbis", "opus", "flac"])
+def test_several_recordings_in_one_file_are_refused(kind: str):
+    """The decoder hears the first one only."""
+    with pytest.raises(InvalidInput, match="`audio` holds several recordings, one behind the other; send them"):
+        decode(file_of(tone(), kind) + file_of(tone(0.2), kind), RATE, 10, "audio")
+
+
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+@pytest.mark.parametrize("value", [np.inf, 3e38, 1e20])
+def test_samples_with_which_nothing_can_be_calculated_are_refused(value: float, rate: int):
+    samples = np.full(rate, value, np.float32)
+    samples[::3] *= 0.5
+    with pytest.raises(InvalidInput, match=r"`audio` holds samples that are not numbers, or beyond 2.14748e\+09 where"):
+        decode(file_of(samples, "wav floats", rate), RATE, 10, "audio")
+    assert decode(file_of(32_768 * tone(), "wav floats"), RATE, 10, "audio").max() > 9000
 
 
 SEEDS = [file_of(tone(0.05), kind) for kind in FORMATS]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.zoo.audio import RATE
+from engine.audio.decode import LOUDEST
 from engine.audio.features import Fbank, Waveform, features_from
 from engine.bucket import Bucket
 from engine.errors import BundleError, InvalidInput
@@ -106,6 +107,18 @@ def test_too_short_and_too_long(samples: int, sentence: str):
     with pytest.raises(InvalidInput) as error:
         waveform.row(np.zeros(samples, np.float32), "audio")
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("name", ["waveform", "fbank"])
+def test_the_loudest_that_is_decoded_makes_numbers(name: str):
+    """Louder ones are refused before; these overflow nothing, neither in sums nor in squares."""
+    fbank = {"kind": "fbank", "rate": RATE, "frames": 40, "bins": 64, "normalize": True, "mean": -4.2, "std": 4.5}
+    features = features_from({"features": WAVEFORM if name == "waveform" else fbank, "max_length": 2000})
+    samples = np.full(30 * RATE, LOUDEST, np.float32)
+    samples[::3] *= -1
+    found = features.row(samples, "audio").feeds["input_values"]
+    assert np.isfinite(found).all()
+    assert np.abs(found).max() > 0.5
 
 
 def test_features_of_a_newer_bundle_are_refused():

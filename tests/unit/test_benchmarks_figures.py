@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import coldstart, engines, load
+from benchmarks.clients import Answers
 from benchmarks.import_times import costs
 from benchmarks.import_times import table as import_table
 from benchmarks.measure import figure, markdown, medians, percentile, ratio, times, write_json
@@ -209,6 +210,13 @@ def test_rounds_become_repeats():
     assert (second.better, second.repeats) == ("higher", (None, 3.0, None))
     assert unit("threads") == ("", "lower")
     assert (target_of("auto"), target_of("auto", "int8"), target_of("fake")) == ("ours", "ours-int8", "ours-fake")
+
+
+def test_a_round_without_answers_is_in_no_order():
+    (found,) = measurements("some", [{("ours", "a"): {"x_ms": value}} for value in (100.0, math.nan, 10.0, 300.0)])
+    assert found.repeats == (100.0, None, 10.0, 300.0)
+    assert found.median == 100.0
+    assert math.isnan(Answers().summary()["max_ms"])
 
 
 def test_options_tell_no_paths():

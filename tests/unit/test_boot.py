@@ -167,6 +167,22 @@ def test_a_plan_is_built_once_and_found_from_then_on(
         builder(monkeypatch, tmp_path, content="1 / 0")  # the second boot must not come here
 
 
+def test_a_plan_is_built_in_the_precision_that_is_asked_for(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of two that share a volume each gets its own, and builds it once."""
+    for precision in ("fp32", "bf16", "fp32", "bf16"):
+        seen = list((tmp_path / "cache").rglob("*.plan"))
+        builder(monkeypatch, tmp_path, changes=", precision=sys.argv[-1]")
+        if len(seen) == 2:
+            builder(monkeypatch, tmp_path, content="1 / 0")
+        wanted = settings(tmp_path, engine="tensorrt", build_on_boot=True, precision=precision)
+        engine, choice = open_engine(open_bundle(small_bundle), wanted)
+        assert choice.plan is not None
+        assert choice.plan.plan.precision == precision
+        engine.close()
+
+
 def test_a_damaged_plan_on_the_volume_is_built_again(
     small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -179,6 +195,24 @@ def test_a_damaged_plan_on_the_volume_is_built_again(
         open_engine(open_bundle(small_bundle), replace(wanted, build_on_boot=False))
     engine, choice = open_engine(open_bundle(small_bundle), wanted)
     assert choice.ladder[-1].name == "plan on the volume"
+    engine.close()
+
+
+def test_code_is_taken_from_the_bundle_alone(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No signature covers the volume, and a boot builds no plan that brings some along."""
+    changes = {"content": "plan_bytes(host_code=True)", "changes": ", version_compatible=True"}
+    builder(monkeypatch, tmp_path, **changes)
+    bundle, wanted = open_bundle(small_bundle), settings(tmp_path, engine="tensorrt", build_on_boot=True)
+    with pytest.raises(ConfigError, match="the plan that was built does not fit here"):
+        open_engine(bundle, wanted)
+    reason = (
+        "sm_89-trt10.13.0-fp16-vc.plan: it is version-compatible, so that it brings code along, which is taken from"
+    )
+    with pytest.raises(ConfigError, match=f"plan on the volume: {reason} the bundle alone; remove it"):
+        open_engine(bundle, replace(wanted, build_on_boot=False))
+    add_plan(small_bundle, plan_bytes(host_code=True), version_compatible=True)
+    engine, choice = open_engine(open_bundle(small_bundle), wanted)
+    assert choice.ladder[-1].name == "version-compatible plan"
     engine.close()
 
 

@@ -6,6 +6,7 @@ import base64
 import io
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,11 +16,14 @@ from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.images.task import ImageTask
 from engine.tasks.automatic_speech_recognition import AutomaticSpeechRecognition
+from engine.tasks.depth_estimation import DepthEstimation
+from engine.tasks.image_segmentation import ImageSegmentation
 from engine.tasks.image_transform import ImageTransform
 from engine.tasks.question_answering import QuestionAnswering
 from engine.tasks.token_classification import TokenClassification
 from engine.tasks.zero_shot_classification import ZeroShotClassification
 from engine.tasks.zero_shot_image_classification import ZeroShotImageClassification
+from handler.reply import encode
 from tests.bundles import write_small_bundle
 
 PIXEL = io.BytesIO()
@@ -55,6 +59,61 @@ def test_images_of_a_hundred_bytes():
     assert [len(task.preprocess(part)) for part in task.split(whole, 2)] == [2, 2]
     transform = ImageTransform(Limits(max_row_bytes=100))
     assert "MAX_ROW_BYTES" in refusal(transform, {"images": [IMAGE] * 2, "width": 100, "format": "png"})
+
+
+def picture(width: int, height: int) -> str:
+    content = io.BytesIO()
+    Image.new("1", (width, height)).save(content, "PNG")
+    return base64.b64encode(content.getvalue()).decode()
+
+
+SMALL = {"image": {"height": 8, "width": 8, "resize": "exact", "size": (8, 8)}, "labels": ["sky", "sea"]}
+TOO_LARGE = "the reply would have more than 100000000 bytes; send fewer images, or smaller ones"
+
+
+@pytest.mark.parametrize(("kind", "pixels"), [("base64", 18_750_000), ("float", 10_000_000)])
+def test_depths_of_images_of_a_few_kilobytes(kind: str, pixels: int):
+    """Refused before the engine runs."""
+    task = DepthEstimation(SMALL, Limits())
+    half = picture(5000, pixels // 10_000)
+    payload = {"images": [half] * 2, "predicted_depth": kind}
+    task.preprocess(task.parse(payload))
+    assert refusal(task, {**payload, "images": [half, half, IMAGE]}) == TOO_LARGE
+    task.preprocess(task.parse({**payload, "images": [half, half, IMAGE], "predicted_depth": "none"}))
+
+
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        (DepthEstimation, {}),
+        (ImageSegmentation, {}),
+        (ImageSegmentation, {"mask_format": "rle"}),
+    ],
+)
+def test_pictures_of_images_of_a_few_kilobytes(task: Any, options: Any, monkeypatch: pytest.MonkeyPatch):
+    """How large a picture is, or a mask, is told when it is made: no more are made than the reply may hold."""
+    made = 0
+
+    class Counted(task):
+        def answer(self, *given: Any) -> Any:
+            nonlocal made
+            made += 1
+            return super().answer(*given)
+
+    outputs = {
+        "predicted_depth": np.random.default_rng(0).random((8, 8), np.float32),
+        "logits": np.random.default_rng(1).random((2, 8, 8), np.float32),
+    }
+    counted = Counted(SMALL, Limits())
+    request = counted.parse({"images": [picture(100, 100)] * 50, **options})
+    assert len(counted.preprocess(request)) == 50
+    (first, *_) = counted.postprocess(request, [outputs] * 50)
+    size = len(encode({"output": first}))
+    monkeypatch.setattr("engine.images.task.MOST_REPLY_BYTES", 10 * size)
+    made = 0
+    with pytest.raises(InvalidInput, match="the reply would have more than [0-9]+ bytes; send fewer images"):
+        counted.postprocess(request, [outputs] * 50)
+    assert 3 < made < 20
 
 
 def test_recordings_and_windows_of_one():

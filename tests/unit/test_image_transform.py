@@ -117,6 +117,12 @@ def test_what_is_contained_keeps_a_pixel(size: tuple[int, int]):
     assert image.size == tuple(max(1, side // 30) for side in size)
 
 
+def test_what_is_contained_in_a_large_box_is_measured_and_not_the_box():
+    """`contain` says at most: a thumbnail's box may be far larger than the limit, in both directions."""
+    image = opened(ask({"image": picture(900, 1), "width": 950, "height": 16_000}, Limits(max_pixels=1000)))
+    assert image.size == (950, 1)
+
+
 @pytest.mark.parametrize(("side", "kind"), [(16_384, "webp"), (65_501, "jpeg")])
 def test_an_image_may_be_too_long_for_its_new_format(side: int, kind: str):
     reply = ask({"image": picture(side, 1), "format": kind})
@@ -139,8 +145,18 @@ def test_a_list_gets_a_list():
         ({"image": picture(8, 8), "quality": 101}, "`quality` must be a whole number from 1 to 100"),
         ({"image": picture(8, 8), "size": 3}, "unknown field `size`; known are `fit`, `format`, `height`"),
         ({"image": picture(40, 40)}, "40 x 40 pixels, allowed are 1000 in all"),
-        ({"image": picture(20, 20), "width": 100, "height": 11, "fit": "stretch"}, "would have 100 x 11 pixels"),
-        ({"image": picture(1, 900), "width": 1000}, "would have 1000 x 900000 pixels"),
+        (
+            {"image": picture(20, 20), "width": 100, "height": 11, "fit": "stretch"},
+            "`image` would have 100 x 11 pixels, allowed are 1000 in all (MAX_PIXELS); give a smaller `width`",
+        ),
+        (
+            {"images": [picture(8, 2), picture(8, 4)], "width": 60, "height": 60},
+            "`images[1]` would have 60 x 30 pixels, allowed are 1000 in all (MAX_PIXELS)",
+        ),
+        (
+            {"image": picture(1, 900), "width": 1000},
+            "`image` would have 1000 x 900000 pixels, allowed are 16383 a side; give a smaller `width` or `height`",
+        ),
     ],
 )
 def test_what_is_wrong_gets_a_sentence(payload: dict[str, Any], sentence: str):

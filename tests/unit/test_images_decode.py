@@ -118,7 +118,7 @@ def test_a_jpeg_of_many_scans_is_refused():
     content = encoded(Image.new("L", (90, 90)), "JPEG", progressive=True)
     scan = content[content.rindex(b"\xff\xda") : -2]
     decode(content[:-2] + scan * 50 + content[-2:], "image", LIMIT)
-    with pytest.raises(InvalidInput, match="is a JPEG of [0-9]+ scans, allowed are 100"):
+    with pytest.raises(InvalidInput, match="is a JPEG of more than 100 scans; save it anew"):
         decode(content[:-2] + scan * 100 + content[-2:], "image", LIMIT)
 
 

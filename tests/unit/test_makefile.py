@@ -172,3 +172,64 @@ def test_pips_no_index_is_handed_on_to_uv_which_has_no_variable_for_it(
     (installs,) = (line for line in said.splitlines() if "uv pip install" in line)
     assert ("--no-index" in installs.split()) == is_handed_on
     assert ("UV_TORCH_BACKEND" in exported(options[0], **environ)) == (not is_handed_on and "UV_INDEX" not in environ)
+
+
+# With EXTRA=gpu
+
+
+@pytest.fixture
+def venv(tmp_path: Path) -> Path:
+    """As after `make EXTRA=gpu setup`, for make."""
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    for stamp in ("uv", "dev", "gpu"):
+        (tmp_path / f"venv/{stamp}.stamp").touch()
+    return tmp_path / "venv"
+
+
+def test_the_libraries_of_the_packages_are_found_before_the_machines(venv: Path):
+    def path(*options: str, **environ: str) -> list[str]:
+        said = make("--silent", "--file", "-", "shown", f"VENV={venv}", *options, **environ).splitlines()
+        return [line for line in said if line.startswith("LD_LIBRARY_PATH=")]
+
+    cuda = f"LD_LIBRARY_PATH={venv}/lib/cuda"
+    assert path("EXTRA=gpu", LD_LIBRARY_PATH="") == [cuda]
+    assert path("EXTRA=gpu", LD_LIBRARY_PATH="/a:/b") == [f"{cuda}:/a:/b"]
+    assert path(LD_LIBRARY_PATH="/a:/b") == ["LD_LIBRARY_PATH=/a:/b"]
+
+
+def test_they_lie_in_one_folder_and_pycuda_is_compiled_with_the_headers_of_a_package(venv: Path, tmp_path: Path):
+    site, compiles = venv / "lib/python3.11/site-packages", tmp_path / "with_cuda_headers.sh"
+    for name in (
+        "nvidia/cublas/lib/libcublas.so.11",
+        "nvidia/cudnn/lib/libcudnn.so.8",
+        "tensorrt_libs/libnvinfer.so.10",
+    ):
+        (site / name).parent.mkdir(parents=True)
+        (site / name).touch()
+    compiles.write_text(f'#!/bin/sh\necho "$@" > {tmp_path / "ran"}\n')
+    (venv / "bin/uv").write_text("#!/bin/sh\n")
+    for script in (compiles, venv / "bin/uv"):
+        script.chmod(0o755)
+    for _ in range(2):  # again, as after new pins
+        (venv / "gpu.stamp").unlink()
+        make("--silent", "EXTRA=gpu", "setup", f"VENV={venv}", f"WITH_CUDA_HEADERS={compiles}", PIP_NO_INDEX="1")
+    assert (tmp_path / "ran").read_text().split() == [
+        f"{venv}/bin/python", f"{venv}/bin/uv", "pip", "install", "--no-index", "--python", f"{venv}/bin/python",
+        "--build-constraints", "requirements/build.txt", "-r", "requirements/all.txt",
+    ]  # fmt: skip
+    found = {link.name: link.resolve() for link in (venv / "lib/cuda").iterdir()}
+    assert sorted(found) == ["libcublas.so.11", "libcudnn.so.8", "libnvinfer.so.10"]
+    assert all(str(target).startswith(str(site)) for target in found.values())
+
+
+@pytest.mark.parametrize("before", ["", "/a b:/c"])
+def test_torch_gets_the_libraries_of_the_machine(venv: Path, before: str):
+    options = ("--silent", "EXTRA=gpu", f"VENV={venv}", f"TORCH_PYTHON={sys.executable}")
+    make(*options, "torch-python", LD_LIBRARY_PATH=before)
+    asked = [f"{venv}/torch-python", "-c", "import os, sys; print(sys.argv[1], os.environ['LD_LIBRARY_PATH'])", "x y"]
+    said = subprocess.run(asked, env={"LD_LIBRARY_PATH": "/other"}, text=True, capture_output=True, check=True)
+    assert said.stdout == f"x y {before}\n"
+    for target in ("gpu", "latency"):
+        assert f"--torch-python {venv}/torch-python" in make("--dry-run", *options, target)
+        assert "--torch-python none" in make("--dry-run", *options[:-1], "TORCH_PYTHON=none", target)
+    assert f"--torch-python {sys.executable}" in make("--dry-run", options[-1], f"VENV={venv}", "latency")

@@ -35,7 +35,17 @@ def test_numbers_up_to_both_ends(value: float):
     assert check.number({}, "threshold", 0, 1, 0.5) == 0.5
 
 
-@pytest.mark.parametrize("value", [True, "1", None, -0.001, 1.001, float("nan"), float("inf"), [1]])
+def test_null_is_as_if_it_were_not_there():
+    """Clients send it for what they leave open."""
+    payload: dict[str, Any] = {"a": None}
+    assert check.number(payload, "a", 0, 1, 0.5) == 0.5
+    assert check.whole_number(payload, "a", 0, 1) is None
+    assert check.choice(payload, "a", ("x", "y")) == "x"
+    for default in (True, False):
+        assert check.boolean(payload, "a", default) is default
+
+
+@pytest.mark.parametrize("value", [True, "1", -0.001, 1.001, float("nan"), float("inf"), [1]])
 def test_what_is_no_number_or_beyond_the_ends(value: Any):
     with pytest.raises(InvalidInput, match="`threshold` must be a number from 0 to 1, got "):
         check.number({"threshold": value}, "threshold", 0, 1, 0.5)

@@ -9,13 +9,16 @@ import tempfile
 import textwrap
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
 from engine import build_plan, probe
 from engine.build_plan import build
-from engine.bundle import open_bundle, write_manifest
+from engine.bundle import Manifest, open_bundle, write_manifest
 from engine.errors import EngineError
 from engine.plan_cache import cached_plans, folder_of, verify
 from engine.probe import Gpu
@@ -41,9 +44,9 @@ def command(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
     monkeypatch.setattr(build_plan, "BUILD_COMMAND", (sys.executable, str(path)))
 
 
-def built(bundle: Path, cache: Path, timeout_s: float = 60, is_there: bool = False) -> list[str]:
+def built(bundle: Path, cache: Path, timeout_s: float = 60, precision: str = "auto") -> list[str]:
     said: list[str] = []
-    build(open_bundle(bundle), cache, timeout_s, said.append, lambda: is_there)
+    build(open_bundle(bundle), cache, timeout_s, precision, said.append, lambda: False)
     return said
 
 
@@ -63,6 +66,15 @@ def test_what_is_built_is_found_by_the_next_boot(small_bundle: Path, tmp_path: P
     assert not [path for path in (tmp_path / "cache").rglob(".*") if path.name != ".lock"]
 
 
+@pytest.mark.parametrize(("precision", "asked"), [("auto", ""), ("fp32", "--precision fp32")])
+def test_the_build_is_asked_for_the_precision_that_the_settings_name(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, asked: str
+):
+    command(monkeypatch, tmp_path, ADDS_A_PLAN + "    print('asked for:', *sys.argv[2:])\n")
+    said = built(small_bundle, tmp_path / "cache", precision=precision)
+    assert f"building a plan: asked for: {asked}".strip() in said
+
+
 def test_a_model_with_other_weights_finds_nothing(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     command(monkeypatch, tmp_path, ADDS_A_PLAN)
     built(small_bundle, tmp_path / "cache")
@@ -71,6 +83,60 @@ def test_a_model_with_other_weights_finds_nothing(small_bundle: Path, tmp_path: 
     (other / "graphs/model/weights.bin").write_bytes(b"weights")
     add_plan(other)  # brings the manifest up to date
     assert cached_plans(tmp_path / "cache", open_bundle(other), "model") == []
+
+
+def with_half(bundle: Path, content: bytes) -> Manifest:
+    """Its manifest, with a graph in fp16 of these bytes."""
+    (bundle / "graphs/model/fp16.onnx").write_bytes(content)
+    manifest = open_bundle(bundle).manifest
+    described = manifest.graphs["model"]
+    onnx = {**described.onnx, "fp16": "graphs/model/fp16.onnx"}
+    return replace(manifest, graphs={"model": replace(described, onnx=onnx)})
+
+
+def with_shape(bundle: Path, *shape: int | str) -> Manifest:
+    manifest = open_bundle(bundle).manifest
+    described = manifest.graphs["model"]
+    inputs = (replace(described.inputs[0], shape=shape), *described.inputs[1:])
+    return replace(manifest, graphs={"model": replace(described, inputs=inputs)})
+
+
+def with_length(bundle: Path, length: int) -> Manifest:
+    manifest = open_bundle(bundle).manifest
+    return replace(manifest, task_config={**manifest.task_config, "max_length": length})
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (lambda bundle: with_half(bundle, b"half"), lambda bundle: with_half(bundle, b"half, with sums in fp32")),
+        (lambda bundle: with_length(bundle, 16), lambda bundle: with_length(bundle, 32)),
+        (
+            lambda bundle: replace(open_bundle(bundle).manifest, precisions={"tensorrt": "fp16"}),
+            lambda bundle: replace(open_bundle(bundle).manifest, precisions={"tensorrt": "fp32"}),
+        ),
+        (lambda bundle: with_shape(bundle, "batch", 64), lambda bundle: with_shape(bundle, "batch", 32)),
+    ],
+    ids=["another graph in half precision", "longer rows", "another precision", "other inputs"],
+)
+def test_a_model_that_was_exported_otherwise_finds_nothing(
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: Callable[[Path], Manifest],
+    then: Callable[[Path], Manifest],
+):
+    """And the one before it finds its own again: two versions of an endpoint may share a volume."""
+    command(monkeypatch, tmp_path, ADDS_A_PLAN)
+    write_manifest(small_bundle, first(small_bundle))
+    other = Path(copytree(small_bundle, tmp_path / "other"))
+    write_manifest(other, then(other))
+    for bundle in (small_bundle, other):
+        assert cached_plans(tmp_path / "cache", open_bundle(bundle), "model") == []
+        built(bundle, tmp_path / "cache")
+    found = [cached_plans(tmp_path / "cache", open_bundle(bundle), "model") for bundle in (small_bundle, other)]
+    assert [len(plans) for plans in found] == [1, 1]
+    assert found[0] != found[1]
 
 
 def test_a_plan_without_a_sidecar_is_not_whole(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -148,7 +214,7 @@ def test_a_build_ends_with_the_worker_that_it_was_for(small_bundle: Path, tmp_pa
                 time.sleep(0.01)
             os._exit(0)
         bundle = open_bundle(Path({str(small_bundle)!r}))
-        build_plan.build(bundle, Path({str(tmp_path / "cache")!r}), 600, lambda line: None, lambda: False)
+        build_plan.build(bundle, Path({str(tmp_path / "cache")!r}), 600, "auto", lambda line: None, lambda: False)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
     assert "the worker that the build was for has ended" in done.stderr  # closed by the last of the two
@@ -228,7 +294,9 @@ def test_one_builds_and_the_other_waits_for_it(small_bundle: Path, tmp_path: Pat
     said: list[str] = []
     with open(cache / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        other = threading.Thread(target=lambda: build(open_bundle(small_bundle), cache, 60, said.append, lambda: True))
+        other = threading.Thread(
+            target=lambda: build(open_bundle(small_bundle), cache, 60, "auto", said.append, lambda: True)
+        )
         other.start()
         while not said:
             time.sleep(0.01)

@@ -204,6 +204,23 @@ def test_a_loop_that_served_nothing_is_no_candidate():
     assert (found.jobs_per_s, found.workers) == (9.0, 3)
 
 
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_loop_that_did_not_answer_what_was_offered_is_no_candidate(by_name: bool):
+    """Its p99 is as long as the loop was. Of several scenarios in one file each has its own details."""
+    loops = [
+        {"target": "ours", "point": "rate 0.8", "offered_per_s": [160.0, 150.0], "reached_per_s": [130.0, 140.0]},
+        {"target": "ours", "point": "rate 0.5", "offered_per_s": [100.0, 104.0], "reached_per_s": [100.0, 100.0]},
+        {"target": "ours-int8", "point": "rate 0.5", "offered_per_s": [150.0], "reached_per_s": [100.0]},
+    ]
+    details = {"load": {"open_loop": loops}} if by_name else {"open_loop": loops}
+    stored = Stored([Source("all-cpu", Results(CPU, {}, tuple(OURS), details))])
+    found = recommend(stored, Asked(100, 1.0))
+    assert isinstance(found, Recommendation)
+    assert (found.jobs_per_s, found.p99_ms) == (100.0, 40.0)
+    open_only = Stored([Source("all-cpu", Results(CPU, {}, tuple(load("ours", {"rate 0.5": (100.0, 40.0)})), details))])
+    assert isinstance(recommend(open_only, Asked(100, 1.0)), Recommendation)
+
+
 def test_workers_for_a_rate_are_whole_and_their_idle_time_is_paid():
     found = recommend(known(OURS), Asked(100, 0.4, rate=300))
     assert isinstance(found, Recommendation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -54,6 +55,13 @@ def test_every_plot_is_made_and_has_its_figures_as_a_table(known: Stored):
         ["minilm, 16 tokens, batch 1", "this worker's engine alone, NVIDIA Invented 80GB"],
         ["bert-base, 128 tokens, batch 1", "this worker's engine alone, NVIDIA Invented 80GB"],
     ]
+
+
+def test_another_percentile_does_not_stand_in_for_p99():
+    found = results.latency(results.CPU, 1.0)
+    ninety = [replace(one, metric=one.metric.replace("p99", "p90")) for one in found.measurements]
+    made = plots(Stored([Source("latency-cpu", replace(found, measurements=tuple(ninety)))]))
+    assert {row[5] for row in figures(made, "latency")} == {"-"}
 
 
 def test_published_figures_stand_beside_a_gpu_s_only(known: Stored):

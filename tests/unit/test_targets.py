@@ -74,6 +74,16 @@ def test_answers_errors_and_the_end():
     assert took is not None and took < 10
 
 
+def test_what_is_answered_too_late_is_no_answer_to_the_next_question():
+    code = "import time, sys\nprint('{}', flush=True)\nfor line in sys.stdin:\n    time.sleep(1)\n    print(line)\n"
+    with PipeProcess(python(code)) as process:
+        with pytest.raises(RuntimeError, match=r"did not answer within 0\.2 s"):
+            process.ask({"n": 1}, timeout_s=0.2)
+        assert process.process.poll() is not None
+        with pytest.raises(RuntimeError, match="was ended when it did not answer"):
+            process.ask({"n": 2})
+
+
 def test_the_floor_answers_over_its_pipe(small_bundle: Path):
     (floor,) = targets(["floor"], Needs(model=small_bundle, bundle=small_bundle))
     assert set(floor.prepare()) == {"onnxruntime", "tokenizers", "numpy"}

@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +19,11 @@ from onnx import TensorProto, helper
 from engine.bucket import Bucket
 from engine.probe import Gpu
 from engine.tensors import TensorSpec
-from export import trt_builder, trt_messages, trt_network
+from export import interrupts, trt_builder, trt_messages, trt_network
 from export.__main__ import main
 from export.errors import Refused, Unavailable
 from export.plan_recipe import PlanRecipe
-from export.trt_messages import errors_of, monitor_of
+from export.trt_messages import deferred_interrupt, errors_of, monitor_of
 from export.trt_network import _fix, _set_hints, build_plan
 
 
@@ -46,13 +48,17 @@ def test_a_gpu_without_tensorrt(
     assert said(capsys, small_bundle) == (3, "tensorrt is not installed; install requirements/all.txt")
     monkeypatch.delitem(sys.modules, "tensorrt")
     (tmp_path / "packages/tensorrt").mkdir(parents=True)
-    source = "raise OSError('libnvinfer.so.10: cannot open shared object file')"
-    (tmp_path / "packages/tensorrt/__init__.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path / "packages"))
-    assert said(capsys, small_bundle) == (
-        3,
-        "tensorrt does not load (libnvinfer.so.10: cannot open shared object file); install requirements/all.txt again",
-    )
+    for source, why in (
+        (
+            "raise OSError('libnvinfer.so.10: cannot open shared object file')",
+            "libnvinfer.so.10: cannot open shared object file",
+        ),
+        ("from tensorrt_bindings import *", "No module named 'tensorrt_bindings'"),  # of a wheel of its own
+    ):
+        (tmp_path / "packages/tensorrt/__init__.py").write_text(source)
+        sentence = f"tensorrt does not load ({why}); install requirements/all.txt again"
+        assert said(capsys, small_bundle) == (3, sentence)
 
 
 @pytest.mark.usefixtures("l4")
@@ -262,23 +268,65 @@ def test_shapes_that_do_not_go_together_are_the_builders_words(tmp_path: Path):
     assert said.endswith("; try another --precision, or other --batches")
 
 
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def interrupt(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+    """One of the signals that end an export, and would end the tests."""
+    before = signal.signal(request.param, signal.default_int_handler)
+    yield request.param
+    assert signal.signal(request.param, before) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("phase", ["before", "during"])
 def test_an_interrupt_ends_a_build_and_leaves_the_bundle_as_it_was(
-    small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    small_bundle: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    interrupt: signal.Signals,
+    phase: str,
 ):
-    """It comes while TensorRT's own code calls ours, where an exception would abort the process."""
-    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
+    """It comes while TensorRT's own code calls ours, where an exception is swallowed with a line on stderr."""
+    trt: Any = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
     before = {path: path.read_bytes() for path in small_bundle.rglob("*") if path.is_file()}
     shown: list[str] = []
 
     def show(line: str) -> None:
         shown.append(line)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), interrupt)
 
     monkeypatch.setattr(trt_messages, "_PERIOD_S", 0)
     monkeypatch.setattr(trt_network, "monitor_of", lambda trt, stop: monitor_of(trt, stop, show))
+    if phase == "before":  # where the first line is logged
+        logger = type(trt_messages.logger_of(trt))
+        log, sent = logger.log, list[str]()
+
+        def interrupted(self: Any, severity: Any, text: str) -> None:
+            if not sent:
+                sent.append(text)
+                os.kill(os.getpid(), interrupt)
+            log(self, severity, text)
+
+        monkeypatch.setattr(logger, "log", interrupted)
     options = ("--builder", "tensorrt-rtx", "--compute-capability", "8.9", "--precision", "fp32")
     assert main(["plan", str(small_bundle), *options]) == 130
-    assert capsys.readouterr().err == "interrupted; nothing was written\n"
-    assert re.fullmatch(r"    [A-Z].*: 1 of \d+", shown[0])
+    assert capfd.readouterr().err == "interrupted; nothing was written\n"
+    assert bool(shown) == (phase == "during")  # with its first step at the latest
+    assert all(re.fullmatch(r"    [A-Z].*: 1 of \d+", line) for line in shown[:1])
     assert {path: path.read_bytes() for path in small_bundle.rglob("*") if path.is_file()} == before
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_that_is_ignored_does_not_end_a_build():
+    """As a shell without job control has it ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with suppress(KeyboardInterrupt), deferred_interrupt() as asked:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert not asked.is_set()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_that_was_swallowed_before_a_build_is_not_forgotten(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(interrupts, "_came", True)
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt():
+        pytest.fail("the build began")

@@ -29,7 +29,8 @@ class Row:
     target: str
     shape: Shape
     p50_ms: float
-    p99_ms: float
+    p99_ms: float | None
+    """None where another percentile was asked for."""
 
     @property
     def label(self) -> str:
@@ -47,7 +48,7 @@ def latency_rows(known: Stored) -> list[Row]:
             place = shape(one.point)
             if place and one.metric == "p50_ms" and one.median == one.median:
                 above = source.value(SCENARIO, one.target, one.point, "p99_ms")
-                made.append(Row(source, one.target, place, one.median, above.median if above else one.median))
+                made.append(Row(source, one.target, place, one.median, above.median if above else None))
     return made
 
 
@@ -118,9 +119,8 @@ def _panel(axes: Axes, found: Sequence[Row], labels: Sequence[str]) -> None:
         colour, place = targets.colour(line[0].target).light, labels.index(label)
         style = {"marker": _MARKERS[place % len(_MARKERS)], "linestyle": _LINES[place % len(_LINES)]}
         axes.plot(batches, [row.p50_ms for row in line], color=colour, label=label, **style)  # type: ignore[arg-type]
-        axes.fill_between(
-            batches, [row.p50_ms for row in line], [row.p99_ms for row in line], color=colour, alpha=0.2, linewidth=0
-        )
+        tops = [row.p50_ms if row.p99_ms is None else row.p99_ms for row in line]
+        axes.fill_between(batches, [row.p50_ms for row in line], tops, color=colour, alpha=0.2, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(ticks := sorted({row.shape.batch for row in found}), [str(tick) for tick in ticks])

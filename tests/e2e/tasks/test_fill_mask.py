@@ -9,8 +9,9 @@ import pytest
 
 from benchmarks.zoo.text import ARCHITECTURES
 from engine.config import Limits
-from engine.errors import InvalidInput
+from engine.errors import AnswerTooLarge, InvalidInput
 from engine.tasks import load_task
+from handler.reply import encode
 from tests.same import assert_same
 
 TASK = "fill-mask"
@@ -54,6 +55,26 @@ def test_targets(zoo: Any, architecture: str, targets: Any):
     entry = zoo(TASK, architecture)
     text = texts(entry)[0]
     assert_same(entry.served.ask({"text": text, "targets": targets}), entry.expect(text, targets=targets))
+
+
+def test_more_than_runpod_takes_is_refused_before_it_is_made(zoo: Any, monkeypatch: pytest.MonkeyPatch):
+    """By what the answer would hold, about."""
+    served = zoo(TASK, "bert").served
+    many = {"texts": ["The [MASK] fox. " * 20] * 100, "top_k": 100}
+    with pytest.raises(AnswerTooLarge, match="more than the 20.0 MB that RunPod takes; lower `top_k`") as error:
+        served.task.preprocess(served.task.parse(many))
+    assert 20_000_000 < error.value.size < 200_000_000
+    for options in ({"top_k": 40}, {"targets": ["cat", "fox", "mat"]}):
+        asked = {"texts": ["谁 the [MASK] fox.", "The [MASK], it is [MASK]!"], **options}
+        size = len(encode({"output": served.ask(asked)}))
+        for limit, is_made in ((size * 1.3, True), (size * 0.7, False)):
+            monkeypatch.setattr("engine.tasks.fill_mask.LARGEST_REPLY", limit)
+            monkeypatch.setattr("engine.tasks.payload.LARGEST_REPLY", limit)
+            try:
+                made = bool(served.task.preprocess(served.task.parse(asked)))
+            except AnswerTooLarge:
+                made = False
+            assert made is is_made
 
 
 def test_a_common_mask_stands_for_the_models_own(zoo: Any):

@@ -11,6 +11,7 @@ from benchmarks.zoo.text import CASES
 from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.tasks import load_task
+from handler.reply import encode
 from tests.models import without_processor
 from tests.same import assert_same
 
@@ -37,6 +38,26 @@ def test_the_best_answer(zoo: Any, architecture: str):
     assert_same(entry.served.ask_all(PAIRS), found, 1e-5)
     for pair, answer in zip(PAIRS, found, strict=True):
         assert pair["context"][answer["start"] : answer["end"]] == answer["answer"] != ""
+
+
+def test_more_than_runpod_takes_is_refused(zoo: Any, monkeypatch: pytest.MonkeyPatch):
+    """Item by item: after the one that is too much, no other is answered."""
+    served = zoo(TASK, "bert").served
+    asked = {"question": ["Who?"] * 10, "context": SHORT, "top_k": 20}
+    size = len(encode({"output": served.ask(asked)}))
+    monkeypatch.setattr("engine.tasks.payload.LARGEST_REPLY", size * 1.3)
+    assert len(served.ask(asked)) == 10
+    monkeypatch.setattr("engine.tasks.payload.LARGEST_REPLY", size * 0.35)
+    answered = []
+
+    def answer(item: Any, *others: Any) -> Any:
+        answered.append(item)
+        return type(served.task).answer(served.task, item, *others)
+
+    monkeypatch.setattr(served.task, "answer", answer)
+    with pytest.raises(AssertionError, match="invalid input: .* kB that RunPod takes; lower `top_k`"):
+        served.ask(asked)
+    assert 1 < len(answered) < 7
 
 
 def test_a_tokenizer_without_special_tokens(zoo: Any):

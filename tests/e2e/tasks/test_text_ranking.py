@@ -62,6 +62,7 @@ def test_what_the_infinity_worker_takes(zoo: Any):
     found = entry.served.ask(theirs)
     assert found.pop("model") == "BAAI/bge-reranker-large"
     assert_same(found, entry.served.ask({"query": QUERY, "documents": DOCUMENTS, "return_documents": True}), 1e-6)
+    assert "document" not in entry.served.ask({**theirs, "return_docs": None})["results"][0]
     for bad, sentence in (
         ({"documents": DOCUMENTS}, "unknown field `docs`"),
         ({"model": 1}, "`model` must be a string, got a number"),
@@ -86,6 +87,10 @@ def test_the_rerank_route(zoo: Any):
             "`openai_route` must be /v1/rerank or /v1/models, got /v1/embed",
         ),
         ({"openai_route": "/v1/rerank"}, "`openai_input` must be an object, got null"),
+        (
+            {"openai_route": "/v1/rerank", "openai_input": {**body, "timings": True}},
+            "unknown field `timings`; known are `documents`, `model`, .*`truncate`$",
+        ),
     ):
         with pytest.raises(InvalidInput, match=sentence):
             entry.served.task.parse(bad)

@@ -52,6 +52,7 @@ def test_labels_to_ignore(zoo: Any):
         for strategy in ("none", "simple"):
             options = {"ignore_labels": labels, "aggregation_strategy": strategy}
             assert_same(entry.served.ask({"text": TEXTS[0], **options}), entry.expect(TEXTS[0], **options))
+    assert entry.served.ask({"text": TEXTS[0], "ignore_labels": None}) == entry.served.ask({"text": TEXTS[0]})
 
 
 def test_a_text_of_nothing_has_no_entities(zoo: Any):

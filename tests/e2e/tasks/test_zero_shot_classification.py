@@ -41,6 +41,9 @@ def test_options(zoo: Any):
         {"candidate_labels": "urgent"},
     ):
         assert_same(entry.served.ask({"text": TEXTS[0], **options}), entry.expect(TEXTS[0], **options))
+    asked = {"text": TEXTS[0], "candidate_labels": "urgent"}
+    open_options = {"hypothesis_template": None, "multi_label": None, "truncate": None}
+    assert entry.served.ask({**asked, **open_options}) == entry.served.ask(asked)
 
 
 def test_entailment_may_be_the_first_label(zoo: Any):

@@ -1,0 +1,39 @@
+"""What a streamed job is answered with in the end: the list of its parts' outputs. Rule: pure.
+
+As the SDK makes it where `return_aggregate_stream` is set; RunPod makes none.
+"""
+
+from __future__ import annotations
+
+from engine.sizes import LARGEST_REPLY
+
+END = b'{"output":[]}'
+"""What closes a stream whose parts are only at `/stream/ID`."""
+_BEGIN, _STOP = b'{"output":', b',"stopPod":true}'
+
+
+class Aggregate:
+    """Keeps the parts, as encoded bodies, while their list is no more than RunPod takes."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes | memoryview] = []
+        self._size = len(END) + len(_STOP)
+        self._stops = False
+
+    def add(self, body: bytes) -> None:
+        """One more part."""
+        end = -1
+        if body.endswith(_STOP):  # of the body: that of an output would be followed by one more brace
+            self._stops, end = True, -len(_STOP)
+        if not body.startswith(_BEGIN):
+            return
+        output = memoryview(body)[len(_BEGIN) : end]
+        self._size += len(output) + 1
+        if self._size > LARGEST_REPLY:
+            self._pieces.clear()
+        else:
+            self._pieces += (b"," if self._pieces else b"", output)
+
+    def body(self) -> bytes:
+        """The final body; of too many parts it holds none."""
+        return b"".join((_BEGIN, b"[", *self._pieces, b"]", _STOP if self._stops else b"}"))
