@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import math
 import os
+import sys
 import sysconfig
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from benchmarks.emulator import Emulator
 from benchmarks.emulator.exchange import now
 from benchmarks.floor import Floor
 from benchmarks.results_file import read
+from benchmarks.targets.catalogue import targets
+from benchmarks.targets.queue_worker import Command, QueueWorker
 from benchmarks.worker_process import WorkerProcess
 from benchmarks.workload import stream, texts
 from engine.bundle import open_bundle, write_manifest
@@ -71,6 +74,21 @@ def test_a_worker_at_a_distance(small_bundle: Path, tmp_path: Path, capsys: pyte
     assert figures["after a pause", "p50_ms"] >= 60
     assert figures["start", "first_answer_s"] >= 0.06
     assert "| round trip 60 ms, TLS" in capsys.readouterr().out
+
+
+def test_a_peer_that_fails_costs_only_its_own_figures(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    command = [sys.executable, "-c", "raise SystemExit('no luck')"]
+    broken = QueueWorker("stock", "stock", 1, lambda: Command(command, {}))
+    monkeypatch.setattr(distance, "targets", lambda names, needs: [*targets(["ours"], needs), broken])
+    out = tmp_path / "distance.json"
+    short = ("--rounds", 2, "--jobs", 2, "--pause", 0.1, "--rtt-ms", 1, "--with", "none", "--engine", "fake")
+    assert run("distance", *short, "--bundle", small_bundle, "--json", out) == 0
+    assert {one.target for one in read(out).measurements} == {"ours"}
+    assert all(len(one.repeats) == 2 for one in read(out).measurements)
+    said = "stock failed in this round: the worker ended with exit code 1 before it took a job; it said last: no luck"
+    assert capsys.readouterr().err.count(said) == 2
 
 
 SCENARIOS = {
