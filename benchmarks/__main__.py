@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import signal
 import sys
 from importlib import import_module
 
-from engine.errors import BundleError, ConfigError
+from engine.errors import WorkerError
 from export.errors import Refused
 
 _COMMANDS = {
@@ -37,7 +39,7 @@ _COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command; returns its exit code: 2, with a sentence, for what cannot be measured, read or written."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     asked = (sys.argv[1:] if argv is None else argv)[:1]
@@ -48,8 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         code: int = import_module(f"benchmarks.{args.command}").main(args)
-    except (BundleError, ConfigError, Refused, FileExistsError, NotADirectoryError) as error:
-        print(f"{args.command}: {error}", file=sys.stderr)
+        sys.stdout.flush()
+    except (WorkerError, Refused, RuntimeError, OSError, ValueError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE
+        print(f"{args.command}: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # whatever was started has been stopped on the way here
         print(f"{args.command}: interrupted", file=sys.stderr)
@@ -57,6 +62,18 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
+def _nobody_reads() -> bool:
+    """Whether it was our own output that broke, as behind `| head`, and not a process's that was measured."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if not any(events & select.POLLERR for _, events in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter flushes into it once more
+    return True
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout`, a CI that gives up: as above
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a terminal that closes, unless under nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     sys.exit(main())

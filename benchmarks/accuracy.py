@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import arguments, results_file, shapes
-from benchmarks.engines import ENGINES, PRECISIONS, default_engine, prepare
+from benchmarks.engines import ENGINES, PRECISIONS, default_engine, prepare, runs
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor import BATCH
 from benchmarks.measure import MISSING, figure, markdown, times
@@ -74,13 +74,15 @@ def _run(args: argparse.Namespace) -> None:
     bundle = open_bundle(path)
     if bundle.manifest.task != "feature-extraction":
         raise RuntimeError(f"{path} is for {bundle.manifest.task}; the vectors of feature-extraction are compared")
-    precisions = [REFERENCE, *(one for one in args.precisions or _has(bundle) if one != REFERENCE)]
+    wanted = args.precisions or [one for one in _has(bundle) if runs(args.engine, one)]
+    precisions = [REFERENCE, *(one for one in wanted if one != REFERENCE)]
     cells = _cells(bundle)
-    for precision in precisions:
-        sizes = sorted({cell.batch for cell in cells}), sorted({cell.length for cell in cells})
-        prepare(path, args.engine, precision, *sizes, args.plan_options)
-    bundle = open_bundle(path)  # with what was added to it
-    commands = {target_of("auto", one): shapes.ours(path, args.engine, one, cells, Switches()) for one in precisions}
+    sizes = sorted({cell.batch for cell in cells}), sorted({cell.length for cell in cells})
+    found_in = {one: prepare(path, args.engine, one, *sizes, args.plan_options) for one in precisions}
+    commands = {
+        target_of("auto", one): shapes.ours(where, args.engine, one, cells, Switches())
+        for one, where in found_in.items()
+    }
     if args.engine == "onnxruntime-cpu":
         commands[_FLOOR] = shapes.floor(path)
     environment = results_file.environment()  # now: a file that is changed meanwhile is not what runs

@@ -4,24 +4,27 @@ Names in results files, scenario "batching":
     targets   ours, ours-fake ...
     points    "bulk" (one job of many texts: its batches are the same every time), "32 clients" (closed loop)
     metrics   padding (tokens computed as a multiple of those of the texts themselves), runs_per_row
+    details   counts: jobs and errors of each round
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Sequence
 
 from benchmarks import arguments
-from benchmarks.clients import Clients, Json, embed_jobs
+from benchmarks.clients import Answers, Clients, Json, embed_jobs
+from benchmarks.engines import identity, served_precision
 from benchmarks.exported import BUILD, exported
 from benchmarks.load import closed_loop
 from benchmarks.measure import figure, markdown
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import Figures, Round, measurements, options_of, spread, target_of
 from benchmarks.weights import minilm_folder
-from benchmarks.worker_process import WorkerProcess
+from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import stream, texts
-from engine.bundle import open_bundle
 from engine.config import ENGINES
 
 SCENARIO = "batching"
@@ -51,37 +54,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Count, print the table, write the JSON."""
+    """Count, print the table, write the JSON. Returns 1 when a job failed."""
     args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
     results = measure(args)
     print(table(results))
     if args.json:
         write(args.json, results)
-    return 0
+    return int(any(sum(found["errors"]) for found in results.details["counts"]))
 
 
 def measure(args: argparse.Namespace) -> Results:
-    """The counts of every round. Raises RuntimeError when the worker does not start, or a job fails."""
-    target = target_of(args.engine, open_bundle(args.bundle).manifest.precision)
-    payload = {"texts": texts(args.bulk_rows, seed=args.seed), "encoding_format": "base64"}
-    rounds: list[Round] = []
-    with Clients() as clients, WorkerProcess.ours(clients.emulator, args.bundle, env={"ENGINE": args.engine}) as worker:
-        for number in range(args.rounds):
-            print(f"batching, round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-            start = _health(clients)
-            if errors := clients.one_by_one(1, iter([payload]), timeout_s=_WAIT_S).errors:
-                raise RuntimeError(f"the bulk job failed: {errors[0]}")
-            between = _health(clients)
-            clients.closed_loop(_CLIENTS, args.seconds, embed_jobs(stream(seed=args.seed)))
-            end = _health(clients)
-            rounds.append(
-                {
-                    (target, "bulk"): _figures(start, between),
-                    (target, closed_loop(_CLIENTS)): _figures(between, end),
-                }
-            )
+    """The counts of every round. Raises RuntimeError when the worker does not start, or an answer does not come."""
+    known, env = environment(), {"ENGINE": args.engine}  # now: a file that is changed meanwhile is not what runs
+    with Clients() as clients, WorkerProcess.ours(clients.emulator, args.bundle, env=env) as worker:
+        target = target_of(args.engine, served_precision(args.bundle, {**os.environ, **env}))
+        rounds, counts = watched([worker], lambda: _rounds(clients, target, args))
         worker.stop()
-    return Results(environment(), options_of(vars(args)), measurements(SCENARIO, rounds))
+    options = {**options_of(vars(args)), **identity(args.bundle)}
+    return Results(known, options, measurements(SCENARIO, rounds), {"counts": counts})
+
+
+def _rounds(clients: Clients, target: str, args: argparse.Namespace) -> tuple[list[Round], list[Json]]:
+    """What every round found, and its counts."""
+    payload = {"texts": texts(args.bulk_rows, seed=args.seed), "encoding_format": "base64"}
+    many = closed_loop(_CLIENTS)
+    rounds: list[Round] = []
+    counts: dict[str, list[Answers]] = {"bulk": [], many: []}
+    for number in range(args.rounds):
+        print(f"batching, round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
+        start = _health(clients)
+        counts["bulk"].append(clients.one_by_one(1, iter([payload]), timeout_s=_WAIT_S))
+        between = _health(clients)
+        counts[many].append(clients.closed_loop(_CLIENTS, args.seconds, embed_jobs(stream(seed=args.seed))))
+        end = _health(clients)
+        rounds.append({(target, "bulk"): _figures(start, between), (target, many): _figures(between, end)})
+        for point, answers in counts.items():
+            for error in sorted(set(answers[-1].errors))[:1]:
+                print(f"{point}: {len(answers[-1].errors)} jobs failed: {error}", file=sys.stderr)
+    return rounds, [_counts(target, point, found) for point, found in counts.items()]
+
+
+def _counts(target: str, point: str, rounds: Sequence[Answers]) -> Json:
+    """As `load` has them."""
+    jobs, errors = [len(one.ms) for one in rounds], [len(one.errors) for one in rounds]
+    return {"target": target, "point": point, "jobs": jobs, "errors": errors}
 
 
 def _health(clients: Clients) -> Json:

@@ -5,14 +5,16 @@ A budget limits a count, or a ratio to the floor of the same run: a machine that
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import figure, markdown, percentile, text_of, times
 from benchmarks.results_file import Key, Results
+from benchmarks.rounds import plain
 
 BUDGETS = Path(__file__).parent / "budgets.toml"
 
@@ -46,7 +48,8 @@ class Budget:
 
     def used(self, value: float) -> float:
         """How much of the budget `value` takes: above 1 it is exceeded."""
-        return value / self.at_most if self.at_most is not None else (self.at_least or 0.0) / value
+        part, whole = (value, self.at_most) if self.at_most is not None else (self.at_least or 0.0, value)
+        return part / whole if whole else 0.0 if self.keeps(value) else math.inf
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ def read(path: Path = BUDGETS) -> list[Budget]:
         entries = tomllib.loads(text_of(path))["budget"]
     except (tomllib.TOMLDecodeError, KeyError) as error:
         raise ValueError(f"{path} holds no [[budget]] entries that can be read: {error}") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{path}: budgets are entries with [[budget]] above each, two brackets on both sides")
     return [_budget(path, entry) for entry in entries]
 
 
@@ -81,13 +86,26 @@ def _budget(path: Path, entry: Mapping[str, Any]) -> Budget:
             f"{path}: a budget has scenario, target, point, metric, reason, and at_most or at_least; this one is "
             f"{dict(entry)}"
         )
+    for name, value in entry.items():
+        is_limit = name in ("at_most", "at_least")
+        if not (type(value) in (int, float) and math.isfinite(value) if is_limit else isinstance(value, str)):
+            raise ValueError(f"{path}: {name} of a budget is a {'number' if is_limit else 'text'}, not {value!r}")
     return Budget(**entry)
 
 
 def check(results: Results, budgets: Iterable[Budget]) -> list[Outcome]:
-    """The budgets of what ran; those of scenarios and targets that did not are left out."""
-    ran = {(one.scenario, one.target) for one in results.measurements}
-    return [_outcome(results, budget) for budget in budgets if (budget.scenario, budget.target) in ran]
+    """The budgets of what ran; those of scenarios and targets that did not are left out.
+
+    A budget of `ours` holds for `ours-int8` as well where that ran; not the other way round.
+    """
+    ran = list(dict.fromkeys((one.scenario, one.target) for one in results.measurements))
+    held = [
+        replace(budget, target=target)
+        for budget in budgets
+        for scenario, target in ran
+        if scenario == budget.scenario and budget.target in (target, plain(target))
+    ]
+    return [_outcome(results, budget) for budget in held]
 
 
 def _outcome(results: Results, budget: Budget) -> Outcome:

@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from benchmarks import arguments, import_times
 from benchmarks.emulator import EmulatorThread
+from benchmarks.engines import identity, served_precision
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor_files import files
 from benchmarks.measure import figure, markdown, percentile, times
@@ -33,7 +35,7 @@ from benchmarks.page_cache import way_to_drop
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import Figures, Round, measurements, options_of, target_of
 from benchmarks.weights import minilm_folder
-from benchmarks.worker_process import WorkerProcess
+from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import texts
 from engine.bundle import open_bundle
 from engine.config import ENGINES
@@ -94,13 +96,14 @@ def measure(args: argparse.Namespace) -> Results:
         print(sentence, flush=True)
         if drop is not None:
             caches["cold"] = drop
-    ours = target_of(args.engine, open_bundle(args.bundle).manifest.precision)
+    known, env = environment(), {"ENGINE": args.engine}  # now: a file that is changed meanwhile is not what runs
+    start_floor(args.bundle)
+    start_ours(args.bundle, env)
+    ours = target_of(args.engine, served_precision(args.bundle, {**os.environ, **env}))  # a first start builds a plan
     starts: dict[str, Callable[[], Start]] = {
         FLOOR: lambda: start_floor(args.bundle),
-        ours: lambda: start_ours(args.bundle, {"ENGINE": args.engine}),
+        ours: lambda: start_ours(args.bundle, env),
     }
-    for start in starts.values():
-        start()
     rounds: list[Round] = []
     stages: dict[str, dict[str, dict[str, list[float]]]] = {
         target: {cache: {} for cache in caches} for target in starts
@@ -115,7 +118,8 @@ def measure(args: argparse.Namespace) -> Results:
                 rounds[-1][target, cache] = one.figures
                 for stage, ms in one.stages.items():
                     stages[target][cache].setdefault(stage, []).append(ms)
-    return Results(environment(), options_of(vars(args)), measurements(SCENARIO, rounds, floor_of), {"stages": stages})
+    options = {**options_of(vars(args)), **identity(args.bundle)}
+    return Results(known, options, measurements(SCENARIO, rounds, floor_of), {"stages": stages})
 
 
 def floor_of(target: str, point: str, metric: str) -> tuple[str, str, str] | None:
@@ -126,22 +130,12 @@ def floor_of(target: str, point: str, metric: str) -> tuple[str, str, str] | Non
 def start_ours(bundle: Path, env: Mapping[str, str]) -> Start:
     """One start of the worker with a job in the queue; the stages are its own, from its health reply.
 
-    Raises RuntimeError with the last line that the worker printed.
+    Raises RuntimeError when it does not start, ends by itself, or fails the job.
     """
-    with tempfile.TemporaryFile("w+", errors="replace") as log:
-        try:
-            return _start_ours(bundle, env, log)
-        except (RuntimeError, TimeoutError) as error:
-            log.seek(0)
-            said = [line.strip() for line in log if line.strip()]
-            raise RuntimeError(f"{error}; it said last: {said[-1] if said else 'nothing'}") from error
-
-
-def _start_ours(bundle: Path, env: Mapping[str, str], log: IO[str]) -> Start:
     with EmulatorThread() as emulator:
         job = emulator.submit({"text": _TEXT})
-        with WorkerProcess.ours(emulator, bundle, env=env, log=log) as worker:
-            answer = emulator.wait(job, 120)
+        with WorkerProcess.ours(emulator, bundle, env=env) as worker:
+            answer = watched([worker], lambda: emulator.wait(job, 120))
             if answer.error is not None or answer.done is None:
                 raise RuntimeError(f"the first job failed: {answer.error}")
             stages = emulator.wait(emulator.submit({"health": True}), 60).output["boot_ms"]
@@ -162,8 +156,9 @@ def start_floor(bundle_path: Path) -> Start:
     """One start of targets/floor_boot.py."""
     opened = files(open_bundle(bundle_path))
     command = [sys.executable, str(_FLOOR), str(opened.graph), str(int(opened.fused)), str(opened.tokenizer)]
+    command += [str(cpu_quota()), opened.prompt + _TEXT]
     begin = time.perf_counter()
-    with subprocess.Popen([*command, str(cpu_quota()), _TEXT], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         stages, ready = process.stdout.readline(), time.perf_counter() - begin
         answer, answered = process.stdout.readline(), time.perf_counter() - begin

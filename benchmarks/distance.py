@@ -17,14 +17,14 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from benchmarks import arguments
-from benchmarks.clients import Clients, embed_jobs
-from benchmarks.emulator import Status
+from benchmarks.clients import Answers, Clients, embed_jobs
+from benchmarks.emulator import JobRecord, Status
 from benchmarks.measure import MISSING, markdown, percentile
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import Round, measurements, median_ratio, spread
 from benchmarks.targets.catalogue import LABELS, Needs, targets
 from benchmarks.targets.queue_worker import QueueWorker
-from benchmarks.worker_process import WorkerProcess
+from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import stream
 from engine.config import ENGINES
 
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print the table, write the JSON."""
+    """Measure, print the table, write the JSON. A peer that fails in a round has no figure there."""
     if args.bundle and args.peer != "none":
         _say(f"distance: {args.peer} would load all-MiniLM-L6-v2 beside this --bundle; add --with none")
         return 2
@@ -70,16 +70,22 @@ def main(args: argparse.Namespace) -> int:
             if target.name == "ours":
                 raise
             _say(f"{target.name} is left out: {error}")
+    known = environment()  # now: a file that is changed meanwhile is not what runs
     rounds = []
     for number in range(args.rounds):
         figures: Round = {}
         for target in found if number % 2 == 0 else reversed(found):
             _say(f"round {number + 1} of {args.rounds}: {target.name}")
-            figures |= measure(target, args.rtt_ms / 1e3, args.jobs, args.pause, seed=number)
+            try:
+                figures |= measure(target, args.rtt_ms / 1e3, args.jobs, args.pause, seed=number)
+            except (RuntimeError, TimeoutError) as error:
+                if target.name == "ours":
+                    raise
+                _say(f"{target.name} failed in this round: {error}")
         rounds.append(figures)
     options = {name: getattr(args, name) for name in ("rtt_ms", "rounds", "jobs", "pause", "engine")}
     results = Results(
-        {**environment(), "targets": versions},
+        {**known, "targets": versions},
         options,
         measurements(
             SCENARIO, rounds, lambda target, point, metric: None if target == "ours" else ("ours", point, metric)
@@ -98,15 +104,20 @@ def measure(target: QueueWorker, rtt_s: float, jobs: int, pause_s: float, *, see
     with Clients(rtt_s) as clients:
         waiting = clients.emulator.submit(next(payloads))
         with WorkerProcess(clients.emulator, command, env) as worker:
-            first = clients.emulator.wait(waiting)
-            if first.status is not Status.COMPLETED or first.done is None:
-                raise RuntimeError(f"{target.name}: the first job failed: {first.error}")
-            clients.one_by_one(_WARM_UP_JOBS, payloads)
-            in_turn = clients.one_by_one(jobs, payloads, pause_s=_BETWEEN_S)
-            paused = clients.one_by_one(1, payloads, pause_s=pause_s)
+
+            def ask() -> tuple[JobRecord, Answers, Answers]:
+                first = clients.emulator.wait(waiting)
+                if first.status is not Status.COMPLETED:
+                    raise RuntimeError(f"{target.name}: the first job failed: {first.error}")
+                clients.one_by_one(_WARM_UP_JOBS, payloads)
+                in_turn = clients.one_by_one(jobs, payloads, pause_s=_BETWEEN_S)
+                return first, in_turn, clients.one_by_one(1, payloads, pause_s=pause_s)
+
+            first, in_turn, paused = watched([worker], ask)
             worker.stop()
     if errors := in_turn.errors + paused.errors:
         raise RuntimeError(f"{target.name}: {len(errors)} jobs failed: {errors[0]}")
+    assert first.done is not None
     return {
         (target.name, START): {"first_answer_s": first.done - worker.started},
         (target.name, IN_TURN): {"p50_ms": percentile(in_turn.ms, 50)},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.exported import BUILD
 from engine.backends.base import Engine
 from engine.boot import gather
 from engine.bundle import Bundle, open_bundle
-from engine.bundle_folder import changed_bundle_folder
+from engine.bundle_folder import new_bundle_folder
 from engine.config import Settings
+from engine.errors import BundleError
 from engine.plan import Machine, mismatch, plans_of, stale
 from engine.probe import gpu, tensorrt_version
 from engine.select import select
@@ -49,28 +53,67 @@ def served_precision(path: Path, environ: Mapping[str, str]) -> str:
     return next(precision for precision, one in (graph.fused if fused else graph.onnx).items() if one == file)
 
 
-def prepare(path: Path, engine: str, precision: str, batches: Sequence[int], lengths: Sequence[int], more: str) -> None:
-    """Make the graph or the plan that `open_engine` opens, where it is missing; `more` are options of `export plan`.
+def runs(engine: str, precision: str) -> bool:
+    """Whether an engine has kernels of a precision at all."""
+    return precision != "bf16" or engine == "tensorrt"
 
-    Raises RuntimeError when it cannot be made or there is no GPU for it.
+
+def identity(path: Path) -> dict[str, str]:
+    """Which bundle it is, for the options of a results file: many a one is in a folder called `bundle`."""
+    bundle = open_bundle(path)
+    return {"model": bundle.manifest.model, "bundle_sha256": bundle.sha256[:12]}
+
+
+def prepare(
+    path: Path,
+    engine: str,
+    precision: str,
+    batches: Sequence[int],
+    lengths: Sequence[int],
+    more: str,
+    *,
+    copies: Path | None = None,
+) -> Path:
+    """The bundle that `open_engine` is to open; a plan that it lacks is built into it.
+
+    A graph that it lacks is made in a copy below `copies` (build/precisions): `path` stays as it is. `more` are options
+    of `export plan`.
+
+    Raises RuntimeError when either cannot be made or there is no GPU for it.
     """
     if precision not in PRECISIONS:
         raise RuntimeError(f"there is no precision {precision!r}; take of {', '.join(PRECISIONS)}")
+    if not runs(engine, precision):
+        raise RuntimeError(f"{engine} cannot run {precision}; take another precision, or --engine tensorrt on a GPU")
     if engine != "onnxruntime-cpu" and gpu() is None:
         raise RuntimeError("no NVIDIA driver or no GPU here; take --engine onnxruntime-cpu")
     if engine == "tensorrt":
         if _plan(path, precision, batches, lengths) is None:
             command = [sys.executable, "-m", "export", "plan", str(path), "--precision", precision]
             command += ["--batches", ",".join(map(str, batches)), "--lengths", ",".join(map(str, lengths))]
-            if subprocess.run([*command, *more.split()]).returncode:
+            if subprocess.run([*command, *shlex.split(more)]).returncode:
                 raise RuntimeError(f"no plan for {path}")
     elif _onnx_precision(precision) not in _has(open_bundle(path)):
-        from export.plan_precision import add_precision
-
         if precision == "int8":
             raise RuntimeError(f"{path} has no int8; export it with --precision int8")
-        with changed_bundle_folder(path) as folder:
-            add_precision(folder, "model", _onnx_precision(precision))
+        return _copy_with(path, _onnx_precision(precision), copies or BUILD / "precisions")
+    return path
+
+
+def _copy_with(path: Path, precision: str, copies: Path) -> Path:
+    """A copy of the bundle that has a graph of `precision` as well, made once."""
+    from export.plan_precision import add_precision
+
+    copy = copies / f"{path.resolve().name}-{open_bundle(path).sha256[:12]}-{precision}"
+    try:
+        open_bundle(copy).verify()
+    except BundleError:
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with new_bundle_folder(copy) as folder:
+            shutil.copytree(path, folder, dirs_exist_ok=True)
+            add_precision(folder, "model", precision)
+    return copy
 
 
 def open_engine(path: Path, engine: str, precision: str, batches: Sequence[int], lengths: Sequence[int]) -> Engine:

@@ -35,6 +35,7 @@ class Floor:
         self._tokenizer = Tokenizer.from_file(str(opened.tokenizer))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(int(bundle.manifest.task_config["max_length"]))
+        self._prompt = opened.prompt
         self._inputs = bundle.manifest.graphs["model"].inputs
 
     def one_by_one(self, texts: Sequence[str], *, pause_s: float = 0.0) -> list[float]:
@@ -47,7 +48,7 @@ class Floor:
         for text in [*warm_up, *texts]:
             time.sleep(pause_s)
             begin = time.perf_counter()
-            self._run([self._tokenizer.encode(text)])
+            self._run([self._tokenizer.encode(self._prompt + text)])
             took.append((time.perf_counter() - begin) * 1e3)
         return took[len(warm_up) :]
 
@@ -60,11 +61,15 @@ class Floor:
         return self._rows_per_second(texts, _cut_by_length)
 
     def _rows_per_second(self, texts: Sequence[str], cut: Callable[[list[Any]], Iterable[list[Any]]]) -> float:
-        self._run(self._tokenizer.encode_batch(list(texts[:BATCH])))  # warm-up
+        self._run(self._encoded(texts[:BATCH]))  # warm-up
         begin = time.perf_counter()
-        for batch in cut(sorted(self._tokenizer.encode_batch(list(texts)), key=len)):
+        for batch in cut(sorted(self._encoded(texts), key=len)):
             self._run(batch)
         return len(texts) / (time.perf_counter() - begin)
+
+    def _encoded(self, texts: Sequence[str]) -> list[Any]:
+        found: list[Any] = self._tokenizer.encode_batch([self._prompt + text for text in texts])
+        return found
 
     def _run(self, encodings: Sequence[Any]) -> None:
         longest = max(map(len, encodings))

@@ -132,12 +132,12 @@ def _earlier(summary: Path, names: set[str]) -> list[Any]:
 def steps_of(args: argparse.Namespace) -> list[Step]:
     """What is to be run, in order."""
     python, out, bundle = sys.executable, args.out, str(args.work / "minilm")
-    plan = [python, "-m", "export", "plan", bundle, *args.plan_options.split()]
+    plan = [python, "-m", "export", "plan", bundle, *shlex.split(args.plan_options)]
     latency = [python, "-m", "benchmarks", "latency", "--json", str(out / "latency.json"), "--work", str(args.work)]
-    latency += args.latency_options.split()
+    latency += shlex.split(args.latency_options)
     torch = ["--torch-python", args.torch_python] if args.torch_python else []
     coldstart = [python, "-m", "benchmarks", "coldstart", "--bundle", bundle, "--engine", "tensorrt", "--warm-only"]
-    coldstart += args.coldstart_options.split()
+    coldstart += shlex.split(args.coldstart_options)
     throughput = [python, "-m", "benchmarks", "throughput", "--bundle", bundle, "--engine", "tensorrt"]
     tests = [python, "-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "--durations=0", "--junit-xml"]
     tests += [str(out / "tests.xml"), *shlex.split(args.test_options)]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import markdown
-from benchmarks.results_file import Measurement, Results, environment, read, write
+from benchmarks.results_file import Measurement, Results, earlier, environment, read, write
 
 RESULTS = Path(__file__).parent / "results" / "large-model.json"
 PAGE = Path(__file__).parents[1] / "docs" / "large-models.md"
@@ -198,8 +198,10 @@ def record(run: Run, path: Path = RESULTS) -> None:
         "stages_peak_mb": {name: _megabytes(peak) for name, peak in run.export.stages.items() if peak},
         "output": [*takewhile(bool, run.export.output)],  # the stages; what comes behind names folders
     }
-    runs = {**(before.details["runs"] if before else {}), run.precision: details}
-    write(path, Results(environment(), {"limit": LIMIT, **SHAPE}, (*kept, *new), {"runs": runs}))
+    now, old = environment(), before.details["runs"] if before else {}
+    others = earlier(before, now, (name for name in old if name != run.precision)) if before else []
+    found = {"runs": {**old, run.precision: details}, "earlier": others}
+    write(path, Results(now, {"limit": LIMIT, **SHAPE}, (*kept, *new), found))
 
 
 def _megabytes(size: int) -> float:

@@ -19,6 +19,7 @@ from benchmarks.bert_graph import SHAPES
 from benchmarks.engines import ENGINES, PRECISIONS, default_engine, default_precision, prepare
 from benchmarks.exported import BUILD
 from benchmarks.latency_table import goals, measurements, table
+from benchmarks.peer_env import with_torch
 from benchmarks.results_file import Measurement, Results
 from benchmarks.rounds import target_of
 from benchmarks.shapes import Asked, point_of
@@ -72,7 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print the table, write the JSON. Returns 2 for options that do not go together."""
+    """Measure, print the table, write the JSON.
+
+    Returns 2 for options that do not go together, and where not one run came to its end.
+    """
     try:
         switches = _settle(args)
     except ValueError as error:
@@ -81,15 +85,12 @@ def main(args: argparse.Namespace) -> int:
     for note in notes(args, args.engine):
         _say(f"latency: {note}")
     args.torch_python = shapes.torch_python(args.torch_python, args.engine, _say)
-    environment = results_file.environment()
+    environment = with_torch(results_file.environment(), args.torch_python)
     found: list[Measurement] = []
     times: list[tuple[str, str, Sequence[float]]] = []
     errors: dict[str, str] = {}
     for model in args.models:
-        try:
-            measured = measure(model, args, switches)
-        except RuntimeError as error:
-            raise SystemExit(f"latency: {error}") from None
+        measured = measure(model, args, switches)
         errors |= measured.errors
         found += measurements(measured, switches.metrics)
         times += measured.times()
@@ -98,6 +99,9 @@ def main(args: argparse.Namespace) -> int:
             results_file.write(args.json, results)
         if switches.export_times:
             export_times(switches.export_times, times)
+    if not any(one.median == one.median for one in found):
+        print(f"latency: nothing could be measured; {next(iter(errors.values()))}", file=sys.stderr)
+        return 2
     print(table(results, json.loads(_PUBLISHED.read_text())["rows"]))
     for line in goals(results):
         print(line)
@@ -112,6 +116,9 @@ def _settle(args: argparse.Namespace) -> Switches:
     models, lengths, batches = _SIZES[args.engine != "onnxruntime-cpu"]
     args.models = args.models or models.split(",")
     args.seq = args.seq or arguments.counts(lengths)
+    shortest = min(args.models, key=lambda name: SHAPES[name].max_position_embeddings)
+    if max(args.seq) > (most := SHAPES[shortest].max_position_embeddings):
+        raise ValueError(f"--seq: {shortest} takes {most} tokens at most, and {max(args.seq)} was asked for")
     args.batch = args.batch or arguments.counts(batches)
     args.precision = args.precision or default_precision(args.engine)
     args.torch_modes = args.torch_modes or (["eager"] if args.engine == "onnxruntime-cpu" else list(shapes.TORCH_MODES))
@@ -120,8 +127,10 @@ def _settle(args: argparse.Namespace) -> Switches:
 
 def measure(model: str, args: argparse.Namespace, switches: Switches) -> shapes.Found:
     """All targets at all shapes of one model, its name in front of every point."""
-    bundle = bert_bundle(model, args.work / model)
-    prepare(bundle, args.engine, args.precision, args.batch, args.seq, args.plan_options)
+    made = bert_bundle(model, args.work / model)
+    bundle = prepare(
+        made, args.engine, args.precision, args.batch, args.seq, args.plan_options, copies=args.work / "precisions"
+    )
     cells = [Bucket(batch, length) for length in args.seq for batch in args.batch]
     ours = target_of("auto", args.precision)
     commands: dict[str, shapes.Command] = {ours: shapes.ours(bundle, args.engine, args.precision, cells, switches)}

@@ -29,14 +29,14 @@ from typing import Any
 
 from benchmarks import arguments
 from benchmarks.clients import Answers, Clients, Json, embed_jobs
-from benchmarks.engines import served_precision
+from benchmarks.engines import identity, served_precision
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor import Floor
 from benchmarks.measure import figure, markdown, percentile
 from benchmarks.results_file import Results, environment, write
-from benchmarks.rounds import Figures, Round, measurements, median_ratio, options_of, target_of
+from benchmarks.rounds import REACHED, Figures, Round, measurements, median_ratio, options_of, plain, target_of
 from benchmarks.weights import minilm_folder
-from benchmarks.worker_process import WorkerProcess
+from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import arrivals, stream, texts
 from engine.bundle import open_bundle
 from engine.config import ENGINES
@@ -49,12 +49,12 @@ ONE_BY_ONE, BATCHES, EQUAL = "one by one", "batches", "equal lengths"
 KNEE = 3.0
 """Up to the knee, p99 is at most this multiple of what it is at the lowest rate."""
 _KNEE_OF = ("offered_per_s", "reached_per_s", "p99_ms")
-_REACHED = 0.95  # of the offered rate; below it the queue grows for as long as the loop lasts
 
 _BARE_WORKER = Path(__file__).parent / "bare_worker.py"
 _WARM_UP_JOBS = 50
 _PAUSE_S = 0.05  # before each idle job: far longer than a scheduler needs to become idle
 _BULK_TIMEOUT_S = 600.0
+_MOST_JOBS = 10_000_000  # of an open loop: each is planned before the first is sent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +110,12 @@ def main(args: argparse.Namespace) -> int:
     if not args.clients and any(rate.endswith("%") for rate in args.rates):
         print("load: a rate in % is one of the best closed loop; name --clients, or --rates in jobs/s", file=sys.stderr)
         return 2
+    fastest = max((float(rate) for rate in args.rates if not rate.endswith("%")), default=0.0)
+    if fastest * args.seconds > _MOST_JOBS:
+        print(
+            f"load: a loop of --rates and --seconds has {_MOST_JOBS} jobs at most; name smaller ones", file=sys.stderr
+        )
+        return 2
     args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
     results = measure(args)
     print(table(results))
@@ -121,9 +127,9 @@ def main(args: argparse.Namespace) -> int:
 def measure(args: argparse.Namespace) -> Results:
     """Every load as often as there are rounds, in turn with the floor.
 
-    Raises RuntimeError when the worker does not start, or an answer does not come.
+    Raises RuntimeError when the worker does not start or ends, or an answer does not come.
     """
-    runs: list[_Run] = []
+    known = environment()  # now: a file that is changed meanwhile is not what runs
     with ExitStack() as stack:
         fake = args.engine == "fake"
         floor = None if fake else Floor(args.bundle)
@@ -132,21 +138,26 @@ def measure(args: argparse.Namespace) -> Results:
         worker = stack.enter_context(WorkerProcess.ours(clients.emulator, args.bundle, env=env))
         target = target_of(args.engine, served_precision(args.bundle, {**os.environ, **env}))
         bare = stack.enter_context(Clients()) if fake else None
+        workers = [worker]
         if bare is not None:
-            stack.enter_context(WorkerProcess(bare.emulator, [sys.executable, str(_BARE_WORKER)], {}))
-        for each in filter(None, (clients, bare)):
-            each.one_by_one(_WARM_UP_JOBS, embed_jobs(stream(seed=args.seed)))
-        for number in range(args.rounds):
-            print(f"load, round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-            run = _Run(args)
-            run.load(clients, target)
-            if bare is not None:
-                run.closed(bare, BARE)
-            if floor is not None:
-                run.found |= _floor(floor, args)
-            runs.append(run)
+            workers.append(stack.enter_context(WorkerProcess(bare.emulator, [sys.executable, str(_BARE_WORKER)], {})))
+
+        def rounds() -> Iterator[_Run]:
+            for each in filter(None, (clients, bare)):
+                each.one_by_one(_WARM_UP_JOBS, embed_jobs(stream(seed=args.seed)))
+            for number in range(args.rounds):
+                print(f"load, round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
+                run = _Run(args)
+                run.load(clients, target)
+                if bare is not None:
+                    run.closed(bare, BARE)
+                if floor is not None:
+                    run.found |= _floor(floor, args)
+                yield run
+
+        runs = watched(workers, lambda: list(rounds()))
         worker.stop()
-    return _results(runs, args)
+    return _results(runs, args, known)
 
 
 class _Run:
@@ -232,7 +243,7 @@ def floor_of(target: str, point: str, metric: str) -> tuple[str, str, str] | Non
     """What a figure is measured against; see the top."""
     if target in (FLOOR, BARE) or (point.startswith("rate") and metric == "jobs_per_s"):  # this says what was offered
         return None
-    if target == target_of("fake"):
+    if plain(target) == target_of("fake"):
         return (BARE, closed_loop(1), "p50_ms") if point.startswith("rate") else (BARE, point, metric)
     if metric != "jobs_per_s":
         same = {IDLE: IDLE, closed_loop(1): ONE_BY_ONE}.get(point)
@@ -240,7 +251,7 @@ def floor_of(target: str, point: str, metric: str) -> tuple[str, str, str] | Non
     return FLOOR, {closed_loop(1): ONE_BY_ONE, BULK: BULK}.get(point, BATCHES), metric
 
 
-def _results(runs: Sequence[_Run], args: argparse.Namespace) -> Results:
+def _results(runs: Sequence[_Run], args: argparse.Namespace, known: Mapping[str, Any]) -> Results:
     found = measurements(SCENARIO, [run.found for run in runs], floor_of)
     counts = [
         {
@@ -263,7 +274,7 @@ def _results(runs: Sequence[_Run], args: argparse.Namespace) -> Results:
         for point in runs[0].offered
     ]
     details = {"counts": counts, "open_loop": loops, "knee": knee(loops)}
-    return Results(environment(), options_of(vars(args)), found, details)
+    return Results(known, {**options_of(vars(args)), **identity(args.bundle)}, found, details)
 
 
 def knee(loops: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -281,7 +292,7 @@ def knee(loops: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     rates.sort(key=lambda rate: rate["offered_per_s"])
     last = None
     for rate in rates:
-        if rate["reached_per_s"] < _REACHED * rate["offered_per_s"] or rate["p99_ms"] > KNEE * rates[0]["p99_ms"]:
+        if rate["reached_per_s"] < REACHED * rate["offered_per_s"] or rate["p99_ms"] > KNEE * rates[0]["p99_ms"]:
             break
         last = rate
     return last

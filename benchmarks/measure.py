@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -64,16 +65,39 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, aligned: b
 
 
 def text_of(path: Path) -> str:
-    """The content of a file that a user names. Raises OSError, and ValueError for a pipe or a device."""
+    """The content of a file that a user names. Raises OSError, and ValueError for what is no file or no text."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError(f"{path} is not a file; name one that is")
-    return path.read_text()
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error.reason}); name another file") from error
 
 
 def write_json(path: Path, results: Any) -> None:
-    """Write a results file, folders included; NaN, which JSON has not, becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_without_nan(results), indent=1, allow_nan=False) + "\n")
+    """Write a results file, folders included; NaN, which JSON has not, becomes null.
+
+    What was there before stays until the new file is whole: on a full disk, or killed, a run loses no earlier round.
+    Raises OSError with the file's name.
+    """
+    text = json.dumps(_without_nan(results), indent=1, allow_nan=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():  # a device or a pipe has nothing to keep
+            path.write_text(text)
+        else:
+            _write_whole(path.resolve(), text)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror})") from error
+
+
+def _write_whole(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _without_nan(value: Any) -> Any:

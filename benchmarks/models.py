@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import io
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ from typing import Any
 
 from benchmarks import zoo
 from benchmarks.measure import markdown
-from benchmarks.results_file import Measurement, Results, environment, read, write
+from benchmarks.results_file import Measurement, Results, earlier, environment, read, write
 from benchmarks.zoo.answers import gap, payload_of
 from benchmarks.zoo.case import Case
 
@@ -35,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Export, compare, write the results and the page; 1 when one does not end as the zoo says."""
+    """Export, compare, write results and page; 1 when one does not end as the zoo says, 2 for one that is not there."""
+    known = sorted(case.architecture for case in zoo.models())
+    if args.architecture not in (None, *known):
+        there = ", ".join(known)
+        print(f"models: no model of {args.architecture!r} in benchmarks/zoo; there are: {there}", file=sys.stderr)
+        return 2
     wrong = 0
     for case in zoo.models():
         if args.tables or args.architecture not in (None, case.architecture):
@@ -124,15 +130,18 @@ def _graphs(bundle: Path) -> dict[str, Any]:
 
 def record(rows: Iterable[Mapping[str, Any]], path: Path = RESULTS) -> None:
     """Put rows into the results file, in place of those of the same architecture."""
-    before = read(path).details["models"] if path.exists() else []
-    models = {one["architecture"]: one for one in [*before, *rows]}
+    now = environment()
+    before = read(path) if path.exists() else Results(now, {}, (), {"models": []})
+    old, new = ({one["architecture"]: one for one in some} for some in (before.details["models"], rows))
+    models = {**old, **new}
     found = [models[name] for name in sorted(models)]
     exported = [one for one in found if not one["refused"]]
     measurements = tuple(
         Measurement("models", one["architecture"], one["task"], "difference", "1", "lower", (one["difference"],))
         for one in exported
     )
-    write(path, Results(environment(), {"limit": LIMIT}, measurements, {"models": found}))
+    details = {"models": found, "earlier": earlier(before, now, sorted(old.keys() - new.keys()))}
+    write(path, Results(now, {"limit": LIMIT}, measurements, details))
 
 
 # The page

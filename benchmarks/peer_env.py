@@ -8,8 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.exported import BUILD
 
@@ -47,6 +48,15 @@ def versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
         raise RuntimeError(f"{python} lacks one of {', '.join(packages)}: {done.stderr.strip()[-200:]}")
     found: dict[str, str] = json.loads(done.stdout)
     return found
+
+
+def with_torch(environment: Mapping[str, Any], python: str | None) -> dict[str, Any]:
+    """A results file's environment with the version of the PyTorch that `python` has, where it has one."""
+    try:
+        found = versions(Path(python), ("torch",)) if python else {}
+    except (RuntimeError, OSError):
+        found = {}
+    return {**environment, "versions": {**environment["versions"], **found}}
 
 
 def _places() -> tuple[list[str], dict[str, str]]:

@@ -285,10 +285,12 @@ def measurements(rounds: Rounds) -> Iterable[Measurement]:
 def joined(before: Results, after: Results) -> Results:
     """The rounds of `before` and then those of `after`, which may be of other targets.
 
-    Raises ValueError when they were told different things, or when a target is of another version.
+    Raises ValueError when they were told different things, are of another machine, or a target is of another version.
     """
     if dict(before.options) != dict(after.options):
         raise ValueError(f"the file's rounds were measured with {dict(before.options)}; give the same, or another file")
+    if moved := list(_moved(before.environment, after.environment)):
+        raise ValueError(f"the file's rounds are of another machine ({'; '.join(moved)}); measure into another file")
     versions = {**before.environment.get("targets", {}), **after.environment["targets"]}
     for name, found in before.environment.get("targets", {}).items():
         if versions[name] != found:
@@ -302,3 +304,13 @@ def joined(before: Results, after: Results) -> Results:
         merged[one.key] = Measurement(**{**vars(one), "repeats": repeats})
     ways = {**before.details.get("ways", {}), **after.details["ways"]}
     return Results({**after.environment, "targets": versions}, after.options, tuple(merged.values()), {"ways": ways})
+
+
+def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterable[str]:
+    """What both environments tell of the machine and its packages, and tell differently."""
+    for name in before.keys() & after.keys() - {"date", "commit", "targets"}:
+        old, new = before[name], after[name]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _moved(old, new)
+        elif old != new:
+            yield f"{name} {old}, now {new}"

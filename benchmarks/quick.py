@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print what moved. Returns 1 when a budget is exceeded or something got worse than in the baseline.
+    """Measure, print what moved. Returns 1 when a budget is exceeded, a job failed or something got worse.
 
     2 when budgets or baseline cannot be read, or have nothing to do with what was measured.
     """
@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
         PAGE.write_text(rendered(PAGE.read_text()))
         return 0
     try:
-        limits, baseline = budgets.read(args.budgets), _baseline(args)
+        limits, baseline = _limits(args), _baseline(args)
     except (OSError, ValueError) as error:
         print(f"quick: {error}", file=sys.stderr)
         return 2
@@ -91,14 +91,27 @@ def main(args: argparse.Namespace) -> int:
     print(f"measured in {figure(time.monotonic() - begin)} s\n")
     outcomes = budgets.check(results, limits)
     print(budgets.table(outcomes))
-    wrong = budgets.complaints(outcomes)
-    print("\n".join(["", *wrong]) if wrong else f"\nall of {len(outcomes)} budgets kept")
+    wrong = [*budgets.complaints(outcomes), *failures(results)]
+    if wrong or outcomes:
+        print("\n".join(["", *wrong]) if wrong else f"\nall of {len(outcomes)} budgets kept, and no job failed")
     try:
         worse = baseline is not None and _is_worse(baseline, results, args)
     except ValueError as error:  # of another precision, say
         print(f"quick: {error}", file=sys.stderr)
         return 2
-    return int(bool(wrong) or worse)
+    if not outcomes:  # as the limits of ours-int8 beside a worker of another precision, which is seen when it runs
+        ours = (one for one in results.measurements if one.target.startswith("ours"))
+        ran = ", ".join(dict.fromkeys(f"{one.scenario} of {one.target}" for one in ours))
+        print(f"quick: {args.budgets} has no limit for {ran}; name a file that has, with --budgets", file=sys.stderr)
+    return int(bool(wrong) or worse) or 2 * (not outcomes)
+
+
+def _limits(args: argparse.Namespace) -> list[budgets.Budget]:
+    """Raises ValueError, before minutes are spent, when none of them is of what is measured."""
+    found = budgets.read(args.budgets)
+    if not _measured(args) & {_kind(one.scenario, one.target) for one in found}:
+        raise ValueError(f"{args.budgets} has no limit for what the parts {', '.join(args.parts)} measure")
+    return found
 
 
 def _baseline(args: argparse.Namespace) -> Results | None:
@@ -106,10 +119,19 @@ def _baseline(args: argparse.Namespace) -> Results | None:
     if args.baseline is None:
         return None
     found = read(args.baseline)
-    ours = {(one.scenario, one.target.startswith(_FAKE)) for one in found.measurements if one.target.startswith("ours")}
-    if not {(part.partition("-")[0], part in _OF_FAKE) for part in args.parts} & ours:
+    ours = {_kind(one.scenario, one.target) for one in found.measurements if one.target.startswith("ours")}
+    if not _measured(args) & ours:
         raise ValueError(f"{args.baseline} holds nothing that the parts {', '.join(args.parts)} measure")
     return found
+
+
+def _measured(args: argparse.Namespace) -> set[tuple[str, bool]]:
+    return {(part.partition("-")[0], part in _OF_FAKE) for part in args.parts}
+
+
+def _kind(scenario: str, target: str) -> tuple[str, bool]:
+    """As `_measured` has them: `load` and `load-fake` are one scenario, of another target each."""
+    return scenario, target.startswith(_FAKE)
 
 
 def _is_worse(baseline: Results, results: Results, args: argparse.Namespace) -> bool:
@@ -122,6 +144,20 @@ def _is_worse(baseline: Results, results: Results, args: argparse.Namespace) -> 
 def measure(args: argparse.Namespace) -> Results:
     """All parts, one after the other, as one file's results."""
     return merged({part: _part(part, args) for part in args.parts})
+
+
+def failures(results: Results) -> list[str]:
+    """A sentence for each part in which jobs failed, or of which the soak says what is wrong: no figure shows either.
+
+    `results` are of `measure`: details by part.
+    """
+    found = []
+    for part, details in results.details.items():
+        counts = [one for one in details.get("counts", []) if any(one["errors"])]
+        what = [f"{sum(one['errors'])} jobs failed at {one['target']}, {one['point']}" for one in counts]
+        if what := [*what, *details.get("complaints", [])]:
+            found.append(f"FAILED {part}: {'; '.join(what)}")
+    return found
 
 
 def _part(part: str, args: argparse.Namespace) -> Results:

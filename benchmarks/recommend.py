@@ -17,14 +17,14 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks import arguments
 from benchmarks.candidates import Grid, Point, Setting, grid_of, our_settings, points_of, setting_of
 from benchmarks.measure import figure
-from benchmarks.report.stored import Stored, stored
+from benchmarks.report.stored import Source, Stored, stored
 
 _GAIN = 1.03  # a larger batch must bring so many times the rows a second
 
@@ -104,6 +104,13 @@ def main(args: argparse.Namespace) -> int:
             f"recommend: a price is of one machine, and these files are of: {found}; name files of one", file=sys.stderr
         )
         return 2
+    models = sorted({name for source in known.sources for name in _models(source)})
+    if len(models) > 1:
+        found = ", ".join(models)
+        print(
+            f"recommend: a setting is of one model, and these files are of: {found}; name files of one", file=sys.stderr
+        )
+        return 2
     asked = Asked(args.p99_ms, args.price_per_hour, args.length, args.rate, args.max_accuracy_loss, args.model)
     found_or_why = recommend(known, asked)
     if isinstance(found_or_why, str):
@@ -111,6 +118,14 @@ def main(args: argparse.Namespace) -> int:
         return 1
     print(json.dumps(asdict(found_or_why), indent=1) if args.json else said(found_or_why, asked))
     return 0
+
+
+def _models(source: Source) -> Iterator[str]:
+    """What a file says that it measured: in its options, of a quick run in those of its parts, of `peers` with ours."""
+    options = source.results.options
+    parts = [options, *(part for part in options.values() if isinstance(part, Mapping))]
+    ours = [one for name, one in source.results.environment.get("targets", {}).items() if name.startswith("ours")]
+    return (str(one["model"]) for one in [*parts, *ours] if one.get("model"))
 
 
 def recommend(known: Stored, asked: Asked) -> Recommendation | str:

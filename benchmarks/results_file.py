@@ -6,6 +6,7 @@ something, so whatever reads results files (report, compare, the budgets) divide
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
@@ -117,10 +118,35 @@ def _measurements(found: Iterable[Mapping[str, Any]]) -> Iterable[Measurement]:
         yield Measurement(**{**one, "repeats": tuple(one["repeats"]), "floor": tuple(floor) if floor else None})
 
 
+def earlier(before: Results, now: Mapping[str, Any], rows: Iterable[str]) -> list[dict[str, Any]]:
+    """What `details["earlier"]` is to be in a file of `before` where all but these rows were measured `now`, anew.
+
+    Each entry has an environment, and the names of the rows that were measured in it: the file's own is of the others.
+    """
+    known = {row: one["environment"] for one in before.details.get("earlier", []) for row in one["rows"]}
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        of = known.get(row, dict(before.environment))
+        if same := next((one for one in found if one["environment"] == of), None):
+            same["rows"].append(row)
+        elif of != now:
+            found.append({"environment": of, "rows": [row]})
+    return found
+
+
 def commit_of(*folders: str) -> str | None:
-    """The last commit that changed these folders; "-dirty" behind it where files in them were changed since."""
+    """The last commit that changed these folders; behind it, where files in them were changed since, a digest of how.
+
+    So that two states of changed files are not taken for one version: 0123456789ab-dirty-89abcdef.
+    """
     last = _git("log", "-1", "--abbrev=12", "--format=%h", "--", *folders)
-    return last and last + "-dirty" * bool(_git("status", "--porcelain", "--", *folders))
+    if not last or not _git("status", "--porcelain", "--", *folders):
+        return last
+    digest = hashlib.sha256((_git("diff", "HEAD", "--binary", "--", *folders) or "").encode())
+    for name in (_git("ls-files", "-z", "--others", "--exclude-standard", "--", *folders) or "").split("\0"):
+        if (path := Path(name)).is_file():
+            digest.update(f"{name}\0".encode() + path.read_bytes())
+    return f"{last}-dirty-{digest.hexdigest()[:8]}"
 
 
 def _commit() -> str | None:
@@ -129,6 +155,7 @@ def _commit() -> str | None:
 
 def _git(*arguments: str) -> str | None:
     try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run(["git", *arguments], capture_output=True, text=True, errors="replace", check=True)
     except (OSError, subprocess.CalledProcessError):
         return None  # not a checkout: the files came without their history
+    return found.stdout.strip()

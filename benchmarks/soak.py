@@ -15,11 +15,12 @@ The repeats are the fifths, in their order. PSS and jobs/s move with what else r
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,15 @@ import psutil
 
 from benchmarks import arguments
 from benchmarks.emulator import EmulatorThread, Status
+from benchmarks.engines import identity, served_precision
 from benchmarks.exported import BUILD, exported
 from benchmarks.measure import figure, markdown
 from benchmarks.mixed_jobs import IN_FLIGHT, STALL_S, MixedLoad, mixed_jobs
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import measurements, options_of, target_of
 from benchmarks.weights import minilm_folder
-from benchmarks.worker_process import WorkerProcess
+from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import stream
-from engine.bundle import open_bundle
 
 Json = dict[str, Any]
 
@@ -106,28 +107,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Returns 1 when memory grew by 2 % or more, files or threads were left, or an answer was wrong."""
     args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
+    known = environment()  # now: a file that is changed meanwhile is not what runs
     report = _soak(args)
     complaints = verdict(report)
     print(table(report))
     for complaint in complaints:
         print(f"soak: {complaint}")
     if args.json:
-        write(args.json, results(report, args))
+        write(args.json, results(report, args, known))
     return 1 if complaints else 0
 
 
 def measure(args: argparse.Namespace) -> Results:
     """The run as measurements. Raises as `soak` does."""
-    return results(_soak(args), args)
+    known = environment()
+    return results(_soak(args), args, known)
 
 
 def _soak(args: argparse.Namespace) -> Report:
     return soak(args.bundle, args.engine, args.jobs, args.warm_up, say=lambda line: print(line, file=sys.stderr))
 
 
-def results(report: Report, args: argparse.Namespace) -> Results:
-    """The run as measurements; see the top."""
-    target = target_of(args.engine, open_bundle(args.bundle).manifest.precision)
+def results(report: Report, args: argparse.Namespace, known: Mapping[str, Any]) -> Results:
+    """The run, begun in the environment `known`, as measurements; see the top."""
+    target = target_of(args.engine, served_precision(args.bundle, {**os.environ, "ENGINE": args.engine}))
     size = len(report.seconds) // _REPEATS
     rounds = []
     for start in range(0, size * _REPEATS, size):
@@ -143,7 +146,8 @@ def results(report: Report, args: argparse.Namespace) -> Results:
     found = asdict(report)
     details = {name: found[name] for name in ("samples", "health", "wrong", "exit_code")}
     details |= {"jobs_per_s": report.jobs_per_s, "complaints": verdict(report)}
-    return Results(environment(), options_of(vars(args)), measurements(SCENARIO, rounds), details)
+    options = {**options_of(vars(args)), **identity(args.bundle)}
+    return Results(known, options, measurements(SCENARIO, rounds), details)
 
 
 def soak(
@@ -151,30 +155,34 @@ def soak(
 ) -> Report:
     """Send `warm_up` jobs, then `jobs`; `say` gets a line of progress now and then.
 
-    Raises RuntimeError when the worker does not start or stops answering.
+    Raises RuntimeError when the worker does not start, ends before it is told to, or stops answering.
     """
     load = MixedLoad()
     with load.emulator as emulator, WorkerProcess.ours(emulator, bundle, env={"ENGINE": engine}) as worker:
-        payloads = mixed_jobs()
-        # As many large jobs at once as may run, and then the longest ones: afterwards thread pools and buffers are as
-        # large as they get.
-        texts = list(islice(stream(seed=1), 1000))
-        load.run(IN_FLIGHT, ({"texts": texts[:IN_FLIGHT]} for _ in count()))
-        load.run(IN_FLIGHT, ({"texts": [max(texts, key=len)] * IN_FLIGHT} for _ in count()))
-        load.run(warm_up, payloads)
-        _wait_for_ping(emulator)
-        first_health = _health(emulator)
-        samples, seconds = [_sample(worker)], []
-        for number in range(_PORTIONS):
-            begin = time.perf_counter()
-            load.run(jobs * (number + 1) // _PORTIONS - jobs * number // _PORTIONS, payloads)
-            seconds.append(time.perf_counter() - begin)
-            samples.append(_sample(worker))
-            if number % 5 == 4:
-                say(f"{jobs * (number + 1) // _PORTIONS} jobs: {figure(samples[-1].rss_mb)} MB resident")
-        last_health = _health(emulator)
-        exit_code = worker.process.returncode if worker.stop() is not None else None
-    return Report(jobs, seconds, samples, (first_health, last_health), load.wrong, exit_code)
+        report = watched([worker], lambda: _run(load, worker, jobs, warm_up, say))
+        return replace(report, exit_code=worker.process.returncode if worker.stop() is not None else None)
+
+
+def _run(load: MixedLoad, worker: WorkerProcess, jobs: int, warm_up: int, say: Callable[[str], None]) -> Report:
+    """All but the end."""
+    payloads = mixed_jobs()
+    # As many large jobs at once as may run, and then the longest ones: afterwards thread pools and buffers are as
+    # large as they get.
+    texts = list(islice(stream(seed=1), 1000))
+    load.run(IN_FLIGHT, ({"texts": texts[:IN_FLIGHT]} for _ in count()))
+    load.run(IN_FLIGHT, ({"texts": [max(texts, key=len)] * IN_FLIGHT} for _ in count()))
+    load.run(warm_up, payloads)
+    _wait_for_ping(load.emulator)
+    first_health = _health(load.emulator)
+    samples, seconds = [_sample(worker)], []
+    for number in range(_PORTIONS):
+        begin = time.perf_counter()
+        load.run(jobs * (number + 1) // _PORTIONS - jobs * number // _PORTIONS, payloads)
+        seconds.append(time.perf_counter() - begin)
+        samples.append(_sample(worker))
+        if number % 5 == 4:
+            say(f"{jobs * (number + 1) // _PORTIONS} jobs: {figure(samples[-1].rss_mb)} MB resident")
+    return Report(jobs, seconds, samples, (first_health, _health(load.emulator)), load.wrong, None)
 
 
 def verdict(report: Report) -> list[str]:

@@ -7,7 +7,7 @@ Names in results files, scenario "tasks":
     points    the task's tag
     metrics   parse_us, preprocess_us, engine_us, postprocess_us: of one job, the PERCENTth of its round's jobs
     details   architectures: task, architecture, exported, parity, tensorrt of each row; models: tag -> the measured
-              model in words, and the rows of the job
+              model in words, and the rows of the job; earlier: see results_file.earlier
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 from benchmarks import zoo
 from benchmarks.exported import BUILD
 from benchmarks.measure import markdown, percentile
-from benchmarks.results_file import Results, environment, read, write
+from benchmarks.results_file import Results, earlier, environment, read, write
 from benchmarks.rounds import Round, measurements
 from benchmarks.zoo.case import Case, Stages
 from engine.bundle import open_bundle
@@ -84,7 +84,7 @@ def with_architecture(results: Results, row: dict[str, Any]) -> Results:
     same = itemgetter("task", "architecture")
     rows = [one for one in results.details["architectures"] if same(one) != same(row)]
     details = {**results.details, "architectures": sorted([*rows, row], key=same)}
-    return replace(results, environment=environment(), details=details)
+    return _renewed(replace(results, details=details), _architecture(row))
 
 
 def with_stages(results: Results, case: Stages, rounds: Sequence[Round], rows: int) -> Results:
@@ -93,7 +93,23 @@ def with_stages(results: Results, case: Stages, rounds: Sequence[Round], rows: i
     found = sorted([*kept, *measurements(SCENARIO, rounds)], key=attrgetter("point"))
     models = {**results.details["models"], case.task: {"model": case.model, "rows": rows}}
     details = {**results.details, "models": dict(sorted(models.items()))}
-    return replace(results, environment=environment(), measurements=tuple(found), details=details)
+    return _renewed(replace(results, measurements=tuple(found), details=details), _stage(case.task))
+
+
+def _renewed(results: Results, row: str) -> Results:
+    """`results` as of now, but for the other rows."""
+    now = environment()
+    rows = [*map(_architecture, results.details["architectures"]), *map(_stage, results.details["models"])]
+    details = {**results.details, "earlier": earlier(results, now, (one for one in rows if one != row))}
+    return replace(results, environment=now, details=details)
+
+
+def _architecture(row: Mapping[str, Any]) -> str:
+    return f"{row['task']}, {row['architecture']}"
+
+
+def _stage(task: str) -> str:
+    return f"{task}, stages"
 
 
 def _export(make: Callable[[Path], Path], task: str, root: Path, **options: Any) -> tuple[Path, dict[str, Any]]:

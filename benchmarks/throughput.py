@@ -18,6 +18,7 @@ from benchmarks.bert_graph import Shape
 from benchmarks.engines import ENGINES, PRECISIONS, default_engine, default_precision, prepare
 from benchmarks.exported import BUILD, exported
 from benchmarks.measure import MISSING, figure, markdown, times
+from benchmarks.peer_env import with_torch
 from benchmarks.results_file import Measurement, Results
 from benchmarks.rounds import target_of
 from benchmarks.shapes import Asked, Found
@@ -91,17 +92,21 @@ def _run(args: argparse.Namespace, switches: Switches) -> None:
     cells = grid(bundle, args.batches, args.lengths)
     precisions = args.precisions or _precisions(bundle, args.engine)
     sizes = sorted({cell.batch for cell in cells}), sorted({cell.length for cell in cells})
-    for precision in precisions:
-        prepare(path, args.engine, precision, *sizes, args.plan_options)
+    found_in = {one: prepare(path, args.engine, one, *sizes, args.plan_options) for one in precisions}
     environment = results_file.environment()  # now: a file that is changed meanwhile is not what runs
     how = "copies" if switches.data_transfers else "alone"
     names = {precision: target_of("auto", precision) for precision in precisions}
     asked = [Asked(name, name, how) for name in names.values()]
-    commands = {name: shapes.ours(path, args.engine, precision, cells, switches) for precision, name in names.items()}
+    commands = {
+        name: shapes.ours(found_in[precision], args.engine, precision, cells, switches)
+        for precision, name in names.items()
+    }
     if args.engine == "onnxruntime-cpu":
         commands[_FLOOR] = shapes.floor(path)
         asked.append(Asked(_FLOOR, _FLOOR))
-    commands |= _torch(path, args)
+    python = shapes.torch_python(args.torch_python, args.engine, _say)
+    environment = with_torch(environment, python)
+    commands |= _torch(path, python, args.torch_modes)
     asked += [Asked(name, name) for name in commands if name.startswith("torch")]
     with shapes.started(commands, _say) as processes:
         found = shapes.measure(processes, asked, cells, args.rounds, switches, say=_say)
@@ -170,8 +175,7 @@ def _default_bundle(engine: str) -> Path:
     return exported(minilm_folder(), BUILD / "demo" / "bundle")
 
 
-def _torch(path: Path, args: argparse.Namespace) -> Mapping[str, shapes.Command]:
-    python = shapes.torch_python(args.torch_python, args.engine, _say)
+def _torch(path: Path, python: str | None, modes: Sequence[str]) -> Mapping[str, shapes.Command]:
     if python is None:
         return {}
     config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
@@ -179,7 +183,7 @@ def _torch(path: Path, args: argparse.Namespace) -> Mapping[str, shapes.Command]
         _say("torch is left out: it is measured on BERT encoders, and this bundle is none")
         return {}
     shape = Shape(**{name: config[name] for name in _SHAPE_FIELDS if name in config})
-    return {f"torch-{mode}": shapes.torch(python, shape, mode) for mode in args.torch_modes}
+    return {f"torch-{mode}": shapes.torch(python, shape, mode) for mode in modes}
 
 
 def lengths(text: str) -> list[str]:

@@ -5,23 +5,30 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Self, TypeVar
 
 import psutil
 
 from benchmarks.emulator import EmulatorThread
 
 STOP_TIMEOUT_S = 20.0
+_LAST_BYTES = 10_000
+_LOOK_S = 0.2
+T = TypeVar("T")
 
 
 class WorkerProcess:
     """Starts `command` with the emulator's variables and `env`; a context manager that leaves no process behind.
 
-    Raises RuntimeError when the process ends, or takes no job within `timeout_s` seconds.
+    Raises RuntimeError when the process ends, or takes no job within `timeout_s` seconds; with the last line that it
+    printed, unless `log` says where that goes.
     """
 
     def __init__(
@@ -31,16 +38,17 @@ class WorkerProcess:
         env: Mapping[str, str],
         *,
         worker_id: str = "worker-1",
-        log: IO[str] | int = subprocess.DEVNULL,
+        log: IO[str] | int | None = None,
         timeout_s: float = 120.0,
     ) -> None:
         self._emulator = emulator
         self._worker_id = worker_id
+        self._printed = tempfile.TemporaryFile() if log is None else None  # noqa: SIM115 - kill() closes it
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
             command,
             env={**os.environ, **emulator.worker_env(worker_id), **env},
-            stdout=log,
+            stdout=self._printed if log is None else log,
             stderr=subprocess.STDOUT,
             text=True,
         )
@@ -63,9 +71,24 @@ class WorkerProcess:
             if record is not None and record.first_take is not None:
                 return record.first_take
             if self.process.poll() is not None:
-                raise RuntimeError(f"the worker ended with exit code {self.process.returncode} before it took a job")
+                raise self.ended("before it took a job")
             time.sleep(0.05)  # the emulator knows the exact time; a busier wait would take the worker's cores
-        raise RuntimeError(f"the worker took no job within {timeout_s:g} s")
+        raise RuntimeError(f"the worker took no job within {timeout_s:g} s{self._last_line()}")
+
+    def ended(self, when: str) -> RuntimeError:
+        """How the process, which has ended, did so."""
+        code = self.process.returncode
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return RuntimeError(f"the worker {how} {when}{self._last_line()}")
+
+    def _last_line(self) -> str:
+        if self._printed is None:
+            return ""
+        number = self._printed.fileno()
+        # pread: the offset is the worker's, too, and it may still print.
+        end = os.pread(number, _LAST_BYTES, max(0, os.fstat(number).st_size - _LAST_BYTES)).decode(errors="replace")
+        said = [line.strip() for line in end.splitlines() if line.strip()]
+        return f"; it said last: {said[-1] if said else 'nothing'}"
 
     def memory_mb(self) -> dict[str, float]:
         """Memory of all processes in MB: RSS added up, which counts shared pages again, and PSS, which does not."""
@@ -93,6 +116,8 @@ class WorkerProcess:
                 child.kill()
             self.process.kill()
         self.process.wait()
+        if self._printed is not None:
+            self._printed.close()
 
     def __enter__(self) -> Self:
         return self
@@ -101,3 +126,27 @@ class WorkerProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
+
+
+def watched(workers: Sequence[WorkerProcess], measure: Callable[[], T]) -> T:
+    """What `measure` returns, or raises.
+
+    Raises RuntimeError as soon as a worker's process has ended, which `measure`, in a thread of its own, would only
+    learn from answers that do not come.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(measure())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="measure", daemon=True).start()
+    while not done.done() or done.exception() is not None:
+        if dead := next((worker for worker in workers if worker.process.poll() is not None), None):
+            raise dead.ended("in the middle of its work")
+        if done.done():
+            break
+        wait([done], _LOOK_S)
+    return done.result()

@@ -190,7 +190,8 @@ def _floor(needs: Needs) -> Target:
     def made() -> Command:
         bundle = open_bundle(needs.fp32())
         found, longest = files(bundle), str(bundle.manifest.task_config["max_length"])
-        arguments = [str(found.graph), str(int(found.fused)), str(found.tokenizer), longest, str(cpu_quota())]
+        arguments = [str(found.graph), str(int(found.fused)), str(found.tokenizer), found.prompt, longest]
+        arguments.append(str(cpu_quota()))
         command = [sys.executable, str(_SCRIPTS / "library.py"), "onnxruntime", *arguments]
         return Command(command, {}, _installed("onnxruntime", "tokenizers", "numpy"))
 

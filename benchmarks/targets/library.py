@@ -1,10 +1,11 @@
 """A library alone, in a process that embeds the texts of every line that it reads; see pipe.py for the lines.
 
     python library.py NAME MODEL_FOLDER
-    python library.py onnxruntime GRAPH FUSED TOKENIZER MAX_LENGTH THREADS
+    python library.py onnxruntime GRAPH FUSED TOKENIZER PROMPT MAX_LENGTH THREADS
 
 A script of its own, for any Python that has the library. Each is called as its documentation says; the texts of a call
-are sorted by length where the library does not do it itself. FUSED is 1 for a graph that ONNX Runtime optimised before.
+are sorted by length where the library does not do it itself. FUSED is 1 for a graph that ONNX Runtime optimised before,
+PROMPT what the model has before every text, or nothing.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def torch_compile(folder: str) -> Embed:
     return torch_eager(folder, compiled=True)
 
 
-def onnxruntime(graph: str, fused: str, tokenizer_file: str, max_length: str, threads: str) -> Embed:
+def onnxruntime(graph: str, fused: str, tokenizer_file: str, prompt: str, max_length: str, threads: str) -> Embed:
     """The floor: a session and a tokenizer, and nothing of this project but the exported graph."""
     import numpy as np
     import onnxruntime as ort
@@ -102,7 +103,7 @@ def onnxruntime(graph: str, fused: str, tokenizer_file: str, max_length: str, th
         found = session.run(None, feeds)[0]
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
-    return lambda texts: _sorted(tokenizer.encode_batch(texts), run, _FLOOR_BATCH)
+    return lambda texts: _sorted(tokenizer.encode_batch([prompt + text for text in texts]), run, _FLOOR_BATCH)
 
 
 def _sorted(rows: Sequence[Any], run: Callable[[Sequence[Any]], Any], size: int) -> Any:

@@ -18,7 +18,7 @@ from benchmarks.engines import served_precision
 from benchmarks.results_file import commit_of
 from benchmarks.targets.base import ANSWER_TIMEOUT_S, Running, Way, tree_memory_mb, vectors_of
 from benchmarks.targets.pipe import stop_process
-from benchmarks.worker_process import WorkerProcess
+from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import stream
 from engine.bundle import open_bundle
 from engine.errors import WorkerError
@@ -104,7 +104,7 @@ class _Running:
         """One job; several in base64: as JSON numbers, 2,000 vectors are nearly all that the platform takes."""
         emulator = self._clients.emulator
         payload = {"texts": list(texts), "encoding_format": "base64"} if len(texts) > 1 else {"text": texts[0]}
-        answer = emulator.wait(emulator.submit(payload), ANSWER_TIMEOUT_S)
+        answer = watched([self._worker], lambda: emulator.wait(emulator.submit(payload), ANSWER_TIMEOUT_S))
         if answer.error is not None or not isinstance(answer.output, dict):
             raise RuntimeError(f"a job failed: {answer.error or answer.output}")
         if len(texts) == 1:
@@ -112,11 +112,15 @@ class _Running:
         return vectors_of(answer.output["embeddings"])
 
     def one_by_one(self, texts: Sequence[str], pause_s: float) -> Answers:
-        return self._clients.one_by_one(len(texts), embed_jobs(texts), pause_s=pause_s)
+        jobs = embed_jobs(texts)
+        return watched([self._worker], lambda: self._clients.one_by_one(len(texts), jobs, pause_s=pause_s))
 
     def closed_loop(self, clients: int, seconds: float, seed: int) -> Answers:
-        self._clients.closed_loop(clients, _WARM_UP_S, embed_jobs(stream(seed=seed + 1)))
-        return self._clients.closed_loop(clients, seconds, embed_jobs(stream(seed=seed)))
+        def loops() -> Answers:
+            self._clients.closed_loop(clients, _WARM_UP_S, embed_jobs(stream(seed=seed + 1)))
+            return self._clients.closed_loop(clients, seconds, embed_jobs(stream(seed=seed)))
+
+        return watched([self._worker], loops)
 
     def memory_mb(self) -> dict[str, float]:
         return tree_memory_mb(self._worker.process.pid)

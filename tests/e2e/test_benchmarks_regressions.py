@@ -120,6 +120,33 @@ def test_a_second_healthy_run_raises_no_alarm(bundle: Path, healthy: Path, capsy
     assert "0 worse" in printed
 
 
+FAILS_NOW_AND_THEN = """
+    from itertools import count
+    from handler.handler import Handler
+    healthy, number = Handler._reply, count()
+    async def reply(self, payload, *arguments):
+        if "health" not in payload and next(number) % 5 == 4:
+            raise RuntimeError("planted")
+        return await healthy(self, payload, *arguments)
+    Handler._reply = reply
+"""
+
+
+def test_jobs_that_fail_fail_the_run(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """What is answered is answered in time, so that no budget is exceeded."""
+    site = SITE.format(repository=str(REPOSITORY), plant=FAILS_NOW_AND_THEN.strip())
+    (tmp_path / "sitecustomize.py").write_text(site)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run(bundle, "--parts", *PARTS) == 1
+    printed = capsys.readouterr().out
+    assert "jobs failed at ours-fake, 1 client" in printed
+    for part in PARTS:
+        assert f"FAILED {part}: " in printed
+    assert "wrong answer: a job ended FAILED" in printed
+
+
 @pytest.mark.parametrize("plant", PLANTS)
 def test_budgets_and_comparison_name_what_got_worse(
     plant: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,7 +22,12 @@ from engine.tensors import TensorSpec
     ("command", "said"),
     [
         ("tasks --task no-task", "tasks: no model of 'no-task' in benchmarks/zoo; there are: audio-classification"),
+        ("models --architecture nope", "models: no model of 'nope' in benchmarks/zoo; there are: "),
         ("report --out {file}", "report: [Errno 17] File exists"),
+        (
+            "load --clients --rates 1e9",
+            "load: a loop of --rates and --seconds has 10000000 jobs at most; name smaller ones",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_a_sentence(command: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -29,6 +35,36 @@ def test_what_cannot_be_done_is_a_sentence(command: str, said: str, tmp_path: Pa
     file.touch()
     assert main(command.format(file=file).split()) == 2
     assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize("command", ["load", "batching", "coldstart --warm-only"])
+def test_a_worker_that_does_not_start_says_why(command: str, small_bundle: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([*command.split(), "--engine", "tensorrt", "--bundle", str(small_bundle)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(
+        f"{command.split()[0]}: the worker ended with exit code 1 before it took a job; it said last: "
+    )
+    assert "cannot start" in said
+
+
+def test_results_that_find_no_room_are_a_sentence(
+    small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (full := tmp_path / "full.json").symlink_to("/dev/full")
+    short = "batching --engine fake --rounds 1 --bulk-rows 4 --seconds 0.1".split()
+    assert main([*short, "--bundle", str(small_bundle), "--json", str(full)]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1] == f"batching: {full} cannot be written (No space left on device)"
+    assert "| ours-fake, bulk " in printed.out
+
+
+def test_output_that_nobody_reads_is_no_failure_to_talk_about():
+    command = [sys.executable, "-m", "benchmarks", "compare", *["benchmarks/results/peers-cpu.json"] * 2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 @pytest.mark.parametrize(

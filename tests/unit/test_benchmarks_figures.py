@@ -170,6 +170,7 @@ def test_each_load_is_measured_against_its_own_floor():
 def test_the_fake_engine_is_measured_against_a_bare_worker():
     assert load.floor_of("ours-fake", "idle", "p99_ms") == ("bare", "idle", "p99_ms")
     assert load.floor_of("ours-fake", "rate 20/s", "p99_ms") == ("bare", "1 client", "p50_ms")
+    assert load.floor_of("ours-fake-int8", "idle", "p99_ms") == ("bare", "idle", "p99_ms")
     assert load.floor_of("bare", "idle", "p99_ms") is None
 
 

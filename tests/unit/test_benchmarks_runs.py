@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import math
 import os
+import sys
 import sysconfig
 import time
 from collections.abc import Iterator
@@ -13,22 +14,30 @@ from typing import Any
 
 import pytest
 
-from benchmarks import coldstart, distance, load, page_cache
+from benchmarks import batching, coldstart, distance, load, page_cache, soak
 from benchmarks.clients import Clients, embed_jobs
 from benchmarks.emulator import Emulator
 from benchmarks.emulator.exchange import now
 from benchmarks.floor import Floor
 from benchmarks.results_file import read
+from benchmarks.targets.catalogue import targets
+from benchmarks.targets.queue_worker import Command, QueueWorker
+from benchmarks.worker_process import WorkerProcess
 from benchmarks.workload import stream, texts
 from engine.bundle import open_bundle, write_manifest
 from engine.tensors import TensorSpec
 
+COMMANDS: dict[str, Any] = {
+    "batching": batching, "coldstart": coldstart, "distance": distance, "load": load, "soak": soak,
+}  # fmt: skip
+
 
 def run(command: str, *arguments: object) -> int:
-    module = {"coldstart": coldstart, "distance": distance, "load": load}[command]
+    module = COMMANDS[command]
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
-    return module.main(parser.parse_args([str(argument) for argument in arguments]))
+    code: int = module.main(parser.parse_args([str(argument) for argument in arguments]))
+    return code
 
 
 def test_one_cold_start(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -65,6 +74,52 @@ def test_a_worker_at_a_distance(small_bundle: Path, tmp_path: Path, capsys: pyte
     assert figures["after a pause", "p50_ms"] >= 60
     assert figures["start", "first_answer_s"] >= 0.06
     assert "| round trip 60 ms, TLS" in capsys.readouterr().out
+
+
+def test_a_peer_that_fails_costs_only_its_own_figures(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    command = [sys.executable, "-c", "raise SystemExit('no luck')"]
+    broken = QueueWorker("stock", "stock", 1, lambda: Command(command, {}))
+    monkeypatch.setattr(distance, "targets", lambda names, needs: [*targets(["ours"], needs), broken])
+    out = tmp_path / "distance.json"
+    short = ("--rounds", 2, "--jobs", 2, "--pause", 0.1, "--rtt-ms", 1, "--with", "none", "--engine", "fake")
+    assert run("distance", *short, "--bundle", small_bundle, "--json", out) == 0
+    assert {one.target for one in read(out).measurements} == {"ours"}
+    assert all(len(one.repeats) == 2 for one in read(out).measurements)
+    said = "stock failed in this round: the worker ended with exit code 1 before it took a job; it said last: no luck"
+    assert capsys.readouterr().err.count(said) == 2
+
+
+SCENARIOS = {
+    "load": "--rounds 1 --clients 1 --rates --idle-jobs 0 --bulk-rows 0 --seconds 0.1",
+    "batching": "--rounds 1 --bulk-rows 4 --seconds 0.1",
+    "coldstart": "--runs 1 --warm-only",
+    "soak": "--jobs 50 --warm-up 0",
+}
+
+
+@pytest.mark.parametrize("command", SCENARIOS)
+def test_a_file_tells_the_code_that_began_the_model_and_the_precision_that_was_served(
+    command: str, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """fp32 is the bundle's; a plan's, which a GPU would serve, is stood in for."""
+    module, out, begun = COMMANDS[command], tmp_path / "out.json", []
+    start = WorkerProcess.ours
+
+    def ours(*arguments: Any, **named: Any) -> WorkerProcess:
+        begun.append(True)
+        return start(*arguments, **named)
+
+    monkeypatch.setattr(WorkerProcess, "ours", ours)
+    monkeypatch.setattr(module, "served_precision", lambda path, environ: "fp16" if begun else "none yet")
+    monkeypatch.setattr(module, "environment", lambda: {"commit": "later" if begun else "at the start"})
+    run(command, *SCENARIOS[command].split(), "--bundle", small_bundle, "--json", out)
+    found = read(out)
+    assert found.environment == {"commit": "at the start"}
+    assert found.options["model"] == "toy"
+    assert open_bundle(small_bundle).sha256.startswith(found.options["bundle_sha256"])
+    assert {one.target for one in found.of(command)} - {"floor"} == {"ours-fp16"}
 
 
 def test_what_imports_cost(small_bundle: Path, capsys: pytest.CaptureFixture[str]):

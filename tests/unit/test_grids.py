@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import accuracy, memory, results_file, throughput
+from benchmarks import accuracy, engines, memory, results_file, throughput
 from benchmarks.__main__ import main
 from benchmarks.bert_bundle import bert_bundle
 from benchmarks.bert_graph import Shape
 from benchmarks.engine_times import Took
 from benchmarks.results_file import Results
 from benchmarks.shapes import Found
-from engine.bundle import open_bundle
+from engine.bundle import open_bundle, write_manifest
 
 SMALL = Shape(1, 32, 4, 64, vocab_size=500, max_position_embeddings=64)
 
@@ -49,14 +51,29 @@ def test_a_small_grid(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "| batch 4, 64 tokens |" in capsys.readouterr().out
 
 
-def test_the_first_precision_of_a_grid_is_not_taken_for_fp32(bundle: Path, tmp_path: Path):
-    out = tmp_path / "throughput.json"
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where copies of bundles go."""
+    monkeypatch.setattr(engines, "BUILD", tmp_path / "build")
+    return tmp_path / "build"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_the_first_precision_of_a_grid_is_not_taken_for_fp32(bundle: Path, tmp_path: Path, build: Path):
+    """What the bundle has not is made in a copy: it is the user's, who asked for figures."""
+    out, before = tmp_path / "throughput.json", contents(bundle)
     options = ["--bundle", str(bundle), "--precisions", "fp16,fp32", "--batches", "1", "--lengths", "16"]
     options += ["--rounds", "1", "--duration", "0", "--warmUp", "0", "--torch-python", "none", "--json", str(out)]
     assert main(["throughput", *options]) == 0
     found = results_file.read(out)
     assert list(dict.fromkeys(one.target for one in found.measurements)) == ["ours-fp16", "ours", "floor"]
     assert found.options["precisions"] == ["fp16", "fp32"]
+    assert contents(bundle) == before
+    (copy,) = (build / "precisions").iterdir()
+    assert "fp16" in open_bundle(copy).manifest.graphs["model"].onnx
 
 
 def test_rates_are_of_runs_and_wall_time():
@@ -74,10 +91,14 @@ def test_rates_are_of_runs_and_wall_time():
         (["--lengths", "16,100"], "--lengths: the model takes 64 tokens at most, and 100 was asked for"),
         (["--streams", "2"], "--streams: no meaning for onnxruntime-cpu"),
         (["--lengths", "16", "--precisions", "fp32,int8"], "has no int8; export it with --precision int8"),
+        (
+            ["--lengths", "16", "--precisions", "fp32,bf16"],
+            "onnxruntime-cpu cannot run bf16; take another precision, or --engine tensorrt on a GPU",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
-    bundle: Path, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    bundle: Path, given: list[str], said: str, build: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["throughput", "--engine", "onnxruntime-cpu", "--bundle", str(bundle), *given]) == 2
     assert said in capsys.readouterr().err
@@ -90,7 +111,20 @@ def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path, command: str, capsy
     assert f"argument --bundle: {tmp_path / 'none'} is not a bundle" in capsys.readouterr().err
 
 
-def test_accuracy_of_a_bundle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_precision_that_only_gpus_run_is_left_out_on_a_cpu(bundle: Path, tmp_path: Path):
+    here = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    shutil.copy(here / "graphs/model/fp32.onnx", here / "graphs/model/bf16.onnx")
+    manifest = open_bundle(here).manifest
+    graph = manifest.graphs["model"]
+    both = replace(graph, onnx={**graph.onnx, "bf16": "graphs/model/bf16.onnx"})
+    write_manifest(here, replace(manifest, graphs={"model": both}))
+    out = tmp_path / "accuracy.json"
+    options = ["--engine", "onnxruntime-cpu", "--texts", "4", "--rounds", "1", "--json", str(out)]
+    assert main(["accuracy", "--bundle", str(here), *options]) == 0
+    assert {one.target for one in results_file.read(out).measurements} == {"ours", "floor"}
+
+
+def test_accuracy_of_a_bundle(bundle: Path, tmp_path: Path, build: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "accuracy.json"
     options = ["--bundle", str(bundle), "--precisions", "fp32,fp16", "--texts", "20", "--rounds", "2"]
     assert main(["accuracy", *options, "--json", str(out)]) == 0

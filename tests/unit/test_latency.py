@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import benchmarks.gpu
-from benchmarks import results_file
+from benchmarks import latency, results_file
 from benchmarks.__main__ import main
 from benchmarks.bert_bundle import bert_bundle, text_of
 from benchmarks.bert_graph import SHAPES, Shape
@@ -72,6 +73,7 @@ def test_latency_runs_on_the_cpu_beside_torch(
     found = results_file.read(tmp_path / "latency.json")
     assert (found.options["engine"], found.options["precision"]) == ("onnxruntime-cpu", "fp32")
     assert found.details == {"errors": {}}
+    assert found.environment["versions"]["torch"] == metadata.version("torch")
     assert {one.target for one in found.measurements} == {"ours", "ours-handler", "floor", "torch-eager"}
     assert {one.point for one in found.measurements} == {f"minilm, batch {batch}, 16 tokens" for batch in (1, 4)}
     for one in found.measurements:
@@ -113,16 +115,30 @@ def test_what_is_measured_is_named_by_its_precision(
 
 @pytest.mark.skipif(gpu() is not None, reason="there is a GPU")
 @pytest.mark.parametrize("engine", ["tensorrt", "onnxruntime-cuda"])
-def test_without_a_gpu_its_engines_are_refused(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch):
+def test_without_a_gpu_its_engines_are_refused(
+    tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setitem(SHAPES, "minilm", SMALL)
-    with pytest.raises(SystemExit, match="no NVIDIA driver or no GPU here; take --engine onnxruntime-cpu"):
-        main(["latency", "--engine", engine, "--models", "minilm", "--work", str(tmp_path)])
+    lengths = ["--seq", "16"]
+    assert main(["latency", "--engine", engine, "--models", "minilm", *lengths, "--work", str(tmp_path)]) == 2
+    assert "latency: no NVIDIA driver or no GPU here; take --engine onnxruntime-cpu" in capsys.readouterr().err
+
+
+def test_a_run_in_which_nothing_worked_has_not_passed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    point = "minilm, batch 1, 16 tokens"
+    broken = Found({("ours", point): [None]}, {f"ours, {point}": "the engine broke"})
+    monkeypatch.setattr(latency, "measure", lambda model, args, switches: broken)
+    assert main(["latency", "--cpu", "--torch-python", "none"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "latency: nothing could be measured; the engine broke"
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         (["--cpu", "--useSpinWait"], "--useSpinWait: no meaning for onnxruntime-cpu"),
+        (["--cpu", "--seq", "16,9999"], "--seq: minilm takes 512 tokens at most, and 9999 was asked for"),
         (["--cpu", "--engine", "tensorrt"], "--cpu and --engine tensorrt exclude each other"),
     ],
 )
@@ -195,6 +211,14 @@ def test_steps_are_those_asked_for(tmp_path: Path):
     assert [step.name for step in with_smoke] == ["smoke", "tests", "coldstart", "latency"]
     assert with_smoke[0].command[1:] == ["smoke.py"]
     assert list(with_smoke[3].command[-2:]) == ["--torch-python", "/usr/bin/python3"]
+
+
+def test_options_for_a_step_are_taken_apart_as_a_shell_does(tmp_path: Path):
+    given = dict.fromkeys(("plan_options", "latency_options", "coldstart_options", "test_options"), "--x 'a b'")
+    steps = steps_of(asked(tmp_path, steps=["plan", "tests", "coldstart", "latency"], **given))
+    assert len(steps) == 4
+    for step in steps:
+        assert step.command[step.command.index("--x") + 1] == "a b", step.name
 
 
 def test_a_step_that_takes_too_long_ends_with_all_that_it_started(tmp_path: Path):

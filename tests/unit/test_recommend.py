@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -255,3 +256,24 @@ def test_the_command_fails_with_a_sentence(tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr().err
     assert "a price is of one machine" in said
     assert "none.json cannot be read" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [
+        ({"model": "b"}, {}),
+        ({"load": {"model": "b"}, "soak": {"model": "b"}}, {}),
+        ({}, {"targets": {"ours": {"model": "b"}, "stock": {"torch": "2"}}}),
+    ],
+    ids=["load", "quick", "peers"],
+)
+def test_files_of_several_models_are_not_mixed(
+    options: dict[str, Any], environment: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name, told in (("a", {"model": "a"}), ("old", {}), ("again", {"model": "a"})):
+        write(tmp_path / f"{name}.json", Results(CPU, told, tuple(OURS)))
+    write(tmp_path / "b.json", Results({**CPU, **environment}, options, tuple(OURS)))
+    asked = ["recommend", "--p99-ms", "100", "--price-per-hour", "0.4"]
+    assert main([*asked, *(str(tmp_path / f"{name}.json") for name in ("a", "old", "again"))]) == 0
+    assert main([*asked, str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 2
+    assert "a setting is of one model, and these files are of: a, b; name files of one" in capsys.readouterr().err

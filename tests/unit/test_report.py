@@ -17,6 +17,7 @@ from benchmarks.report.losses import losses
 from benchmarks.report.page import html
 from benchmarks.report.plot import GRID, INK, PAPER, SOFT, Absent, Plot
 from benchmarks.report.plots import accuracy, plots
+from benchmarks.report.plots.load import curves
 from benchmarks.report.stored import Shape, Source, Stored, shape, stored
 from benchmarks.results_file import Results, write
 from tests import results
@@ -119,9 +120,17 @@ def test_what_cannot_be_read_is_left_out_and_said(tmp_path: Path):
     assert "old.json is not a results file" in html(found, plots(found))
 
 
-def test_of_two_files_of_a_machine_the_one_with_more_of_ours_is_drawn():
+@pytest.mark.parametrize("target", ["ours-int8", "ours-fake", "ours-fake-int8"])
+def test_a_worker_without_an_engine_is_no_curve_at_any_precision(target: str):
+    found = [replace(one, target=target) for one in results.load().measurements]
+    drawn = [curve.target for curve in curves(Stored([Source("load", Results(results.CPU, {}, tuple(found)))]))]
+    assert drawn == [target] * ("fake" not in target)
+
+
+@pytest.mark.parametrize("fake", ["ours-fake", "ours-fake-int8"])
+def test_of_two_files_of_a_machine_the_one_with_more_of_ours_is_drawn(fake: str):
     quick = [one for one in results.load().measurements if one.point == "1 client"]
-    quick += [results.one("load", "ours-fake", f"{n} clients", "p50_ms", [1.0], False) for n in range(99)]
+    quick += [results.one("load", fake, f"{n} clients", "p50_ms", [1.0], False) for n in range(99)]
     files = [Source("quick-cpu", Results(results.CPU, {}, tuple(quick))), Source("load-cpu", results.load())]
     assert [source.name for source in Stored(files).having("load")] == ["load-cpu"]
 

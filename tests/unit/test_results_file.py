@@ -1,10 +1,14 @@
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.results_file import Measurement, Results, environment, read, write
+from benchmarks import large, models, tasks
+from benchmarks.results_file import Measurement, Results, commit_of, environment, read, write
+from benchmarks.zoo.case import Stages
 
 
 def _measurement(target="ours", repeats=(100.0, 120.0), floor=None):
@@ -49,7 +53,94 @@ def test_another_file_is_refused_with_what_to_do(tmp_path, text):
         read(tmp_path / "r.json")
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ValueError, match=r"a\.json is not text in UTF-8 \(invalid start byte\); name another file"):
+        read(tmp_path / "a.json")
+
+
 @pytest.mark.timeout(20)
 def test_a_file_without_an_end_is_not_read():
     with pytest.raises(ValueError, match="/dev/zero is not a file"):
         read(Path("/dev/zero"))
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    """A file may not grow beyond 2,000 bytes here, as on a disk that is full."""
+    path, few = tmp_path / "results.json", Results({}, {}, (_measurement(),))
+    write(path, few)
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from benchmarks.results_file import Results, write\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "write(Path(sys.argv[1]), Results({}, {'texts': ['a' * 5000]}, ()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert f"{path} cannot be written (File too large)" in done.stderr
+    assert read(path) == few
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_is_written_through_and_a_device_stays_one(tmp_path):
+    (tmp_path / "here.json").symlink_to(tmp_path / "there.json")
+    (tmp_path / "nowhere.json").symlink_to("/dev/null")
+    for name in ("here.json", "nowhere.json"):
+        write(tmp_path / name, Results({}, {}, ()))
+        assert (tmp_path / name).is_symlink()
+    assert read(tmp_path / "there.json") == Results({}, {}, ())
+    assert not Path("/dev/null").is_file()
+
+
+def test_two_states_of_changed_files_are_two_versions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("code", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.py").write_text("a")
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *command], check=True)
+    clean = commit_of("code")
+    assert clean and len(clean) == 12
+    (tmp_path / "other" / "a.py").write_text("b")
+    assert commit_of("code") == clean
+    found: list[str | None] = [clean]
+    for name, text in (("a.py", "b"), ("a.py", "c"), ("new.py", "d"), ("new.py", "e")):
+        (tmp_path / "code" / name).write_text(text)
+        assert commit_of("code") == commit_of("code")
+        found.append(commit_of("code"))
+    assert len(set(found)) == 5
+    assert all(one and one.startswith(f"{clean}-dirty-") for one in found[1:])
+
+
+def test_rows_that_were_not_measured_anew_keep_their_environment(tmp_path, monkeypatch):
+    """One file each, of which a run may renew a single row."""
+    path = tmp_path / "zoo.json"
+    row = {"task": "t", "refused": "no", "difference": None}
+    for commit, names in (("a", "xyz"), ("b", "x"), ("b", "y"), ("c", "x")):
+        monkeypatch.setattr(models, "environment", lambda commit=commit: {"commit": commit})
+        models.record([{**row, "architecture": name} for name in names], path)
+    found = read(path)
+    assert found.environment == {"commit": "c"}
+    assert found.details["earlier"] == [
+        {"environment": {"commit": "b"}, "rows": ["y"]},
+        {"environment": {"commit": "a"}, "rows": ["z"]},
+    ]
+    models.record([{**row, "architecture": name} for name in "yz"], path)
+    assert read(path).details["earlier"] == []
+
+    results = Results({}, {}, (), {"architectures": [], "models": {}})
+    case = Stages("t", "small", lambda root: root, {})
+    for commit, architecture in (("a", "x"), ("b", "y")):
+        monkeypatch.setattr(tasks, "environment", lambda commit=commit: {"commit": commit})
+        results = tasks.with_architecture(results, {"task": "t", "architecture": architecture})
+    results = tasks.with_stages(results, case, [{("ours", "t"): {"engine_us": 1.0}}], 1)
+    assert results.environment == {"commit": "b"}
+    assert results.details["earlier"] == [{"environment": {"commit": "a"}, "rows": ["t, x"]}]
+
+    path = tmp_path / "large.json"
+    watched = large.Watched(1.0, 1)
+    for commit, precision in (("a", "fp32"), ("b", "fp16")):
+        monkeypatch.setattr(large, "environment", lambda commit=commit: {"commit": commit})
+        large.record(large.Run(precision, 1, 1, watched, watched), path)
+    assert read(path).details["earlier"] == [{"environment": {"commit": "a"}, "rows": ["fp32"]}]

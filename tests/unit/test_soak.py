@@ -13,10 +13,12 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks import mixed_jobs as mixed
 from benchmarks import soak
-from benchmarks.mixed_jobs import mixed_jobs
+from benchmarks.mixed_jobs import MixedLoad, mixed_jobs
 from benchmarks.results_file import read
 from benchmarks.soak import Report, Sample
+from benchmarks.worker_process import WorkerProcess
 from tests.processes import wait_until_dead
 
 REPOSITORY = Path(__file__).parents[2]
@@ -52,7 +54,20 @@ def test_a_short_soak(small_bundle: Path, tmp_path: Path, capsys: pytest.Capture
     assert "| threads " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_portion_ends_with_the_last_of_its_jobs_and_no_other_job_counts(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(mixed, "STALL_S", 5.0)
+    load, payloads = MixedLoad(), mixed_jobs()
+    with load.emulator as emulator, WorkerProcess.ours(emulator, small_bundle, env={"ENGINE": "fake"}):
+        for jobs in (1, 40, 1):
+            assert emulator.wait(emulator.submit({"health": True})).output["engine"] == "fake"
+            load.run(jobs, payloads)
+            assert all(record.finished for record in emulator.jobs.values())
+    assert load.wrong == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_benchmark_that_is_told_to_end_leaves_no_worker_behind(small_bundle: Path, number: signal.Signals):
     """One of the stock SDK's would ask an endpoint that is gone for jobs, again and again, on a whole CPU."""
     command = [sys.executable, "-m", "benchmarks", "soak", "--engine", "fake", "--bundle", str(small_bundle)]
@@ -66,6 +81,23 @@ def test_a_benchmark_that_is_told_to_end_leaves_no_worker_behind(small_bundle: P
     assert (process.returncode, said.splitlines()[-1]) == (130, "soak: interrupted")
     for child in children:
         wait_until_dead(child.pid)
+
+
+@pytest.mark.parametrize(
+    "command", ["soak --jobs 20000 --warm-up 0", "load --rounds 100 --seconds 0.5", "batching --rounds 100"]
+)
+def test_a_worker_that_dies_is_noticed_without_waiting_for_its_answers(command: str, small_bundle: Path):
+    asked = [sys.executable, "-m", "benchmarks", *command.split(), "--engine", "fake", "--bundle", str(small_bundle)]
+    with subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+        assert process.stderr
+        assert process.stderr.readline()  # a line of progress: it is under way
+        workers = [one for one in psutil.Process(process.pid).children() if one.cmdline()[-2:] == ["-m", "handler"]]
+        (worker,) = workers
+        worker.kill()
+        _, said = process.communicate(timeout=50)
+    assert process.returncode == 2
+    ended = "the worker was killed by signal 9 in the middle of its work; it said last: "
+    assert said.splitlines()[-1].startswith(f"{command.split()[0]}: {ended}")
 
 
 def test_a_worker_that_keeps_its_shape_passes():

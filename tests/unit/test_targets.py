@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,20 @@ import psutil
 import pytest
 from aiohttp import web
 
-from benchmarks import peer_env
+from benchmarks import coldstart, peer_env
 from benchmarks.floor import Floor
 from benchmarks.floor_files import files
 from benchmarks.targets import catalogue, library
+from benchmarks.targets.base import Running
 from benchmarks.targets.catalogue import Needs, targets
 from benchmarks.targets.dialects import OPENAI, SDK_TEST_SERVER, TEI, triton
 from benchmarks.targets.http_server import HttpServer, RemoteServer
+from benchmarks.targets.in_process import Library
 from benchmarks.targets.pipe import PipeProcess
 from benchmarks.targets.queue_worker import Command
-from engine.bundle import open_bundle
+from engine.bundle import open_bundle, write_manifest
 from engine.probe import Gpu
+from engine.tasks import load_task
 
 
 def python(code: str) -> list[str]:
@@ -96,6 +100,60 @@ def test_the_floor_answers_over_its_pipe(small_bundle: Path):
         assert running.stop(10.0) is not None
 
 
+def test_a_worker_that_dies_is_told_without_waiting_for_its_answers(small_bundle: Path):
+    (ours,) = targets(["ours"], Needs(model=small_bundle, bundle=small_bundle, engine="fake"))
+    asks: tuple[Callable[[Running], object], ...] = (
+        lambda running: running.embed(["a"]),
+        lambda running: running.one_by_one(["a"], 0.0),
+        lambda running: running.closed_loop(1, 0.1, 0),
+    )
+    with ours.start() as running:
+        assert running.pid
+        assert len(running.embed(["a", "b"])) == 2
+        psutil.Process(running.pid).kill()
+        for ask in asks:
+            with pytest.raises(RuntimeError, match="the worker was killed by signal 9 in the middle of its work"):
+                ask(running)
+
+
+def test_floors_do_the_work_of_a_default_prompt(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As the worker does, which puts it before every text of a job that names none."""
+    manifest = open_bundle(small_bundle).manifest
+    write_manifest(small_bundle, replace(manifest, task_config={**manifest.task_config, "default_prompt": "query"}))
+    texts = ["fox jumps", "a lazy dog"]
+    task = load_task(open_bundle(small_bundle))
+    rows = [list(row.feeds["input_ids"]) for row in task.preprocess(task.parse({"texts": texts}))]
+    asked: list[list[int]] = []
+    real = ort.InferenceSession
+
+    class Session:
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            self.real = real(*arguments, **named)
+            self.get_inputs = self.real.get_inputs
+
+        def run(self, outputs: Any, feeds: dict[str, Any]) -> Any:
+            asked.extend(
+                [*row[mask > 0]] for row, mask in zip(feeds["input_ids"], feeds["attention_mask"], strict=True)
+            )
+            return self.real.run(outputs, feeds)
+
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    Floor(small_bundle).one_by_one(texts)
+    assert asked[-2:] == rows
+    Floor(small_bundle).in_batches(texts)
+    assert asked[-2:] == rows
+    (floor,) = targets(["floor"], Needs(model=small_bundle, bundle=small_bundle))
+    assert isinstance(floor, Library)
+    library.LIBRARIES["onnxruntime"](*floor.made().command[3:])(texts)
+    assert asked[-2:] == rows
+    heard = tmp_path / "heard"
+    script = tmp_path / "boot.py"
+    script.write_text(f"import sys\nprint('{{}}', flush=True)\nopen({str(heard)!r}, 'w').write(sys.argv[-1])\nprint(1)")
+    monkeypatch.setattr(coldstart, "_FLOOR", script)
+    coldstart.start_floor(small_bundle)
+    assert heard.read_text().startswith("the quick ")
+
+
 def test_floors_run_on_the_cpu_whatever_the_installed_onnxruntime_can(
     small_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -111,7 +169,7 @@ def test_floors_run_on_the_cpu_whatever_the_installed_onnxruntime_can(
     opened = files(open_bundle(small_bundle))
     given = [str(opened.graph), str(int(opened.fused)), str(opened.tokenizer)]
     Floor(small_bundle)
-    library.LIBRARIES["onnxruntime"](*given, "32", "1")
+    library.LIBRARIES["onnxruntime"](*given, "", "32", "1")
     monkeypatch.setattr(sys, "argv", ["floor_boot.py", *given, "1", "a text"])
     runpy.run_path(str(Path(library.__file__).with_name("floor_boot.py")))
     assert asked == [["CPUExecutionProvider"]] * 3

@@ -13,6 +13,7 @@ from benchmarks.report import targets
 from benchmarks.report.details import details
 from benchmarks.report.plot import INK, Absent, Canvas, Plot, logarithmic
 from benchmarks.report.stored import Source, Stored
+from benchmarks.rounds import plain
 
 SCENARIO = "load"
 _NAME, _TITLE = "load", "Throughput against latency"
@@ -62,7 +63,7 @@ def curves(known: Stored) -> list[Curve]:
     """What there is of `load`."""
     made = []
     for source in known.having(SCENARIO):
-        for target in (name for name in source.targets(SCENARIO) if name not in _NOT_SERVED):
+        for target in (name for name in source.targets(SCENARIO) if plain(name) not in _NOT_SERVED):
             points = [point for name in _names(source, target) if (point := _point(source, target, name))]
             if not points:
                 continue
