@@ -87,6 +87,7 @@ def test_a_module_of_another_form_and_the_values_of_other_tasks(tmp_path: Path):
         write_json(tmp_path / "1/config.json", {key: value})  # both were taken for another one
         with pytest.raises(Refused, match=f'has {key} = "{value}", which must be one of'):
             export_task("sparse-encoder").layout(tmp_path, Recipe("m", "sparse-encoder", tmp_path))
+    (tmp_path / "modules.json").unlink()
     write_json(tmp_path / "config_sentence_transformers.json", {})
     write_json(tmp_path / "config.json", {"sentence_transformers": {"activation_fn": 3}})
     with pytest.raises(Refused, match="has activation_fn = 3, which must be a text; correct it"):

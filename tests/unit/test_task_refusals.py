@@ -131,6 +131,7 @@ def test_modules_and_activations_of_sentence_transformers(tmp_path: Path):
     )
     with pytest.raises(Refused, match="lists MLMTransformer, Dense; a bundle holds a Transformer and SpladePooling"):
         export_task("sparse-encoder").layout(tmp_path, Recipe("m", "sparse-encoder", tmp_path))
+    (tmp_path / "modules.json").unlink()
     activation = {"activation_fn": "torch.nn.modules.activation.Tanh"}
     write_json(tmp_path / "config_sentence_transformers.json", activation)
     with pytest.raises(
