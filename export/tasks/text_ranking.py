@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from export.source import Source
 
 _QUERY = "What is the answer?"
+_DEFAULT = "torch.nn.modules.activation.Sigmoid"  # sentence-transformers', of one output
+_OLD = "sbert_ce_default_activation_function"
 _FUNCTIONS = {"Sigmoid": "sigmoid", "Identity": "none"}
 _TRANSFORMER = "sequence-classification"
 
@@ -40,8 +42,7 @@ class TextRankingExport(TextClassificationExport):
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A CrossEncoder's files."""
         settings = read_json(root / "config_sentence_transformers.json")
-        old = "sbert_ce_default_activation_function" in config
-        return old or "sentence_transformers" in config or settings.get("model_type") == "CrossEncoder"
+        return _OLD in config or "sentence_transformers" in config or settings.get("model_type") == "CrossEncoder"
 
     def layout(self, root: Path, recipe: Recipe) -> Layout:
         """Activation and length, in the forms that versions of sentence-transformers write them."""
@@ -53,17 +54,14 @@ class TextRankingExport(TextClassificationExport):
             raise Refused("the model puts a prompt before every text, which text-ranking cannot; export another model")
         of_config = config.get("sentence_transformers") or {}
         check_keys(root / folder / "config.json", of_config, {"activation_fn": TEXT})
-        activation = (
-            settings.get("activation_fn")
-            or of_config.get("activation_fn")
-            or config.get("sbert_ce_default_activation_function")
-            or "Sigmoid"
-        )
-        name = activation.rpartition(".")[2]
-        if name not in _FUNCTIONS:
+        # The new key is null for the default, whatever the old one says.
+        found = of_config["activation_fn"] if "activation_fn" in of_config else config.get(_OLD)
+        activation = settings.get("activation_fn") or found or _DEFAULT
+        package, _, name = activation.rpartition(".")
+        if package.partition(".")[0] != "torch" or name not in _FUNCTIONS:
             raise Refused(
-                f"the model's activation is {activation}, a bundle takes one of {', '.join(_FUNCTIONS)}; choose "
-                "another model"
+                f"the model's activation is {activation}, a bundle takes one of {', '.join(_FUNCTIONS)}, by its path "
+                "in torch, for the library takes no other; choose another model"
             )
         options = read_transformer_options(root / folder, _TRANSFORMER) if says_how else {}
         settings = {

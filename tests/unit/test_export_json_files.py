@@ -80,7 +80,8 @@ def test_a_module_of_another_form_and_the_values_of_other_tasks(tmp_path: Path):
     write_json(tmp_path / "modules.json", [{"type": "sentence_transformers.models.Transformer", "path": 3}])
     with pytest.raises(Refused, match="has path = 3, which must be a text; correct it"):
         read_sentence_files(tmp_path)
-    modules = [{"path": p, "type": f"x.{kind}"} for p, kind in (("", "Transformer"), ("1", "SpladePooling"))]
+    kinds = {"": "Transformer", "1": "SpladePooling"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
     write_json(tmp_path / "modules.json", modules)
     write_json(tmp_path / "config_sentence_transformers.json", {"model_type": "SparseEncoder"})
     for key, value in (("pooling_strategy", "mean"), ("activation_function", "gelu")):

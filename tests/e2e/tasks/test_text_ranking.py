@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from engine.errors import InvalidInput
 from export.errors import Refused
 from export.load import load
 from export.recipe import Recipe
+from export.tasks import export_task
 from tests.models import edit_json, write_json
 from tests.same import assert_same
 
@@ -130,6 +132,31 @@ def test_what_the_models_files_say(zoo: Any, make: Any):
     expected = [{"index": one["corpus_id"], "relevance_score": one["score"]} for one in ranked(entry.folder)]
     assert_same(entry.served.ask({"query": QUERY, "documents": DOCUMENTS})["results"], expected)
     assert entry.served.task.config["function"] == "none"
+
+
+NONE, SIGMOID = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Sigmoid"
+OLD = "sbert_ce_default_activation_function"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {OLD: NONE},
+        {OLD: NONE, "sentence_transformers": {"version": "4.0"}},
+        {OLD: NONE, "sentence_transformers": {"version": "4.0", "activation_fn": None}},
+        {OLD: NONE, "sentence_transformers": {"version": "4.0", "activation_fn": SIGMOID}},
+        {"sentence_transformers": {"version": "4.0", "activation_fn": "torch.nn.Identity"}},
+        {"sentence_transformers": {"version": "4.0"}},
+    ],
+)
+def test_the_activation_is_the_one_that_the_library_takes(zoo: Any, tmp_path: Path, config: dict[str, Any]):
+    from sentence_transformers import CrossEncoder
+
+    folder = Path(shutil.copytree(zoo(TASK, "bert").folder, tmp_path / "model"))
+    edit_json(folder / "config.json", **config)
+    theirs = type(CrossEncoder(str(folder), device="cpu").activation_fn).__name__
+    settings = export_task(TASK).layout(folder, Recipe(str(folder), TASK, tmp_path)).settings
+    assert settings["function"] == {"Identity": "none", "Sigmoid": "sigmoid"}[theirs]
 
 
 def test_a_layer_on_the_scores_is_refused(zoo: Any, tmp_path: Path):
