@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -63,6 +64,20 @@ def test_a_config_as_transformers_5_writes_it(run: Export, tmp_path: Path):
     ours, theirs = embed(tmp_path / "out/bundle", TEXTS), reference(older, TEXTS)
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
     assert np.abs(reference(newer, TEXTS) - theirs).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "switched",
+    [{"return_dict": False}, {"torchscript": True}, {"chunk_size_feed_forward": 1}, {"chunk_size_feed_forward": 4}],
+)
+def test_a_config_with_switches_that_change_no_number(
+    run: Export, model: Path, bert_bundle: Path, tmp_path: Path, switched: dict[str, Any]
+):
+    """transformers takes pieces of 4 tokens where 4 divides a row alone."""
+    edit_json(model / "config.json", **switched)
+    code, _, said = run(model)
+    assert (code, said) == (0, "")
+    np.testing.assert_array_equal(embed(tmp_path / "out/bundle", TEXTS), embed(bert_bundle, TEXTS))
 
 
 def test_a_model_without_sentence_transformers_files(run: Export, tmp_path: Path):
