@@ -5,6 +5,7 @@ Cheap checks on JSON files come first, what needs transformers comes after, and 
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -195,8 +196,10 @@ def _check_architecture(
         names = " nor ".join(task.auto_classes())
         raise Refused(f"{model} ({kind}) does not fit {task.tag}: {names} cannot load it{_hint(raw)}")
     exporter = choose_exporter(kind, model, task, config, recipe.exporter)
+    shown = copy.deepcopy(config)
+    shown.pruned_heads = {}  # taking heads out needs values
     with _blaming_config(model), torch.device("meta"):  # shapes only
-        empty = getattr(transformers, auto_class).from_config(config, trust_remote_code=recipe.trust_remote_code)
+        empty = getattr(transformers, auto_class).from_config(shown, trust_remote_code=recipe.trust_remote_code)
     if not task.traces_itself and empty.main_input_name not in task.input_axes():
         raise Refused(
             f"{model} ({kind}) does not fit {task.tag}: it reads {empty.main_input_name}, not just {task.reads}; try "

@@ -97,6 +97,17 @@ def test_a_model_without_sentence_transformers_files(run: Export, tmp_path: Path
     np.testing.assert_allclose(embed(tmp_path / "out/bundle", TEXTS), reference(model, TEXTS), atol=1e-4)
 
 
+def test_a_model_with_pruned_heads(run: Export, model: Path, tmp_path: Path):
+    import transformers
+
+    pruned = transformers.BertModel.from_pretrained(model)
+    pruned.prune_heads({0: [1], 1: [0, 3]})
+    pruned.save_pretrained(model)
+    assert json.loads((model / "config.json").read_text())["pruned_heads"]
+    assert run(model)[0] == 0
+    np.testing.assert_allclose(embed(tmp_path / "out/bundle", TEXTS), reference(model, TEXTS), atol=1e-5)
+
+
 def test_options_replace_what_the_files_say(run: Export, bert: Path, tmp_path: Path):
     code, said, _ = run(bert, "--pooling", "cls", "--max-length", "16")
     assert code == 0
