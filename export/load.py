@@ -29,6 +29,7 @@ from export.said import first_line, quiet
 from export.sentence_files import MODULES
 from export.source import Source
 from export.tasks import TAGS, export_task
+from export.vocabulary import check_tokens, rows_of
 
 if TYPE_CHECKING:
     from export.tasks.base import ExportTask
@@ -60,12 +61,13 @@ def load(recipe: Recipe) -> Source:
     _check_files(folder, model, recipe.trust_remote_code)
     code = fetch_code(folder, model) if recipe.trust_remote_code else {}
     with quiet():
-        config, is_translated, auto_class, architecture, positions, exporter = _check_architecture(
+        config, is_translated, auto_class, architecture, positions, embedded, exporter = _check_architecture(
             folder, model, task, recipe
         )
         task.check(model, config)
         of_tokens = beside if beside and (beside / "tokenizer_config.json").is_file() else folder
         processors = task.processors(of_tokens, model, layout, recipe)
+        check_tokens(model, processors.get("tokenizer"), embedded)
     if not base.is_complete:
         download(model, base.revision, [*_SMALL_FILES, *_WEIGHTS])
     weights_bytes = _weights_bytes(folder, model)
@@ -163,8 +165,8 @@ def _weights_files(folder: Path, model: str) -> list[Path]:
 
 def _check_architecture(
     folder: Path, model: str, task: ExportTask, recipe: Recipe
-) -> tuple[Any, bool, str, str, int | None, Exporter]:
-    """Config, whether it is translated, auto class, model class, positions and exporter of a model that fits."""
+) -> tuple[Any, bool, str, str, int | None, int | None, Exporter]:
+    """Config, whether it is translated, auto class, class, positions, tokens and exporter of a model that fits."""
     import torch
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
@@ -205,7 +207,8 @@ def _check_architecture(
             f"{model} ({kind}) does not fit {task.tag}: it reads {empty.main_input_name}, not just {task.reads}; try "
             "another --task"
         )
-    return config, bool(newer), auto_class, type(empty).__name__, _positions(config, empty), exporter
+    sizes = _positions(config, empty), rows_of(empty, config)
+    return config, bool(newer), auto_class, type(empty).__name__, *sizes, exporter
 
 
 @contextmanager

@@ -145,6 +145,21 @@ def test_pad_values_are_the_tokenizers(run: Export, tmp_path: Path):
     assert [(tensor.name, tensor.pad) for tensor in inputs] == [("input_ids", 1), ("attention_mask", 0)]
 
 
+def test_a_pad_token_that_the_model_has_no_embedding_of(run: Export, tmp_path: Path):
+    """As many decoders on the Hub have: nothing looks it up, for rows are padded with another one."""
+    import transformers
+
+    model = models.tiny_qwen3(tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(model)
+    assert tokenizer.pad_token_id == json.loads((model / "config.json").read_text())["vocab_size"]
+    assert run(model)[0] == 0
+    bundle = tmp_path / "out/bundle"
+    expected = np.concatenate([reference(model, [text]) for text in TEXTS])
+    np.testing.assert_allclose(embed(bundle, TEXTS), expected, atol=1e-5)
+
+
 def test_the_portable_graph_is_what_tensorrt_takes(bert_bundle: Path):
     model = onnx.load(bert_bundle / "graphs/model/fp32.onnx", load_external_data=False)
     assert model.ir_version == 8

@@ -87,7 +87,8 @@ def test_rows_in_which_a_second_text_leaves_no_room(task: str, cut: Callable[[An
         longest(shortest - 1)
     assert longest(shortest) == shortest
     # Of a Source the probes read no more than that.
-    assert list(export_task(task).probes(SimpleNamespace(max_length=shortest, **found)))  # type: ignore[arg-type]
+    source: Any = SimpleNamespace(max_length=shortest, config=None, **found)
+    assert list(export_task(task).probes(source))
     cut(found["tokenizer"], shortest)
     with pytest.raises(BaseException, match="too short to respect|`stride` must be strictly less"):
         cut(found["tokenizer"], shortest - 1)
