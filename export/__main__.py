@@ -5,6 +5,11 @@ Other commands (`_COMMANDS`) are modules of their own.
 
 from __future__ import annotations
 
+from export import interrupts
+
+if __name__ == "__main__":
+    interrupts.hold()  # the imports take a while
+
 import os
 import shutil
 import sys
@@ -21,7 +26,6 @@ from engine.bundle_folder import new_bundle_folder
 from engine.errors import BundleError, MissingPackage
 from engine.sizes import readable
 from engine.table import table
-from export import interrupts
 from export.errors import ParityFailed, Refused, blaming_the_disk, refusal_of
 from export.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED, UNAVAILABLE
 from export.list_tasks import LIST_TASKS, tasks
@@ -75,6 +79,7 @@ def _outcome(argv: Sequence[str]) -> Outcome:
     except OSError:
         return Outcome(REFUSED, "the folder that this runs in was removed; change to one that is there")
     try:
+        interrupts.check()  # for what came while this was imported
         if argv and (command := _command(argv)):
             return command(argv[1:])
         if argv[:1] == ["plan"]:

@@ -17,6 +17,7 @@ from export.errors import Refused, refusal_of
 from export.hub import Located, locate, refuse_pointer
 from export.json_files import read_json
 from export.said import first_line
+from export.sentence_files import MODULES
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TASKS = {
@@ -47,15 +48,26 @@ class Adapter:
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
 
-def find_adapters(asked: Sequence[str], base: Located) -> tuple[Adapter, ...]:
-    """The adapters `asked` for, each a folder, ID or ID@REVISION, for the model `base`. Raises Refused."""
-    return tuple(_find(one, base) for one in asked)
+def find_adapters(asked: Sequence[str], base: Located, files: Sequence[str] = ()) -> tuple[Adapter, ...]:
+    """The adapters `asked` for, each a folder, ID or ID@REVISION, for the model `base`. Raises Refused.
+
+    `files` are patterns of what else is fetched with one.
+    """
+    return tuple(_find(one, base, files) for one in asked)
 
 
-def _find(asked: str, base: Located) -> Adapter:
+def files_beside(adapters: Sequence[Adapter]) -> Path | None:
+    """The folder of the last adapter that sentence-transformers saved, whose files say more than the base's own do.
+
+    It is what the library loads: the base gives the weights alone.
+    """
+    return next((one.folder for one in reversed(adapters) if (one.folder / MODULES).is_file()), None)
+
+
+def _find(asked: str, base: Located, files: Sequence[str]) -> Adapter:
     name, _, revision = (asked, "", "") if file_path(asked).is_dir() else asked.partition("@")
     try:
-        found = locate(name, revision or None, [CONFIG, WEIGHTS], "@REVISION")
+        found = locate(name, revision or None, [CONFIG, WEIGHTS, *files], "@REVISION")
     except Refused as refusal:
         raise type(refusal)(f"--adapter {asked}: {refusal}") from None
     config = read_json(found.folder / CONFIG)

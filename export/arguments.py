@@ -44,6 +44,15 @@ def file_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def check_utf8(name: str, place: Any) -> None:
+    """Raise Refused for a path of other bytes than UTF-8's: libraries in C++ take none, and no recipe can hold it."""
+    try:
+        str(place).encode()
+    except UnicodeEncodeError:
+        shown = str(place).encode(errors="backslashreplace").decode()
+        raise Refused(f"{name} {shown} is not UTF-8; rename it, or name another") from None
+
+
 def _bundle_path(text: str) -> Path:
     """In full where this runs in it: when a changed bundle takes its place, nothing relative leads there any more."""
     path = file_path(text)

@@ -14,16 +14,20 @@ _FILL = "WithLMHeadModel"
 """XLM's and FlauBERT's class, which fills gaps."""
 
 
+def claimed(root: Path) -> str | None:
+    """The tag that the tasks' own files below `root` speak for."""
+    config = read_json(root / "config.json")
+    return next((tag for tag in TAGS if export_task(tag).claims(root, config)), None)
+
+
 def infer_task(root: Path, model: str) -> str:
     """The tag that the files below `root` speak for: the task's own files first, then the model class in config.json.
 
     Raises Refused, with the tags to choose from, when nothing or more than one thing fits.
     """
-    config = read_json(root / "config.json")
-    tasks = [export_task(tag) for tag in TAGS]
-    for task in tasks:
-        if task.claims(root, config):
-            return task.tag
+    if found := claimed(root):
+        return found
+    config, tasks = read_json(root / "config.json"), [export_task(tag) for tag in TAGS]
     classes = config.get("architectures") or []
     makers = [name for name in classes if name.endswith(_GENERATE) and not name.endswith(_FILL)]
     others = [name for name in classes if name not in makers]

@@ -7,9 +7,15 @@ between the stages.
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _came = False
+
+
+def hold() -> None:
+    """Note the signals that end a program until `install`: while modules are imported nobody could answer one."""
+    _handle(_note)
 
 
 def install() -> None:
@@ -18,14 +24,22 @@ def install() -> None:
     Those that whoever started it has it ignore stay ignored: nohup does so with SIGHUP, a shell without job control
     with SIGINT for what it runs in the background.
     """
+    _handle(_interrupt)
+
+
+def _handle(handler: Callable[[int, object], None]) -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+            signal.signal(number, handler)
+
+
+def _note(signum: int, frame: object) -> None:
+    global _came
+    _came = True
 
 
 def _interrupt(signum: int, frame: object) -> None:
-    global _came
-    _came = True
+    _note(signum, frame)
     raise KeyboardInterrupt
 
 

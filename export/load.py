@@ -5,6 +5,7 @@ Cheap checks on JSON files come first, what needs transformers comes after, and 
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.sizes import readable
-from export.adapters import find_adapters, is_adapter
+from export.adapters import files_beside, find_adapters, is_adapter
 from export.errors import Refused, Unavailable, refusal_of
 from export.exporters import Exporter, choose_exporter
 from export.hub import download, locate, refuse_pointer
-from export.infer import infer_task
+from export.infer import claimed, infer_task
 from export.json_files import read_json
 from export.newer_config import in_older_words
 from export.own_code import CODE, fetch_code, refuse_fast_paths
@@ -25,8 +26,10 @@ from export.parity_limits import GateLimits
 from export.precision_options import wanted
 from export.recipe import TASK_OPTIONS, Recipe
 from export.said import first_line, quiet
+from export.sentence_files import MODULES
 from export.source import Source
 from export.tasks import TAGS, export_task
+from export.vocabulary import check_tokens, rows_of
 
 if TYPE_CHECKING:
     from export.tasks.base import ExportTask
@@ -36,6 +39,7 @@ DISK_FACTOR = 3
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 _WEIGHTS = ["*.safetensors"]
+_LAYERS = ["*_Dense/model.safetensors"]  # of sentence-transformers, beside an adapter
 _ORIGINAL = "original_max_position_embeddings"
 
 
@@ -46,21 +50,24 @@ def load(recipe: Recipe) -> Source:
     base = locate(recipe.model, recipe.revision, _SMALL_FILES + (CODE if recipe.trust_remote_code else []))
     root, model = base.folder, base.name
     _check_is_model(root, model)
-    adapters = find_adapters(recipe.adapters, base)
-    of_adapters = [adapter.task for adapter in adapters if adapter.task]
-    task = export_task(recipe.task or (of_adapters[0] if of_adapters else infer_task(root, model)))
+    adapters = find_adapters(recipe.adapters, base, _SMALL_FILES + _LAYERS)
+    beside = files_beside(adapters)
+    of_adapters = [claimed(beside) if beside else None, *(adapter.task for adapter in adapters)]
+    task = export_task(recipe.task or next(filter(None, of_adapters), None) or infer_task(root, model))
     _check_options(recipe, task)
     GateLimits(recipe.parity_thresholds).of(task, "fp32")
-    layout = task.layout(root, recipe)
-    folder = root / layout.transformer
+    layout = task.layout(beside or root, recipe)
+    folder = root if beside else root / layout.transformer
     _check_files(folder, model, recipe.trust_remote_code)
     code = fetch_code(folder, model) if recipe.trust_remote_code else {}
     with quiet():
-        config, is_translated, auto_class, architecture, positions, exporter = _check_architecture(
+        config, is_translated, auto_class, architecture, positions, embedded, exporter = _check_architecture(
             folder, model, task, recipe
         )
         task.check(model, config)
-        processors = task.processors(folder, model, layout, recipe)
+        of_tokens = beside if beside and (beside / "tokenizer_config.json").is_file() else folder
+        processors = task.processors(of_tokens, model, layout, recipe)
+        check_tokens(model, processors.get("tokenizer"), embedded)
     if not base.is_complete:
         download(model, base.revision, [*_SMALL_FILES, *_WEIGHTS])
     weights_bytes = _weights_bytes(folder, model)
@@ -89,11 +96,13 @@ def load(recipe: Recipe) -> Source:
 
 def _check_is_model(root: Path, model: str) -> None:
     """Raises Refused for a folder of something else: better said before the task is guessed."""
-    if (root / "config.json").is_file() or (root / "modules.json").is_file():
+    if (root / "config.json").is_file():
         return
     base = is_adapter(root)
     if base is not None:
         raise Refused(f"{model} is an adapter; export its model with it: {base or 'MODEL'} --adapter {model}")
+    if (root / MODULES).is_file():
+        return
     what = "is empty" if not any(root.iterdir()) else "has no config.json"
     raise Refused(f"{model} {what}; a model folder as `save_pretrained` writes it is needed")
 
@@ -156,8 +165,8 @@ def _weights_files(folder: Path, model: str) -> list[Path]:
 
 def _check_architecture(
     folder: Path, model: str, task: ExportTask, recipe: Recipe
-) -> tuple[Any, bool, str, str, int | None, Exporter]:
-    """Config, whether it is translated, auto class, model class, positions and exporter of a model that fits."""
+) -> tuple[Any, bool, str, str, int | None, int | None, Exporter]:
+    """Config, whether it is translated, auto class, class, positions, tokens and exporter of a model that fits."""
     import torch
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
@@ -189,14 +198,17 @@ def _check_architecture(
         names = " nor ".join(task.auto_classes())
         raise Refused(f"{model} ({kind}) does not fit {task.tag}: {names} cannot load it{_hint(raw)}")
     exporter = choose_exporter(kind, model, task, config, recipe.exporter)
+    shown = copy.deepcopy(config)
+    shown.pruned_heads = {}  # taking heads out needs values
     with _blaming_config(model), torch.device("meta"):  # shapes only
-        empty = getattr(transformers, auto_class).from_config(config, trust_remote_code=recipe.trust_remote_code)
+        empty = getattr(transformers, auto_class).from_config(shown, trust_remote_code=recipe.trust_remote_code)
     if not task.traces_itself and empty.main_input_name not in task.input_axes():
         raise Refused(
             f"{model} ({kind}) does not fit {task.tag}: it reads {empty.main_input_name}, not just {task.reads}; try "
             "another --task"
         )
-    return config, bool(newer), auto_class, type(empty).__name__, _positions(config, empty), exporter
+    sizes = _positions(config, empty), rows_of(empty, config)
+    return config, bool(newer), auto_class, type(empty).__name__, *sizes, exporter
 
 
 @contextmanager

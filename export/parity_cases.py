@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ from engine.errors import InvalidInput
 from engine.feed import run_rows
 from engine.tasks import load_task
 from engine.tensors import Arrays, Row, TensorSpec
-from export.errors import Refused
-from export.said import quiet
+from export.errors import Refused, refusal_of
+from export.said import first_line, quiet
 from export.source import Source
 
 if TYPE_CHECKING:
@@ -45,16 +45,28 @@ def cases_of(source: Source, bundle: Bundle, payloads: Sequence[tuple[str, Json]
         for probe in source.task.probes(source):
             rows = _rows(task, probe, source.task)
             for row, inputs in zip(rows, probe.inputs, strict=True):
-                expected = source.task.reference(source, model, inputs)
+                expected = _reference(source, model, inputs, f"the probe {probe.label!r}")
                 if expected is not None:
                     cases.append(Case(probe.label, row, expected))
         for label, payload in payloads:
             rows = task.preprocess(task.parse(payload))
             for row, inputs in zip(rows, source.task.inputs_of(source, payload, rows) or (), strict=False):
-                expected = source.task.reference(source, model, inputs)
+                expected = _reference(source, model, inputs, label)
                 if expected is not None:
                     cases.append(Case(label, row, expected))
     return cases
+
+
+def _reference(source: Source, model: Any, inputs: Mapping[str, Any], what: str) -> Arrays | None:
+    """What PyTorch answers. Raises Refused where the model cannot take what its own tokenizer or processor makes."""
+    try:
+        return source.task.reference(source, model, inputs)
+    except (IndexError, RuntimeError, ValueError) as error:
+        said = (
+            f"{source.model} fails in PyTorch on {what}: {first_line(error)}; its own files make the inputs "
+            f"({', '.join(inputs)}), so correct what they say of these, or export another model"
+        )
+        raise refusal_of(error) or Refused(said) from error
 
 
 def _rows(task: Task, probe: Probe, offline: ExportTask) -> Sequence[Row]:

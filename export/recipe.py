@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from export.arguments import Parser, file_path
+from export.arguments import Parser, check_utf8, file_path
 from export.errors import Refused
 from export.list_tasks import LIST_TASKS, ListTasks
 from export.plan_recipe import PlanRecipe, add_plan_arguments, plan_recipe
@@ -95,6 +95,11 @@ def command_from_argv(argv: Sequence[str]) -> Command:
         raise Refused("the following arguments are required: --out; see python -m export --help")
     if not model and asked.task is None:
         raise Refused("name a MODEL, a folder or an id on the Hugging Face Hub; see python -m export --help")
+    for name, place in (("the model", model), *(("--adapter", one) for one in asked.adapter)):
+        check_utf8(name, place)
+    for option in ("out", "write_recipe"):
+        if (path := getattr(asked, option)) is not None:
+            check_utf8(f"--{option.replace('_', '-')}", path.absolute())
     if asked.task is not None and asked.task not in TAGS:
         raise Refused(f"unknown task {asked.task!r}; {_meant(asked.task)}known are: {', '.join(TAGS)}")
     if not asked.plan:

@@ -45,6 +45,7 @@ MODEL = "--model"
 """The option that a file's model becomes: an option may be given twice, the argument MODEL may not."""
 _MOST_MB = 10
 NOT_IN_FILES = frozenset("help list-tasks recipe write-recipe json plan".split())
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # what a comment may not hold
 _FOLDERS_OR_IDS = frozenset(("model", "adapter"))
 _KEYS = {
     "adapters": "adapter",
@@ -216,7 +217,7 @@ def text_of(recipe: Recipe, head: str = "", beside: Path | None = None) -> str:
     With `beside`, the folder that the file is for, paths are written as seen from there; else they are left out, but
     for the names of files, so that nothing tells where the recipe was used.
     """
-    lines = [f"# {line}".rstrip() for line in head.splitlines()]
+    lines = [f"# {_CONTROL.sub('?', line)}".rstrip() for line in head.splitlines()]
     entries = dict(_named(recipe))
     plan = entries.pop(PLAN, None)
     if beside is None or recipe.out == Path():
@@ -280,7 +281,7 @@ def _toml(value: Any) -> str:
         return "{" + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(one) for one in value) + "]"
-    return json.dumps(str(value), ensure_ascii=False)
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON allows, TOML does not
 
 
 def resolved(recipe: Recipe, source: Source) -> Recipe:

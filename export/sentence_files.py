@@ -78,7 +78,7 @@ def read_sentence_files(folder: Path, pooling: str | None = None) -> SentenceFil
     """
     if not os.path.lexists(folder / MODULES):
         return SentenceFiles(pooling=pooling or _pooling_without_files(folder))
-    modules = [(_class_name(kind), path) for kind, path in read_modules(folder)]
+    modules = [(class_name(kind), path) for kind, path in read_modules(folder)]
     names = [name for name, _ in modules]
     # Dropout does nothing outside training.
     for name in names:
@@ -126,8 +126,11 @@ def read_modules(folder: Path) -> list[tuple[str, str]]:
     return [(module.get("type") or "", module.get("path") or "") for module in modules]
 
 
-def _class_name(kind: str) -> str:
-    """`sentence_transformers.models.Pooling` and `sentence_transformers.….pooling.Pooling` are both Pooling."""
+def class_name(kind: str) -> str:
+    """The class that a module is of, "custom ..." for one of the model's own.
+
+    `sentence_transformers.models.Pooling` and `sentence_transformers.….pooling.Pooling` are both Pooling.
+    """
     package, _, name = kind.rpartition(".")
     return name if package.partition(".")[0] == "sentence_transformers" else f"custom {package}.{name}"
 

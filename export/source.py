@@ -97,6 +97,7 @@ class Source:
 
             with quiet():
                 model = merge(model, self.adapters)
+        _ignore_switches(model)
         return model.eval()
 
     def _missing(self, model: Any) -> list[str]:
@@ -107,6 +108,20 @@ class Source:
             for name, _ in model.named_parameters()
             if not any(f".{one}".endswith(f".{name}") or f".{name}".endswith(f".{one}") for one in stored)
         ]
+
+
+def _ignore_switches(model: Any) -> None:
+    """Undo what a config.json switches that changes no number, in place: answers as tuples, layers done in pieces.
+
+    The gate reads answers by their names, and pieces of another size than the row's do not divide every row.
+    """
+    from transformers import PretrainedConfig
+
+    for module in model.modules():
+        if isinstance(config := getattr(module, "config", None), PretrainedConfig):
+            config.return_dict, config.torchscript = True, False
+        if getattr(module, "chunk_size_feed_forward", 0):
+            module.chunk_size_feed_forward = 0
 
 
 def weight_names(folder: Path) -> list[str]:

@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from inspect import signature
-from math import inf
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +22,7 @@ from export.recipe import Recipe
 from export.said import needing
 from export.source import Source
 from export.tasks.base import ExportTask, Layout, Probe
+from export.vocabulary import pad_of, special_text
 
 LONGEST_DEFAULT = 8192
 """Tokens. Models that name no limit, or a huge one, get this: attention's cost grows with the square of the length."""
@@ -105,10 +105,7 @@ class TextExport(ExportTask):
 
         Where a model has none, or none that it can look up, any will do, for the mask hides it.
         """
-        own, most = source.config.pad_token_id, getattr(source.config, "vocab_size", inf)
-        tokens = (own if own is not None and 0 <= own < most else None, source.tokenizer.pad_token_id, own)
-        pad = next((int(token) for token in tokens if token is not None), 0)
-        return {"input_ids": pad, _SEGMENTS: source.tokenizer.pad_token_type_id}
+        return {"input_ids": pad_of(source.tokenizer, source.config), _SEGMENTS: source.tokenizer.pad_token_type_id}
 
     def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
         """The length that rows are cut at."""
@@ -269,7 +266,7 @@ def texts(source: Source, examples: Sequence[Any]) -> Iterator[tuple[str, str]]:
     yield "right to left", "שלום עולם, مرحبا بالعالم 123"
     for number, text in enumerate(rare_texts(source.tokenizer, sample_texts(source))):
         yield f"rare tokens {number}", text
-    yield "special tokens", " ".join(source.tokenizer.all_special_tokens)
+    yield "special tokens", special_text(source.tokenizer, source.config)
     yield "longest", longest_text(source, length)
 
 

@@ -115,9 +115,26 @@ def _windows(source: Source, context: str) -> list[Mapping[str, Any]]:
         stride=min(length // 2, _OVERLAP),
         return_overflowing_tokens=True,
     )
+    if "token_type_ids" in made:
+        made["token_type_ids"] = _segments(made.encodings)
     names = [name for name in made if name != "overflow_to_sample_mapping"]
     rows = zip(*(made[name] for name in names), strict=True)
     return [{name: torch.tensor([ids]) for name, ids in zip(names, row, strict=True)} for row in rows]
+
+
+def _segments(windows: Sequence[Any]) -> list[list[int]]:
+    """The segments of every window, as the tokenizer's template gives them to the first one.
+
+    To the others tokenizers gives those of no template: 1 to the context, even where the template knows 0 alone.
+    """
+    first = windows[0]
+    if 1 not in first.sequence_ids:  # no token of the context
+        return [window.type_ids for window in windows]
+    start = first.sequence_ids.index(1)
+    behind = first.sequence_ids[::-1].index(1)
+    before, of_context = first.type_ids[:start], first.type_ids[start]
+    ends = first.type_ids[len(first) - behind :]
+    return [[*before, *[of_context] * (len(window) - start - behind), *ends] for window in windows]
 
 
 TASK = QuestionAnsweringExport()

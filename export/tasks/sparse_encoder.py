@@ -17,7 +17,7 @@ from export.errors import Refused
 from export.json_files import one_of, read_json
 from export.measures import NEIGHBOURS, VECTORS, Measure, compare_vectors, same_neighbours
 from export.nodes import Nodes, require_output, set_outputs
-from export.sentence_files import read_modules, read_prompts, read_transformer_options
+from export.sentence_files import class_name, read_modules, read_prompts, read_transformer_options
 from export.tasks.base import Layout, Probe
 from export.text import TextExport, run, sample_texts, tokens_of
 
@@ -45,8 +45,8 @@ class SparseEncoderExport(TextExport):
 
     def layout(self, root: Path, recipe: Recipe) -> Layout:
         """Pooling, prompts and length; a masked language model without such files is pooled as SPLADE v2 does."""
-        modules = read_modules(root)
-        kinds = [name.rpartition(".")[2] for name, _ in modules]
+        modules = [(class_name(kind), path) for kind, path in read_modules(root)]
+        kinds = [name for name, _ in modules]
         if modules and kinds not in (["Transformer", "SpladePooling"], ["MLMTransformer", "SpladePooling"]):
             raise Refused(f"modules.json lists {', '.join(kinds)}; a bundle holds a Transformer and SpladePooling")
         pooling = read_json(root / modules[1][1] / "config.json", keys=_POOLING_KEYS) if modules else {}

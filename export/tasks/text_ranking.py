@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from export.errors import Refused
 from export.json_files import TEXT, check_keys, read_json
 from export.measures import Measure, kendall, of_both
-from export.sentence_files import MODULES, read_transformer_options
+from export.sentence_files import MODULES, class_name, read_modules, read_transformer_options
 from export.tasks.base import Layout, Probe
 from export.tasks.text_classification import TextClassificationExport
 from export.text import sample_texts, texts, tokens_of
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from export.source import Source
 
 _QUERY = "What is the answer?"
+_DEFAULT = "torch.nn.modules.activation.Sigmoid"  # sentence-transformers', of one output
+_OLD = "sbert_ce_default_activation_function"
 _FUNCTIONS = {"Sigmoid": "sigmoid", "Identity": "none"}
 _TRANSFORMER = "sequence-classification"
 
@@ -40,37 +42,35 @@ class TextRankingExport(TextClassificationExport):
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A CrossEncoder's files."""
         settings = read_json(root / "config_sentence_transformers.json")
-        old = "sbert_ce_default_activation_function" in config
-        return old or "sentence_transformers" in config or settings.get("model_type") == "CrossEncoder"
+        return _OLD in config or "sentence_transformers" in config or settings.get("model_type") == "CrossEncoder"
 
     def layout(self, root: Path, recipe: Recipe) -> Layout:
         """Activation and length, in the forms that versions of sentence-transformers write them."""
-        settings, config = read_json(root / "config_sentence_transformers.json"), read_json(root / "config.json")
+        says_how = (root / MODULES).is_file()
+        folder = _transformer(root) if says_how else ""
+        settings = read_json(root / "config_sentence_transformers.json")
+        config = read_json(root / folder / "config.json")
         if (settings.get("prompts") or {}).get(settings.get("default_prompt_name")):
             raise Refused("the model puts a prompt before every text, which text-ranking cannot; export another model")
         of_config = config.get("sentence_transformers") or {}
-        check_keys(root / "config.json", of_config, {"activation_fn": TEXT})
-        activation = (
-            settings.get("activation_fn")
-            or of_config.get("activation_fn")
-            or config.get("sbert_ce_default_activation_function")
-            or "Sigmoid"
-        )
-        name = activation.rpartition(".")[2]
-        if name not in _FUNCTIONS:
+        check_keys(root / folder / "config.json", of_config, {"activation_fn": TEXT})
+        # The new key is null for the default, whatever the old one says.
+        found = of_config["activation_fn"] if "activation_fn" in of_config else config.get(_OLD)
+        activation = settings.get("activation_fn") or found or _DEFAULT
+        package, _, name = activation.rpartition(".")
+        if package.partition(".")[0] != "torch" or name not in _FUNCTIONS:
             raise Refused(
-                f"the model's activation is {activation}, a bundle takes one of {', '.join(_FUNCTIONS)}; choose "
-                "another model"
+                f"the model's activation is {activation}, a bundle takes one of {', '.join(_FUNCTIONS)}, by its path "
+                "in torch, for the library takes no other; choose another model"
             )
-        says_how = (root / MODULES).is_file()
-        options = read_transformer_options(root, _TRANSFORMER) if says_how else {}
+        options = read_transformer_options(root / folder, _TRANSFORMER) if says_how else {}
         settings = {
             "function": _FUNCTIONS[name],
             "max_length": options.get("max_seq_length"),
             "lowercase": options.get("do_lower_case"),
             "says_how": says_how,
         }
-        return Layout(settings=settings)
+        return Layout(folder, settings)
 
     def processors(self, folder: Path, model: str, layout: Layout, recipe: Recipe) -> Mapping[str, Any]:
         """The tokenizer. Raises Refused for a chat template, into which a CrossEncoder puts the pairs by itself."""
@@ -111,6 +111,18 @@ class TextRankingExport(TextClassificationExport):
     def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
         """Whether the documents are in the same order."""
         return [kendall(*of_both(expected, found, "logits"))]
+
+
+def _transformer(root: Path) -> str:
+    """The folder of the one module that a CrossEncoder here has. Raises Refused for more, or for another."""
+    modules = [(class_name(kind), path) for kind, path in read_modules(root)]
+    names = [name for name, _ in modules]
+    if names != ["Transformer"]:
+        raise Refused(
+            f"modules.json lists {', '.join(names) or 'nothing'}; of a CrossEncoder a bundle holds one Transformer "
+            "alone, so export a model without the others"
+        )
+    return modules[0][1]
 
 
 TASK = TextRankingExport()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -66,6 +67,20 @@ def test_a_config_as_transformers_5_writes_it(run: Export, tmp_path: Path):
     assert np.abs(reference(newer, TEXTS) - theirs).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    "switched",
+    [{"return_dict": False}, {"torchscript": True}, {"chunk_size_feed_forward": 1}, {"chunk_size_feed_forward": 4}],
+)
+def test_a_config_with_switches_that_change_no_number(
+    run: Export, model: Path, bert_bundle: Path, tmp_path: Path, switched: dict[str, Any]
+):
+    """transformers takes pieces of 4 tokens where 4 divides a row alone."""
+    edit_json(model / "config.json", **switched)
+    code, _, said = run(model)
+    assert (code, said) == (0, "")
+    np.testing.assert_array_equal(embed(tmp_path / "out/bundle", TEXTS), embed(bert_bundle, TEXTS))
+
+
 def test_a_model_without_sentence_transformers_files(run: Export, tmp_path: Path):
     model = models.tiny_roberta(tmp_path / "model", sentence_transformers=False)
     code, said, _ = run(model)
@@ -81,6 +96,17 @@ def test_a_model_without_sentence_transformers_files(run: Export, tmp_path: Path
         "default_prompt": None,
     }
     np.testing.assert_allclose(embed(tmp_path / "out/bundle", TEXTS), reference(model, TEXTS), atol=1e-4)
+
+
+def test_a_model_with_pruned_heads(run: Export, model: Path, tmp_path: Path):
+    import transformers
+
+    pruned = transformers.BertModel.from_pretrained(model)
+    pruned.prune_heads({0: [1], 1: [0, 3]})
+    pruned.save_pretrained(model)
+    assert json.loads((model / "config.json").read_text())["pruned_heads"]
+    assert run(model)[0] == 0
+    np.testing.assert_allclose(embed(tmp_path / "out/bundle", TEXTS), reference(model, TEXTS), atol=1e-5)
 
 
 def test_options_replace_what_the_files_say(run: Export, bert: Path, tmp_path: Path):
@@ -119,6 +145,21 @@ def test_pad_values_are_the_tokenizers(run: Export, tmp_path: Path):
     assert run(models.tiny_mpnet(tmp_path / "model"))[0] == 0
     inputs = open_bundle(tmp_path / "out/bundle").manifest.graphs["model"].inputs
     assert [(tensor.name, tensor.pad) for tensor in inputs] == [("input_ids", 1), ("attention_mask", 0)]
+
+
+def test_a_pad_token_that_the_model_has_no_embedding_of(run: Export, tmp_path: Path):
+    """As many decoders on the Hub have: nothing looks it up, for rows are padded with another one."""
+    import transformers
+
+    model = models.tiny_qwen3(tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(model)
+    assert tokenizer.pad_token_id == json.loads((model / "config.json").read_text())["vocab_size"]
+    assert run(model)[0] == 0
+    bundle = tmp_path / "out/bundle"
+    expected = np.concatenate([reference(model, [text]) for text in TEXTS])
+    np.testing.assert_allclose(embed(bundle, TEXTS), expected, atol=1e-5)
 
 
 def test_the_portable_graph_is_what_tensorrt_takes(bert_bundle: Path):

@@ -17,8 +17,11 @@ from engine.bundle import open_bundle
 from engine.feed import run_rows
 from engine.tasks import load_task
 from export.__main__ import main
+from export.load import load
+from export.recipe import Recipe
 from tests import models
 from tests.models import edit_json
+from tests.served import Served
 
 TEXTS = ["A quick test.", "the lazy dog sleeps on the mat " * 3, "x"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -107,6 +110,50 @@ def test_an_adapter_brings_the_classifier_and_says_the_task(bert: Path, tmp_path
     assert main([str(bert), "--adapter", str(folder), "--out", str(tmp_path / "bundle")]) == 0
     manifest = open_bundle(tmp_path / "bundle").manifest
     assert (manifest.task, manifest.architecture) == ("text-classification", "BertForSequenceClassification")
+
+
+def of_sentence_transformers(base: Path, folder: Path, **options: Any) -> Any:
+    """The library's model with an adapter that it was given, as it answers, saved in `folder`; none of it in `base`."""
+    import peft
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [Transformer(str(base), max_seq_length=16), Pooling(32, "cls"), Dense(32, 8), Normalize()]
+        model = SentenceTransformer(modules=layers, device="cpu", **options)
+        model.add_adapter(peft.LoraConfig(r=4, target_modules=["query", "value"]))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.copy_(0.3 * torch.randn(parameter.shape))
+    model.save_pretrained(str(folder))
+    return model
+
+
+def test_an_adapter_of_sentence_transformers_brings_its_files(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Pooling, layers, prompts and length are those that it was trained with, whatever the base's files say."""
+    prompts = {"prompts": {"query": "the query: "}, "default_prompt_name": "query"}
+    model = of_sentence_transformers(bert, tmp_path / "lora", **prompts)
+    out = tmp_path / "bundle"
+    assert main([str(bert), "--adapter", str(tmp_path / "lora"), "--out", str(out)]) == 0
+    expected = np.stack([model.encode([text])[0] for text in TEXTS])
+    served = Served(out)
+    np.testing.assert_allclose(served.ask({"texts": TEXTS})["embeddings"], expected, atol=1e-5)
+    served.close()
+    assert main([str(tmp_path / "lora"), "--out", str(tmp_path / "other")]) == 2
+    assert f"lora is an adapter; export its model with it: {bert} --adapter lora" in capsys.readouterr().err
+
+
+def test_the_files_beside_an_adapter_say_the_task_before_peft_does(bert: Path, tmp_path: Path):
+    of_sentence_transformers(bert, tmp_path / "lora")
+    edit_json(tmp_path / "lora/adapter_config.json", task_type="TOKEN_CLS")
+    found = load(Recipe(str(bert), None, tmp_path / "bundle", adapters=(str(tmp_path / "lora"),)))
+    assert (found.task.tag, found.max_length) == ("feature-extraction", 16)
 
 
 def with_labels(base: Path, folder: Path, count: int) -> Path:

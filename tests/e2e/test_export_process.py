@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,29 @@ def test_an_interrupt_at_any_stage_leaves_nothing(export: Exports, bert: Path, t
         ended = export.ended()
         assert (ended.code, ended.err) == (130, "interrupted; nothing was written\n"), stage
         assert entries(tmp_path) == [], stage
+
+
+WHILE_IMPORTED = """
+import os, runpy, sys
+
+class Importing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "engine.bundle":
+            os.kill(os.getpid(), int(sys.argv.pop()))
+
+sys.meta_path.insert(0, Importing())
+runpy.run_module("export", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_while_the_export_is_imported(tmp_path: Path, number: signal.Signals):
+    argv = [sys.executable, "-c", WHILE_IMPORTED, "./no-such-model", "--out", str(tmp_path / "bundle")]
+    done = subprocess.run([*argv, str(int(number))], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted; nothing was written\n")
+    done = subprocess.run([*argv, "--json", str(int(number))], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, json.loads(done.stdout)["status"]) == (130, "interrupted")
+    assert entries(tmp_path) == []
 
 
 def test_an_interrupt_is_an_answer_in_json(export: Exports, bert: Path, tmp_path: Path):

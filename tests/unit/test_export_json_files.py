@@ -80,13 +80,15 @@ def test_a_module_of_another_form_and_the_values_of_other_tasks(tmp_path: Path):
     write_json(tmp_path / "modules.json", [{"type": "sentence_transformers.models.Transformer", "path": 3}])
     with pytest.raises(Refused, match="has path = 3, which must be a text; correct it"):
         read_sentence_files(tmp_path)
-    modules = [{"path": p, "type": f"x.{kind}"} for p, kind in (("", "Transformer"), ("1", "SpladePooling"))]
+    kinds = {"": "Transformer", "1": "SpladePooling"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
     write_json(tmp_path / "modules.json", modules)
     write_json(tmp_path / "config_sentence_transformers.json", {"model_type": "SparseEncoder"})
     for key, value in (("pooling_strategy", "mean"), ("activation_function", "gelu")):
         write_json(tmp_path / "1/config.json", {key: value})  # both were taken for another one
         with pytest.raises(Refused, match=f'has {key} = "{value}", which must be one of'):
             export_task("sparse-encoder").layout(tmp_path, Recipe("m", "sparse-encoder", tmp_path))
+    (tmp_path / "modules.json").unlink()
     write_json(tmp_path / "config_sentence_transformers.json", {})
     write_json(tmp_path / "config.json", {"sentence_transformers": {"activation_fn": 3}})
     with pytest.raises(Refused, match="has activation_fn = 3, which must be a text; correct it"):

@@ -82,6 +82,22 @@ def test_weights_are_not_downloaded_before_the_small_files_pass(tmp_path: Path, 
     assert asked == [["*.json", "*.jinja", "*.txt", "*.model"]]
 
 
+def test_what_is_fetched_with_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What sentence-transformers saved beside it; no other weights."""
+    tiny_bert(tmp_path / "base")
+    names = ["1_Pooling/config.json", "2_Dense/model.safetensors", "adapter_model.safetensors", "model.safetensors"]
+    found: list[str] = []
+
+    def download(model: str, *, allow_patterns: list[str], ignore_patterns: list[str], **_: Any) -> str:
+        found.extend(filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(Refused, match=r"has no adapter_config\.json; a folder as PEFT's save_pretrained writes it"):
+        load.load(recipe(str(tmp_path / "base"), adapters=("owner/lora",)))
+    assert found == names[:-1]
+
+
 def test_a_chat_template_of_the_hub_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In a file of its own, as transformers saves it, and as a reranker may bring it."""
     folder = tiny_bert(tmp_path / "there", sentence_transformers=False)

@@ -115,6 +115,27 @@ def test_the_folder_that_it_runs_in_is_no_place_for_a_bundle(tmp_path: Path, mon
         command_from_argv([*ARGV, "loop"])
 
 
+LATIN1 = os.fsdecode("sorti\xe8e".encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        ([*ARGV, LATIN1], "--out /"),
+        ([LATIN1, "--out", "b"], "the model sorti"),
+        (["m", "--adapter", f"./{LATIN1}", "--out", "b"], "--adapter ./sorti"),
+        (["m", "--write-recipe", LATIN1], "--write-recipe /"),
+    ],
+)
+def test_a_name_of_other_bytes_than_utf8(argv: list[str], name: str):
+    with pytest.raises(Refused) as refused:
+        command_from_argv(argv)
+    said = str(refused.value)
+    assert said.startswith(name)
+    assert said.endswith("sorti\\udce8e is not UTF-8; rename it, or name another")
+    said.encode()
+
+
 def test_home_is_known_where_a_shell_leaves_it_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert command_from_argv(["m", "--task", "fill-mask", "--out=~/bundle"]).recipe.out == tmp_path / "bundle"

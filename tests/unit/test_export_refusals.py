@@ -79,8 +79,18 @@ def test_a_reranker_with_a_chat_template(tmp_path: Path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(Refused, match="m's tokenizer has a chat template, into which sentence-transformers puts query"):
         task.processors(tmp_path, "m", task.layout(tmp_path, recipe), recipe)
-    write_json(tmp_path / "modules.json", [])  # with which the library leaves it out, unless told otherwise
+    module = {"path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    write_json(tmp_path / "modules.json", [module])  # with which the library leaves it out, unless told otherwise
     assert task.processors(tmp_path, "m", task.layout(tmp_path, recipe), recipe)["tokenizer"].chat_template
+
+
+@pytest.mark.parametrize("kinds", [["my_module.Transformer"], ["sentence_transformers.models.Transformer"] * 2, []])
+def test_a_reranker_of_other_modules_than_one_transformer(tmp_path: Path, kinds: list[str]):
+    write_json(tmp_path / "modules.json", [{"path": "", "type": kind} for kind in kinds])
+    with pytest.raises(Refused) as refused:
+        export_task("text-ranking").layout(tmp_path, Recipe("m", "text-ranking", tmp_path))
+    listed = ", ".join(kind.replace("sentence_transformers.models.", "").replace("my", "custom my") for kind in kinds)
+    assert str(refused.value).startswith(f"modules.json lists {listed or 'nothing'}; of a CrossEncoder a bundle holds")
 
 
 def test_a_reranker_with_a_prompt(tmp_path: Path):

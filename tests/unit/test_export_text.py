@@ -43,7 +43,8 @@ def test_attention_that_transformers_does_not_know_is_refused(name: str):
 def test_rare_texts_are_made_of_tokens_that_no_sample_holds(make: Callable[[Path], Path], tmp_path: Path):
     from transformers import AutoTokenizer
 
-    source: Any = SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(make(tmp_path / "model")), max_length=64)
+    tokenizer = AutoTokenizer.from_pretrained(make(tmp_path / "model"))
+    source: Any = SimpleNamespace(tokenizer=tokenizer, max_length=64, config=None)
 
     def tokens(text: str) -> list[int]:
         found: list[int] = source.tokenizer(text, add_special_tokens=False)["input_ids"]

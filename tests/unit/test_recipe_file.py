@@ -77,6 +77,18 @@ def test_what_is_written_is_what_a_person_would_write():
     assert content["parity-data"] == "rows.jsonl"
 
 
+@pytest.mark.parametrize("character", ["\x7f", "\x01", "\n", '"', "\\", "\u2028", "è"])
+def test_names_of_any_characters_survive_a_recipe(tmp_path: Path, character: str):
+    model = tmp_path / f"mo{character}d"
+    file = tmp_path / f"re{character}cipe.toml"
+    model.mkdir()
+    write_recipe(file, Recipe(str(model), "fill-mask", tmp_path / "bundle", revision=f"v{character}1"))
+    found = command_from_argv(["--recipe", str(file)]).recipe
+    assert (Path(found.model).resolve(), found.revision) == (model, f"v{character}1")
+    told = tomllib.loads(text_of(found))  # as it is in the bundle
+    assert told["model"] == found.model
+
+
 def test_options_of_the_command_line_win(tmp_path: Path):
     file = written(
         tmp_path,

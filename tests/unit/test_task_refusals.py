@@ -87,7 +87,8 @@ def test_rows_in_which_a_second_text_leaves_no_room(task: str, cut: Callable[[An
         longest(shortest - 1)
     assert longest(shortest) == shortest
     # Of a Source the probes read no more than that.
-    assert list(export_task(task).probes(SimpleNamespace(max_length=shortest, **found)))  # type: ignore[arg-type]
+    source: Any = SimpleNamespace(max_length=shortest, config=None, **found)
+    assert list(export_task(task).probes(source))
     cut(found["tokenizer"], shortest)
     with pytest.raises(BaseException, match="too short to respect|`stride` must be strictly less"):
         cut(found["tokenizer"], shortest - 1)
@@ -124,18 +125,33 @@ def test_images_and_texts_that_are_not_compared_as_vectors():
         export_task("zero-shot-image-classification").check("m", config)
 
 
-def test_modules_and_activations_of_sentence_transformers(tmp_path: Path):
-    kinds = ["MLMTransformer", "Dense"]
-    write_json(
-        tmp_path / "modules.json", [{"type": f"sentence_transformers.models.{kind}", "path": ""} for kind in kinds]
-    )
-    with pytest.raises(Refused, match="lists MLMTransformer, Dense; a bundle holds a Transformer and SpladePooling"):
+@pytest.mark.parametrize(
+    ("kinds", "listed"),
+    [
+        (
+            ["sentence_transformers.models.MLMTransformer", "sentence_transformers.models.Dense"],
+            "MLMTransformer, Dense",
+        ),
+        (
+            ["sentence_transformers.models.Transformer", "my_splade.SpladePooling"],
+            "Transformer, custom my_splade.SpladePooling",
+        ),
+    ],
+)
+def test_modules_of_a_sparse_encoder(tmp_path: Path, kinds: list[str], listed: str):
+    write_json(tmp_path / "modules.json", [{"type": kind, "path": ""} for kind in kinds])
+    with pytest.raises(Refused, match=f"lists {listed}; a bundle holds a Transformer and SpladePooling"):
         export_task("sparse-encoder").layout(tmp_path, Recipe("m", "sparse-encoder", tmp_path))
-    activation = {"activation_fn": "torch.nn.modules.activation.Tanh"}
-    write_json(tmp_path / "config_sentence_transformers.json", activation)
-    with pytest.raises(
-        Refused, match="the model's activation is torch.nn.modules.activation.Tanh, a bundle takes one of"
-    ):
+
+
+@pytest.mark.parametrize("activation", ["torch.nn.modules.activation.Tanh", "my_module.Identity", "torchy.Sigmoid"])
+@pytest.mark.parametrize("is_old", [False, True])
+def test_activations_of_a_reranker(tmp_path: Path, activation: str, is_old: bool):
+    if is_old:
+        write_json(tmp_path / "config.json", {"sbert_ce_default_activation_function": activation})
+    else:
+        write_json(tmp_path / "config_sentence_transformers.json", {"activation_fn": activation})
+    with pytest.raises(Refused, match=f"the model's activation is {activation}, a bundle takes one of"):
         export_task("text-ranking").layout(tmp_path, Recipe("m", "text-ranking", tmp_path))
 
 

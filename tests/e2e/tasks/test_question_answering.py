@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,23 @@ def test_a_tokenizer_without_special_tokens(zoo: Any):
     assert entry.served.ask({"question": " ", "context": " "}) == []
     none = {"score": 1.0, "start": 0, "end": 0, "answer": ""}
     assert entry.served.ask({"question": " ", "context": " ", "handle_impossible_answer": True}) == none
+
+
+def of_one_segment(folder: Path) -> Path:
+    """The template of the tokenizer then gives both texts the segment 0."""
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(re.sub(r'"type_id": *1', '"type_id": 0', text))
+    return folder
+
+
+def test_a_template_without_segments_is_that_of_every_window(zoo: Any):
+    """Of the pipeline's later windows the context is of segment 1 all the same, unlike in the first one."""
+    entry = zoo(TASK, "bert", of_one_segment)
+    assert_same(entry.served.ask(PAIRS[0]), entry.expect(**PAIRS[0]))
+    request = entry.served.task.parse({"question": "What is the capital?", "context": LONG, "max_seq_len": 64})
+    rows = entry.served.task.preprocess(request)
+    assert len(rows) > 1
+    assert not any(row.feeds["token_type_ids"].any() for row in rows)
 
 
 def test_a_context_without_a_token_has_no_answer(zoo: Any):

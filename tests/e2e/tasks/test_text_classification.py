@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.zoo.decoders import SPECS
-from benchmarks.zoo.text import ARCHITECTURES, HEADS, model_of
+from benchmarks.zoo.text import ARCHITECTURES, HEADS, model_of, task_model
 from export.__main__ import main
 from export.tasks.base import ExportTask
 from export.text import TextExport
@@ -55,6 +55,18 @@ def without_segments(folder: Path) -> Path:
     """The tokenizer makes none, as DistilBERT's, though the model knows them: transformers then has zeros."""
     edit_json(folder / "tokenizer_config.json", model_input_names=["input_ids", "attention_mask"])
     return folder
+
+
+def test_pairs_that_the_model_has_no_segment_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The tokenizer makes two of a pair; transformers' error is no defect of the export."""
+    folder = task_model(tmp_path / "model", TASK, "bert", type_vocab_size=1)
+    argv = [str(folder), "--task", TASK, "--out", str(tmp_path / "bundle")]
+    assert main(argv) == 2
+    assert capsys.readouterr().err == (
+        "error: model fails in PyTorch on the probe 'pair': index out of range in self; its own files make the inputs "
+        "(input_ids, token_type_ids, attention_mask), so correct what they say of these, or export another model\n"
+    )
+    assert main([str(without_segments(folder)), *argv[1:]]) == 0
 
 
 def test_a_decoder_whose_tokenizer_pads_with_another_token(tmp_path: Path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,11 @@ import pytest
 
 from benchmarks.zoo.text import ARCHITECTURES
 from engine.errors import InvalidInput
-from tests.models import edit_json
+from export.errors import Refused
+from export.load import load
+from export.recipe import Recipe
+from export.tasks import export_task
+from tests.models import edit_json, write_json
 from tests.same import assert_same
 
 TASK = "text-ranking"
@@ -113,12 +119,63 @@ def new_form(folder: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("make", [old_form, new_form])
+def folder_of_its_own(folder: Path) -> Path:
+    """The same, with everything of the Transformer below the model's folder."""
+    saved, out = new_form(folder), folder.parent / "nested"
+    out.mkdir()
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        (saved / name).rename(out / name)
+    saved.rename(out / "0_Transformer")
+    (module,) = json.loads((out / "modules.json").read_text())
+    write_json(out / "modules.json", [{**module, "path": "0_Transformer"}])
+    return out
+
+
+@pytest.mark.parametrize("make", [old_form, new_form, folder_of_its_own])
 def test_what_the_models_files_say(zoo: Any, make: Any):
     entry = zoo(TASK, "xlm-roberta", make)
     expected = [{"index": one["corpus_id"], "relevance_score": one["score"]} for one in ranked(entry.folder)]
     assert_same(entry.served.ask({"query": QUERY, "documents": DOCUMENTS})["results"], expected)
     assert entry.served.task.config["function"] == "none"
+
+
+NONE, SIGMOID = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Sigmoid"
+OLD = "sbert_ce_default_activation_function"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {OLD: NONE},
+        {OLD: NONE, "sentence_transformers": {"version": "4.0"}},
+        {OLD: NONE, "sentence_transformers": {"version": "4.0", "activation_fn": None}},
+        {OLD: NONE, "sentence_transformers": {"version": "4.0", "activation_fn": SIGMOID}},
+        {"sentence_transformers": {"version": "4.0", "activation_fn": "torch.nn.Identity"}},
+        {"sentence_transformers": {"version": "4.0"}},
+    ],
+)
+def test_the_activation_is_the_one_that_the_library_takes(zoo: Any, tmp_path: Path, config: dict[str, Any]):
+    from sentence_transformers import CrossEncoder
+
+    folder = Path(shutil.copytree(zoo(TASK, "bert").folder, tmp_path / "model"))
+    edit_json(folder / "config.json", **config)
+    theirs = type(CrossEncoder(str(folder), device="cpu").activation_fn).__name__
+    settings = export_task(TASK).layout(folder, Recipe(str(folder), TASK, tmp_path)).settings
+    assert settings["function"] == {"Identity": "none", "Sigmoid": "sigmoid"}[theirs]
+
+
+def test_a_layer_on_the_scores_is_refused(zoo: Any, tmp_path: Path):
+    """It would turn the order of documents around."""
+    import torch
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Dense
+
+    entry = zoo(TASK, "bert")
+    names = {"module_input_name": "scores", "module_output_name": "scores"}
+    dense = Dense(1, 1, activation_function=torch.nn.Tanh(), **names)
+    CrossEncoder(modules=[*CrossEncoder(str(entry.folder), device="cpu"), dense]).save_pretrained(str(tmp_path))
+    with pytest.raises(Refused, match="modules.json lists Transformer, Dense; of a CrossEncoder a bundle holds one"):
+        load(Recipe(str(tmp_path), None, tmp_path / "bundle"))
 
 
 @pytest.mark.parametrize(
