@@ -6,6 +6,7 @@ Here live sockets, start and stop, and the variables that point a worker here.
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -194,6 +195,7 @@ class EmulatorThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._failure: Exception | None = None
+        self._running: set[asyncio.Future[None]] = set()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -255,7 +257,7 @@ class EmulatorThread:
 
     def wait(self, job: str | JobRecord, timeout_s: float = 30.0) -> JobRecord:
         """See Emulator.wait."""
-        return self._result(self.emulator.wait(job, timeout_s))
+        return self._result(lambda: self.emulator.wait(job, timeout_s))
 
     def cancel(self, job: str | JobRecord) -> JobRecord:
         """See Emulator.cancel."""
@@ -271,13 +273,27 @@ class EmulatorThread:
         async def run() -> T:
             return function(self.emulator)
 
-        return self._result(run())
+        return self._result(run)
 
-    def _result(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def _result(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What `start` comes to. The loop calls it: a coroutine of this thread's may be left unawaited by Ctrl-C."""
         if self._loop is None:
-            coroutine.close()
             raise RuntimeError("the emulator is not running: use it inside `with EmulatorThread() as emulator:`")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        result: Future[T] = Future()
+
+        async def run() -> None:
+            try:
+                result.set_result(await start())
+            except BaseException as error:
+                result.set_exception(error)
+
+        def begin() -> None:
+            task = asyncio.ensure_future(run())
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+        self._loop.call_soon_threadsafe(begin)
+        return result.result()
 
     def _run(self) -> None:
         # Not asyncio's own loop: what serves takes CPU time from whatever is measured beside it.
