@@ -128,8 +128,6 @@ imports: setup
 unit: setup
 	@echo "== pytest, a process for each CPU and one more"
 	@$(BIN)/python -m pytest -n auto --dist loadfile
-	@echo "== pytest, what measures"
-	@$(BIN)/python -m pytest -m alone
 
 ifeq ($(EXTRA),gpu)
 test-gpu: setup
@@ -177,9 +175,14 @@ build/pycuda: tests/cuda_driver/install_pycuda.sh requirements/tensorrt.txt requ
 	@echo "== build/pycuda: PyCUDA, compiled"
 	@$< $(BIN)/python && touch $@
 
-.PHONY: test-driver test-zoo test-large
+.PHONY: test-driver test-slow test-zoo test-large
 test-driver: build/pycuda ## real PyCUDA and cuda-python on a CUDA driver made of software, no GPU (C and C++ compilers)
 	@$(BIN)/python -m pytest -m driver -rs tests/contract/test_cuda_driver.py
+
+test-slow: setup ## exports interrupted at every stage, builds on pods, and whether a regression is noticed; minutes
+	@$(BIN)/python -m pytest -n auto --dist loadfile -m slow
+	@echo "== what measures, with nothing beside it"
+	@$(BIN)/python -m pytest -m alone
 
 test-zoo: setup ## every architecture of docs/models.md exported and compared, every task's plan built; minutes
 	@$(BIN)/python -m pytest -m zoo -rs --durations=10 tests/e2e

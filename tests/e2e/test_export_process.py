@@ -24,6 +24,8 @@ from tests.exports import TEXTS, embed, reference
 from tests.hub_server import COMMIT, TOKEN, Hub, hub
 from tests.models import edit_json
 
+pytestmark = pytest.mark.slow
+
 STAGES = ["", "load", "onnx", "optimize", "write", "parity", "cpu"]
 
 

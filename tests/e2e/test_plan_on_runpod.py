@@ -22,6 +22,8 @@ from engine.errors import BundleError
 from tests.bundles import overflowing
 from tests.runpod_api import KEY, EmulatedApi
 
+pytestmark = pytest.mark.slow
+
 GPUS = "NVIDIA L4,NVIDIA A40"
 KINDS = ("good", "fail", "hang", "evil", "lie", "die")
 """What the script does, handed over as an option that the real command has."""
