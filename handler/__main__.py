@@ -189,6 +189,9 @@ def _serve(timeline: Timeline) -> int:
 
 def _import_front() -> Callable[[Settings, Timeline, socket.socket], int]:
     if _loop() == "http":
+        from handler.frugal import import_no_client
+
+        import_no_client()
         from handler.web_front import serve_web
 
         return serve_web

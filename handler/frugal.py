@@ -24,6 +24,15 @@ def import_less() -> None:
         shells.enter(name)
 
 
+def import_no_client() -> None:
+    """To be called before `aiohttp.web` is imported: aiohttp's client, half of that, is loaded when somebody asks."""
+    if "aiohttp" in sys.modules or not shells.enter("aiohttp"):
+        return
+    version = shells.version_of("aiohttp")
+    if version is not None:
+        sys.modules["aiohttp"].__version__ = version  # type: ignore[attr-defined] # its server says it in each reply
+
+
 def be_frugal() -> None:
     """To be called before numpy is imported; what the environment says otherwise holds.
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +27,6 @@ from handler.log import log
 
 TESTED_VERSION = "1.12.0"
 _UVICORN_DID_NOT_START = 3  # the code that it exits with
-_DIST_INFO = re.compile(r"runpod-(.+)\.dist-info")
 
 _SHELLS = (
     "runpod",
@@ -55,13 +53,12 @@ def _enter_through_shells() -> None:
 def _tell_version() -> None:
     """Put `runpod.version` in place: it would have importlib.metadata read its number with the parser of e-mails.
 
-    That is a fifth of the SDK's import, and the number stands in the name of the folder that is read.
+    That is a fifth of the SDK's import.
     """
-    beside = os.listdir(os.path.dirname(sys.modules["runpod"].__path__[0]))
-    found = [match[1] for name in beside if (match := _DIST_INFO.fullmatch(name))]
-    if len(found) == 1:
+    version = shells.version_of("runpod")
+    if version is not None:
         module = sys.modules["runpod.version"] = ModuleType("runpod.version")
-        module.__version__ = found[0]  # type: ignore[attr-defined]
+        module.__version__ = version  # type: ignore[attr-defined]
 
 
 class _StandIn:

@@ -7,6 +7,8 @@ it loads a package as soon as something below it is imported.
 from __future__ import annotations
 
 import importlib
+import os
+import re
 import sys
 import threading
 from contextlib import ExitStack
@@ -116,3 +118,14 @@ def _spec_of(name: str) -> ModuleSpec | None:
         return PathFinder.find_spec(name, getattr(package, "__path__", ()))
     spec = _spec_of(parent)
     return PathFinder.find_spec(name, spec.submodule_search_locations or ()) if spec is not None else None
+
+
+def version_of(name: str) -> str | None:
+    """The version of an imported package, from the name of the folder beside it; None where that is not plain.
+
+    importlib.metadata would read it with the parser of e-mails.
+    """
+    pattern = re.compile(rf"{re.escape(name)}-(.+)\.dist-info")
+    beside = os.listdir(os.path.dirname(sys.modules[name].__path__[0]))
+    found = [match[1] for one in beside if (match := pattern.fullmatch(one))]
+    return found[0] if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""What the engine's process does without, unless it is told otherwise."""
+"""What the worker's processes do without, unless they are told otherwise."""
 
 import os
 import subprocess
@@ -38,6 +38,28 @@ def arenas():
         libc.fclose(stream)
         return len(re.findall("<heap nr=", file.read().decode()))
 """
+
+SERVER = """
+import sys
+from importlib.metadata import version
+from handler.frugal import import_no_client
+
+import_no_client()
+from handler import web_front
+
+client = [name for name in sys.modules if name.startswith(("aiohttp.client", "aiohttp.conn"))]
+assert client == ["aiohttp.client_exceptions"], client
+import aiohttp
+from aiohttp.http import SERVER_SOFTWARE
+
+assert SERVER_SOFTWARE.endswith(f" aiohttp/{version('aiohttp')}"), SERVER_SOFTWARE
+assert aiohttp.ClientSession.__module__ == "aiohttp.client"
+assert aiohttp.web is web_front.web
+"""
+
+
+def test_the_server_is_imported_without_its_library_s_client_which_is_there_all_the_same():
+    subprocess.run([sys.executable, "-c", SERVER], check=True)
 
 
 @pytest.mark.parametrize(("given", "kept"), [(None, "1"), ("2", "2")])
