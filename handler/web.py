@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 from uuid import uuid4
 
 import orjson
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 
 from engine.errors import InvalidInput, Overloaded, WorkerError
 from handler.aggregate import END
@@ -224,7 +224,7 @@ class Routes:
     async def _stream(self, request: web.Request, job: dict[str, Any]) -> web.StreamResponse:
         """Parts as they come. Until there is one, what fails has a status of its own."""
         reply, is_failed = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"}), False
-        if request.version < HttpVersion11:  # knows no chunks: the end of the connection is that of the reply
+        if request.version < (1, 1):  # knows no chunks: the end of the connection is that of the reply
             reply.force_close()
         try:
             async with self._limit(), aclosing(self._engine.stream(job)) as bodies:
