@@ -45,7 +45,7 @@ _SIGNAL_HINTS: dict[int, str] = {
     signal.SIGBUS: "; a file that is mapped, such as the bundle's weights, was cut or cannot be read",
 }
 _OF_OUR_LOOP = ("DRAIN_TIMEOUT_S", "RESULT_TIMEOUT_S")
-_WAITING_REQUESTS = 512  # as web.py has it
+_CONNECTIONS = 1 << 14  # of a load-balancing worker, whose clients keep theirs open when they have their answers
 _STOP_S = 2.0  # for the engine's process to end after its last job
 _CLEAN_UP_S = 5.0  # for it to remove what it has fetched so far
 
@@ -83,7 +83,7 @@ def _settings() -> Settings:
 
     settings = Settings.from_environ(os.environ)
     sdk_environ.settle(os.environ)
-    allow_files(settings.max_concurrency + (_WAITING_REQUESTS if settings.worker_loop == "http" else 0))
+    allow_files(settings.max_concurrency, _CONNECTIONS if settings.worker_loop == "http" else 0)
     for name, meant in misspelt(os.environ):
         log("WARN", f"{name} is no setting and changes nothing; did you mean {meant}?")
     return settings

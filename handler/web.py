@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
-from typing import Any, Protocol
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, Protocol, TypeAlias
 from uuid import uuid4
 
 import orjson
 from aiohttp import web
 
-from engine.errors import InvalidInput, Overloaded, Unreachable, WorkerError, WorkerFault
+from engine.errors import InvalidInput, Overloaded, WorkerError
 from handler.aggregate import END
 from handler.counts import Counts
 from handler.options import asks, is_health
 from handler.reply import ERROR, body_of_error, encode, too_late
+from handler.web_replies import (
+    TooLate,
+    TooLong,
+    TooSlow,
+    error_in,
+    failed,
+    json_reply,
+    object_in,
+    openai_failed,
+    status_by,
+    status_of,
+)
 
 LONGEST_BODY = 30 * 1024 * 1024
 """Bytes; RunPod's limit of a request, and of a reply, of these endpoints (its documentation)."""
@@ -27,25 +39,9 @@ MOST_WAITING = 512
 """Requests, beside those that are answered; as many as Text Embeddings Inference takes at once."""
 READ_TIMEOUT_S = 60.0
 """For a body, which holds one of the places."""
-_RETRY = {"Retry-After": "1"}
 
 
-class _TooLate(WorkerFault):
-    pass
-
-
-class _TooLong(InvalidInput):
-    pass
-
-
-class _TooSlow(InvalidInput):
-    pass
-
-
-_KINDS = {_TooLate: 504, _TooLong: 413, _TooSlow: 408}
-_STATUS = {InvalidInput.prefix: 400, Overloaded.prefix: 503, Unreachable.prefix: 503}
-"""By whose fault it is; the worker's own are 500."""
-_OPENAI_TYPES = {400: "invalid_request_error", 503: "overloaded_error"}
+_Route: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Engine(Protocol):
@@ -63,7 +59,8 @@ class Engine(Protocol):
 class Routes:
     """Turns requests into jobs for `engine`, at most `most` at a time, and its bodies into replies.
 
-    Others wait their turn, unread. `health` is what `GET /health` tells. Every request is answered.
+    Others wait their turn, unread. `health` is what `GET /health` tells. Every request is answered, and who is told to
+    retry is not kept waiting for it.
     """
 
     def __init__(
@@ -77,14 +74,16 @@ class Routes:
     ) -> None:
         self.is_ready = self.is_stopping = False
         self.open = self.running = 0
-        """Requests that have no answer yet, and those of them that the engine has."""
+        """Requests whose reply is not sent yet, and those of them that have a place."""
         self.idle = asyncio.Event()
-        """Set while there are none."""
+        """Set while there are none of the former."""
         self.idle.set()
         self.counts = Counts()
         self._engine = engine
         self._health = health
         self._room = asyncio.Semaphore(most)
+        self._waiting = 0
+        self._reading: set[asyncio.Timeout] = set()
         self._most_open = most + MOST_WAITING
         self._timeout_s = timeout_s or None
         self._debug = debug
@@ -100,29 +99,65 @@ class Routes:
         app = web.Application(client_max_size=LONGEST_BODY)
         app.router.add_get("/ping", self.ping)
         app.router.add_get("/health", self.health)
-        app.router.add_post("/runsync", self.runsync)
+        app.router.add_post("/runsync", self._sent(self.runsync))
         for base in ("/v1", "/openai/v1"):
-            app.router.add_route("*", base + "/{route:.+}", self.openai)
+            app.router.add_route("*", base + "/{route:.+}", self._sent(self.openai))
         return app
+
+    def stop(self) -> None:
+        """Take nothing more; those that wait for a place are told so at once."""
+        self.is_ready, self.is_stopping = False, True
+        for _ in range(self._waiting):
+            self._room.release()
+
+    def give_up(self) -> None:
+        """Do not wait for bodies any more. What the engine has is not ours to end."""
+        for reading in self._reading:
+            reading.reschedule(0.0)
+
+    def _sent(self, route: _Route) -> _Route:
+        """`route`, whose requests are open until the kernel has all of the reply: else the end of it dies with us."""
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            if request.transport is not None:
+                request.transport.set_write_buffer_limits(high=0)
+            self.open += 1
+            self.idle.clear()
+            try:
+                reply = await route(request)
+                if not reply.prepared and (self.is_stopping or request.content.exception() is not None):
+                    reply.force_close()
+                with suppress(ConnectionError):  # the client has gone, as aiohttp is about to find as well
+                    await reply.prepare(request)
+                    await reply.write_eof()
+                return reply
+            finally:
+                self.open -= 1
+                if not self.open:
+                    self.idle.set()
+
+        return answer
 
     async def ping(self, request: web.Request) -> web.Response:
         """200 when it can be asked, 204 while it starts; what RunPod's balancer goes by."""
-        return web.Response(status=503 if self.is_stopping else 200 if self.is_ready else 204)
+        if self.is_stopping:
+            return json_reply(b"", 503)
+        return web.Response(status=200 if self.is_ready else 204)
 
     async def health(self, request: web.Request) -> web.Response:
         """The report of docs/api.md."""
         try:
             self._refuse_unless_ready()
-            return _json(encode(await self._health()))
+            return json_reply(encode(await self._health()))
         except WorkerError as error:
-            return _failed({}, _status(error.sentence()), error.sentence())
+            return failed({}, status_of(error), error.sentence())
 
     async def runsync(self, request: web.Request) -> web.StreamResponse:
         """A job as a queue endpoint takes it; its reply, or with `"stream": true` a line of JSON for each part."""
         job_id = str(uuid4())
         try:
             async with self._place():
-                job = _object(await _read(request), 'a job, {"input": {...}}') | {"id": job_id}
+                job = object_in(await self._read(request), 'a job, {"input": {...}}') | {"id": job_id}
                 if job.get("input") is None:
                     raise InvalidInput("the job has no `input`")
                 if asks(job, "stream"):
@@ -135,47 +170,47 @@ class Routes:
         except WorkerError as error:
             return self._failed(job_id, error)
         if body.startswith(ERROR):
-            return _failed({"id": job_id, "status": "FAILED"}, _status(_error(body)), _error(body))
-        return _json(b'{"id":"%s","status":"COMPLETED",%s' % (job_id.encode(), body[1:]))
+            return _failed_job(job_id, error_in(body))
+        return json_reply(b'{"id":"%s","status":"COMPLETED",%s' % (job_id.encode(), body[1:]))
 
     async def openai(self, request: web.Request) -> web.Response:
         """What a queue endpoint answers below `/openai`: the reply in OpenAI's form, errors included."""
         route = "/v1/" + request.match_info["route"]
         try:
             async with self._place():
-                raw = await _read(request)
-                payload = _object(raw, "a request of OpenAI's form") if raw else {}
+                raw = await self._read(request)
+                payload = object_in(raw, "a request of OpenAI's form") if raw else {}
                 job = {"id": str(uuid4()), "input": {"openai_route": route, "openai_input": payload}}
                 body = await self._answer(job)
                 self.counts.ended(body.startswith(ERROR))
         except WorkerError as error:
             self.counts.ended(failed=True)
-            return _openai_failed(_status_of(error), self._sentence(error))
+            return openai_failed(status_of(error), self._sentence(error))
         if body.startswith(ERROR):
-            return _openai_failed(_status(_error(body)), _error(body))
+            return openai_failed(status_by(error_in(body)), error_in(body))
         output = orjson.loads(body).get("output")
-        return _json(orjson.dumps(output[0] if isinstance(output, list) and output else output))
+        return json_reply(orjson.dumps(output[0] if isinstance(output, list) and output else output))
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
         """One among those that are worked on. Raises Overloaded."""
         self._refuse_unless_ready()
-        if self.open >= self._most_open:
+        if self.open > self._most_open:  # this one is
             raise Overloaded(f"{MOST_WAITING} requests wait already")
-        self.open += 1
-        self.idle.clear()
+        self._waiting += 1
         try:
-            async with self._room:
-                self._refuse_unless_ready()
-                self.running += 1
-                try:
-                    yield
-                finally:
-                    self.running -= 1
+            await self._room.acquire()
         finally:
-            self.open -= 1
-            if not self.open:
-                self.idle.set()
+            self._waiting -= 1
+        try:
+            self._refuse_unless_ready()
+            self.running += 1
+            try:
+                yield
+            finally:
+                self.running -= 1
+        finally:
+            self._room.release()
 
     def _refuse_unless_ready(self) -> None:
         if not self.is_ready:
@@ -188,29 +223,31 @@ class Routes:
 
     async def _stream(self, request: web.Request, job: dict[str, Any]) -> web.StreamResponse:
         """Parts as they come. Until there is one, what fails has a status of its own."""
-        reply, failed = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"}), False
+        reply, is_failed = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"}), False
+        if request.version < (1, 1):  # knows no chunks: the end of the connection is that of the reply
+            reply.force_close()
         try:
             async with self._limit(), aclosing(self._engine.stream(job)) as bodies:
                 async for body in bodies:
                     if not reply.prepared:
                         if body.startswith(ERROR):
                             self.counts.ended(failed=True)
-                            return _failed({"id": job["id"], "status": "FAILED"}, _status(_error(body)), _error(body))
+                            return _failed_job(job["id"], error_in(body))
                         await reply.prepare(request)
                     elif body == END:
                         break
-                    failed = body.startswith(ERROR)
+                    is_failed = body.startswith(ERROR)
                     await reply.write(body + b"\n")
-                    if failed:
+                    if is_failed:
                         break
         except WorkerError as error:
             if not reply.prepared:
                 raise
-            failed = True
+            is_failed = True
             await reply.write(encode(body_of_error(error, debug=self._debug)) + b"\n")
         except ConnectionError:  # the client has gone
             return reply
-        self.counts.ended(failed)
+        self.counts.ended(is_failed)
         await reply.write_eof()
         return reply
 
@@ -223,61 +260,36 @@ class Routes:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise _TooLate(str(too_late(self._timeout_s or 0.0))) from None
+            raise TooLate(str(too_late(self._timeout_s or 0.0))) from None
+
+    async def _read(self, request: web.Request) -> bytes:
+        limit = asyncio.timeout(READ_TIMEOUT_S)
+        try:
+            async with limit:
+                self._reading.add(limit)
+                return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise TooLong(f"the body has more than {LONGEST_BODY >> 20} MB; send less at once") from None
+        except web.RequestPayloadError as error:
+            request.content.feed_eof()  # else aiohttp reads on once there is a reply, and fails
+            raise InvalidInput(f"the body cannot be read as its headers say ({_in_a_line(error)})") from None
+        except TimeoutError:
+            self._refuse_unless_ready()
+            raise TooSlow(f"the body was not here within {READ_TIMEOUT_S:g} s") from None
+        finally:
+            self._reading.discard(limit)
 
     def _sentence(self, error: WorkerError) -> str:
         return str(body_of_error(error, debug=self._debug)["error"])
 
     def _failed(self, job_id: str, error: WorkerError) -> web.Response:
         self.counts.ended(failed=True)
-        return _failed({"id": job_id, "status": "FAILED"}, _status_of(error), self._sentence(error))
+        return failed({"id": job_id, "status": "FAILED"}, status_of(error), self._sentence(error))
 
 
-async def _read(request: web.Request) -> bytes:
-    try:
-        async with asyncio.timeout(READ_TIMEOUT_S):
-            return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise _TooLong(f"the body has more than {LONGEST_BODY >> 20} MB; send less at once") from None
-    except TimeoutError:
-        raise _TooSlow(f"the body was not here within {READ_TIMEOUT_S:g} s") from None
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
-def _status_of(error: WorkerError) -> int:
-    return next((status for kind, status in _KINDS.items() if isinstance(error, kind)), _status(error.sentence()))
-
-
-def _object(raw: bytes, what: str) -> dict[str, Any]:
-    """The JSON object in `raw`. Raises InvalidInput."""
-    try:
-        found = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"the body is not JSON ({error}); send {what}") from None
-    if not isinstance(found, dict):
-        raise InvalidInput(f"the body is not an object; send {what}")
-    return found
-
-
-def _error(body: bytes) -> str:
-    """The sentence in the body of a job that failed, which a task of one's own may write in its own way."""
-    error = orjson.loads(body)["error"]
-    return error if isinstance(error, str) else orjson.dumps(error).decode()
-
-
-def _status(sentence: str) -> int:
-    return next((status for prefix, status in _STATUS.items() if sentence.startswith(prefix)), 500)
-
-
-def _failed(named: dict[str, Any], status: int, sentence: str) -> web.Response:
-    return _json(encode({**named, "error": sentence}), status)
-
-
-def _openai_failed(status: int, sentence: str) -> web.Response:
-    error = {"message": sentence, "type": _OPENAI_TYPES.get(status, "server_error"), "param": None, "code": None}
-    return _json(encode({"error": error}), status)
-
-
-def _json(body: bytes, status: int = 200) -> web.Response:
-    return web.Response(
-        body=body, status=status, content_type="application/json", headers=_RETRY if status == 503 else None
-    )
+def _failed_job(job_id: str, sentence: str) -> web.Response:
+    return failed({"id": job_id, "status": "FAILED"}, status_by(sentence), sentence)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import logging
 import os
 import socket
 from contextlib import suppress
@@ -17,7 +18,7 @@ import uvloop
 from aiohttp import web
 
 from engine.config import Settings
-from engine.errors import ConfigError, Overloaded
+from engine.errors import ConfigError, Overloaded, in_words
 from handler import signals
 from handler.engine_client import EngineClient
 from handler.health import mark_ready, resident_mb
@@ -25,8 +26,12 @@ from handler.log import log
 from handler.timeline import Timeline
 from handler.web import Routes
 
+_GRACE_S = 0.5
+"""In which RunPod's balancer may send what it sends before it knows that this worker stops."""
 _LAST_WORDS_S = 5.0
 """For replies that are still being sent when the drain time is over."""
+_CLOSE_S = 0.1
+"""For what even then is not sent; aiohttp takes it twice."""
 
 
 def serve_web(settings: Settings, timeline: Timeline, end: socket.socket) -> int:
@@ -46,6 +51,7 @@ class _WebFront:
         self._settings = settings
         self._timeline = timeline
         self._stop = asyncio.Event()
+        self._watch: asyncio.Task[None] | None = None
         self._engine = EngineClient(end, self._on_failure)
         self._routes = Routes(
             self._engine,
@@ -56,17 +62,16 @@ class _WebFront:
         )
 
     async def run(self) -> None:
-        runners = []
+        runners: list[web.AppRunner] = []
         try:
             runners.append(await _listen(self._routes.app(), self._settings.port, "PORT"))
             if self._settings.port_health not in (0, self._settings.port):
                 runners.append(await _listen(self._routes.ping_app(), self._settings.port_health, "PORT_HEALTH"))
             await self._serve()
         finally:
-            for runner in runners:
-                for site in list(runner.sites):
-                    await site.stop()
             await self._drain()
+            if self._watch is not None:
+                self._watch.cancel()
             for runner in runners:
                 await runner.cleanup()
             self._engine.close()
@@ -77,7 +82,7 @@ class _WebFront:
         self._timeline.stages.update(stages)
         for signum in signals.ending_signals():
             asyncio.get_running_loop().add_signal_handler(signum, self._stop.set)
-        watch = asyncio.create_task(self._engine.watch(self._settings.engine_timeout_s))
+        self._watch = asyncio.create_task(self._engine.watch(self._settings.engine_timeout_s))
         gc.enable()
         gc.freeze()
         mark_ready()
@@ -87,24 +92,35 @@ class _WebFront:
         try:
             await self._stop.wait()
         finally:
-            self._end_service()
-            watch.cancel()
-
-    def _end_service(self) -> None:
-        self._routes.is_ready, self._routes.is_stopping = False, True
+            self._routes.stop()
 
     async def _drain(self) -> None:
-        """Let requests finish; after the time limit answer the rest with an error that says retry."""
+        """Let requests finish; after the time limit answer the rest with an error that says retry.
+
+        The ports stay open meanwhile, and a little longer: whoever has not heard of it yet is told, and not cut off.
+        """
         if self._routes.open:
             log("INFO", f"stopping; {self._routes.open} requests are still to be answered")
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_timeout_s):
+                if self._routes.is_stopping:  # it was ready before
+                    await asyncio.sleep(_GRACE_S)
                 await self._routes.idle.wait()
         self._engine.give_up(Overloaded("the worker is shutting down"))
+        self._routes.give_up()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self._routes.idle.wait()
+        if self._routes.open:
+            log("WARN", f"{self._routes.open} clients have not read their replies to the end")
 
     async def _health(self) -> dict[str, Any]:
         report = await self._engine.health()
-        memory = {name: resident_mb(pid) for name, pid in (("front", os.getpid()), ("engine", report["engine_pid"]))}
+        memory = {}
+        with suppress(OSError):  # so many clients that there is no file left to read it from
+            memory = {
+                name: resident_mb(pid) for name, pid in (("front", os.getpid()), ("engine", report["engine_pid"]))
+            }
         return {
             **report,
             **self._routes.counts.report(),
@@ -116,15 +132,30 @@ class _WebFront:
 
     def _on_failure(self, sentence: str) -> None:
         self.failed = sentence
-        self._end_service()
+        self._routes.stop()
         log("ERROR", f"{sentence}; no more requests are taken and the worker exits")
         self._stop.set()
+
+
+class _Lines(logging.Handler):
+    """What aiohttp's server has to tell, such as of bytes that are no HTTP, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        said = f": {' '.join(in_words(error).split())}" if error is not None else ""
+        log("ERROR" if record.levelno >= logging.ERROR else "WARN", record.getMessage() + said)
+
+
+def _logger() -> logging.Logger:
+    logger = logging.Logger("http", logging.WARNING)
+    logger.addHandler(_Lines())
+    return logger
 
 
 async def _listen(app: web.Application, port: int, name: str) -> web.AppRunner:
     """Listen on `port` of every interface. Raises ConfigError."""
     # handler_cancellation: what nobody waits for any more takes no engine's time.
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_LAST_WORDS_S)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, logger=_logger(), shutdown_timeout=_CLOSE_S)
     await runner.setup()
     try:
         await web.TCPSite(runner, None, port, backlog=1024).start()

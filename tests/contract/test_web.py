@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -88,14 +89,20 @@ async def test_who_comes_when_too_many_wait_is_told_to_retry(
 async def test_who_waits_while_the_worker_stops_is_told_to_retry(
     client: TestClient[Any, Any], routes: Routes, engine: Scripted
 ):
-    asked = [asyncio.create_task(client.post("/runsync", json=JOB)) for _ in range(2)]
-    await until(lambda: routes.open == 2)
-    routes.is_ready, routes.is_stopping = False, True
-    assert (await client.get("/ping")).status == 503
+    asked = [asyncio.create_task(client.post("/runsync", json=JOB)) for _ in range(3)]
+    await until(lambda: routes.open == 3)
+    routes.stop()
+    ping = await client.get("/ping")
+    assert (ping.status, ping.headers["Connection"]) == (503, "close")
+    for waited in asked[1:]:  # at once: the first one still has the place
+        refused = await waited
+        assert (refused.status, refused.headers["Connection"]) == (503, "close")
+        assert (await refused.json())["error"] == "overloaded, please retry: the worker is shutting down"
+    assert (routes.open, routes.idle.is_set()) == (1, False)
     engine.let_go.set()
-    first, second = [await reply for reply in asked]
-    assert (first.status, second.status) == (200, 503)
-    assert (await second.json())["error"] == "overloaded, please retry: the worker is shutting down"
+    reply = await asked[0]
+    assert (reply.status, reply.headers["Connection"]) == (200, "close")
+    await until(routes.idle.is_set)
 
 
 async def test_a_body_that_does_not_come_gives_its_place_back(
@@ -109,6 +116,79 @@ async def test_a_body_that_does_not_come_gives_its_place_back(
     assert b"HTTP/1.1 408" in reply
     assert b"invalid input: the body was not here within 0.1 s" in reply
     await until(routes.idle.is_set)
+
+
+async def test_a_body_that_is_waited_for_no_more_is_told_to_retry(client: TestClient[Any, Any], routes: Routes):
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    writer.write(b"POST /runsync HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\n{")
+    await until(lambda: routes.running == 1)
+    routes.stop()
+    await asyncio.sleep(0.05)
+    assert routes.running == 1  # it has its time
+    routes.give_up()
+    reply = await reader.readuntil(b"}")
+    writer.close()
+    assert b"HTTP/1.1 503" in reply
+    assert b"overloaded, please retry: the worker is shutting down" in reply
+
+
+async def test_a_body_that_is_not_what_its_headers_say(client: TestClient[Any, Any], caplog: pytest.LogCaptureFixture):
+    for path in ("/runsync", "/v1/embeddings"):
+        reply = await client.post(path, data=b"{}", headers={"Content-Encoding": "gzip"})
+        assert reply.status == 400
+        said = await reply.text()
+        assert (
+            "the body cannot be read as its headers say (400, message: Can not decode content-encoding: gzip)" in said
+        )
+        assert reply.headers["Connection"] == "close"
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("size", [40_000, 4_000_000])
+async def test_a_request_is_open_until_its_reply_is_sent(routes: Routes, engine: Scripted, size: int):
+    """A worker that stops would take with it what the kernel has not got."""
+
+    def small(*_: object) -> socket.socket:
+        made = socket.socket()
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        made.bind(("127.0.0.1", 0))
+        return made
+
+    engine.let_go.set()
+    body = b'{"output":"%s"}' % (b"a" * size)
+    engine.bodies = [body, b'{"output":[]}']
+    for job in (STREAM, JOB):
+        async with TestServer(routes.app(), socket_factory=small) as server:
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, (server.host, server.port))
+            raw = json.dumps(job).encode()
+            head = b"POST /runsync HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+            await loop.sock_sendall(client, head % len(raw) + raw)
+            await until(lambda: routes.open == 1)
+            await asyncio.sleep(0.2)
+            assert routes.open == 1
+            got = 0
+            while some := await loop.sock_recv(client, 1 << 16):
+                got += len(some)
+            assert got > size
+            client.close()
+            await until(routes.idle.is_set)
+        engine.bodies = [body]
+
+
+async def test_a_client_of_http_1_0_learns_where_a_stream_ends(client: TestClient[Any, Any], engine: Scripted):
+    engine.let_go.set()
+    engine.bodies = [b'{"output":[1]}', b'{"output":[]}']
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    raw = json.dumps(STREAM).encode()
+    writer.write(b"POST /runsync HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw)
+    async with asyncio.timeout(20):
+        reply = await reader.read()
+    writer.close()
+    assert reply.endswith(b'\r\n\r\n{"output":[1]}\n')
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ def free_port() -> int:
 class Served:
     """A worker's process and its address."""
 
-    def __init__(self, bundle: Path, **env: str) -> None:
+    def __init__(self, bundle: Path, command: Sequence[str] = (sys.executable, "-m", "handler"), **env: str) -> None:
         self.port = int(env.get("PORT") or free_port())
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "handler"],
+            command,
             env={**os.environ, "BUNDLE": str(bundle), "WORKER_LOOP": "http", "PORT": str(self.port), **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -68,8 +68,8 @@ class Served:
 
 
 @contextmanager
-def served(bundle: Path, *, ready: bool = True, **env: str) -> Iterator[Served]:
-    worker = Served(bundle, **env)
+def served(bundle: Path, *, ready: bool = True, **options: Any) -> Iterator[Served]:
+    worker = Served(bundle, **options)
     try:
         if ready:
             worker.wait_until_ready()
@@ -218,8 +218,10 @@ def test_sigterm_answers_what_was_taken(small_bundle: Path, drain: str, status: 
         asked.append(clients.submit(running.ask, {"input": "a", "model": "m"}, "/v1/embeddings"))
         time.sleep(0.5)
         running.process.terminate()
-        while running.ping() != 0:  # no new connections
+        while running.ping() != 503:
             time.sleep(0.02)
+        refused = running.ask({"input": {"text": "a"}})  # on a new connection, while it drains
+        assert (refused.status_code, refused.headers["Connection"]) == (503, "close")
         if status == 200:
             os.kill(engine, signal.SIGCONT)
         replies = [one.result() for one in asked]
@@ -240,6 +242,44 @@ def test_a_request_that_takes_too_long_fails(small_bundle: Path):
             assert late.status_code == 504
             assert late.json()["error"] == "worker fault: the job took longer than 0.3 s (JOB_TIMEOUT_S)"
         os.kill(engine, signal.SIGCONT)
+        assert running.ask({"input": {"text": "a"}}).status_code == 200
+
+
+def test_an_engine_that_hangs_while_the_worker_stops_is_noticed(small_bundle: Path):
+    with served(small_bundle, ENGINE_TIMEOUT_S="1") as running, ThreadPoolExecutor(1) as client:
+        engine = running.engine_pid()
+        os.kill(engine, signal.SIGSTOP)
+        asked = client.submit(running.ask, {"input": {"text": "a"}})
+        time.sleep(0.3)
+        running.process.terminate()
+        reply = asked.result()
+        os.kill(engine, signal.SIGCONT)
+        code, printed = running.end()
+    assert reply.status_code == 500
+    assert reply.json()["error"] == "worker fault: the engine did not answer within 1 s (ENGINE_TIMEOUT_S)"
+    assert code == 1, printed
+
+
+def test_bytes_that_are_no_http_are_a_line_of_the_log(small_bundle: Path):
+    with served(small_bundle) as running:
+        for request in (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/1.1\r\nX: %s\r\n\r\n" % (b"a" * 9000)):
+            with socket.create_connection(("127.0.0.1", running.port), 20) as client:
+                client.sendall(request)
+                assert b" 400 " in client.recv(4096)
+        running.process.terminate()
+        code, printed = running.end()
+    assert code == 0
+    assert "Traceback" not in printed
+    assert printed.count("Error handling request from 127.0.0.1: ") == 2
+
+
+def test_more_clients_than_it_needs_files_for(small_bundle: Path):
+    """Connections that do nothing hold files; they are not to keep RunPod's ping out."""
+    limit = f"ulimit -S -n 64; exec {sys.executable} -m handler"
+    with served(small_bundle, command=["bash", "-c", limit], MAX_CONCURRENCY="2") as running, ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(socket.create_connection(("127.0.0.1", running.port), 20))
+        assert running.ping() == 200
         assert running.ask({"input": {"text": "a"}}).status_code == 200
 
 

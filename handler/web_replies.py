@@ -1,0 +1,79 @@
+"""What a load-balancing worker replies: statuses, and bodies in a queue endpoint's form or in OpenAI's. Rule: pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from engine.errors import InvalidInput, Overloaded, Unreachable, WorkerError, WorkerFault
+from handler.reply import encode
+
+
+class TooLate(WorkerFault):
+    """The job took longer than it may."""
+
+
+class TooLong(InvalidInput):
+    """The body has more bytes than a request may have."""
+
+
+class TooSlow(InvalidInput):
+    """The body was not here in time."""
+
+
+_KINDS = {TooLate: 504, TooLong: 413, TooSlow: 408}
+_STATUS = {InvalidInput.prefix: 400, Overloaded.prefix: 503, Unreachable.prefix: 503}
+"""By whose fault it is; the worker's own are 500."""
+_OPENAI_TYPES = {400: "invalid_request_error", 503: "overloaded_error"}
+_RETRY = {"Retry-After": "1"}
+
+
+def status_of(error: WorkerError) -> int:
+    """That of a request which ended with `error`."""
+    return next((status for kind, status in _KINDS.items() if isinstance(error, kind)), status_by(error.sentence()))
+
+
+def status_by(sentence: str) -> int:
+    """That of a job which the engine's process answered with `sentence`."""
+    return next((status for prefix, status in _STATUS.items() if sentence.startswith(prefix)), 500)
+
+
+def error_in(body: bytes) -> str:
+    """The sentence in the body of a job that failed, which a task of one's own may write in its own way."""
+    error = orjson.loads(body)["error"]
+    return error if isinstance(error, str) else orjson.dumps(error).decode()
+
+
+def object_in(raw: bytes, what: str) -> dict[str, Any]:
+    """The JSON object in `raw`. Raises InvalidInput."""
+    try:
+        found = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"the body is not JSON ({error}); send {what}") from None
+    if not isinstance(found, dict):
+        raise InvalidInput(f"the body is not an object; send {what}")
+    return found
+
+
+def failed(named: dict[str, Any], status: int, sentence: str) -> web.Response:
+    """An error in the form of a queue endpoint, behind what `named` tells."""
+    return json_reply(encode({**named, "error": sentence}), status)
+
+
+def openai_failed(status: int, sentence: str) -> web.Response:
+    """An error in OpenAI's form."""
+    error = {"message": sentence, "type": _OPENAI_TYPES.get(status, "server_error"), "param": None, "code": None}
+    return json_reply(encode({"error": error}), status)
+
+
+def json_reply(body: bytes, status: int = 200) -> web.Response:
+    """What is to be sent again is to come on another connection: one that stays holds a file of a busy worker."""
+    is_retry = status == 503
+    reply = web.Response(
+        body=body, status=status, content_type="application/json", headers=_RETRY if is_retry else None
+    )
+    if is_retry:
+        reply.force_close()
+    return reply
