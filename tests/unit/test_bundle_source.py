@@ -479,11 +479,26 @@ def test_a_bundle_for_which_there_is_no_room_is_refused_when_its_manifest_has_co
         fetched(server, small_bundle, tmp_path / "cache", "bundle.tar.gz")
 
 
-def test_what_the_manifest_does_not_list_is_left_out(server: Server, small_bundle: Path, tmp_path: Path):
+@pytest.mark.parametrize("comes_first", [False, True])
+@pytest.mark.parametrize("inside", [".", "my-bundle"])
+def test_what_the_manifest_does_not_list_is_left_out(
+    server: Server, small_bundle: Path, tmp_path: Path, comes_first: bool, inside: str
+):
+    """Wherever it comes, and though it be called as what lies beside a manifest, which none lists."""
+    files = {path.relative_to(small_bundle) for path in small_bundle.rglob("*") if path.is_file()}
+    (small_bundle / "manifest.sig").write_text("signed")
+    beside = ("manifest.json", "manifest.sha256", "manifest.sig")
+    unlisted = ["graphs/._fp32.onnx", *(f"{folder}/{name}" for folder in ("d0", "d1") for name in beside)]
     with tarfile.open(tmp_path / "www" / "bundle.tar", "w") as archive:
-        archive.add(small_bundle, ".")
-        archive.addfile(tarfile.TarInfo("graphs/._fp32.onnx"))
-    assert not list(fetched(server, small_bundle, tmp_path / "cache").rglob("._*"))
+        for turn in ("before", "after"):
+            if (turn == "before") == comes_first:
+                for name in unlisted:
+                    archive.addfile(tarfile.TarInfo(f"{inside}/{name}"))
+            else:
+                archive.add(small_bundle, inside)
+    cached = fetched(server, small_bundle, tmp_path / "cache")
+    found = {path.relative_to(cached) for path in cached.rglob("*") if path.is_file()}
+    assert found == {*files, Path("manifest.sig")}
 
 
 def test_what_a_killed_worker_left_is_removed_when_it_is_old(server: Server, small_bundle: Path, tmp_path: Path):
