@@ -23,8 +23,9 @@ from engine.config import Settings
 from engine.errors import BundleError, ConfigError
 from handler.boot import boot
 from handler.bundle_source import bundle_folder
-from handler.fetch_bundle import fetch
+from handler.fetch_bundle import copy_in, discard, fetch
 from handler.timeline import Timeline
+from handler.verification import Verification
 from tests.bundles import write_small_bundle
 from tests.tls_server import TlsServer, certificate
 
@@ -386,6 +387,57 @@ def test_a_copy_that_rotted_is_fetched_again_by_the_next_worker(
         boot(wanted, Timeline())
     boot(wanted, Timeline()).batcher.close()
     assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("meanwhile", ["removed", "being fetched", "fetched"])
+def test_damage_that_is_found_late_costs_no_copy_that_another_worker_fetched_meanwhile(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+):
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    folder = fetched(server, small_bundle, tmp_path / "cache")
+    (folder / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes().swapcase())
+    wanted = settings(
+        bundle_url=f"{server.url}/bundle.tar", bundle_sha256=folder.name, bundle_cache=str(folder.parent), engine="fake"
+    )
+    wait, found = Verification.wait, []
+
+    def late(self: Verification) -> None:
+        found.append(self)
+        try:
+            wait(self)
+        finally:
+            if len(found) == 1:
+                with pytest.raises(BundleError, match="it was removed from the cache, and the next worker fetches it"):
+                    boot(wanted, Timeline())
+                if meanwhile == "fetched":
+                    fetched(server, small_bundle, folder.parent)
+                if meanwhile == "being fetched":
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    monkeypatch.setattr(Verification, "wait", late)
+    sentence = "SHA-256.* another worker has removed it from the cache meanwhile"
+    with open(folder.with_name(f".{folder.name}.lock")) as lock, pytest.raises(BundleError, match=sentence):
+        boot(wanted, Timeline())
+    assert folder.exists() == (meanwhile == "fetched")
+    boot(wanted, Timeline()).batcher.close()
+    assert len(server.requests) == 2
+
+
+def test_a_damaged_copy_is_removed_when_it_is_its_turn(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+):
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    folder = fetched(server, small_bundle, tmp_path / "cache")
+    damaged = copy_in(folder)
+    assert damaged
+    monkeypatch.setattr("handler.fetch_bundle._TURN_S", 0.1)
+    with open(folder.with_name(f".{folder.name}.lock")) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(BundleError, match=r"another worker has held .*\.lock"):
+            discard(folder, damaged)
+    assert folder.exists()
+    assert discard(folder, damaged)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(
