@@ -6,6 +6,7 @@ import functools
 import http.server
 import os
 import re
+import runpy
 import shutil
 import socket
 import tarfile
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from engine.bundle import open_bundle, write_manifest
 from engine.config import Settings
@@ -603,6 +605,12 @@ def test_settings_that_do_not_fit(values: dict[str, str], sentence: str, tmp_pat
     assert "hunter2" not in str(error.value)
 
 
+@pytest.fixture
+def no_hub_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def hub_cache(cache: Path, bundle: Path, revision: str = "main") -> Path:
     """As a download of org/name leaves it: files are links into blobs/."""
     commit = "c" * 40
@@ -628,38 +636,79 @@ def hub_cache(cache: Path, bundle: Path, revision: str = "main") -> Path:
     ],
 )
 @pytest.mark.parametrize("revision", ["main", "v1", "c" * 40])
+@pytest.mark.usefixtures("no_hub_cache")
 def test_a_bundle_in_the_hubs_cache(
-    small_bundle: Path, tmp_path: Path, place: str, environ: dict[str, str], revision: str
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    environ: dict[str, str],
+    revision: str,
 ):
     snapshot = hub_cache(tmp_path / place, small_bundle, "v1" if revision == "v1" else "main")
-    environ = {name: value.format(tmp_path) for name, value in environ.items()}
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value.format(tmp_path))
     repo = "org/name" if revision == "main" else f"org/name@{revision}"
     wanted = settings(bundle_repo=repo, bundle_sha256=hash_of(small_bundle))
-    folder = bundle_folder(wanted, environ, tmp_path / "volume")
+    folder = bundle_folder(wanted, tmp_path / "volume")
     assert folder == snapshot
     open_bundle(folder, sha256=wanted.bundle_sha256).verify()
 
 
-def test_a_repository_that_is_not_cached_is_not_downloaded(small_bundle: Path, tmp_path: Path):
+@pytest.mark.usefixtures("no_hub_cache")
+def test_the_hubs_cache_is_where_its_own_library_keeps_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    environs = [
+        {},
+        {"HF_HOME": "~/hf"},
+        {"HF_HOME": "$PLACE/hf"},
+        {"HF_HOME": "/hf", "XDG_CACHE_HOME": "/xdg"},
+        {"XDG_CACHE_HOME": "/xdg"},
+        {"XDG_CACHE_HOME": "~/xdg"},
+        {"HF_HUB_CACHE": "${PLACE}/$UNKNOWN/hub", "HF_HOME": "/hf"},
+        {"HUGGINGFACE_HUB_CACHE": "~/older"},
+        {"HUGGINGFACE_HUB_CACHE": "/older", "HF_HUB_CACHE": "/newer"},
+    ]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", "/place")
+    for environ in environs:
+        with monkeypatch.context() as patched:
+            for name, value in environ.items():
+                patched.setenv(name, value)
+            theirs = runpy.run_path(str(constants.__file__))["HF_HUB_CACHE"]
+            with pytest.raises(BundleError) as refused:
+                bundle_folder(settings(bundle_repo="org/name", bundle_sha256="0" * 64), Path("/no-volume"))
+        assert f"is not in the Hub's cache (/no-volume/huggingface-cache/hub, {theirs});" in str(refused.value)
+
+
+def test_a_repository_that_is_not_cached_is_not_downloaded(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     wanted = settings(bundle_repo="org/name", bundle_sha256=hash_of(small_bundle))
     with pytest.raises(BundleError, match="is not in the Hub's cache"):
-        bundle_folder(wanted, {"HOME": str(tmp_path)}, tmp_path)
+        bundle_folder(wanted, tmp_path)
 
 
-def test_a_repository_that_cannot_be_looked_up_says_why(small_bundle: Path, tmp_path: Path):
+def test_a_repository_that_cannot_be_looked_up_says_why(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A name that is too long stands for a volume of another user, which root would read all the same."""
     hub_cache(tmp_path / "hub", small_bundle)
     wanted = settings(bundle_repo=f"org/name@{'x' * 300}", bundle_sha256=hash_of(small_bundle))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(BundleError, match=r"cannot be looked up in .*/hub \(File name too long\)"):
-        bundle_folder(wanted, {"HF_HUB_CACHE": str(tmp_path / "hub")}, tmp_path)
+        bundle_folder(wanted, tmp_path)
 
 
-def test_a_branch_that_is_no_text_is_a_commit_that_is_not_there(small_bundle: Path, tmp_path: Path):
+def test_a_branch_that_is_no_text_is_a_commit_that_is_not_there(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     snapshot = hub_cache(tmp_path / "hub", small_bundle)
     (snapshot.parents[1] / "refs" / "main").write_bytes(b"\xff\xfe")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     wanted = settings(bundle_repo="org/name", bundle_sha256=hash_of(small_bundle))
     with pytest.raises(BundleError, match="is not in the Hub's cache"):
-        bundle_folder(wanted, {"HF_HUB_CACHE": str(tmp_path / "hub")}, tmp_path)
+        bundle_folder(wanted, tmp_path)
 
 
 def test_a_folder_may_be_pinned_too(small_bundle: Path):
