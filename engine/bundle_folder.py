@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,12 +44,13 @@ def changed_bundle_folder(path: Path) -> Iterator[Path]:
     """A copy of the bundle at `path` that takes its place when the block ends without an error, else disappears.
 
     Files are linked, not copied: replace them, never write into them. Call `write_manifest` at the end; the manifest
-    alone is a copy. Raises BundleError where another has changed the bundle meanwhile, for that would be lost, or where
-    nothing can be renamed to it.
+    alone is a copy. Its folders can be written to meanwhile, whether the bundle's can or not. Raises BundleError where
+    another has changed the bundle meanwhile, for that would be lost, or where nothing can be renamed to it.
     """
     place = _place_of(path)
     with _partial_folder(place) as folder:
         shutil.copytree(place, folder, copy_function=_link, dirs_exist_ok=True)
+        modes = _make_writable(folder)
         for name in (MANIFEST, CHECKSUM):
             content = (folder / name).read_bytes()
             (folder / name).unlink()
@@ -57,6 +59,9 @@ def changed_bundle_folder(path: Path) -> Iterator[Path]:
         yield folder
         if _read(place / CHECKSUM) != before:
             raise BundleError(f"{path} was changed by another run meanwhile; do it again")
+        for copied, mode in modes.items():
+            with suppress(FileNotFoundError):
+                copied.chmod(mode)
         _exchange(folder, place)
 
 
@@ -100,13 +105,38 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
+def _make_writable(folder: Path) -> dict[Path, int]:
+    """Let the owner write to `folder` and those below; the modes that were changed, of the innermost folders first."""
+    modes: dict[Path, int] = {}
+
+    def change(path: Path) -> None:
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode) and mode & stat.S_IRWXU != stat.S_IRWXU:
+            with suppress(OSError):  # of another owner, or on a file system without modes
+                path.chmod(stat.S_IMODE(mode) | stat.S_IRWXU)
+                modes[path] = stat.S_IMODE(mode)
+
+    change(folder)
+    for above, names, _ in os.walk(folder):  # each is listed after those above it were changed
+        for name in names:
+            change(Path(above) / name)
+    return dict(reversed(modes.items()))
+
+
+def _remove(folder: Path) -> None:
+    """As much of it as can be."""
+    with suppress(OSError):
+        _make_writable(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _exchange(new: Path, old: Path) -> None:
     """Swap two folders, in one step where the kernel can: a reader finds one or the other. Remove what was `old`."""
     from ctypes import CDLL
 
     exchange = getattr(CDLL(None), "renameat2", None)  # glibc 2.28
     if exchange and exchange(_HERE, os.fsencode(new), _HERE, os.fsencode(old), _RENAME_EXCHANGE) == 0:
-        shutil.rmtree(new, ignore_errors=True)
+        _remove(new)
         return
     aside = new.with_name(f"{new.name}-old")
     try:
@@ -116,7 +146,7 @@ def _exchange(new: Path, old: Path) -> None:
         if aside.exists() and not old.exists():
             os.rename(aside, old)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
 
 
 _HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
@@ -141,7 +171,7 @@ def _partial_folder(out: Path) -> Iterator[Path]:
         lock = _locked_folder(folder)
         yield folder
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         raise
     finally:
         if lock is not None:
@@ -174,7 +204,7 @@ def _remove_left_over(folder: Path, owner: str) -> None:
     except OSError:
         is_dead = not owner.isdecimal() or not Path(f"/proc/{owner}").exists()
     if is_dead:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     os.close(descriptor)
 
 

@@ -31,6 +31,8 @@ _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TEMPORARY = frozenset({408, 425, 429})
 _PATH_SAFE = "!#$%&'()*+,/:;=?@[]~"  # the rest of a path or query is percent-encoded
+_PLAIN = frozenset({"", "identity", "aws-chunked"})
+"""Content encodings that change nothing; the last is of an upload, and some object stores keep its name."""
 _HTTPS_PORT = 443
 _HOST = re.compile(r"[a-z0-9_.-]+|[0-9a-f:.]+")  # a name, or an address of either kind
 
@@ -224,8 +226,8 @@ def _read(response: http.client.HTTPResponse, host: str, max_bytes: int) -> Repl
     headers = {name.lower(): value for name, value in response.getheaders()}
     if response.status in _REDIRECTS:
         return Reply(response.status, headers, b"")
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        raise InvalidInput(f"{host} sent compressed content ({headers['content-encoding'][:20]}), asked for was plain")
+    if not _PLAIN.issuperset(re.split("[, \t]+", (encoding := headers.get("content-encoding", "")).lower())):
+        raise InvalidInput(f"{host} sent compressed content ({encoding[:20]}), asked for was plain")
     if (coding := headers.get("transfer-encoding", "chunked")).lower() not in ("chunked", "identity"):
         # http.client would give it as it came, with the sizes of its chunks.
         raise InvalidInput(f"{host} sent content in the transfer coding {coding[:20]}, asked for was none")

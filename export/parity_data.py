@@ -33,6 +33,7 @@ def read_payloads(file: Path | None, bundle: Bundle) -> list[tuple[str, Any]]:
     if file is None:
         return []
     from engine.tasks import load_task
+    from engine.tasks.payload import refuse_lone_surrogates
 
     check_payload_file(file)
     task = load_task(bundle)
@@ -54,6 +55,7 @@ def read_payloads(file: Path | None, bundle: Bundle) -> list[tuple[str, Any]]:
         try:
             if not isinstance(payload, dict):
                 raise InvalidInput(f"an object is needed, got {type(payload).__name__}")
+            refuse_lone_surrogates(payload)
             task.preprocess(task.parse(payload))
         except InvalidInput as error:
             raise Refused(f"{file}, line {number}: {error}; write a job's input, such as {_example(bundle)}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.bundle import open_bundle
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from engine.router import Router
     from engine.select import Choice
     from engine.tasks.base import Task
+    from handler.fetch_bundle import Copy
     from handler.handler import Handler
 
 T = TypeVar("T")
@@ -77,11 +78,15 @@ class Worker:
 def boot(settings: Settings, timeline: Timeline) -> Worker:
     """Load the bundle and its engine. Raises ConfigError, BundleError or EngineError."""
     with timeline.stage("open"):
-        folder = settings.bundle
+        folder, copy = settings.bundle, None
         if settings.bundle_url or settings.bundle_repo:
             from handler.bundle_source import bundle_folder
 
             folder = bundle_folder(settings)
+        if settings.bundle_url:
+            from handler.fetch_bundle import copy_in
+
+            copy = copy_in(folder)
         bundle = open_bundle(folder, sha256=settings.bundle_sha256, public_key=settings.bundle_public_key)
     verification = Verification(bundle)
     verification.ask(_probable_weights(bundle, settings))
@@ -96,7 +101,7 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
         from engine.boot import foreseen, import_ahead, open_engine, share_build, warmed
         from engine.select import Choice
 
-        _verified(verification.wait, bundle, settings)  # nothing but the manifest is parsed before this line
+        _verified(verification.wait, folder, copy)  # nothing but the manifest is parsed before this line
         for graph in bundle.manifest.graphs:
             verification.ask(foreseen(bundle, settings, graph))
         if bundle.manifest.graphs:
@@ -122,9 +127,9 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
                 share_build(struck)
         task = loading.result()
     except Exception:
-        _verified(verification.result, bundle, settings)  # damaged weights say more than what followed from them
+        _verified(verification.result, folder, copy)  # damaged weights say more than what followed from them
         raise
-    timeline.stages["verify"] = _verified(verification.result, bundle, settings)
+    timeline.stages["verify"] = _verified(verification.result, folder, copy)
     from engine.batcher import Batcher
     from engine.passage import Passage
     from engine.router import Router
@@ -170,19 +175,22 @@ def _probable_weights(bundle: Bundle, settings: Settings) -> list[str]:
     return found
 
 
-def _verified(wait: Callable[[], T], bundle: Bundle, settings: Settings) -> T:
-    """What `wait` returns. Raises BundleError as it does; a bundle that was fetched is then discarded."""
+def _verified(wait: Callable[[], T], folder: Path, copy: Copy | None) -> T:
+    """What `wait` returns. Raises BundleError as it does; a bundle that was fetched, `copy`, is then discarded."""
     try:
         return wait()
     except BundleError as error:
-        if not settings.bundle_url:
+        if not copy:
             raise
         from handler.fetch_bundle import discard
 
         try:
-            discard(bundle.path)  # or every worker would find it in the cache, and fail
-        except OSError as refusal:
-            raise BundleError(f"{error}; it cannot be removed from the cache ({refusal.strerror})") from error
+            is_removed = discard(folder, copy)  # or every worker would find it in the cache, and fail
+        except (OSError, BundleError) as refusal:
+            why = getattr(refusal, "strerror", refusal)
+            raise BundleError(f"{error}; it cannot be removed from the cache ({why})") from error
+        if not is_removed:
+            raise BundleError(f"{error}; another worker has removed it from the cache meanwhile") from error
         raise BundleError(f"{error}; it was removed from the cache, and the next worker fetches it again") from error
 
 

@@ -10,7 +10,6 @@ exported here, and nothing asks the Hub.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from engine.bundle import MANIFEST, VOLUME
@@ -18,7 +17,7 @@ from engine.config import Settings
 from engine.errors import BundleError, ConfigError
 
 
-def bundle_folder(settings: Settings, environ: Mapping[str, str] = os.environ, volume: Path = VOLUME) -> Path:
+def bundle_folder(settings: Settings, volume: Path = VOLUME) -> Path:
     """The folder of the bundle that `settings` name. Raises ConfigError or BundleError."""
     if settings.bundle_url and settings.bundle_repo:
         raise ConfigError("BUNDLE_URL and BUNDLE_REPO are both set; set the one that holds the bundle")
@@ -29,14 +28,18 @@ def bundle_folder(settings: Settings, environ: Mapping[str, str] = os.environ, v
             "bundle is served"
         )
     if settings.bundle_repo:
-        return _in_hub_cache(settings.bundle_repo, _hub_caches(environ, volume))
+        return _in_hub_cache(settings.bundle_repo, _hub_caches(volume))
     return _fetched(settings, volume)
 
 
-def _hub_caches(environ: Mapping[str, str], volume: Path) -> list[Path]:
-    """Where repositories may lie: RunPod's cached models first, then where the Hub's own library keeps them."""
-    home = Path(environ.get("HF_HOME") or Path(environ.get("HOME") or "/") / ".cache" / "huggingface")
-    return [volume / "huggingface-cache" / "hub", Path(environ.get("HF_HUB_CACHE") or home / "hub")]
+def _hub_caches(volume: Path) -> list[Path]:
+    """Where repositories may lie: RunPod's cached models first, then where the Hub's own library keeps them.
+
+    By the variables that its constants.py reads; an empty one counts as none.
+    """
+    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
+    return [volume / "huggingface-cache" / "hub", Path(os.path.expandvars(os.path.expanduser(hub)))]
 
 
 def _in_hub_cache(repo: str, caches: list[Path]) -> Path:

@@ -22,7 +22,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from engine.authorities import advice, client_context
@@ -47,6 +47,9 @@ _BROKEN = (
 _TEMPORARY = (408, 425, 429)
 _HERE = ("localhost", "127.0.0.1", "::1")
 
+Copy: TypeAlias = "tuple[int, int, int]"
+"""One copy of a bundle, as opposed to another at the same place: device, number and time of its folder."""
+
 
 def fetch(url: str, sha256: str, folder: Path) -> None:
     """Make `folder` the bundle whose manifest has `sha256`, from the tar (plain, gz, bz2 or xz) at `url`.
@@ -57,7 +60,7 @@ def fetch(url: str, sha256: str, folder: Path) -> None:
         raise ConfigError(f"BUNDLE_URL={shown(url)!r} {fault}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _turn(folder.with_name(f".{folder.name}.lock")):
+        with _turn(folder):
             if not is_bundle(folder, sha256):
                 _remove_abandoned(folder)
                 _fetch(url, sha256, folder)
@@ -109,8 +112,34 @@ def is_bundle(folder: Path, sha256: str) -> bool:
         return False
 
 
-def discard(folder: Path) -> None:
-    """Take a damaged bundle out of the way; whoever has its files open keeps them."""
+def copy_in(folder: Path) -> Copy | None:
+    """Which copy of the bundle lies there, to be asked before it is opened; None where there is none.
+
+    With its time, for the next copy may get the number of one that was removed.
+    """
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def discard(folder: Path, damaged: Copy) -> bool:
+    """Take the damaged copy out of the way, and no other; False where another worker has done so meanwhile.
+
+    Raises OSError, or BundleError as `fetch` does while it waits for its turn.
+    """
+    if copy_in(folder) != damaged:  # perhaps it is being fetched again: not waited for
+        return False
+    with _turn(folder):
+        is_there = copy_in(folder) == damaged
+        if is_there:
+            _remove(folder)
+    return is_there
+
+
+def _remove(folder: Path) -> None:
+    """In one step; whoever has its files open keeps them."""
     aside = folder.with_name(f".{folder.name}.partial-damaged-{os.urandom(4).hex()}")
     os.rename(folder, aside)
     shutil.rmtree(aside, ignore_errors=True)
@@ -218,7 +247,7 @@ def _put(new: Path, folder: Path, sha256: str) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         if not is_bundle(folder, sha256):  # damaged
-            discard(folder)
+            _remove(folder)
             os.rename(new, folder)
 
 
@@ -231,8 +260,9 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 @contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    """Hold the lock at `path` while the block runs. Raises BundleError when another worker holds it for too long."""
+def _turn(folder: Path) -> Iterator[None]:
+    """Hold the lock on `folder` while the block runs. Raises BundleError when another worker holds it for too long."""
+    path = folder.with_name(f".{folder.name}.lock")
     deadline, told = time.monotonic() + _TURN_S, False
     with open(path, "w") as file:
         while True:

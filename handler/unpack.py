@@ -1,8 +1,8 @@
 """A tar of a bundle, unpacked while it arrives, and no further than the bundle that it is to hold.
 
-Once manifest.json has come, and is the one that is wanted, it says what else is written and how large that is. What
-comes before it is bounded by the room that there is, and by `_BEFORE_MANIFEST_BYTES`: a wrong address may lead to
-anything.
+Once manifest.json has come, and is the one that is wanted, it says what else is written and how large that is; what
+was written before and is none of it is removed. What comes before it is bounded by the room that there is, and by
+`_BEFORE_MANIFEST_BYTES`: a wrong address may lead to anything.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class _Unpacking:
         self._sizes: dict[PurePosixPath, int] = {}
         self._wanted: Mapping[PurePosixPath, int] | None = None
         """Size of each file that the manifest lists, once it is known."""
+        self._beside: frozenset[PurePosixPath] = frozenset()
+        """What lies beside that manifest and is not listed, once it is known."""
         self._before_manifest = 0
 
     def read(self, stream: IO[bytes] | io.RawIOBase, length: int | None) -> int:
@@ -75,7 +77,7 @@ class _Unpacking:
             return True
         if name in self._wanted:
             self._compare(name, member.size)
-        return name in self._wanted or name.name in _BESIDE
+        return name in self._wanted or name in self._beside
 
     def _write(self, archive: tarfile.TarFile, member: tarfile.TarInfo, name: PurePosixPath) -> None:
         target = self._folder / name
@@ -102,9 +104,12 @@ class _Unpacking:
             checksum.write_text(f"{found}  {MANIFEST}\n")  # what the bundle's own says
         files = open_bundle(path.parent, sha256=self._sha256).manifest.files
         self._wanted = {name.parent / file: size for file, (size, _) in files.items()}
+        self._beside = frozenset(name.with_name(one) for one in _BESIDE)
         for known, size in self._sizes.items():
             if known in self._wanted:
                 self._compare(known, size)
+            elif known not in self._beside:
+                (self._folder / known).unlink()
         self._need(sum(self._wanted.values()) - sum(self._sizes.get(one, 0) for one in self._wanted))
 
     def _compare(self, name: PurePosixPath, size: int) -> None:

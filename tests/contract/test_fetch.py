@@ -44,6 +44,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
         "/error": content(b"", 503),
         "/gone": content(b"", 410),
         "/gzip": content(BODY, Content_Encoding="gzip"),
+        "/gzip-after-upload": content(BODY, Content_Encoding="aws-chunked,gzip"),
+        "/no-encoding": content(BODY, Content_Encoding=""),
+        "/of-an-upload": content(BODY, Content_Encoding="aws-chunked"),
+        "/plain-twice": content(BODY, Content_Encoding="identity, Identity"),
         "/promise": endless(head + b"Content-Length: 99999999\r\n\r\n", b"", 0.02),
         "/flood": endless(head + b"\r\n", BODY, 0),
         "/chunks": raw(head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
@@ -86,6 +90,11 @@ def test_content_arrives(server: TlsServer, limits: Limits):
     method, path, headers, _ = server.seen[-1]
     assert (method, path, headers["host"]) == ("GET", "/?a=b", server.host)
     assert "authorization" not in headers
+
+
+@pytest.mark.parametrize("path", ["/no-encoding", "/of-an-upload", "/plain-twice"])
+def test_an_encoding_that_changes_nothing_is_none(server: TlsServer, limits: Limits, path: str):
+    assert fetch(server.url(path), limits, server.network()) == BODY
 
 
 def test_content_of_exactly_the_allowed_size_arrives(server: TlsServer, limits: Limits):
@@ -145,7 +154,8 @@ def test_the_systems_resolver_is_checked_too(host: str):
         ("/error", Unreachable, "media.test answered with status 503"),
         ("/gone", InvalidInput, "media.test answered with status 410"),
         ("/nowhere", InvalidInput, "media.test answered with status 302"),
-        ("/gzip", InvalidInput, "compressed content"),
+        ("/gzip", InvalidInput, "media.test sent compressed content \\(gzip\\)"),
+        ("/gzip-after-upload", InvalidInput, "media.test sent compressed content \\(aws-chunked,gzip\\)"),
         ("/coded-chunks", InvalidInput, "media.test sent content in the transfer coding gzip, chunked"),
         ("/promise", InvalidInput, "over the limit of 20000 bytes"),
         ("/flood", InvalidInput, "over the limit of 20000 bytes"),

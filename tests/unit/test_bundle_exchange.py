@@ -1,14 +1,16 @@
-"""A changed bundle where the kernel cannot swap two folders, and the locks on new ones."""
+"""A changed bundle where the kernel cannot swap two folders or none may be written to, and the locks on new ones."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine import bundle_folder
+from engine.bundle import open_bundle, write_manifest
 
 
 @pytest.fixture
@@ -70,3 +72,52 @@ def test_locks_are_let_go_of(tmp_path: Path):
         raise RuntimeError
     assert set(os.listdir("/proc/self/fd")) <= before
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def read_only(small_bundle: Path) -> Iterator[Path]:
+    """As `chmod -R a-w` leaves a bundle, for root as for everybody: its capability to pass over that is put aside."""
+    for path in (small_bundle, *small_bundle.rglob("*")):
+        path.chmod(path.stat().st_mode & 0o555)
+    libc = ctypes.CDLL(None)
+    who, held = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # of linux/capability.h, for this thread
+    assert libc.capget(who, held) == 0
+    effective = held[0]
+    held[0] &= ~(1 << 1)  # CAP_DAC_OVERRIDE
+    assert libc.capset(who, held) == 0
+    assert not os.access(small_bundle, os.W_OK, effective_ids=True)
+    yield small_bundle
+    held[0] = effective
+    assert libc.capset(who, held) == 0
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_bundle_that_may_not_be_written_to_is_changed_and_stays_so(
+    read_only: Path, monkeypatch: pytest.MonkeyPatch, in_one_step: bool
+):
+    if not in_one_step:
+        monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    with bundle_folder.changed_bundle_folder(read_only) as folder:
+        (folder / "graphs/model/new.plan").write_text("plan")
+        (folder / "graphs/model/fp32.onnx").rename(folder / "graphs/fp32.onnx")
+        write_manifest(folder, open_bundle(folder).manifest)
+    bundle = open_bundle(read_only)
+    bundle.verify()
+    assert {"graphs/fp32.onnx", "graphs/model/new.plan"} < set(bundle.manifest.files)
+    folders = [read_only, read_only / "graphs", read_only / "graphs/model"]
+    assert [path.stat().st_mode & 0o777 for path in folders] == [0o555] * 3
+    assert list(read_only.parent.iterdir()) == [read_only]
+
+
+def test_nor_does_a_change_of_it_that_fails_leave_anything_behind(read_only: Path):
+    with pytest.raises(RuntimeError), bundle_folder.changed_bundle_folder(read_only):
+        raise RuntimeError
+    open_bundle(read_only).verify()
+    assert list(read_only.parent.iterdir()) == [read_only]
+
+
+def test_what_a_killed_run_left_of_one_is_removed(read_only: Path):
+    killed = read_only.parent / f".{read_only.name}.partial-1-dead"
+    read_only.rename(killed)
+    with bundle_folder._partial_folder(read_only):
+        assert not killed.exists()

@@ -6,6 +6,7 @@ import functools
 import http.server
 import os
 import re
+import runpy
 import shutil
 import socket
 import tarfile
@@ -17,14 +18,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from engine.bundle import open_bundle, write_manifest
 from engine.config import Settings
 from engine.errors import BundleError, ConfigError
 from handler.boot import boot
 from handler.bundle_source import bundle_folder
-from handler.fetch_bundle import fetch
+from handler.fetch_bundle import copy_in, discard, fetch
 from handler.timeline import Timeline
+from handler.verification import Verification
 from tests.bundles import write_small_bundle
 from tests.tls_server import TlsServer, certificate
 
@@ -388,6 +391,57 @@ def test_a_copy_that_rotted_is_fetched_again_by_the_next_worker(
     assert len(server.requests) == 2
 
 
+@pytest.mark.parametrize("meanwhile", ["removed", "being fetched", "fetched"])
+def test_damage_that_is_found_late_costs_no_copy_that_another_worker_fetched_meanwhile(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+):
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    folder = fetched(server, small_bundle, tmp_path / "cache")
+    (folder / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes().swapcase())
+    wanted = settings(
+        bundle_url=f"{server.url}/bundle.tar", bundle_sha256=folder.name, bundle_cache=str(folder.parent), engine="fake"
+    )
+    wait, found = Verification.wait, []
+
+    def late(self: Verification) -> None:
+        found.append(self)
+        try:
+            wait(self)
+        finally:
+            if len(found) == 1:
+                with pytest.raises(BundleError, match="it was removed from the cache, and the next worker fetches it"):
+                    boot(wanted, Timeline())
+                if meanwhile == "fetched":
+                    fetched(server, small_bundle, folder.parent)
+                if meanwhile == "being fetched":
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    monkeypatch.setattr(Verification, "wait", late)
+    sentence = "SHA-256.* another worker has removed it from the cache meanwhile"
+    with open(folder.with_name(f".{folder.name}.lock")) as lock, pytest.raises(BundleError, match=sentence):
+        boot(wanted, Timeline())
+    assert folder.exists() == (meanwhile == "fetched")
+    boot(wanted, Timeline()).batcher.close()
+    assert len(server.requests) == 2
+
+
+def test_a_damaged_copy_is_removed_when_it_is_its_turn(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+):
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    folder = fetched(server, small_bundle, tmp_path / "cache")
+    damaged = copy_in(folder)
+    assert damaged
+    monkeypatch.setattr("handler.fetch_bundle._TURN_S", 0.1)
+    with open(folder.with_name(f".{folder.name}.lock")) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(BundleError, match=r"another worker has held .*\.lock"):
+            discard(folder, damaged)
+    assert folder.exists()
+    assert discard(folder, damaged)
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize(
     "reply",
     [
@@ -479,11 +533,26 @@ def test_a_bundle_for_which_there_is_no_room_is_refused_when_its_manifest_has_co
         fetched(server, small_bundle, tmp_path / "cache", "bundle.tar.gz")
 
 
-def test_what_the_manifest_does_not_list_is_left_out(server: Server, small_bundle: Path, tmp_path: Path):
+@pytest.mark.parametrize("comes_first", [False, True])
+@pytest.mark.parametrize("inside", [".", "my-bundle"])
+def test_what_the_manifest_does_not_list_is_left_out(
+    server: Server, small_bundle: Path, tmp_path: Path, comes_first: bool, inside: str
+):
+    """Wherever it comes, and though it be called as what lies beside a manifest, which none lists."""
+    files = {path.relative_to(small_bundle) for path in small_bundle.rglob("*") if path.is_file()}
+    (small_bundle / "manifest.sig").write_text("signed")
+    beside = ("manifest.json", "manifest.sha256", "manifest.sig")
+    unlisted = ["graphs/._fp32.onnx", *(f"{folder}/{name}" for folder in ("d0", "d1") for name in beside)]
     with tarfile.open(tmp_path / "www" / "bundle.tar", "w") as archive:
-        archive.add(small_bundle, ".")
-        archive.addfile(tarfile.TarInfo("graphs/._fp32.onnx"))
-    assert not list(fetched(server, small_bundle, tmp_path / "cache").rglob("._*"))
+        for turn in ("before", "after"):
+            if (turn == "before") == comes_first:
+                for name in unlisted:
+                    archive.addfile(tarfile.TarInfo(f"{inside}/{name}"))
+            else:
+                archive.add(small_bundle, inside)
+    cached = fetched(server, small_bundle, tmp_path / "cache")
+    found = {path.relative_to(cached) for path in cached.rglob("*") if path.is_file()}
+    assert found == {*files, Path("manifest.sig")}
 
 
 def test_what_a_killed_worker_left_is_removed_when_it_is_old(server: Server, small_bundle: Path, tmp_path: Path):
@@ -536,6 +605,12 @@ def test_settings_that_do_not_fit(values: dict[str, str], sentence: str, tmp_pat
     assert "hunter2" not in str(error.value)
 
 
+@pytest.fixture
+def no_hub_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def hub_cache(cache: Path, bundle: Path, revision: str = "main") -> Path:
     """As a download of org/name leaves it: files are links into blobs/."""
     commit = "c" * 40
@@ -561,38 +636,79 @@ def hub_cache(cache: Path, bundle: Path, revision: str = "main") -> Path:
     ],
 )
 @pytest.mark.parametrize("revision", ["main", "v1", "c" * 40])
+@pytest.mark.usefixtures("no_hub_cache")
 def test_a_bundle_in_the_hubs_cache(
-    small_bundle: Path, tmp_path: Path, place: str, environ: dict[str, str], revision: str
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    environ: dict[str, str],
+    revision: str,
 ):
     snapshot = hub_cache(tmp_path / place, small_bundle, "v1" if revision == "v1" else "main")
-    environ = {name: value.format(tmp_path) for name, value in environ.items()}
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value.format(tmp_path))
     repo = "org/name" if revision == "main" else f"org/name@{revision}"
     wanted = settings(bundle_repo=repo, bundle_sha256=hash_of(small_bundle))
-    folder = bundle_folder(wanted, environ, tmp_path / "volume")
+    folder = bundle_folder(wanted, tmp_path / "volume")
     assert folder == snapshot
     open_bundle(folder, sha256=wanted.bundle_sha256).verify()
 
 
-def test_a_repository_that_is_not_cached_is_not_downloaded(small_bundle: Path, tmp_path: Path):
+@pytest.mark.usefixtures("no_hub_cache")
+def test_the_hubs_cache_is_where_its_own_library_keeps_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    environs = [
+        {},
+        {"HF_HOME": "~/hf"},
+        {"HF_HOME": "$PLACE/hf"},
+        {"HF_HOME": "/hf", "XDG_CACHE_HOME": "/xdg"},
+        {"XDG_CACHE_HOME": "/xdg"},
+        {"XDG_CACHE_HOME": "~/xdg"},
+        {"HF_HUB_CACHE": "${PLACE}/$UNKNOWN/hub", "HF_HOME": "/hf"},
+        {"HUGGINGFACE_HUB_CACHE": "~/older"},
+        {"HUGGINGFACE_HUB_CACHE": "/older", "HF_HUB_CACHE": "/newer"},
+    ]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", "/place")
+    for environ in environs:
+        with monkeypatch.context() as patched:
+            for name, value in environ.items():
+                patched.setenv(name, value)
+            theirs = runpy.run_path(str(constants.__file__))["HF_HUB_CACHE"]
+            with pytest.raises(BundleError) as refused:
+                bundle_folder(settings(bundle_repo="org/name", bundle_sha256="0" * 64), Path("/no-volume"))
+        assert f"is not in the Hub's cache (/no-volume/huggingface-cache/hub, {theirs});" in str(refused.value)
+
+
+def test_a_repository_that_is_not_cached_is_not_downloaded(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     wanted = settings(bundle_repo="org/name", bundle_sha256=hash_of(small_bundle))
     with pytest.raises(BundleError, match="is not in the Hub's cache"):
-        bundle_folder(wanted, {"HOME": str(tmp_path)}, tmp_path)
+        bundle_folder(wanted, tmp_path)
 
 
-def test_a_repository_that_cannot_be_looked_up_says_why(small_bundle: Path, tmp_path: Path):
+def test_a_repository_that_cannot_be_looked_up_says_why(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A name that is too long stands for a volume of another user, which root would read all the same."""
     hub_cache(tmp_path / "hub", small_bundle)
     wanted = settings(bundle_repo=f"org/name@{'x' * 300}", bundle_sha256=hash_of(small_bundle))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(BundleError, match=r"cannot be looked up in .*/hub \(File name too long\)"):
-        bundle_folder(wanted, {"HF_HUB_CACHE": str(tmp_path / "hub")}, tmp_path)
+        bundle_folder(wanted, tmp_path)
 
 
-def test_a_branch_that_is_no_text_is_a_commit_that_is_not_there(small_bundle: Path, tmp_path: Path):
+def test_a_branch_that_is_no_text_is_a_commit_that_is_not_there(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     snapshot = hub_cache(tmp_path / "hub", small_bundle)
     (snapshot.parents[1] / "refs" / "main").write_bytes(b"\xff\xfe")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     wanted = settings(bundle_repo="org/name", bundle_sha256=hash_of(small_bundle))
     with pytest.raises(BundleError, match="is not in the Hub's cache"):
-        bundle_folder(wanted, {"HF_HUB_CACHE": str(tmp_path / "hub")}, tmp_path)
+        bundle_folder(wanted, tmp_path)
 
 
 def test_a_folder_may_be_pinned_too(small_bundle: Path):

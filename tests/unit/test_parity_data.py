@@ -48,6 +48,13 @@ def test_a_file_without_an_end_is_not_read(tmp_path: Path):
         read_json(tmp_path / "config.json")
 
 
+@pytest.mark.parametrize("line", [r'{"text": "a\ud83d b"}', r'{"text": "ok", "\udc00": 1}'])
+def test_half_a_surrogate_pair_is_refused_as_a_worker_does(small_bundle: Path, tmp_path: Path, line: str):
+    (tmp_path / "rows.jsonl").write_text(f'{{"text": "ok"}}\n{line}\n')
+    with pytest.raises(Refused, match=r"line 2: a string in `input` holds half a surrogate pair \(\\ud.*write a job's"):
+        read_payloads(tmp_path / "rows.jsonl", open_bundle(small_bundle))
+
+
 def test_a_line_ends_where_json_lines_do(small_bundle: Path, tmp_path: Path):
     """And not at U+2028, U+0085 and the like, which JSON may hold as they are."""
     payloads = [{"text": "a\u2028b"}, {"text": "a\x85b"}]
