@@ -18,7 +18,6 @@ Latencies are multiples of the floor's at the same point, or of its p50_ms "one 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import statistics
 import sys
@@ -32,9 +31,10 @@ from benchmarks.clients import Answers, Clients, Json, embed_jobs
 from benchmarks.engines import identity, served_precision
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor import Floor
+from benchmarks.knee import KNEE, knee
 from benchmarks.measure import figure, markdown, percentile
 from benchmarks.results_file import Results, environment, write
-from benchmarks.rounds import REACHED, Figures, Round, measurements, median_ratio, options_of, plain, target_of
+from benchmarks.rounds import Figures, Round, measurements, median_ratio, options_of, plain, target_of
 from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import arrivals, stream, texts
@@ -45,10 +45,6 @@ SCENARIO = "load"
 FLOOR, BARE = "floor", "bare"
 IDLE, BULK = "idle", "bulk"
 ONE_BY_ONE, BATCHES, EQUAL = "one by one", "batches", "equal lengths"
-
-KNEE = 3.0
-"""Up to the knee, p99 is at most this multiple of what it is at the lowest rate."""
-_KNEE_OF = ("offered_per_s", "reached_per_s", "p99_ms")
 
 _BARE_WORKER = Path(__file__).parent / "bare_worker.py"
 _WARM_UP_JOBS = 50
@@ -275,27 +271,6 @@ def _results(runs: Sequence[_Run], args: argparse.Namespace, known: Mapping[str,
     ]
     details = {"counts": counts, "open_loop": loops, "knee": knee(loops)}
     return Results(known, {**options_of(vars(args)), **identity(args.bundle)}, found, details)
-
-
-def knee(loops: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The highest offered rate that was reached with a p99 of at most KNEE times that at the lowest rate.
-
-    Medians of the rounds in which a job came. None without such, or when not even the lowest rate was reached.
-    """
-    rates = []
-    for loop in loops:
-        rounds = [one for one in zip(*(loop[name] for name in _KNEE_OF), strict=True) if one[0] > 0]
-        if rounds:
-            answered = [(*both, math.inf if math.isnan(p99) else p99) for *both, p99 in rounds]  # NaN: all failed
-            medians = map(statistics.median, zip(*answered, strict=True))
-            rates.append({"point": loop["point"], **dict(zip(_KNEE_OF, medians, strict=True))})
-    rates.sort(key=lambda rate: rate["offered_per_s"])
-    last = None
-    for rate in rates:
-        if rate["reached_per_s"] < REACHED * rate["offered_per_s"] or rate["p99_ms"] > KNEE * rates[0]["p99_ms"]:
-            break
-        last = rate
-    return last
 
 
 def table(results: Results) -> str:

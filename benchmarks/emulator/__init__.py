@@ -9,7 +9,8 @@ from .command import add_arguments, main
 from .far import FarEmulatorThread
 from .faults import Fault, Faults
 from .records import JobRecord, Post, Rejection, Status, WorkerRecord
-from .server import Emulator, EmulatorThread
+from .server import Emulator
+from .thread import EmulatorThread
 
 __all__ = [
     "Emulator",

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from .server import EmulatorThread
+from .thread import EmulatorThread
 
 _HOST = "localhost"
 _READ_BYTES = 65536

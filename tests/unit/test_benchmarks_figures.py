@@ -15,6 +15,7 @@ from benchmarks import coldstart, engines, load
 from benchmarks.clients import Answers
 from benchmarks.import_times import costs
 from benchmarks.import_times import table as import_table
+from benchmarks.knee import knee
 from benchmarks.measure import figure, markdown, medians, percentile, ratio, times, write_json
 from benchmarks.results_file import Results
 from benchmarks.rounds import Round, measurements, options_of, target_of, unit
@@ -180,25 +181,25 @@ def open_loop(point: str, offered: float, reached: float, p99: float) -> dict[st
 
 def test_the_knee_is_the_last_rate_before_the_queue_grows():
     loops = [open_loop("a", 10, 10, 5), open_loop("b", 20, 19.5, 14), open_loop("c", 30, 29, 16)]
-    found = load.knee(loops)
+    found = knee(loops)
     assert found == {"point": "b", "offered_per_s": 20, "reached_per_s": 19.5, "p99_ms": 14}
-    assert load.knee(list(reversed(loops))) == found
-    assert load.knee([loops[0], open_loop("b", 20, 18, 5), open_loop("c", 30, 30, 5)]) == load.knee(loops[:1])
-    assert load.knee([open_loop("a", 10, 5, 5)]) is None
-    assert load.knee([]) is None
+    assert knee(list(reversed(loops))) == found
+    assert knee([loops[0], open_loop("b", 20, 18, 5), open_loop("c", 30, 30, 5)]) == knee(loops[:1])
+    assert knee([open_loop("a", 10, 5, 5)]) is None
+    assert knee([]) is None
 
 
 def test_a_loop_in_which_no_job_came_says_nothing_of_the_knee():
     """As at a rate so low that none was drawn: its p99 is NaN, and every other is compared with the lowest rate's."""
     empty = {**open_loop("none", 0, 0, math.nan), "p99_ms": [math.nan] * 3}
     loops = [open_loop("a", 10, 10, 5), open_loop("b", 20, 20, 500)]
-    assert load.knee([empty, *loops]) == load.knee(loops) == load.knee(loops[:1])
-    assert load.knee([empty]) is None
+    assert knee([empty, *loops]) == knee(loops) == knee(loops[:1])
+    assert knee([empty]) is None
     once = {"point": "a", "offered_per_s": [0, 10, 10], "reached_per_s": [0, 10, 10], "p99_ms": [math.nan, 5, 5]}
-    assert load.knee([once, loops[1]]) == load.knee(loops)
+    assert knee([once, loops[1]]) == knee(loops)
     failed = {**open_loop("b", 20, 0, math.nan), "p99_ms": [math.nan] * 3}
-    assert load.knee([loops[0], failed, open_loop("c", 30, 30, 5)]) == load.knee(loops)
-    assert load.knee([failed]) is None
+    assert knee([loops[0], failed, open_loop("c", 30, 30, 5)]) == knee(loops)
+    assert knee([failed]) is None
 
 
 def test_rounds_become_repeats():
