@@ -388,7 +388,7 @@ def test_new_pins_for_the_cpu_leave_onnx_runtime_the_one_for_cuda(tmp_path: Path
         f"GPU_PINS={pins}",
         f"WITH_CUDA_HEADERS={with_headers}",
     )
-    for _ in range(3):
+    for _ in range(2):
         make(*options, **where)
         said = subprocess.check_output(
             [venv / "bin/python", "-c", "import onnxruntime as o; print(o.built)"], text=True
