@@ -93,7 +93,8 @@ WITH_CUDA_HEADERS := tests/cuda_driver/with_cuda_headers.sh
 
 $(VENV)/gpu.stamp: $(VENV)/dev.stamp $(GPU_PINS) requirements/build.txt $(WITH_CUDA_HEADERS)
 	@echo "== $(VENV): packages of $(GPU_PINS)"
-	@$(BIN)/uv pip uninstall --quiet --python $(BIN)/python onnxruntime
+	@# Both: their files are the same, and the pins of dev.txt have put the one for the CPU over that for CUDA.
+	@$(BIN)/uv pip uninstall --quiet --python $(BIN)/python onnxruntime onnxruntime-gpu
 	@$(WITH_CUDA_HEADERS) $(BIN)/python $(BIN)/uv pip install $(NO_INDEX) --python $(BIN)/python \
 		--build-constraints requirements/build.txt -r $(GPU_PINS)
 	@rm -rf $(CUDA_LIBRARIES) && mkdir $(CUDA_LIBRARIES)

@@ -54,8 +54,11 @@ def served_precision(path: Path, environ: Mapping[str, str]) -> str:
 
 
 def runs(engine: str, precision: str) -> bool:
-    """Whether an engine has kernels of a precision at all."""
-    return precision != "bf16" or engine == "tensorrt"
+    """Whether an engine computes in a precision at all, rather than in another under its name.
+
+    ONNX Runtime has no kernels for bf16 and is told not to round to tf32; on CUDA it gets no int8, which is for CPUs.
+    """
+    return engine == "tensorrt" or precision in ("fp32", "fp16", *(["int8"] if engine == "onnxruntime-cpu" else []))
 
 
 def identity(path: Path) -> dict[str, str]:
@@ -93,10 +96,10 @@ def prepare(
             command += ["--batches", ",".join(map(str, batches)), "--lengths", ",".join(map(str, lengths))]
             if subprocess.run([*command, *shlex.split(more)]).returncode:
                 raise RuntimeError(f"no plan for {path}")
-    elif _onnx_precision(precision) not in _has(open_bundle(path)):
+    elif precision not in _has(open_bundle(path)):
         if precision == "int8":
             raise RuntimeError(f"{path} has no int8; export it with --precision int8")
-        return _copy_with(path, _onnx_precision(precision), copies or BUILD / "precisions")
+        return _copy_with(path, precision, copies or BUILD / "precisions")
     return path
 
 
@@ -124,7 +127,7 @@ def open_engine(path: Path, engine: str, precision: str, batches: Sequence[int],
         plan = _plan(path, precision, batches, lengths)
         assert plan is not None, "prepare has built it"
         return TensorRtEngine(open_bundle(path), "model", plan)
-    bundle = _in(open_bundle(path), _onnx_precision(precision))
+    bundle = _in(open_bundle(path), precision)
     if engine == "onnxruntime-cuda":
         from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
 
@@ -134,13 +137,9 @@ def open_engine(path: Path, engine: str, precision: str, batches: Sequence[int],
     return OnnxRuntimeEngine(bundle, max_batch=max(batches))
 
 
-def _onnx_precision(precision: str) -> str:
-    return "fp32" if precision == "tf32" else precision  # tf32 is how fp32 is computed, and not another graph
-
-
 def _in(bundle: Bundle, precision: str) -> Bundle:
-    """`bundle` as if it were of this precision."""
-    return replace(bundle, manifest=replace(bundle.manifest, precision=precision))
+    """`bundle` as if it were of this precision, for every target."""
+    return replace(bundle, manifest=replace(bundle.manifest, precision=precision, precisions={}))
 
 
 def _has(bundle: Bundle) -> set[str]:

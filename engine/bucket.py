@@ -48,6 +48,11 @@ class Ladder(Sequence[Bucket]):
             raise ValueError(f"no bucket holds {batch} rows of {length} tokens; the largest is {self.largest}")
         return Bucket(self.batches[at_batch], self.lengths[at_length])
 
+    def least(self, bucket: Bucket) -> Bucket:
+        """The fewest rows, and the shortest, that `fit` gives `bucket`, which is of this ladder."""
+        batch = max((size for size in self.batches if size < bucket.batch), default=0) + 1
+        return Bucket(batch, max((size for size in self.lengths if size < bucket.length), default=0) + 1)
+
     def __len__(self) -> int:
         return len(self.batches) * len(self.lengths)
 

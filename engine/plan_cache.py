@@ -3,6 +3,7 @@
     PLAN_CACHE/<graph>-<digest>/sm_89-trt10.13.0-fp16.plan + .json     digest: of all that a build goes by (`folder_of`)
     PLAN_CACHE/model-NVIDIA_L4-trt10.13.0.35.timing.cache              what the builder measured, for one kind of GPU
     PLAN_CACHE/.lock                                                   held while a worker builds
+    PLAN_CACHE/cuda-550.54.15/                                         kernel_cache.py's
 
 The folder's name says what the plans were built from; the sidecar, written last, that the plan beside it is whole. A
 timing cache serves every model whose graph has that name: layers of the same kind and size take the same time whatever

@@ -4,12 +4,14 @@
 
 The check is of what shows without a GPU: that the graph in half precision answers as in fp32, that lengths fit.
 
-What the pod may change is what plans add: every file that was there keeps its hash, except for parity.json.
+What the pod may change is what plans add: every file that was there keeps its hash, except for parity.json, the timing
+cache, and plans of the pod's own architecture with their sidecars.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from typing import Any
 from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, open_bundle
 from engine.bundle_folder import changed_bundle_folder
 from engine.errors import BundleError
-from engine.plan import SUFFIX
+from engine.plan import SUFFIX, TIMING_CACHE
 from engine.sizes import readable
 from engine.table import table
 from export.arguments import Parser
@@ -30,12 +32,13 @@ from export.outcome import Outcome, plans_added
 from export.plan_recipe import plan_command
 from export.pod import Pod, hourly_price, load_api, rented
 from export.pod_client import PodClient
+from export.pod_gpus import check as check_gpus
 from export.pod_server import PORT
 from export.progress import stage
 
 PROXY = "https://{pod}-{port}.proxy.runpod.net"
-_BLACKWELL = ("B200", "B300", "GB200", "RTX 50", "RTX PRO")
-_MAY_CHANGE = {"parity.json"}
+_MAY_CHANGE = re.compile(rf"parity\.json|graphs/[^/]+/plans/{re.escape(TIMING_CACHE)}")
+_OF_A_PLAN = re.compile(r"graphs/[^/]+/plans/(sm_\d+)\b[^/]*\.(?:plan|json)")
 _SPARE_DISK_GB = 10
 
 
@@ -109,10 +112,7 @@ def order_from_argv(argv: Sequence[str]) -> Order:
     gpu_types = tuple(dict.fromkeys(name.strip() for name in asked.on_runpod.split(",") if name.strip()))
     if not gpu_types:
         raise Refused("--on-runpod names no GPU; give RunPod's ids, such as 'NVIDIA L4,NVIDIA A40'")
-    if newer := [name for name in gpu_types if any(word in name for word in _BLACKWELL)]:
-        raise Refused(
-            f"{', '.join(newer)}: Blackwell needs CUDA 12, this worker is built on 11.8; choose Turing to Hopper"
-        )
+    check_gpus(gpu_types)
     if not 0 < asked.cost_limit < 1000 or not 60 <= asked.time_limit <= 6 * 3600:
         raise Refused("--cost-limit takes dollars from 0 up to 1000, --time-limit seconds from 60 to 21600")
     plan_command([str(asked.bundle), *others])  # refuses here what the pod would refuse
@@ -199,15 +199,32 @@ def _build(pod: Pod, order: Order, bundle: Bundle, copy: Path, deadline: float) 
 
 
 def _new_files(old: Bundle, new: Bundle) -> list[str]:
-    """What `new` has beyond `old`. Raises BundleError when the pod changed or lost anything else."""
+    """What `new` has beyond `old`. Raises BundleError when the pod changed or lost anything else.
+
+    A pod has one GPU, whose plans it may build anew; those of other architectures stay as they were.
+    """
     before, after = old.manifest.files, new.manifest.files
-    wrong = [name for name in before if after.get(name) != before[name] and name not in _MAY_CHANGE]
+    new_files = [name for name in after if after[name] != before.get(name)]
+    added = [name for name in new_files if name not in before]
+    built = set(map(_architecture, added)) - {""} or set(map(_architecture, new_files)) - {""}
+    own = built if len(built) == 1 else set()
+    wrong = [
+        name
+        for name in before
+        if after.get(name) != before[name]
+        and (name not in after or not (_MAY_CHANGE.fullmatch(name) or _architecture(name) in own))
+    ]
     if wrong or (old.manifest.model, old.manifest.task) != (new.manifest.model, new.manifest.task):
         raise BundleError(f"the pod changed {', '.join(wrong) or 'the manifest'}; the bundle here stays as it was")
-    new_files = [name for name in after if after[name] != before.get(name)]
-    if not any(name.endswith(SUFFIX) for name in new_files):
+    if not built:
         raise BundleError("the pod sent no plan; the bundle here stays as it was")
     return new_files
+
+
+def _architecture(name: str) -> str:
+    """Which GPUs a plan is for, or the plan of a sidecar, as in "sm_89"; "" where `name` is neither."""
+    found = _OF_A_PLAN.fullmatch(name)
+    return found.group(1) if found else ""
 
 
 def _parser() -> argparse.ArgumentParser:

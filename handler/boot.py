@@ -93,11 +93,15 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
     with timeline.stage("imports"):
         # Here and not at the top: while these modules load, the files are hashed and the driver starts.
         be_frugal()
-        if bundle.manifest.graphs and settings.engine not in ("fake", "onnxruntime-cpu") and not settings.build_on_boot:
+        if bundle.manifest.graphs and settings.engine not in ("fake", "onnxruntime-cpu"):
+            from engine.kernel_cache import keep_kernels
             from engine.probe import load_kernels_lazily, wake_gpu
 
             load_kernels_lazily()
-            Beside(wake_gpu)  # not where a plan may be built, by another process that may want the whole device
+            if settings.engine != "tensorrt":
+                keep_kernels(settings.plan_cache)
+            if not settings.build_on_boot:  # or a plan may be built, by another process that may want the whole device
+                Beside(wake_gpu)
         from engine.boot import foreseen, import_ahead, open_engine, share_build, warmed
         from engine.select import Choice
 

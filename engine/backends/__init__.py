@@ -26,7 +26,13 @@ def load_engine(choice: Choice, bundle: Bundle, settings: Settings, graph: str =
     if choice.engine == "onnxruntime-cuda":
         from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
 
-        return OnnxRuntimeCudaEngine(bundle, graph, threads=settings.threads, max_batch=settings.max_batch_rows)
+        return OnnxRuntimeCudaEngine(
+            bundle,
+            graph,
+            threads=settings.threads,
+            max_batch=settings.max_batch_rows,
+            max_tokens=settings.max_batch_tokens,
+        )
     from engine.backends.onnxruntime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(

@@ -1,7 +1,7 @@
 """ONNX Runtime's CUDA provider: the second choice on a GPU. Written, and run on the CPU; not yet run on a GPU.
 
-A ladder as coarse as a plan's, so that every bucket is bound and warmed at boot: its inputs to OrtValues on the device,
-its outputs to the host's buffers, into which ONNX Runtime copies them itself.
+A ladder as coarse as a plan's, so that every bucket that batches come to is bound and warmed at boot: its inputs to
+OrtValues on the device, its outputs to the host's buffers, into which ONNX Runtime copies them itself.
 """
 
 from __future__ import annotations
@@ -14,48 +14,93 @@ import onnxruntime as ort
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.bucket import Bucket, Ladder
 from engine.bundle import Bundle
-from engine.errors import EngineError, EngineLost
+from engine.errors import EngineError, EngineLost, OutOfMemory
 
 _SHORTEST = 16
 _CUDA_FAILURE = re.compile(r"CUDA failure (\d+):")
 # Those that cudaError_t's documentation says leave the process in a state in which all further work fails, and
 # uncorrectable errors of the hardware.
 _STICKY = frozenset((214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999))
+# Of the arena, of CUDA, of cuBLAS and cuDNN; and of the CPU, in tests.
+_NO_ROOM = re.compile(r"Failed to allocate memory|CUDA failure 2:|STATUS_ALLOC_FAILED|bad_alloc")
 
 
 class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
     """As OnnxRuntimeEngine, with inputs on the device. `device` "cpu" is for machines without a GPU: for tests.
 
+    `max_tokens` is what batches are held to; 0 is `best_tokens`, which then becomes smaller where memory ends.
+
     Choose it only after a device was probed, for without a driver the provider crashes the process. Raises EngineError.
     """
 
     def __init__(
-        self, bundle: Bundle, graph: str = "model", *, threads: int = 0, max_batch: int = 32, device: str = "cuda"
+        self,
+        bundle: Bundle,
+        graph: str = "model",
+        *,
+        threads: int = 0,
+        max_batch: int = 32,
+        max_tokens: int = 0,
+        device: str = "cuda",
     ) -> None:
         super().__init__(bundle, graph, provider=device, threads=threads, max_batch=max_batch)
         self.buckets = coarse(self.buckets.largest)
+        self.notes: list[str] = []
+        """What is not as it should be and yet runs, in sentences for the health reply."""
         self._device = device
+        self._max_tokens = max_tokens
         self._values: dict[Bucket, dict[str, Any]] = {}
 
     def warm_up(self) -> None:
-        """Run every bucket, largest first: memory for all of them is then there, and their kernels are chosen."""
-        for bucket in reversed(self.buckets):
-            self.run(bucket)
+        """Run every bucket that batches come to: memory for all of them is then there, and their kernels are chosen.
+
+        Those with the most scores of attention first, which take the most memory: what is there for them is enough for
+        the others. The whole ladder may be no batch's: 32 rows of 8,192 tokens are sixteen times `best_tokens`, and one
+        tensor of their scores is larger than any GPU. May lower `best_tokens`. Raises OutOfMemory or EngineError.
+        """
+        for bucket in sorted(self.buckets, key=lambda b: (b.batch * b.length**2, b.tokens), reverse=True):
+            least = self.buckets.least(bucket)
+            if least.batch == 1 or least.tokens <= (self._max_tokens or self.best_tokens):
+                try:
+                    self.run(bucket)
+                except OutOfMemory as error:
+                    self._hold_below(bucket, least, str(error).strip())
+
+    def _hold_below(self, bucket: Bucket, least: Bucket, reason: str) -> None:
+        """Let no batch come to `bucket`, for which there is no memory; `least` is the smallest that would."""
+        self._values.pop(bucket, None)
+        self._bindings.pop(bucket, None)
+        left = least.tokens - 1
+        if least.batch == 1:
+            raise OutOfMemory(
+                f"{reason}; this GPU has no room for one row of {bucket.length} tokens: take one with more memory, or "
+                "export the model for smaller rows (--max-length, --image-size)"
+            )
+        if self._max_tokens:
+            raise OutOfMemory(
+                f"{reason}; set MAX_BATCH_TOKENS to {left} or less, not {self._max_tokens}, or leave it to the engine"
+            )
+        self.best_tokens = left
+        largest = f"{bucket.batch} rows of {bucket.length} tokens"
+        self.notes = [f"no room for {largest}, at most {left} tokens run at once: {reason}"]
 
     def start(self, bucket: Bucket, slot: int = 0) -> None:
         """Copy `feeds(bucket)` to the device and run it to its end."""
-        if bucket not in self._bindings:
-            self._bind(bucket)
         try:
             try:
+                if bucket not in self._bindings:
+                    self._bind(bucket)
                 for name, value in self._values[bucket].items():
                     value.update_inplace(self._in.at(bucket)[name])
             except Exception as error:  # as in the base class
                 raise EngineError(f"ONNX Runtime does not copy the inputs of {bucket}: {error}") from error
             super().start(bucket)
         except EngineError as error:
-            if is_sticky(str(error)):
-                raise EngineLost(str(error)) from error
+            said = str(error)
+            if is_sticky(said):
+                raise EngineLost(said) from error
+            if _NO_ROOM.search(said):
+                raise OutOfMemory(said) from error
             raise
 
     def close(self) -> None:

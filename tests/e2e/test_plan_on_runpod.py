@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import pytest
 import urllib3
 
 from engine.bundle import open_bundle
-from engine.errors import BundleError
 from tests.bundles import overflowing
 from tests.runpod_api import KEY, EmulatedApi
 
@@ -38,7 +36,8 @@ if kind == "die":
     sys.exit()
 plans = folder / "graphs/model/plans"
 plans.mkdir(exist_ok=True)
-(plans / f"sm_{len(list(plans.iterdir()))}.plan").write_bytes(b"plan" * 6_000_000)
+(plans / f"sm_{len(list(plans.glob('*.plan')))}.plan").write_bytes(b"plan" * 6_000_000)
+(plans / "timing.cache").write_bytes(os.urandom(8))  # of another GPU than the last one's
 (folder / "parity.json").write_text("{}")
 if kind == "fail":
     sys.exit("no such tactic")
@@ -48,7 +47,7 @@ if kind == "evil":
     (folder / "tokenizer.json").write_text("{}")
 write_manifest(folder, open_bundle(folder).manifest)
 if kind == "lie":
-    plan = next(plans.iterdir())
+    plan = next(plans.glob("*.plan"))
     plan.write_bytes(plan.read_bytes()[:-1] + b"!")
 print("built", flush=True)
 """
@@ -240,16 +239,6 @@ def test_with_json_stdout_is_one_object(api: EmulatedApi, small_bundle: Path, mo
     assert "no pod was created" in found.err
     assert order(api, monkeypatch, small_bundle, "--json", gpus="NVIDIA K80") == 2
     assert json.loads(capfd.readouterr().out)["error"].startswith("RunPod knows no GPU 'NVIDIA K80'")
-
-
-def test_what_a_pod_sends_is_judged(small_bundle: Path):
-    from export.on_runpod import _new_files
-
-    old = open_bundle(small_bundle)
-    with pytest.raises(BundleError, match="the pod sent no plan; the bundle here stays as it was"):
-        _new_files(old, old)
-    with pytest.raises(BundleError, match="the pod changed the manifest; the bundle here stays as it was"):
-        _new_files(old, replace(old, manifest=replace(old.manifest, model="other")))
 
 
 def test_a_termination_that_fails_is_tried_again(api: EmulatedApi, small_bundle: Path):

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import arguments
+from benchmarks import arguments, engines
 from benchmarks.__main__ import main
 from benchmarks.engines import prepare
 from engine.bundle import open_bundle, write_manifest
 from engine.tensors import TensorSpec
+from export.plan_precision import add_precision
 
 
 @pytest.mark.parametrize(
@@ -164,6 +165,34 @@ def test_every_default_is_told_in_one_way():
 def test_a_precision_that_there_is_not_is_not_measured_as_another(small_bundle: Path):
     with pytest.raises(RuntimeError, match="there is no precision 'fp8'; take of fp32, tf32, fp16, bf16, int8"):
         prepare(small_bundle, "onnxruntime-cpu", "fp8", [1], [16], "")
+
+
+@pytest.mark.parametrize(
+    ("engine", "runs"),
+    [
+        ("onnxruntime-cpu", {"fp32", "fp16", "int8"}),
+        ("onnxruntime-cuda", {"fp32", "fp16"}),
+        ("tensorrt", set(engines.PRECISIONS)),
+    ],
+)
+def test_what_an_engine_would_compute_in_another_precision_is_refused(engine: str, runs: set[str], small_bundle: Path):
+    assert {one for one in engines.PRECISIONS if engines.runs(engine, one)} == runs
+    for one in set(engines.PRECISIONS) - runs:
+        with pytest.raises(RuntimeError, match=f"{engine} cannot run {one}; take another precision"):
+            prepare(small_bundle, engine, one, [1], [16], "")
+
+
+def test_the_precision_asked_for_is_opened_whatever_the_bundle_s_for_cuda_is(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    add_precision(small_bundle, "model", "fp16")
+    manifest = open_bundle(small_bundle).manifest
+    write_manifest(small_bundle, replace(manifest, precisions={"cpu": "fp32", "cuda": "fp16"}))
+    opened = "engine.backends.onnxruntime_cuda.OnnxRuntimeCudaEngine"
+    monkeypatch.setattr(opened, lambda bundle, **_: bundle.onnx_of("model", "cuda")[0])
+    for one in ("fp32", "fp16"):
+        found: object = engines.open_engine(small_bundle, "onnxruntime-cuda", one, [1], [16])
+        assert found == f"graphs/model/{one}.onnx"
 
 
 def test_ctrl_c_is_a_sentence_and_reaches_no_process_that_a_command_started():

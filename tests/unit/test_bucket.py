@@ -21,6 +21,16 @@ def test_the_smallest_bucket_that_fits(batches: list[int], lengths: list[int], b
 
 
 @given(sizes, sizes)
+def test_the_least_rows_of_a_bucket(batches: list[int], lengths: list[int]):
+    ladder = Ladder(batches, lengths)
+    for bucket in ladder:
+        least = ladder.least(bucket)
+        assert ladder.fit(*least) == bucket
+        for fewer in (Bucket(least.batch - 1, least.length), Bucket(least.batch, least.length - 1)):
+            assert 0 in fewer or ladder.fit(*fewer) != bucket
+
+
+@given(sizes, sizes)
 def test_a_ladder_is_the_sequence_of_its_buckets(batches: list[int], lengths: list[int]):
     ladder = Ladder(batches, lengths)
     listed = list(ladder)

@@ -79,9 +79,9 @@ def test_an_engine_set_holds_what_its_engine_needs(name: str, has: set[str], has
 
 
 def test_the_files_of_pins_agree():
-    """WITH_BUILDER=1 installs two or three of them together."""
+    """WITH_BUILDER=1 installs two or three of them together, `make EXTRA=gpu` all.txt over dev.txt."""
     versions: dict[str, set[str]] = {}
-    for name in ("tensorrt", "onnxruntime", "all", "cpu", "builder"):
+    for name in ("tensorrt", "onnxruntime", "all", "cpu", "builder", "export", "dev"):
         for package, version in re.findall(
             r"^([\w.-]+)==([^ ]+)", Path(f"requirements/{name}.txt").read_text(), re.MULTILINE
         ):

@@ -192,20 +192,20 @@ def test_a_further_index_that_lacks_this_machines_wheel_does_not_hide_it(tmp_pat
     assert (into / "thing.py").read_text() == this_machine
 
 
-def add_wheel(folder: Path, tag: str) -> None:
-    """A wheel of `thing` 1.0 for machines of `tag`, whose module is that tag, in a page of an index."""
+def add_wheel(folder: Path, tag: str, name: str = "thing", module: str = "thing", content: str = "") -> None:
+    """A wheel of `name` 1.0 for machines of `tag`, whose module is `content` or that tag, in a page of an index."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = "thing-1.0.dist-info"
+    about = f"{name}-1.0.dist-info"
     files = {
-        "thing.py": tag,
-        f"{about}/METADATA": "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n",
+        f"{module}.py": content or tag,
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
         f"{about}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-{tag}\n",
-        f"{about}/RECORD": "",
     }
-    wheel = f"thing-1.0-py3-none-{tag}.whl"
+    files[f"{about}/RECORD"] = "".join(f"{file},,\n" for file in (*files, f"{about}/RECORD"))
+    wheel = f"{name}-1.0-py3-none-{tag}.whl"
     with zipfile.ZipFile(folder / wheel, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
+        for file, text in files.items():
+            archive.writestr(file, text)
     with (folder / "index.html").open("a") as page:
         page.write(f'<a href="{wheel}">{wheel}</a>\n')
 
@@ -366,3 +366,35 @@ def test_torch_gets_the_libraries_of_the_machine(venv: Path, before: str):
         assert f"--torch-python {venv}/torch-python" in make("--dry-run", *options, target)
         assert "--torch-python 'none'" in make("--dry-run", *options[:-1], "TORCH_PYTHON=none", target)
     assert f"--torch-python '{sys.executable}'" in make("--dry-run", options[-1], f"VENV={venv}", "latency")
+
+
+def test_new_pins_for_the_cpu_leave_onnx_runtime_the_one_for_cuda(tmp_path: Path):
+    """Their files are the same ones: what puts one over the other and then removes it leaves nothing of either."""
+    venv, wheels, uv = tmp_path / "venv", tmp_path / "wheels", Path(sys.executable).with_name("uv")
+    for name in ("onnxruntime", "onnxruntime_gpu"):
+        add_wheel(wheels, "any", name, "onnxruntime", f"built = {name!r}")
+    pins, with_headers = tmp_path / "all.txt", program(tmp_path / "with_cuda_headers", 'shift; exec "$@"')
+    pins.write_text("onnxruntime-gpu==1.0\n")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (venv / "bin/uv").symlink_to(uv)
+    for stamp in ("uv", "dev"):
+        (venv / f"{stamp}.stamp").touch()
+    where = {"UV_CACHE_DIR": str(tmp_path / "cache"), "PIP_FIND_LINKS": str(wheels), "PIP_NO_INDEX": "1"}
+    options = (
+        "--silent",
+        "EXTRA=gpu",
+        "setup",
+        f"VENV={venv}",
+        f"GPU_PINS={pins}",
+        f"WITH_CUDA_HEADERS={with_headers}",
+    )
+    for _ in range(2):
+        make(*options, **where)
+        said = subprocess.check_output(
+            [venv / "bin/python", "-c", "import onnxruntime as o; print(o.built)"], text=True
+        )
+        assert said == "onnxruntime_gpu\n"
+        (venv / "gpu.stamp").unlink()
+        # As dev.stamp does with requirements/dev.txt, which names the one for the CPU.
+        dev = ["pip", "install", "--quiet", "--no-index", "--find-links", str(wheels), "onnxruntime==1.0"]
+        subprocess.run([uv, *dev, "--python", venv / "bin/python"], env={**os.environ, **where}, check=True)

@@ -1,5 +1,9 @@
 """What can be tried of the CUDA provider's engine without a GPU: everything on the CPU but its ladder and its words."""
 
+import re
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +11,25 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from benchmarks.bert_bundle import bert_bundle
+from benchmarks.bert_graph import Shape
+from engine.backends import load_engine, onnxruntime_cuda
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine, coarse, is_sticky
 from engine.bucket import Bucket
 from engine.bundle import open_bundle
-from engine.errors import EngineError, EngineLost
+from engine.config import Settings
+from engine.errors import EngineError, EngineLost, OutOfMemory
 from engine.feed import run_rows
+from engine.select import Choice
 from engine.tensors import Row
+
+
+@pytest.fixture(scope="module")
+def long_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of an encoder with four heads, of rows of up to 512 tokens."""
+    shape = Shape(1, 64, 4, 128, vocab_size=500, max_position_embeddings=512)
+    return bert_bundle("long", tmp_path_factory.mktemp("long") / "bundle", shape)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +51,7 @@ def test_every_bucket_answers_as_the_cpus_engine_does(small_bundle: Path):
     reference, engine = OnnxRuntimeEngine(bundle), OnnxRuntimeCudaEngine(bundle, device="cpu")
     engine.warm_up()
     bound = dict(engine._bindings)
-    assert list(bound) == list(reversed(engine.buckets))
+    assert set(bound) == set(engine.buckets)
     rng = np.random.default_rng(0)
     for bucket in engine.buckets:
         ids = rng.integers(1, 49, (bucket.batch, bucket.length)).astype(np.int32)
@@ -44,6 +60,69 @@ def test_every_bucket_answers_as_the_cpus_engine_does(small_bundle: Path):
             np.testing.assert_allclose(found["embedding"], expected["embedding"], rtol=1e-6)
     assert engine._bindings == bound  # nothing was bound after warm-up
     engine.close()
+
+
+def test_only_buckets_that_batches_come_to_are_warmed(long_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """32 rows of 512 at once are 32 times what the queue may form here."""
+    monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCudaEngine", partial(OnnxRuntimeCudaEngine, device="cpu"))
+    for tokens in (0, 2048):
+        settings = Settings.from_environ({"MAX_BATCH_TOKENS": str(tokens)})
+        engine = load_engine(Choice("onnxruntime-cuda", ""), open_bundle(long_bundle), settings)
+        engine.warm_up()
+        most = tokens or engine.best_tokens
+        rows, lengths = range(1, 33), range(1, engine.buckets.largest.length + 1)
+        formed = {engine.buckets.fit(n, length) for n in rows for length in lengths if n == 1 or n * length <= most}
+        assert set(engine._bindings) == formed != set(engine.buckets)  # type: ignore[attr-defined]
+        engine.close()
+
+
+WITH_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
+from engine.bundle import open_bundle
+from engine.errors import OutOfMemory
+from engine.feed import run_rows
+from engine.tensors import Row
+
+bundle = open_bundle(Path(sys.argv[1]))
+engine = OnnxRuntimeCudaEngine(bundle, threads=1, device="cpu")
+asked = OnnxRuntimeCudaEngine(bundle, threads=1, device="cpu", max_tokens=16_384)
+engine.best_tokens = 16_384
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + 100_000_000,) * 2)  # the scores of 32 rows of 512 take 134 MB
+engine.warm_up()
+assert engine.best_tokens < 16_384
+(note,) = engine.notes
+assert note.startswith("no room for ") and f"at most {engine.best_tokens} tokens run at once: ONNX Runtime" in note
+ids = np.ones(512, np.int32)
+assert len(run_rows(engine, [Row({spec.name: ids for spec in engine.inputs}, 512)])) == 1
+engine.close()
+try:
+    asked.warm_up()
+except OutOfMemory as error:
+    print(error)
+"""
+
+
+def test_where_memory_ends_batches_are_smaller(long_bundle: Path):
+    """ONNX Runtime's own refusal, of the CPU's arena, which is the class that CUDA's is of."""
+    said = subprocess.run([sys.executable, "-c", WITH_LITTLE_MEMORY, long_bundle], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert re.search(r"Failed to allocate memory.*; set MAX_BATCH_TOKENS to \d+ or less, not 16384", said.stdout)
+
+
+def test_no_room_for_one_row(small_bundle: Path):
+    engine = OnnxRuntimeCudaEngine(open_bundle(small_bundle), device="cpu")
+
+    class Full:
+        def io_binding(self) -> object:
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; hostname=x")  # of the inputs, even
+
+    engine._session = Full()
+    with pytest.raises(OutOfMemory, match=r"CUDA failure 2.*no room for one row of \d+ tokens: take one with more mem"):
+        engine.warm_up()
 
 
 def test_fp32_on_cuda_is_fp32(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
@@ -78,5 +157,5 @@ def test_a_sticky_error_is_told_apart(small_bundle: Path, monkeypatch: pytest.Mo
     Broken.says = "CUDA failure 2: out of memory ; GPU=0"
     with pytest.raises(EngineError) as error:
         engine.run(Bucket(1, 16))
-    assert not isinstance(error.value, EngineLost)
+    assert type(error.value) is OutOfMemory
     assert not is_sticky("no CUDA failure")

@@ -18,6 +18,7 @@ from engine.bundle import open_bundle
 from engine.plan import plans_of, stale
 from engine.tensors import Array
 from export.__main__ import main
+from export.on_runpod import _new_files
 from export.trt_builder import Builder, Target
 from export.trt_network import Built
 from tests.bundles import overflowing
@@ -53,10 +54,11 @@ def plan(monkeypatch: pytest.MonkeyPatch, small_bundle: Path) -> Iterator[Run]:
         content: bytes | None = None,
         build: Callable[..., Built] | None = None,
         typed: bool = True,
+        gpu: tuple[str, str] = ("8.9", "NVIDIA L4"),
     ) -> int:
         device = device or Device()
         trt = TensorRtDouble(device, function=function)
-        target = Target("8.9", "NVIDIA L4", "550.54.15", "12.4")
+        target = Target(*gpu, "550.54.15", "12.4")
         made = plan_bytes(profiles(BATCHES, LENGTHS, SPECS)) if content is None else content
         monkeypatch.setattr("export.plan_from_onnx.open_builder", lambda _: Builder(trt, "tensorrt", [target]))
         monkeypatch.setattr("export.plan_from_onnx.build_plan", build or (lambda *_: Built(made, b"timings")))
@@ -184,3 +186,15 @@ def test_a_plan_that_does_not_run_is_one_sentence(
     assert sentence in said
     assert said.endswith("; try another --precision, or fewer --batches\n")
     assert content(small_bundle) == before
+
+
+def test_what_pods_build_one_after_the_other_is_taken(plan: Run, small_bundle: Path):
+    """Each begins a timing cache of its own, and the third builds the first one's plan again."""
+    for number, gpu in enumerate((("8.9", "NVIDIA L4"), ("8.6", "NVIDIA A40"), ("8.9", "NVIDIA L4"))):
+        before = open_bundle(small_bundle)
+        made = Built(plan_bytes(profiles(BATCHES, LENGTHS, SPECS)), b"timings %d" % number)
+        assert plan(gpu=gpu, build=lambda *_, made=made: made) == 0
+        new = _new_files(before, open_bundle(small_bundle))
+        stem = f"graphs/model/plans/sm_{gpu[0].replace('.', '')}-trt10.13.0-fp16"
+        assert {f"{stem}.json", "graphs/model/plans/timing.cache"} <= set(new)
+    assert len(plans_of(open_bundle(small_bundle))) == 2

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine import probe
+from engine import kernel_cache, probe
 from engine.config import Settings
 from handler.boot import boot
 from handler.timeline import Timeline
@@ -89,3 +89,66 @@ def test_a_boot_wakes_the_gpu_in_a_thread_of_its_own(
     boot(Settings(bundle=small_bundle, **changes), Timeline()).batcher.close()
     assert bool(threads) is woken
     assert threading.main_thread() not in threads
+
+
+@pytest.fixture
+def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One without plans, on a machine with a driver and ONNX Runtime for CUDA."""
+    monkeypatch.setattr(kernel_cache, "driver_version", lambda: "550.54.15")
+    monkeypatch.setattr(kernel_cache, "onnxruntime_providers", lambda: ("CUDAExecutionProvider",))
+    for name in ("CUDA_CACHE_PATH", "CUDA_CACHE_MAXSIZE"):
+        monkeypatch.setenv(name, "")
+    (tmp_path / "volume").mkdir()
+    return tmp_path / "volume"
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [({}, True), ({"build_on_boot": True}, True), ({"engine": "fake"}, False), ({"engine": "onnxruntime-cpu"}, False)],
+)
+def test_a_boot_keeps_on_the_volume_what_the_driver_compiles(
+    small_bundle: Path, volume: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], kept: bool
+):
+    seen = threading.Event()
+    seen_by_driver: list[str] = []
+
+    def wake() -> None:
+        seen_by_driver.append(os.environ["CUDA_CACHE_PATH"])
+        seen.set()
+
+    monkeypatch.setattr(probe, "wake_gpu", wake)
+    boot(Settings(bundle=small_bundle, plan_cache=volume / "plans", **changes), Timeline()).batcher.close()
+    folder = volume / "plans/cuda-550.54.15"
+    assert folder.is_dir() is kept
+    assert os.environ["CUDA_CACHE_PATH"] == (str(folder) if kept else "")
+    if not changes:
+        assert seen.wait(10)
+        assert seen_by_driver == [str(folder)]
+
+
+def test_what_is_set_for_the_driver_s_cache_wins(volume: Path, monkeypatch: pytest.MonkeyPatch):
+    kernel_cache.keep_kernels(volume)
+    assert int(os.environ["CUDA_CACHE_MAXSIZE"]) >= 1 << 30  # older drivers keep a quarter of that
+    monkeypatch.setenv("CUDA_CACHE_PATH", "")
+    monkeypatch.setenv("CUDA_CACHE_MAXSIZE", "5")
+    kernel_cache.keep_kernels(volume)
+    assert os.environ["CUDA_CACHE_MAXSIZE"] == "5"
+    monkeypatch.setenv("CUDA_CACHE_PATH", "/mine")
+    kernel_cache.keep_kernels(volume)
+    assert os.environ["CUDA_CACHE_PATH"] == "/mine"
+
+
+@pytest.mark.parametrize("lacking", ["driver", "ONNX Runtime for CUDA", "volume", "folder"])
+def test_without_a_volume_or_use_the_driver_keeps_its_own(volume: Path, monkeypatch: pytest.MonkeyPatch, lacking: str):
+    plans = volume / "plans"
+    if lacking == "driver":
+        monkeypatch.setattr(kernel_cache, "driver_version", lambda: "")
+    elif lacking == "ONNX Runtime for CUDA":
+        monkeypatch.setattr(kernel_cache, "onnxruntime_providers", lambda: ("CPUExecutionProvider",))
+    elif lacking == "volume":
+        plans = volume / "not mounted/plans"
+    else:
+        plans.touch()
+    kernel_cache.keep_kernels(plans)
+    assert os.environ["CUDA_CACHE_PATH"] == ""
+    assert not plans.is_dir()

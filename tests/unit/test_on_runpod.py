@@ -1,0 +1,96 @@
+"""What of `export plan --on-runpod` needs no pod: which GPUs may be named, and what a pod may change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine.bundle import Bundle, open_bundle
+from engine.errors import BundleError
+from export.errors import Refused
+from export.on_runpod import _new_files, order_from_argv
+from export.pod_gpus import BLACKWELL, architecture_of
+
+PLANS = "graphs/model/plans"
+L4, A40 = f"{PLANS}/sm_89-trt10.13.0-fp16", f"{PLANS}/sm_86-trt10.13.0-fp16"
+WORKFLOW = Path(__file__).parents[2] / ".github/workflows/image.yml"
+
+
+def order(gpu_types: str) -> tuple[str, ...]:
+    return order_from_argv(["bundle", "--on-runpod", gpu_types, "--image", "x"]).gpu_types
+
+
+@pytest.mark.parametrize(
+    ("architecture", "names"),
+    [
+        ("sm_75", ("Tesla T4", "Quadro RTX 4000", "NVIDIA GeForce RTX 2080 Ti")),
+        ("sm_80", ("NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-80GB", "NVIDIA A30")),
+        ("sm_86", ("NVIDIA A40", "NVIDIA A10", "NVIDIA RTX A2000", "NVIDIA RTX A6000", "NVIDIA GeForce RTX 3090 Ti")),
+        ("sm_89", ("NVIDIA L4", "NVIDIA L40", "NVIDIA L40S", "NVIDIA GeForce RTX 4080 SUPER")),
+        ("sm_89", ("NVIDIA RTX 2000 Ada Generation", "NVIDIA RTX 5000 Ada Generation")),
+        ("sm_90", ("NVIDIA H100 80GB HBM3", "NVIDIA H100 NVL", "NVIDIA H200")),
+        (BLACKWELL, ("NVIDIA B200", "NVIDIA GeForce RTX 5090", "NVIDIA RTX PRO 6000 Blackwell Server Edition")),
+        ("", ("NVIDIA K80", "AMD Instinct MI300X OAM")),
+    ],
+)
+def test_the_architecture_of_a_name(architecture: str, names: tuple[str, ...]):
+    assert {architecture_of(name) for name in names} == {architecture}
+
+
+def test_one_gpu_of_an_architecture():
+    with pytest.raises(Refused, match="NVIDIA L4 and NVIDIA GeForce RTX 4090 are both sm_89, for which a bundle holds"):
+        order("NVIDIA L4,NVIDIA A40,NVIDIA GeForce RTX 4090")
+    assert order("NVIDIA L4,NVIDIA L4,NVIDIA A40,of tomorrow,of the day after") == (
+        *("NVIDIA L4", "NVIDIA A40", "of tomorrow", "of the day after"),
+    )
+    assert order("NVIDIA RTX 5000 Ada Generation") == ("NVIDIA RTX 5000 Ada Generation",)  # no RTX 50
+
+
+def test_what_the_workflow_asks_for_is_taken():
+    inputs = yaml.safe_load(WORKFLOW.read_text())[True]["workflow_dispatch"]["inputs"]  # `on`, in YAML 1.1
+    assert len(order(inputs["gpu_types"]["default"])) == 2
+
+
+def of(bundle: Bundle, **files: str) -> Bundle:
+    """`bundle` with these files: a name of PLANS' or another -> what stands for its hash."""
+    known = {"l4": f"{L4}.plan", "l4_json": f"{L4}.json", "a40": f"{A40}.plan", "a40_json": f"{A40}.json"}
+    listed = {**bundle.manifest.files, **{known.get(key, key): (1, one) for key, one in files.items()}}
+    return replace(bundle, manifest=replace(bundle.manifest, files=listed))
+
+
+CACHE = f"{PLANS}/timing.cache"
+
+
+def test_a_pod_may_build_its_own_plans_anew(small_bundle: Path):
+    bundle = open_bundle(small_bundle)
+    old = of(bundle, l4="1", l4_json="1", **{CACHE: "1", "parity.json": "1"})
+    new = of(bundle, l4="2", l4_json="2", **{CACHE: "2", "parity.json": "2"})
+    assert set(_new_files(old, new)) == {f"{L4}.plan", f"{L4}.json", CACHE, "parity.json"}
+    assert set(_new_files(old, of(old, a40="1", a40_json="1", **{CACHE: "2"}))) == {f"{A40}.plan", f"{A40}.json", CACHE}
+    assert _new_files(old, of(old, l4_json="2")) == [f"{L4}.json"]  # the same plan, measured again
+
+
+def test_a_pod_leaves_plans_of_other_architectures_as_they_are(small_bundle: Path):
+    both = of(open_bundle(small_bundle), l4="1", l4_json="1", a40="1", a40_json="1")
+    with pytest.raises(BundleError, match=rf"the pod changed {L4}\.plan, {A40}\.plan; the bundle here stays as it was"):
+        _new_files(both, of(both, l4="2", a40="2"))
+    one = of(open_bundle(small_bundle), l4="1", l4_json="1")
+    with pytest.raises(BundleError, match=rf"the pod changed {L4}\.json; the bundle"):
+        _new_files(one, of(one, l4_json="2", a40="1", a40_json="1"))
+    with pytest.raises(BundleError, match=rf"the pod changed {L4}\.plan, {L4}\.json; the bundle"):
+        _new_files(one, of(open_bundle(small_bundle), a40="1"))  # they are gone
+
+
+def test_what_a_pod_sends_is_judged(small_bundle: Path):
+    old = open_bundle(small_bundle)
+    with pytest.raises(BundleError, match="the pod sent no plan; the bundle here stays as it was"):
+        _new_files(old, old)
+    with pytest.raises(BundleError, match="the pod sent no plan; the bundle here stays as it was"):
+        _new_files(old, of(old, **{CACHE: "1"}))
+    with pytest.raises(BundleError, match="the pod changed the manifest; the bundle here stays as it was"):
+        _new_files(old, replace(old, manifest=replace(old.manifest, model="other")))
+    with pytest.raises(BundleError, match=r"the pod changed graphs/model/fp32\.onnx; the bundle"):
+        _new_files(old, of(old, l4="1", **{"graphs/model/fp32.onnx": "2"}))
