@@ -96,6 +96,29 @@ def test_files_of_sentence_transformers_say_more(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("architectures", "tag"),
+    [
+        (None, "zero-shot-image-classification"),
+        (["CLIPModel"], "zero-shot-image-classification"),
+        (["SiglipForImageClassification"], "image-classification"),
+        (["CLIPForImageClassification"], "image-classification"),
+    ],
+)
+def test_the_class_of_a_model_on_images_and_texts_says_which_head_it_has(tmp_path: Path, architectures: Any, tag: str):
+    write_json(tmp_path / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor"})
+    write_json(tmp_path / "config.json", {"architectures": architectures, "text_config": {}, "vision_config": {}})
+    assert infer_task(tmp_path, "m") == tag
+
+
+def test_a_model_on_images_that_writes_texts(tmp_path: Path):
+    config = {"architectures": ["BlipForConditionalGeneration"], "text_config": {}, "vision_config": {}}
+    write_json(tmp_path / "preprocessor_config.json", {"image_processor_type": "BlipImageProcessor"})
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(Refused, match="m is a BlipForConditionalGeneration, which generates text, and no task here do"):
+        infer_task(tmp_path, "m")
+
+
+@pytest.mark.parametrize(
     ("config", "sentence"),
     [
         ({}, "m does not say what it is for (it names no class); name it with --task, one of "),

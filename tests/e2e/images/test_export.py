@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.zoo import vision
 from benchmarks.zoo.images import task_model
 from engine.bundle import open_bundle
 from engine.config import Settings
@@ -50,6 +51,14 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path, *op
 )
 def test_a_models_files_say_what_it_is_for(tmp_path: Path, task: str, architecture: str):
     assert infer_task(task_model(tmp_path, task, architecture), "model") == task
+
+
+def test_a_classifier_made_of_clip_is_one_without_being_told(tmp_path: Path, images: list[str]):
+    folder = vision.model(tmp_path / "model", "image-classification", "clip-classifier")
+    assert main([str(folder), "--out", str(tmp_path / "bundle")]) == 0
+    served = Served(tmp_path / "bundle")
+    assert len(served.ask({"image": images[0]})) == 5
+    served.close()
 
 
 def test_a_bundle_of_two_graphs_boots_and_answers(zoo: Any, images: list[str]):
