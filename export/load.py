@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.sizes import readable
 from export.adapters import files_beside, find_adapters, is_adapter
+from export.backbones import settle_backbone
 from export.errors import Refused, Unavailable, refusal_of
 from export.exporters import Exporter, choose_exporter
 from export.hub import download, locate, refuse_pointer
@@ -61,7 +62,7 @@ def load(recipe: Recipe) -> Source:
     _check_files(folder, model, recipe.trust_remote_code)
     code = fetch_code(folder, model) if recipe.trust_remote_code else {}
     with quiet():
-        config, is_translated, auto_class, architecture, positions, embedded, exporter = _check_architecture(
+        config, is_changed, auto_class, architecture, positions, embedded, exporter = _check_architecture(
             folder, model, task, recipe
         )
         task.check(model, config)
@@ -80,7 +81,7 @@ def load(recipe: Recipe) -> Source:
         auto_class=auto_class,
         architecture=architecture,
         config=config,
-        is_translated=is_translated,
+        is_changed=is_changed,
         max_length=task.max_length(recipe, layout, processors, config, positions),
         weights_bytes=weights_bytes,
         trust_remote_code=recipe.trust_remote_code,
@@ -166,7 +167,7 @@ def _weights_files(folder: Path, model: str) -> list[Path]:
 def _check_architecture(
     folder: Path, model: str, task: ExportTask, recipe: Recipe
 ) -> tuple[Any, bool, str, str, int | None, int | None, Exporter]:
-    """Config, whether it is translated, auto class, class, positions, tokens and exporter of a model that fits."""
+    """Config, whether it is changed, auto class, class, positions, tokens and exporter of a model that fits."""
     import torch
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
@@ -183,7 +184,7 @@ def _check_architecture(
             f"{model} is of type {kind}, which transformers {transformers.__version__} does not know; choose another "
             "model"
         )
-    with _blaming_config(model):
+    with _blaming_config(model, custom):
         newer = {} if custom else in_older_words(raw, CONFIG_MAPPING[kind], model)
         if newer:
             config = CONFIG_MAPPING[kind].from_dict({**raw, **newer})
@@ -193,6 +194,7 @@ def _check_architecture(
             )
     if custom:
         refuse_fast_paths(config, model)
+    is_changed = bool(newer) | (not custom and settle_backbone(config, model))
     auto_class = _auto_class(kind, task, custom)
     if auto_class is None:
         names = " nor ".join(task.auto_classes())
@@ -200,7 +202,7 @@ def _check_architecture(
     exporter = choose_exporter(kind, model, task, config, recipe.exporter)
     shown = copy.deepcopy(config)
     shown.pruned_heads = {}  # taking heads out needs values
-    with _blaming_config(model), torch.device("meta"):  # shapes only
+    with _blaming_config(model, custom), torch.device("meta"):  # shapes only
         empty = getattr(transformers, auto_class).from_config(shown, trust_remote_code=recipe.trust_remote_code)
     if not task.traces_itself and empty.main_input_name not in task.input_axes():
         raise Refused(
@@ -208,18 +210,20 @@ def _check_architecture(
             "another --task"
         )
     sizes = _positions(config, empty), rows_of(empty, config)
-    return config, bool(newer), auto_class, type(empty).__name__, *sizes, exporter
+    return config, is_changed, auto_class, type(empty).__name__, *sizes, exporter
 
 
 @contextmanager
-def _blaming_config(model: str) -> Iterator[None]:
+def _blaming_config(model: str, custom: bool) -> Iterator[None]:
     """Make a refusal of what transformers, or the model's own code, raises over config.json, whatever that is."""
     try:
         yield
     except Exception as error:
         own = Refused(f"{model}'s config.json is none that a model can be made of: {first_line(error)}")
         if isinstance(error, ImportError):  # what the code asks for is not installed
-            own = Unavailable(f"{model}'s own code does not load: {first_line(error)}")
+            said = first_line(error)
+            lacks = f"{model} needs another package: {said.partition('. ')[0]}; install it, or choose another model"
+            own = Unavailable(f"{model}'s own code does not load: {said}" if custom else lacks)
         raise refusal_of(error) or own from error
 
 

@@ -50,8 +50,11 @@ class Source:
     """What traces the model where the first one cannot; empty where nothing does."""
     adapters: tuple[Adapter, ...] = ()
     """To be merged into the weights."""
-    is_translated: bool = False
-    """Whether `config` says in older words what config.json says in newer ones (export/newer_config.py)."""
+    is_changed: bool = False
+    """Whether `config` is another than config.json's: in older words, or without a stranger's weights for a part.
+
+    See export/newer_config.py and export/backbones.py.
+    """
     code: Mapping[str, str] = field(default_factory=dict)
     """Repositories that its code lies in, beside its own: name -> commit."""
 
@@ -74,7 +77,7 @@ class Source:
                     trust_remote_code=self.trust_remote_code,
                     local_files_only=True,
                     output_loading_info=True,
-                    **({"config": self.config} if self.is_translated else {}),
+                    **({"config": self.config} if self.is_changed else {}),
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 if refusal_of(error) is not None:  # of memory

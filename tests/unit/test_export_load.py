@@ -167,6 +167,27 @@ def test_a_model_of_another_library(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    "keys",
+    [
+        {"use_timm_backbone": True, "backbone": "resnet50", "use_pretrained_backbone": True},
+        {},  # as the first of them were published
+        {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet50"}},  # of transformers 5
+    ],
+)
+def test_a_backbone_of_another_library(tmp_path: Path, keys: dict[str, Any]):
+    config = {"model_type": "detr", "architectures": ["DetrForObjectDetection"], **keys}
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(Unavailable, match="has a backbone of the timm package, which is not .* --revision no_timm, or"):
+        load.load(Recipe(str(tmp_path), "object-detection", Path("bundle")))
+
+
+def test_a_model_that_needs_another_package(tmp_path: Path):
+    write_json(tmp_path / "config.json", {"model_type": "dinat", "architectures": ["DinatForImageClassification"]})
+    with pytest.raises(Unavailable, match="needs another package: DinatForImageClassification requires the natten lib"):
+        load.load(Recipe(str(tmp_path), "image-classification", Path("bundle")))
+
+
+@pytest.mark.parametrize(
     ("kind", "architecture", "hint"),
     [
         ("mask2former", "Mask2FormerForUniversalSegmentation", "which no task here takes"),

@@ -20,6 +20,7 @@ from export.__main__ import main
 from export.infer import infer_task
 from handler.boot import boot
 from handler.timeline import Timeline
+from tests.models import write_json
 from tests.served import Served
 
 
@@ -58,6 +59,19 @@ def test_a_classifier_made_of_clip_is_one_without_being_told(tmp_path: Path, ima
     assert main([str(folder), "--out", str(tmp_path / "bundle")]) == 0
     served = Served(tmp_path / "bundle")
     assert len(served.ask({"image": images[0]})) == 5
+    served.close()
+
+
+def test_weights_of_a_part_are_the_checkpoints(tmp_path: Path, images: list[str]):
+    """A pretrained backbone was where training began: nobody else's weights are asked for, and none need be there."""
+    folder = task_model(tmp_path / "model", "image-segmentation", "upernet")
+    written = json.loads((folder / "config.json").read_text())
+    write_json(tmp_path / "backbone/config.json", written.pop("backbone_config"))
+    pretrained = {"backbone": str(tmp_path / "backbone"), "use_pretrained_backbone": True}
+    write_json(folder / "config.json", {**written, "backbone_config": None, **pretrained})
+    assert main([str(folder), "--out", str(tmp_path / "bundle")]) == 0
+    served = Served(tmp_path / "bundle")
+    assert served.ask({"image": images[0]})
     served.close()
 
 
