@@ -17,7 +17,7 @@ import numpy as np
 from engine.images.geometry import EXTENT, PIXELS, Geometry
 from engine.tensors import Array
 from export.errors import Refused
-from export.json_files import read_json
+from export.json_files import read_processor
 from export.said import first_line, needing, quiet
 
 _NOISE = ((97, 131), (140, 60), (33, 33))  # (height, width): landscape, portrait, square; all odd sizes
@@ -87,7 +87,7 @@ def image_processor(
     """
     import transformers
 
-    asked_for = read_json(folder / "preprocessor_config.json").get("image_processor_type")
+    asked_for = read_processor(folder).get("image_processor_type")
     kind = getattr(transformers, _STAND_INS.get(asked_for, "AutoImageProcessor"))
     options = {} if asked_for in _STAND_INS else {"use_fast": False, "trust_remote_code": trust_remote_code}
     with needing(model, "image processor that can be loaded"), quiet():
@@ -198,7 +198,8 @@ def _plain(found: ImageProcessor, shade: tuple[int, int, int], model: str) -> Ar
         values = found.inputs(Image.new("RGB", (found.geometry.width, found.geometry.height), shade))
     except (ValueError, TypeError, KeyError) as error:
         raise Refused(
-            f"{model}'s image processor fails on a plain image: {first_line(error)}; check its preprocessor_config.json"
+            f"{model}'s image processor fails on a plain image: {first_line(error)}; check its settings in "
+            "preprocessor_config.json or processor_config.json"
         ) from error
     unknown = sorted(set(values) - {"pixel_values", "pixel_mask"})
     if unknown or values["pixel_values"].ndim != 4 or values["pixel_values"].shape[1] != 3:

@@ -16,6 +16,7 @@ from huggingface_hub.utils._paths import filter_repo_objects
 
 from export import load
 from export.errors import Refused, Unavailable
+from export.own_code import fetch_code
 from export.recipe import Recipe
 from export.text import LONGEST_DEFAULT, fast_tokenizer, longest_row
 from tests.bundles import toy_tokenizer
@@ -208,6 +209,14 @@ def test_code_of_a_model_that_needs_another_package(tmp_path: Path, monkeypatch:
         Unavailable, match="'s own code does not load: .*not found in your environment: no_such_package"
     ):
         load.load(recipe(str(tmp_path), trust_remote_code=True))
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_code_of_a_processor_that_lies_elsewhere(tmp_path: Path, file: str):
+    settings = {"auto_map": {"AutoImageProcessor": "owner/code--own.OwnProcessor"}}
+    write_json(tmp_path / file, {"image_processor": settings} if file.startswith("processor") else settings)
+    with pytest.raises(Unavailable, match="m takes its code from owner/code, which is not in the local Hub cache, and"):
+        fetch_code(tmp_path, "m")
 
 
 def test_code_of_a_model_that_asks_for_kernels(tmp_path: Path):

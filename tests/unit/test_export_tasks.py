@@ -110,6 +110,28 @@ def test_the_class_of_a_model_on_images_and_texts_says_which_head_it_has(tmp_pat
     assert infer_task(tmp_path, "m") == tag
 
 
+@pytest.mark.parametrize(
+    ("architecture", "part", "settings", "tag"),
+    [
+        ("CLIPModel", "image_processor", {"image_processor_type": "CLIPImageProcessorFast"}, "zero-shot-image-classif"),
+        ("Dinov2Model", "image_processor", {"image_mean": [0.5, 0.5, 0.5]}, "image-feature-extraction"),
+        ("HubertForSequenceClassification", "feature_extractor", {"sampling_rate": 16000}, "audio-classification"),
+        ("BertModel", "feature_extractor", None, "feature-extraction"),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_settings_of_a_processor_say_what_a_model_reads(
+    tmp_path: Path, architecture: str, part: str, settings: Any, tag: str, nested: bool
+):
+    """In a file of their own, or as transformers 5 writes those of several parts."""
+    both: Any = {"text_config": {}, "vision_config": {}} if architecture == "CLIPModel" else {}
+    write_json(tmp_path / "config.json", {"architectures": [architecture], **both})
+    file = {"processor_config.json": {part: settings}} if nested else {"preprocessor_config.json": settings or {}}
+    for name, content in file.items():
+        write_json(tmp_path / name, content)
+    assert infer_task(tmp_path, "m").startswith(tag)
+
+
 def test_a_model_on_images_that_writes_texts(tmp_path: Path):
     config = {"architectures": ["BlipForConditionalGeneration"], "text_config": {}, "vision_config": {}}
     write_json(tmp_path / "preprocessor_config.json", {"image_processor_type": "BlipImageProcessor"})
