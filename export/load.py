@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from export.hub import download, locate, refuse_pointer
 from export.infer import claimed, infer_task
 from export.json_files import read_json
 from export.newer_config import in_older_words
+from export.other_task import advice, auto_class, is_for_another
 from export.own_code import CODE, fetch_code, refuse_fast_paths
 from export.parity_data import check_payload_file
 from export.parity_limits import GateLimits
@@ -29,7 +30,7 @@ from export.recipe import TASK_OPTIONS, Recipe
 from export.said import first_line, quiet
 from export.sentence_files import MODULES
 from export.source import Source
-from export.tasks import TAGS, export_task
+from export.tasks import export_task
 from export.vocabulary import check_tokens, rows_of
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def load(recipe: Recipe) -> Source:
     _check_files(folder, model, recipe.trust_remote_code)
     code = fetch_code(folder, model) if recipe.trust_remote_code else {}
     with quiet():
-        config, is_changed, auto_class, architecture, positions, embedded, exporter = _check_architecture(
+        config, is_changed, auto, architecture, positions, embedded, exporter = _check_architecture(
             folder, model, task, recipe
         )
         task.check(model, config)
@@ -78,7 +79,7 @@ def load(recipe: Recipe) -> Source:
         model=model,
         revision=base.revision,
         task=task,
-        auto_class=auto_class,
+        auto_class=auto,
         architecture=architecture,
         config=config,
         is_changed=is_changed,
@@ -195,22 +196,24 @@ def _check_architecture(
     if custom:
         refuse_fast_paths(config, model)
     is_changed = bool(newer) | (not custom and settle_backbone(config, model))
-    auto_class = _auto_class(kind, task, custom)
-    if auto_class is None:
+    held = next(iter(raw.get("architectures") or ()), "")
+    name = auto_class(kind, task, custom)
+    if name is None:
         names = " nor ".join(task.auto_classes())
-        raise Refused(f"{model} ({kind}) does not fit {task.tag}: {names} cannot load it{_hint(raw)}")
+        hint = held and f"; {advice(config, held, task)}"
+        raise Refused(f"{model} ({kind}) does not fit {task.tag}: {names} cannot load it{hint}")
     exporter = choose_exporter(kind, model, task, config, recipe.exporter)
     shown = copy.deepcopy(config)
     shown.pruned_heads = {}  # taking heads out needs values
     with _blaming_config(model, custom), torch.device("meta"):  # shapes only
-        empty = getattr(transformers, auto_class).from_config(shown, trust_remote_code=recipe.trust_remote_code)
+        empty = getattr(transformers, name).from_config(shown, trust_remote_code=recipe.trust_remote_code)
     if not task.traces_itself and empty.main_input_name not in task.input_axes():
+        fix = "try another --task" if is_for_another(config, held, task) else "no task here takes it"
         raise Refused(
-            f"{model} ({kind}) does not fit {task.tag}: it reads {empty.main_input_name}, not just {task.reads}; try "
-            "another --task"
+            f"{model} ({kind}) does not fit {task.tag}: it reads {empty.main_input_name}, not just {task.reads}; {fix}"
         )
     sizes = _positions(config, empty), rows_of(empty, config)
-    return config, is_changed, auto_class, type(empty).__name__, *sizes, exporter
+    return config, is_changed, name, type(empty).__name__, *sizes, exporter
 
 
 @contextmanager
@@ -225,26 +228,6 @@ def _blaming_config(model: str, custom: bool) -> Iterator[None]:
             lacks = f"{model} needs another package: {said.partition('. ')[0]}; install it, or choose another model"
             own = Unavailable(f"{model}'s own code does not load: {said}" if custom else lacks)
         raise refusal_of(error) or own from error
-
-
-def _auto_class(kind: str, task: ExportTask, custom: bool) -> str | None:
-    """The first of the task's auto classes that knows the architecture."""
-    import transformers
-
-    if kind in task.encoders:
-        return "AutoModelForTextEncoding"
-
-    names = task.auto_classes()
-    known = (name for name in names if kind in getattr(transformers, name)._model_mapping._model_mapping)
-    return next(known, names[0] if custom else None)
-
-
-def _hint(config: Mapping[str, Any]) -> str:
-    classes = config.get("architectures") or []
-    if not classes:
-        return ""
-    fits = any(classes[0].endswith(export_task(tag).heads) for tag in TAGS)
-    return f"; it holds a {classes[0]}, {'so --task may be another' if fits else 'which no task here takes'}"
 
 
 def _positions(config: Any, model: Any) -> int | None:

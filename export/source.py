@@ -89,11 +89,15 @@ class Source:
         unused = (*self.task.may_miss, *(name for adapter in self.adapters for name in adapter.whole))
         missing = sorted(name for name in found["missing_keys"] if not any(part in name for part in unused))
         if missing:
+            from export.other_task import advice
+
             held = self.config.architectures or [self.architecture]
-            why = f"it holds a {held[0]}, so --task may be another"
+            if self.architecture in held:
+                why = "the checkpoint does not belong to its config.json"
+            else:
+                why = advice(self.config, held[0], self.task)
             raise Refused(
-                f"{self.model} lacks {len(missing)} weights of {self.architecture}, {missing[0]} for one; "
-                f"{'the checkpoint does not belong to its config.json' if self.architecture in held else why}"
+                f"{self.model} lacks {len(missing)} weights of {self.architecture}, {missing[0]} for one; {why}"
             )
         if self.adapters:
             from export.adapters import merge

@@ -132,11 +132,14 @@ def test_the_settings_of_a_processor_say_what_a_model_reads(
     assert infer_task(tmp_path, "m").startswith(tag)
 
 
-def test_a_model_on_images_that_writes_texts(tmp_path: Path):
-    config = {"architectures": ["BlipForConditionalGeneration"], "text_config": {}, "vision_config": {}}
-    write_json(tmp_path / "preprocessor_config.json", {"image_processor_type": "BlipImageProcessor"})
-    write_json(tmp_path / "config.json", config)
-    with pytest.raises(Refused, match="m is a BlipForConditionalGeneration, which generates text, and no task here do"):
+@pytest.mark.parametrize(
+    ("name", "both"),
+    [("BlipForConditionalGeneration", {"text_config": {}, "vision_config": {}}), ("VisionEncoderDecoderModel", {})],
+)
+def test_a_model_on_images_that_writes_texts(tmp_path: Path, name: str, both: dict[str, Any]):
+    write_json(tmp_path / "preprocessor_config.json", {"image_processor_type": "ViTImageProcessor"})
+    write_json(tmp_path / "config.json", {"architectures": [name], **both})
+    with pytest.raises(Refused, match=f"m is a {name}, which generates text, and no task here does that; choose a"):
         infer_task(tmp_path, "m")
 
 

@@ -143,6 +143,14 @@ def test_refusals(vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "has no image processor that can be loaded" in said(model=bare)
 
 
+def test_a_task_is_not_looked_for_where_none_takes_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = task_model(tmp_path / "clip", "zero-shot-image-classification", "clip")
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**config, "architectures": ["CLIPForSomethingElse"]})
+    said = refused(capsys, tmp_path, folder, "--task", "image-classification")
+    assert said.endswith("for one; it holds a CLIPForSomethingElse, which no task here takes\n")
+
+
 def test_refusals_of_open_sizes_and_two_graphs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     yolos = task_model(tmp_path / "yolos", "object-detection", "yolos")
     said = refused(capsys, tmp_path, yolos)
