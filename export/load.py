@@ -99,6 +99,13 @@ def load(recipe: Recipe) -> Source:
 def _check_is_model(root: Path, model: str) -> None:
     """Raises Refused for a folder of something else: better said before the task is guessed."""
     if (root / "config.json").is_file():
+        config = read_json(root / "config.json")
+        kind = config.get("model_type")
+        if kind == "timm_wrapper" or (kind is None and "pretrained_cfg" in config):
+            raise Refused(
+                f"{model} is a model of the timm package, which a bundle cannot hold; choose one of transformers' own "
+                "architectures (docs/models.md)"
+            )
         return
     base = is_adapter(root)
     if base is not None:
@@ -175,11 +182,6 @@ def _check_architecture(
 
     raw = read_json(folder / "config.json")
     kind, custom = raw.get("model_type"), "auto_map" in raw
-    if kind == "timm_wrapper" or (kind is None and "pretrained_cfg" in raw):
-        raise Refused(
-            f"{model} is a model of the timm package, which a bundle cannot hold; choose one of transformers' own "
-            "architectures (docs/models.md)"
-        )
     if kind is None or (kind not in CONFIG_MAPPING_NAMES and not custom):
         raise Refused(
             f"{model} is of type {kind}, which transformers {transformers.__version__} does not know; choose another "

@@ -162,11 +162,12 @@ def test_a_config_that_makes_no_model(tmp_path: Path):
         load.load(recipe(str(tmp_path)))
 
 
-def test_a_model_of_another_library(tmp_path: Path):
-    config = {"architecture": "resnet50", "num_classes": 1000, "pretrained_cfg": {"input_size": [3, 224, 224]}}
-    write_json(tmp_path / "config.json", config)
+@pytest.mark.parametrize("task", [None, "image-classification"])
+@pytest.mark.parametrize("keys", [{"pretrained_cfg": {"input_size": [3, 224, 224]}}, {"model_type": "timm_wrapper"}])
+def test_a_model_of_another_library(tmp_path: Path, keys: dict[str, Any], task: str | None):
+    write_json(tmp_path / "config.json", {"architecture": "resnet50", "num_classes": 1000, **keys})
     with pytest.raises(Refused, match="is a model of the timm package, which a bundle cannot hold; choose one of tr"):
-        load.load(Recipe(str(tmp_path), "image-classification", Path("bundle")))
+        load.load(Recipe(str(tmp_path), task, Path("bundle")))
 
 
 @pytest.mark.parametrize(
