@@ -14,7 +14,7 @@ from engine.tasks import DEFAULT_LIMITS
 from engine.tensors import Array, Row
 from export.errors import Refused
 from export.exporters import trace_module
-from export.json_files import FLAG, NUMBER, RATE, SIZE, check_keys
+from export.json_files import FLAG, NUMBER, RATE, SIZE, check_keys, processor_file
 from export.nodes import Axes, value_info
 from export.said import needing, quiet
 from export.source import DYNAMO, OPTIMUM, TORCHSCRIPT
@@ -85,7 +85,7 @@ class AudioExport(ExportTask):
         keys = {"sampling_rate": RATE, "do_normalize": FLAG}
         if _kind(found) == "fbank":
             keys |= {"num_mel_bins": SIZE, "max_length": SIZE, "mean": NUMBER, "std": NUMBER}
-        check_keys(folder / "preprocessor_config.json", vars(found), keys, all_needed=True)
+        check_keys(processor_file(folder), vars(found), keys, all_needed=True)
         return {"processor": found}
 
     def max_length(

@@ -131,8 +131,10 @@ def clip_folder(root: Path) -> str | None:
 
 
 def is_dual_model(root: Path, config: Mapping[str, Any]) -> bool:
-    """Whether the files of a model are those of one on images and texts, without a decoder."""
-    return is_image_model(root, config) and "text_config" in config and "vision_config" in config
+    """Whether the files of a model are those of one on images and texts, without a decoder or another head."""
+    classes = config.get("architectures") or ["Model"]
+    has_both = "text_config" in config and "vision_config" in config
+    return has_both and classes[0].endswith("Model") and is_image_model(root, config)
 
 
 def text_inputs(source: Source, text: str) -> Mapping[str, Any]:

@@ -17,14 +17,15 @@ import numpy as np
 from engine.images.geometry import EXTENT, PIXELS, Geometry
 from engine.tensors import Array
 from export.errors import Refused
-from export.json_files import read_json
+from export.json_files import read_processor
 from export.said import first_line, needing, quiet
 
 _NOISE = ((97, 131), (140, 60), (33, 33))  # (height, width): landscape, portrait, square; all odd sizes
 _TOLERANCE = 1e-5
 _COLOUR = (10, 100, 200)
 _WARPS_FROM = 384  # ConvNeXt's processor crops below this edge and squeezes from it on
-
+_ENLARGED: Mapping[str, float] = {"LevitImageProcessor": 256 / 224}
+"""Processors of which the shorter side becomes so many times what they say, before the crop."""
 _STAND_INS: Mapping[Any, str] = {"DINOv3ViTImageProcessorFast": "ViTImageProcessor"}
 """Processors that run on torchvision alone, and one of the same settings on Pillow, which rounds resized pixels."""
 
@@ -87,7 +88,7 @@ def image_processor(
     """
     import transformers
 
-    asked_for = read_json(folder / "preprocessor_config.json").get("image_processor_type")
+    asked_for = read_processor(folder).get("image_processor_type")
     kind = getattr(transformers, _STAND_INS.get(asked_for, "AutoImageProcessor"))
     options = {} if asked_for in _STAND_INS else {"use_fast": False, "trust_remote_code": trust_remote_code}
     with needing(model, "image processor that can be loaded"), quiet():
@@ -132,6 +133,8 @@ def _geometry(processor: Any, model: str, asked: tuple[int, int] | None) -> tupl
         return Geometry(int(crop["height"]), int(crop["width"]), resample=resample, crop=True), False
     if hasattr(processor, "crop_pct"):
         return _cropping_by_share(int(size["shortest_edge"]), processor.crop_pct, resample), False
+    if "shortest_edge" in size:
+        size["shortest_edge"] = int(_ENLARGED.get(type(processor).__name__, 1) * size["shortest_edge"])
     return _closed(size, crop, resample, getattr(processor, "ensure_multiple_of", None) or 1), False
 
 
@@ -155,9 +158,7 @@ def _cropping_by_share(edge: int, share: float | None, resample: int) -> Geometr
 
 def _closed(size: Mapping[str, Any], crop: Mapping[str, Any], resample: int, multiple: int) -> Geometry:
     if "shortest_edge" in size:
-        return Geometry(
-            int(crop["height"]), int(crop["width"]), "shortest", (int(size["shortest_edge"]), 0), resample, True
-        )
+        return Geometry(int(crop["height"]), int(crop["width"]), "shortest", (size["shortest_edge"], 0), resample, True)
     resized = (round(int(size["height"]) / multiple) * multiple, round(int(size["width"]) / multiple) * multiple)
     height, width = (int(crop["height"]), int(crop["width"])) if crop else resized
     return Geometry(height, width, "exact", resized, resample, bool(crop))
@@ -198,7 +199,8 @@ def _plain(found: ImageProcessor, shade: tuple[int, int, int], model: str) -> Ar
         values = found.inputs(Image.new("RGB", (found.geometry.width, found.geometry.height), shade))
     except (ValueError, TypeError, KeyError) as error:
         raise Refused(
-            f"{model}'s image processor fails on a plain image: {first_line(error)}; check its preprocessor_config.json"
+            f"{model}'s image processor fails on a plain image: {first_line(error)}; check its settings in "
+            "preprocessor_config.json or processor_config.json"
         ) from error
     unknown = sorted(set(values) - {"pixel_values", "pixel_mask"})
     if unknown or values["pixel_values"].ndim != 4 or values["pixel_values"].shape[1] != 3:

@@ -22,7 +22,7 @@ from engine.tasks.media import bytes_of
 from export.errors import Refused
 from export.exporters import trace_module
 from export.image_processor import image_processor
-from export.json_files import read_json
+from export.json_files import read_processor
 from export.nodes import Axes
 from export.own_task import missing
 from export.source import DYNAMO, TORCHSCRIPT
@@ -127,7 +127,7 @@ def task_of(source: Source) -> ImageExport:
 
 def is_image_model(root: Path, config: Mapping[str, Any]) -> bool:
     """Whether the files of a model are those of one that reads images."""
-    processor = read_json(root / "preprocessor_config.json")
+    processor = read_processor(root)
     names = f"{processor.get('image_processor_type', '')} {processor.get('feature_extractor_type', '')}"
     reads_sound = "sampling_rate" in processor
     return bool(processor) and not reads_sound and ("Image" in names or "image_mean" in processor)

@@ -9,7 +9,9 @@ from export.json_files import read_json
 from export.tasks import TAGS, export_task
 
 _CONTINUE = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
-_GENERATE = (*_CONTINUE, "ForConditionalGeneration")
+_PAIR = "EncoderDecoderModel"
+"""Of images or texts that become texts: not a model without a head, as other classes that end so are."""
+_GENERATE = (*_CONTINUE, "ForConditionalGeneration", _PAIR)
 _FILL = "WithLMHeadModel"
 """XLM's and FlauBERT's class, which fills gaps."""
 
@@ -25,10 +27,10 @@ def infer_task(root: Path, model: str) -> str:
 
     Raises Refused, with the tags to choose from, when nothing or more than one thing fits.
     """
-    if found := claimed(root):
-        return found
     config, tasks = read_json(root / "config.json"), [export_task(tag) for tag in TAGS]
     classes = config.get("architectures") or []
+    if not any(name.endswith(_PAIR) for name in classes) and (found := claimed(root)):
+        return found
     makers = [name for name in classes if name.endswith(_GENERATE) and not name.endswith(_FILL)]
     others = [name for name in classes if name not in makers]
     fitting = [task.tag for task in tasks if any(name.endswith(task.heads) for name in others)]

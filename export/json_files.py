@@ -92,6 +92,7 @@ _KEYS: Mapping[str, Mapping[str, Kind]] = {
             ("do_center_crop", "do_convert_rgb", "do_normalize", "do_pad", "do_rescale", "do_resize"), FLAG
         ),
     },
+    "processor_config.json": {"feature_extractor": OBJECT, "image_processor": OBJECT},
     "tokenizer_config.json": {
         "clean_up_tokenization_spaces": FLAG,
         "do_lower_case": FLAG,
@@ -129,6 +130,23 @@ def read_json(
     if isinstance(found, dict):
         check_keys(path, found, {**_KEYS.get(path.name, {}), **(keys or {})})
     return found
+
+
+def processor_file(folder: Path) -> Path:
+    """Where the settings of an image processor or feature extractor are; transformers 5 writes one file for several."""
+    alone = folder / "preprocessor_config.json"
+    return alone if os.path.lexists(alone) else folder / "processor_config.json"
+
+
+def read_processor(folder: Path) -> dict[str, Any]:
+    """The settings of the image processor or feature extractor of a model; empty without one. Raises Refused."""
+    path = processor_file(folder)
+    found: dict[str, Any] = read_json(path)
+    if path.name == "preprocessor_config.json":
+        return found
+    part = found.get("image_processor") or found.get("feature_extractor") or {}
+    check_keys(path, part, _KEYS["preprocessor_config.json"])
+    return part
 
 
 def read_module(folder: Path, keys: Mapping[str, Kind]) -> Mapping[str, Any]:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.sizes import readable
 from export.adapters import files_beside, find_adapters, is_adapter
+from export.backbones import settle_backbone
 from export.errors import Refused, Unavailable, refusal_of
 from export.exporters import Exporter, choose_exporter
 from export.hub import download, locate, refuse_pointer
 from export.infer import claimed, infer_task
 from export.json_files import read_json
 from export.newer_config import in_older_words
+from export.other_task import advice, auto_class, is_for_another
 from export.own_code import CODE, fetch_code, refuse_fast_paths
 from export.parity_data import check_payload_file
 from export.parity_limits import GateLimits
@@ -28,7 +30,7 @@ from export.recipe import TASK_OPTIONS, Recipe
 from export.said import first_line, quiet
 from export.sentence_files import MODULES
 from export.source import Source
-from export.tasks import TAGS, export_task
+from export.tasks import export_task
 from export.vocabulary import check_tokens, rows_of
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def load(recipe: Recipe) -> Source:
     _check_files(folder, model, recipe.trust_remote_code)
     code = fetch_code(folder, model) if recipe.trust_remote_code else {}
     with quiet():
-        config, is_translated, auto_class, architecture, positions, embedded, exporter = _check_architecture(
+        config, is_changed, auto, architecture, positions, embedded, exporter = _check_architecture(
             folder, model, task, recipe
         )
         task.check(model, config)
@@ -77,10 +79,10 @@ def load(recipe: Recipe) -> Source:
         model=model,
         revision=base.revision,
         task=task,
-        auto_class=auto_class,
+        auto_class=auto,
         architecture=architecture,
         config=config,
-        is_translated=is_translated,
+        is_changed=is_changed,
         max_length=task.max_length(recipe, layout, processors, config, positions),
         weights_bytes=weights_bytes,
         trust_remote_code=recipe.trust_remote_code,
@@ -97,6 +99,13 @@ def load(recipe: Recipe) -> Source:
 def _check_is_model(root: Path, model: str) -> None:
     """Raises Refused for a folder of something else: better said before the task is guessed."""
     if (root / "config.json").is_file():
+        config = read_json(root / "config.json")
+        kind = config.get("model_type")
+        if kind == "timm_wrapper" or (kind is None and "pretrained_cfg" in config):
+            raise Refused(
+                f"{model} is a model of the timm package, which a bundle cannot hold; choose one of transformers' own "
+                "architectures (docs/models.md)"
+            )
         return
     base = is_adapter(root)
     if base is not None:
@@ -166,24 +175,19 @@ def _weights_files(folder: Path, model: str) -> list[Path]:
 def _check_architecture(
     folder: Path, model: str, task: ExportTask, recipe: Recipe
 ) -> tuple[Any, bool, str, str, int | None, int | None, Exporter]:
-    """Config, whether it is translated, auto class, class, positions, tokens and exporter of a model that fits."""
+    """Config, whether it is changed, auto class, class, positions, tokens and exporter of a model that fits."""
     import torch
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
     raw = read_json(folder / "config.json")
     kind, custom = raw.get("model_type"), "auto_map" in raw
-    if kind == "timm_wrapper" or (kind is None and "pretrained_cfg" in raw):
-        raise Refused(
-            f"{model} is a model of the timm package, which a bundle cannot hold; choose one of transformers' own "
-            "architectures (docs/models.md)"
-        )
     if kind is None or (kind not in CONFIG_MAPPING_NAMES and not custom):
         raise Refused(
             f"{model} is of type {kind}, which transformers {transformers.__version__} does not know; choose another "
             "model"
         )
-    with _blaming_config(model):
+    with _blaming_config(model, custom):
         newer = {} if custom else in_older_words(raw, CONFIG_MAPPING[kind], model)
         if newer:
             config = CONFIG_MAPPING[kind].from_dict({**raw, **newer})
@@ -193,54 +197,39 @@ def _check_architecture(
             )
     if custom:
         refuse_fast_paths(config, model)
-    auto_class = _auto_class(kind, task, custom)
-    if auto_class is None:
+    is_changed = bool(newer) | (not custom and settle_backbone(config, model))
+    held = next(iter(raw.get("architectures") or ()), "")
+    name = auto_class(kind, task, custom)
+    if name is None:
         names = " nor ".join(task.auto_classes())
-        raise Refused(f"{model} ({kind}) does not fit {task.tag}: {names} cannot load it{_hint(raw)}")
+        hint = held and f"; {advice(config, held, task)}"
+        raise Refused(f"{model} ({kind}) does not fit {task.tag}: {names} cannot load it{hint}")
     exporter = choose_exporter(kind, model, task, config, recipe.exporter)
     shown = copy.deepcopy(config)
     shown.pruned_heads = {}  # taking heads out needs values
-    with _blaming_config(model), torch.device("meta"):  # shapes only
-        empty = getattr(transformers, auto_class).from_config(shown, trust_remote_code=recipe.trust_remote_code)
+    with _blaming_config(model, custom), torch.device("meta"):  # shapes only
+        empty = getattr(transformers, name).from_config(shown, trust_remote_code=recipe.trust_remote_code)
     if not task.traces_itself and empty.main_input_name not in task.input_axes():
+        fix = "try another --task" if is_for_another(config, held, task) else "no task here takes it"
         raise Refused(
-            f"{model} ({kind}) does not fit {task.tag}: it reads {empty.main_input_name}, not just {task.reads}; try "
-            "another --task"
+            f"{model} ({kind}) does not fit {task.tag}: it reads {empty.main_input_name}, not just {task.reads}; {fix}"
         )
     sizes = _positions(config, empty), rows_of(empty, config)
-    return config, bool(newer), auto_class, type(empty).__name__, *sizes, exporter
+    return config, is_changed, name, type(empty).__name__, *sizes, exporter
 
 
 @contextmanager
-def _blaming_config(model: str) -> Iterator[None]:
+def _blaming_config(model: str, custom: bool) -> Iterator[None]:
     """Make a refusal of what transformers, or the model's own code, raises over config.json, whatever that is."""
     try:
         yield
     except Exception as error:
         own = Refused(f"{model}'s config.json is none that a model can be made of: {first_line(error)}")
         if isinstance(error, ImportError):  # what the code asks for is not installed
-            own = Unavailable(f"{model}'s own code does not load: {first_line(error)}")
+            said = first_line(error)
+            lacks = f"{model} needs another package: {said.partition('. ')[0]}; install it, or choose another model"
+            own = Unavailable(f"{model}'s own code does not load: {said}" if custom else lacks)
         raise refusal_of(error) or own from error
-
-
-def _auto_class(kind: str, task: ExportTask, custom: bool) -> str | None:
-    """The first of the task's auto classes that knows the architecture."""
-    import transformers
-
-    if kind in task.encoders:
-        return "AutoModelForTextEncoding"
-
-    names = task.auto_classes()
-    known = (name for name in names if kind in getattr(transformers, name)._model_mapping._model_mapping)
-    return next(known, names[0] if custom else None)
-
-
-def _hint(config: Mapping[str, Any]) -> str:
-    classes = config.get("architectures") or []
-    if not classes:
-        return ""
-    fits = any(classes[0].endswith(export_task(tag).heads) for tag in TAGS)
-    return f"; it holds a {classes[0]}, {'so --task may be another' if fits else 'which no task here takes'}"
 
 
 def _positions(config: Any, model: Any) -> int | None:

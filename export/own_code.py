@@ -11,10 +11,10 @@ from typing import Any
 
 from export.errors import Refused, Unavailable
 from export.hub import download
-from export.json_files import read_json
+from export.json_files import read_json, read_processor
 
 CODE = ["*.py"]
-_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
+_FILES = ("config.json", "tokenizer_config.json")
 _ELSEWHERE = "--"
 """Between the repository and the class, as in `nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel`."""
 
@@ -24,7 +24,8 @@ def fetch_code(folder: Path, model: str) -> dict[str, str]:
 
     Raises Refused or Unavailable.
     """
-    maps = [read_json(folder / name).get("auto_map") for name in _FILES]
+    files = [*(read_json(folder / name) for name in _FILES), read_processor(folder)]
+    maps = [one.get("auto_map") for one in files]
     repositories = {one.partition(_ELSEWHERE)[0] for one in _texts(maps) if _ELSEWHERE in one}
     commits = {}
     for repository in sorted(repositories):

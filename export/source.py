@@ -50,8 +50,11 @@ class Source:
     """What traces the model where the first one cannot; empty where nothing does."""
     adapters: tuple[Adapter, ...] = ()
     """To be merged into the weights."""
-    is_translated: bool = False
-    """Whether `config` says in older words what config.json says in newer ones (export/newer_config.py)."""
+    is_changed: bool = False
+    """Whether `config` is another than config.json's: in older words, or without a stranger's weights for a part.
+
+    See export/newer_config.py and export/backbones.py.
+    """
     code: Mapping[str, str] = field(default_factory=dict)
     """Repositories that its code lies in, beside its own: name -> commit."""
 
@@ -74,7 +77,7 @@ class Source:
                     trust_remote_code=self.trust_remote_code,
                     local_files_only=True,
                     output_loading_info=True,
-                    **({"config": self.config} if self.is_translated else {}),
+                    **({"config": self.config} if self.is_changed else {}),
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 if refusal_of(error) is not None:  # of memory
@@ -86,11 +89,15 @@ class Source:
         unused = (*self.task.may_miss, *(name for adapter in self.adapters for name in adapter.whole))
         missing = sorted(name for name in found["missing_keys"] if not any(part in name for part in unused))
         if missing:
+            from export.other_task import advice
+
             held = self.config.architectures or [self.architecture]
-            why = f"it holds a {held[0]}, so --task may be another"
+            if self.architecture in held:
+                why = "the checkpoint does not belong to its config.json"
+            else:
+                why = advice(self.config, held[0], self.task)
             raise Refused(
-                f"{self.model} lacks {len(missing)} weights of {self.architecture}, {missing[0]} for one; "
-                f"{'the checkpoint does not belong to its config.json' if self.architecture in held else why}"
+                f"{self.model} lacks {len(missing)} weights of {self.architecture}, {missing[0]} for one; {why}"
             )
         if self.adapters:
             from export.adapters import merge

@@ -125,7 +125,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "mlp_ratio": [2, 2, 2],
             **_RANGE,
         },
-        *_LARGER,
+        "LevitImageProcessor",
+        {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}},
     ),
     "poolformer": (
         "PoolFormerConfig",

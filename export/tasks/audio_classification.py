@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from export.audio import AudioExport
-from export.json_files import read_json
+from export.json_files import read_processor
 from export.judged import LabelsExport
 from export.nodes import require_output, set_outputs
 from export.tasks.base import labels
@@ -26,7 +26,7 @@ class AudioClassificationExport(LabelsExport, AudioExport):
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A classifier with a feature extractor: a speech model's class is named like a text model's."""
         classifies = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or [])
-        return classifies and "feature_extractor_type" in read_json(root / "preprocessor_config.json")
+        return classifies and not {"feature_extractor_type", "sampling_rate"}.isdisjoint(read_processor(root))
 
     def head(self, graph: Any, source: Source) -> None:
         """The logits as they are."""

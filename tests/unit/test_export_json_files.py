@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from export.__main__ import main
 from export.dense import append_dense, read_dense
 from export.errors import Refused
-from export.json_files import read_json
+from export.json_files import read_json, read_processor
 from export.recipe import Recipe
 from export.sentence_files import read_sentence_files
 from export.tasks import export_task
@@ -34,6 +34,7 @@ from tests.models import edit_json, write_json, write_sentence_files
         ("adapter_config.json", "modules_to_save", 3, "a list of texts"),
         ("preprocessor_config.json", "image_processor_type", {}, "a text"),
         ("preprocessor_config.json", "do_resize", "false", "true or false"),
+        ("processor_config.json", "image_processor", "x", "an object"),
         ("tokenizer_config.json", "model_max_length", 512.5, "a whole number"),
         ("tokenizer_config.json", "do_lower_case", "false", "true or false"),
     ],
@@ -166,11 +167,13 @@ def test_a_tokenizer_whose_parts_do_not_know_each_other(tmp_path: Path, lacks: s
         ("AST", "max_length", 1e400),
     ],
 )
-def test_odd_settings_of_a_feature_extractor(tmp_path: Path, kind: str, key: str, value: Any):
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_odd_settings_of_a_feature_extractor(tmp_path: Path, kind: str, key: str, value: Any, file: str):
     write_json(tmp_path / "config.json", {"model_type": "wav2vec2"})
     settings = {"feature_extractor_type": f"{kind}FeatureExtractor", "sampling_rate": 16000, "do_normalize": True}
-    write_json(tmp_path / "preprocessor_config.json", {**settings, "num_mel_bins": 32, key: value})
-    with pytest.raises(Refused, match=f"has {key} = .*, which must be .*; correct it, or download"):
+    settings |= {"num_mel_bins": 32, key: value}
+    write_json(tmp_path / file, {"feature_extractor": settings} if file.startswith("processor") else settings)
+    with pytest.raises(Refused, match=f"/{file} has {key} = .*, which must be .*; correct it, or download"):
         export_task("audio-classification").processors(tmp_path, "m", Layout(), Recipe("m", None, tmp_path))
 
 
@@ -186,6 +189,14 @@ def test_odd_settings_of_an_image_processor(tmp_path: Path, changes: dict[str, A
         match="m('s ViTImageProcessor is none of those| has no image processor that can be)",
     ):
         export_task("image-classification").processors(tmp_path, "m", Layout(), Recipe("m", None, tmp_path))
+
+
+def test_odd_settings_among_those_of_several_parts(tmp_path: Path):
+    write_json(tmp_path / "processor_config.json", {"image_processor": {"image_processor_type": 3}})
+    with pytest.raises(
+        Refused, match="/processor_config.json has image_processor_type = 3, which must be a text; corr"
+    ):
+        read_processor(tmp_path)
 
 
 def test_entailment_without_label2id():

@@ -16,7 +16,10 @@ from huggingface_hub.utils._paths import filter_repo_objects
 
 from export import load
 from export.errors import Refused, Unavailable
+from export.other_task import advice
+from export.own_code import fetch_code
 from export.recipe import Recipe
+from export.tasks import export_task
 from export.text import LONGEST_DEFAULT, fast_tokenizer, longest_row
 from tests.bundles import toy_tokenizer
 from tests.models import POSITIONS, edit_json, tiny_bert, tiny_qwen3, write_json
@@ -159,10 +162,32 @@ def test_a_config_that_makes_no_model(tmp_path: Path):
         load.load(recipe(str(tmp_path)))
 
 
-def test_a_model_of_another_library(tmp_path: Path):
-    config = {"architecture": "resnet50", "num_classes": 1000, "pretrained_cfg": {"input_size": [3, 224, 224]}}
-    write_json(tmp_path / "config.json", config)
+@pytest.mark.parametrize("task", [None, "image-classification"])
+@pytest.mark.parametrize("keys", [{"pretrained_cfg": {"input_size": [3, 224, 224]}}, {"model_type": "timm_wrapper"}])
+def test_a_model_of_another_library(tmp_path: Path, keys: dict[str, Any], task: str | None):
+    write_json(tmp_path / "config.json", {"architecture": "resnet50", "num_classes": 1000, **keys})
     with pytest.raises(Refused, match="is a model of the timm package, which a bundle cannot hold; choose one of tr"):
+        load.load(Recipe(str(tmp_path), task, Path("bundle")))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"use_timm_backbone": True, "backbone": "resnet50", "use_pretrained_backbone": True},
+        {},  # as the first of them were published
+        {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet50"}},  # of transformers 5
+    ],
+)
+def test_a_backbone_of_another_library(tmp_path: Path, keys: dict[str, Any]):
+    config = {"model_type": "detr", "architectures": ["DetrForObjectDetection"], **keys}
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(Unavailable, match="has a backbone of the timm package, which is not .* --revision no_timm, or"):
+        load.load(Recipe(str(tmp_path), "object-detection", Path("bundle")))
+
+
+def test_a_model_that_needs_another_package(tmp_path: Path):
+    write_json(tmp_path / "config.json", {"model_type": "dinat", "architectures": ["DinatForImageClassification"]})
+    with pytest.raises(Unavailable, match="needs another package: DinatForImageClassification requires the natten lib"):
         load.load(Recipe(str(tmp_path), "image-classification", Path("bundle")))
 
 
@@ -170,13 +195,54 @@ def test_a_model_of_another_library(tmp_path: Path):
     ("kind", "architecture", "hint"),
     [
         ("mask2former", "Mask2FormerForUniversalSegmentation", "which no task here takes"),
+        ("owlvit", "OwlViTForObjectDetection", "which no task here takes"),
+        ("grounding-dino", "GroundingDinoForObjectDetection", "which no task here takes"),
+        ("vision-encoder-decoder", "VisionEncoderDecoderModel", "which no task here takes"),
+        ("blip", "BlipForConditionalGeneration", "which no task here takes"),
         ("vit", "ViTForImageClassification", "so --task may be another"),
+        ("clip", "CLIPModel", "so --task may be another"),
+        ("llama", "LlamaForCausalLM", "so --task may be another"),
+        ("t5", "T5ForConditionalGeneration", "so --task may be another"),
+        ("bart", "BartForConditionalGeneration", "which no task here takes"),
     ],
 )
 def test_a_model_of_another_task(tmp_path: Path, kind: str, architecture: str, hint: str):
-    write_json(tmp_path / "config.json", {"model_type": kind, "architectures": [architecture]})
+    parts = {"encoder": {"model_type": "vit"}, "decoder": {"model_type": "trocr"}}
+    config = {"model_type": kind, "architectures": [architecture]}
+    write_json(tmp_path / "config.json", {**config, **(parts if kind == "vision-encoder-decoder" else {})})
     with pytest.raises(Refused, match=f"AutoModelForSemanticSegmentation cannot load it; it holds a .*, {hint}"):
         load.load(Recipe(str(tmp_path), "image-segmentation", Path("bundle")))
+
+
+def test_a_model_that_reads_images_alone(tmp_path: Path):
+    for kind, name, fix in (
+        ("mask2former", "Mask2FormerForUniversalSegmentation", "no task here takes it"),
+        ("focalnet", "FocalNetForImageClassification", "try another --task"),
+    ):
+        write_json(tmp_path / "config.json", {"model_type": kind, "architectures": [name]})
+        with pytest.raises(Refused, match=f"it reads pixel_values, not just text; {fix}"):
+            load.load(recipe(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "held", "task", "hint"),
+    [
+        ("bert", "BertForPreTraining", "text-classification", "so --task may be another"),
+        ("vit", "ViTModel", "image-classification", "so --task may be another"),
+        ("beit", "BeitForMaskedImageModeling", "image-classification", "so --task may be another"),
+        ("clap", "ClapModel", "image-classification", "which no task here takes"),
+        ("wav2vec2", "Wav2Vec2ForPreTraining", "automatic-speech-recognition", "which no task here takes"),
+        ("wav2vec2", "Wav2Vec2ForCTC", "audio-classification", "so --task may be another"),
+        ("blip", "BlipForConditionalGeneration", "zero-shot-image-classification", "which no task here takes"),
+    ],
+)
+def test_what_is_said_of_a_checkpoint_without_some_weights(kind: str, held: str, task: str, hint: str):
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(kind)
+    assert advice(config, held, export_task(task)) == f"it holds a {held}, {hint}"
+    config.model_type = "own"  # by code of its own
+    assert advice(config, held, export_task(task)) == f"it holds a {held}, so --task may be another"
 
 
 def test_code_of_a_model_that_needs_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -187,6 +253,14 @@ def test_code_of_a_model_that_needs_another_package(tmp_path: Path, monkeypatch:
         Unavailable, match="'s own code does not load: .*not found in your environment: no_such_package"
     ):
         load.load(recipe(str(tmp_path), trust_remote_code=True))
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_code_of_a_processor_that_lies_elsewhere(tmp_path: Path, file: str):
+    settings = {"auto_map": {"AutoImageProcessor": "owner/code--own.OwnProcessor"}}
+    write_json(tmp_path / file, {"image_processor": settings} if file.startswith("processor") else settings)
+    with pytest.raises(Unavailable, match="m takes its code from owner/code, which is not in the local Hub cache, and"):
+        fetch_code(tmp_path, "m")
 
 
 def test_code_of_a_model_that_asks_for_kernels(tmp_path: Path):

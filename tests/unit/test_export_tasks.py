@@ -96,6 +96,54 @@ def test_files_of_sentence_transformers_say_more(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("architectures", "tag"),
+    [
+        (None, "zero-shot-image-classification"),
+        (["CLIPModel"], "zero-shot-image-classification"),
+        (["SiglipForImageClassification"], "image-classification"),
+        (["CLIPForImageClassification"], "image-classification"),
+    ],
+)
+def test_the_class_of_a_model_on_images_and_texts_says_which_head_it_has(tmp_path: Path, architectures: Any, tag: str):
+    write_json(tmp_path / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor"})
+    write_json(tmp_path / "config.json", {"architectures": architectures, "text_config": {}, "vision_config": {}})
+    assert infer_task(tmp_path, "m") == tag
+
+
+@pytest.mark.parametrize(
+    ("architecture", "part", "settings", "tag"),
+    [
+        ("CLIPModel", "image_processor", {"image_processor_type": "CLIPImageProcessorFast"}, "zero-shot-image-classif"),
+        ("Dinov2Model", "image_processor", {"image_mean": [0.5, 0.5, 0.5]}, "image-feature-extraction"),
+        ("HubertForSequenceClassification", "feature_extractor", {"sampling_rate": 16000}, "audio-classification"),
+        ("BertModel", "feature_extractor", None, "feature-extraction"),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_settings_of_a_processor_say_what_a_model_reads(
+    tmp_path: Path, architecture: str, part: str, settings: Any, tag: str, nested: bool
+):
+    """In a file of their own, or as transformers 5 writes those of several parts."""
+    both: Any = {"text_config": {}, "vision_config": {}} if architecture == "CLIPModel" else {}
+    write_json(tmp_path / "config.json", {"architectures": [architecture], **both})
+    file = {"processor_config.json": {part: settings}} if nested else {"preprocessor_config.json": settings or {}}
+    for name, content in file.items():
+        write_json(tmp_path / name, content)
+    assert infer_task(tmp_path, "m").startswith(tag)
+
+
+@pytest.mark.parametrize(
+    ("name", "both"),
+    [("BlipForConditionalGeneration", {"text_config": {}, "vision_config": {}}), ("VisionEncoderDecoderModel", {})],
+)
+def test_a_model_on_images_that_writes_texts(tmp_path: Path, name: str, both: dict[str, Any]):
+    write_json(tmp_path / "preprocessor_config.json", {"image_processor_type": "ViTImageProcessor"})
+    write_json(tmp_path / "config.json", {"architectures": [name], **both})
+    with pytest.raises(Refused, match=f"m is a {name}, which generates text, and no task here does that; choose a"):
+        infer_task(tmp_path, "m")
+
+
+@pytest.mark.parametrize(
     ("config", "sentence"),
     [
         ({}, "m does not say what it is for (it names no class); name it with --task, one of "),

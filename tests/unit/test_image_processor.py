@@ -30,6 +30,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any], tuple[int, int] | None]] = {
     "shortest, then a larger crop": ("BitImageProcessor", {"size": {"shortest_edge": 21}, "crop_size": SIDE}, None),
     "share of a crop": ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}, "crop_pct": 0.875}, None),
     "no crop from 384 on": ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}, "crop_pct": 0.875}, None),
+    "shortest, longer than it says": ("LevitImageProcessor", {"size": {"shortest_edge": 31}, "crop_size": SIDE}, None),
     "blue first": ("MobileViTImageProcessor", {"size": {"shortest_edge": 36}, "crop_size": SIDE}, None),
     "no mean": ("SegformerImageProcessor", {"size": SIDE, "do_normalize": False}, None),
     "no scale": ("ViTImageProcessor", {"size": SIDE, "do_rescale": False, "do_normalize": False}, None),

@@ -277,7 +277,7 @@ def test_a_folder_in_the_newer_form_is_loaded_as_it_was_meant(tmp_path: Path):
         path.write_text(json.dumps({key: raw[key] for key in raw if key not in ("rope_theta", "rope_scaling")}))
         edit_json(path, **keys)
         source = load.load(Recipe(str(folder), "feature-extraction", Path("bundle")))
-        assert source.is_translated == ("rope_parameters" in keys)
+        assert source.is_changed == ("rope_parameters" in keys)
         assert source.max_length == POSITIONS
         model = source.load_model()
         assert model.config.rope_theta == source.config.rope_theta

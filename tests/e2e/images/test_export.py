@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.zoo import vision
 from benchmarks.zoo.images import task_model
 from engine.bundle import open_bundle
 from engine.config import Settings
@@ -19,6 +20,7 @@ from export.__main__ import main
 from export.infer import infer_task
 from handler.boot import boot
 from handler.timeline import Timeline
+from tests.models import write_json
 from tests.served import Served
 
 
@@ -50,6 +52,27 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path, *op
 )
 def test_a_models_files_say_what_it_is_for(tmp_path: Path, task: str, architecture: str):
     assert infer_task(task_model(tmp_path, task, architecture), "model") == task
+
+
+def test_a_classifier_made_of_clip_is_one_without_being_told(tmp_path: Path, images: list[str]):
+    folder = vision.model(tmp_path / "model", "image-classification", "clip-classifier")
+    assert main([str(folder), "--out", str(tmp_path / "bundle")]) == 0
+    served = Served(tmp_path / "bundle")
+    assert len(served.ask({"image": images[0]})) == 5
+    served.close()
+
+
+def test_weights_of_a_part_are_the_checkpoints(tmp_path: Path, images: list[str]):
+    """A pretrained backbone was where training began: nobody else's weights are asked for, and none need be there."""
+    folder = task_model(tmp_path / "model", "image-segmentation", "upernet")
+    written = json.loads((folder / "config.json").read_text())
+    write_json(tmp_path / "backbone/config.json", written.pop("backbone_config"))
+    pretrained = {"backbone": str(tmp_path / "backbone"), "use_pretrained_backbone": True}
+    write_json(folder / "config.json", {**written, "backbone_config": None, **pretrained})
+    assert main([str(folder), "--out", str(tmp_path / "bundle")]) == 0
+    served = Served(tmp_path / "bundle")
+    assert served.ask({"image": images[0]})
+    served.close()
 
 
 def test_a_bundle_of_two_graphs_boots_and_answers(zoo: Any, images: list[str]):
@@ -118,6 +141,14 @@ def test_refusals(vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     bare = Path(shutil.copytree(vit, tmp_path / "bare"))
     (bare / "preprocessor_config.json").unlink()
     assert "has no image processor that can be loaded" in said(model=bare)
+
+
+def test_a_task_is_not_looked_for_where_none_takes_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = task_model(tmp_path / "clip", "zero-shot-image-classification", "clip")
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**config, "architectures": ["CLIPForSomethingElse"]})
+    said = refused(capsys, tmp_path, folder, "--task", "image-classification")
+    assert said.endswith("for one; it holds a CLIPForSomethingElse, which no task here takes\n")
 
 
 def test_refusals_of_open_sizes_and_two_graphs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
