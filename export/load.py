@@ -67,7 +67,7 @@ def load(recipe: Recipe) -> Source:
         task.check(model, config)
         of_tokens = beside if beside and (beside / "tokenizer_config.json").is_file() else folder
         processors = task.processors(of_tokens, model, layout, recipe)
-        check_tokens(model, processors.get("tokenizer"), embedded)
+        taken_out = check_tokens(model, processors.get("tokenizer"), embedded)
     if not base.is_complete:
         download(model, base.revision, [*_SMALL_FILES, *_WEIGHTS])
     weights_bytes = _weights_bytes(folder, model)
@@ -90,6 +90,7 @@ def load(recipe: Recipe) -> Source:
         other_exporter=exporter.other,
         adapters=adapters,
         code=code,
+        taken_out=tuple(taken_out),
         **processors,
     )
 

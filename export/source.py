@@ -54,6 +54,8 @@ class Source:
     """Whether `config` says in older words what config.json says in newer ones (export/newer_config.py)."""
     code: Mapping[str, str] = field(default_factory=dict)
     """Repositories that its code lies in, beside its own: name -> commit."""
+    taken_out: tuple[str, ...] = ()
+    """Added tokens that its tokenizer had and it has no embedding of."""
 
     def load_model(self) -> Any:
         """The model in float32 with plain attention and its adapters merged, ready to run.
