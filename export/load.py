@@ -26,7 +26,7 @@ from export.parity_limits import GateLimits
 from export.precision_options import wanted
 from export.recipe import TASK_OPTIONS, Recipe
 from export.said import first_line, quiet
-from export.sentence_files import MODULES
+from export.sentence_files import MODULES, conversion
 from export.source import Source
 from export.tasks import TAGS, export_task
 from export.vocabulary import check_tokens, rows_of
@@ -140,8 +140,7 @@ def _refuse_other_weights(folder: Path, model: str) -> list[Path]:
     if not files and any(folder.glob("pytorch_model*.bin")):
         raise Refused(
             f"{model} has no *.safetensors, and pickled weights (pytorch_model.bin) are never loaded, for they can run "
-            "code; convert it in a sandbox with AutoModel.from_pretrained(...).save_pretrained(folder), then export "
-            "that folder"
+            f"code; {conversion(folder)}"
         )
     for file in (*files, folder / "tokenizer.json"):
         refuse_pointer(file)
@@ -153,7 +152,8 @@ def _weights_files(folder: Path, model: str) -> list[Path]:
     files = _refuse_other_weights(folder, model)
     if not files:
         raise Refused(
-            f"{model} has no weights (*.safetensors), the one format that is read; download it again with them"
+            f"{model} has no weights (*.safetensors), the one format that is read; download it again with them, or, "
+            f"where it has others alone, {conversion(folder)}"
         )
     index = read_json(folder / "model.safetensors.index.json").get("weight_map")
     parts = sorted({str(part) for part in index.values()}) if isinstance(index, dict) else []

@@ -173,6 +173,19 @@ def read_prompts(folder: Path, kind: str = "SentenceTransformer") -> tuple[dict[
     return prompts, default
 
 
+def conversion(folder: Path) -> str:
+    """How to come to safetensors, with everything that says how the weights are used beside them."""
+    root = next((one for one in (folder, folder.parent) if (one / MODULES).is_file()), None)
+    if root is not None:
+        kind = read_json(root / "config_sentence_transformers.json").get("model_type") or "SentenceTransformer"
+        return f"load the model with {kind}(...) in a sandbox and save it, then export that folder"
+    name = next(iter(read_json(folder / "config.json").get("architectures") or []), "AutoModel")
+    return (
+        f"load it with {name}.from_pretrained(...) in a sandbox, save that with save_pretrained into a copy of the "
+        "model's folder, then export the copy"
+    )
+
+
 def _pooling(folder: Path, modules: list[tuple[str, str]], prompts: Mapping[str, str]) -> str:
     found = [path for name, path in modules if name == "Pooling"]
     if len(found) != 1:

@@ -274,6 +274,57 @@ def test_a_length_that_special_tokens_fill(asked: int | None, of_files: int):
     assert longest_row(3, 512, 512, toy_tokenizer()) == 3
 
 
+def pickled(folder: Path) -> Path:
+    """The model in `folder`, as many on the Hub are: its weights pickled, and in no other form."""
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_pickled_weights_of_sentence_transformers_are_converted_with_its_files(tmp_path: Path):
+    from sentence_transformers import SentenceTransformer
+
+    folder, saved = pickled(tiny_bert(tmp_path / "model", pooling="cls")), str(tmp_path / "saved")
+    advice = r"load the model with SentenceTransformer\(\.\.\.\) in a sandbox and save it, then export that folder"
+    with pytest.raises(Refused, match=f"pickled weights .* are never loaded, for they can run code; {advice}"):
+        load.load(recipe(str(folder)))
+    SentenceTransformer(str(folder), device="cpu").save_pretrained(saved)
+    settings = load.load(recipe(saved)).settings
+    assert (settings["pooling"], settings["normalize"]) == ("cls", True)
+    edit_json(folder / "config_sentence_transformers.json", model_type="SparseEncoder")
+    with pytest.raises(Refused, match=r"load the model with SparseEncoder\(\.\.\.\) in a sandbox"):
+        load._weights_files(folder, "m")
+
+
+def test_pickled_weights_are_converted_with_their_head(tmp_path: Path):
+    import transformers
+
+    folder = tiny_bert(tmp_path / "model", sentence_transformers=False)
+    ranker = transformers.BertForSequenceClassification.from_pretrained(folder, num_labels=1)
+    ranker.save_pretrained(folder)
+    ranking = Recipe(str(pickled(folder)), "text-ranking", Path("bundle"))
+    edit_json(folder / "config.json", sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"})
+    advice = (
+        "load it with BertForSequenceClassification.from_pretrained(...) in a sandbox, save that with save_pretrained "
+        "into a copy of the model's folder, then export the copy"
+    )
+    with pytest.raises(Refused) as refused:
+        load.load(ranking)
+    assert str(refused.value).endswith(f"; {advice}")
+    (folder / "pytorch_model.bin").rename(tmp_path / "pytorch_model.bin")  # what of the Hub is never downloaded
+    with pytest.raises(Refused) as refused:
+        load.load(ranking)
+    assert str(refused.value).endswith(f"download it again with them, or, where it has others alone, {advice}")
+    (tmp_path / "pytorch_model.bin").rename(folder / "pytorch_model.bin")
+    transformers.BertForSequenceClassification.from_pretrained(folder).save_pretrained(folder)  # of a copy
+    source = load.load(ranking)
+    assert source.settings["function"] == "none"
+    assert source.load_model().num_labels == 1
+
+
 def test_disk_space_is_asked_of_the_folder_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
 
