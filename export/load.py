@@ -250,8 +250,11 @@ def _positions(config: Any, model: Any) -> int | None:
     RoBERTa and its relatives count from padding_idx + 1, so that many of the table's entries are never used. They
     are told by a module that has both an index of padding and a table of positions, as sentence-transformers does.
     Longrope (Phi-3) turns by other frequencies where a text is longer than the original positions, which it sees in
-    Python, so that a graph has those of short texts alone. Dynamic scaling does so above all positions.
+    Python, so that a graph has those of short texts alone. Dynamic scaling does so above all positions. DeBERTa with
+    relative positions alone has no table: its number is the length of a text where no file says another.
     """
+    if getattr(config, "position_biased_input", True) is False:
+        return None
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:  # XLNet says -1
         return None

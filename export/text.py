@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from inspect import signature
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -89,7 +90,9 @@ class TextExport(ExportTask):
         self, recipe: Recipe, layout: Layout, processors: Mapping[str, Any], config: Any, positions: int | None
     ) -> int:
         """Tokens of the longest row."""
-        of_files = layout.settings.get("max_length") or processors["tokenizer"].model_max_length
+        of_files = layout.settings.get("max_length") or min(
+            processors["tokenizer"].model_max_length, _trained_length(config)
+        )
         return longest_row(recipe.max_length, of_files, positions, processors["tokenizer"])
 
     def describe(self, source: Source) -> str:
@@ -125,6 +128,12 @@ class TextExport(ExportTask):
     def probe(self, source: Source, label: str, text: str) -> Probe:
         """`text` as a payload, and as transformers tokenizes it; one row each."""
         return Probe(label, {"text": text}, [tokens_of(source, text)])
+
+
+def _trained_length(config: Any) -> float:
+    """Tokens that sentence-transformers cuts at where its own files name no number."""
+    found = getattr(config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else inf  # XLNet says -1
 
 
 def _unknown_attention(config: Any) -> str:

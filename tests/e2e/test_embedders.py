@@ -90,10 +90,17 @@ def sgpt(folder: Path) -> Path:
     return folder
 
 
+def deberta(folder: Path) -> Path:
+    """Relative positions alone, and texts of more tokens than its config.json names."""
+    text.task_model(folder, "feature-extraction", "deberta-v2", position_biased_input=False)
+    write_sentence_files(folder, max_length=160)
+    return folder
+
+
 _NIGHTLY = [pytest.param(make, marks=pytest.mark.zoo) for make in (modernbert_embed, sgpt)]
 
 
-@pytest.mark.parametrize("make", [qwen3_embedding, embedding_gemma, labse, sentence_t5, *_NIGHTLY])
+@pytest.mark.parametrize("make", [qwen3_embedding, embedding_gemma, labse, sentence_t5, deberta, *_NIGHTLY])
 def test_it_answers_like_sentence_transformers(make: Callable[[Path], Path], tmp_path: Path, capsys: Any):
     from sentence_transformers import SentenceTransformer
 

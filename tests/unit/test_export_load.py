@@ -14,12 +14,13 @@ import requests
 from huggingface_hub import errors
 from huggingface_hub.utils._paths import filter_repo_objects
 
+from benchmarks.zoo.text import task_model
 from export import load
 from export.errors import Refused, Unavailable
 from export.recipe import Recipe
 from export.text import LONGEST_DEFAULT, fast_tokenizer, longest_row
 from tests.bundles import toy_tokenizer
-from tests.models import POSITIONS, edit_json, tiny_bert, tiny_qwen3, write_json
+from tests.models import POSITIONS, edit_json, tiny_bert, tiny_qwen3, write_json, write_sentence_files
 
 _ORIGINAL = "original_max_position_embeddings"
 
@@ -264,6 +265,23 @@ def test_a_text_is_never_so_long_that_positions_turn_by_other_frequencies(
     with torch.inference_mode():
         model(torch.ones(1, most, dtype=torch.int64))
     assert torch.equal(model.rotary_emb.inv_freq, traced)
+
+
+def test_relative_positions_alone_are_no_limit(tmp_path: Path):
+    """They are where sentence-transformers cuts when nothing else is said."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = task_model(tmp_path, "feature-extraction", "deberta-v2", position_biased_input=False)
+    edit_json(folder / "tokenizer_config.json", model_max_length=1024)
+    assert load.load(recipe(str(folder))).max_length == POSITIONS
+    assert load.load(recipe(str(folder), max_length=POSITIONS + 1)).max_length == POSITIONS + 1
+    write_sentence_files(folder, max_length=2 * POSITIONS)
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    assert load.load(recipe(str(folder))).max_length == theirs.max_seq_length == 2 * POSITIONS
+    edit_json(folder / "config.json", position_biased_input=True)
+    assert load.load(recipe(str(folder))).max_length == POSITIONS
+    with pytest.raises(Refused, match=f"is more than the {POSITIONS} positions that the model has; give fewer"):
+        load.load(recipe(str(folder), max_length=POSITIONS + 1))
 
 
 @pytest.mark.parametrize(("asked", "of_files"), [(1, 512), (2, 512), (None, 2)])
