@@ -91,6 +91,7 @@ def load(recipe: Recipe) -> Source:
         adapters=adapters,
         code=code,
         taken_out=tuple(taken_out),
+        positions=positions,
         **processors,
     )
 

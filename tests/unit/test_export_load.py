@@ -17,8 +17,9 @@ from huggingface_hub.utils._paths import filter_repo_objects
 from benchmarks.zoo.text import task_model
 from export import load
 from export.errors import Refused, Unavailable
-from export.recipe import Recipe
-from export.text import LONGEST_DEFAULT, fast_tokenizer, longest_row
+from export.lengths import LONGEST_DEFAULT, longest_row
+from export.recipe import Recipe, _parser
+from export.text import fast_tokenizer
 from tests.bundles import toy_tokenizer
 from tests.models import POSITIONS, edit_json, tiny_bert, tiny_qwen3, write_json, write_sentence_files
 
@@ -265,6 +266,26 @@ def test_a_text_is_never_so_long_that_positions_turn_by_other_frequencies(
     with torch.inference_mode():
         model(torch.ones(1, most, dtype=torch.int64))
     assert torch.equal(model.rotary_emb.inv_freq, traced)
+
+
+def test_a_length_that_is_cut_because_it_is_costly_is_told(tmp_path: Path):
+    folder = tiny_qwen3(tmp_path / "model", sentence_transformers=False)
+    edit_json(folder / "config.json", max_position_embeddings=32768)
+    edit_json(folder / "tokenizer_config.json", model_max_length=131072)
+
+    def said(**options: Any) -> str:
+        source = load.load(recipe(str(folder), **options))
+        return source.task.describe(source)
+
+    assert said() == f"Qwen3Model, mean pooling, up to {LONGEST_DEFAULT} tokens of its 32768 (--max-length)"
+    assert said(max_length=16384) == "Qwen3Model, mean pooling, up to 16384 tokens"
+    write_sentence_files(folder, max_length=512)
+    assert said() == "Qwen3Model, mean pooling, up to 512 tokens"
+    edit_json(folder / "config.json", max_position_embeddings=LONGEST_DEFAULT)
+    (folder / "modules.json").unlink()
+    assert said() == f"Qwen3Model, mean pooling, up to {LONGEST_DEFAULT} tokens"
+    help_of = " ".join(_parser().format_help().split())
+    assert f"tokens a text is cut at (default: the model's, {LONGEST_DEFAULT} at most)" in help_of
 
 
 def test_relative_positions_alone_are_no_limit(tmp_path: Path):
