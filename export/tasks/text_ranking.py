@@ -24,6 +24,7 @@ _QUERY = "What is the answer?"
 _DEFAULT = "torch.nn.modules.activation.Sigmoid"  # sentence-transformers', of one output
 _OLD = "sbert_ce_default_activation_function"
 _FUNCTIONS = {"Sigmoid": "sigmoid", "Identity": "none"}
+_GENERATE = ("ForCausalLM", "ForConditionalGeneration")
 _TRANSFORMER = "sequence-classification"
 
 
@@ -86,6 +87,11 @@ class TextRankingExport(TextClassificationExport):
     def check(self, model: str, config: Any) -> None:
         """One output."""
         super().check(model, config)
+        if generators := [name for name in getattr(config, "architectures", None) or [] if name.endswith(_GENERATE)]:
+            raise Refused(
+                f"{model} is a {generators[0]}, which ranks by the logits of two words, and a bundle by one output "
+                "alone; export a conversion of it to sequence classification with one label, or another model"
+            )
         if config.num_labels != 1:
             raise Refused(
                 f"{model} has {config.num_labels} outputs, a reranker has one; try --task text-classification"
