@@ -41,7 +41,9 @@ class TextRankingExport(TextClassificationExport):
     heads: ClassVar[tuple[str, ...]] = ()  # text-classification's; a CrossEncoder's own files claim it
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
-        """A CrossEncoder's files."""
+        """A CrossEncoder's files, where it has one output: one with more, such as NLI's, is a classifier."""
+        if len(config.get("id2label") or "1") != 1 or config.get("num_labels") not in (None, 1):
+            return False
         settings = read_json(root / "config_sentence_transformers.json")
         return _OLD in config or "sentence_transformers" in config or settings.get("model_type") == "CrossEncoder"
 
