@@ -24,6 +24,8 @@ _TRANSFORMER_FILES = tuple(
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 _TRANSFORMER_KEYS: Mapping[str, Kind] = {"max_seq_length": COUNT, "do_lower_case": FLAG}
+_ALWAYS = ("query", "document")
+"""Names of prompts that sentence-transformers knows of every model, empty where its files name none."""
 _HARMLESS = {*_TRANSFORMER_KEYS, "unpad_inputs"}
 _HARMLESS_ARGUMENTS = {"trust_remote_code", "attn_implementation", "dtype", "torch_dtype", "padding_side"}
 """Of the loading of model, config and tokenizer: what a bundle does in a way of its own, with the same numbers."""
@@ -168,6 +170,8 @@ def read_prompts(folder: Path, kind: str = "SentenceTransformer") -> tuple[dict[
         raise Refused(f"the model is a {found}, not a {kind}; leave --task out, or name another")
     prompts = {name: text or "" for name, text in (settings.get("prompts") or {}).items()}
     default = settings.get("default_prompt_name")
+    if default in _ALWAYS and default not in prompts:
+        return prompts, None
     if default is not None and default not in prompts:
         raise Refused(f"the model's default prompt {default!r} is not among its prompts ({', '.join(prompts)})")
     return prompts, default
