@@ -178,11 +178,14 @@ def export(recipe: Recipe) -> dict[str, Any]:
         from export.exporters import graphs_of
         from export.load import load
         from export.optimize import optimize
+        from export.vocabulary import without
 
         source = load(recipe)
         if recipe.task is None:
             note(source.task.tag)
         note(source.task.describe(source))
+        if source.taken_out:
+            note(without(source.taken_out))
         note(readable(source.weights_bytes))
     with new_bundle_folder(recipe.out) as folder, blaming_the_disk(folder):
         work = folder / "work"

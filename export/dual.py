@@ -14,9 +14,10 @@ from engine.vectors import OUTPUT
 from export.errors import Refused
 from export.images import ImageExport, from_pixels, image_inputs, is_image_model, task_of
 from export.judged import VectorsExport
+from export.lengths import longest_row
 from export.sentence_files import read_modules
 from export.tasks.base import Layout
-from export.text import fast_tokenizer, longest_row, row_tokens, texts, tokenizer_file, tokens_of
+from export.text import fast_tokenizer, row_tokens, texts, tokenizer_file, tokens_of
 from export.torch_onnx import Traced
 
 if TYPE_CHECKING:

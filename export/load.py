@@ -28,7 +28,7 @@ from export.parity_limits import GateLimits
 from export.precision_options import wanted
 from export.recipe import TASK_OPTIONS, Recipe
 from export.said import first_line, quiet
-from export.sentence_files import MODULES
+from export.sentence_files import MODULES, conversion
 from export.source import Source
 from export.tasks import export_task
 from export.vocabulary import check_tokens, rows_of
@@ -69,7 +69,7 @@ def load(recipe: Recipe) -> Source:
         task.check(model, config)
         of_tokens = beside if beside and (beside / "tokenizer_config.json").is_file() else folder
         processors = task.processors(of_tokens, model, layout, recipe)
-        check_tokens(model, processors.get("tokenizer"), embedded)
+        taken_out = check_tokens(model, processors.get("tokenizer"), embedded)
     if not base.is_complete:
         download(model, base.revision, [*_SMALL_FILES, *_WEIGHTS])
     weights_bytes = _weights_bytes(folder, model)
@@ -92,6 +92,8 @@ def load(recipe: Recipe) -> Source:
         other_exporter=exporter.other,
         adapters=adapters,
         code=code,
+        taken_out=tuple(taken_out),
+        positions=positions,
         **processors,
     )
 
@@ -148,8 +150,7 @@ def _refuse_other_weights(folder: Path, model: str) -> list[Path]:
     if not files and any(folder.glob("pytorch_model*.bin")):
         raise Refused(
             f"{model} has no *.safetensors, and pickled weights (pytorch_model.bin) are never loaded, for they can run "
-            "code; convert it in a sandbox with AutoModel.from_pretrained(...).save_pretrained(folder), then export "
-            "that folder"
+            f"code; {conversion(folder)}"
         )
     for file in (*files, folder / "tokenizer.json"):
         refuse_pointer(file)
@@ -161,7 +162,8 @@ def _weights_files(folder: Path, model: str) -> list[Path]:
     files = _refuse_other_weights(folder, model)
     if not files:
         raise Refused(
-            f"{model} has no weights (*.safetensors), the one format that is read; download it again with them"
+            f"{model} has no weights (*.safetensors), the one format that is read; download it again with them, or, "
+            f"where it has others alone, {conversion(folder)}"
         )
     index = read_json(folder / "model.safetensors.index.json").get("weight_map")
     parts = sorted({str(part) for part in index.values()}) if isinstance(index, dict) else []
@@ -238,8 +240,11 @@ def _positions(config: Any, model: Any) -> int | None:
     RoBERTa and its relatives count from padding_idx + 1, so that many of the table's entries are never used. They
     are told by a module that has both an index of padding and a table of positions, as sentence-transformers does.
     Longrope (Phi-3) turns by other frequencies where a text is longer than the original positions, which it sees in
-    Python, so that a graph has those of short texts alone. Dynamic scaling does so above all positions.
+    Python, so that a graph has those of short texts alone. Dynamic scaling does so above all positions. DeBERTa with
+    relative positions alone has no table: its number is the length of a text where no file says another.
     """
+    if getattr(config, "position_biased_input", True) is False:
+        return None
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:  # XLNet says -1
         return None

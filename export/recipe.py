@@ -237,7 +237,8 @@ def _parser() -> argparse.ArgumentParser:
         "--max-length",
         type=int,
         metavar="N",
-        help="tokens a text is cut at (default: the model's), seconds of speech heard at once (default: 30)",
+        help="tokens a text is cut at (default: the model's, 8192 at most), seconds of speech heard at once "
+        "(default: 30)",
     )
     parser.add_argument(
         "--image-size",

@@ -24,6 +24,8 @@ _TRANSFORMER_FILES = tuple(
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 _TRANSFORMER_KEYS: Mapping[str, Kind] = {"max_seq_length": COUNT, "do_lower_case": FLAG}
+_ALWAYS = ("query", "document")
+"""Names of prompts that sentence-transformers knows of every model, empty where its files name none."""
 _HARMLESS = {*_TRANSFORMER_KEYS, "unpad_inputs"}
 _HARMLESS_ARGUMENTS = {"trust_remote_code", "attn_implementation", "dtype", "torch_dtype", "padding_side"}
 """Of the loading of model, config and tokenizer: what a bundle does in a way of its own, with the same numbers."""
@@ -168,9 +170,24 @@ def read_prompts(folder: Path, kind: str = "SentenceTransformer") -> tuple[dict[
         raise Refused(f"the model is a {found}, not a {kind}; leave --task out, or name another")
     prompts = {name: text or "" for name, text in (settings.get("prompts") or {}).items()}
     default = settings.get("default_prompt_name")
+    if default in _ALWAYS and default not in prompts:
+        return prompts, None
     if default is not None and default not in prompts:
         raise Refused(f"the model's default prompt {default!r} is not among its prompts ({', '.join(prompts)})")
     return prompts, default
+
+
+def conversion(folder: Path) -> str:
+    """How to come to safetensors, with everything that says how the weights are used beside them."""
+    root = next((one for one in (folder, folder.parent) if (one / MODULES).is_file()), None)
+    if root is not None:
+        kind = read_json(root / "config_sentence_transformers.json").get("model_type") or "SentenceTransformer"
+        return f"load the model with {kind}(...) in a sandbox and save it, then export that folder"
+    name = next(iter(read_json(folder / "config.json").get("architectures") or []), "AutoModel")
+    return (
+        f"load it with {name}.from_pretrained(...) in a sandbox, save that with save_pretrained into a copy of the "
+        "model's folder, then export the copy"
+    )
 
 
 def _pooling(folder: Path, modules: list[tuple[str, str]], prompts: Mapping[str, str]) -> str:

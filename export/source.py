@@ -57,6 +57,10 @@ class Source:
     """
     code: Mapping[str, str] = field(default_factory=dict)
     """Repositories that its code lies in, beside its own: name -> commit."""
+    taken_out: tuple[str, ...] = ()
+    """Added tokens that its tokenizer had and it has no embedding of."""
+    positions: int | None = None
+    """Those that it has; None where it has no limit."""
 
     def load_model(self) -> Any:
         """The model in float32 with plain attention and its adapters merged, ready to run.

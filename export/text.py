@@ -14,6 +14,7 @@ from onnx import helper
 from engine.tensors import Arrays, Row
 from export.errors import Refused, Unavailable
 from export.esm_tokenizer import esm_tokenizer
+from export.lengths import described_length, longest_row, trained_length
 from export.newer_tokenizer import load_tokenizer
 from export.nodes import Axes, Nodes
 from export.python_tokenizer import class_in_python, not_convertible
@@ -23,9 +24,6 @@ from export.said import needing
 from export.source import Source
 from export.tasks.base import ExportTask, Layout, Probe
 from export.vocabulary import pad_of, special_text
-
-LONGEST_DEFAULT = 8192
-"""Tokens. Models that name no limit, or a huge one, get this: attention's cost grows with the square of the length."""
 
 LONGEST_CHECKED = 2048
 """Tokens. The longest text of the gate is cut here: plain attention over 8192 tokens needs gigabytes a layer."""
@@ -89,12 +87,14 @@ class TextExport(ExportTask):
         self, recipe: Recipe, layout: Layout, processors: Mapping[str, Any], config: Any, positions: int | None
     ) -> int:
         """Tokens of the longest row."""
-        of_files = layout.settings.get("max_length") or processors["tokenizer"].model_max_length
+        of_files = layout.settings.get("max_length") or min(
+            processors["tokenizer"].model_max_length, trained_length(config)
+        )
         return longest_row(recipe.max_length, of_files, positions, processors["tokenizer"])
 
     def describe(self, source: Source) -> str:
         """Architecture and length."""
-        return f"{source.architecture}, up to {source.max_length} tokens"
+        return f"{source.architecture}, {described_length(source)}"
 
     def files(self, source: Source) -> Mapping[str, str]:
         """The tokenizer."""
@@ -185,23 +185,6 @@ def run(model: Any, inputs: Mapping[str, Any], *outputs: str) -> Arrays | None:
     taken = signature(model.forward).parameters
     answer = model(**{name: values for name, values in inputs.items() if name in taken})
     return {name: answer[name][0].numpy() for name in outputs}
-
-
-def longest_row(asked: int | None, of_files: float, positions: int | None, tokenizer: Any) -> int:
-    """The longest row in tokens: what was asked for, else the smallest limit that applies. Raises Refused.
-
-    `of_files` may be infinite, or a float such as 512.0, as JSON has it.
-    """
-    longest = int(min(of_files, positions or LONGEST_DEFAULT, LONGEST_DEFAULT)) if asked is None else asked
-    if positions is not None and longest > positions:
-        raise Refused(f"--max-length {asked} is more than the {positions} positions that the model has; give fewer")
-    # Where special tokens alone are more than that, the tokenizers library does not cut at all.
-    special = max(tokenizer.num_special_tokens_to_add(is_pair) for is_pair in (False, True))
-    if longest <= special:
-        raise Refused(
-            f"rows of {longest} tokens have no room beside {special} special ones; give a larger --max-length"
-        )
-    return longest
 
 
 def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from math import inf
 from typing import Any
 
@@ -19,22 +21,48 @@ def rows_of(model: Any, config: Any) -> int | None:
     return rows if isinstance(rows, int) else None
 
 
-def check_tokens(model: str, tokenizer: Any, rows: int | None) -> None:
-    """Raise Refused where a text can hold a token that the model has no embedding of; None for what reads no texts.
+def check_tokens(model: str, tokenizer: Any, rows: int | None) -> list[str]:
+    """Take the added tokens that the model has no embedding of out of `tokenizer`, in place; returns them.
 
-    The token that pads may be one: it is given to Llama and others without another embedding, and nothing need look it
-    up, for the mask hides padding.
+    EmbeddingGemma has one for images. A text that holds one fails in PyTorch; without it, the text is read like any
+    other. Raises Refused for a token that stays: of the vocabulary itself, at the ends of every text, or for a gap. The
+    one that pads may stay: it is given to Llama and others without another embedding, and nothing need look it up, for
+    the mask hides padding. What reads no texts passes.
     """
     if rows is None or not getattr(tokenizer, "is_fast", False):  # one of speech, which writes texts
-        return
-    beyond = [(number, token) for token, number in tokenizer.get_vocab().items() if number >= rows]
-    if lacking := [(number, token) for number, token in sorted(beyond) if token != tokenizer.pad_token]:
-        number, token = lacking[0]
-        raise Refused(
-            f"{model}'s tokenizer has {token!r} as token {number}, and its model embeddings of {rows} tokens alone; "
-            "take the token out of the tokenizer's files, or give the model more with resize_token_embeddings and "
-            "train them"
-        )
+        return []
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
+    if not beyond:
+        return []
+    own = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    at_ends = {number for row in tokenizer(["", ("", "")])["input_ids"] for number in row}
+    needed = {tokenizer.cls_token, tokenizer.mask_token}
+    added = [token for token in beyond if token != tokenizer.pad_token]
+    for token in sorted(beyond, key=lambda one: beyond[one]):
+        if beyond[token] in at_ends or (token in added and (token in own or token in needed)):
+            raise Refused(
+                f"{model}'s tokenizer has {token!r} as token {beyond[token]}, and its model embeddings of {rows} "
+                "tokens alone; take the token out of the tokenizer's files, or give the model more with "
+                "resize_token_embeddings and train them"
+            )
+    if added:
+        _take_out(tokenizer, set(added))
+    return sorted(added, key=lambda one: beyond[one])
+
+
+def _take_out(tokenizer: Any, added: set[str]) -> None:
+    """Make `tokenizer` anew without some of its added tokens, for the library adds only."""
+    from tokenizers import Tokenizer
+
+    held = json.loads(tokenizer.backend_tokenizer.to_str())
+    held["added_tokens"] = [one for one in held["added_tokens"] if one["content"] not in added]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(held))
+
+
+def without(taken_out: Sequence[str]) -> str:
+    """What the load stage says of them."""
+    more = f" and {len(taken_out) - 1} more" if len(taken_out) > 1 else ""
+    return f"its tokenizer without {taken_out[0]}{more}, which it has no embedding of"
 
 
 def pad_of(tokenizer: Any, config: Any) -> int:

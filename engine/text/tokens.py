@@ -65,7 +65,7 @@ class Tokens:
         """Raise InvalidInput when one of the `encodings` of `what` was cut."""
         if any(encoding.rest for encoding in encodings):
             raise InvalidInput(
-                f"{what} has more than {self.max_length} tokens, the most that the model takes; shorten it or leave "
+                f"{what} has more than {self.max_length} tokens, the most that the bundle takes; shorten it or leave "
                 "`truncate` at true"
             )
 

@@ -15,6 +15,7 @@ from engine.vectors import OUTPUT
 from export.dense import append_dense
 from export.errors import Refused
 from export.judged import VectorsExport
+from export.lengths import described_length
 from export.nodes import find_output
 from export.pooling import append_pooling
 from export.sentence_files import read_modules, read_sentence_files
@@ -51,7 +52,7 @@ class FeatureExtractionExport(VectorsExport, TextExport):
 
     def describe(self, source: Source) -> str:
         """Architecture, pooling and length."""
-        return f"{source.architecture}, {source.settings['pooling']} pooling, up to {source.max_length} tokens"
+        return f"{source.architecture}, {source.settings['pooling']} pooling, {described_length(source)}"
 
     def head(self, graph: Any, source: Source) -> None:
         """Pooling, and the layers behind it."""

@@ -24,6 +24,7 @@ _QUERY = "What is the answer?"
 _DEFAULT = "torch.nn.modules.activation.Sigmoid"  # sentence-transformers', of one output
 _OLD = "sbert_ce_default_activation_function"
 _FUNCTIONS = {"Sigmoid": "sigmoid", "Identity": "none"}
+_GENERATE = ("ForCausalLM", "ForConditionalGeneration")
 _TRANSFORMER = "sequence-classification"
 
 
@@ -40,7 +41,9 @@ class TextRankingExport(TextClassificationExport):
     heads: ClassVar[tuple[str, ...]] = ()  # text-classification's; a CrossEncoder's own files claim it
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
-        """A CrossEncoder's files."""
+        """A CrossEncoder's files, where it has one output: one with more, such as NLI's, is a classifier."""
+        if len(config.get("id2label") or "1") != 1 or config.get("num_labels") not in (None, 1):
+            return False
         settings = read_json(root / "config_sentence_transformers.json")
         return _OLD in config or "sentence_transformers" in config or settings.get("model_type") == "CrossEncoder"
 
@@ -86,6 +89,11 @@ class TextRankingExport(TextClassificationExport):
     def check(self, model: str, config: Any) -> None:
         """One output."""
         super().check(model, config)
+        if generators := [name for name in getattr(config, "architectures", None) or [] if name.endswith(_GENERATE)]:
+            raise Refused(
+                f"{model} is a {generators[0]}, which ranks by the logits of two words, and a bundle by one output "
+                "alone; export a conversion of it to sequence classification with one label, or another model"
+            )
         if config.num_labels != 1:
             raise Refused(
                 f"{model} has {config.num_labels} outputs, a reranker has one; try --task text-classification"

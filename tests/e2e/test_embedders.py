@@ -15,13 +15,14 @@ from benchmarks.zoo import decoders, encoders, text
 from export.__main__ import main
 from tests.models import HIDDEN, edit_json, write_json, write_sentence_files
 
+IMAGE = "<image_soft_token>"
 TEXTS = ["A quick test.", "", "The old house in Berlin, and the cat on the mat. " * 6, "机器学习 naïve café"]
 
 
 def dense(folder: Path, *layers: tuple[int, str, bool]) -> Path:
     """Put layers between Pooling and Normalize: size, activation, whether there is a bias."""
     import torch
-    from sentence_transformers.models import Dense
+    from sentence_transformers.sentence_transformer.modules import Dense
 
     modules = json.loads((folder / "modules.json").read_text())
     size, made = HIDDEN, []
@@ -46,8 +47,16 @@ def qwen3_embedding(folder: Path) -> Path:
 
 
 def embedding_gemma(folder: Path) -> Path:
-    """A decoder that looks both ways, inside of a window in most layers, and two layers behind the mean."""
+    """A decoder that looks both ways, inside of a window in most layers, and two layers behind the mean.
+
+    Its tokenizer has a token for images, which its embeddings do not.
+    """
+    from transformers import AutoTokenizer
+
     decoders.model(folder, "feature-extraction", "embedding_gemma")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([IMAGE], special_tokens=True)
+    tokenizer.save_pretrained(folder)
     prompts = {"query": "task: search result | query: ", "document": "title: none | text: "}
     write_sentence_files(folder, "mean", max_length=96, prompts=prompts)
     return dense(folder, (2 * HIDDEN, "Identity", False), (HIDDEN, "Identity", False))
@@ -81,15 +90,25 @@ def sgpt(folder: Path) -> Path:
     return folder
 
 
+def deberta(folder: Path) -> Path:
+    """Relative positions alone, and texts of more tokens than its config.json names."""
+    text.task_model(folder, "feature-extraction", "deberta-v2", position_biased_input=False)
+    write_sentence_files(folder, max_length=160)
+    return folder
+
+
 _NIGHTLY = [pytest.param(make, marks=pytest.mark.zoo) for make in (modernbert_embed, sgpt)]
 
 
-@pytest.mark.parametrize("make", [qwen3_embedding, embedding_gemma, labse, sentence_t5, *_NIGHTLY])
-def test_it_answers_like_sentence_transformers(make: Callable[[Path], Path], tmp_path: Path):
+@pytest.mark.parametrize("make", [qwen3_embedding, embedding_gemma, labse, sentence_t5, deberta, *_NIGHTLY])
+def test_it_answers_like_sentence_transformers(make: Callable[[Path], Path], tmp_path: Path, capsys: Any):
     from sentence_transformers import SentenceTransformer
 
     model, out = make(tmp_path / "model"), tmp_path / "bundle"
     assert main([str(model), "--out", str(out)]) == 0
+    taken_out = f"its tokenizer without {IMAGE}, which it has no embedding of"
+    assert (taken_out in capsys.readouterr().out) == (make is embedding_gemma)
+    assert np.isfinite(ask(out, {"texts": [f"an {IMAGE} here"]})["embeddings"]).all()  # an error of the library's
     theirs = SentenceTransformer(str(model), device="cpu")
     for name in (None, "query", "document"):
         options: dict[str, Any] = {} if name is None else {"prompt_name": name}

@@ -63,17 +63,6 @@ def no_tokenizer(model: Path) -> None:
         (model / name).unlink()
 
 
-def more_tokens(tokens: list[str], **options: Any) -> Callable[[Path], None]:
-    def add(model: Path) -> None:
-        import transformers
-
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-        tokenizer.add_tokens(tokens, **options)
-        tokenizer.save_pretrained(model)
-
-    return add
-
-
 def pointer(name: str) -> Callable[[Path], None]:
     def write(model: Path) -> None:
         (model / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 90868376\n")
@@ -127,11 +116,7 @@ def changed(file: str, **changes: Any) -> Callable[[Path], None]:
             "tiny-bert's CanineTokenizer runs in Python alone and takes no notice of its tokenizer.json",
         ),
         (no_tokenizer, "tiny-bert has no tokenizer, neither tokenizer.json nor a vocabulary; save it into"),
-        (more_tokens(["covid"]), "tiny-bert's tokenizer has 'covid' as token "),
-        (
-            more_tokens(["<extra>"], special_tokens=True),
-            "take the token out of the tokenizer's files, or give the model more with resize_token_embeddings",
-        ),
+        (changed("config.json", vocab_size=50), "as token 50, and its model embeddings of 50 tokens alone; take the"),
         (pointer("model.safetensors"), "model.safetensors is what Git LFS has in place of the file; run git lfs pull"),
         (pointer("tokenizer.json"), "tokenizer.json is what Git LFS has in place of the file; run git lfs pull"),
         (lambda model: (model / "model.safetensors").unlink(), "tiny-bert has no weights (*.safetensors), the one"),

@@ -14,15 +14,17 @@ import requests
 from huggingface_hub import errors
 from huggingface_hub.utils._paths import filter_repo_objects
 
+from benchmarks.zoo.text import task_model
 from export import load
 from export.errors import Refused, Unavailable
+from export.lengths import LONGEST_DEFAULT, longest_row
 from export.other_task import advice
 from export.own_code import fetch_code
-from export.recipe import Recipe
+from export.recipe import Recipe, _parser
 from export.tasks import export_task
-from export.text import LONGEST_DEFAULT, fast_tokenizer, longest_row
+from export.text import fast_tokenizer
 from tests.bundles import toy_tokenizer
-from tests.models import POSITIONS, edit_json, tiny_bert, tiny_qwen3, write_json
+from tests.models import POSITIONS, edit_json, tiny_bert, tiny_qwen3, write_json, write_sentence_files
 
 _ORIGINAL = "original_max_position_embeddings"
 
@@ -340,12 +342,100 @@ def test_a_text_is_never_so_long_that_positions_turn_by_other_frequencies(
     assert torch.equal(model.rotary_emb.inv_freq, traced)
 
 
+def test_a_length_that_is_cut_because_it_is_costly_is_told(tmp_path: Path):
+    folder = tiny_qwen3(tmp_path / "model", sentence_transformers=False)
+    edit_json(folder / "config.json", max_position_embeddings=32768)
+    edit_json(folder / "tokenizer_config.json", model_max_length=131072)
+
+    def said(**options: Any) -> str:
+        source = load.load(recipe(str(folder), **options))
+        return source.task.describe(source)
+
+    assert said() == f"Qwen3Model, mean pooling, up to {LONGEST_DEFAULT} tokens of its 32768 (--max-length)"
+    assert said(max_length=16384) == "Qwen3Model, mean pooling, up to 16384 tokens"
+    write_sentence_files(folder, max_length=512)
+    assert said() == "Qwen3Model, mean pooling, up to 512 tokens"
+    edit_json(folder / "config.json", max_position_embeddings=LONGEST_DEFAULT)
+    (folder / "modules.json").unlink()
+    assert said() == f"Qwen3Model, mean pooling, up to {LONGEST_DEFAULT} tokens"
+    help_of = " ".join(_parser().format_help().split())
+    assert f"tokens a text is cut at (default: the model's, {LONGEST_DEFAULT} at most)" in help_of
+
+
+def test_relative_positions_alone_are_no_limit(tmp_path: Path):
+    """They are where sentence-transformers cuts when nothing else is said."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = task_model(tmp_path, "feature-extraction", "deberta-v2", position_biased_input=False)
+    edit_json(folder / "tokenizer_config.json", model_max_length=1024)
+    assert load.load(recipe(str(folder))).max_length == POSITIONS
+    assert load.load(recipe(str(folder), max_length=POSITIONS + 1)).max_length == POSITIONS + 1
+    write_sentence_files(folder, max_length=2 * POSITIONS)
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    assert load.load(recipe(str(folder))).max_length == theirs.max_seq_length == 2 * POSITIONS
+    edit_json(folder / "config.json", position_biased_input=True)
+    assert load.load(recipe(str(folder))).max_length == POSITIONS
+    with pytest.raises(Refused, match=f"is more than the {POSITIONS} positions that the model has; give fewer"):
+        load.load(recipe(str(folder), max_length=POSITIONS + 1))
+
+
 @pytest.mark.parametrize(("asked", "of_files"), [(1, 512), (2, 512), (None, 2)])
 def test_a_length_that_special_tokens_fill(asked: int | None, of_files: int):
     """With it the tokenizers library would leave texts as long as they are."""
     with pytest.raises(Refused, match="tokens have no room beside 2 special ones; give a larger --max-length"):
         longest_row(asked, of_files, 512, toy_tokenizer())
     assert longest_row(3, 512, 512, toy_tokenizer()) == 3
+
+
+def pickled(folder: Path) -> Path:
+    """The model in `folder`, as many on the Hub are: its weights pickled, and in no other form."""
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_pickled_weights_of_sentence_transformers_are_converted_with_its_files(tmp_path: Path):
+    from sentence_transformers import SentenceTransformer
+
+    folder, saved = pickled(tiny_bert(tmp_path / "model", pooling="cls")), str(tmp_path / "saved")
+    advice = r"load the model with SentenceTransformer\(\.\.\.\) in a sandbox and save it, then export that folder"
+    with pytest.raises(Refused, match=f"pickled weights .* are never loaded, for they can run code; {advice}"):
+        load.load(recipe(str(folder)))
+    SentenceTransformer(str(folder), device="cpu").save_pretrained(saved)
+    settings = load.load(recipe(saved)).settings
+    assert (settings["pooling"], settings["normalize"]) == ("cls", True)
+    edit_json(folder / "config_sentence_transformers.json", model_type="SparseEncoder")
+    with pytest.raises(Refused, match=r"load the model with SparseEncoder\(\.\.\.\) in a sandbox"):
+        load._weights_files(folder, "m")
+
+
+def test_pickled_weights_are_converted_with_their_head(tmp_path: Path):
+    import transformers
+
+    folder = tiny_bert(tmp_path / "model", sentence_transformers=False)
+    ranker = transformers.BertForSequenceClassification.from_pretrained(folder, num_labels=1)
+    ranker.save_pretrained(folder)
+    ranking = Recipe(str(pickled(folder)), "text-ranking", Path("bundle"))
+    edit_json(folder / "config.json", sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"})
+    advice = (
+        "load it with BertForSequenceClassification.from_pretrained(...) in a sandbox, save that with save_pretrained "
+        "into a copy of the model's folder, then export the copy"
+    )
+    with pytest.raises(Refused) as refused:
+        load.load(ranking)
+    assert str(refused.value).endswith(f"; {advice}")
+    (folder / "pytorch_model.bin").rename(tmp_path / "pytorch_model.bin")  # what of the Hub is never downloaded
+    with pytest.raises(Refused) as refused:
+        load.load(ranking)
+    assert str(refused.value).endswith(f"download it again with them, or, where it has others alone, {advice}")
+    (tmp_path / "pytorch_model.bin").rename(folder / "pytorch_model.bin")
+    transformers.BertForSequenceClassification.from_pretrained(folder).save_pretrained(folder)  # of a copy
+    source = load.load(ranking)
+    assert source.settings["function"] == "none"
+    assert source.load_model().num_labels == 1
 
 
 def test_disk_space_is_asked_of_the_folder_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -93,6 +93,20 @@ def test_a_reranker_of_other_modules_than_one_transformer(tmp_path: Path, kinds:
     assert str(refused.value).startswith(f"modules.json lists {listed or 'nothing'}; of a CrossEncoder a bundle holds")
 
 
+@pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "T5ForConditionalGeneration"])
+def test_a_reranker_that_generates(architecture: str):
+    """Whatever its config.json says of labels, which transformers counts as two where it says nothing."""
+    config = SimpleNamespace(architectures=[architecture], num_labels=2)
+    with pytest.raises(Refused) as refused:
+        export_task("text-ranking").check("m", config)
+    assert str(refused.value) == (
+        f"m is a {architecture}, which ranks by the logits of two words, and a bundle by one output alone; export a "
+        "conversion of it to sequence classification with one label, or another model"
+    )
+    for held in (None, ["Qwen2ForSequenceClassification"]):
+        export_task("text-ranking").check("m", SimpleNamespace(architectures=held, num_labels=1))
+
+
 def test_a_reranker_with_a_prompt(tmp_path: Path):
     settings = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
     write_json(tmp_path / "config_sentence_transformers.json", settings)

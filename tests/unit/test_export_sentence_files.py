@@ -48,6 +48,19 @@ def test_everything_that_they_say(tmp_path: Path):
     assert read_sentence_files(tmp_path) == SentenceFiles("", "cls", True, 48, True, prompts_read, "query")
 
 
+@pytest.mark.parametrize("name", ["query", "document"])
+def test_a_default_prompt_that_every_model_has_is_empty(tmp_path: Path, name: str):
+    from sentence_transformers import SentenceTransformer
+
+    model = tiny_qwen3(tmp_path, prompts={"passage": "passage: "}, default_prompt_name=name)
+    theirs = SentenceTransformer(str(model), device="cpu")
+    assert (theirs.default_prompt_name, theirs.prompts[name]) == (name, "")
+    found = read_sentence_files(model)
+    assert (dict(found.prompts), found.default_prompt) == ({"passage": "passage: "}, None)
+    edit_json(model / "config_sentence_transformers.json", prompts={name: "text: "})
+    assert read_sentence_files(model).default_prompt == name
+
+
 @pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken", "max", "weightedmean"])
 def test_pooling_in_both_forms(tmp_path: Path, mode: str):
     write_sentence_files(tmp_path, mode, normalize=False)

@@ -86,6 +86,16 @@ def test_files_of_sentence_transformers_say_more(tmp_path: Path):
     write_json(tmp_path / "new/config.json", classifier)
     write_json(tmp_path / "new/config_sentence_transformers.json", {"model_type": "CrossEncoder"})
     assert infer_task(tmp_path / "new", "m") == "text-ranking"
+    several: Any
+    for several in ({"id2label": {"0": "contradiction", "1": "entailment", "2": "neutral"}}, {"num_labels": 3}):
+        for name in ("old", "new"):
+            held = json.loads((tmp_path / name / "config.json").read_text())
+            one = {"id2label": {"0": "LABEL_0"}, "num_labels": 1}
+            write_json(tmp_path / name / "config.json", {**held, **one})
+            assert infer_task(tmp_path / name, "m") == "text-ranking"
+            write_json(tmp_path / name / "config.json", {**held, **several})
+            assert infer_task(tmp_path / name, "m") == "text-classification"
+            write_json(tmp_path / name / "config.json", held)
     for kind, tag in (("StaticEmbedding", "feature-extraction"), ("CLIPModel", "image-text-embedding")):
         write_json(tmp_path / kind / "modules.json", [{"path": "", "type": f"sentence_transformers.models.{kind}"}])
         assert infer_task(tmp_path / kind, "m") == tag

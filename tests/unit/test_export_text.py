@@ -13,6 +13,7 @@ from export.errors import Refused
 from export.rare_tokens import rare_texts
 from export.tasks import export_task
 from export.text import sample_texts, texts
+from export.vocabulary import check_tokens, without
 from tests import models
 
 
@@ -62,3 +63,54 @@ def test_a_vocabulary_that_ordinary_texts_exhaust_has_no_rare_text(tmp_path: Pat
 
     tokenizer = AutoTokenizer.from_pretrained(models.tiny_bert(tmp_path / "model"))
     assert list(rare_texts(tokenizer, [" ".join(tokenizer.get_vocab())])) == []
+
+
+def with_tokens(folder: Path, **added: Any) -> tuple[Any, int]:
+    """tiny_bert's tokenizer with `added` tokens, and how many tokens its model has embeddings of."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models.tiny_bert(folder))
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens(added)
+    return tokenizer, rows
+
+
+def test_added_tokens_without_an_embedding_are_taken_out(tmp_path: Path):
+    tokenizer, rows = with_tokens(tmp_path, additional_special_tokens=["<image>", "<audio>"])
+    tokenizer.add_tokens(["covid"])
+    text = "the quick <image> fox [MASK] jumps"
+    kept, meant = tokenizer("the [MASK] fox", "jumps")["input_ids"], tokenizer("the quick < image > fox [MASK] jumps")
+    assert max(tokenizer(text)["input_ids"]) >= rows
+    assert check_tokens("m", tokenizer, rows) == ["<image>", "<audio>", "covid"]
+    assert tokenizer(text)["input_ids"] == meant["input_ids"]
+    assert tokenizer("the [MASK] fox", "jumps")["input_ids"] == kept
+    assert max(tokenizer.get_vocab().values()) < rows
+    assert max(tokenizer(" ".join(tokenizer.all_special_tokens))["input_ids"]) < rows
+    assert check_tokens("m", tokenizer, rows) == []
+
+
+def test_what_is_said_of_tokens_that_are_taken_out():
+    assert without(["<a>"]) == "its tokenizer without <a>, which it has no embedding of"
+    assert without(["<a>", "<b>", "<c>"]) == "its tokenizer without <a> and 2 more, which it has no embedding of"
+
+
+def test_a_token_for_padding_may_be_without_an_embedding(tmp_path: Path):
+    tokenizer, rows = with_tokens(tmp_path, pad_token="<padding>")
+    assert check_tokens("m", tokenizer, rows) == []
+    assert tokenizer.pad_token_id == rows
+
+
+@pytest.mark.parametrize("kind", ["vocabulary", "mask_token", "at the ends", "for padding, and at the ends"])
+def test_tokens_without_an_embedding_that_cannot_be_taken_out_are_refused(tmp_path: Path, kind: str):
+    from tokenizers import processors
+
+    named = {"mask_token": "mask_token", "for padding, and at the ends": "pad_token"}.get(kind)
+    tokenizer, rows = with_tokens(tmp_path, **({named: "<new>"} if named else {"additional_special_tokens": ["<new>"]}))
+    if kind.endswith("at the ends"):
+        ends = processors.TemplateProcessing("$A <new>", "$A $B <new>", special_tokens=[("<new>", rows)])
+        tokenizer.backend_tokenizer.post_processor = ends
+    if kind == "vocabulary":
+        rows -= 1
+    with pytest.raises(Refused, match=f"as token {rows}, and its model embeddings of {rows} tokens alone; take the to"):
+        check_tokens("m", tokenizer, rows)
+    assert "<new>" in tokenizer.get_vocab()

@@ -137,7 +137,9 @@ def test_a_long_text_is_cut_or_refused_as_asked(task: FeatureExtraction):
     text = "a " * 100
     (row,) = task.preprocess(task.parse({"text": text}))
     assert row.length == MAX_LENGTH
-    with pytest.raises(InvalidInput, match=f"text 1 has more than {MAX_LENGTH} tokens"):
+    with pytest.raises(
+        InvalidInput, match=f"text 1 has more than {MAX_LENGTH} tokens, the most that the bundle takes; "
+    ):
         task.preprocess(task.parse({"texts": ["a", text], "truncate": False}))
 
 
