@@ -186,6 +186,7 @@ class Batcher:
         try:
             while (taken := self._next(lanes)) is not None:
                 flight: Flight | None = self._begin(*taken)
+                taken = None  # while this waits, it would hold the jobs of the batch, and all that they were answered
                 while flight is not None:
                     flight = self._turn(flight)
         except Exception as error:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -117,6 +118,23 @@ async def test_rows_come_back_in_order(engine: Engine):
         assert np.allclose(output["embedding"], run_rows(engine, [one])[0]["embedding"], rtol=1e-5, atol=1e-6)
     batcher.close()
     assert batcher.stats.rows == 100
+
+
+async def let_go(held: list[weakref.ref[Any]]) -> None:
+    """Wait until nobody holds any of these."""
+    async with asyncio.timeout(10):
+        while any(reference() is not None for reference in held):
+            await asyncio.sleep(0.001)
+
+
+async def test_an_engine_that_waits_holds_nothing_of_the_jobs_before(engine: Engine):
+    batcher = batcher_on(engine)
+    rows = [row(4, seed) for seed in range(20)]
+    held: list[weakref.ref[Any]] = [weakref.ref(one.feeds["input_ids"]) for one in rows]
+    held += [weakref.ref(answer["embedding"]) for answer in await batcher.run(rows)]
+    del rows
+    await let_go(held)
+    batcher.close()
 
 
 async def test_tokens_are_counted_with_and_without_padding(engine: Engine):
