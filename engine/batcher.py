@@ -120,8 +120,9 @@ class Batcher:
         if here:
             self._run_here([(group, (0, rows[0]))])
         try:
-            return await group.future
+            return await group
         finally:
+            group.forget()
             if group.missing:  # cancelled, or failed with one of its rows: the others need not run
                 with self._lock:
                     self._queue.cancel(group)

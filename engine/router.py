@@ -70,8 +70,8 @@ class Router:
         try:
             found = await asyncio.gather(*running)
         finally:
-            for task in running:  # those of a job that failed or was cancelled
-                task.cancel()
+            while running:  # those of a job that failed or was cancelled; none is held: see Group.forget
+                running.pop().cancel()
         outputs: list[Arrays] = [{}] * len(rows)
         for at, answers in zip(places.values(), found, strict=True):
             for index, answer in zip(at, answers, strict=True):
