@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Generic, TypeVar
@@ -32,12 +32,23 @@ class _Job(Generic[R]):
         row = rows.popleft()
         if not rows:
             del self.rows[length]
-            self.lengths.remove(length)
+            del self.lengths[bisect_left(self.lengths, length)]
         return row
 
     def nearest(self, length: int) -> Iterator[int]:
-        """The lengths present, nearest to `length` first, as of now."""
-        return iter(sorted(self.lengths, key=lambda present: abs(present - length)))
+        """The lengths present, nearest to `length` first; the last one given may be used up meanwhile."""
+        lengths = self.lengths
+        below = above = bisect_left(lengths, length)  # what lies between these was given
+        while below or above < len(lengths):
+            if above == len(lengths) or (below and length - lengths[below - 1] <= lengths[above] - length):
+                below -= 1
+                given = lengths[below]
+            else:
+                given = lengths[above]
+                above += 1
+            yield given
+            if given not in self.rows:  # nor in `lengths`
+                above -= 1
 
 
 class _Batch(Generic[J, R]):
@@ -49,6 +60,12 @@ class _Batch(Generic[J, R]):
         self._max_tokens = max_tokens
         self._overhead_tokens = overhead_tokens
         self.rows: list[tuple[J, R]] = []
+
+    @property
+    def is_full(self) -> bool:
+        """Whether not even one more row of the shortest length fits."""
+        count = len(self.rows)
+        return count >= self._max_rows or (count + 1) * self._longest > self._max_tokens
 
     def takes(self, length: int) -> bool:
         """Whether one more row of `length` tokens fits, and is cheaper inside than in a run of its own.
@@ -141,6 +158,8 @@ class BatchQueue(Generic[J, R]):
         share = max(1, max_rows // len(self._jobs)) if self._jobs else 0
         for limit in (share, max_rows):
             for job in list(self._jobs):
+                if batch.is_full:  # all of this is done with a lock held which the event loop asks for
+                    break
                 self._fill(batch, job, longest, limit)
         if first in self._jobs:
             self._jobs[first] = self._jobs.pop(first)  # to the end: the others' turn
@@ -150,7 +169,7 @@ class BatchQueue(Generic[J, R]):
         """Move up to `limit` rows of `job` into `batch`, nearest lengths first."""
         waiting = self._jobs[job]
         for length in waiting.nearest(longest):
-            if abs(length - longest) > self.overhead_tokens:
+            if not limit or batch.is_full or abs(length - longest) > self.overhead_tokens:
                 return
             while limit and length in waiting.rows and batch.takes(length):
                 self._move(job, length, batch)

@@ -1,4 +1,5 @@
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -72,6 +73,39 @@ def test_rows_of_near_length_share_a_batch():
 def test_rows_of_the_nearest_length_go_first():
     queue = queue_of([[100], [50, 99, 140, 180]], max_rows=2, max_tokens=10_000, overhead_tokens=1000)
     assert queue.pop(0.0) == [(0, 0), (1, 1)]
+
+
+def test_of_two_lengths_that_are_as_near_the_shorter_goes_first_also_when_others_are_used_up():
+    lengths = [97, 103, 97, 99, 102, 101, 100, 104]
+    queue = queue_of([[100], lengths], max_rows=8, max_tokens=10_000, overhead_tokens=1000)
+    assert [lengths[row] for job, row in queue.pop(0.0) if job] == [100, 99, 101, 102, 97, 97, 103]
+
+
+class Counted(int):
+    """A length that counts how often one is compared with another."""
+
+    count: ClassVar[int] = 0
+
+    def __sub__(self, other: int) -> int:
+        Counted.count += 1
+        return int(self) - int(other)
+
+    def __rsub__(self, other: int) -> int:
+        return -(self - other)
+
+    def __lt__(self, other: int) -> bool:
+        Counted.count += 1
+        return int(self) < int(other)
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(8, 10_000), (32, 512)])
+def test_what_a_batch_costs_does_not_grow_with_all_that_waits(rows: int, tokens: int):
+    """The event loop waits for the queue's lock meanwhile."""
+    jobs = [[Counted(length) for length in range(1, 400)] for _ in range(40)]
+    queue = queue_of(jobs, max_rows=rows, max_tokens=tokens, max_queued=20_000, overhead_tokens=500)  # type: ignore[arg-type]
+    Counted.count = 0
+    assert queue.pop(0.0)
+    assert Counted.count < 400
 
 
 def test_a_row_that_makes_all_others_longer_is_charged_for_it():
