@@ -12,7 +12,15 @@ from typing import Any
 from engine.errors import ConfigError, EngineError, InvalidInput, WorkerError, WorkerFault
 from handler.frames import Frames, open_frames
 
-_CHECKS_PER_TIMEOUT = 4
+CHECKS_PER_TIMEOUT = 4
+
+
+def batch_too_long(running: str, timeout_s: float) -> str:
+    """What is said of an engine that hangs, or is too slow, at a batch of `running`."""
+    return (
+        f"the engine did not end a batch of {running} within {timeout_s:g} s (ENGINE_TIMEOUT_S); "
+        "raise that where this machine needs longer for it"
+    )
 
 
 class EngineClient:
@@ -141,7 +149,7 @@ class EngineClient:
         A time for which this process stood still as well does not count: workers are frozen while nothing runs, and the
         clock goes on.
         """
-        pause, awake_since = timeout_s / _CHECKS_PER_TIMEOUT, 0.0
+        pause, awake_since = timeout_s / CHECKS_PER_TIMEOUT, 0.0
         while True:
             self._last_pong, self._busy_s = time.monotonic(), 0.0
             while self._waiting and not self._failure:
@@ -154,10 +162,7 @@ class EngineClient:
                 elif now - self._last_pong > timeout_s:
                     self._fail(f"the engine did not answer within {timeout_s:g} s (ENGINE_TIMEOUT_S)")
                 elif min(self._busy_s, now - awake_since) > timeout_s:
-                    self._fail(
-                        f"the engine did not end a batch of {self._running} within {timeout_s:g} s (ENGINE_TIMEOUT_S); "
-                        "raise that where this machine needs longer for it"
-                    )
+                    self._fail(batch_too_long(self._running, timeout_s))
             await asyncio.sleep(pause)
 
     def close(self) -> None:

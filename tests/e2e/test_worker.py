@@ -20,7 +20,7 @@ import requests
 from benchmarks.emulator import EmulatorThread, Fault
 from benchmarks.worker_process import WorkerProcess
 from tests import large_pages
-from tests.bundles import move_weights_out
+from tests.bundles import move_weights_out, toy_tokenizer
 from tests.plans import add_plan
 
 BAD_PAYLOADS: list[tuple[Any, str]] = [
@@ -211,6 +211,25 @@ def test_an_engine_that_dies_or_hangs_ends_the_worker(
         assert worker.process.wait(20) == 1
         assert emulator.workers["worker-1"].unhealthy is not None
         assert not Path(f"/proc/{engine}").exists()
+
+
+def test_an_engine_that_hangs_ends_the_worker_of_the_stock_loop_as_well(emulator: EmulatorThread, small_bundle: Path):
+    chaos = [sys.executable, str(Path(__file__).parent / "chaos_worker.py")]
+    env = {
+        "BUNDLE": str(small_bundle),
+        "ENGINE": "fake",
+        "WORKER_LOOP": "sdk",
+        "ENGINE_TIMEOUT_S": "1",
+        "CHAOS_HANG": str(toy_tokenizer().token_to_id("fox")),
+    }
+    with WorkerProcess(emulator, chaos, env) as worker:
+        assert emulator.wait(emulator.submit({"text": "the dog"})).status == "COMPLETED"
+        held = [emulator.submit({"text": text}) for text in ("the fox", "the dog")]
+        sentence = (
+            r"worker fault: the engine did not end a batch of \d rows? up to \d long within 1 s .*; raise that where"
+        )
+        assert all(re.match(sentence, emulator.wait(record).error) for record in held)
+        assert worker.process.wait(20) == 1
 
 
 def test_a_job_that_takes_too_long_fails(emulator: EmulatorThread, small_bundle: Path):
