@@ -139,6 +139,34 @@ def test_a_batch_may_wait_for_company_but_not_for_ever():
     assert len(queue.pop(11.0)) == 2
 
 
+def test_a_batch_that_is_full_of_tokens_waits_for_nobody():
+    queue = queue_of([], max_delay_s=0.5, max_rows=32, max_tokens=100)
+    queue.push(0, [(0, 25), (1, 25), (2, 20)], now=0.0)
+    assert queue.due_in(0.0) == pytest.approx(0.5)
+    assert queue.due_in(0.0, 75) == 0.0  # of a lane
+    queue.push(1, [(0, 16)], now=0.1)  # of another length: it would run alone
+    assert queue.pop(0.1) == []
+    queue.push(2, [(0, 25), (1, 25)], now=0.1)
+    assert len(queue.pop(0.1)) == 4
+    assert queue.pop(0.1) == []  # what is left waits on
+    queue.push(3, [(0, 300)], now=0.2)  # more than the whole budget
+    for job in range(3):
+        queue.cancel(job)
+    assert queue.pop(0.2) == [(3, 0)]
+
+
+def test_rows_beyond_a_full_batch_go_at_once_where_they_fill_another():
+    """Images, of which few run at once on the CPU."""
+    queue = queue_of([[1] * 11], max_delay_s=0.5, max_rows=32, max_tokens=4)
+    assert [len(batch) for batch in drained(queue)] == [4, 4]
+    assert len(queue.pop(0.5)) == 3
+
+
+def test_a_share_of_what_waits_is_no_full_batch():
+    queue = queue_of([[1] * 3], max_delay_s=0.5, max_rows=32, max_tokens=4)
+    assert queue.pop(0.0, rows=1) == []
+
+
 def test_a_full_queue_takes_all_rows_of_a_job_or_none():
     queue = queue_of([[1, 1]], max_queued=3)
     with pytest.raises(Overloaded, match=r"2 rows wait, 2 more are over the limit of 3 \(MAX_QUEUED_ROWS\)"):
@@ -187,7 +215,7 @@ class Queue(RuleBasedStateMachine):
     @rule(wait=st.floats(0, 2), rows=st.none() | st.integers(1, 6), tokens=st.none() | st.integers(1, 300))
     def pop(self, wait: float, rows: int | None, tokens: int | None):
         self.now += wait
-        due = self.queue.due_in(self.now)
+        due = self.queue.due_in(self.now, tokens)
         batch = self.queue.pop(self.now, rows, tokens)
         assert bool(batch) == (due == 0.0)
         if not batch:
