@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import islice
 from typing import Generic, TypeVar
 
 from engine.errors import InvalidInput, Overloaded
@@ -32,12 +33,23 @@ class _Job(Generic[R]):
         row = rows.popleft()
         if not rows:
             del self.rows[length]
-            self.lengths.remove(length)
+            del self.lengths[bisect_left(self.lengths, length)]
         return row
 
     def nearest(self, length: int) -> Iterator[int]:
-        """The lengths present, nearest to `length` first, as of now."""
-        return iter(sorted(self.lengths, key=lambda present: abs(present - length)))
+        """The lengths present, nearest to `length` first; the last one given may be used up meanwhile."""
+        lengths = self.lengths
+        below = above = bisect_left(lengths, length)  # what lies between these was given
+        while below or above < len(lengths):
+            if above == len(lengths) or (below and length - lengths[below - 1] <= lengths[above] - length):
+                below -= 1
+                given = lengths[below]
+            else:
+                given = lengths[above]
+                above += 1
+            yield given
+            if given not in self.rows:  # nor in `lengths`
+                above -= 1
 
 
 class _Batch(Generic[J, R]):
@@ -49,6 +61,12 @@ class _Batch(Generic[J, R]):
         self._max_tokens = max_tokens
         self._overhead_tokens = overhead_tokens
         self.rows: list[tuple[J, R]] = []
+
+    @property
+    def is_full(self) -> bool:
+        """Whether not even one more row of the shortest length fits."""
+        count = len(self.rows)
+        return count >= self._max_rows or (count + 1) * self._longest > self._max_tokens
 
     def takes(self, length: int) -> bool:
         """Whether one more row of `length` tokens fits, and is cheaper inside than in a run of its own.
@@ -117,11 +135,11 @@ class BatchQueue(Generic[J, R]):
         self._size -= dropped
         return dropped
 
-    def due_in(self, now: float) -> float | None:
-        """Seconds until `pop` has a batch; 0 when it has one, None when nothing waits."""
+    def due_in(self, now: float, tokens: int | None = None) -> float | None:
+        """Seconds until `pop` has a batch; 0 when it has one, None when nothing waits. `tokens` as for `pop`."""
         if not self._size:
             return None
-        if not self._max_delay_s or self._size >= self.max_rows:
+        if not self._max_delay_s or self._size >= self.max_rows or self._fills(self._most(tokens)):
             return 0.0
         return max(0.0, min(job.arrived for job in self._jobs.values()) + self._max_delay_s - now)
 
@@ -130,10 +148,9 @@ class BatchQueue(Generic[J, R]):
 
         `rows` and `tokens` may bound it further, tokens as `max_tokens` does.
         """
-        if self.due_in(now) != 0.0:
+        if self.due_in(now, tokens) != 0.0:
             return []
-        max_rows = self.max_rows if rows is None else min(rows, self.max_rows)
-        max_tokens = self.max_tokens if tokens is None else min(tokens, self.max_tokens)
+        max_rows, max_tokens = self.max_rows if rows is None else min(rows, self.max_rows), self._most(tokens)
         first = next(iter(self._jobs))
         longest = self._jobs[first].lengths[-1]
         batch: _Batch[J, R] = _Batch(longest, max_rows, max_tokens, self.overhead_tokens)
@@ -141,16 +158,33 @@ class BatchQueue(Generic[J, R]):
         share = max(1, max_rows // len(self._jobs)) if self._jobs else 0
         for limit in (share, max_rows):
             for job in list(self._jobs):
+                if batch.is_full:  # all of this is done with a lock held which the event loop asks for
+                    break
                 self._fill(batch, job, longest, limit)
         if first in self._jobs:
             self._jobs[first] = self._jobs.pop(first)  # to the end: the others' turn
         return batch.rows
 
+    def _most(self, tokens: int | None) -> int:
+        return self.max_tokens if tokens is None else min(tokens, self.max_tokens)
+
+    def _fills(self, max_tokens: int) -> bool:
+        """Whether what waits makes the next batch a full one, rows that are longer than its first aside."""
+        longest = next(iter(self._jobs.values())).lengths[-1]
+        missing = min(self.max_rows, max_tokens // max(1, longest))
+        for job in self._jobs.values():
+            near = bisect_left(job.lengths, longest - self.overhead_tokens), bisect_right(job.lengths, longest)
+            for length in islice(job.lengths, *near):
+                missing -= len(job.rows[length])
+                if missing <= 0:
+                    return True
+        return False
+
     def _fill(self, batch: _Batch[J, R], job: J, longest: int, limit: int) -> None:
         """Move up to `limit` rows of `job` into `batch`, nearest lengths first."""
         waiting = self._jobs[job]
         for length in waiting.nearest(longest):
-            if abs(length - longest) > self.overhead_tokens:
+            if not limit or batch.is_full or abs(length - longest) > self.overhead_tokens:
                 return
             while limit and length in waiting.rows and batch.takes(length):
                 self._move(job, length, batch)

@@ -68,6 +68,8 @@ class Batcher:
         self._closed = False
         self.on_lost: Callable[[str], None] = lambda sentence: None
         """Called once, in the engine's thread, when the engine is lost: this process can answer nothing any more."""
+        self.on_opening: Callable[[bool], None] = lambda begins: None
+        """Called in their thread before lanes are opened, and after: no other thread of Python's may run meanwhile."""
         self._flights = Flights(self.stats, self._end)
         self._may_run_on_loops = not (max_delay_s or engine.computes_in_caller)
         self._arriving = 0
@@ -120,8 +122,9 @@ class Batcher:
         if here:
             self._run_here([(group, (0, rows[0]))])
         try:
-            return await group.future
+            return await group
         finally:
+            group.forget()
             if group.missing:  # cancelled, or failed with one of its rows: the others need not run
                 with self._lock:
                     self._queue.cancel(group)
@@ -186,6 +189,7 @@ class Batcher:
         try:
             while (taken := self._next(lanes)) is not None:
                 flight: Flight | None = self._begin(*taken)
+                taken = None  # while this waits, it would hold the jobs of the batch, and all that they were answered
                 while flight is not None:
                     flight = self._turn(flight)
         except Exception as error:
@@ -260,7 +264,7 @@ class Batcher:
         with suppress(OSError):  # this thread's CPUs are those of the engine's thread, which started it
             os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
         try:
-            opened = self._engine.open_lanes()
+            opened = self._opened()
             self._engines += opened
             for lane in range(2, len(opened) + 1):
                 thread = _daemon(partial(self._work, lane), f"engine-{lane}")
@@ -273,6 +277,13 @@ class Batcher:
             self._lanes.open(len(opened))
         self.stats.opened(len(opened))
         self._say(f"batches run side by side from now on when {len(opened)} rows or more wait")
+
+    def _opened(self) -> Sequence[Engine]:
+        self.on_opening(True)
+        try:
+            return self._engine.open_lanes()
+        finally:
+            self.on_opening(False)
 
     def _end(self) -> None:
         """Let every thread end after what it runs."""

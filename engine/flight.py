@@ -131,10 +131,11 @@ class Flights:
             raise self.lost
 
     def hand_out(self, flight: Flight, outputs: Arrays) -> None:
-        """Answer its rows, unless it failed."""
+        """Answer its rows, unless it failed. It is over then."""
         if flight.error is None:
             assert flight.bucket is not None
             self._answer(flight.batch, outputs, flight.begin, flight.bucket)
+        flight.error = None  # whose traceback leads to the flight: see Group.forget
 
     def _find_culprits(self, batch: list[Waiting], flight: Flight, begin: float) -> None:
         """Run the halves of a batch that failed, and theirs, until the rows that the engine fails on stand alone.

@@ -118,14 +118,16 @@ def _serve_stock(timeline: Timeline) -> int:
     if settings.worker_loop == "sdk" and idle:
         log("WARN", f"{' and '.join(idle)}: of no effect with WORKER_LOOP=sdk, whose loop has limits of its own")
     worker = boot(settings, timeline)
-    from handler.stock import answers  # not earlier: a boot imports numpy in its own way
+    from handler.stock import Watch, answers  # not earlier: a boot imports numpy in its own way
 
     log("INFO", "ready", engine=worker.choice.engine, reason=worker.choice.reason, boot_ms=timeline.stages)
     worker.batcher.on_lost = _exit_soon
+    watch = Watch(settings.engine_timeout_s, _exit_soon)
+    watch.start(worker.batcher)
     gc.enable()
     mark_ready()
     try:
-        start_stock(answers(worker.handler, settings, worker.counts), settings.max_concurrency)
+        start_stock(answers(worker.handler, settings, worker.counts, watch), settings.max_concurrency)
     except BrokenPipeError as error:  # whoever read what the SDK prints has ended, such as `| head`
         log("ERROR", f"cannot go on: {error}")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -12,7 +12,15 @@ from typing import Any
 from engine.errors import ConfigError, EngineError, InvalidInput, WorkerError, WorkerFault
 from handler.frames import Frames, open_frames
 
-_CHECKS_PER_TIMEOUT = 4
+CHECKS_PER_TIMEOUT = 4
+
+
+def batch_too_long(running: str, timeout_s: float) -> str:
+    """What is said of an engine that hangs, or is too slow, at a batch of `running`."""
+    return (
+        f"the engine did not end a batch of {running} within {timeout_s:g} s (ENGINE_TIMEOUT_S); "
+        "raise that where this machine needs longer for it"
+    )
 
 
 class EngineClient:
@@ -35,6 +43,7 @@ class EngineClient:
         self._failure: str | None = None
         self._last_pong = 0.0
         self._busy_s = 0.0
+        self._stands_until = 0.0
         self._running = ""
 
     async def start(self) -> dict[str, float]:
@@ -107,6 +116,8 @@ class EngineClient:
         elif kind == "pong":
             self._last_pong = time.monotonic()
             _, self._busy_s, self._running = content
+        elif kind == "standstill":
+            self._stands_until = time.monotonic() + content[1]
         elif kind in ("chunk", "progress"):
             if on_part := self._on_part.get(content[0]):
                 on_part(content[1])
@@ -139,9 +150,9 @@ class EngineClient:
         """Fail when one batch runs for longer than `timeout_s`, or the process does not even say how long.
 
         A time for which this process stood still as well does not count: workers are frozen while nothing runs, and the
-        clock goes on.
+        clock goes on. Nor does one for which the other process said that it would stand still.
         """
-        pause, awake_since = timeout_s / _CHECKS_PER_TIMEOUT, 0.0
+        pause, awake_since = timeout_s / CHECKS_PER_TIMEOUT, 0.0
         while True:
             self._last_pong, self._busy_s = time.monotonic(), 0.0
             while self._waiting and not self._failure:
@@ -151,13 +162,10 @@ class EngineClient:
                 now = time.monotonic()
                 if now - begin > 2 * pause:
                     self._last_pong = awake_since = now
-                elif now - self._last_pong > timeout_s:
+                elif now - max(self._last_pong, self._stands_until) > timeout_s:
                     self._fail(f"the engine did not answer within {timeout_s:g} s (ENGINE_TIMEOUT_S)")
-                elif min(self._busy_s, now - awake_since) > timeout_s:
-                    self._fail(
-                        f"the engine did not end a batch of {self._running} within {timeout_s:g} s (ENGINE_TIMEOUT_S); "
-                        "raise that where this machine needs longer for it"
-                    )
+                elif min(self._busy_s, now - max(awake_since, self._stands_until)) > timeout_s:
+                    self._fail(batch_too_long(self._running, timeout_s))
             await asyncio.sleep(pause)
 
     def close(self) -> None:

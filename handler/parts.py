@@ -41,23 +41,32 @@ class _Work:
 
     async def body(self, part: Any) -> bytes | AnswerTooLarge:
         """Its answer. Raises Overloaded where none of this job's own rows are in the way."""
-        this = asyncio.current_task()
-        assert this is not None, "parts are tasks"
-        while True:
-            self._running.add(this)
-            try:
-                return _placed(part, await self._answer(part))
-            except AnswerTooLarge as error:
-                return error
-            except Overloaded:
-                others = self._running - {this}
-                if not others:
-                    raise
-            finally:
-                self._running.discard(this)
-            self.ahead = max(1, min(self.ahead, len(others)))
+        while (answer := await self._tried(part)) is None:
+            self.ahead = max(1, min(self.ahead, len(self._running)))
             # Of these none waits for this one: who waits is not among those that run.
-            await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        return answer
+
+    async def _tried(self, part: Any) -> bytes | AnswerTooLarge | None:
+        """Its answer; None where the queue has no room for it beside the others that run."""
+        self._running.add(_this_task())
+        try:
+            return _placed(part, await self._answer(part))
+        except AnswerTooLarge as error:
+            return error
+        except Overloaded:
+            if len(self._running) == 1:
+                raise
+            return None
+        finally:
+            self._running.discard(_this_task())
+
+
+def _this_task() -> asyncio.Task[Any]:
+    """Not kept in a variable: an error's traceback holds those, and the task holds the error (see Group.forget)."""
+    task = asyncio.current_task()
+    assert task is not None, "parts are tasks"
+    return task
 
 
 async def send_parts(
@@ -83,7 +92,10 @@ async def send_parts(
                 first.body = None
                 parts = deque(finer for part in parts for finer in _finer(task, part, rows))
             elif isinstance(body, AnswerTooLarge):
-                raise body
+                try:
+                    raise body
+                finally:
+                    del body
             else:
                 parts.popleft()
                 await send(body)
@@ -91,6 +103,7 @@ async def send_parts(
         for part in parts:  # of a stream that failed or was cancelled
             if part.body is not None:
                 part.body.cancel()
+                part.body = None  # which holds the error that this ends with: see Group.forget
     return None
 
 

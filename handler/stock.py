@@ -6,27 +6,79 @@ They stream from generator functions only, and then every job. So a streamed job
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from engine.config import Settings
-from engine.errors import InvalidInput
+from engine.errors import EngineError, InvalidInput
 from handler.counts import Counts
+from handler.engine_client import CHECKS_PER_TIMEOUT, batch_too_long
 from handler.handler import Handler
 from handler.options import asks, is_health
 from handler.reply import body_of_error, too_late
 from handler.take_body import UNREADABLE
 
+if TYPE_CHECKING:
+    from engine.batcher import Batcher
+    from engine.passage import Passage
+    from engine.router import Router
+
+
+class Watch:
+    """Notices a batch that runs for longer than `timeout_s`, as EngineClient does where there are two processes.
+
+    The jobs that run then fail; `end` is called in the watch's thread, with a sentence.
+    """
+
+    def __init__(self, timeout_s: float, end: Callable[[str], None]) -> None:
+        self._timeout_s = timeout_s
+        self._end = end
+        self._running: set[asyncio.Task[Any]] = set()
+        self._sentence = ""
+
+    def start(self, batcher: Batcher | Router | Passage) -> None:
+        """Watch `batcher` from now on, in a thread that keeps no process alive."""
+        threading.Thread(target=self._watch, args=(batcher,), name="watch", daemon=True).start()
+
+    async def guard(self, job: Coroutine[Any, Any, Any]) -> Any:
+        """What `job` gives, or an error when the engine hangs meanwhile. Each has a task of its own."""
+        task = asyncio.current_task()
+        assert task is not None, "jobs are tasks"
+        self._running.add(task)
+        try:
+            return await job
+        except asyncio.CancelledError:
+            if not self._sentence:
+                raise
+            task.uncancel()
+            return body_of_error(EngineError(self._sentence))
+        finally:
+            self._running.discard(task)
+
+    def _watch(self, batcher: Batcher | Router | Passage) -> None:
+        pause, awake_since = self._timeout_s / CHECKS_PER_TIMEOUT, 0.0
+        while min(batcher.busy_s, time.monotonic() - awake_since) <= self._timeout_s:
+            begin = time.monotonic()
+            time.sleep(pause)
+            if time.monotonic() - begin > 2 * pause:  # this process stood still, engine and all
+                awake_since = time.monotonic()
+        self._sentence = batch_too_long(batcher.running, self._timeout_s)
+        for task in list(self._running):  # a copy in one step, which no other thread comes between
+            task.get_loop().call_soon_threadsafe(task.cancel)
+        self._end(self._sentence)
+
 
 def answers(
-    handler: Handler, settings: Settings, counts: Counts
+    handler: Handler, settings: Settings, counts: Counts, watch: Watch | None = None
 ) -> Callable[[dict[str, Any]], Coroutine[Any, Any, Any]]:
-    """`handler` as the SDK calls it, with the time limit of a job; `counts` learns how it ended."""
+    """`handler` as the SDK calls it, with the time limits of a job and of the engine; `counts` learns how it ended."""
 
     async def answer(job: dict[str, Any]) -> Any:
-        reply = await limited(job)
+        reply = await (watch.guard(limited(job)) if watch else limited(job))
         if not is_health(job):
             counts.ended(isinstance(reply, dict) and bool(reply.get("error")))
         return reply

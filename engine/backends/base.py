@@ -61,8 +61,9 @@ class Engine(Protocol):
     def open_lanes(self) -> Sequence[Engine]:
         """Engines for the same rows that may run at the same time, each in a thread of its own, when this one does not.
 
-        Takes about as long as loading did; this one may run meanwhile. They belong to the caller, and are closed
-        before this one. Raises EngineError.
+        Takes about as long as loading did; this one may run meanwhile, but no thread of Python's where a backend keeps
+        the interpreter's lock, as ONNX Runtime does. They belong to the caller, and are closed before this one. Raises
+        EngineError.
         """
         ...
 

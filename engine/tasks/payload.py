@@ -13,6 +13,8 @@ OF_EVERY_JOB = ", and in every job `progress`, `stream`, `timings`"
 """For `refuse_unknown`: the options that the worker takes out of a job's payload before its task sees it."""
 _OF_EVERY_MODEL = {"query": "", "document": ""}
 """Names of prompts, which a model's files may give a text to."""
+_WITHOUT_TEXT = frozenset((int, float, bool, type(None)))
+"""A payload may hold millions of these, before anybody looks at its size."""
 
 
 def kind(value: Any) -> str:
@@ -48,8 +50,8 @@ def refuse_lone_surrogates(payload: Any) -> None:
                 ) from None
         elif isinstance(value, dict):
             pending += (*value, *value.values())
-        elif isinstance(value, list):
-            pending += value
+        elif isinstance(value, list) and not _WITHOUT_TEXT.issuperset(map(type, value)):
+            pending += [one for one in value if type(one) not in _WITHOUT_TEXT]
 
 
 def refuse_large_answer(size: int) -> None:

@@ -29,6 +29,7 @@ _OVERLAP = 128
 _ENTRY = 60
 """Bytes of an answer's JSON beside its text, about."""
 _ANSWER_TOKENS = 15
+_SPANS_OF_AN_ANSWER = 10_000  # of a window, to be compared in a millisecond or less
 
 
 class QuestionAnswering(TextTask):
@@ -85,8 +86,9 @@ class QuestionAnswering(TextTask):
         return are_few(request.items) and are_few_windows(contexts, step)
 
     def answers_in(self, request: Request, rows: int) -> int:
-        """Of each window, so many are put together."""
-        return rows * int(request.options["top_k"])
+        """Of each window, so many are put together, after all of its spans were compared."""
+        spans = sum(row.length for part in request.parts for row in part.rows) * int(request.options["max_answer_len"])
+        return max(rows * int(request.options["top_k"]), spans // _SPANS_OF_AN_ANSWER)
 
     def parts(self, request: Request) -> list[Part]:
         """A row a window of the context, each behind the whole question."""

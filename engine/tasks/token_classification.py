@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from engine.tasks.base import Json
     from engine.tensors import Arrays
 
+_TOKENS_OF_AN_ANSWER = 16  # so an event loop puts together 271 at most (handler.py), which takes it some 10 ms
+
 
 class TokenClassification(TextTask):
     """`{"text": ...}` or `{"texts": [...]}`; with `stride`, a long text is read in windows that overlap by so much."""
@@ -71,6 +73,10 @@ class TokenClassification(TextTask):
             count += len(windows)
             parts.append(Part([self.tokens.row(window) for window in windows], windows))
         return parts
+
+    def answers_in(self, request: Request, rows: int) -> int:
+        """Of each token, one is put together."""
+        return max(rows, sum(row.length for part in request.parts for row in part.rows) // _TOKENS_OF_AN_ANSWER)
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """A list of entities, in the order of the text."""

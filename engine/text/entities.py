@@ -68,7 +68,7 @@ class Aggregation:
         }
 
     def _word_entity(self, tokens: Sequence[Token]) -> Entity:
-        if self._strategy == "first":
+        if self._strategy == "first" or len(tokens) == 1:  # as most words are
             scores = tokens[0].scores
         elif self._strategy == "max":
             scores = max(tokens, key=lambda token: float(token.scores.max())).scores
@@ -84,9 +84,10 @@ class Aggregation:
         }
 
     def _group(self, entities: Sequence[Entity]) -> Entity:
+        scores = [entity["score"] for entity in entities]
         return {
             "entity_group": entities[0]["entity"].split("-", 1)[-1],
-            "score": float(np.mean([entity["score"] for entity in entities])),
+            "score": float(np.mean(scores)) if len(scores) > 1 else scores[0],
             "word": self._text([entity["word"] for entity in entities]),
             "start": entities[0]["start"],
             "end": entities[-1]["end"],

@@ -1,8 +1,10 @@
 """The contracts of an engine and its batcher, against every backend that is here."""
 
 import asyncio
+import gc
 import threading
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -117,6 +119,72 @@ async def test_rows_come_back_in_order(engine: Engine):
         assert np.allclose(output["embedding"], run_rows(engine, [one])[0]["embedding"], rtol=1e-5, atol=1e-6)
     batcher.close()
     assert batcher.stats.rows == 100
+
+
+async def let_go(held: list[weakref.ref[Any]]) -> None:
+    """Wait until nobody holds any of these."""
+    async with asyncio.timeout(10):
+        while any(reference() is not None for reference in held):
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def without_collections() -> Iterator[None]:
+    """No circle of references is found and freed."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def failure_of(job: asyncio.Task[Any]) -> type[object]:
+    """What `job` fails with. It is not raised: its traceback would lead here, and so back to the job."""
+    await asyncio.wait([job])
+    return asyncio.CancelledError if job.cancelled() else type(job.exception())
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("how", ["not filled", "not started", "not finished", "not finite", "not whole", "cancelled"])
+@pytest.mark.usefixtures("without_collections")
+async def test_a_job_that_failed_is_let_go_of_at_once(small_bundle: Path, how: str, slots: int):
+    """Its error's traceback leads to its rows. Gigabytes of them are a few objects to Python's collector."""
+
+    class Failing(FakeEngine):
+        def start(self, bucket: Bucket, slot: int = 0) -> None:
+            if how == "not started":
+                raise EngineError("cannot")
+            super().start(bucket, slot)
+
+        def finish(self, slot: int = 0) -> Arrays:
+            outputs = super().finish(slot)
+            if how == "not finished":
+                raise EngineError("cannot")
+            if how == "not finite":
+                outputs["embedding"][:] = np.nan
+            return {"embedding": outputs["embedding"][:1]} if how == "not whole" else outputs
+
+    batcher = batcher_on(Failing.from_bundle(open_bundle(small_bundle), slots=slots))
+    rows = [row(MAX_LENGTH + 9 if how == "not filled" else 4, seed) for seed in range(20)]
+    held: list[weakref.ref[Any]] = [weakref.ref(one.feeds["input_ids"]) for one in rows]
+    job = asyncio.ensure_future(batcher.run(rows))
+    del rows
+    await arrived()
+    if how == "cancelled":
+        job.cancel()
+    assert await failure_of(job) is (asyncio.CancelledError if how == "cancelled" else EngineError)
+    del job
+    await let_go(held)
+    batcher.close()
+
+
+async def test_an_engine_that_waits_holds_nothing_of_the_jobs_before(engine: Engine):
+    batcher = batcher_on(engine)
+    rows = [row(4, seed) for seed in range(20)]
+    held: list[weakref.ref[Any]] = [weakref.ref(one.feeds["input_ids"]) for one in rows]
+    held += [weakref.ref(answer["embedding"]) for answer in await batcher.run(rows)]
+    del rows
+    await let_go(held)
+    batcher.close()
 
 
 async def test_tokens_are_counted_with_and_without_padding(engine: Engine):

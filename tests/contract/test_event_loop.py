@@ -19,9 +19,9 @@ from engine.bundle import Graph, open_bundle
 from engine.config import Settings
 from engine.tasks import load_task
 from engine.tasks.fill_mask import FillMask
-from engine.tasks.items import Request
+from engine.tasks.items import Part, Request
 from engine.tasks.question_answering import QuestionAnswering
-from engine.tensors import TensorSpec
+from engine.tensors import Row, TensorSpec
 from engine.text.bulk import FEW
 from handler.handler import Handler
 from tests.bundles import MAX_LENGTH, write_small_bundle
@@ -259,9 +259,33 @@ async def test_many_answers_are_put_together_beside_the_loop(workers: Any, per_r
 
 
 def test_candidates_are_answers():
-    kinds: list[Any] = [FillMask, QuestionAnswering]
-    for kind in kinds:
-        assert kind.answers_in(object.__new__(kind), Request([], True, {"top_k": 100}), 2) == 200
+    assert FillMask.answers_in(object.__new__(FillMask), Request([], True, {"top_k": 100}), 2) == 200
+    request = Request([], True, {"top_k": 100, "max_answer_len": 15})
+    assert QuestionAnswering.answers_in(object.__new__(QuestionAnswering), request, 2) == 200
+
+
+def test_so_are_the_spans_of_a_long_window():
+    request = Request([], True, {"top_k": 1, "max_answer_len": 100}, parts=[Part([Row({}, 8192)])])
+    assert QuestionAnswering.answers_in(object.__new__(QuestionAnswering), request, 1) == 81
+
+
+@pytest.mark.parametrize(
+    ("texts", "is_on_loop"), [(["a"] * 16, True), (["fox " * 40] * 8, True), (["fox " * 40] * 9, False)]
+)
+async def test_entities_of_many_tokens_are_put_together_beside_the_loop(
+    workers: Any, monkeypatch: pytest.MonkeyPatch, texts: list[str], is_on_loop: bool
+):
+    """However few texts they are of."""
+    worker, where = workers["token-classification"], []
+    postprocess = worker.task.postprocess
+
+    def noted(*arguments: Any) -> Any:
+        where.append(threading.current_thread() is threading.main_thread())
+        return postprocess(*arguments)
+
+    monkeypatch.setattr(worker.task, "postprocess", noted)
+    assert len(await worker.ask({"texts": texts})) == len(texts)
+    assert where == [is_on_loop]
 
 
 async def test_the_check_of_a_payload_is_timed(workers: Any, monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from engine.bundle import open_bundle
 from engine.errors import EngineError, EngineLost
 from engine.feed import run_rows
 from engine.probe import cpu_quota
-from tests.contract.test_engine import row
+from tests.contract.test_engine import let_go, row
 
 CPUS = sorted(os.sched_getaffinity(0))
 PATIENCE_S = 20.0
@@ -85,6 +86,14 @@ async def test_batches_run_at_the_same_time(lanes: Lanes):
     assert sorted(lanes.threads) == ["engine", "engine-2"]
     for seed, answer in enumerate(answers):
         assert np.array_equal(answer["embedding"], run_rows(lanes.engine, [row(4, seed)])[0]["embedding"])
+    lanes.batcher.close()
+
+
+async def test_lanes_that_wait_hold_nothing_of_the_jobs_before(lanes: Lanes):
+    lanes.on_run = meeting()
+    held = [weakref.ref(answer["embedding"]) for answer in await lanes.batcher.run([row(4)] * 6)]
+    assert set(lanes.threads) == {"engine", "engine-2"}
+    await let_go(held)
     lanes.batcher.close()
 
 

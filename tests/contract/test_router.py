@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from engine.errors import EngineError, InvalidInput
 from engine.router import Router
 from engine.stats import Stats
 from engine.tensors import Row, TensorSpec
+from tests.contract.test_engine import failure_of, let_go, without_collections
+
+__all__ = ["without_collections"]
 
 
 class Graphs:
@@ -105,6 +109,31 @@ async def test_rows_that_one_graph_has_no_room_for_are_refused_whole():
         await asyncio.sleep(0.001)
     graphs.open()
     await first
+    graphs.router.close()
+
+
+@pytest.mark.parametrize("how", ["failed", "refused", "cancelled"])
+@pytest.mark.usefixtures("without_collections")
+async def test_a_job_that_ended_early_is_let_go_of_at_once(how: str):
+    graphs = Graphs(max_queued=3 if how == "refused" else 100)
+    if how == "failed":
+        graphs.fail.add("text")
+    if how != "cancelled":
+        graphs.open()
+    rows = [row(name, seed) for name in graphs.gates for seed in range(4)]
+    held = [weakref.ref(one.feeds["values"]) for one in rows]
+    job = asyncio.ensure_future(graphs.router.run(rows))
+    del rows
+    await asyncio.sleep(0)
+    if how == "cancelled":
+        while not graphs.router.busy_s:
+            await asyncio.sleep(0.001)
+        job.cancel()
+    errors = {"failed": EngineError, "refused": InvalidInput, "cancelled": asyncio.CancelledError}
+    assert await failure_of(job) is errors[how]
+    del job
+    graphs.open()
+    await let_go(held)
     graphs.router.close()
 
 

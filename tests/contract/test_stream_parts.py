@@ -3,11 +3,12 @@
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 import pytest
@@ -25,6 +26,9 @@ from handler.aggregate import END
 from handler.counts import Counts
 from handler.handler import Handler
 from handler.stock import answers
+from tests.contract.test_engine import failure_of, let_go, without_collections
+
+__all__ = ["without_collections"]
 
 TEXTS = [" ".join("abcdefgh"[: 1 + index % 8]) for index in range(150)]
 
@@ -185,6 +189,60 @@ async def test_parts_for_which_others_leave_no_room_are_told_to_retry(small_bund
         gate.set()
         assert b"embeddings" in await other
         assert bodies == []
+
+
+class Held(FeatureExtraction):
+    """Keeps track of its rows, and fails where it is told to."""
+
+    held: ClassVar[list[weakref.ref[Any]]] = []
+    how: ClassVar[str] = ""
+
+    def preprocess(self, request: Any) -> Any:
+        rows = super().preprocess(request)
+        self.held.extend(weakref.ref(row.feeds["input_ids"]) for row in rows)
+        return rows
+
+    def postprocess(self, request: Any, outputs: Any) -> Any:
+        if self.how == "put together":
+            raise ValueError("x")
+        if self.how == "too large":
+            raise AnswerTooLarge("much", 100)
+        return super().postprocess(request, outputs)
+
+
+@pytest.mark.parametrize("how", ["run", "put together", "too large", "too large to wait", "cancelled"])
+@pytest.mark.usefixtures("without_collections")
+async def test_a_stream_that_ended_early_is_let_go_of_at_once(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    monkeypatch.setattr(Held, "how", how)
+    bundle, running = open_bundle(small_bundle), threading.Event()
+
+    def on_run(bucket: object) -> None:
+        running.set()
+        if how == "run":
+            raise RuntimeError("x")
+        time.sleep(0.02)  # so that parts wait
+
+    engine = FakeEngine.from_bundle(bundle)
+    engine.on_run = on_run
+    batcher = Batcher(engine, max_rows=32, max_tokens=0, max_queued=40 if how == "too large to wait" else 150)
+    handler = Handler(Held.from_bundle(bundle, Limits()), batcher, dict)
+
+    async def ignore(body: bytes) -> None:
+        pass
+
+    job = asyncio.ensure_future(handler.body({"input": {"texts": TEXTS * 2, "stream": True}}, ignore))
+    if how == "cancelled":
+        assert await asyncio.to_thread(running.wait, 10)
+        job.cancel()
+        assert await failure_of(job) is asyncio.CancelledError
+    else:
+        assert b"error" in await job
+    del job
+    await let_go(Held.held)
+    batcher.close()
+    Held.held.clear()
 
 
 class Wordy(FeatureExtraction):

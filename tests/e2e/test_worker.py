@@ -20,7 +20,7 @@ import requests
 from benchmarks.emulator import EmulatorThread, Fault
 from benchmarks.worker_process import WorkerProcess
 from tests import large_pages
-from tests.bundles import move_weights_out
+from tests.bundles import move_weights_out, toy_tokenizer
 from tests.plans import add_plan
 
 BAD_PAYLOADS: list[tuple[Any, str]] = [
@@ -211,6 +211,37 @@ def test_an_engine_that_dies_or_hangs_ends_the_worker(
         assert worker.process.wait(20) == 1
         assert emulator.workers["worker-1"].unhealthy is not None
         assert not Path(f"/proc/{engine}").exists()
+
+
+def test_an_engine_that_hangs_ends_the_worker_of_the_stock_loop_as_well(emulator: EmulatorThread, small_bundle: Path):
+    chaos = [sys.executable, str(Path(__file__).parent / "chaos_worker.py")]
+    env = {
+        "BUNDLE": str(small_bundle),
+        "ENGINE": "fake",
+        "WORKER_LOOP": "sdk",
+        "ENGINE_TIMEOUT_S": "1",
+        "CHAOS_HANG": str(toy_tokenizer().token_to_id("fox")),
+    }
+    with WorkerProcess(emulator, chaos, env) as worker:
+        assert emulator.wait(emulator.submit({"text": "the dog"})).status == "COMPLETED"
+        held = [emulator.submit({"text": text}) for text in ("the fox", "the dog")]
+        sentence = (
+            r"worker fault: the engine did not end a batch of \d rows? up to \d long within 1 s .*; raise that where"
+        )
+        assert all(re.match(sentence, emulator.wait(record).error) for record in held)
+        assert worker.process.wait(20) == 1
+
+
+def test_an_engine_that_stands_still_while_it_opens_lanes_is_waited_for(
+    emulator: EmulatorThread, small_bundle: Path, tmp_path: Path
+):
+    chaos = [sys.executable, str(Path(__file__).parent / "chaos_worker.py")]
+    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "ENGINE_TIMEOUT_S": "0.5", "CHAOS_OPEN_S": "3"}
+    with (tmp_path / "log").open("w") as out, WorkerProcess(emulator, chaos, env, log=out) as worker:
+        held = [emulator.submit({"texts": ["the fox"] * count}) for count in (1, 40, 1, 3)]
+        assert [emulator.wait(record).status for record in held] == ["COMPLETED"] * 4
+        assert worker.process.poll() is None
+    assert "batches run side by side from now on" in (tmp_path / "log").read_text()
 
 
 def test_a_job_that_takes_too_long_fails(emulator: EmulatorThread, small_bundle: Path):

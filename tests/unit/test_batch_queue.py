@@ -1,4 +1,5 @@
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -74,6 +75,39 @@ def test_rows_of_the_nearest_length_go_first():
     assert queue.pop(0.0) == [(0, 0), (1, 1)]
 
 
+def test_of_two_lengths_that_are_as_near_the_shorter_goes_first_also_when_others_are_used_up():
+    lengths = [97, 103, 97, 99, 102, 101, 100, 104]
+    queue = queue_of([[100], lengths], max_rows=8, max_tokens=10_000, overhead_tokens=1000)
+    assert [lengths[row] for job, row in queue.pop(0.0) if job] == [100, 99, 101, 102, 97, 97, 103]
+
+
+class Counted(int):
+    """A length that counts how often one is compared with another."""
+
+    count: ClassVar[int] = 0
+
+    def __sub__(self, other: int) -> int:
+        Counted.count += 1
+        return int(self) - int(other)
+
+    def __rsub__(self, other: int) -> int:
+        return -(self - other)
+
+    def __lt__(self, other: int) -> bool:
+        Counted.count += 1
+        return int(self) < int(other)
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(8, 10_000), (32, 512)])
+def test_what_a_batch_costs_does_not_grow_with_all_that_waits(rows: int, tokens: int):
+    """The event loop waits for the queue's lock meanwhile."""
+    jobs = [[Counted(length) for length in range(1, 400)] for _ in range(40)]
+    queue = queue_of(jobs, max_rows=rows, max_tokens=tokens, max_queued=20_000, overhead_tokens=500)  # type: ignore[arg-type]
+    Counted.count = 0
+    assert queue.pop(0.0)
+    assert Counted.count < 400
+
+
 def test_a_row_that_makes_all_others_longer_is_charged_for_it():
     """Eight tokens to each of three rows are more than the 20 that a run costs; to one row they are not."""
     queue = queue_of([[10, 10, 10], [18]], max_tokens=10_000, overhead_tokens=20)
@@ -103,6 +137,34 @@ def test_a_batch_may_wait_for_company_but_not_for_ever():
     queue.push(1, [(0, 5), (1, 5)], now=11.0)
     assert queue.due_in(11.0) == 0.0  # full
     assert len(queue.pop(11.0)) == 2
+
+
+def test_a_batch_that_is_full_of_tokens_waits_for_nobody():
+    queue = queue_of([], max_delay_s=0.5, max_rows=32, max_tokens=100)
+    queue.push(0, [(0, 25), (1, 25), (2, 20)], now=0.0)
+    assert queue.due_in(0.0) == pytest.approx(0.5)
+    assert queue.due_in(0.0, 75) == 0.0  # of a lane
+    queue.push(1, [(0, 16)], now=0.1)  # of another length: it would run alone
+    assert queue.pop(0.1) == []
+    queue.push(2, [(0, 25), (1, 25)], now=0.1)
+    assert len(queue.pop(0.1)) == 4
+    assert queue.pop(0.1) == []  # what is left waits on
+    queue.push(3, [(0, 300)], now=0.2)  # more than the whole budget
+    for job in range(3):
+        queue.cancel(job)
+    assert queue.pop(0.2) == [(3, 0)]
+
+
+def test_rows_beyond_a_full_batch_go_at_once_where_they_fill_another():
+    """Images, of which few run at once on the CPU."""
+    queue = queue_of([[1] * 11], max_delay_s=0.5, max_rows=32, max_tokens=4)
+    assert [len(batch) for batch in drained(queue)] == [4, 4]
+    assert len(queue.pop(0.5)) == 3
+
+
+def test_a_share_of_what_waits_is_no_full_batch():
+    queue = queue_of([[1] * 3], max_delay_s=0.5, max_rows=32, max_tokens=4)
+    assert queue.pop(0.0, rows=1) == []
 
 
 def test_a_full_queue_takes_all_rows_of_a_job_or_none():
@@ -153,7 +215,7 @@ class Queue(RuleBasedStateMachine):
     @rule(wait=st.floats(0, 2), rows=st.none() | st.integers(1, 6), tokens=st.none() | st.integers(1, 300))
     def pop(self, wait: float, rows: int | None, tokens: int | None):
         self.now += wait
-        due = self.queue.due_in(self.now)
+        due = self.queue.due_in(self.now, tokens)
         batch = self.queue.pop(self.now, rows, tokens)
         assert bool(batch) == (due == 0.0)
         if not batch:

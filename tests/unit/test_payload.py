@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -49,3 +50,13 @@ def test_null_is_as_if_it_were_not_there():
 def test_what_is_no_number_or_beyond_the_ends(value: Any):
     with pytest.raises(InvalidInput, match="`threshold` must be a number from 0 to 1, got "):
         check.number({"threshold": value}, "threshold", 0, 1, 0.5)
+
+
+def test_to_look_for_half_characters_among_numbers_takes_no_room():
+    """A payload of nothing but numbers is as long as RunPod allows before anybody looks at its size."""
+    payload = {"x": [0, 1.5, None, True] * 100_000}
+    tracemalloc.start()
+    check.refuse_lone_surrogates(payload)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000

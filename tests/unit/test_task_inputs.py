@@ -33,6 +33,7 @@ def deep(depth: int = 5000) -> list[Any]:
         {"text": "a", "\ud800": 1},
         {"text": "a", "prompt_name": "\ud800"},
         {"openai_route": "/v1/embeddings", "openai_input": {"input": ["\ud83d\ude42"]}},
+        {"text": "a", "x": [1, 2.5, None, True, [3, {"y": [4, "\udc00"]}]]},
     ],
 )
 def test_half_a_surrogate_pair_is_the_callers_fault(served: Served, payload: Any):
