@@ -75,6 +75,10 @@ class Tokens:
             return self.tokenizer.encode(text)
         return self.tokenizer.encode_batch([text])[0]  # without the interpreter lock
 
+    def special(self, is_pair: bool) -> int:
+        """Special tokens in each of `windows`."""
+        return int(self._processor.num_special_tokens_to_add(is_pair)) if self._processor else 0
+
     def windows(
         self,
         whole: Any,
@@ -91,8 +95,7 @@ class Tokens:
         `on_count` is told how many there will be, and may raise. Raises InvalidInput when there is no room for a
         window, or where a long text's windows repeat it too often.
         """
-        special = self._processor.num_special_tokens_to_add(before is not None) if self._processor else 0
-        taken = special + (len(before) if before is not None else 0)
+        taken = self.special(before is not None) + (len(before) if before is not None else 0)
         room = (length or self.max_length) - taken
         if room <= stride and len(whole) > room:
             raise InvalidInput(

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.backends.fake import FakeEngine
 from engine.batcher import Batcher
-from engine.bundle import Graph, open_bundle
+from engine.bundle import Graph, open_bundle, write_manifest
 from engine.config import Settings
+from engine.errors import InvalidInput
 from engine.tasks import load_task
 from engine.tasks.fill_mask import FillMask
 from engine.tasks.items import Request
@@ -25,6 +27,7 @@ from engine.tensors import TensorSpec
 from engine.text.bulk import FEW
 from handler.handler import Handler
 from tests.bundles import MAX_LENGTH, write_small_bundle
+from tests.tokenizer_kinds import bert
 
 CONFIG: dict[str, Any] = {
     "max_length": MAX_LENGTH,
@@ -261,7 +264,76 @@ async def test_many_answers_are_put_together_beside_the_loop(workers: Any, per_r
 def test_candidates_are_answers():
     kinds: list[Any] = [FillMask, QuestionAnswering]
     for kind in kinds:
-        assert kind.answers_in(object.__new__(kind), Request([], True, {"top_k": 100}), 2) == 200
+        request = Request([], True, {"top_k": 100, "length": 16, "max_answer_len": 15})
+        assert kind.answers_in(object.__new__(kind), request, 2) == 200
+
+
+@pytest.mark.parametrize(
+    ("length", "longest", "is_on_loop"),
+    [(384, 15, True), (384, 30, True), (8192, 1, True), (8192, 15, False), (8192, 8192, False), (512, 512, False)],
+)
+async def test_long_windows_are_read_beside_the_loop(length: int, longest: int, is_on_loop: bool):
+    """Each pair of a first and a last token may be an answer."""
+    task: Any = object.__new__(QuestionAnswering)
+    where = []
+
+    class Long:
+        """One window, for one answer."""
+
+        is_quick = staticmethod(lambda request: True)
+        answers_in = task.answers_in
+        preprocess = staticmethod(lambda request: ["a row"])
+
+        def parse(self, payload: Any) -> Request:
+            return Request([], True, {"top_k": 1, "length": length, "max_answer_len": longest})
+
+        def postprocess(self, request: Request, outputs: Any) -> Any:
+            where.append(threading.current_thread() is threading.main_thread())
+            return {}
+
+    async def run(rows: Any, on_rows_done: Any) -> Any:
+        return [{}]
+
+    batcher: Any = SimpleNamespace(run=run)
+    long: Any = Long()
+    assert await Handler(long, batcher, dict).handle({"input": {}}) == {}
+    assert where == [is_on_loop]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """question-answering with a tokenizer of BERT's, to which each character of Chinese is a word."""
+    folder = tmp_path_factory.mktemp("reader") / "bundle"
+    write_small_bundle(folder, task="question-answering", task_config={"max_length": 512, "cls_token_id": None})
+    bert().save(str(folder / "tokenizer.json"))
+    write_manifest(folder, open_bundle(folder).manifest)
+    return load_task(open_bundle(folder), Settings.from_environ({}))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["?", "where ", "日本語"]), st.integers(1, 80)), min_size=1, max_size=3),
+    st.sampled_from(["fox ", "a ", "!", "日本語の文章です", "it is 日本語 "]),
+    st.integers(1, 1_500),
+    st.integers(8, 512),
+    st.floats(0, 1),
+)
+@example([("where ", 130)], "日本語の文章です", 120, 384, 0.638)  # the question takes most of what is not shared
+@example([("?", 1)], "日本語の文章です", 300, 384, 0.87)  # each character is a token
+@settings(max_examples=100, deadline=None)
+def test_few_windows_are_made_on_the_loop(
+    reader: Any, questions: list[tuple[str, int]], piece: str, times: int, length: int, stride: float
+):
+    asked = [{"question": words * count, "context": piece * times} for words, count in questions]
+    request = reader.parse({"inputs": asked, "max_seq_len": length, "doc_stride": int(stride * (length - 1))})
+    if not reader.is_quick(request):
+        return
+    with suppress(InvalidInput):  # before a window is made
+        assert len(reader.preprocess(request)) <= 5 * FEW
+
+
+@pytest.mark.parametrize("context", ["My name is Sarah and I live in London. " * 40, "日本語の文章です" * 100, "fox"])
+def test_a_usual_context_is_read_on_the_loop(reader: Any, context: str):
+    assert reader.is_quick(reader.parse({"question": "Where in the world do I live?", "context": context}))
 
 
 async def test_the_check_of_a_payload_is_timed(workers: Any, monkeypatch: pytest.MonkeyPatch):
