@@ -49,6 +49,8 @@ def answers_of(
             continue
         start, end, none = _probabilities(read, cls_token_id)
         no_answer = min(no_answer, none)
+        if not (read.window.texts == 1).any():  # without [CLS] all the probability is that of the question's tokens
+            continue
         of_words = read.window.offsets_of_words() if align else None
         for first, last, score in _best_spans(start, end, candidates, max_tokens):
             begin, stop = _characters(read.window, of_words, first, last)

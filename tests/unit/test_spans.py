@@ -59,3 +59,13 @@ def test_the_widest_answers_of_a_long_window_take_little_memory():
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("cls", [True, False], ids=["with [CLS]", "without"])
+def test_a_window_without_a_token_of_the_context_has_no_answer(cls: bool):
+    read = Read(window(4, 0, cls=cls), *np.zeros((2, 4 + cls), np.float32))
+    assert ask(read, top_k=3) == []
+    none = 1.0 if cls else 1 / 16
+    assert ask(read, top_k=3, impossible=True) == [{"score": none, "start": 0, "end": 0, "answer": ""}]
+    other = Read(window(4, 2, cls=cls), *np.zeros((2, 6 + cls), np.float32))
+    assert ask(read, other, top_k=9) == ask(other, top_k=9)
