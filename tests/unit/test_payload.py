@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
@@ -49,3 +52,22 @@ def test_null_is_as_if_it_were_not_there():
 def test_what_is_no_number_or_beyond_the_ends(value: Any):
     with pytest.raises(InvalidInput, match="`threshold` must be a number from 0 to 1, got "):
         check.number({"threshold": value}, "threshold", 0, 1, 0.5)
+
+
+@given(st.lists(st.text("a{} é", max_size=4), min_size=1, max_size=4), st.text("b{}", max_size=3))
+def test_a_template_is_a_format_string(around: list[str], label: str):
+    written = "{}".join(one.replace("{", "{{").replace("}", "}}") for one in around)
+    assert check.template({}, "template", written, 99) == around
+    assert label.join(around) == written.format(*[label] * (len(around) - 1))
+
+
+@given(st.text("{}ab!:.0[] ", max_size=6))
+def test_what_is_taken_for_a_template_is_a_format_string(written: str):
+    with suppress(InvalidInput):
+        found = check.template({"template": written}, "template", "", 99)
+        assert "label".join(found) == written.format(*["label"] * (len(found) - 1))
+
+
+def test_a_long_template_is_a_string_of_at_most_so_many_characters():
+    with pytest.raises(InvalidInput, match="`template` has 4 characters, allowed are 3"):
+        check.template({"template": "a {}"}, "template", "", 3)
