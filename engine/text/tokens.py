@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ MOST_OVERLAP = 16
 """Overlapping windows may hold a long input at most so many times over, for each of them takes memory."""
 _FREE_TOKENS = 1 << 18
 """Windows with no more tokens than this in all may overlap as they like."""
+_AT_ONCE = 32
+"""Windows that are cut by one call, at least two."""
 
 
 class Tokens:
@@ -111,10 +113,9 @@ class Tokens:
         if on_count is not None:
             on_count(count)
         rest = max(0, len(whole) - room)
+        pieces: Iterable[Any] = [whole]
         if rest:
-            whole = Encoding.merge([whole], growing_offsets=False)  # a copy, for others may read it
-            whole.truncate(room, stride=stride)
-        pieces = [whole] if first_only else [whole, *whole.overflowing]
+            pieces = [_cut(whole, room, stride)] if first_only else _pieces(whole, room, stride)
         # One by one: the overflow of a pair that is processed whole has no segments.
         return [self._window(before, piece, rest) for piece in pieces]
 
@@ -132,6 +133,23 @@ class Tokens:
             feeds["token_type_ids"] = np.asarray(encoding.type_ids, np.int32)
         # A tokenizer without special tokens makes an empty row of an empty text; a bucket is at least one token long.
         return Row(feeds, max(1, len(ids)))
+
+
+def _pieces(whole: Any, room: int, stride: int) -> Iterator[Any]:
+    """Of at most `room` tokens, each with `stride` of those of the one before it.
+
+    Cut some at a time: tokenizers holds the interpreter lock while it copies them.
+    """
+    first = _cut(whole, room + (_AT_ONCE - 1) * (room - stride), stride)
+    for some in (first, *first.overflowing):
+        some.truncate(room, stride=stride)
+        yield from (some, *some.overflowing)
+
+
+def _cut(whole: Any, length: int, stride: int) -> Any:
+    found = Encoding.merge([whole], growing_offsets=False)  # a copy, for others may read it
+    found.truncate(length, stride=stride)
+    return found
 
 
 def usage(tokens: int) -> dict[str, int]:
