@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.backends.fake import FakeEngine
 from engine.batcher import Batcher
-from engine.bundle import Graph, open_bundle, write_manifest
+from engine.bundle import Graph, open_bundle
 from engine.config import Settings
-from engine.errors import InvalidInput
 from engine.tasks import load_task
 from engine.tasks.fill_mask import FillMask
 from engine.tasks.items import Request
@@ -27,7 +25,6 @@ from engine.tensors import TensorSpec
 from engine.text.bulk import FEW
 from handler.handler import Handler
 from tests.bundles import MAX_LENGTH, write_small_bundle
-from tests.tokenizer_kinds import bert
 
 CONFIG: dict[str, Any] = {
     "max_length": MAX_LENGTH,
@@ -298,42 +295,6 @@ async def test_long_windows_are_read_beside_the_loop(length: int, longest: int, 
     long: Any = Long()
     assert await Handler(long, batcher, dict).handle({"input": {}}) == {}
     assert where == [is_on_loop]
-
-
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """question-answering with a tokenizer of BERT's, to which each character of Chinese is a word."""
-    folder = tmp_path_factory.mktemp("reader") / "bundle"
-    write_small_bundle(folder, task="question-answering", task_config={"max_length": 512, "cls_token_id": None})
-    bert().save(str(folder / "tokenizer.json"))
-    write_manifest(folder, open_bundle(folder).manifest)
-    return load_task(open_bundle(folder), Settings.from_environ({}))
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from(["?", "where ", "日本語"]), st.integers(1, 80)), min_size=1, max_size=3),
-    st.sampled_from(["fox ", "a ", "!", "日本語の文章です", "it is 日本語 "]),
-    st.integers(1, 1_500),
-    st.integers(8, 512),
-    st.floats(0, 1),
-)
-@example([("where ", 130)], "日本語の文章です", 120, 384, 0.638)  # the question takes most of what is not shared
-@example([("?", 1)], "日本語の文章です", 300, 384, 0.87)  # each character is a token
-@settings(max_examples=100, deadline=None)
-def test_few_windows_are_made_on_the_loop(
-    reader: Any, questions: list[tuple[str, int]], piece: str, times: int, length: int, stride: float
-):
-    asked = [{"question": words * count, "context": piece * times} for words, count in questions]
-    request = reader.parse({"inputs": asked, "max_seq_len": length, "doc_stride": int(stride * (length - 1))})
-    if not reader.is_quick(request):
-        return
-    with suppress(InvalidInput):  # before a window is made
-        assert len(reader.preprocess(request)) <= 5 * FEW
-
-
-@pytest.mark.parametrize("context", ["My name is Sarah and I live in London. " * 40, "日本語の文章です" * 100, "fox"])
-def test_a_usual_context_is_read_on_the_loop(reader: Any, context: str):
-    assert reader.is_quick(reader.parse({"question": "Where in the world do I live?", "context": context}))
 
 
 async def test_the_check_of_a_payload_is_timed(workers: Any, monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.text import spans
@@ -34,6 +34,7 @@ def ask(*reads: Read, **options: Any) -> list[dict[str, Any]]:
 
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 50), st.integers(1, 70), st.integers(0, 9))
+@settings(deadline=None)
 def test_the_best_spans_are_those_of_all_pairs(context: int, longest: int, top_k: int, cells: int, seed: int):
     """However many are looked through at a time."""
     draw = np.random.default_rng(seed)
