@@ -150,12 +150,9 @@ def tokenizer_file(source: Source) -> str:
 
     Lowercasing, where a model's sentence-transformers files ask for it, is already among its normalizers.
     """
-    from tokenizers import Tokenizer
+    from export.written_tokenizer import written
 
-    tokenizer = Tokenizer.from_str(source.tokenizer.backend_tokenizer.to_str())
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer.to_str(pretty=True)
+    return written(source.tokenizer.backend_tokenizer).to_str(pretty=True)
 
 
 def tokens_of(source: Source, text: str, pair: str | None = None, **options: Any) -> Mapping[str, Any]:

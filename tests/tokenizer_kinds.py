@@ -89,6 +89,11 @@ def sentencepiece(*, drops_space: bool, scheme: str = "always", normalizer: Any 
     return tokenizer
 
 
+def unnormalized(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.normalizer = None
+    return tokenizer
+
+
 def with_tokens(*added: AddedToken, to: Tokenizer | None = None) -> Tokenizer:
     tokenizer = bert() if to is None else to
     tokenizer.add_tokens(list(added))
@@ -121,6 +126,23 @@ TOKENIZERS = {
     "xlm-r": sentencepiece(drops_space=True),
     "bge-m3": sentencepiece(drops_space=False),
     "deberta": sentencepiece(drops_space=False, scheme="first"),
+    "t5": sentencepiece(
+        drops_space=False,
+        scheme="first",
+        normalizer=normalizers.Sequence(
+            [
+                normalizers.Nmt(),
+                normalizers.NFKC(),
+                normalizers.Strip(left=False, right=True),
+                normalizers.Replace(Regex(" {2,}"), " "),
+            ]
+        ),
+    ),
+    "stripped": sentencepiece(drops_space=False, scheme="first", normalizer=normalizers.Strip()),
+    "prefix removed": sentencepiece(
+        drops_space=False, scheme="first", normalizer=normalizers.Replace(Regex("^the "), "")
+    ),
+    "of the first, as it stands": unnormalized(sentencepiece(drops_space=False, scheme="first")),
     "as it stands": sentencepiece(drops_space=False, normalizer=normalizers.Replace("~", "")),
 }
 KINDS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
+from string import Formatter
 from typing import Any
 
 from engine.errors import AnswerTooLarge, InvalidInput
@@ -170,6 +171,27 @@ def string(value: Any, name: str, max_chars: int) -> str:
     if len(value) > max_chars:
         raise InvalidInput(f"`{name}` has {len(value)} characters, allowed are {max_chars}")
     return value
+
+
+def template(payload: dict[str, Any], name: str, default: str, max_chars: int) -> list[str]:
+    """What stands around each {} of a format string, as the pipelines' are; not formatted, for what else may be asked.
+
+    Joined by a label they are its text.
+    """
+    value = string(given(payload, name, default), name, max_chars)
+    pieces: list[list[str]] = [[]]
+    try:
+        for literal, field, spec, conversion in Formatter().parse(value):
+            pieces[-1].append(literal)
+            if field or spec or conversion:
+                raise ValueError(field)
+            if field is not None:
+                pieces.append([])
+    except ValueError:
+        raise InvalidInput(
+            f"`{name}` must hold {{}} where the label goes, and any other brace twice, as {{{{ or }}}}"
+        ) from None
+    return ["".join(one) for one in pieces]
 
 
 def number(payload: dict[str, Any], name: str, low: float, high: float, default: float) -> float:

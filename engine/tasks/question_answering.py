@@ -29,7 +29,8 @@ _OVERLAP = 128
 _ENTRY = 60
 """Bytes of an answer's JSON beside its text, about."""
 _ANSWER_TOKENS = 15
-_SPANS_OF_AN_ANSWER = 10_000  # of a window, to be compared in a millisecond or less
+_PAIRS = 1 << 12
+"""Of tokens, that take about as long to look through as an answer takes to be put together."""
 
 
 class QuestionAnswering(TextTask):
@@ -81,14 +82,17 @@ class QuestionAnswering(TextTask):
 
     def is_quick(self, request: Request) -> bool:
         """Whether it makes few windows, of short texts."""
-        contexts = [context for _, context in request.items]
-        step = request.options["length"] - request.options["stride"]
-        return are_few(request.items) and are_few_windows(contexts, step)
+        if not are_few(request.items):
+            return False
+        longest = max(len(question.encode()) for question, _ in request.items)  # hardly a token is less than a byte
+        step = request.options["length"] - request.options["stride"] - self.tokens.special(is_pair=True) - longest
+        return are_few_windows([context for _, context in request.items], step)
 
     def answers_in(self, request: Request, rows: int) -> int:
-        """Of each window, so many are put together, after all of its spans were compared."""
-        spans = sum(row.length for part in request.parts for row in part.rows) * int(request.options["max_answer_len"])
-        return max(rows * int(request.options["top_k"]), spans // _SPANS_OF_AN_ANSWER)
+        """Of each window, so many are put together, out of all pairs of a first and a last token."""
+        options = request.options
+        pairs = rows * options["length"] * min(options["length"], options["max_answer_len"])
+        return int(rows * options["top_k"] + pairs // _PAIRS)
 
     def parts(self, request: Request) -> list[Part]:
         """A row a window of the context, each behind the whole question."""

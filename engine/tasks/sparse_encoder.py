@@ -63,7 +63,7 @@ class SparseEncoder(TextTask):
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """`embedding`, or `embeddings`, and `usage`."""
         answers = super().postprocess(request, outputs)
-        tokens = sum(row.length for part in request.parts for row in part.rows)
+        tokens = sum(len(encoding) for part in request.parts for encoding in part.data)
         return {"embedding" if request.single else "embeddings": answers, "usage": usage(tokens)}
 
 

@@ -89,7 +89,7 @@ class TextRanking(TextTask):
                 document = item[1][result["index"]]
                 result["document"] = {"text": document} if options["route"] else document
         named = {} if options["model"] is None else {"model": options["model"]}
-        reply = {**named, "results": results, "usage": usage(sum(row.length for row in part.rows))}
+        reply = {**named, "results": results, "usage": usage(sum(map(len, part.data)))}
         return [reply] if options["route"] else reply  # RunPod's OpenAI routes reply with the first of a list
 
 

@@ -49,8 +49,8 @@ class ZeroShotClassification(TextTask):
             raise InvalidInput("`candidate_labels` is missing: a list of strings, or one with commas between them")
         if isinstance(value, str):
             value = [label.strip() for label in value.split(",") if label.strip()]
-        template = check.string(check.given(payload, "hypothesis_template", _TEMPLATE), "hypothesis_template", 1000)
-        if template.count("{}") != 1:
+        template = check.template(payload, "hypothesis_template", _TEMPLATE, 1000)
+        if len(template) != 2:  # what stands before the label, and behind it
             raise InvalidInput("`hypothesis_template` must hold {} once, where the label goes")
         return {
             **super().options(payload),
@@ -61,7 +61,7 @@ class ZeroShotClassification(TextTask):
 
     def texts(self, item: Any, options: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
         """A pair a label."""
-        return [(item, options["template"].replace("{}", label)) for label in options["labels"]]
+        return [(item, label.join(options["template"])) for label in options["labels"]]
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`{"sequence", "labels", "scores"}`, the best first: shares of 1, or with `multi_label` each on its own."""

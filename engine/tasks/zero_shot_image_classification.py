@@ -47,17 +47,16 @@ class ZeroShotImageClassification(DualTask):
         if "candidate_labels" not in payload:
             raise InvalidInput("`input` needs `candidate_labels`, a list of strings")
         labels = check.texts(payload["candidate_labels"], "candidate_labels", limits.max_items, limits.max_chars)
-        template = check.given(payload, "hypothesis_template", _TEMPLATE)
-        template = check.string(template, "hypothesis_template", limits.max_chars)
-        if "{}" not in template:
+        template = check.template(payload, "hypothesis_template", _TEMPLATE, limits.max_chars)
+        if len(template) == 1:
             raise InvalidInput("`hypothesis_template` must hold {} where the label goes")
         # Many places for a long label: a small payload would become gigabytes.
-        longest = len(template) + template.count("{}") * max(map(len, labels))
+        longest = sum(map(len, template)) + (len(template) - 1) * max(map(len, labels))
         if longest > limits.max_chars:
             raise InvalidInput(
                 f"`hypothesis_template` with a label has up to {longest} characters, allowed are {limits.max_chars}"
             )
-        return {"labels": labels, "texts": [template.replace("{}", label) for label in labels]}
+        return {"labels": labels, "texts": [label.join(template) for label in labels]}
 
     def preprocess(self, request: Request) -> Sequence[Row]:
         """The images, then the labels in their texts."""

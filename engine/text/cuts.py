@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from tokenizers import PreTokenizedString
 from tokenizers.models import BPE, Unigram, WordPiece
 from tokenizers.normalizers import NFC, BertNormalizer
 
@@ -126,14 +127,16 @@ class ByteLevelCut:
 class MetaspaceCut:
     """Before every space, which is part of the word; of SentencePiece: XLM-R, multilingual E5, BGE-M3, DeBERTa, T5."""
 
-    normalize: Normalize
+    normalize: Callable[[str], str | None]
     drops_space: bool
     """Whether a run of any kind of space counts as one, and none at the ends."""
 
     def normal(self, text: str) -> str | None:
         """As in Cut."""
         normal = self.normalize(text)
-        return None if _MARK in normal or (self.drops_space and _SPACES_TO_PYTHON.search(normal)) else normal
+        if normal is None or _MARK in normal or (self.drops_space and _SPACES_TO_PYTHON.search(normal)):
+            return None
+        return normal
 
     def words(self, normal: str) -> list[str]:
         """As in Cut."""
@@ -165,9 +168,25 @@ def cut_of(tokenizer: Tokenizer) -> Cut | None:
         normalize = str if normalizer is None else normalizer.normalize_str
         if kinds == ["WhitespaceSplit", "Metaspace"] and last["prepend_scheme"] == "always":
             return MetaspaceCut(normalize, drops_space=True)
-        if kinds == ["Metaspace"] and last["prepend_scheme"] in ("always", "first"):
+        if kinds == ["Metaspace"] and last["prepend_scheme"] == "always":
             return MetaspaceCut(normalize, drops_space=False)
+        if kinds == ["Metaspace"] and last["prepend_scheme"] == "first":
+            return MetaspaceCut(normalize if normalizer is None else _from_the_start(normalizer), drops_space=False)
     return None
+
+
+def _from_the_start(normalizer: Any) -> Callable[[str], str | None]:
+    """What `normalizer` makes of a text; None where it takes away the first of it, for then no mark is put before."""
+
+    def normalize(text: str) -> str | None:
+        whole = PreTokenizedString(text)
+        whole.normalize(normalizer.normalize)
+        whole.split(lambda _, normal: [normal[:]])  # as it is split at added tokens, which notes where it begins
+        for normal, (first, _), _ in whole.get_splits("original"):
+            return None if first else normal
+        return ""
+
+    return normalize
 
 
 def _steps(splitter: Any) -> list[dict[str, Any]]:

@@ -12,6 +12,8 @@ from engine.tensors import Array
 from engine.text.scores import softmax
 from engine.text.windows import Window
 
+_SLICE = 1 << 16
+"""Spans that are looked through at a time; those of a long window may be as many as its tokens squared."""
 _IMPOSSIBLE = -10_000.0  # a logit that leaves no probability; the pipelines' value
 
 
@@ -47,6 +49,8 @@ def answers_of(
             continue
         start, end, none = _probabilities(read, cls_token_id)
         no_answer = min(no_answer, none)
+        if not (read.window.texts == 1).any():  # without [CLS] all the probability is that of the question's tokens
+            continue
         of_words = read.window.offsets_of_words() if align else None
         for first, last, score in _best_spans(start, end, candidates, max_tokens):
             begin, stop = _characters(read.window, of_words, first, last)
@@ -80,15 +84,29 @@ def _probabilities(read: Read, cls_token_id: int | None) -> tuple[Array, Array, 
 def _best_spans(start: Array, end: Array, count: int, max_tokens: int) -> list[tuple[int, int, float]]:
     """The `count` most probable spans of at most `max_tokens` tokens: first, last and probability, which is over 0.
 
-    Only the band of the matrix of all pairs is computed that such spans lie in.
+    Only the band of the matrix of all pairs is computed that such spans lie in, some of its rows at a time.
     """
     width = min(max_tokens, len(end))
-    padded = np.concatenate([end, np.zeros(width - 1, end.dtype)])
-    band = start[:, None] * np.lib.stride_tricks.sliding_window_view(padded, width)
-    flat = band.ravel()
-    best = np.argpartition(-flat, count)[:count] if count < len(flat) else np.arange(len(flat))
-    best = best[np.argsort(-flat[best], kind="stable")]
-    return [(int(at // width), int(at // width + at % width), float(flat[at])) for at in best if flat[at] > 0]
+    ends = np.lib.stride_tricks.sliding_window_view(np.concatenate([end, np.zeros(width - 1, end.dtype)]), width)
+    step = max(1, _SLICE // width)
+    places, values = np.empty(0, np.int64), np.empty(0, start.dtype)
+    for row in range(0, len(start), step):
+        band = (start[row : row + step, None] * ends[row : row + step]).ravel()
+        some = _largest(band, count)
+        places, values = np.concatenate([places, some + row * width]), np.concatenate([values, band[some]])
+        best = _largest(values, count)
+        places, values = places[best], values[best]
+    order = np.argsort(-values, kind="stable")
+    return [
+        (at // width, at // width + at % width, value)
+        for at, value in zip(places[order].tolist(), values[order].tolist(), strict=True)
+        if value > 0
+    ]
+
+
+def _largest(values: Array, count: int) -> Array:
+    """Places of the `count` largest, in no order."""
+    return np.argpartition(-values, count)[:count] if count < len(values) else np.arange(len(values))
 
 
 def _characters(window: Window, of_words: Array | None, first: int, last: int) -> tuple[int, int]:

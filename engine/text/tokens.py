@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ MOST_OVERLAP = 16
 """Overlapping windows may hold a long input at most so many times over, for each of them takes memory."""
 _FREE_TOKENS = 1 << 18
 """Windows with no more tokens than this in all may overlap as they like."""
+_AT_ONCE = 32
+"""Windows that are cut by one call, at least two."""
 
 
 class Tokens:
@@ -75,6 +77,10 @@ class Tokens:
             return self.tokenizer.encode(text)
         return self.tokenizer.encode_batch([text])[0]  # without the interpreter lock
 
+    def special(self, is_pair: bool) -> int:
+        """Special tokens in each of `windows`."""
+        return int(self._processor.num_special_tokens_to_add(is_pair)) if self._processor else 0
+
     def windows(
         self,
         whole: Any,
@@ -91,8 +97,7 @@ class Tokens:
         `on_count` is told how many there will be, and may raise. Raises InvalidInput when there is no room for a
         window, or where a long text's windows repeat it too often.
         """
-        special = self._processor.num_special_tokens_to_add(before is not None) if self._processor else 0
-        taken = special + (len(before) if before is not None else 0)
+        taken = self.special(before is not None) + (len(before) if before is not None else 0)
         room = (length or self.max_length) - taken
         if room <= stride and len(whole) > room:
             raise InvalidInput(
@@ -108,10 +113,9 @@ class Tokens:
         if on_count is not None:
             on_count(count)
         rest = max(0, len(whole) - room)
+        pieces: Iterable[Any] = [whole]
         if rest:
-            whole = Encoding.merge([whole], growing_offsets=False)  # a copy, for others may read it
-            whole.truncate(room, stride=stride)
-        pieces = [whole] if first_only else [whole, *whole.overflowing]
+            pieces = [_cut(whole, room, stride)] if first_only else _pieces(whole, room, stride)
         # One by one: the overflow of a pair that is processed whole has no segments.
         return [self._window(before, piece, rest) for piece in pieces]
 
@@ -129,6 +133,23 @@ class Tokens:
             feeds["token_type_ids"] = np.asarray(encoding.type_ids, np.int32)
         # A tokenizer without special tokens makes an empty row of an empty text; a bucket is at least one token long.
         return Row(feeds, max(1, len(ids)))
+
+
+def _pieces(whole: Any, room: int, stride: int) -> Iterator[Any]:
+    """Of at most `room` tokens, each with `stride` of those of the one before it.
+
+    Cut some at a time: tokenizers holds the interpreter lock while it copies them.
+    """
+    first = _cut(whole, room + (_AT_ONCE - 1) * (room - stride), stride)
+    for some in (first, *first.overflowing):
+        some.truncate(room, stride=stride)
+        yield from (some, *some.overflowing)
+
+
+def _cut(whole: Any, length: int, stride: int) -> Any:
+    found = Encoding.merge([whole], growing_offsets=False)  # a copy, for others may read it
+    found.truncate(length, stride=stride)
+    return found
 
 
 def usage(tokens: int) -> dict[str, int]:

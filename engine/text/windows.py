@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from engine.tensors import Array
 
 _NONE = -1
-_CHARS_PER_TOKEN = 4  # of English; of others a window more or less
+_CHARS_PER_TOKEN = 4  # of English; of scripts without spaces, each is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,5 +64,13 @@ def window_of(encoding: Any, rest: int, *, sets_segments: bool) -> Window:
 
 
 def are_few_windows(texts: Iterable[str], step: int) -> bool:
-    """Whether an event loop may make the windows of `texts`, each `step` tokens behind the one before it."""
-    return sum(1 + len(text) // (_CHARS_PER_TOKEN * step) for text in texts) <= FEW
+    """Whether an event loop may make the windows of `texts`, each `step` tokens behind the one before it.
+
+    Never where that is none: they may be no more than one all the same, or be refused.
+    """
+    return step > 0 and sum(1 + _about_tokens(text) // step for text in texts) <= FEW
+
+
+def _about_tokens(text: str) -> int:
+    ascii_only = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
+    return ascii_only // _CHARS_PER_TOKEN + len(text) - ascii_only

@@ -24,7 +24,7 @@ _MOST_SIGNS = 16
 _ORDINARY = " .,'-"  # besides letters and digits; other characters are signs
 _CHARS_PER_TOKEN = 16
 """Of a text that is surely cut, so that nobody looks for its words."""
-_PROBES = ("It's a probe: 42 words,\nor (say) FEWER!", "", "unquestionably_unsplittable")
+_PROBES = ("It's a probe: 42 words,\nor (say) FEWER!", "", "unquestionably_unsplittable", " a probe", "\x01a probe")
 
 
 @dataclass(slots=True)

@@ -19,9 +19,9 @@ from engine.bundle import Graph, open_bundle
 from engine.config import Settings
 from engine.tasks import load_task
 from engine.tasks.fill_mask import FillMask
-from engine.tasks.items import Part, Request
+from engine.tasks.items import Request
 from engine.tasks.question_answering import QuestionAnswering
-from engine.tensors import Row, TensorSpec
+from engine.tensors import TensorSpec
 from engine.text.bulk import FEW
 from handler.handler import Handler
 from tests.bundles import MAX_LENGTH, write_small_bundle
@@ -258,17 +258,6 @@ async def test_many_answers_are_put_together_beside_the_loop(workers: Any, per_r
     assert where == [is_on_loop]
 
 
-def test_candidates_are_answers():
-    assert FillMask.answers_in(object.__new__(FillMask), Request([], True, {"top_k": 100}), 2) == 200
-    request = Request([], True, {"top_k": 100, "max_answer_len": 15})
-    assert QuestionAnswering.answers_in(object.__new__(QuestionAnswering), request, 2) == 200
-
-
-def test_so_are_the_spans_of_a_long_window():
-    request = Request([], True, {"top_k": 1, "max_answer_len": 100}, parts=[Part([Row({}, 8192)])])
-    assert QuestionAnswering.answers_in(object.__new__(QuestionAnswering), request, 1) == 81
-
-
 @pytest.mark.parametrize(
     ("texts", "is_on_loop"), [(["a"] * 16, True), (["fox " * 40] * 8, True), (["fox " * 40] * 9, False)]
 )
@@ -285,6 +274,45 @@ async def test_entities_of_many_tokens_are_put_together_beside_the_loop(
 
     monkeypatch.setattr(worker.task, "postprocess", noted)
     assert len(await worker.ask({"texts": texts})) == len(texts)
+    assert where == [is_on_loop]
+
+
+def test_candidates_are_answers():
+    kinds: list[Any] = [FillMask, QuestionAnswering]
+    for kind in kinds:
+        request = Request([], True, {"top_k": 100, "length": 16, "max_answer_len": 15})
+        assert kind.answers_in(object.__new__(kind), request, 2) == 200
+
+
+@pytest.mark.parametrize(
+    ("length", "longest", "is_on_loop"),
+    [(384, 15, True), (384, 30, True), (8192, 1, True), (8192, 15, False), (8192, 8192, False), (512, 512, False)],
+)
+async def test_long_windows_are_read_beside_the_loop(length: int, longest: int, is_on_loop: bool):
+    """Each pair of a first and a last token may be an answer."""
+    task: Any = object.__new__(QuestionAnswering)
+    where = []
+
+    class Long:
+        """One window, for one answer."""
+
+        is_quick = staticmethod(lambda request: True)
+        answers_in = task.answers_in
+        preprocess = staticmethod(lambda request: ["a row"])
+
+        def parse(self, payload: Any) -> Request:
+            return Request([], True, {"top_k": 1, "length": length, "max_answer_len": longest})
+
+        def postprocess(self, request: Request, outputs: Any) -> Any:
+            where.append(threading.current_thread() is threading.main_thread())
+            return {}
+
+    async def run(rows: Any, on_rows_done: Any) -> Any:
+        return [{}]
+
+    batcher: Any = SimpleNamespace(run=run)
+    long: Any = Long()
+    assert await Handler(long, batcher, dict).handle({"input": {}}) == {}
     assert where == [is_on_loop]
 
 

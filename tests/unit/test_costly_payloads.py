@@ -138,7 +138,7 @@ def test_a_label_in_a_thousand_places(text_bundle: Any):
     task = ZeroShotImageClassification({"image": {"height": 8, "width": 8}}, Limits(max_chars=1000), None, ())  # type: ignore[arg-type]
     payload = {"image": IMAGE, "candidate_labels": ["a" * 1000], "hypothesis_template": "{}" * 500}
     said = refusal(task, payload)
-    assert said == "`hypothesis_template` with a label has up to 501000 characters, allowed are 1000"
+    assert said == "`hypothesis_template` with a label has up to 500000 characters, allowed are 1000"
 
 
 def test_windows_of_a_text(text_bundle: Any):

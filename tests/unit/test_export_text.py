@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 from export.errors import Refused
 from export.rare_tokens import rare_texts
 from export.tasks import export_task
-from export.text import sample_texts, texts
+from export.text import sample_texts, texts, tokenizer_file
 from export.vocabulary import check_tokens, without
 from tests import models
 
@@ -114,3 +115,43 @@ def test_tokens_without_an_embedding_that_cannot_be_taken_out_are_refused(tmp_pa
     with pytest.raises(Refused, match=f"as token {rows}, and its model embeddings of {rows} tokens alone; take the to"):
         check_tokens("m", tokenizer, rows)
     assert "<new>" in tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    ("make", "token", "is_special"),
+    [
+        (models.tiny_bert, "[MASK]", True),
+        (models.tiny_bert, "New York", False),
+        (models.tiny_mpnet, "<mask>", True),
+        (models.tiny_roberta, "<mask>", True),
+    ],
+)
+def test_added_tokens_are_looked_for_where_transformers_does(
+    make: Callable[[Path], Path], token: str, is_special: bool, first: bool, tmp_path: Path
+):
+    """Though tokenizer.json and tokenizer_config.json differ in whether that is before a text is normalized."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    folder = make(tmp_path / "model")
+    (folder / "special_tokens_map.json").unlink()
+    of_file, config = (json.loads((folder / name).read_text()) for name in ("tokenizer.json", "tokenizer_config.json"))
+    known = config["added_tokens_decoder"]
+    if not is_special:
+        added = dict.fromkeys(("lstrip", "rstrip", "single_word", "special", "normalized"), False)
+        number = len(of_file["model"]["vocab"])
+        known[str(number)] = {"content": token, **added}
+        of_file["added_tokens"].append({"id": number, "content": token, **added})
+    for tokens, normalized in ((of_file["added_tokens"], first), (known.values(), not first)):
+        (one,) = (one for one in tokens if one["content"] == token)
+        one["normalized"] = normalized
+    models.write_json(folder / "tokenizer.json", of_file)
+    models.write_json(folder / "tokenizer_config.json", config)
+    source: Any = SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(folder))
+    source.tokenizer(["a", "a b"], padding=True, truncation=True, max_length=8)
+    found = Tokenizer.from_str(tokenizer_file(source))
+    assert (found.padding, found.truncation) == (None, None)
+    for variant in (token, token.lower(), token.upper()):
+        for text in (variant, f"the {variant} cat", f"the{variant}cat {variant}"):
+            assert found.encode(text).ids == source.tokenizer(text)["input_ids"], text

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import tracemalloc
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
@@ -60,3 +63,24 @@ def test_to_look_for_half_characters_among_numbers_takes_no_room():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 10_000
+
+
+@given(st.lists(st.text("a{} é", max_size=4), min_size=1, max_size=4), st.text("b{}", max_size=3))
+@settings(deadline=None)
+def test_a_template_is_a_format_string(around: list[str], label: str):
+    written = "{}".join(one.replace("{", "{{").replace("}", "}}") for one in around)
+    assert check.template({}, "template", written, 99) == around
+    assert label.join(around) == written.format(*[label] * (len(around) - 1))
+
+
+@given(st.text("{}ab!:.0[] ", max_size=6))
+@settings(deadline=None)
+def test_what_is_taken_for_a_template_is_a_format_string(written: str):
+    with suppress(InvalidInput):
+        found = check.template({"template": written}, "template", "", 99)
+        assert "label".join(found) == written.format(*["label"] * (len(found) - 1))
+
+
+def test_a_long_template_is_a_string_of_at_most_so_many_characters():
+    with pytest.raises(InvalidInput, match="`template` has 4 characters, allowed are 3"):
+        check.template({"template": "a {}"}, "template", "", 3)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.bundles import write_small_bundle
+from engine.bundle import Graph, open_bundle, write_manifest
+from engine.config import Limits
+from engine.tasks import load_task
+from engine.tensors import TensorSpec
+from tests.bundles import toy_tokenizer, write_small_bundle
 from tests.served import Served
 
 
@@ -58,3 +64,36 @@ def test_an_openai_request_nested_deeply(served: Served):
     ):
         payload = {"openai_route": "/v1/embeddings", "openai_input": {"input": "a"}, **changes}
         assert served.refusal(payload).startswith(f"invalid input: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("task", "output", "payload", "tokens"),
+    [
+        ("sparse-encoder", ("weights", 4), {"texts": ["", "the fox"]}, 2),
+        ("sparse-encoder", ("weights", 4), {"text": " "}, 0),
+        ("text-ranking", ("logits", 1), {"query": "the", "documents": ["", "fox"]}, 3),
+        ("text-ranking", ("logits", 1), {"query": "", "documents": [""]}, 0),
+        ("feature-extraction", ("embedding", 8), {"texts": ["", "the fox"]}, 2),
+    ],
+)
+def test_a_text_without_a_token_is_billed_as_none(
+    tmp_path: Path, task: str, output: tuple[str, int], payload: Any, tokens: int
+):
+    """Though its row has one, for the engine."""
+    name, width = output
+    inputs = tuple(TensorSpec(one, "int32", ("batch", "length")) for one in ("input_ids", "attention_mask"))
+    graphs = {
+        "model": Graph(inputs, (TensorSpec(name, "float32", ("batch", width)),), {"fp32": "graphs/model/fp32.onnx"})
+    }
+    config = {"max_length": 32, "dimension": 8, "normalize": True, "prompts": {}, "default_prompt": None}
+    folder = write_small_bundle(tmp_path / "b", task=task, graphs=graphs, task_config={**config, "function": "none"})
+    tokenizer = toy_tokenizer()
+    tokenizer.post_processor = None
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_manifest(folder, open_bundle(folder).manifest)
+    made = load_task(open_bundle(folder), Limits())
+    request = made.parse(payload)
+    rows = made.preprocess(request)
+    assert all(row.length >= 1 for row in rows)
+    reply = made.postprocess(request, [{name: np.ones(width, np.float32)} for _ in rows])
+    assert reply["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}

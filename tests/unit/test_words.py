@@ -119,6 +119,22 @@ def test_words_of_a_text_are_what_is_remembered():
     assert {"\u0928\u092e\u0938\u094d\u0924\u0947", "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35"} <= set(fast._known)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("t5", "\x01the fox"), ("t5", "\x7f\x02fox"), ("stripped", " the fox"), ("prefix removed", "the fox")],
+)
+def test_a_text_whose_first_characters_are_taken_away_is_the_tokenizers_work(name: str, text: str):
+    """Then a mark of the first word alone stands before none."""
+    fast, tokenizer = FAST[name], TOKENIZERS[name]
+    assert fast is not None
+    assert fast.encode(text) is None
+    assert fast.encode(("fox", text)) is None
+    for other in ("fox the", "\u65e5 fox", "foxes \x01"):
+        found = fast.encode(other)
+        assert found is not None
+        assert found.ids == tokenizer.encode(other).ids
+
+
 def test_a_text_fits_as_long_as_all_of_it_does():
     fast = FAST["uncased"]
     assert fast is not None

@@ -57,7 +57,7 @@ def test_zero_shot(zoo: Any, images: list[str], architecture: str):
     entry = zoo(ZERO_SHOT, architecture)
     # The pipeline does not cut texts for CLIP, and fails on long ones.
     candidates = CANDIDATES if architecture == "siglip" else CANDIDATES[:4]
-    for options in ({}, {"hypothesis_template": "{}"}, {"hypothesis_template": "a photo of {} in a house"}):
+    for options in ({}, {"hypothesis_template": "{}"}, {"hypothesis_template": "a {{{}}} in a {{house}}"}):
         expected = entry.expect(pipeline_images(images), candidate_labels=candidates, **options)
         found = entry.served.ask({"images": images, "candidate_labels": candidates, **options})
         assert_same(found, expected)
@@ -115,6 +115,8 @@ def test_what_is_wrong_gets_a_sentence(zoo: Any, payload: dict[str, Any], senten
         ({"candidate_labels": "cat"}, "`candidate_labels` must be a list of strings, got a string"),
         ({"candidate_labels": []}, "`candidate_labels` must hold 1 to"),
         ({"candidate_labels": ["cat"], "hypothesis_template": "a photo"}, "`hypothesis_template` must hold {}"),
+        ({"candidate_labels": ["cat"], "hypothesis_template": "{{}}"}, "`hypothesis_template` must hold {}"),
+        ({"candidate_labels": ["cat"], "hypothesis_template": "{} {"}, "any other brace twice, as {{ or }}"),
     ],
 )
 def test_what_is_wrong_with_candidates_gets_a_sentence(

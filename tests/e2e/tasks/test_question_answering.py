@@ -65,6 +65,10 @@ def test_a_tokenizer_without_special_tokens(zoo: Any):
     entry = zoo(TASK, "bert", without_processor)
     pairs = [PAIRS[0], PAIRS[2]]  # of a context's later windows the pipeline knows no places here
     assert_same(entry.served.ask({"inputs": pairs}), [entry.expect(**pair) for pair in pairs])
+    for options in ({"top_k": 3}, {"top_k": 3, "handle_impossible_answer": True}):
+        pair = {"question": "Where do I live?", "context": " ", **options}
+        assert_same(entry.served.ask(pair), entry.expect(**pair))
+    assert entry.served.ask({"question": "Where do I live?", "context": " "}) == []
     assert entry.served.ask({"question": " ", "context": " "}) == []
     none = {"score": 1.0, "start": 0, "end": 0, "answer": ""}
     assert entry.served.ask({"question": " ", "context": " ", "handle_impossible_answer": True}) == none

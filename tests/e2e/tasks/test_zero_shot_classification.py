@@ -37,6 +37,7 @@ def test_options(zoo: Any):
     entry = zoo(TASK, "roberta")
     for options in (
         {"candidate_labels": "urgent, phone,,cooking ", "hypothesis_template": "It is about {}!"},
+        {"candidate_labels": ["urgent", "{}"], "hypothesis_template": "{{urgent, {}}} is in {{}}}}."},
         {"candidate_labels": ["urgent"]},
         {"candidate_labels": "urgent"},
     ):
@@ -67,6 +68,21 @@ def test_a_model_without_entailment_is_refused(zoo: Any, tmp_path: Any, capsys: 
         ({"text": "", "candidate_labels": ["b"]}, "`text` must not be empty"),
         (
             {"text": "a", "candidate_labels": ["b"], "hypothesis_template": "no place"},
+            "`hypothesis_template` must hold {} once",
+        ),
+        *(
+            (
+                {"text": "a", "candidate_labels": ["b"], "hypothesis_template": template},
+                "`hypothesis_template` must hold {} where the label goes, and any other brace twice",
+            )
+            for template in ("{} {", "} {}", "{} {a}", "{0}", "{:>999999999}", "{!r}", "{.__class__}", "{}{")
+        ),
+        (
+            {"text": "a", "candidate_labels": ["b"], "hypothesis_template": "{{}}"},
+            "`hypothesis_template` must hold {} once",
+        ),
+        (
+            {"text": "a", "candidate_labels": ["b"], "hypothesis_template": "{}{}"},
             "`hypothesis_template` must hold {} once",
         ),
         ({"text": "a", "candidate_labels": ["b"], "multi_class": True}, "unknown field `multi_class`; known are"),
