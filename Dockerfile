@@ -5,7 +5,7 @@
 #   docker build -t worker --build-arg MODEL=intfloat/e5-small-v2 .   else the model is exported from the Hub
 #
 # Secrets, both optional: HF_TOKEN for gated models, and build_env, a file of lines NAME=value that pip and uv read
-# (PIP_INDEX_URL, UV_DEFAULT_INDEX, ...) for builds behind a private package index.
+# (PIP_INDEX_URL, UV_DEFAULT_INDEX, ...) for builds behind a private package index; no shell reads them.
 ARG BASE_IMAGE=nvidia/cuda:11.8.0-base-ubuntu22.04
 # tensorrt, onnxruntime (on CUDA), all (both), or cpu (ONNX Runtime for the CPU alone)
 ARG ENGINE_SET=all
@@ -15,13 +15,13 @@ WORKDIR /app
 
 FROM base AS tools
 ENV UV_PYTHON_INSTALL_DIR=/opt/python UV_LINK_MODE=copy UV_NO_CACHE=1 PATH=/opt/venv/bin:/opt/tools/bin:$PATH
-COPY requirements/tools.txt requirements/
+COPY requirements/tools.txt requirements/build_env.sh requirements/
 # A base that brings Python 3.11 lends it to the runtime. Otherwise uv fetches one into /opt/python: what apt installs
 # here is missing there. The version of apt's packages is the base's.
 # hadolint ignore=DL3008
 RUN --mount=type=secret,id=build_env \
     python="$(command -v python3.11 || true)" \
-    && if [ -f /run/secrets/build_env ]; then set -a; . /run/secrets/build_env; set +a; fi \
+    && . requirements/build_env.sh \
     && apt-get update \
     && apt-get install --yes --no-install-recommends python3-pip python3-venv \
     && rm -rf /var/lib/apt/lists/* \
@@ -47,7 +47,7 @@ COPY export export
 # Installed only when there is something to export; torch without CUDA, for the export runs on the CPU.
 RUN --mount=type=secret,id=HF_TOKEN --mount=type=secret,id=build_env \
     if [ ! -f bundle/manifest.json ]; then \
-        if [ -f /run/secrets/build_env ]; then set -a; . /run/secrets/build_env; set +a; fi \
+        . requirements/build_env.sh \
         && uv pip install --python /opt/venv --torch-backend cpu --requirement requirements/export.txt \
         && if [ -f /run/secrets/HF_TOKEN ]; then HF_TOKEN="$(cat /run/secrets/HF_TOKEN)"; export HF_TOKEN; fi \
         && python -m export "${MODEL:-sentence-transformers/all-MiniLM-L6-v2}" ${TASK:+--task "${TASK}"} \
@@ -71,7 +71,7 @@ COPY requirements/build.txt requirements/
 # hadolint ignore=DL3008
 RUN --mount=type=secret,id=build_env \
     case "${ENGINE_SET}" in cpu | onnxruntime) exit 0 ;; esac \
-    && if [ -f /run/secrets/build_env ]; then set -a; . /run/secrets/build_env; set +a; fi \
+    && . requirements/build_env.sh \
     && apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && headers="$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
@@ -90,7 +90,7 @@ ARG WITH_BUILDER=0
 # whose tools need sympy: where the pins say that nobody else wants it, it goes. Tests go from packages that do without
 # them; others import theirs.
 RUN --mount=type=secret,id=build_env \
-    if [ -f /run/secrets/build_env ]; then set -a; . /run/secrets/build_env; set +a; fi \
+    . requirements/build_env.sh \
     && set -- "${ENGINE_SET}" \
     && if [ "${WITH_BUILDER}" = 1 ]; then set -- "$@" builder; fi \
     && if [ "$*" = 'tensorrt builder' ]; then set -- "$@" cpu; fi \
