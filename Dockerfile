@@ -44,11 +44,15 @@ COPY bundl[e] bundle
 COPY pyproject.toml ./
 COPY engine engine
 COPY export export
-# Installed only when there is something to export; torch without CUDA, for the export runs on the CPU.
+# Installed only when there is something to export. torch comes from PyTorch's index for the CPU, where the export runs,
+# unless build_env names a place for uv, which is then the only one.
 RUN --mount=type=secret,id=HF_TOKEN --mount=type=secret,id=build_env \
     if [ ! -f bundle/manifest.json ]; then \
         . requirements/build_env.sh \
-        && uv pip install --python /opt/venv --torch-backend cpu --requirement requirements/export.txt \
+        && if [ -z "${UV_FIND_LINKS}${UV_DEFAULT_INDEX}${UV_INDEX}${UV_INDEX_URL}${UV_EXTRA_INDEX_URL}" ]; then \
+            export UV_TORCH_BACKEND="${UV_TORCH_BACKEND:-cpu}"; \
+        fi \
+        && uv pip install --python /opt/venv --requirement requirements/export.txt \
         && if [ -f /run/secrets/HF_TOKEN ]; then HF_TOKEN="$(cat /run/secrets/HF_TOKEN)"; export HF_TOKEN; fi \
         && python -m export "${MODEL:-sentence-transformers/all-MiniLM-L6-v2}" ${TASK:+--task "${TASK}"} \
             --revision "${REVISION}" --precision "${PRECISION}" --out bundle; \

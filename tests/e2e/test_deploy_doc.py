@@ -128,6 +128,7 @@ def test_every_variable_of_the_page_is_in_the_readme_or_the_dockerfile():
         "RUNPOD_LOG_LEVEL",
         "PIP_INDEX_URL",
         "UV_DEFAULT_INDEX",
+        "UV_TORCH_BACKEND",
         "SSL_CERT_FILE",
         "SSL_CERT_DIR",
     }

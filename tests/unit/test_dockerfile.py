@@ -165,6 +165,29 @@ def test_every_step_that_fetches_packages_reads_build_env_first():
 
 
 @pytest.mark.parametrize(
+    ("environ", "backend"),
+    [
+        ({}, "cpu"),
+        ({"PIP_INDEX_URL": "https://a.example"}, "cpu"),  # uv reads none of pip's
+        ({"UV_TORCH_BACKEND": "cu118"}, "cu118"),
+        ({"UV_DEFAULT_INDEX": "https://a.example"}, ""),
+        ({"UV_INDEX": "https://a.example"}, ""),
+        ({"UV_INDEX_URL": "https://a.example"}, ""),
+        ({"UV_EXTRA_INDEX_URL": "https://a.example"}, ""),
+        ({"UV_FIND_LINKS": "/wheels"}, ""),
+        ({"UV_FIND_LINKS": "/wheels", "UV_TORCH_BACKEND": "cpu"}, "cpu"),
+    ],
+)
+def test_torch_comes_from_where_everything_comes_from(environ: dict[str, str], backend: str):
+    """As in the Makefile: behind a private index nothing asks PyTorch's."""
+    install = fragment('if [ -z "${UV_FIND_LINKS}', "if [ -f /run/secrets/HF_TOKEN ]")
+    assert "--torch-backend" not in install
+    script = f'set -e; uv() {{ echo "[${{UV_TORCH_BACKEND}}] $*"; }}; {install}'
+    done = subprocess.run(["sh", "-c", script], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == f"[{backend}] pip install --python /opt/venv --requirement requirements/export.txt\n"
+
+
+@pytest.mark.parametrize(
     ("with_builder", "sympy", "mpmath", "removed"),
     [
         ("0", "onnxruntime", "sympy", ["sympy", "mpmath"]),
