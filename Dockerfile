@@ -9,6 +9,8 @@
 ARG BASE_IMAGE=nvidia/cuda:11.8.0-base-ubuntu22.04
 # tensorrt, onnxruntime (on CUDA), all (both), or cpu (ONNX Runtime for the CPU alone)
 ARG ENGINE_SET=all
+# 1 keeps what TensorRT builds plans with: for BUILD_ON_BOOT, and for pods that build plans
+ARG WITH_BUILDER=0
 
 FROM ${BASE_IMAGE} AS base
 WORKDIR /app
@@ -88,7 +90,7 @@ RUN --mount=type=secret,id=build_env \
         'CUDA_INC_DIR = [f"/opt/build/nvidia/{name}/include" for name in ("cuda_runtime", "cuda_profiler_api")]' \
         > /etc/aksetup-defaults.py
 COPY requirements/${ENGINE_SET}.txt requirements/cpu.txt requirements/builder.txt requirements/
-ARG WITH_BUILDER=0
+ARG WITH_BUILDER
 # Unchecked bytecode is the same whenever it is compiled. Libraries that look for each other by name find themselves in
 # one folder. Without WITH_BUILDER=1 TensorRT runs plans and builds none; with it, plans are compared with ONNX Runtime,
 # whose tools need sympy: where the pins say that nobody else wants it, it goes. Tests go from packages that do without
@@ -128,7 +130,7 @@ RUN --mount=type=secret,id=build_env \
 
 FROM packages AS code
 # Again, for only BuildKit hands arguments on from stage to stage.
-ARG WITH_BUILDER=0
+ARG WITH_BUILDER
 COPY engine engine
 COPY export export
 COPY handler handler

@@ -19,9 +19,20 @@ def test_every_argument_has_a_default():
     """RunPod's build from GitHub sets none. An ARG that was declared before the first FROM has its default there."""
     before, _, after = DOCKERFILE.partition("\nFROM ")
     known = set(re.findall(r"^ARG (\w+)=", before, re.MULTILINE))
-    assert known == {"BASE_IMAGE", "ENGINE_SET"}
+    assert known == {"BASE_IMAGE", "ENGINE_SET", "WITH_BUILDER"}
     bare = set(re.findall(r"^ARG (\w+)$", after, re.MULTILINE))
     assert bare <= known
+
+
+def test_what_several_stages_read_is_changed_in_one_place():
+    """A fork's WITH_BUILDER=1 that one of them did not get would give a builder without `export plan`."""
+    before, _, after = DOCKERFILE.partition("\nFROM ")
+    assert not set(re.findall(r"^ARG (\w+)=", before, re.MULTILINE)) & set(
+        re.findall(r"^ARG (\w+)=", after, re.MULTILINE)
+    )
+    stages = re.split(r"^FROM ", after, flags=re.MULTILINE)
+    given = [name for stage in stages[:-1] for name in set(re.findall(r"^ARG (\w+)=", stage, re.MULTILINE))]
+    assert len(given) == len(set(given)), "the last stage's are labels"
 
 
 def test_every_stage_declares_the_arguments_that_it_uses():

@@ -172,6 +172,23 @@ def test_the_image_is_named_after_the_bundle_that_was_committed(tmp_path: Path):
     assert [word for word in made(tmp_path) if word.startswith("MODEL=")] == ["MODEL=api-proxy"]
 
 
+def test_what_a_fork_changed_in_its_dockerfile_holds_unless_an_input_says_otherwise(tmp_path: Path):
+    """The inputs have defaults, which must not be build arguments."""
+    write_small_bundle(tmp_path / "bundle")
+    names = re.compile("ENGINE_SET|WITH_BUILDER")
+    assert not [word for word in made(tmp_path) if names.match(word)]
+    asked = made(tmp_path, engine_set="tensorrt", with_builder="1")
+    assert [word for word in asked if names.match(word)] == ["ENGINE_SET=tensorrt", "WITH_BUILDER=1"]
+
+
+def test_no_image_is_pushed_without_the_plans_that_were_asked_for():
+    """A job that ran into its timeout is neither a success nor a failure to the next one."""
+    job = WORKFLOWS["image"]["jobs"]["build-and-push"]
+    assert set(job["needs"]) == {"export", "plans-here", "plans-on-runpod"}
+    for result in ("failure", "cancelled"):
+        assert f"!contains(needs.*.result, '{result}')" in job["if"]
+
+
 def test_the_image_that_is_tested_has_a_bundle_of_the_tests_own(tmp_path: Path):
     """Whatever bundle/ is committed, and without git."""
     for name in (
