@@ -244,5 +244,5 @@ all-pins: $(VENV)/uv.stamp
 		| $(PINS) - -o requirements/peers-litserve.txt
 	@sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' $(TORCH_PINS)
 
-clean: ## remove what was built, not the environments
+clean: ## remove what was built, environments of peers included; not .venv and .venv-gpu
 	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
