@@ -236,7 +236,8 @@ def test_an_engine_that_stands_still_while_it_opens_lanes_is_waited_for(
     emulator: EmulatorThread, small_bundle: Path, tmp_path: Path
 ):
     chaos = [sys.executable, str(Path(__file__).parent / "chaos_worker.py")]
-    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "ENGINE_TIMEOUT_S": "0.5", "CHAOS_OPEN_S": "3"}
+    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "RUNPOD_LOG_LEVEL": "INFO"}
+    env |= {"ENGINE_TIMEOUT_S": "0.5", "CHAOS_OPEN_S": "3"}
     with (tmp_path / "log").open("w") as out, WorkerProcess(emulator, chaos, env, log=out) as worker:
         held = [emulator.submit({"texts": ["the fox"] * count}) for count in (1, 40, 1, 3)]
         assert [emulator.wait(record).status for record in held] == ["COMPLETED"] * 4
