@@ -5,23 +5,25 @@
 #   docker build -t worker --build-arg MODEL=intfloat/e5-small-v2 .   else the model is exported from the Hub
 #
 # Secrets, both optional: HF_TOKEN for gated models, and build_env, a file of lines NAME=value that pip and uv read
-# (PIP_INDEX_URL, UV_DEFAULT_INDEX, ...) for builds behind a private package index.
+# (PIP_INDEX_URL, UV_DEFAULT_INDEX, ...) for builds behind a private package index; no shell reads them.
 ARG BASE_IMAGE=nvidia/cuda:11.8.0-base-ubuntu22.04
 # tensorrt, onnxruntime (on CUDA), all (both), or cpu (ONNX Runtime for the CPU alone)
 ARG ENGINE_SET=all
+# 1 keeps what TensorRT builds plans with: for BUILD_ON_BOOT, and for pods that build plans
+ARG WITH_BUILDER=0
 
 FROM ${BASE_IMAGE} AS base
 WORKDIR /app
 
 FROM base AS tools
 ENV UV_PYTHON_INSTALL_DIR=/opt/python UV_LINK_MODE=copy UV_NO_CACHE=1 PATH=/opt/venv/bin:/opt/tools/bin:$PATH
-COPY requirements/tools.txt requirements/
+COPY requirements/tools.txt requirements/build_env.sh requirements/
 # A base that brings Python 3.11 lends it to the runtime. Otherwise uv fetches one into /opt/python: what apt installs
 # here is missing there. The version of apt's packages is the base's.
 # hadolint ignore=DL3008
 RUN --mount=type=secret,id=build_env \
     python="$(command -v python3.11 || true)" \
-    && if [ -f /run/secrets/build_env ]; then set -a; . /run/secrets/build_env; set +a; fi \
+    && . requirements/build_env.sh \
     && apt-get update \
     && apt-get install --yes --no-install-recommends python3-pip python3-venv \
     && rm -rf /var/lib/apt/lists/* \
@@ -44,11 +46,15 @@ COPY bundl[e] bundle
 COPY pyproject.toml ./
 COPY engine engine
 COPY export export
-# Installed only when there is something to export; torch without CUDA, for the export runs on the CPU.
+# Installed only when there is something to export. torch comes from PyTorch's index for the CPU, where the export runs,
+# unless build_env names a place for uv, which is then the only one.
 RUN --mount=type=secret,id=HF_TOKEN --mount=type=secret,id=build_env \
     if [ ! -f bundle/manifest.json ]; then \
-        if [ -f /run/secrets/build_env ]; then set -a; . /run/secrets/build_env; set +a; fi \
-        && uv pip install --python /opt/venv --torch-backend cpu --requirement requirements/export.txt \
+        . requirements/build_env.sh \
+        && if [ -z "${UV_FIND_LINKS}${UV_DEFAULT_INDEX}${UV_INDEX}${UV_INDEX_URL}${UV_EXTRA_INDEX_URL}" ]; then \
+            export UV_TORCH_BACKEND="${UV_TORCH_BACKEND:-cpu}"; \
+        fi \
+        && uv pip install --python /opt/venv --requirement requirements/export.txt \
         && if [ -f /run/secrets/HF_TOKEN ]; then HF_TOKEN="$(cat /run/secrets/HF_TOKEN)"; export HF_TOKEN; fi \
         && python -m export "${MODEL:-sentence-transformers/all-MiniLM-L6-v2}" ${TASK:+--task "${TASK}"} \
             --revision "${REVISION}" --precision "${PRECISION}" --out bundle; \
@@ -71,7 +77,7 @@ COPY requirements/build.txt requirements/
 # hadolint ignore=DL3008
 RUN --mount=type=secret,id=build_env \
     case "${ENGINE_SET}" in cpu | onnxruntime) exit 0 ;; esac \
-    && if [ -f /run/secrets/build_env ]; then set -a; . /run/secrets/build_env; set +a; fi \
+    && . requirements/build_env.sh \
     && apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && headers="$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
@@ -84,13 +90,13 @@ RUN --mount=type=secret,id=build_env \
         'CUDA_INC_DIR = [f"/opt/build/nvidia/{name}/include" for name in ("cuda_runtime", "cuda_profiler_api")]' \
         > /etc/aksetup-defaults.py
 COPY requirements/${ENGINE_SET}.txt requirements/cpu.txt requirements/builder.txt requirements/
-ARG WITH_BUILDER=0
+ARG WITH_BUILDER
 # Unchecked bytecode is the same whenever it is compiled. Libraries that look for each other by name find themselves in
 # one folder. Without WITH_BUILDER=1 TensorRT runs plans and builds none; with it, plans are compared with ONNX Runtime,
 # whose tools need sympy: where the pins say that nobody else wants it, it goes. Tests go from packages that do without
 # them; others import theirs.
 RUN --mount=type=secret,id=build_env \
-    if [ -f /run/secrets/build_env ]; then set -a; . /run/secrets/build_env; set +a; fi \
+    . requirements/build_env.sh \
     && set -- "${ENGINE_SET}" \
     && if [ "${WITH_BUILDER}" = 1 ]; then set -- "$@" builder; fi \
     && if [ "$*" = 'tensorrt builder' ]; then set -- "$@" cpu; fi \
@@ -124,7 +130,7 @@ RUN --mount=type=secret,id=build_env \
 
 FROM packages AS code
 # Again, for only BuildKit hands arguments on from stage to stage.
-ARG WITH_BUILDER=0
+ARG WITH_BUILDER
 COPY engine engine
 COPY export export
 COPY handler handler

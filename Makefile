@@ -153,8 +153,6 @@ latency: setup $(TORCH_STARTER) ## BERT encoders at real sizes: engine, copies, 
 	@$(BIN)/python -m benchmarks latency --torch-python $(TORCH_RUNS)
 
 IMAGE ?= worker-tensorrt:latest
-ENGINE_SET ?= all
-WITH_BUILDER ?= 0
 DOCKER ?= docker
 # Of bundle/: the build arguments that become the image's labels. Without bundle/ the build exports MODEL. A name may hold
 # anything that a folder's may, so that it is quoted for the shell, twice.
@@ -165,7 +163,7 @@ BUNDLE_ARGS = $(shell $(RUN_PYTHON) -c 'import json, os, shlex, sys; \
 	print(*("--build-arg " + shlex.quote(name + "=" + value) for name, value in named.items()))' $(call quoted,$(MODEL)))
 
 image: ## the image around bundle/, or around an export of MODEL=...; IMAGE=... ENGINE_SET=... WITH_BUILDER=1 BUILD_OPTIONS=...
-	$(DOCKER) build --tag $(IMAGE) --build-arg ENGINE_SET=$(ENGINE_SET) --build-arg WITH_BUILDER=$(WITH_BUILDER) \
+	$(DOCKER) build --tag $(IMAGE) $(foreach name,ENGINE_SET WITH_BUILDER,$(if $($(name)),--build-arg $(name)=$($(name)))) \
 		$(BUNDLE_ARGS) $(if $(filter 0,$(.SHELLSTATUS)),,$(error $(PYTHON) did not tell what the image is of; name a Python with PYTHON=... or see bundle/manifest.json)) \
 		$(BUILD_OPTIONS) .
 
@@ -246,5 +244,5 @@ all-pins: $(VENV)/uv.stamp
 		| $(PINS) - -o requirements/peers-litserve.txt
 	@sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' $(TORCH_PINS)
 
-clean: ## remove what was built, not the environments
+clean: ## remove what was built, environments of peers included; not .venv and .venv-gpu
 	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.measure import markdown
 from benchmarks.results_file import Measurement, Results, earlier, environment, read, write
+from export.precision_options import PRECISIONS
 
 RESULTS = Path(__file__).parent / "results" / "large-model.json"
 PAGE = Path(__file__).parents[1] / "docs" / "large-models.md"
@@ -44,7 +45,7 @@ _BOOT = "import sys; from benchmarks.large import boot; boot(*sys.argv[1:])"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to export."""
-    parser.add_argument("--precision", default="fp16", help="of the bundle (default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="of the bundle (default: %(default)s)")
     parser.add_argument(
         "--folder", type=Path, default=Path("build/large"), help="for model and bundle, 4 GB (default: %(default)s)"
     )

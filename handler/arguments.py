@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine.errors import ConfigError
-from handler.sdk_environ import LOG_LEVELS
+from handler.log import LOG_LEVELS
 
 _JOB = '{"input": {"text": "hello"}}'
 _EXAMPLE = f"--test_input '{_JOB}'"

@@ -15,6 +15,9 @@ from pathlib import Path
 from engine.bundle import MANIFEST, VOLUME
 from engine.config import Settings
 from engine.errors import BundleError, ConfigError
+from handler.log import log
+
+_ELSEWHERE = Path("/tmp/bundles")  # noqa: S108
 
 
 def bundle_folder(settings: Settings, volume: Path = VOLUME) -> Path:
@@ -71,10 +74,24 @@ def _commit(folder: Path, revision: str) -> str:
 
 def _fetched(settings: Settings, volume: Path) -> Path:
     """BUNDLE_CACHE/SHA256, which holds the bundle already or does from now on."""
-    cache = settings.bundle_cache or (volume / "bundles" if volume.is_dir() else Path("/tmp/bundles"))  # noqa: S108
-    folder = cache / settings.bundle_sha256.lower()
     from handler.fetch_bundle import fetch, is_bundle
 
-    if not is_bundle(folder, settings.bundle_sha256):  # a damaged copy is replaced
-        fetch(settings.bundle_url, settings.bundle_sha256, folder)
+    sha256 = settings.bundle_sha256
+    folder = (settings.bundle_cache or (volume / "bundles" if volume.is_dir() else _ELSEWHERE)) / sha256.lower()
+    if is_bundle(folder, sha256):
+        return folder
+    if settings.bundle_cache is None and not _is_writable(folder.parent):
+        log("WARN", f"the volume cannot be written: the bundle goes into {_ELSEWHERE}, for this start alone")
+        folder = _ELSEWHERE / folder.name
+    if not is_bundle(folder, sha256):  # a damaged copy is replaced
+        fetch(settings.bundle_url, sha256, folder)
     return folder
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether this user may write there, after making it where it is missing. A volume is often owned by root."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=True)

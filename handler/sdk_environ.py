@@ -9,11 +9,8 @@ from collections.abc import MutableMapping
 
 from engine.config import shown
 from engine.errors import ConfigError
-from handler.log import log
+from handler.log import LOG_LEVELS, OF_LEVEL, log
 
-LOG_LEVELS = ("ERROR", "WARN", "INFO", "DEBUG", "TRACE", "NOTSET")
-"""In the SDK's order from the end; it takes them in small letters as well."""
-_OF_LEVEL = ("RUNPOD_LOG_LEVEL", "RUNPOD_DEBUG_LEVEL")  # the second is its older name, which counts without the first
 _LEVEL = "INFO"  # by default it logs every poll; a worker that answers a thousand jobs a second would mostly print
 _PING_INTERVAL_MS = "10000"  # the SDK's default
 
@@ -35,14 +32,14 @@ def settle(environ: MutableMapping[str, str]) -> None:
 
     An interval that its heartbeat would fail on, or turn into none, is replaced.
     """
-    given = ((name, environ.get(name, "").strip()) for name in _OF_LEVEL)
-    name, level = next(((name, level) for name, level in given if level), (_OF_LEVEL[0], _LEVEL))
+    given = ((name, environ.get(name, "").strip()) for name in OF_LEVEL)
+    name, level = next(((name, level) for name, level in given if level), (OF_LEVEL[0], _LEVEL))
     if level.upper() not in LOG_LEVELS:
         raise ConfigError(
             f"{name}={shown(level)!r} is not allowed; set it to one of {', '.join(LOG_LEVELS)}, or leave it out for "
             f"{_LEVEL}"
         )
-    environ[_OF_LEVEL[0]] = level
+    environ[OF_LEVEL[0]] = level
     interval = environ.get("RUNPOD_PING_INTERVAL", _PING_INTERVAL_MS)
     # It cuts to whole seconds, and cannot sleep for as long as a number of any length says.
     if not (interval.isdecimal() and len(interval) < 8 and int(interval) >= 1000):

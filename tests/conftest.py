@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a model hub
 
 from engine.probe import cpu_quota
 from tests.bundles import write_small_bundle
+
+if find_spec("hypothesis"):  # tests on a GPU need none
+    from hypothesis import HealthCheck, settings
+
+    # How long examples take says how busy the machine is.
+    settings.register_profile("busy", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+    settings.load_profile("busy")
 
 _MOST_PROCESSES = 8  # each may hold torch and a model, 2 GB
 

@@ -78,7 +78,8 @@ async def _serve(args: argparse.Namespace) -> None:
 
 
 def _introduction(emulator: Emulator, worker_id: str) -> str:
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in emulator.worker_env(worker_id).items()]
+    env = {**emulator.worker_env(worker_id), "RUNPOD_LOG_LEVEL": "INFO"}  # who starts it by hand wants to see it ready
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
     base = f"{emulator.endpoint_url_base}/{emulator.endpoint_id}"
     return "\n".join(
         [

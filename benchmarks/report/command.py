@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Write the page, the plots and the Markdown; 1 when no file could be read."""
+    """Write the page, the plots and the Markdown. Raises RuntimeError when no file could be read."""
     from benchmarks.report import page
     from benchmarks.report.plot import Plot, png, svg
     from benchmarks.report.plots import plots
@@ -27,8 +27,7 @@ def main(args: argparse.Namespace) -> int:
     for sentence in known.unread:
         print(f"report: {sentence}", file=sys.stderr)
     if not known.sources:
-        print("report: there is no results file to read; a command with --json FILE writes one", file=sys.stderr)
-        return 1
+        raise RuntimeError("there is no results file to read; a command with --json FILE writes one")
     # What is missing is to be measured to where the files that were named lie, not over the committed results.
     beside = args.files[0].parent if args.files else RESULTS
     made = [one if isinstance(one, Plot) else one.into(beside) for one in plots(known)]

@@ -41,6 +41,7 @@ def sdk(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Sdk:
     env = emulator.worker_env(WORKER)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RUNPOD_LOG_LEVEL", "INFO")
     monkeypatch.delenv("RUNPOD_ENDPOINT_ID")
     monkeypatch.setattr(rp_job, "JOB_GET_URL", env["RUNPOD_WEBHOOK_GET_JOB"].replace("$ID", WORKER))
     loaded.progress.clear()

@@ -16,6 +16,7 @@ import pytest
 
 from engine.errors import ConfigError
 from handler import front, sdk, sdk_environ
+from handler.log import LOG_LEVELS
 
 SDK_ENV = {
     **os.environ,
@@ -252,7 +253,7 @@ def test_an_interval_that_the_heartbeat_cannot_keep_is_replaced(capsys: pytest.C
 def test_the_levels_are_those_of_the_sdk():
     from runpod.serverless.modules import rp_logger
 
-    assert set(sdk_environ.LOG_LEVELS) == set(rp_logger.LOG_LEVELS)
+    assert set(LOG_LEVELS) == set(rp_logger.LOG_LEVELS)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +273,37 @@ def test_the_level_that_the_sdk_reads(given: dict[str, str], level: str):
     code = "from runpod.serverless.modules.rp_logger import RunPodLogger; print(RunPodLogger.level)"
     read = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True)
     assert read.stdout.strip() == level
+
+
+@pytest.mark.parametrize(
+    ("given", "levels"),
+    [
+        ({}, "ERROR WARN INFO"),
+        ({"RUNPOD_LOG_LEVEL": "NOTSET"}, ""),
+        ({"RUNPOD_LOG_LEVEL": "ERROR"}, "ERROR"),
+        ({"RUNPOD_LOG_LEVEL": "warn "}, "ERROR WARN"),
+        ({"RUNPOD_LOG_LEVEL": "INFO"}, "ERROR WARN INFO"),
+        ({"RUNPOD_LOG_LEVEL": "TRACE"}, "ERROR WARN INFO"),
+        ({"RUNPOD_LOG_LEVEL": " ", "RUNPOD_DEBUG_LEVEL": "WARN"}, "ERROR WARN"),
+        ({"RUNPOD_LOG_LEVEL": "ERROR", "RUNPOD_DEBUG_LEVEL": "INFO"}, "ERROR"),
+    ],
+)
+def test_the_workers_own_lines_are_of_the_levels_that_the_sdk_prints(given: dict[str, str], levels: str):
+    code = """
+import os
+from handler import sdk_environ
+from handler.log import log
+sdk_environ.settle(os.environ)
+from runpod.serverless.modules.rp_logger import RunPodLogger
+for level in ("ERROR", "WARN", "INFO"):
+    log(level, f"ours {level}")
+    RunPodLogger().log(f"theirs {level}", level)
+"""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")} | given
+    read = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True)
+    assert [line.split()[-2:] for line in read.stdout.splitlines()] == [
+        [whose, level] for level in levels.split() for whose in ("ours", "theirs")
+    ]
 
 
 @pytest.mark.parametrize("name", ["RUNPOD_LOG_LEVEL", "RUNPOD_DEBUG_LEVEL"])

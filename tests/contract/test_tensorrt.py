@@ -94,7 +94,9 @@ def test_one_slot_is_filled_while_the_other_runs(small_bundle: Path):
     engine.close()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], max_examples=20, deadline=None
+)
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 32), st.integers(0, 1)), min_size=1, max_size=60))
 def test_after_warm_up_nothing_is_allocated_whatever_the_mix(tmp_path_factory: Any, mix: list[tuple[int, int, int]]):
     device = Device()

@@ -24,7 +24,8 @@ def emulator() -> Iterator[EmulatorThread]:
 
 
 def worker_env(emulator: EmulatorThread, bundle: Path, **env: str) -> dict[str, str]:
-    return {**os.environ, **emulator.worker_env(), "BUNDLE": str(bundle), "ENGINE": "fake", **env}
+    ours = {"RUNPOD_LOG_LEVEL": "INFO", "BUNDLE": str(bundle), "ENGINE": "fake"}
+    return {**os.environ, **emulator.worker_env(), **ours, **env}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,8 @@ def test_variables_with_which_no_job_is_answered_stop_the_boot(
 def test_an_interval_that_the_heartbeat_would_fail_on_is_replaced(
     emulator: EmulatorThread, small_bundle: Path, tmp_path: Path, interval: str
 ):
-    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "RUNPOD_PING_INTERVAL": interval}
+    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "RUNPOD_LOG_LEVEL": "WARN"}
+    env["RUNPOD_PING_INTERVAL"] = interval
     with (tmp_path / "log").open("w") as log, WorkerProcess(emulator, [sys.executable, "-m", "handler"], env, log=log):
         deadline = time.monotonic() + 20
         while not emulator.workers["worker-1"].ping_count and time.monotonic() < deadline:
@@ -162,7 +164,7 @@ def test_output_that_nobody_reads_costs_no_job(emulator: EmulatorThread, small_b
     except BlockingIOError:
         os.set_blocking(writer, True)
     try:
-        env = {"BUNDLE": str(small_bundle), "ENGINE": "fake"}
+        env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "RUNPOD_LOG_LEVEL": "INFO"}
         with WorkerProcess(emulator, [sys.executable, "-m", "handler"], env, log=writer) as worker:
             emulator.inject("job-done", Fault(status=500))  # makes a line
             assert emulator.wait(emulator.submit({"text": "a"})).status == "COMPLETED"

@@ -120,7 +120,8 @@ class Platform:
         """What makes a process the worker of that number; `url` stands before the endpoint."""
         ours = self.emulator.worker_env(self.worker_id(number), ping_interval_ms=1000)
         ours = {name: value.replace(self.emulator.url, url or self.emulator.url) for name, value in ours.items()}
-        return {**ours, "BUNDLE": str(self._bundle), "ENGINE": "fake", "MAX_CONCURRENCY": str(MAX_CONCURRENCY), **env}
+        ours |= {"RUNPOD_LOG_LEVEL": "INFO", "MAX_CONCURRENCY": str(MAX_CONCURRENCY)}
+        return {**ours, "BUNDLE": str(self._bundle), "ENGINE": "fake", **env}
 
     def start(self, command: Sequence[str] = OURS, *, url: str | None = None, **env: str) -> WorkerProcess:
         """A further worker, once it has asked for a job."""

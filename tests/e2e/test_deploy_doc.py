@@ -110,6 +110,13 @@ def test_make_image_does_not_drop_a_model_that_the_bundle_is_not_of(folder: Path
     assert "MODEL=toy" not in printed
 
 
+def test_make_image_changes_nothing_of_the_dockerfile_that_nobody_asked_for(folder: Path):
+    shutil.copy("Makefile", folder)
+    for given in ([], ["ENGINE_SET=cpu"], ["ENGINE_SET=cpu", "WITH_BUILDER=1"]):
+        printed = shell(shlex.join(["make", "image", "DOCKER=echo", f"PYTHON={sys.executable}", *given]), folder)
+        assert re.findall(r"--build-arg ((?:ENGINE_SET|WITH_BUILDER)=\S*)", printed.splitlines()[-1]) == given
+
+
 def test_make_image_without_a_bundle_exports(tmp_path: Path):
     shutil.copy("Makefile", tmp_path)
     printed = shell(f"make image MODEL=org/name DOCKER=echo PYTHON={PYTHON}", tmp_path)
@@ -128,6 +135,7 @@ def test_every_variable_of_the_page_is_in_the_readme_or_the_dockerfile():
         "RUNPOD_LOG_LEVEL",
         "PIP_INDEX_URL",
         "UV_DEFAULT_INDEX",
+        "UV_TORCH_BACKEND",
         "SSL_CERT_FILE",
         "SSL_CERT_DIR",
     }

@@ -21,6 +21,7 @@ def waiting_for_its_bundle(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[st
     with EmulatorThread() as emulator, socket.create_server(("127.0.0.1", 0)) as server:
         env = {
             **emulator.worker_env(),
+            "RUNPOD_LOG_LEVEL": "INFO",
             "BUNDLE_URL": f"http://127.0.0.1:{server.getsockname()[1]}/bundle.tar",
             "BUNDLE_SHA256": "0" * 64,
             "BUNDLE_CACHE": str(tmp_path),

@@ -55,6 +55,7 @@ def test_a_worker_does_not_answer_whom_nobody_vouches_for(image: Image, buildah:
     with EmulatorThread() as emulator, TlsFront(tmp_path, int(emulator.url.rpartition(":")[2])) as front:
         knowing(changed, certificate(tmp_path, "another"), "folder")
         env = {name: value.replace(emulator.url, front.url) for name, value in emulator.worker_env().items()}
+        env["RUNPOD_LOG_LEVEL"] = "WARN"
         with Container(changed, env, tmp_path / "log") as container:
             job = emulator.submit({"text": "a"})
             deadline = time.monotonic() + 30

@@ -48,6 +48,14 @@ def test_a_worker_that_does_not_start_says_why(command: str, small_bundle: Path,
     assert "cannot start" in said
 
 
+def test_a_demo_that_cannot_be_exported_has_measured_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("benchmarks.demo.minilm_folder", lambda: tmp_path / "nothing")
+    assert main(["demo", "--out", str(tmp_path / "bundle")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("demo: ")
+
+
 def test_results_that_find_no_room_are_a_sentence(
     small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -86,6 +94,7 @@ def test_output_that_nobody_reads_is_no_failure_to_talk_about():
         ("throughput --duration nan", "argument --duration: 'nan' is not a number from 0 up"),
         ("throughput --percentile 101", "argument --percentile: '101' is not a list of percentages from 0 to 100"),
         ("throughput --plan-options '", 'argument --plan-options: "\'" cannot be taken apart as a shell does'),
+        ("large --precision nope", "argument --precision: invalid choice: 'nope'"),
         ("compare a b --effect x", "argument --effect: 'x' is not between 0 and 1"),
         ("gpu --out o --smoke /no/such", "argument --smoke: there is no file /no/such"),
         ("distance --rtt-ms 0", "argument --rtt-ms: '0' is not a number above 0"),

@@ -4,15 +4,18 @@ import errno
 import fcntl
 import functools
 import http.server
+import multiprocessing
 import os
 import re
 import runpy
 import shutil
 import socket
 import tarfile
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,6 +130,64 @@ def test_a_tar_is_fetched_once_verified_and_kept(
     assert folder.stat().st_mode & 0o777 == 0o755
     assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == [f".{folder.name}.lock", folder.name]
     assert "secret" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with `volume`, which nobody else may write, and `elsewhere`, which anybody may, for /tmp/bundles."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "volume").mkdir()
+        (folder / "elsewhere").mkdir()
+        for path, mode in ((folder, 0o755), (folder / "volume", 0o555), (folder / "elsewhere", 0o777)):
+            path.chmod(mode)
+        monkeypatch.setattr("handler.bundle_source._ELSEWHERE", folder / "elsewhere/bundles")
+        yield folder
+
+
+def as_another_user(work: Callable[[], object]) -> object:
+    """What `work` returns to an ordinary user: root may write anywhere."""
+
+    def child(answer: Connection) -> None:
+        if os.geteuid() == 0:
+            os.setgid(10001)
+            os.setuid(10001)
+        try:
+            answer.send(work())
+        except Exception as error:
+            answer.send(error)
+
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+    process = fork.Process(target=child, args=(theirs,))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    finally:
+        process.join()
+
+
+def test_a_volume_of_another_user_costs_no_start(
+    server: Server, small_bundle: Path, tmp_path: Path, others: Path, capfd
+):
+    """RunPod's volumes may belong to root, and the image's user is 10001."""
+    pack(small_bundle, tmp_path / "www" / "b.tar")
+    volume, sha256 = others / "volume", hash_of(small_bundle)
+    wanted = settings(bundle_url=f"{server.url}/b.tar", bundle_sha256=sha256)
+    for _ in range(2):  # the second finds it
+        assert as_another_user(lambda: bundle_folder(wanted, volume)) == others / "elsewhere/bundles" / sha256
+    assert len(server.requests) == 1
+    assert "the volume cannot be written" in capfd.readouterr().out
+    named = settings(bundle_url=f"{server.url}/b.tar", bundle_sha256=sha256, bundle_cache=str(volume / "bundles"))
+    assert "point BUNDLE_CACHE to a folder" in str(as_another_user(lambda: bundle_folder(named, volume)))
+    # Somebody who may write has put it there.
+    volume.chmod(0o755)
+    kept = bundle_folder(wanted, volume)
+    volume.chmod(0o555)
+    assert kept == volume / "bundles" / sha256
+    assert as_another_user(lambda: bundle_folder(wanted, volume)) == kept
+    assert "the volume cannot be written" not in capfd.readouterr().out
 
 
 def test_the_worker_serves_a_fetched_bundle(server: Server, small_bundle: Path, tmp_path: Path):

@@ -1,5 +1,6 @@
 """The Dockerfile, as far as it can be judged without building it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,15 +12,27 @@ from benchmarks.weights import minilm_folder
 from export.infer import infer_task
 
 DOCKERFILE = Path("Dockerfile").read_text()
+BUILD_ENV = Path("requirements/build_env.sh")
 
 
 def test_every_argument_has_a_default():
     """RunPod's build from GitHub sets none. An ARG that was declared before the first FROM has its default there."""
     before, _, after = DOCKERFILE.partition("\nFROM ")
     known = set(re.findall(r"^ARG (\w+)=", before, re.MULTILINE))
-    assert known == {"BASE_IMAGE", "ENGINE_SET"}
+    assert known == {"BASE_IMAGE", "ENGINE_SET", "WITH_BUILDER"}
     bare = set(re.findall(r"^ARG (\w+)$", after, re.MULTILINE))
     assert bare <= known
+
+
+def test_what_several_stages_read_is_changed_in_one_place():
+    """A fork's WITH_BUILDER=1 that one of them did not get would give a builder without `export plan`."""
+    before, _, after = DOCKERFILE.partition("\nFROM ")
+    assert not set(re.findall(r"^ARG (\w+)=", before, re.MULTILINE)) & set(
+        re.findall(r"^ARG (\w+)=", after, re.MULTILINE)
+    )
+    stages = re.split(r"^FROM ", after, flags=re.MULTILINE)
+    given = [name for stage in stages[:-1] for name in set(re.findall(r"^ARG (\w+)=", stage, re.MULTILINE))]
+    assert len(given) == len(set(given)), "the last stage's are labels"
 
 
 def test_every_stage_declares_the_arguments_that_it_uses():
@@ -95,6 +108,94 @@ def fragment(begin: str, end: str) -> str:
         rf"^ *&& ({re.escape(begin)}.*?) \\\n *&& {re.escape(end)}", DOCKERFILE, re.DOTALL | re.MULTILINE
     )
     return str(found)
+
+
+def build_env(folder: Path, lines: str, shell: str = "sh") -> subprocess.CompletedProcess[str]:
+    """What the variables are, each on a line, after a RUN has read `lines` as the secret build_env."""
+    (folder / "secret").write_text(lines)
+    script = BUILD_ENV.read_text().replace("/run/secrets/build_env", str(folder / "secret"))
+    (folder / "build_env.sh").write_text(script)
+    command = f"set -u; before=it && . {folder / 'build_env.sh'} && env"
+    return subprocess.run([shell, "-c", command], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        (
+            "UV_INDEX=https://a.example/simple https://b.example/simple",
+            "https://a.example/simple https://b.example/simple",
+        ),
+        ("UV_INDEX=https://me:p$w`d@pypi.example/?a=1&b=2;c#d", "https://me:p$w`d@pypi.example/?a=1&b=2;c#d"),
+        ("UV_INDEX=a\\\\b\\n*", "a\\\\b\\n*"),
+        ("UV_INDEX='https://a.example b'", "https://a.example b"),
+        ('  export UV_INDEX="https://a.example/$x"  ', "https://a.example/$x"),
+        ('UV_INDEX="it\'s"', "it's"),
+        ("UV_INDEX=a\r", "a"),
+        ("UV_INDEX=''", ""),
+        ("UV_INDEX=", ""),
+    ],
+)
+def test_a_line_of_build_env_is_taken_as_it_stands(tmp_path: Path, shell: str, line: str, value: str):
+    """A shell that read it lost what has a space or a & in it, and the packages came from elsewhere."""
+    done = build_env(tmp_path, f"# of ours\n\n{line}\nPIP_INDEX_URL=https://last.example", shell)
+    assert done.returncode == 0, done.stderr
+    assert {f"UV_INDEX={value}", "PIP_INDEX_URL=https://last.example"} <= set(done.stdout.split("\n"))
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("a-secret", "line 2 is not NAME=value"),
+        ("set -x; a-secret=1", "line 2 is not NAME=value"),
+        ("UV INDEX=a-secret", "line 2 is not NAME=value"),
+        ("=a-secret", "line 2 is not NAME=value"),
+        ("1UV=a-secret", "line 2 is not NAME=value"),
+        ("UV_INDEX='a-secret", "the quotes of UV_INDEX"),
+        ("UV_INDEX='a-secret'\\''b'", "the quotes of UV_INDEX"),
+        ("UV_INDEX='a-secret'  # ours", "the quotes of UV_INDEX"),
+    ],
+)
+def test_a_line_of_build_env_that_says_nothing_stops_the_build(tmp_path: Path, line: str, sentence: str):
+    done = build_env(tmp_path, f"PIP_INDEX_URL=https://first.example\n{line}\n")
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert sentence in done.stderr
+    assert "a-secret" not in done.stderr
+
+
+def test_every_step_that_fetches_packages_reads_build_env_first():
+    runs = re.findall(r"^RUN (.*?[^\\])\n(?!#)", DOCKERFILE, re.DOTALL | re.MULTILINE)
+    fetching = [run for run in runs if re.search(r"pip install|uv venv", run)]
+    assert len(fetching) == 4
+    for run in fetching:
+        assert "--mount=type=secret,id=build_env" in run
+        assert re.search(r"pip install|uv venv", run.partition(". requirements/build_env.sh")[0]) is None
+    assert "!requirements/build_env.sh" in Path(".dockerignore").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("environ", "backend"),
+    [
+        ({}, "cpu"),
+        ({"PIP_INDEX_URL": "https://a.example"}, "cpu"),  # uv reads none of pip's
+        ({"UV_TORCH_BACKEND": "cu118"}, "cu118"),
+        ({"UV_DEFAULT_INDEX": "https://a.example"}, ""),
+        ({"UV_INDEX": "https://a.example"}, ""),
+        ({"UV_INDEX_URL": "https://a.example"}, ""),
+        ({"UV_EXTRA_INDEX_URL": "https://a.example"}, ""),
+        ({"UV_FIND_LINKS": "/wheels"}, ""),
+        ({"UV_FIND_LINKS": "/wheels", "UV_TORCH_BACKEND": "cpu"}, "cpu"),
+    ],
+)
+def test_torch_comes_from_where_everything_comes_from(environ: dict[str, str], backend: str):
+    """As in the Makefile: behind a private index nothing asks PyTorch's."""
+    install = fragment('if [ -z "${UV_FIND_LINKS}', "if [ -f /run/secrets/HF_TOKEN ]")
+    assert "--torch-backend" not in install
+    script = f'set -e; uv() {{ echo "[${{UV_TORCH_BACKEND}}] $*"; }}; {install}'
+    done = subprocess.run(["sh", "-c", script], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == f"[{backend}] pip install --python /opt/venv --requirement requirements/export.txt\n"
 
 
 @pytest.mark.parametrize(

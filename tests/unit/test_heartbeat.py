@@ -70,7 +70,8 @@ def test_it_is_tried_again_where_there_was_no_thread_for_it(small_bundle: Path, 
         threading.Thread.start = start_later
         runpy.run_module("handler", run_name="__main__", alter_sys=True)
     """
-    env, deadline = {"BUNDLE": str(small_bundle), "ENGINE": "fake"}, time.monotonic() + 20
+    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "RUNPOD_LOG_LEVEL": "WARN"}
+    deadline = time.monotonic() + 20
     with (
         (tmp_path / "log").open("w") as log,
         EmulatorThread() as emulator,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.bucket import Bucket
@@ -194,6 +194,12 @@ def test_a_mismatch_is_one_sentence():
 )
 def test_what_fits_is_let_in(changes: dict[str, Any], machine: Machine):
     assert mismatch(plan(**changes), machine) is None
+
+
+def test_a_busy_machine_fails_no_test_by_examples():
+    """Hypothesis would say that it makes them too slowly, or that one outlasted its deadline."""
+    assert HealthCheck.too_slow in settings().suppress_health_check
+    assert settings().deadline is None
 
 
 versions = st.tuples(st.integers(8, 11), st.integers(0, 3), st.integers(0, 2)).map(lambda v: ".".join(map(str, v)))

@@ -233,6 +233,6 @@ def test_the_command_writes_page_plots_and_markdown(tmp_path: Path, capsys: pyte
 
 def test_the_command_fails_without_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "old.json").write_text(json.dumps({"rounds": []}))
-    assert main(["report", str(tmp_path / "old.json"), "--out", str(tmp_path / "out")]) == 1
+    assert main(["report", str(tmp_path / "old.json"), "--out", str(tmp_path / "out")]) == 2
     assert "there is no results file to read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

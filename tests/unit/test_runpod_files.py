@@ -138,6 +138,57 @@ def test_a_committed_bundle_is_not_exported_again(tmp_path: Path):
     assert run() == []
 
 
+def build_step(**inputs: str) -> tuple[str, dict[str, str]]:
+    """What the step that makes the image runs, and its variables, with these inputs of the workflow."""
+    workflow = WORKFLOWS["image"]
+    (job,) = [
+        job for job in workflow["jobs"].values() if any("make image" in one.get("run", "") for one in job["steps"])
+    ]
+    (step,) = [step for step in job["steps"] if "make image" in step.get("run", "")]
+    declared = workflow[True]["workflow_dispatch"]["inputs"]
+    assert set(inputs) <= set(declared)
+    values = {name: inputs.get(name, about.get("default", "")) for name, about in declared.items()}
+    environ = {**workflow.get("env", {}), **job.get("env", {}), **step.get("env", {})}
+    return step["run"], {
+        name: re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda found: str(values[found[1]]), value)
+        for name, value in environ.items()
+    }
+
+
+def made(folder: Path, **inputs: str) -> list[str]:
+    """The words of the docker command that the workflow runs around folder/bundle."""
+    shutil.copy("Makefile", folder)
+    run, environ = build_step(**inputs)
+    given = {"PATH": os.environ["PATH"], "DOCKER": "echo", "PYTHON": sys.executable, "IMAGE": "ghcr.io/org/worker:1"}
+    command = ["bash", "-e", "-c", run]
+    done = subprocess.run(command, cwd=folder, env={**given, **environ}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].split()
+
+
+def test_the_image_is_named_after_the_bundle_that_was_committed(tmp_path: Path):
+    """Not after the input `model`, which has a default: the Dockerfile would stop the build."""
+    write_small_bundle(tmp_path / "bundle", model="api-proxy")
+    assert [word for word in made(tmp_path) if word.startswith("MODEL=")] == ["MODEL=api-proxy"]
+
+
+def test_what_a_fork_changed_in_its_dockerfile_holds_unless_an_input_says_otherwise(tmp_path: Path):
+    """The inputs have defaults, which must not be build arguments."""
+    write_small_bundle(tmp_path / "bundle")
+    names = re.compile("ENGINE_SET|WITH_BUILDER")
+    assert not [word for word in made(tmp_path) if names.match(word)]
+    asked = made(tmp_path, engine_set="tensorrt", with_builder="1")
+    assert [word for word in asked if names.match(word)] == ["ENGINE_SET=tensorrt", "WITH_BUILDER=1"]
+
+
+def test_no_image_is_pushed_without_the_plans_that_were_asked_for():
+    """A job that ran into its timeout is neither a success nor a failure to the next one."""
+    job = WORKFLOWS["image"]["jobs"]["build-and-push"]
+    assert set(job["needs"]) == {"export", "plans-here", "plans-on-runpod"}
+    for result in ("failure", "cancelled"):
+        assert f"!contains(needs.*.result, '{result}')" in job["if"]
+
+
 def test_the_image_that_is_tested_has_a_bundle_of_the_tests_own(tmp_path: Path):
     """Whatever bundle/ is committed, and without git."""
     for name in (
