@@ -14,6 +14,9 @@ from typing import NamedTuple
 _COMPUTE_CAPABILITY_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR in cuda.h
 _COMPUTE_CAPABILITY_MINOR = 76
 
+_SUM_BYTES_IN_32_BITS = frozenset((b"avx512_vnni", b"avx_vnni", b"amx_int8"))
+_FIRST_PROCESSOR = 4096  # bytes: the kernel writes a processor at a time, which takes it a while where there are many
+
 
 class Gpu(NamedTuple):
     """The first CUDA device."""
@@ -172,6 +175,16 @@ def cpu_quota(root: Path = Path("/")) -> int:
     except (OSError, ValueError):
         pass  # no cgroup, or one that sets no limit
     return max(1, available)
+
+
+def sums_bytes_in_16_bits(root: Path = Path("/")) -> bool:
+    """Whether this is an x86-64 CPU without VNNI: two products of bytes, once added, may not fit its instructions."""
+    try:
+        with open(root / "proc/cpuinfo", "rb", buffering=0) as file:
+            found = re.search(rb"^flags\s*:(.*)$", file.read(_FIRST_PROCESSOR), re.M)
+    except OSError:
+        return False
+    return found is not None and _SUM_BYTES_IN_32_BITS.isdisjoint(found[1].split())
 
 
 def cpus_of_threads(threads: int) -> tuple[int, ...]:

@@ -71,7 +71,8 @@ class Result:
         why = "the fastest that passed" if "auto" in self.asked else f"--precision {self.asked}"
         steps = [step for tried in self.figures.get("ladder", {}).values() for step in tried]
         left = sum(not step["passed"] for step in steps)
-        return f"{told} ({why}{f'; {left} faster ones did not pass' if left else ''})"
+        said = f"; {left} {'step was' if left == 1 else 'steps were'} left" if left else ""
+        return f"{told} ({why}{said})"
 
     def as_json(self) -> dict[str, Any]:
         """For --json."""

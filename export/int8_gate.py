@@ -46,19 +46,27 @@ class Int8Gate:
         self.gate = gate
         self._limits = replace(limits, reserve=RESERVE)
 
-    def check(self, candidate: Candidate) -> Checked:
+    def check(self, candidate: Candidate, *, stop_early: bool = True) -> Checked:
         """The figures of parity.json, or why it is left; figures are then of what was compared until then."""
         try:
-            figures = self.gate.check(self._limits, [candidate], stop_early=True)
+            figures = self.gate.check(self._limits, [candidate], stop_early=stop_early)
         except ParityFailed as failure:
             return failure
         return figures if "min_cosine" in figures.get("overridden", ()) else _judged_by_mean(figures)
 
-    def badness(self, checked: Checked) -> float:
-        """By the task's first measure, of the worst row."""
-        first = self.gate.measures[0]
-        (graph,) = figures_of(checked)["graphs"].values()
-        return first.badness(graph[first.key])
+    def nearest(
+        self, made: Mapping[str, Callable[[], Candidate]], *, stop_early: bool = True
+    ) -> tuple[str, dict[str, Checked]]:
+        """What each calibration comes to, by its method, and the method to take.
+
+        That is the one that passes; of several, or of none, the one whose worst row is nearer by the first measure.
+        """
+        found: dict[str, Checked] = {}
+        rank: dict[str, tuple[bool, float]] = {}
+        for method, make in made.items():
+            found[method] = self.check(make(), stop_early=stop_early)
+            rank[method] = isinstance(found[method], ParityFailed), self.gate.badness
+        return min(rank, key=lambda method: rank[method]), found
 
     def inputs(
         self, gaining: Sequence[tuple[str, float]], made: Callable[[tuple[str, float]], Candidate]

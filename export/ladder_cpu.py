@@ -21,7 +21,7 @@ from export.candidates import Candidate, candidate_of, of_bundle
 from export.dynamic_int8 import DynamicInt8
 from export.errors import ParityFailed, Refused
 from export.int8_search import Step
-from export.ladder_int8 import Form, search_form
+from export.ladder_int8 import Form, failed_form, search_form
 from export.optimize import remove_graph
 from export.parity import Gate
 from export.parity_limits import GateLimits
@@ -109,10 +109,11 @@ def climb_cpu(
     if not allow_failure:
         raise last
     form = next(iter(forms.values()))
-    choose(folder, "int8", form.write(Step(), form.methods[-1]))
+    failed, method = failed_form(gate, folder, form, limits, last)
+    choose(folder, "int8", form.write(Step(), method))
     outcome.precision = "int8"
-    outcome.figures, outcome.graphs = dict(last.figures), dict(last.figures["graphs"])
-    outcome.failures.append(str(last))
+    outcome.figures, outcome.graphs = dict(failed.figures), dict(failed.figures["graphs"])
+    outcome.failures.append(str(failed))
     return outcome
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from export.calibrate import METHODS
 from export.candidates import Candidate, candidate_of
 from export.dynamic_int8 import DynamicInt8
 from export.errors import ParityFailed
@@ -54,8 +54,9 @@ def climb_int8(
         if not allow_failure:
             left = climb_gpu(halves, TENSORRT, "fp16")
             return replace(left, records=[*outcome.records, *left.records])
-        step, method, figures = Step(), METHODS[-1], dict(failure.figures)
-        outcome.failures.append(str(failure))
+        failed, method = failed_form(gate, folder, static, limits, failure)
+        step, figures = Step(), dict(failed.figures)
+        outcome.failures.append(str(failed))
     add_portable(folder, "int8", {"model": static.write(step, method)})
     outcome.graphs = figures["graphs"]
     return outcome
@@ -94,19 +95,15 @@ def search_form(
     Every step is added to `records`, the one that is returned last; their names begin with `named`. `form.write` is
     left to the caller. Raises ParityFailed where no step passes.
     """
-    bundled = form.path.relative_to(folder).as_posix()
     judge = Int8Gate(gate, limits)
     methods: dict[Step, str] = {}
     told: dict[Step, Record] = {}
-
-    def candidate(step: Step, method: str) -> Candidate:
-        return candidate_of(folder, "int8", form.trial(step, method), file=bundled)
+    candidate = partial(_candidate, folder, form)
 
     def attempt(step: Step) -> dict[str, Any]:
         """All calibrations of `step`; what counts is the best."""
         began = time.perf_counter()
-        found = {method: judge.check(candidate(step, method)) for method in form.methods}
-        best = min(found, key=lambda method: (isinstance(found[method], ParityFailed), judge.badness(found[method])))
+        best, found = judge.nearest({method: partial(candidate, step, method) for method in form.methods})
         methods[step] = best
         more: dict[str, Any] = {}
         if len(found) > 1:
@@ -133,3 +130,24 @@ def search_form(
     figures, step = search(attempt, gaining, ranked)
     records.append(records.pop(records.index(told[step])))
     return figures, step, methods[step]
+
+
+def failed_form(
+    gate: Gate, folder: Path, form: Form, limits: GateLimits, failure: ParityFailed
+) -> tuple[ParityFailed, str]:
+    """The first step of `form`, with what all of its answers come to, and how it is calibrated.
+
+    For a bundle that is written though no step passes: a search stops early at each. `failure` is that of its last.
+    """
+    made = {method: partial(_candidate, folder, form, Step(), method) for method in form.methods}
+    method, found = Int8Gate(gate, limits).nearest(made, stop_early=False)
+    checked = found[method]
+    if isinstance(checked, ParityFailed):
+        return checked, method
+    failure.figures = checked
+    return failure, method
+
+
+def _candidate(folder: Path, form: Form, step: Step, method: str) -> Candidate:
+    bundled = form.path.relative_to(folder).as_posix()
+    return candidate_of(folder, "int8", form.trial(step, method), file=bundled)

@@ -40,6 +40,8 @@ class Gate:
         self._payloads = payloads
         self._cases = cases_of(source, open_bundle(folder), payloads)
         self._suspects: list[str] = []
+        self.badness = 0.0
+        """By the first measure, of the worst answer of the last check; not rounded as in parity.json."""
 
     def add_samples(self) -> None:
         """Also compare on the task's samples: many rows whose reference is the portable fp32 graph, which has passed.
@@ -97,6 +99,8 @@ class Gate:
             answers[one.file] = self._compare(one, measures, stop_early)
             together[one.file] = _together(answers[one.file], source, of_all)
         task, unit = source.task, source.task.unit.removesuffix("s")
+        first = task.measures[0]
+        self.badness = max(first.badness(one.figures[0]) for found in answers.values() for one in found)
         longest = max(case.row.length for case in self._cases)
         samples = sum(case.by_graph for case in self._cases)
         figures = {
@@ -107,7 +111,10 @@ class Gate:
             task.unit: len(self._cases),
             **({"of_these_compared_with_fp32.onnx": samples} if samples else {}),
             **({f"longest_{unit}_{task.length_unit}": longest} if task.length_unit else {}),
-            "graphs": {file: {**summary_of(found, measures), **together[file]} for file, found in answers.items()},
+            "graphs": {
+                file: {**summary_of(found, measures), **_rounded(together[file], of_all)}
+                for file, found in answers.items()
+            },
         }
         try:
             self._judge([one for found in answers.values() for one in found], measures)
@@ -173,7 +180,12 @@ def _together(answers: Sequence[Answer], source: Source, measures: Sequence[Meas
     figures = source.task.compare_all(
         source, [one.case.expected for one in once], [one.found for one in once if one.found is not None]
     )
-    return {measure.key: measure.rounded(value) for measure, value in zip(measures, figures, strict=True)}
+    return {measure.key: value for measure, value in zip(measures, figures, strict=True)}
+
+
+def _rounded(figures: Mapping[str, float], measures: Sequence[Measure]) -> dict[str, float]:
+    """For parity.json; what is judged is not rounded."""
+    return {measure.key: measure.rounded(figures[measure.key]) for measure in measures if measure.key in figures}
 
 
 def _judge_together(found: Mapping[str, Mapping[str, float]], source: Source, measures: Sequence[Measure]) -> None:

@@ -14,7 +14,7 @@ from engine.backends.buffers import Buffers
 from engine.bucket import Bucket, Ladder, rungs
 from engine.bundle import Bundle
 from engine.errors import EngineError
-from engine.probe import cpu_quota, cpus_of_threads, memory_left
+from engine.probe import cpu_quota, cpus_of_threads, memory_left, sums_bytes_in_16_bits
 from engine.sizes import readable
 from engine.tensors import Arrays
 
@@ -204,8 +204,14 @@ def _open_session(
     # Its threads spin for some 30 ms after a run, as they do by default: on two cores a job that finds the worker idle
     # is then done 1.6 ms earlier, and 1, 4 or 32 clients lose nothing.
     providers: list[Any] = ["CPUExecutionProvider"]
-    if is_fused:  # already optimised at export: doing it again costs most of the load time
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    level = ort.GraphOptimizationLevel
+    # Already optimised at export: doing it again costs most of the load time.
+    options.graph_optimization_level = level.ORT_DISABLE_ALL if is_fused else level.ORT_ENABLE_ALL
+    if provider == "cpu" and bundle.manifest.precision == "int8" and sums_bytes_in_16_bits():
+        # There the kernels of bytes by bytes with a sign cut off sums, so that answers are others than with VNNI. As
+        # bytes without a sign, which this makes of weights at one of the higher levels, sums fit, and are the same.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        options.graph_optimization_level = level.ORT_ENABLE_EXTENDED
     if provider == "cuda":
         # Else it rounds what it multiplies in fp32 to TF32's 10 bits of mantissa, no more than fp16 has
         # (https://github.com/microsoft/onnxruntime/pull/19357), and no gate has seen such answers.

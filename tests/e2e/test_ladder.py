@@ -17,6 +17,7 @@ from engine.bundle import open_bundle
 from engine.config import Settings
 from engine.errors import BundleError
 from engine.tensors import Row
+from export import int8_gate
 from export.__main__ import main
 from export.half import LARGEST, lean_graph
 from export.overflow import magnitudes
@@ -172,6 +173,7 @@ def test_what_fails_is_written_only_when_allowed_and_served_only_when_told(
     figures = exported(bert, out, *impossible, "--allow-parity-failure")
     assert figures["overridden"] == ["min_cosine"]
     assert "cosine at least 1" in figures["failed"][0]
+    assert "steps were left" in capsys.readouterr().out
     bundle = open_bundle(out)
     assert bundle.manifest.parity_failed == figures["failed"][0]
     with pytest.raises(BundleError) as refused:
@@ -183,6 +185,22 @@ def test_what_fails_is_written_only_when_allowed_and_served_only_when_told(
     engine, _ = open_engine(bundle, Settings.from_environ({"BUNDLE": str(out), "ALLOW_PARITY_FAILURE": "1"}))
     engine.warm_up()
     engine.close()
+
+
+@pytest.mark.parametrize(("precision", "graph"), [("int8-dynamic", "int8.cpu.onnx"), ("tensorrt=int8", "int8.onnx")])
+def test_the_figures_of_what_fails_are_those_of_the_graph_that_is_written(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, graph: str
+):
+    """On all rows, though the search stops early at each step; the last step has another graph."""
+    monkeypatch.setattr(int8_gate, "_INPUTS_TRIED", 0)
+    monkeypatch.setattr(int8_gate, "_SHORTLIST", 0)
+    file, found = f"graphs/model/{graph}", []
+    for name, limit in (("passes", "0.9"), ("fails", "1")):
+        options = ("--precision", precision, "--parity-threshold", f"min_cosine={limit}", "--allow-parity-failure")
+        figures = exported(bert, tmp_path / name, *options)
+        assert bool(figures.get("failed")) == (name == "fails")
+        found.append((figures["graphs"][file], (tmp_path / name / file).read_bytes()))
+    assert found[0] == found[1]
 
 
 def test_parity_data_is_compared_row_by_row(bert: Path, tmp_path: Path):

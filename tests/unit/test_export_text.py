@@ -155,3 +155,14 @@ def test_added_tokens_are_looked_for_where_transformers_does(
     for variant in (token, token.lower(), token.upper()):
         for text in (variant, f"the {variant} cat", f"the{variant}cat {variant}"):
             assert found.encode(text).ids == source.tokenizer(text)["input_ids"], text
+
+
+def test_the_gate_sees_punctuation_that_is_repeated_and_markup(tmp_path: Path):
+    """What int8 answered worst on all-MiniLM-L6-v2 where it was chosen by words alone."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models.tiny_bert(tmp_path / "model"))
+    source: Any = SimpleNamespace(tokenizer=tokenizer, max_length=64, config=None)
+    found = [text for _, text in texts(source, [])]
+    assert {mark * 64 for mark in "!?\u2026"} < set(found)
+    assert any(text.count("</p>") > 1 for text in found)

@@ -14,9 +14,11 @@ from onnx import helper, numpy_helper
 
 from engine.bundle import open_bundle
 from export.candidates import of_bundle
-from export.errors import Refused
+from export.errors import ParityFailed, Refused
 from export.measures import Measure
+from export.parity import _judge_together, _together
 from export.parity_answers import Answer, answers_of, summary_of
+from export.parity_cases import Case
 from export.parity_limits import GateLimits
 from export.precision_options import FIRST
 from export.tasks import export_task
@@ -73,3 +75,39 @@ def test_what_is_no_number_is_the_worst_wherever_it_stands():
         "mean_cosine": 0.75,
         "max_difference": 0.2,
     }
+
+
+@pytest.mark.parametrize(
+    ("precision", "given", "wrong", "passes"),
+    [
+        ("fp16", None, 20, True),
+        ("fp16", None, 24, False),  # rounded as in parity.json it is 0.02
+        ("int8", None, 100, True),
+        ("int8", None, 149, False),
+        ("int8", 0.017, 16, True),  # and this 0.02
+        ("int8", 0.017, 18, False),
+    ],
+)
+def test_all_rows_together_are_judged_by_figures_that_are_not_rounded(
+    precision: str, given: float | None, wrong: int, passes: bool
+):
+    """Of 1,000 characters, each heard in one frame, `wrong` are others."""
+    task = export_task("automatic-speech-recognition")
+    source: Any = SimpleNamespace(task=task, config=SimpleNamespace(pad_token_id=0))
+    tokens = np.zeros(2000, np.int32)
+    tokens[::2] = np.arange(1000) % 29 + 1
+    logits = np.zeros((2000, 32), np.float32)
+    logits[np.arange(2000), tokens] = 1
+    tokens[: 2 * wrong : 2] = 31
+    found = {"tokens": tokens}
+    case: Any = Case("sound", None, {"logits": logits})  # type: ignore[arg-type]
+    answers = [Answer(case, "graph", task.compare(source, case.expected, found), found)]
+    limits = {} if given is None else {"max_character_errors": given}
+    _, of_all = GateLimits(limits).of(task, precision)
+    together = {"graph": _together(answers, source, of_all)}
+    assert together["graph"] == {"max_character_errors": pytest.approx(wrong / 1000)}
+    if passes:
+        _judge_together(together, source, of_all)
+    else:
+        with pytest.raises(ParityFailed, match="together differ from the reference .* character errors at most"):
+            _judge_together(together, source, of_all)

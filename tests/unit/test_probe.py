@@ -17,6 +17,7 @@ from engine.probe import (
     missing_packages,
     onnxruntime_providers,
     promised_gpu,
+    sums_bytes_in_16_bits,
     tensorrt_version,
 )
 
@@ -60,6 +61,41 @@ def test_without_cgroup_the_affinity_counts(tmp_path: Path):
 def test_a_cpu_for_each_thread_only_where_there_are_as_many():
     assert cpus_of_threads(HERE + 1) == ()
     assert cpus_of_threads(HERE) == (tuple(sorted(os.sched_getaffinity(0))) if cpu_quota() == HERE else ())
+
+
+SKYLAKE = "fpu vme sse sse2 ssse3 avx avx2 avx512f avx512dq avx512cd avx512bw avx512vl arat"
+ROME = "fpu vme sse sse2 ssse3 avx avx2 sha_ni clzero arat"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (SKYLAKE, True),
+        (ROME, True),
+        (f"{SKYLAKE} avx512_vnni", False),  # Cascade Lake, Genoa
+        (f"{ROME} avx_vnni serialize", False),  # Alder Lake
+        (f"{SKYLAKE} amx_bf16 amx_tile amx_int8", False),
+        (f"{ROME} avx512_vnnix", True),
+        ("", True),
+    ],
+)
+def test_bytes_are_summed_in_16_bits_without_vnni(tmp_path: Path, flags: str, expected: bool):
+    (tmp_path / "proc").mkdir()
+    processor = (
+        f"processor\t: 0\nvendor_id\t: GenuineIntel\nfpu\t\t: yes\nflags\t\t: {flags}\nvmx flags\t: avx_vnni\n\n"
+    )
+    (tmp_path / "proc/cpuinfo").write_text(processor * 300)
+    assert sums_bytes_in_16_bits(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["processor\t: 0\nFeatures\t: fp asimd evtstrm aes asimddp\nCPU part\t: 0xd0c\n", "", None]
+)
+def test_no_other_cpu_is_taken_for_one_without_vnni(tmp_path: Path, text: str | None):
+    if text is not None:
+        (tmp_path / "proc").mkdir()
+        (tmp_path / "proc/cpuinfo").write_text(text)
+    assert not sums_bytes_in_16_bits(tmp_path)
 
 
 # Memory

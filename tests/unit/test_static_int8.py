@@ -103,7 +103,9 @@ def run(model: onnx.ModelProto, names: list[str] | None = None) -> list[Array]:
     model = copied(model)
     for name in names or ():
         model.graph.output.append(helper.make_empty_tensor_value_info(name))
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as the engine opens it without VNNI
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     found: list[Array] = session.run(names, {"x": PIXELS})
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from benchmarks.zoo.images import task_model
 from engine.bundle import open_bundle
 from export import ladder_cpu
 from export.__main__ import main
+from export.calibrate import METHODS
+from export.measures import Measure
+from export.parity import Gate
+from export.static_graphs import StaticInt8
 from tests.served import Served
 
 
@@ -55,6 +60,28 @@ def test_calibrated_scales_are_taken_where_they_are_faster(
     served = Served(out)
     assert len(served.ask({"images": images})) == len(images)
     served.close()
+
+
+@pytest.mark.parametrize("methods", [METHODS, METHODS[::-1]])
+def test_the_nearer_calibration_is_kept_whatever_rounding_leaves_of_them(
+    resnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, methods: Sequence[str]
+):
+    badness: list[float] = []
+
+    def check(self: Gate, *arguments: Any, **options: Any) -> dict[str, Any]:
+        try:
+            return real(self, *arguments, **options)
+        finally:
+            badness.append(self.badness)
+
+    real = Gate.check
+    monkeypatch.setattr(Gate, "check", check)
+    monkeypatch.setattr(Measure, "rounded", lambda self, value: 0.5)  # one digit leaves as little of near ones
+    monkeypatch.setattr(StaticInt8, "methods", methods)
+    (step,) = exported(resnet, tmp_path / "bundle", "--precision", "int8-static")["ladder"]["cpu"]
+    _, *tried = badness
+    assert len(set(tried)) == 2
+    assert step["step"] == f"int8, static, {methods[tried.index(min(tried))]}: every weight matrix"
 
 
 def test_where_they_are_not_faster_their_search_is_left_with_both_speeds(
