@@ -71,7 +71,13 @@ def test_a_portion_ends_with_the_last_of_its_jobs_and_no_other_job_counts(
 def test_a_benchmark_that_is_told_to_end_leaves_no_worker_behind(small_bundle: Path, number: signal.Signals):
     """One of the stock SDK's would ask an endpoint that is gone for jobs, again and again, on a whole CPU."""
     command = [sys.executable, "-m", "benchmarks", "soak", "--engine", "fake", "--bundle", str(small_bundle)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )  # under nohup, which these tests may be, it would rightly stay
     benchmark = psutil.Process(process.pid)
     while len(children := benchmark.children(recursive=True)) < 2:  # the worker's two
         assert process.poll() is None
