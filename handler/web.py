@@ -113,7 +113,8 @@ class Routes:
     def give_up(self) -> None:
         """Do not wait for bodies any more. What the engine has is not ours to end."""
         for reading in self._reading:
-            reading.reschedule(0.0)
+            if not reading.expired():
+                reading.reschedule(0.0)
 
     def _sent(self, route: _Route) -> _Route:
         """`route`, whose requests are open until the kernel has all of the reply: else the end of it dies with us."""
@@ -222,7 +223,7 @@ class Routes:
             return await self._engine.handle(job)
 
     async def _stream(self, request: web.Request, job: dict[str, Any]) -> web.StreamResponse:
-        """Parts as they come. Until there is one, what fails has a status of its own."""
+        """Parts as they come, without the end. Until there is one, what fails has a status of its own."""
         reply, is_failed = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"}), False
         if request.version < (1, 1):  # knows no chunks: the end of the connection is that of the reply
             reply.force_close()
@@ -248,7 +249,6 @@ class Routes:
         except ConnectionError:  # the client has gone
             return reply
         self.counts.ended(is_failed)
-        await reply.write_eof()
         return reply
 
     @asynccontextmanager
