@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.report.losses import losses
+from benchmarks.report.page import html
 from benchmarks.report.plot import Absent, Plot
 from benchmarks.report.plots import accuracy, coldstart, latency, load, padding, peers, published
 from benchmarks.report.stored import Source, Stored
@@ -115,6 +116,7 @@ def test_a_file_with_nothing_else_is_named_as_left_out():
     )
     both = stored(cpu=results.peers(), gpu=on(results.peers(), GPU))
     assert drawn(peers, both).source == "cpu, Invented, 2 CPUs; left out: gpu, NVIDIA Invented 80GB"
+    assert "All from cpu, Invented, 2 CPUs.</p>" in html(both, [])
 
 
 def test_each_precision_s_loss_is_there_whichever_file_has_it():
