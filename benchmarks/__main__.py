@@ -30,7 +30,7 @@ _COMMANDS = {
     "peers": "this worker beside the ones that users would run instead, in one run",
     "quick": "a few minutes of what can tell a regression, held against budgets and an earlier run",
     "readme": "write the README's tables anew from settings and results",
-    "recommend": "batch ladder, concurrency, precision and cost for a latency target, from results files",
+    "recommend": "engine, batch ladder, concurrency, precision and cost for a latency target, from results files",
     "report": "one page with plots, from results files",
     "tasks": "every task on every architecture: exported, compared; microseconds of each stage of a job",
     "soak": "a hundred thousand jobs: does memory grow, are files or threads left open",

@@ -4,28 +4,46 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from benchmarks.report.stored import Shape, Source, Stored, shape
-from benchmarks.rounds import REACHED, named_precision, plain
+from benchmarks.report.details import details
+from benchmarks.report.stored import AUTO, CPU, Shape, Source, Stored, shape
+from benchmarks.rounds import REACHED, named_precision, plain, without_engine
+from engine.config import Settings
 
 _LOADS = ("load", "peers")
 _GRIDS = ("throughput", "latency")
 """The grid of the bundle itself goes before that of encoders with random weights."""
 _MEAN = " (mean times, which a p99 is above)"
 
-_NO_SETTING = ("ours-fake", "ours-http", "ours-web", "ours-alone", "ours-handler")
-"""Of us as well, but no engine and precision of their own."""
+_OURS = "ours"
+"""Without its engine and precision; others of us, as ours-web and ours-alone, are no settings of their own."""
+
+
+def limit(env: str) -> int:
+    """The most that a setting of the worker takes."""
+    allowed = next(item.metadata["allowed"] for item in fields(Settings) if item.metadata["env"] == env)
+    return int(allowed.rsplit(" ", 1)[1])
+
+
+MOST_AT_ONCE, MOST_ROWS = limit("MAX_CONCURRENCY"), limit("MAX_BATCH_ROWS")
 
 
 class Setting(NamedTuple):
     """What is chosen between; what commands measured of it has this in common, whatever they called it."""
 
-    name: str
-    """Of the target, without its precision: ours, ours-tensorrt."""
+    engine: str
+    """AUTO where no file of a GPU's machine names the one that it was."""
     precision: str
+
+    def __str__(self) -> str:
+        return self.precision if self.engine == AUTO else f"{self.precision} on {self.engine}"
+
+
+OPEN, CLOSED, ALONE = range(3)
+"""Loops, and the engine alone."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +56,15 @@ class Point:
     jobs_per_s: float
     p99_ms: float
     concurrency: int
+    """Jobs that were under way at once, those that waited outside of the worker included."""
     order: int
-    """Open loops 0, closed ones 1, engine alone 2."""
+    """OPEN, CLOSED or ALONE: the order in which they count."""
+    taken: int = MOST_AT_ONCE
+    """MAX_CONCURRENCY of the worker that was measured."""
+    errors: int = 0
+    """Jobs that failed."""
+    jobs: int = 0
+    """Jobs that were answered, as far as they were counted."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +76,48 @@ class Grid:
     where: str
     runs: dict[int, tuple[float, float]]
     """Batch -> p50 and p99 in ms."""
+    too_large: set[int]
+    """Batches that MAX_BATCH_ROWS does not take."""
 
 
 def our_settings(known: Stored) -> list[Setting]:
     """This worker's engines and precisions, in the order of the files; not the one without a model."""
-    scenarios = [(source, scenario) for source in known.sources for scenario in (*_LOADS, *_GRIDS)]
-    found = [setting_of(source, target) for source, scenario in scenarios for target in source.targets(scenario)]
-    return [one for one in dict.fromkeys(found) if one.name.split("-")[0] == "ours" and one.name not in _NO_SETTING]
+    found = _measured(known, (*_LOADS, *_GRIDS))
+    return list(dict.fromkeys(setting_of(known, *where) for where in found))
 
 
-def setting_of(source: Source, target: str) -> Setting:
+def _measured(known: Stored, scenarios: Sequence[str]) -> list[tuple[Source, str, str]]:
+    """Source, scenario and target of everything that is of a setting."""
+    every = [(source, scenario) for source in known.sources for scenario in scenarios]
+    found = [(source, scenario, target) for source, scenario in every for target in source.targets(scenario)]
+    return [one for one in found if without_engine(plain(one[2])) == _OURS]
+
+
+def setting_of(known: Stored, source: Source, scenario: str, target: str) -> Setting:
+    """The engine by the target's name or by the options, and the precision.
+
+    On a GPU `auto` is the engine that the files name for this precision, TensorRT where they name both: it is what
+    `auto` prefers.
+    """
+    engine, precision = source.engine(scenario, target), _precision(source, scenario, target)
+    if engine == AUTO:
+        told = {
+            one.engine(each, name)
+            for one, each, name in _measured(known, (*_LOADS, *_GRIDS, "accuracy"))
+            if _precision(one, each, name) == precision
+        }
+        engine = max(told - {CPU, AUTO}, default=AUTO)  # of onnxruntime-cuda and tensorrt the latter
+    return Setting(engine, precision)
+
+
+def _precision(source: Source, scenario: str, target: str) -> str:
     """By what `peers` saw served, whose names are its bundles'; else by the target's name, "ours" being fp32.
 
     Files of `latency` from when it called every precision "ours" say it in their options.
     """
     found = source.results.environment.get("targets", {}).get(target, {}).get("precision")
-    named = named_precision(target) or source.results.options.get("precision")
-    return Setting(plain(target), str(found or named or "fp32"))
+    named = named_precision(target) or source.options(scenario).get("precision")
+    return str(found or named or "fp32")
 
 
 def points_of(known: Stored, setting: Setting, length: int | None, model: str | None) -> Iterator[Point]:
@@ -85,23 +135,25 @@ def points_of(known: Stored, setting: Setting, length: int | None, model: str | 
     for batch, (p50, p99) in (grid.runs if grid else {}).items():
         assert grid is not None
         where = f"{grid.where}, batch {batch}: the engine alone, without a worker around it; `load` of it would tell"
-        yield Point(setting, grid.target, where, batch / p50 * 1e3, 2 * p99, 2 * batch, 2)
+        yield Point(setting, grid.target, where, batch / p50 * 1e3, 2 * p99, 2 * batch, ALONE)
 
 
 def _targets(known: Stored, scenario: str, setting: Setting) -> list[tuple[Source, str]]:
-    found = [(source, target) for source in known.sources for target in source.targets(scenario)]
-    return [(source, target) for source, target in found if setting_of(source, target) == setting]
+    found = _measured(known, (scenario,))
+    return [(source, target) for source, _, target in found if setting_of(known, source, scenario, target) == setting]
 
 
 def _loads(source: Source, scenario: str, setting: Setting, target: str) -> Iterator[Point]:
-    names = dict.fromkeys(one.point for one in source.results.of(scenario) if one.target == target)
-    details = source.results.details
-    loops = (details.get(scenario) or details).get("open_loop") or []  # of several scenarios, by each one's name
+    names = dict.fromkeys(one.point for one in source.of(scenario) if one.target == target)
+    loops = details(source.results, scenario, "open_loop") or []
     late = {
         loop["point"]
         for loop in loops
         if loop["target"] == target and sum(loop["reached_per_s"]) < REACHED * sum(loop["offered_per_s"])
     }
+    counted = details(source.results, scenario, "counts") or []
+    counts = {one["point"]: (sum(one["errors"]), sum(one["jobs"])) for one in counted if one["target"] == target}
+    taken = int(source.options(scenario).get("concurrency") or Settings.max_concurrency)
     for name in names:
         closed = re.fullmatch(r"(\d+) clients?", name)
         if not closed and not name.startswith("rate "):
@@ -113,7 +165,17 @@ def _loads(source: Source, scenario: str, setting: Setting, target: str) -> Iter
             continue
         together = int(closed[1]) if closed else max(1, math.ceil(rate.median * p99.median / 1e3))
         where = f"{source.name}, {scenario}, {target}, {name}"
-        yield Point(setting, target, where, rate.median, p99.median, together, 1 if closed else 0)
+        yield Point(
+            setting,
+            target,
+            where,
+            rate.median,
+            p99.median,
+            together,
+            CLOSED if closed else OPEN,
+            taken,
+            *counts.get(name, ()),
+        )
 
 
 def grid_of(known: Stored, setting: Setting, length: int | None, model: str | None) -> Grid | None:
@@ -124,7 +186,11 @@ def grid_of(known: Stored, setting: Setting, length: int | None, model: str | No
             for place, run in _runs(source, scenario, target):
                 where = f"{source.name}, {scenario}, {target}, {_length_of(place)}{_MEAN * (scenario == _GRIDS[0])}"
                 grids = made.setdefault((scenario, place.of), {})
-                grids.setdefault(place.tokens, Grid(target, place.tokens, where, {})).runs.setdefault(place.batch, run)
+                grid = grids.setdefault(place.tokens, Grid(target, place.tokens, where, {}, set()))
+                if place.batch > MOST_ROWS:
+                    grid.too_large.add(place.batch)
+                else:
+                    grid.runs.setdefault(place.batch, run)
     lengths = next((grids for (_, of), grids in made.items() if model in (None, of)), None)
     if not lengths:
         return None
@@ -134,7 +200,7 @@ def grid_of(known: Stored, setting: Setting, length: int | None, model: str | No
 
 def _runs(source: Source, scenario: str, target: str) -> Iterator[tuple[Shape, tuple[float, float]]]:
     """Shape, and p50 and p99 of a run in ms, where it has both; of `throughput` its mean for both."""
-    for one in source.results.of(scenario):
+    for one in source.of(scenario):
         place = shape(one.point)
         if one.target != target or not place or not one.median > 0:
             continue

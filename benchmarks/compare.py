@@ -3,7 +3,11 @@
 Measurements are paired by scenario, target, point and metric. Where one has a floor its ratios to it are compared,
 round by round, so that another day's machine counts for nothing; else its plain values. A change counts when, at the
 given confidence, it is larger than the least effect (see shift.py): one that is sure but small is not called worse, and
-one that is large but unsure is not called unchanged.
+one that is large but unsure is not called unchanged. What has no value any more is worse, too, and what only one of the
+files has is named.
+
+Figures that are good near 1 are compared by their distance from it, or a loss that is ten times as large would pass for
+unchanged: cosines as 1 - cosine, growth as growth - 1.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -29,6 +33,11 @@ _VERDICTS = (WORSE, BETTER, NOISY, UNCHANGED)
 CONFIDENCE, EFFECT = 0.95, 0.05
 _NOT_THE_MACHINE = ("date", "commit")  # of an environment: these are meant to differ
 _NOT_THE_LOAD = ("rounds", "runs")
+_FROM_ONE = {
+    "cosine": ("1 - ", "", 1e-6),  # what float32 sums of the same vectors differ by
+    "growth": ("", " - 1", 0.01),  # what is allowed of it: less is the allocator's, not of jobs
+}
+"""End of a metric's name -> how its distance from 1 is written, and the least that means anything."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +50,26 @@ class Finding:
     low: float
     high: float
     basis: str
-    """What was compared: "floor" (multiples of it) or "value"."""
+    """What was compared: "floor" (multiples of it), "value", or "from 1" (the distance from it)."""
     before: float
     """The median of what was compared."""
     after: float
+    """NaN, as all of the change, where there is no value any more."""
     repeats: tuple[int, int]
 
     @property
     def name(self) -> str:
         """As in "load: ours, 32 clients, p99_ms"."""
-        return f"{self.key[0]}: {', '.join(self.key[1:])}"
+        scenario, target, point, metric = self.key
+        if self.basis == "from 1":
+            front, behind, _ = _from_one(metric) or ("", "", 0.0)
+            metric = f"{front}{metric}{behind}"
+        return f"{scenario}: {target}, {point}, {metric}"
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether there was a value before, and none after."""
+        return not self.repeats[1]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,9 +101,11 @@ def main(args: argparse.Namespace) -> int:
         print(f"compare: {error}", file=sys.stderr)
         return 2
     if args.json:
-        print(json.dumps({"notes": notes(before, after), "findings": [_as_json(one) for one in findings]}, indent=1))
+        told = notes(before, after, args.targets)
+        print(json.dumps({"notes": told, "findings": [_as_json(one) for one in findings]}, indent=1))
     else:
-        print(report(before, after, findings, confidence=args.confidence, effect=args.effect, all_=args.all))
+        options = {"confidence": args.confidence, "effect": args.effect, "targets": args.targets}
+        print(report(before, after, findings, **options, all_=args.all))
     return int(any(one.verdict == WORSE for one in findings))
 
 
@@ -96,12 +117,12 @@ def compare(
     effect: float = EFFECT,
     targets: str = "ours*",
 ) -> list[Finding]:
-    """What both files measured of `targets`, the worst first.
+    """What both files measured of `targets`, the worst first; of the second also what has no value any more.
 
     Raises ValueError when they have nothing in common.
     """
     wanted = [one for one in before.measurements if fnmatch(one.target, targets) and _values(one.repeats)]
-    pairs = [(one, same) for one in wanted if (same := after.find(one.key)) and _values(same.repeats)]
+    pairs = [(one, same) for one in wanted if (same := after.find(one.key))]
     if not pairs:
         raise ValueError(
             f"the files have no measurement of {targets} in common: the first holds {_scenarios(before)}, the second "
@@ -123,12 +144,23 @@ def _scenarios(results: Results) -> str:
 def _finding(
     old: Measurement, new: Measurement, before: Results, after: Results, confidence: float, effect: float
 ) -> Finding:
-    basis, first, second = "floor", _values(before.ratios(old)), _values(after.ratios(new))
+    basis, better, first, second = "floor", old.better, _values(before.ratios(old)), _values(after.ratios(new))
     if not first or not second or old.floor != new.floor:
         basis, first, second = "value", _values(old.repeats), _values(new.repeats)
+    if not second:
+        nothing = (math.nan,) * 3
+        return Finding(old.key, WORSE, *nothing, basis, statistics.median(first), math.nan, (len(first), 0))
+    if basis == "value" and (distance := _from_one(old.metric)):
+        basis, better = "from 1", "lower"
+        sign = 1 if old.better == "lower" else -1
+        first, second = ([max(distance[2], sign * (one - 1)) for one in values] for values in (first, second))
     moved = shift(first, second, confidence)
     medians = statistics.median(first), statistics.median(second)
-    return Finding(old.key, verdict(moved, old.better, effect), *moved, basis, *medians, (len(first), len(second)))
+    return Finding(old.key, verdict(moved, better, effect), *moved, basis, *medians, (len(first), len(second)))
+
+
+def _from_one(metric: str) -> tuple[str, str, float] | None:
+    return next((found for end, found in _FROM_ONE.items() if metric.endswith(end)), None)
 
 
 def verdict(moved: Shift, better: str, effect: float) -> str:
@@ -139,8 +171,8 @@ def verdict(moved: Shift, better: str, effect: float) -> str:
     return UNCHANGED if least <= moved.low and moved.high <= most else NOISY
 
 
-def notes(before: Results, after: Results) -> list[str]:
-    """What differs between the files besides their figures, a sentence each."""
+def notes(before: Results, after: Results, targets: str = "ours*") -> list[str]:
+    """What differs between the files besides the figures of both, a sentence each."""
     found = []
     for what, old, new, left_out in (
         ("environment differs", before.environment, after.environment, _NOT_THE_MACHINE),
@@ -148,7 +180,25 @@ def notes(before: Results, after: Results) -> list[str]:
     ):
         if differing := _differences(old, new, left_out):
             found.append(f"The {what}: {'; '.join(differing)}.")
+    measured = {one.key for one in before.measurements if _values(one.repeats)}
+    for which, one, theirs in (("first", before, {one.key for one in after.measurements}), ("second", after, measured)):
+        if alone := list(_alone(one, theirs, targets)):
+            found.append(f"Only the {which} file has {'; '.join(alone)}.")
     return found
+
+
+def _alone(one: Results, theirs: Collection[Key], targets: str) -> Iterator[str]:
+    """What has a value and is not among `theirs`: a target, a point of it, or some metrics at a point."""
+    known = {key[:depth] for key in theirs for depth in (2, 3)}
+    metrics: dict[tuple[str, ...], list[str]] = {}
+    for found in one.measurements:
+        if not fnmatch(found.target, targets) or not _values(found.repeats) or found.key in theirs:
+            continue
+        place = next((found.key[:depth] for depth in (2, 3) if found.key[:depth] not in known), found.key[:3])
+        metrics.setdefault(place, []).append(found.metric)
+    for place, names in metrics.items():
+        scenario, *rest = (*place, *(names if place in known else []))
+        yield f"{scenario}: {', '.join(rest)}"
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], left_out: Sequence[str], path: str = "") -> list[str]:
@@ -171,6 +221,7 @@ def report(
     *,
     confidence: float,
     effect: float,
+    targets: str = "ours*",
     all_: bool = False,
 ) -> str:
     """What changed, as Markdown, and a sentence for what is worse, scenario by scenario."""
@@ -179,7 +230,7 @@ def report(
         f"{before.environment.get('commit')} of {before.environment.get('date')} -> "
         f"{after.environment.get('commit')} of {after.environment.get('date')}: {len(findings)} measurements, each at "
         f"{confidence:.0%} confidence, changes of {effect:.0%} and less left out",
-        *notes(before, after),
+        *notes(before, after, targets),
         "",
     ]
     if shown:
@@ -202,11 +253,13 @@ def _medians(one: Finding) -> tuple[str, str]:
 
 def change(one: Finding) -> str:
     """As in +12%."""
-    return _percent(one.change)
+    return "no value" if one.is_gone else _percent(one.change)
 
 
 def span(one: Finding) -> str:
     """Both bounds; "-" where there are too few repeats for any."""
+    if one.is_gone:
+        return "-"
     if math.isinf(one.low):
         return f"- ({one.repeats[0]} and {one.repeats[1]} repeats are too few)"
     return f"{_percent(one.low)} to {_percent(one.high)}"
@@ -217,5 +270,9 @@ def _percent(factor: float) -> str:
 
 
 def _as_json(one: Finding) -> dict[str, Any]:
-    bounds = {"low": None, "high": None} if math.isinf(one.low) else {}  # JSON knows no infinity
-    return {**asdict(one), **bounds}
+    """JSON knows neither infinity nor NaN."""
+    return {name: value if _is_finite(value) else None for name, value in asdict(one).items()}
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

@@ -20,7 +20,7 @@ from engine.config import Settings
 from engine.errors import BundleError
 from engine.plan import Machine, mismatch, plans_of, stale
 from engine.probe import gpu, tensorrt_version
-from engine.select import select
+from engine.select import Choice, select
 
 ENGINES = ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
@@ -41,9 +41,9 @@ def served_precision(path: Path, environ: Mapping[str, str]) -> str:
 
     To be asked when the worker has started: by then a plan that it built is there. Raises WorkerError.
     """
-    settings, bundle = Settings.from_environ(environ), open_bundle(path)
+    bundle = open_bundle(path)
     name, graph = next(iter(bundle.manifest.graphs.items()))
-    choice = select(settings, gather(bundle, settings, name))
+    choice = _choice(bundle, environ)
     if choice.plan is not None:
         return choice.plan.plan.precision
     runtime, _, provider = choice.engine.partition("-")
@@ -51,6 +51,16 @@ def served_precision(path: Path, environ: Mapping[str, str]) -> str:
         return bundle.manifest.precision
     file, fused = bundle.onnx_of(name, provider)
     return next(precision for precision, one in (graph.fused if fused else graph.onnx).items() if one == file)
+
+
+def served_engine(path: Path, environ: Mapping[str, str]) -> str:
+    """The engine that such a worker has: with `auto` the one that was picked. As `served_precision`."""
+    return _choice(open_bundle(path), environ).engine
+
+
+def _choice(bundle: Bundle, environ: Mapping[str, str]) -> Choice:
+    settings = Settings.from_environ(environ)
+    return select(settings, gather(bundle, settings, next(iter(bundle.manifest.graphs))))
 
 
 def runs(engine: str, precision: str) -> bool:

@@ -29,7 +29,8 @@ from benchmarks.bert_bundle import bert_bundle
 from benchmarks.bert_graph import SHAPES
 from benchmarks.exported import BUILD
 from benchmarks.machine import machine
-from benchmarks.measure import markdown, write_json
+from benchmarks.measure import markdown, text_of, write_json
+from benchmarks.results_file import a_list, a_mapping
 from benchmarks.shapes import torch_python
 from engine.probe import gpu
 
@@ -123,10 +124,19 @@ def _bundle_is_there(step: Step, path: Path, log: Path) -> bool:
 
 
 def _earlier(summary: Path, names: set[str]) -> list[Any]:
-    """The steps of earlier calls that this one does not repeat: where time is short, the work is split."""
+    """The steps of earlier calls that this one does not repeat: where time is short, the work is split.
+
+    Raises ValueError for a file that is damaged.
+    """
     if not summary.exists():
         return []
-    return [step for step in json.loads(summary.read_text())["steps"] if step["name"] not in names]
+    try:
+        found = a_list(a_mapping(json.loads(text_of(summary)), "the file")["steps"], "steps")
+        return [step for step in found if a_mapping(step, "a step")["name"] not in names]
+    except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{summary} is not of an earlier call ({error!r}); remove it, or name another --out"
+        ) from error
 
 
 def steps_of(args: argparse.Namespace) -> list[Step]:

@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks import arguments
 from benchmarks.clients import Answers, Clients, Json, embed_jobs
-from benchmarks.engines import identity, served_precision
+from benchmarks.engines import identity, served_engine, served_precision
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor import Floor
 from benchmarks.knee import KNEE, knee
@@ -39,7 +39,7 @@ from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import arrivals, stream, texts
 from engine.bundle import open_bundle
-from engine.config import ENGINES
+from engine.config import ENGINES, Settings
 
 SCENARIO = "load"
 FLOOR, BARE = "floor", "bare"
@@ -270,7 +270,11 @@ def _results(runs: Sequence[_Run], args: argparse.Namespace, known: Mapping[str,
         for point in runs[0].offered
     ]
     details = {"counts": counts, "open_loop": loops, "knee": knee(loops)}
-    return Results(known, {**options_of(vars(args)), **identity(args.bundle)}, found, details)
+    served = {
+        "served_engine": served_engine(args.bundle, {**os.environ, "ENGINE": args.engine}),
+        "concurrency": Settings.from_environ(os.environ).max_concurrency,  # jobs that the worker took at once
+    }
+    return Results(known, {**options_of(vars(args)), **served, **identity(args.bundle)}, found, details)
 
 
 def table(results: Results) -> str:

@@ -6,9 +6,11 @@ Everything comes from measurements of one machine, for a price is of one machine
 - A batch is in the ladder when two runs of it, by their p99, fit into the target: a job that arrives while one runs
   waits for its end, then for its own. A batch that brings no more rows a second than a smaller one is left out.
 - The rate of a worker is the highest measured under load (`load`, `peers`) with a p99 within the target; open loops
-  count before closed ones, for real callers do not wait for each other. Concurrency is the closed loop's clients, or,
-  of an open loop, rate times p99 (Little's law with the slow jobs in it).
+  count before closed ones, for real callers do not wait for each other. A load in which a job failed does not count.
+- Concurrency is the closed loop's clients, or, of an open loop, rate times p99 (Little's law with the slow jobs in it);
+  no more than the worker that was measured took at once.
 - Without a load measurement the engine's rows a second stand in, and the answer says so.
+- What belongs together has the same engine and precision, whatever the commands called it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks import arguments
-from benchmarks.candidates import Grid, Point, Setting, grid_of, our_settings, points_of, setting_of
+from benchmarks.candidates import (
+    ALONE,
+    MOST_AT_ONCE,
+    MOST_ROWS,
+    Grid,
+    Point,
+    Setting,
+    grid_of,
+    our_settings,
+    points_of,
+    setting_of,
+)
 from benchmarks.measure import figure
 from benchmarks.report.stored import Source, Stored, stored
 
@@ -48,6 +61,7 @@ class Recommendation:
 
     machine: str
     target: str
+    engine: str
     precision: str
     ladder: tuple[int, ...]
     """Rows of the batches; empty where no grid was measured."""
@@ -134,12 +148,16 @@ def recommend(known: Stored, asked: Asked) -> Recommendation | str:
     refused: list[str] = []
     points: list[Point] = []
     for setting in our_settings(known):
-        loss = losses.get(setting)
+        loss, files = losses.get(setting, (None, ()))
         if asked.max_loss is not None and (loss is None or loss > asked.max_loss):
             why = "is in no file of `accuracy`" if loss is None else f"is {loss:.2g}"
-            refused.append(f"{setting.precision} is out: its accuracy loss {why}, allowed is {asked.max_loss:g}")
+            refused.append(f"{setting} is out: its accuracy loss {why}, allowed is {asked.max_loss:g}")
             continue
-        points += points_of(known, setting, asked.length, asked.model)
+        for point in points_of(known, setting, asked.length, asked.model):
+            if point.errors:
+                refused.append(f"{point.where} is out: {point.errors} of {point.errors + point.jobs} jobs failed")
+            else:
+                points.append(point)
     fit = [point for point in points if point.p99_ms <= asked.p99_ms]
     if not fit:
         return _nothing(points, refused, asked)
@@ -147,20 +165,22 @@ def recommend(known: Stored, asked: Asked) -> Recommendation | str:
     best = max((point for point in fit if point.order == kind), key=lambda point: point.jobs_per_s)
     grid = grid_of(known, best.setting, asked.length, asked.model)
     ladder = _ladder(grid, asked.p99_ms) if grid else ()
-    measured = [f"rate and p99: {best.where}", *([f"ladder: {grid.where}"] if grid else [])]
-    measured += [f"accuracy: {_accuracy_source(known)}"] if best.setting in losses else []
-    measured += _waiting(fit, best)
+    loss, files = losses.get(best.setting, (None, ()))
+    measured = [f"rate and p99: {best.where}", *(_ladder_comes_from(grid, asked) if grid else [])]
+    measured += [f"accuracy: {', '.join(files)}"] if files else []
+    measured += [*_beyond_what_was_taken(best), *_waiting(fit, best)]
     workers = math.ceil(asked.rate / best.jobs_per_s) if asked.rate else None
     return Recommendation(
         known.sources[0].machine,
         best.target,
+        best.setting.engine,
         best.setting.precision,
         ladder,
         grid.tokens if grid else None,
-        best.concurrency,
+        min(best.concurrency, best.taken, MOST_AT_ONCE),
         best.jobs_per_s,
         best.p99_ms,
-        losses.get(best.setting),
+        loss,
         cost_per_million(asked.price_per_hour, best.jobs_per_s),
         workers,
         cost_per_million(asked.price_per_hour * workers, asked.rate) if workers and asked.rate else None,
@@ -168,12 +188,31 @@ def recommend(known: Stored, asked: Asked) -> Recommendation | str:
     )
 
 
+def _ladder_comes_from(grid: Grid, asked: Asked) -> Iterator[str]:
+    yield f"ladder: {grid.where}"
+    if asked.length is not None and grid.tokens < asked.length:
+        yield f"length: no row of {asked.length} tokens was measured; the longest has {grid.tokens}, and runs sooner"
+    if grid.too_large:
+        batches = ", ".join(map(str, sorted(grid.too_large)))
+        yield f"batches of {batches} rows are out: MAX_BATCH_ROWS takes {MOST_ROWS} at most"
+
+
+def _beyond_what_was_taken(best: Point) -> Iterator[str]:
+    if best.concurrency <= (taken := min(best.taken, MOST_AT_ONCE)):
+        return
+    if best.order == ALONE:
+        yield f"concurrency: two batches are {best.concurrency} jobs, and MAX_CONCURRENCY takes {taken} at most"
+        return
+    more = "; `load` with MAX_CONCURRENCY set tells what more bring" if taken < MOST_AT_ONCE else ""
+    yield f"concurrency: {best.concurrency} jobs were under way, of which the worker took {taken} at once{more}"
+
+
 def _waiting(fit: Sequence[Point], best: Point) -> list[str]:
     """Other precisions that look faster, but by a measurement that counts for less."""
     faster = [point for point in fit if point.order > best.order and point.jobs_per_s > best.jobs_per_s]
     by_setting = {point.setting: point for point in sorted(faster, key=lambda point: point.jobs_per_s)}
     return [
-        f"{setting.precision} may be faster ({figure(point.jobs_per_s)} jobs/s: {point.where})"
+        f"{setting} may be faster ({figure(point.jobs_per_s)} jobs/s: {point.where})"
         for setting, point in by_setting.items()
         if setting != best.setting
     ]
@@ -187,7 +226,11 @@ def cost_per_million(price_per_hour: float, jobs_per_s: float) -> float:
 def said(found: Recommendation, asked: Asked) -> str:
     """The recommendation in lines."""
     loss = "" if found.accuracy_loss is None else f", accuracy loss {found.accuracy_loss:.1e}"
-    lines = [f"on {found.machine}, for p99 <= {asked.p99_ms:g} ms", f"precision       {found.precision}{loss}"]
+    lines = [
+        f"on {found.machine}, for p99 <= {asked.p99_ms:g} ms",
+        f"engine          {found.engine} (ENGINE={found.engine})",
+        f"precision       {found.precision}{loss}",
+    ]
     if found.ladder:
         ladder = ",".join(map(str, found.ladder))
         at = f" at {found.length} tokens" if found.length else ""
@@ -197,16 +240,19 @@ def said(found: Recommendation, asked: Asked) -> str:
             f"batch ladder    1: two runs of no measured batch fit at {found.length} tokens (MAX_BATCH_ROWS=1)"
         )
     else:
-        lines.append("batch ladder    not known: no run of `latency` or `throughput` is among the files")
+        lines.append(
+            "batch ladder    not known: no run of `latency` or `throughput` of this engine and precision is among the "
+            "files"
+        )
     lines += [
         f"concurrency     {found.concurrency} (MAX_CONCURRENCY={found.concurrency})",
         f"one worker      {figure(found.jobs_per_s)} jobs/s with p99 {figure(found.p99_ms)} ms",
-        f"cost            {found.cost_per_million:.2f} per million requests, always busy",
+        f"cost            {figure(found.cost_per_million)} per million requests, always busy",
     ]
     if found.workers is not None and found.cost_per_million_at_rate is not None:
         lines.append(
             f"for {asked.rate:g} jobs/s  {found.workers} worker{'s' * (found.workers > 1)}, "
-            f"{found.cost_per_million_at_rate:.2f} per million requests"
+            f"{figure(found.cost_per_million_at_rate)} per million requests"
         )
     return "\n".join([*lines, *(f"from            {sentence}" for sentence in found.measured)])
 
@@ -220,7 +266,7 @@ def _nothing(points: Sequence[Point], refused: Sequence[str], asked: Asked) -> s
         )
         return f"Nothing meets {target}: {without}."
     nearest = min(points, key=lambda point: point.p99_ms)
-    reached = f"{nearest.setting.precision} with p99 {figure(nearest.p99_ms)} ms"
+    reached = f"{nearest.setting} with p99 {figure(nearest.p99_ms)} ms"
     return "; ".join([f"Nothing meets {target}; the nearest is {reached} ({nearest.where})", *refused]) + "."
 
 
@@ -235,16 +281,13 @@ def _ladder(grid: Grid, p99_ms: float) -> tuple[int, ...]:
     return tuple(taken)
 
 
-def _losses(known: Stored) -> dict[Setting, float]:
-    """The worst of each setting."""
-    from benchmarks.report.losses import losses
+def _losses(known: Stored) -> dict[Setting, tuple[float, tuple[str, ...]]]:
+    """The worst of each setting, and the files that have one."""
+    from benchmarks.report.losses import SCENARIO, losses
 
-    found: dict[Setting, float] = {}
-    for one in losses(known):
-        setting = setting_of(one.source, one.target)
-        found[setting] = max(found.get(setting, 0.0), one.loss)
+    found: dict[Setting, tuple[float, tuple[str, ...]]] = {}
+    for one in losses(known.sources):
+        setting = setting_of(known, one.source, SCENARIO, one.target)
+        worst, files = found.get(setting, (0.0, ()))
+        found[setting] = max(worst, one.loss), tuple(dict.fromkeys((*files, one.source.name)))
     return found
-
-
-def _accuracy_source(known: Stored) -> str:
-    return ", ".join(source.name for source in known.having("accuracy"))

@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -98,24 +98,87 @@ def write(path: Path, results: Results) -> None:
 def read(path: Path) -> Results:
     """Read a results file. Raises ValueError, with the fix, for one of another form."""
     try:
-        found = json.loads(text_of(path))
+        found = a_mapping(json.loads(text_of(path)), "the file")
         version = found["schema_version"]
         if version != SCHEMA_VERSION:
-            raise ValueError(f"{path} has schema_version {version}, this reads {SCHEMA_VERSION}; measure it anew")
+            raise ValueError(f"{path} has schema_version {version!r}, this reads {SCHEMA_VERSION}; measure it anew")
         return Results(
-            environment=found["environment"],
-            options=found["options"],
-            measurements=tuple(_measurements(found["measurements"])),
-            details=found.get("details", {}),
+            environment=_environment(a_mapping(found["environment"], "environment")),
+            options=a_mapping(found["options"], "options"),
+            measurements=tuple(map(_measurement, a_list(found["measurements"], "measurements"))),
+            details=_details(a_mapping(found.get("details", {}), "details")),
         )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a results file of this suite ({error!r}); measure it anew") from error
 
 
-def _measurements(found: Iterable[Mapping[str, Any]]) -> Iterable[Measurement]:
-    for one in found:
-        floor = one.get("floor")
-        yield Measurement(**{**one, "repeats": tuple(one["repeats"]), "floor": tuple(floor) if floor else None})
+_LOOPS = {"counts": ("jobs", "errors"), "open_loop": ("offered_per_s", "reached_per_s")}
+"""Lists of `details` that are read again -> the numbers of each entry, beside its target and its point."""
+
+
+def _environment(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    a_mapping(found.get("versions", {}), "environment.versions")
+    for target, told in a_mapping(found.get("targets", {}), "environment.targets").items():
+        a_mapping(told, f"environment.targets.{target}")
+    return found
+
+
+def _measurement(found: Any) -> Measurement:
+    one = a_mapping(found, "a measurement")
+    floor = one.get("floor")
+    made = Measurement(
+        **{**one, "repeats": _numbers(one["repeats"]), "floor": tuple(a_list(floor, "floor")) if floor else None}
+    )
+    texts = (made.scenario, made.target, made.point, made.metric, made.unit, *(made.floor or ()))
+    if not all(isinstance(text, str) for text in texts) or made.better not in ("higher", "lower"):
+        raise TypeError(f"a measurement of {made.target} has something else for a name")
+    if made.floor and len(made.floor) != 3:
+        raise TypeError(f"the floor of a measurement of {made.target} is not a target, a point and a metric")
+    return made
+
+
+def _details(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As it is. Raises TypeError or KeyError where what is read again, of one scenario or of several, is damaged."""
+    for part in (found, *(part for part in found.values() if isinstance(part, Mapping))):
+        for name, figures in _LOOPS.items():
+            for entry in a_list(part.get(name) or [], name):
+                if not all(isinstance(a_mapping(entry, name)[word], str) for word in ("target", "point")):
+                    raise TypeError(f"{name} has something else for a name")
+                for figure in figures:
+                    if None in _numbers(entry[figure]):
+                        raise TypeError(f"{name} has no {figure}")
+        if part.get("knee") is not None:
+            a_mapping(part["knee"], "knee")["point"]
+        for stages in a_mapping(part.get("stages") or {}, "stages").values():
+            for times in a_mapping(stages, "stages").values():
+                for ms in a_mapping(times or {}, "stages").values():
+                    _numbers(ms)
+    return found
+
+
+def a_mapping(found: Any, name: str) -> Mapping[str, Any]:
+    """`found`. Raises TypeError when it is something else."""
+    if not isinstance(found, Mapping):
+        raise TypeError(f"{name} is no object but {_shown(found)}")
+    return found
+
+
+def a_list(found: Any, name: str) -> Sequence[Any]:
+    """As `a_mapping`."""
+    if not isinstance(found, list):
+        raise TypeError(f"{name} is no list but {_shown(found)}")
+    return found
+
+
+def _numbers(found: Any) -> tuple[float | None, ...]:
+    for value in a_list(found, "a figure's rounds"):
+        if not isinstance(value, int | float | None):
+            raise TypeError(f"{_shown(value)} is no number")
+    return tuple(found)
+
+
+def _shown(found: Any) -> str:
+    return repr(found)[:40]
 
 
 def earlier(before: Results, now: Mapping[str, Any], rows: Iterable[str]) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ _UNITS: tuple[tuple[str, str, Literal["higher", "lower"]], ...] = (
 REACHED = 0.95
 """Of what an open loop offers; where less is answered in its time, the queue grows for as long as it lasts."""
 _PRECISION = re.compile(r"-(fp32|tf32|fp16|bf16|int8)(?=-|$)")
+_ENGINE = re.compile(r"-(tensorrt|onnxruntime-cuda|onnxruntime-cpu)(?=-|$)")
 
 
 def unit(metric: str) -> tuple[str, Literal["higher", "lower"]]:
@@ -77,6 +78,17 @@ def plain(target: str) -> str:
 def named_precision(target: str) -> str | None:
     """The precision in a target's name; None where there is none in it."""
     found = _PRECISION.search(target)
+    return found[1] if found else None
+
+
+def without_engine(target: str) -> str:
+    """`target` without the engine that it was told: `ours-tensorrt-fp16` is `ours-fp16`."""
+    return _ENGINE.sub("", target)
+
+
+def named_engine(target: str) -> str | None:
+    """The engine in a target's name; None where there is none in it."""
+    found = _ENGINE.search(target)
     return found[1] if found else None
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from benchmarks.report.compared import compare
-from benchmarks.report.stored import Source, Stored
+from benchmarks.report.stored import Source
 from benchmarks.results_file import Measurement
 
 SCENARIO = "accuracy"
@@ -32,11 +33,11 @@ class Loss:
         return max(0.0, 1 - self.cosine)
 
 
-def losses(known: Stored) -> list[Loss]:
+def losses(sources: Iterable[Source]) -> list[Loss]:
     """One for each of our precisions, in the order of the files."""
     made = []
-    for source in known.having(SCENARIO):
-        cosines = (one for one in source.results.of(SCENARIO) if one.metric == _COSINE and one.target != "floor")
+    for source in sources:
+        cosines = (one for one in source.of(SCENARIO) if one.metric == _COSINE and one.target != "floor")
         for one in (one for one in cosines if one.median == one.median):
             mine, base = (source.value(SCENARIO, target, one.point, _RATE) for target in (one.target, "ours"))
             both = compare(mine, base) if mine else None

@@ -65,6 +65,7 @@ def html(known: Stored, made: Sequence[Plot | Absent]) -> str:
     absent = [one for one in made if isinstance(one, Absent)]
     return environment.get_template("page.html.j2").render(
         cards=cards(known),
+        cards_source=f"{peers.name}, {peers.machine}" if (peers := compared.chosen(known)) else "",
         peers_command=next((one.command for one in absent if one.name == compared.SCENARIO), compared.COMMAND),
         plots=plots,
         drawings={one.name: (inline(one, narrow=False), inline(one, narrow=True)) for one in plots},

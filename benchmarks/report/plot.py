@@ -171,6 +171,20 @@ def _drawn(plot: Plot, narrow: bool, kind: Literal["svg", "png"]) -> bytes:
     return file.getvalue()
 
 
+def wrapped(label: str, *, narrow: bool) -> str:
+    """The name of a bar, what tells files apart on a line of its own; where it is narrow in as many as it has parts."""
+    name, _, apart = label.partition(" (")
+    if not apart:
+        return name.replace(", ", ",\n", 1) if narrow else name
+    return f"{name}\n(" + (apart.replace(", ", ",\n") if narrow else apart)
+
+
+def bars_inches(labels: Sequence[str], one: float) -> float:
+    """The height of so many bars, of which one with a name on one or two lines takes `one`."""
+    lines = max(label.count("\n") + 1 for label in labels)
+    return len(labels) * max(one, 0.17 * lines)
+
+
 def logarithmic(axis: Axis, *, coarse: bool = False) -> None:
     """Ticks at 1, 2 and 5 of every power of ten, or at the powers alone, written as plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1,) if coarse else (1, 2, 5), numticks=20))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -75,18 +76,27 @@ def gap(case: Case, folder: Path, payload: Mapping[str, Any], reply: Any) -> flo
 
 
 def difference(ours: Any, theirs: Any, where: str = "reply") -> float:
-    """The largest difference of two numbers at the same place. Raises ValueError where anything else differs."""
+    """The largest difference of two numbers at the same place; NaN where one of two is none.
+
+    Raises ValueError where anything else differs.
+    """
     ours, theirs = (one.tolist() if hasattr(one, "tolist") else one for one in (ours, theirs))
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping) and set(ours) == set(theirs):
-        return max((difference(ours[key], value, f"{where}.{key}") for key, value in theirs.items()), default=0.0)
+        return _largest(difference(ours[key], value, f"{where}.{key}") for key, value in theirs.items())
     if isinstance(theirs, list | tuple) and isinstance(ours, list | tuple) and len(ours) == len(theirs):
         pairs = enumerate(zip(ours, theirs, strict=True))
-        return max((difference(one, other, f"{where}[{at}]") for at, (one, other) in pairs), default=0.0)
+        return _largest(difference(one, other, f"{where}[{at}]") for at, (one, other) in pairs)
     if isinstance(theirs, float) and isinstance(ours, int | float):
         return abs(float(ours) - theirs)
     if type(ours) is not type(theirs) or ours != theirs:
         raise ValueError(f"{where}: {str(ours)[:200]} instead of {str(theirs)[:200]}")
     return 0.0
+
+
+def _largest(found: Iterable[float]) -> float:
+    """NaN where one is: `max` takes it for the largest only when it comes first."""
+    values = list(found)
+    return math.nan if any(map(math.isnan, values)) else max(values, default=0.0)
 
 
 def _pipeline(case: Case, folder: Path, payload: Mapping[str, Any]) -> Any:

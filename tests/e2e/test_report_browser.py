@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.report.page import html
 from benchmarks.report.plots import plots
-from benchmarks.report.stored import Stored, stored
+from benchmarks.report.stored import Source, Stored, stored
+from tests import results
 from tests.browser import CHROMIUM, chromium
-from tests.results import write_all
 
 pytestmark = [
     pytest.mark.browser,
@@ -36,9 +37,15 @@ SMALLEST = """Math.min(...[...document.querySelectorAll("section.plot svg text")
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page of everything, and one of nothing."""
+    """A page of everything, one of nothing, and one of a machine with two engines beside another."""
     folder = tmp_path_factory.mktemp("report")
-    made = {"all": stored(write_all(folder / "results")), "none": Stored([])}
+    a100 = {**results.GPU, "gpu": "NVIDIA A100-SXM4-80GB"}
+    machines = [
+        Source(name, replace(found, environment=environment, options={"engine": engine}))
+        for name, found in (("load", results.load()), ("accuracy", results.accuracy()), ("padding", results.batching()))
+        for environment, engine in ((a100, "tensorrt"), (a100, "onnxruntime-cpu"), (results.CPU, "onnxruntime-cpu"))
+    ]
+    made = {"all": stored(results.write_all(folder / "results")), "none": Stored([]), "machines": Stored(machines)}
     for name, known in made.items():
         (folder / f"{name}.html").write_text(html(known, plots(known)))
     return {name: folder / f"{name}.html" for name in made}
@@ -63,6 +70,15 @@ async def test_the_page_is_read_at_every_width(pages: dict[str, Path]):
             assert await page.value(SMALLEST) >= 10
             # Tables open, the page is still no wider: they scroll in their own boxes.
             await page.value("document.querySelectorAll('details').forEach(one => one.open = true)")
+            assert await page.value("document.documentElement.scrollWidth") <= width
+
+
+async def test_names_of_machines_have_room(pages: dict[str, Path]):
+    async with chromium() as page:
+        for width in (1280, 390):
+            await page.open(pages["machines"], width)
+            assert await page.value(CUT) == []
+            assert await page.value(SMALLEST) >= 10
             assert await page.value("document.documentElement.scrollWidth") <= width
 
 

@@ -6,6 +6,7 @@ build/zoo.json.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,15 @@ def test_a_reply_that_differs_in_anything_but_numbers_is_no_near_miss():
     for ours in wrong:
         with pytest.raises(ValueError, match="instead of"):
             difference(ours, {"label": "a", "scores": [0.5]})
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_what_is_no_number_is_no_near_miss(place: int):
+    expected = [0.1, 0.2, 0.3]
+    ours = [math.nan if at == place else value for at, value in enumerate(expected)]
+    found = difference({"a": [0.5], "b": ours}, {"a": [0.5], "b": expected})
+    assert math.isnan(found)
+    assert not models.as_expected(Case("t", "any", lambda folder: folder), {"refused": None, "difference": found})
 
 
 def test_a_wrong_answer_is_not_as_expected():

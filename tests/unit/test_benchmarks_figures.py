@@ -54,6 +54,8 @@ def test_the_precision_that_is_served_is_the_plan_s(small_bundle: Path, monkeypa
     monkeypatch.setattr(engines, "gather", lambda *asked: facts)
     assert engines.served_precision(small_bundle, {}) == "fp16"
     assert engines.served_precision(small_bundle, {"ENGINE": "onnxruntime-cuda"}) == "fp32"
+    assert engines.served_engine(small_bundle, {}) == "tensorrt"
+    assert engines.served_engine(small_bundle, {"ENGINE": "onnxruntime-cuda"}) == "onnxruntime-cuda"
 
 
 def test_medians_go_figure_by_figure():

@@ -174,13 +174,15 @@ def test_the_bulk_job_of_a_classifier_asks_for_no_vectors(small_bundle: Path, tm
     assert counts["bulk"] == ([1], [0])
 
 
-def test_the_floor_of_a_load(small_bundle: Path, tmp_path: Path):
+def test_the_floor_of_a_load(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "load.json"
     loops = ("--clients", 1, 2, "--rates", "--seconds", 0.2, "--idle-jobs", 2, "--bulk-rows", 20, "--floor-rows", 10)
+    monkeypatch.setenv("MAX_CONCURRENCY", "64")
     assert run("load", *loops, "--rounds", 2, "--bundle", small_bundle, "--json", out) == 0
     results = read(out)
     for one in results.of("load"):
         assert len(results.ratios(one)) == (2 if one.target == "ours" else 0), one.key
+    assert (results.options["served_engine"], results.options["concurrency"]) == ("onnxruntime-cpu", 64)
 
 
 def test_a_rate_in_percent_needs_a_closed_loop(small_bundle: Path, capsys: pytest.CaptureFixture[str]):

@@ -126,6 +126,69 @@ def test_with_a_floor_a_slower_machine_is_no_change():
     assert (plain.verdict, plain.basis) == (compare.WORSE, "value")
 
 
+def files(**repeats: Sequence[float | None]) -> Results:
+    """ "idle_p50_ms" -> values of that metric at that point."""
+    found = []
+    for name, values in repeats.items():
+        point, metric = name.split("_", 1)
+        better = "higher" if metric.endswith("cosine") else "lower"
+        found.append(Measurement("peers", "ours", point, metric, "", better, tuple(values)))  # type: ignore[arg-type]
+    return Results({}, {}, tuple(found))
+
+
+def test_what_has_no_value_any_more_is_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    before = files(idle_p50_ms=[10.0] * 3, stop_sigterm_to_exit_s=[0.2] * 3)
+    after = files(idle_p50_ms=[10.0] * 3, stop_sigterm_to_exit_s=[None] * 3)
+    assert [one.verdict for one in compare.compare(before, after)] == [compare.WORSE, compare.UNCHANGED]
+    assert run(before, after, tmp_path) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "| worse | peers: ours, stop, sigterm_to_exit_s | 0.2 | - | no value | - |" in printed
+    assert "WORSE peers: ours, stop, sigterm_to_exit_s" in printed
+    assert run(before, after, tmp_path, "--json") == 1
+    (gone, _) = json.loads(capsys.readouterr().out)["findings"]
+    assert (gone["verdict"], gone["after"], gone["change"], gone["low"]) == ("worse", None, None, None)
+    assert run(after, before, tmp_path) == 0
+    assert "Only the second file has peers: ours, stop." in capsys.readouterr().out
+
+
+def test_what_only_one_file_has_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    other = Measurement("soak", "ours-fake", "mixed jobs", "rss_mb", "MB", "lower", (1.0,))
+    floor = Measurement("soak", "floor", "mixed jobs", "rss_mb", "MB", "lower", (1.0,))
+    before = files(
+        idle_p50_ms=[1.0] * 3, idle_p99_ms=[2.0] * 3, idle_max_ms=[3.0] * 3, bulk_p50_ms=[1.0], none_p50_ms=[None]
+    )
+    after = files(idle_p50_ms=[1.0] * 3)
+    after = Results({}, {}, (*after.measurements, other, floor))
+    assert run(before, after, tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "Only the first file has peers: ours, idle, p99_ms, max_ms; peers: ours, bulk.\n" in printed
+    assert "Only the second file has soak: ours-fake.\n" in printed
+    assert run(before, after, tmp_path, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["notes"]) == 2
+    assert run(after, after, tmp_path) == 0
+    assert "Only the" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "verdict"),
+    [
+        ("min_cosine", 0.999, 0.955, compare.WORSE),
+        ("min_cosine", 0.955, 0.999, compare.BETTER),
+        ("min_cosine", 0.9875, 0.9877, compare.UNCHANGED),
+        ("mean_cosine", 1.0, 0.9999999, compare.UNCHANGED),  # as float32 rounds
+        ("mean_cosine", 1.0, -0.5, compare.WORSE),
+        ("rss_growth", 1.0, 1.04, compare.WORSE),
+        ("rss_growth", 1.04, 1.0, compare.BETTER),
+        ("rss_growth", 0.99, 1.006, compare.UNCHANGED),  # less than what is allowed
+    ],
+)
+def test_what_is_good_near_one_is_compared_by_its_distance(metric: str, before: float, after: float, verdict: str):
+    (found,) = compare.compare(files(**{f"a_{metric}": [before] * 5}), files(**{f"a_{metric}": [after] * 5}))
+    assert found.verdict == verdict
+    assert found.basis == "from 1"
+    assert found.name == "peers: ours, a, " + (f"1 - {metric}" if "cosine" in metric else f"{metric} - 1")
+
+
 def test_rounds_without_a_figure_are_left_out():
     before = results((*HEALTHY, math.nan), (5.0, 5.05, 4.95, 5.1, 5.0))
     (found,) = compare.compare(before, before)

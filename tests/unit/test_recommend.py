@@ -76,7 +76,10 @@ def test_a_precision_that_was_seen_in_a_closed_loop_only_is_named():
     found = recommend(known(OURS, closed), Asked(100, 1.0))
     assert isinstance(found, Recommendation)
     assert found.precision == "fp32"
-    assert "int8 may be faster (300 jobs/s: all-cpu, peers, ours-int8, 32 clients)" in found.measured[-1]
+    assert (
+        "int8 on onnxruntime-cpu may be faster (300 jobs/s: all-cpu, peers, ours-int8, 32 clients)"
+        in found.measured[-1]
+    )
 
 
 def test_the_fastest_precision_is_taken_unless_it_loses_too_much():
@@ -85,7 +88,7 @@ def test_the_fastest_precision_is_taken_unless_it_loses_too_much():
     assert isinstance(fast, Recommendation) and isinstance(exact, Recommendation)
     assert (fast.precision, exact.precision) == ("int8", "fp32")
     assert fast.accuracy_loss == pytest.approx(0.013)
-    assert any("int8 is out: its accuracy loss is 0.013" in sentence for sentence in exact.measured)
+    assert any("int8 on onnxruntime-cpu is out: its accuracy loss is 0.013" in sentence for sentence in exact.measured)
 
 
 def test_a_precision_whose_loss_is_not_known_is_out_when_one_is_asked_for():
@@ -230,7 +233,8 @@ def test_workers_for_a_rate_are_whole_and_their_idle_time_is_paid():
 
 def test_when_nothing_meets_the_target_the_nearest_is_named():
     assert recommend(known(OURS), Asked(1, 0.4)) == (
-        "Nothing meets p99 <= 1 ms; the nearest is fp32 with p99 40 ms (all-cpu, load, ours, rate 0.5)."
+        "Nothing meets p99 <= 1 ms; the nearest is fp32 on onnxruntime-cpu with p99 40 ms "
+        "(all-cpu, load, ours, rate 0.5)."
     )
     assert "there is no measurement of" in str(recommend(known(LOSSES), Asked(1, 0.4)))
 

@@ -51,7 +51,7 @@ def test_every_plot_is_made_and_has_its_figures_as_a_table(known: Stored):
     assert figures(made, "coldstart")[0][:3] == ["this worker, page cache warm", "26.2", "158"]
     assert figures(made, "padding") == [["this worker, 32 clients", "33.3%"], ["this worker, bulk", "4.76%"]]
     assert figures(made, "accuracy")[1] == ["this worker, int8", "0.9871", "1.3e-02", "192", "1.9x", "500 texts"]
-    assert figures(made, "latency")[0][:4] == ["minilm", "16", "1", "this worker's engine alone"]
+    assert figures(made, "latency")[0][:4] == ["minilm", "16", "1", "this worker's engine alone (Invented, 2 CPUs)"]
     assert [row[:2] for row in figures(made, "published")][:2] == [
         ["minilm, 16 tokens, batch 1", "this worker's engine alone, NVIDIA Invented 80GB"],
         ["bert-base, 128 tokens, batch 1", "this worker's engine alone, NVIDIA Invented 80GB"],
@@ -205,7 +205,7 @@ def test_a_point_tells_its_shape():
 
 
 def test_the_worst_cosine_with_fp32_is_the_loss_and_the_floor_is_no_precision():
-    found = losses(Stored([Source("a", results.accuracy())]))
+    found = losses([Source("a", results.accuracy())])
     assert [(one.target, round(one.loss, 6), round(one.speed or 0, 6)) for one in found] == [
         ("ours", 0.0, 1.0),
         ("ours-int8", 0.0129, 1.9),

@@ -1,12 +1,15 @@
+import json
 import math
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import large, models, tasks
+from benchmarks import gpu, large, models, tasks
+from benchmarks.__main__ import main
 from benchmarks.results_file import Measurement, Results, commit_of, environment, read, write
 from benchmarks.zoo.case import Stages
 
@@ -51,6 +54,73 @@ def test_another_file_is_refused_with_what_to_do(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(ValueError, match="measure it anew"):
         read(tmp_path / "r.json")
+
+
+_LOOP = {"target": "ours", "point": "rate 1", "offered_per_s": [1.0], "reached_per_s": [1.0]}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"environment": None},
+        {"environment": {"versions": "1.0"}},
+        {"environment": {"targets": {"ours": None}}},
+        {"options": None},
+        {"options": []},
+        {"details": None},
+        {"details": {"open_loop": [{}]}},
+        {"details": {"open_loop": [{**_LOOP, "target": 1}]}},
+        {"details": {"open_loop": [{**_LOOP, "reached_per_s": [None]}]}},
+        {"details": {"load": {"open_loop": [{**_LOOP, "offered_per_s": "1"}]}}},
+        {"details": {"counts": [{"target": "ours", "point": "idle", "jobs": [1]}]}},
+        {"details": {"counts": {"target": "ours"}}},
+        {"details": {"knee": {}}},
+        {"details": {"stages": {"ours": []}}},
+        {"details": {"coldstart": {"stages": {"ours": {"warm": {"verify": [None, "x"]}}}}}},
+        {"measurements": {"a": 1}},
+        {"measurements": ["x"]},
+        *({"measurements": [{"repeats": repeats}]} for repeats in (["a"], None, 1.0)),
+        {"measurements": [{"floor": ["floor", "idle"]}]},
+        {"measurements": [{"floor": "abc"}]},
+        {"measurements": [{"target": None}]},
+        {"measurements": [{"better": "faster"}]},
+        {"measurements": [{"unknown": 1}]},
+    ],
+    ids=str,
+)
+def test_a_damaged_file_is_a_sentence(damage: dict[str, Any], tmp_path: Path):
+    path = tmp_path / "r.json"
+    write(path, Results({}, {}, (_measurement(),), {"open_loop": [_LOOP]}))
+    whole = json.loads(path.read_text())
+    if isinstance(found := damage.get("measurements"), list) and isinstance(found[0], dict):
+        damage = {"measurements": [{**whole["measurements"][0], **found[0]}]}
+    path.write_text(json.dumps({**whole, **damage}))
+    with pytest.raises(ValueError, match=r"r\.json is not a results file of this suite \(.+\); measure it anew"):
+        read(path)
+
+
+@pytest.mark.parametrize("command", ["compare {0} {0}", "recommend {0} --p99-ms 50 --price-per-hour 1", "report {0}"])
+def test_the_commands_name_a_damaged_file(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "r.json").write_text(
+        '{"schema_version": 1, "environment": null, "options": null, "measurements": ["x"]}'
+    )
+    assert main(command.format(tmp_path / "r.json").split()) == 2
+    assert "r.json is not a results file of this suite" in capsys.readouterr().err
+
+
+def test_a_file_that_nests_too_deep_is_a_sentence(tmp_path: Path):
+    (tmp_path / "r.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"r\.json is not a results file of this suite"):
+        read(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"steps": [1]}', '{"steps": {}}', "x"])
+def test_damaged_steps_of_an_earlier_call_are_a_sentence(text: str, tmp_path: Path):
+    (tmp_path / "gpu.json").write_text(text)
+    with pytest.raises(ValueError, match=r"gpu\.json is not of an earlier call .*; remove it, or name another --out"):
+        gpu._earlier(tmp_path / "gpu.json", set())
+    (tmp_path / "gpu.json").write_text('{"steps": [{"name": "tests"}, {"name": "plan"}]}')
+    assert gpu._earlier(tmp_path / "gpu.json", {"tests"}) == [{"name": "plan"}]
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path):

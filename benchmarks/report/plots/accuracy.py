@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from benchmarks.measure import MISSING, figure, times
 from benchmarks.report import targets
 from benchmarks.report.losses import SCENARIO, Loss, losses
-from benchmarks.report.plot import INK, Absent, Canvas, Plot
+from benchmarks.report.plot import INK, Absent, Canvas, Plot, bars_inches, wrapped
 from benchmarks.report.stored import Stored
 
 _NAME, _TITLE = "accuracy", "Precision against accuracy"
@@ -16,7 +16,8 @@ _LEAST = 1e-8  # about what float32 can tell apart: a cosine that rounds to 1
 
 def plot(known: Stored) -> Plot | Absent:
     """See the top."""
-    found = losses(known)
+    found = losses(known.having(SCENARIO))
+    names = [_name(one, known) for one in found]
     if not found:
         return Absent(_NAME, _TITLE, "python -m benchmarks accuracy --json benchmarks/results/accuracy-cpu.json")
     worst = max(found, key=lambda one: one.loss)
@@ -25,27 +26,29 @@ def plot(known: Stored) -> Plot | Absent:
         _TITLE,
         "Left is nearer to fp32, on a logarithmic axis: one minus the cosine of the worst text. Above each line is how "
         "many rows a second the engine runs, beside fp32 in the same rounds.",
-        f"The farthest is {_name(worst)}: its worst cosine is {worst.cosine:.7g}.",
+        f"The farthest is {_name(worst, known)}: its worst cosine is {worst.cosine:.7g}.",
         ("", "worst cosine", "loss", "rows/s", "beside fp32", "of"),
         [
-            [_name(one), f"{one.cosine:.7g}", f"{one.loss:.1e}", _rate(one), times(one.speed), one.point]
-            for one in found
+            [name, f"{one.cosine:.7g}", f"{one.loss:.1e}", _rate(one), times(one.speed), one.point]
+            for name, one in zip(names, found, strict=True)
         ],
-        lambda canvas: _draw(canvas, found),
-        ", ".join(f"{source.name}, {source.machine}" for source in known.having(SCENARIO)),
+        lambda canvas: _draw(canvas, found, names),
+        known.credits(SCENARIO),
     )
 
 
-def _name(one: Loss) -> str:
-    return "this worker, fp32" if one.target == "ours" else targets.name(one.target)
+def _name(one: Loss, known: Stored) -> str:
+    name = "this worker, fp32" if one.target == "ours" else targets.name(one.target)
+    return name + known.apart(one.source, SCENARIO)
 
 
 def _rate(one: Loss) -> str:
     return figure(one.rate.median) if one.rate else MISSING
 
 
-def _draw(canvas: Canvas, found: Sequence[Loss]) -> None:
-    (axes,) = canvas.axes(0.9 + 0.5 * len(found))
+def _draw(canvas: Canvas, found: Sequence[Loss], names: Sequence[str]) -> None:
+    labels = [wrapped(name, narrow=canvas.narrow) for name in names]
+    (axes,) = canvas.axes(0.9 + bars_inches(labels, 0.5))
     left = _LEAST / 3
     for place, one in enumerate(found):
         at, colour = max(one.loss, _LEAST), targets.colour(one.target).light
@@ -57,7 +60,7 @@ def _draw(canvas: Canvas, found: Sequence[Loss]) -> None:
         axes.annotate(", ".join(parts), (left, place), (6, 7), textcoords="offset points", color=INK.light)
     axes.set_xscale("log")
     axes.set_xlim(left, 3 * max(1e-2, *(one.loss for one in found)))
-    axes.set_yticks(range(len(found)), [_name(one).replace(", ", ",\n" if canvas.narrow else ", ") for one in found])
+    axes.set_yticks(range(len(found)), labels)
     axes.set_ylim(len(found) - 0.5, -0.75)
     axes.minorticks_off()
     axes.grid(axis="y", visible=False)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from benchmarks.measure import figure
 from benchmarks.report import targets
 from benchmarks.report.details import details
-from benchmarks.report.plot import INK, PAPER, SOFT, Absent, Canvas, Plot
+from benchmarks.report.plot import INK, PAPER, SOFT, Absent, Canvas, Plot, bars_inches, wrapped
 from benchmarks.report.stored import Stored
 
 SCENARIO = "coldstart"
@@ -54,7 +54,7 @@ def plot(known: Stored) -> Plot | Absent:
         ("ms", *stages, *moments),
         rows,
         lambda canvas: _draw(canvas, starts, stages),
-        ", ".join(f"{source.name}, {source.machine}" for source in known.having(SCENARIO)),
+        known.credits(SCENARIO),
     )
 
 
@@ -70,11 +70,10 @@ def _starts(known: Stored) -> list[_Start]:
         by_target = details(source.results, SCENARIO, "stages") or {}
         for target in sorted(by_target, key=lambda name: name == "floor"):
             for cache, stages in by_target[target].items():
-                if not stages:
+                if not stages or not source.speaks_for(SCENARIO, target, cache):
                     continue
                 found = ((name, source.value(SCENARIO, target, cache, metric)) for metric, name in _MOMENTS)
-                where = "" if len(known.having(SCENARIO)) == 1 else f" ({source.name})"
-                label = f"{targets.name(target).partition(':')[0]}, page cache {cache}{where}"
+                label = f"{targets.name(target).partition(':')[0]}, page cache {cache}{known.apart(source, SCENARIO)}"
                 moments = {name: one.median * 1e3 for name, one in found if one}
                 made.append(_Start(label, targets.colour(target).light, _medians(stages), moments))
     return made
@@ -87,12 +86,13 @@ def _medians(stages: Mapping[str, Sequence[float]]) -> dict[str, float]:
 def _draw(canvas: Canvas, starts: Sequence[_Start], stages: Sequence[str]) -> None:
     columns = 2 if canvas.narrow else 5
     legend = 0.2 * -(-len(stages) // columns)
-    (axes,) = canvas.axes(1.1 + legend + (0.62 if canvas.narrow else 0.46) * len(starts))
+    labels = [_shorter(start.label, canvas.narrow) for start in starts]
+    (axes,) = canvas.axes(1.1 + legend + bars_inches(labels, 0.62 if canvas.narrow else 0.46))
     longest = max(max([sum(start.stages.values()), *start.moments.values()]) for start in starts)
     colours = {stage: targets.STAGES[place % len(targets.STAGES)].light for place, stage in enumerate(stages)}
     for place, start in enumerate(starts):
         _bar(axes, place, start, colours, _LABELLED * longest if not canvas.narrow else math.inf)
-    axes.set_yticks(range(len(starts)), [_wrapped(start.label, canvas.narrow) for start in starts])
+    axes.set_yticks(range(len(starts)), labels)
     axes.set_ylim(len(starts) - 0.5, -0.75)
     axes.set_xlim(0, longest * 1.03)
     axes.grid(axis="y", visible=False)
@@ -118,5 +118,5 @@ def _bar(axes: Axes, place: int, start: _Start, colours: Mapping[str, str], labe
         axes.plot(ms, place - 0.42, _MARKERS[moment], color=INK.light, markersize=5, clip_on=False)
 
 
-def _wrapped(label: str, narrow: bool) -> str:
-    return label.replace(", page cache ", ",\n" if narrow else ", ")
+def _shorter(label: str, narrow: bool) -> str:
+    return wrapped(label.replace(", page cache ", ", "), narrow=narrow)

@@ -31,6 +31,8 @@ class Row:
     p50_ms: float
     p99_ms: float | None
     """None where another percentile was asked for."""
+    where: tuple[str, ...] = ()
+    """Machine and engine, where there are several."""
 
     @property
     def label(self) -> str:
@@ -44,11 +46,12 @@ def latency_rows(known: Stored) -> list[Row]:
     """All that was measured at a shape, with its median."""
     made = []
     for source in known.having(SCENARIO):
-        for one in source.results.of(SCENARIO):
+        where = tuple(known.differing(source, SCENARIO, by_file=False))
+        for one in source.of(SCENARIO):
             place = shape(one.point)
             if place and one.metric == "p50_ms" and one.median == one.median:
                 above = source.value(SCENARIO, one.target, one.point, "p99_ms")
-                made.append(Row(source, one.target, place, one.median, above.median if above else None))
+                made.append(Row(source, one.target, place, one.median, above.median if above else None, where))
     return made
 
 
@@ -70,12 +73,13 @@ def plot(known: Stored) -> Plot | Absent:
         f"{figure(fastest.p50_ms, 'ms')} for {fastest.shape.batch} rows.",
         ("model", "tokens", "batch", "", "p50 ms", "p99 ms", "rows/s"),
         [
-            [row.shape.of or "-", str(row.shape.tokens or "-"), str(row.shape.batch), row.label, figure(row.p50_ms),
+            [row.shape.of or "-", str(row.shape.tokens or "-"), str(row.shape.batch),
+             row.label + (f" ({', '.join(row.where)})" if row.where else ""), figure(row.p50_ms),
              figure(row.p99_ms), figure(row.shape.batch / row.p50_ms * 1e3)]
             for row in found
         ],
         lambda canvas: _draw(canvas, panels[:_PANELS]),
-        ", ".join(f"{source.name}, {source.machine}" for source in known.having(SCENARIO)),
+        known.credits(SCENARIO),
     )  # fmt: skip
 
 
@@ -85,19 +89,17 @@ def _said(place: Shape) -> str:
 
 
 def _panels(found: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Rows of one machine, model and length together; machine after machine, so that the first few have each."""
-    machines = list(dict.fromkeys(row.source.machine for row in found))
-    panels: dict[tuple[str, str], list[Row]] = {}
+    """Rows of one machine, engine, model and length together; in turn, so that the first few have each machine."""
+    panels: dict[tuple[tuple[str, ...], str], list[Row]] = {}
     for row in found:
         words = [row.shape.of, f"{row.shape.tokens} tokens" if row.shape.tokens else ""]
-        title = ", ".join(filter(None, words)) or "all rows"
-        title += f"\n{row.source.machine}" if len(machines) > 1 else ""
-        panels.setdefault((row.source.machine, title), []).append(row)
-    seen: dict[str, int] = {}
+        title = "\n".join([", ".join(filter(None, words)) or "all rows", *row.where])
+        panels.setdefault((row.where, title), []).append(row)
+    seen: dict[tuple[str, ...], int] = {}
     ranked = []
-    for place, ((machine, title), rows) in enumerate(panels.items()):
-        seen[machine] = seen.get(machine, -1) + 1
-        ranked.append((seen[machine], place, title, rows))
+    for place, ((where, title), rows) in enumerate(panels.items()):
+        seen[where] = seen.get(where, -1) + 1
+        ranked.append((seen[where], place, title, rows))
     return [(title, rows) for _, _, title, rows in sorted(ranked, key=lambda panel: panel[:2])]
 
 

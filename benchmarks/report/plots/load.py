@@ -19,6 +19,8 @@ SCENARIO = "load"
 _NAME, _TITLE = "load", "Throughput against latency"
 _NOT_SERVED = ("ours-fake", "bare")
 """Workers without a model, which `load --engine fake` holds against each other."""
+_LONG = 46  # letters of a legend's line, of which three have room side by side
+_STYLES = (("o-", "s--"), ("^-.", "v:"), ("D-", "p--"), ("X-.", "P:"))
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Curve:
     points: Sequence[Point]
     knee: str | None
     """The name of the point up to which latency grows little."""
+    style: tuple[str, str]
+    """Marker and line of p99, and of p50: no two curves of one colour have the same."""
 
     @property
     def closed(self) -> list[Point]:
@@ -61,21 +65,22 @@ class Curve:
 
 def curves(known: Stored) -> list[Curve]:
     """What there is of `load`."""
-    made = []
+    made: list[Curve] = []
     for source in known.having(SCENARIO):
         for target in (name for name in source.targets(SCENARIO) if plain(name) not in _NOT_SERVED):
             points = [point for name in _names(source, target) if (point := _point(source, target, name))]
             if not points:
                 continue
             knee = details(source.results, SCENARIO, "knee")
-            where = "" if len(known.having(SCENARIO)) == 1 else f" ({source.machine})"
             found = knee["point"] if knee and any(one.name == knee["point"] for one in points) else None
-            made.append(Curve(source, target, targets.name(target) + where, points, found))
+            label = targets.name(target) + known.apart(source, SCENARIO)
+            same = sum(targets.colour(one.target) == targets.colour(target) for one in made)
+            made.append(Curve(source, target, label, points, found, _STYLES[same % len(_STYLES)]))
     return made
 
 
 def _names(source: Source, target: str) -> list[str]:
-    names = (one.point for one in source.results.of(SCENARIO) if one.target == target)
+    names = (one.point for one in source.of(SCENARIO) if one.target == target)
     return [name for name in dict.fromkeys(names) if re.fullmatch(r"\d+ clients?|rate .*", name)]
 
 
@@ -105,7 +110,7 @@ def plot(known: Stored) -> Plot | Absent:
         ("", "load", "jobs/s", "p50 ms", "p99 ms", ""),
         rows,
         lambda canvas: _draw(canvas, found),
-        ", ".join(f"{source.name}, {source.machine}" for source in known.having(SCENARIO)),
+        known.credits(SCENARIO),
     )
 
 
@@ -146,14 +151,17 @@ def _draw(canvas: Canvas, found: Sequence[Curve]) -> None:
         axes.set_ylim(low, top)
         axes.set_xlim(0, right)
     handles, labels = every[-1].get_legend_handles_labels()
-    canvas.figure.legend(handles, labels, loc="outside upper center", ncols=1 if canvas.narrow else 3)
+    columns = 1 if canvas.narrow else 3 if max(map(len, labels)) < _LONG else 2
+    told = [label.replace(" (", "\n(") if canvas.narrow and len(label) >= _LONG else label for label in labels]
+    canvas.figure.legend(handles, told, loc="outside upper center", ncols=columns)
 
 
 def _lines(axes: Axes, curve: Curve, points: Sequence[Point]) -> None:
     rates = [one.jobs_per_s for one in points]
     colour = targets.colour(curve.target).light
-    axes.plot(rates, [one.p99_ms for one in points], "o-", color=colour, label=f"{curve.label}, p99")
-    axes.plot(rates, [one.p50_ms for one in points], "s--", color=colour, alpha=0.75, label=f"{curve.label}, p50")
+    p99, p50 = curve.style
+    axes.plot(rates, [one.p99_ms for one in points], p99, color=colour, label=f"{curve.label}, p99")
+    axes.plot(rates, [one.p50_ms for one in points], p50, color=colour, alpha=0.75, label=f"{curve.label}, p50")
 
 
 def _notes(axes: Axes, curve: Curve, points: Sequence[Point]) -> None:

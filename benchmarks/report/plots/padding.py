@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.measure import figure
 from benchmarks.report import targets
-from benchmarks.report.plot import INK, Absent, Canvas, Plot
+from benchmarks.report.plot import INK, Absent, Canvas, Plot, bars_inches, wrapped
 from benchmarks.report.stored import Stored
 
 SCENARIO = "batching"
@@ -36,7 +36,7 @@ def plot(known: Stored) -> Plot | Absent:
         ("", "padding"),
         [[one.label, f"{figure(one.percent)}%"] for one in found],
         lambda canvas: _draw(canvas, found),
-        ", ".join(f"{source.name}, {source.machine}" for source in known.having(SCENARIO)),
+        known.credits(SCENARIO),
     )
 
 
@@ -44,16 +44,18 @@ def _found(known: Stored) -> list[_Waste]:
     """`padding` is tokens computed as a multiple of those of the texts: 1.25 is a fifth of padding."""
     made = []
     for source in known.having(SCENARIO):
-        counted = (one for one in source.results.of(SCENARIO) if one.metric == "padding" and one.median >= 1)
+        counted = (one for one in source.of(SCENARIO) if one.metric == "padding" and one.median >= 1)
+        where = known.apart(source, SCENARIO)
         made += [
-            _Waste(f"{targets.name(one.target)}, {one.point}", one.target, 100 * (1 - 1 / one.median))
+            _Waste(f"{targets.name(one.target)}, {one.point}{where}", one.target, 100 * (1 - 1 / one.median))
             for one in counted
         ]
     return made
 
 
 def _draw(canvas: Canvas, found: Sequence[_Waste]) -> None:
-    (axes,) = canvas.axes(0.8 + 0.3 * len(found))
+    labels = [wrapped(one.label, narrow=canvas.narrow) for one in found]
+    (axes,) = canvas.axes(0.8 + bars_inches(labels, 0.3))
     for place, one in enumerate(found):
         axes.barh(place, one.percent, height=0.6, color=targets.colour(one.target).light)
         axes.annotate(
@@ -64,7 +66,7 @@ def _draw(canvas: Canvas, found: Sequence[_Waste]) -> None:
             va="center",
             color=INK.light,
         )
-    axes.set_yticks(range(len(found)), [one.label.replace(", ", ",\n", 1 if canvas.narrow else 0) for one in found])
+    axes.set_yticks(range(len(found)), labels)
     axes.set_ylim(len(found) - 0.4, -0.6)
     axes.set_xlim(0, max(10.0, *(one.percent for one in found)) * 1.15)
     axes.grid(axis="y", visible=False)

@@ -39,7 +39,7 @@ def plot(known: Stored) -> Plot | Absent:
         table_header(found),
         table_rows(source, found),
         lambda canvas: _draw(canvas, found),
-        f"{source.name}, {source.machine}",
+        known.credits(SCENARIO, [source]),
     )
 
 

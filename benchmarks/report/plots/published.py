@@ -10,8 +10,8 @@ from pathlib import Path
 from benchmarks.measure import figure
 from benchmarks.report import targets
 from benchmarks.report.plot import INK, SOFT, Absent, Canvas, Plot, logarithmic
-from benchmarks.report.plots.latency import latency_rows
-from benchmarks.report.stored import Shape, Stored
+from benchmarks.report.plots.latency import SCENARIO, Row, latency_rows
+from benchmarks.report.stored import CPU, Shape, Stored
 from benchmarks.rounds import plain
 
 _NAME, _TITLE = "published", "On a GPU, beside published figures"
@@ -56,7 +56,7 @@ def plot(known: Stored) -> Plot | Absent:
 def _pairs(known: Stored) -> list[_Pair]:
     """Of a GPU's rows the engine alone, for copies are not in what is published; with copies where that is all."""
     published = json.loads(PUBLISHED.read_text())["rows"]
-    rows = [row for row in latency_rows(known) if row.source.results.environment.get("gpu")]
+    rows = [row for row in latency_rows(known) if _on_a_gpu(row)]
     alone = {(row.source.name, row.shape) for row in rows if plain(row.target) == "ours-alone"}
     made = []
     for row in rows:
@@ -68,6 +68,12 @@ def _pairs(known: Stored) -> list[_Pair]:
         if beside:
             made.append(_Pair(row.shape, f"{row.label}, {row.source.machine}", row.target, row.p50_ms, beside))
     return made
+
+
+def _on_a_gpu(row: Row) -> bool:
+    """A GPU's machine has a CPU as well: `latency --cpu` measures it."""
+    on_gpu = bool(row.source.results.environment.get("gpu"))
+    return on_gpu and row.source.engine(SCENARIO, row.target) != CPU
 
 
 def _said(place: Shape) -> str:
