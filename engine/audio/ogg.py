@@ -1,4 +1,4 @@
-"""What an Ogg file asks of its decoder, read before any decoder sees it: the first stream's headers, and all checksums.
+"""What an Ogg file asks of its decoder, read before any decoder sees it: the first stream's headers, and checksums.
 
 A Vorbis header may describe tables of gigabytes in a few bytes, and libvorbis keeps some of them on the stack. A page
 whose checksum is wrong is left out by libogg without a word. The walk looks at every byte a bounded number of times.
@@ -13,11 +13,13 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 _MAGIC = b"OggS"
 _HEADER = 27  # bytes of a page in front of the table of its segments
 _CONTINUED = 1  # the flag of a page that begins within a packet
+_MOST_PAGES = 10_000  # that are looked at; an encoder makes one a second or so, and as many of a picture of 40 MB
 _WHOLE = 255  # the length of a segment that another one follows
 _VORBIS, _VORBIS_SETUP, _OPUS = b"\x01vorbis", b"\x05vorbis", b"OpusHead"
 _CODEBOOK = 0x564342
@@ -32,7 +34,8 @@ def excess(content: bytes) -> str:
 
     Raises ValueError, or one of a few other errors, for a damaged file.
     """
-    pages = _pages(content)
+    every = _pages(content, 0)
+    pages = islice(every, _MOST_PAGES)
     packets = _packets(pages)
     first, what = next(packets, b""), ""
     if first.startswith(_OPUS):
@@ -41,6 +44,8 @@ def excess(content: bytes) -> str:
         _, setup = next(packets, b""), next(packets, b"")
         what = _of_setup(setup)
     deque(pages, maxlen=0)  # for their checksums
+    if next(every, None):  # of a later page that is left out the decoder notices it, but for the last
+        deque(_pages(content, content.rfind(_MAGIC)), maxlen=0)
     return what
 
 
@@ -53,9 +58,8 @@ class _Page(NamedTuple):
     body: bytes
 
 
-def _pages(content: bytes) -> Iterator[_Page]:
-    """Every page; what is behind the last one is nobody's affair."""
-    at = 0
+def _pages(content: bytes, at: int) -> Iterator[_Page]:
+    """Every page from `at` on; what is behind the last one is nobody's affair."""
     while content.find(_MAGIC, at) >= 0:
         if not content.startswith(_MAGIC + b"\0", at):
             raise ValueError

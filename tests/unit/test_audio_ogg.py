@@ -55,7 +55,7 @@ def pages_of(packets: Sequence[bytes], most: int = 255) -> bytes:
 
 
 def packets_of(content: bytes) -> list[bytes]:
-    return list(ogg._packets(ogg._pages(content)))
+    return list(ogg._packets(ogg._pages(content, 0)))
 
 
 WHOLE = file_of(NOISE)
@@ -102,7 +102,7 @@ def with_codebooks(setup: bytes, more: int, entries: int, dimensions: int = 1, l
 def with_setup(setup: bytes, most: int = 255) -> bytes:
     """The whole recording behind another setup header, in pages of `most` segments."""
     content = pages_of([*VORBIS[:2], setup], most)
-    headers, sound = len(list(ogg._pages(content))), WHOLE.split(b"OggS")[3:]
+    headers, sound = len(list(ogg._pages(content, 0))), WHOLE.split(b"OggS")[3:]
     for number, rest in enumerate(sound, headers):
         old = b"OggS" + rest[:10] + struct.pack("<LL", SERIAL, number)
         content += old + struct.pack("<L", checksum(old + bytes(4) + rest[22:])) + rest[22:]
@@ -188,6 +188,18 @@ def test_a_damaged_page_is_not_left_out(subtype: str):
         broken = content[: at - 1] + bytes([content[at - 1] ^ 0x55]) + content[at:]
         with pytest.raises(InvalidInput, match="`audio` cannot be decoded; it is damaged or cut off"):
             decode(broken, RATE, 10, "audio")
+
+
+def test_of_very_many_pages_the_first_and_the_last_are_looked_at():
+    end = WHOLE.rindex(b"OggS")
+    middle = page(b"", b"", 0, serial=123) * 10_000
+    content = WHOLE[:end] + middle + WHOLE[end:]
+    assert np.array_equal(decode(content, RATE, 10, "audio"), decode(WHOLE, RATE, 10, "audio"))
+    with pytest.raises(InvalidInput, match="`audio` cannot be decoded"):
+        decode(content[:-1] + bytes([content[-1] ^ 1]), RATE, 10, "audio")
+    between = WHOLE.index(b"OggS", 4)
+    with pytest.raises(InvalidInput, match="`audio` cannot be decoded"):  # headers that take as many
+        decode(WHOLE[:between] + middle + WHOLE[between:], RATE, 10, "audio")
 
 
 def test_other_streams_beside_the_first_and_what_is_behind_the_last_page_are_nobodys_affair():
