@@ -14,12 +14,13 @@ import numpy as np
 import soundfile
 import soxr
 
-from engine.audio.files import cut_off, readable
+from engine.audio.files import cut_off, damaged, readable
 from engine.errors import InvalidInput
 from engine.tensors import Array
 
 _SAMPLES_AT_ONCE = 1 << 18  # of all channels: a few flac frames of silence may stand for gigabytes of samples
 _DENSEST = 384_000  # samples a second: two channels at 192 kHz, eight at 48; flac has up to 14 times as many
+_HIGHEST_RATE = 1_000_000  # of far higher ones soxr's filter has millions of taps, even for a few samples
 _UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's length of a FLAC file that was streamed: it is read until the end
 LOUDEST = 2.0**31  # of samples that should lie between -1 and 1: integers of 32 bits, not scaled
 _FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
@@ -37,11 +38,16 @@ def decode(content: bytes, rate: int, max_s: float, field: str) -> Array:
         with _Recording(io.BytesIO(content)) as file:
             if file.format not in _FORMATS:
                 raise InvalidInput(f"`{field}` is not a WAV, FLAC, Ogg or MP3 recording")
+            if file.samplerate > _HIGHEST_RATE:
+                raise InvalidInput(
+                    f"`{field}` has {file.samplerate} samples a second by its header, allowed are {_HIGHEST_RATE}; "
+                    "send it at a lower rate"
+                )
             if file.frames != _UNKNOWN_FRAMES:
                 _refuse_long(file, file.frames, max_s, field)
             samples = _resampled(_mono(file, max_s, field), file.samplerate, rate)
     except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
-        raise InvalidInput(f"`{field}` cannot be decoded; it is damaged or cut off") from error
+        raise damaged(field) from error
     if not len(samples):
         raise InvalidInput(f"`{field}` holds no sound")
     if not max(samples.max(), -samples.min()) <= LOUDEST:  # so NaN is refused too

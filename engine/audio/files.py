@@ -7,8 +7,10 @@ several Ogg or FLAC recordings for the only one, without a word.
 from __future__ import annotations
 
 import re
+import struct
 
 from engine.audio.mp3 import behind_id3, with_length
+from engine.audio.ogg import excess
 from engine.errors import InvalidInput
 
 _MAGIC = re.compile(rb"RIFF....WAVE|fLaC|OggS|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]", re.DOTALL)  # MP3 is layer III
@@ -46,6 +48,11 @@ def cut_off(field: str) -> InvalidInput:
     return InvalidInput(f"`{field}` ends before its own header says; send the whole file")
 
 
+def damaged(field: str) -> InvalidInput:
+    """The error for a file that no decoder reads."""
+    return InvalidInput(f"`{field}` cannot be decoded; it is damaged or cut off")
+
+
 def _refuse_several(second: re.Match[bytes] | None, field: str) -> None:
     if second:
         raise InvalidInput(f"`{field}` holds several recordings, one behind the other; send them one by one")
@@ -76,4 +83,10 @@ def _ogg(content: bytes, field: str) -> bytes | None:
         return None
     sound = _OGG_NEXT.search(content)
     _refuse_several(sound and _OGG_FIRST.search(content, sound.end()), field)
+    try:
+        what = excess(content)
+    except (ValueError, IndexError, ZeroDivisionError, struct.error):
+        raise damaged(field) from None
+    if what:
+        raise InvalidInput(f"`{field}` is {what}; encode it anew")
     return content

@@ -25,6 +25,7 @@ _DECODER_DELAY = 529  # samples that decoders make before the first one: LAME's 
 _ENCODERS = (b"LAME", b"Lavf", b"Lavc")  # whose tags hold the encoder's delay and padding
 _LOOKS = 10_000  # places behind the last frame where another one may begin
 _ID3_HEADER, _ID3V1 = 10, 128  # bytes; the header's last four hold the length of the rest, seven bits each
+_ID3_FOOTER = 0x10  # a flag of ID3v2.4
 
 
 class _Frame(NamedTuple):
@@ -63,7 +64,8 @@ def behind_id3(content: bytes, at: int = 0) -> int:
         size = 0
         for byte in content[at + 6 : at + _ID3_HEADER]:
             size = size << 7 | byte & 0x7F
-        at += _ID3_HEADER + size
+        has_footer = content[at + 5] & _ID3_FOOTER  # the header once more, which the length leaves out
+        at += _ID3_HEADER + size + (_ID3_HEADER if has_footer else 0)
     return at
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import warnings
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from engine.config import Limits
 from engine.errors import InvalidInput
-from engine.images.headers import excess
+from engine.images.headers import excess, excess_of_exif
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What Pillow may try. Its other decoders are of little use here, and each is code that strangers' bytes would run."""
@@ -20,8 +21,20 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _LONGEST_SIDE = 65_535  # JPEG's. Of a longer PNG or TIFF Pillow keeps a pointer a row, and a resize goes over all rows
 _MOST_IN_PYTHON = 4_000_000  # pixels and bytes: Pillow decodes a BMP in run lengths in Python, up to 1 us for each
 _RUN_LENGTHS = (1, 2)  # a BMP's compression: of 8 bits, of 4
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What an orientation asks for, as in Pillow's exif_transpose, which also writes all of the Exif anew."""
+_DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
 
-Image.MAX_IMAGE_PIXELS = None  # the limit is ours, below: one setting, one sentence
+# Pillow refuses twice as many. The limit is ours, below, but a GIF and a WebP take memory for their pixels before that.
+Image.MAX_IMAGE_PIXELS = Limits().max_pixels // 2
 # Notes on files that are odd but readable: nobody at a worker could act on them.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -35,8 +48,14 @@ def decode(content: bytes, field: str, max_pixels: int) -> Image.Image:
     """
     if what := excess(content, max_pixels):
         raise InvalidInput(f"`{field}` is {what}; save it anew")
+    # One number for the whole process, so it only rises.
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, -(-max_pixels // 2))
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise InvalidInput(
+            f"`{field}` has more pixels than the {max_pixels} in all that are allowed (MAX_PIXELS); send a smaller one"
+        ) from None
     except UnidentifiedImageError:
         raise InvalidInput(f"`{field}` is no image of a known format; send {', '.join(FORMATS)}") from None
     except Exception as error:  # the plugins raise whatever they come across
@@ -57,10 +76,18 @@ def decode(content: bytes, field: str, max_pixels: int) -> Image.Image:
             f"{_MOST_IN_PYTHON} of both together; save it uncompressed"
         )
     try:
-        ImageOps.exif_transpose(image, in_place=True)  # loads the pixels
-        return image if image.mode == "RGB" else image.convert("RGB")
+        if image.format == "TIFF":  # Pillow would read all of these when it loads the pixels
+            for directory in _DIRECTORIES:
+                image.getexif().pop(directory, None)
+        image.load()
+        what = excess_of_exif(image.info.get("exif", b""))
+        if not what:
+            turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            image = image if turn is None else image.transpose(turn)
+            return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # as above
         raise InvalidInput(f"`{field}` is a damaged or truncated image file ({_what(error)})") from error
+    raise InvalidInput(f"`{field}` is {what}; save it anew")
 
 
 def _what(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """What a JPEG or TIFF file asks of its decoder, read before any decoder sees it: markers, or the first directory.
 
 What is refused costs many times what its bytes and pixels do, or is read in one way by Pillow and in another by the
-library that decodes. Both walks are linear in the file's size.
+library that decodes. Both walks are linear in the file's size. Exif, of whichever format, is a TIFF's directory too.
 
 Sources: ITU-T T.81, annex B; TIFF 6.0, sections 2, 8 and 15; the BigTIFF design of libtiff; and, for what each does
 with a file that keeps to none of them, Pillow's JpegImagePlugin and TiffImagePlugin, libjpeg's jdmarker.c, libtiff's
@@ -35,6 +35,10 @@ _WIDTH, _LENGTH, _COMPRESSION, _ROWS, _TILE_WIDTH, _TILE_LENGTH = 256, 257, 259,
 _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 273, 279, 324, 325
 _LAYOUT = {_WIDTH, _LENGTH, _COMPRESSION, _ROWS, _TILE_WIDTH, _TILE_LENGTH, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES}
 _LAYOUT |= {258, 262, 266, 277, 284, 338, 339}  # bits, colours, fill order, samples, planes, extra samples, format
+_FRACTIONS = (5, 10)  # kinds; Pillow makes an object of each fraction, a hundred times as slowly as it reads bytes
+_MOST_FRACTIONS = 1000  # of an entry; hardly one has more than a dozen
+_MANY_FRACTIONS = f"has an entry of more than {_MOST_FRACTIONS} fractions"
+_EXIF = b"Exif\0\0"
 _KINDS = {3: "H", 4: "L"}  # SHORT, LONG
 _LONG8 = {16: "Q"}  # of BigTIFF alone
 
@@ -49,8 +53,36 @@ def excess(content: bytes, max_pixels: int) -> str:
     return _of_tiff(content, max_pixels) if content[:4] in _BYTE_ORDERS else ""
 
 
+def excess_of_exif(exif: bytes) -> str:
+    """What is too much of an image's Exif, with its prefix or without, in the same words."""
+    exif = exif.removeprefix(_EXIF).removeprefix(_EXIF)
+    return f"an image whose Exif {_MANY_FRACTIONS}" if _has_many_fractions(exif) else ""
+
+
+def _has_many_fractions(content: bytes) -> bool:
+    """Whether the first directory of a TIFF file, or of what is built like one, has an entry of too many fractions."""
+    order = _BYTE_ORDERS.get(content[:4])
+    if order is None or len(content) < 16:
+        return False
+    is_big = content[2] == ord("+")
+    start, number, form = (8, "Q", "HHQQ") if is_big else (4, "H", "HHLL")
+    (at,) = struct.unpack_from(order + ("Q" if is_big else "L"), content, start)
+    if at + 8 > len(content):
+        return False
+    (count,) = struct.unpack_from(order + number, content, at)
+    at += struct.calcsize(order + number)
+    size = struct.calcsize(order + form)
+    whole = content[at : at + size * min(count, (len(content) - at) // size)]
+    # Longer than all of the file an entry is passed over.
+    return any(
+        kind in _FRACTIONS and _MOST_FRACTIONS < values <= len(content) // 8
+        for _, kind, values, _ in struct.iter_unpack(order + form, whole)
+    )
+
+
 def _of_jpeg(content: bytes) -> str:
-    scans = segments = exif = stray = 0
+    scans = segments = stray = 0
+    exif: list[bytes] = []
     end = len(_JPEG) - 1
     while marker := _MARKER.search(content, end):
         at, kind = marker.end(), content[marker.end() - 1]
@@ -58,27 +90,30 @@ def _of_jpeg(content: bytes) -> str:
             stray += marker.start() - end
         end = at
         if kind == _END and scans:  # what follows, such as a video, is not decoded; in front of a scan Pillow reads on
-            return ""
+            break
         if kind != _END:
             end += max(2, int.from_bytes(content[at : at + 2], "big"))
             segments += 1
             scans += kind == _SCAN
-            exif += kind == _APP1 and content.startswith(b"Exif\0\0", at + 2)
+            if kind == _APP1 and not scans and content.startswith(_EXIF, at + 2):
+                exif.append(content[at + 2 + len(_EXIF) : end])
         if scans > _MOST_SCANS:
             return f"a JPEG of more than {_MOST_SCANS} scans"
-        if segments > _MOST_SEGMENTS or exif > _MOST_EXIF:
+        if segments > _MOST_SEGMENTS or len(exif) > _MOST_EXIF:
             return f"a JPEG of more than {_MOST_SEGMENTS} segments, or {_MOST_EXIF} of Exif"
         if stray > _MOST_STRAY:
             break
     if not scans and stray + len(content) - end > _MOST_STRAY:
         return f"a JPEG with more than {_MOST_STRAY} bytes in front of the picture that belong to nothing"
-    return ""
+    return excess_of_exif(b"".join(exif))
 
 
 def _of_tiff(content: bytes, max_pixels: int) -> str:
     if content.startswith(b"MM\0+"):  # Pillow looks for its directory elsewhere than libtiff
         return "a BigTIFF that begins with the high byte, which cannot be decoded"
     try:
+        if _has_many_fractions(content):
+            return f"a TIFF whose directory {_MANY_FRACTIONS}"
         tags = _Directory.read(content)
         width, length = tags.number(_WIDTH), tags.number(_LENGTH)
         tile_width, tile_length = tags.number(_TILE_WIDTH, width), tags.number(_TILE_LENGTH, length)

@@ -11,7 +11,10 @@ import binascii
 import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
+from string import hexdigits
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from engine.errors import InvalidInput, Unreachable
 from engine.spent import Spent
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from engine.tensors import Row
 
 _FETCHED_AHEAD = 8
+_DIGITS = np.array([int(chr(byte), 16) if chr(byte) in hexdigits else 16 for byte in range(256)], np.uint8)
 
 FORMS = "base64, a data URI (`data:...;base64,...`) or an https URL"
 """What may stand in a field for media, in words for a caller."""
@@ -146,13 +150,25 @@ def _from_data_uri(value: str, field: str, limits: Limits) -> bytes:
     header, comma, data = value.partition(",")
     if not comma:
         raise InvalidInput(f"`{field}` is a data URI without a comma; write `data:TYPE;base64,DATA`")
-    if header.lower().endswith(";base64"):
-        return _from_base64(data, field, limits)
-    from urllib.parse import unquote_to_bytes
-
+    if header.rpartition(";")[2].strip().lower() == "base64":
+        return _from_base64(_unquoted(data).decode("latin-1") if "%" in data else data, field, limits)
     if len(data) > 3 * limits.max_media_bytes:  # every byte may be written as three characters
         raise InvalidInput(_too_large(field, len(data), limits))
-    return unquote_to_bytes(data)
+    return _unquoted(data)
+
+
+def _unquoted(text: str) -> bytes:
+    """Its bytes, of which any may be written as %xx; urllib's unquote_to_bytes takes seconds where millions are."""
+    coded = np.frombuffer(text.encode("utf-8", "surrogatepass") + b"\0\0", np.uint8)
+    at = np.flatnonzero(coded == ord("%"))
+    high, low = _DIGITS[coded[at + 1]], _DIGITS[coded[at + 2]]
+    are_codes = (high < 16) & (low < 16)
+    at = at[are_codes]
+    made, kept = coded.copy(), np.ones(len(coded), bool)
+    made[at] = (16 * high + low)[are_codes]
+    kept[at + 1] = kept[at + 2] = False
+    plain: bytes = made[kept][:-2].tobytes()
+    return plain
 
 
 def _from_base64(text: str, field: str, limits: Limits) -> bytes:

@@ -131,6 +131,10 @@ def test_a_wav_file_without_samples_holds_none_whatever_follows():
             "holds more samples than 1 s (MAX_AUDIO_S) do at",
         ),
         (file_of(np.zeros((1000, 1024), np.float32), "wav", 100), "is longer than the 1 s"),
+        (
+            file_of(np.zeros(100_000, np.float32), "wav", 2_000_000_000),
+            "has 2000000000 samples a second by its header, allowed are 1000000; send it at a lower rate",
+        ),
     ],
 )
 def test_what_is_no_recording_gets_a_sentence(content: bytes, sentence: str):

@@ -12,6 +12,7 @@ from engine.tensors import Array
 
 LAME_SKIPS = 576 + 529  # samples of an encoder's and the decoder's delay, which a LAME tag leaves out
 ID3V2 = b"ID3\x04\0\0\0\0\0\x21TSSE\0\0\0\x0f\0\0\x03Lavf60.16.100\0" + bytes(8)
+WITH_FOOTER = ID3V2[:5] + b"\x10" + ID3V2[6:] + b"3DI\x04\0\x10\0\0\0\x21"
 ID3V1 = b"TAG" + bytes(125)
 SEVERAL = "`audio` holds MP3 frames of several rates or channels, or something else between them; send one"
 
@@ -58,7 +59,7 @@ def test_without_a_length_every_frame_is_heard(rate: int, mode: str, channels: i
     assert np.abs(found[LAME_SKIPS:][: len(whole)] - whole).max() < 1e-5
 
 
-@pytest.mark.parametrize("before", [b"", ID3V2, ID3V2 * 2])
+@pytest.mark.parametrize("before", [b"", ID3V2, ID3V2 * 2, WITH_FOOTER])
 @pytest.mark.parametrize("behind", [b"", ID3V1, b"APETAGEX" + bytes(300), bytes(2000)])
 def test_tags_are_no_sound(before: bytes, behind: bytes):
     content = mp3(sound(1, 44_100), 44_100)
@@ -84,7 +85,7 @@ def test_pieces_of_a_long_one_have_no_seams():
     assert np.abs(decode(content, 44_100, 30, "audio") - expected).max() < 1e-5
 
 
-@pytest.mark.parametrize("between", [b"", ID3V2, ID3V1 + ID3V2])
+@pytest.mark.parametrize("between", [b"", ID3V2, ID3V1 + ID3V2, WITH_FOOTER])
 def test_all_of_several_files_one_behind_the_other_is_heard(between: bytes):
     """As ffmpeg hears them, so the second one's Info frame is silence, and its delay and padding are heard."""
     content = mp3(sound(1, 44_100), 44_100)

@@ -88,6 +88,25 @@ def test_an_image_is_turned_as_its_camera_said(orientation: int):
         assert image.size == ((34, 21) if orientation < 5 else (21, 34))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        struct.pack("<HHLL", 0x011A, 2, 3, int.from_bytes(b"72\0", "little")),
+        struct.pack("<HHLL", 0x02BC, 2, 2, int.from_bytes(b"a\0", "little")),
+        struct.pack("<HHLL", 0x8825, 4, 1, 99_999),
+    ],
+    ids=["a resolution as text", "XMP as text", "GPS behind the end"],
+)
+def test_a_photo_is_turned_whatever_else_its_exif_says(kind: str, entry: bytes):
+    turned = struct.pack("<HHLL", 0x0112, 3, 1, 6)
+    directory = b"".join(sorted((turned, entry)))
+    exif = b"Exif\0\0II*\0" + struct.pack("<LH", 8, 2) + directory + bytes(4)
+    upright = decode(encoded(image_of("RGB"), kind), "image", LIMIT)
+    image = decode(encoded(image_of("RGB"), kind, exif=exif), "image", LIMIT)
+    assert np.array_equal(np.asarray(image), np.rot90(np.asarray(upright), -1))
+
+
 def test_formats_beside_the_list_are_refused():
     for kind in ("ICO", "PPM", "TGA", "PCX", "JPEG2000", "PDF", "EPS"):
         with pytest.raises(InvalidInput, match="`images\\[3\\]` is no image of a known format; send JPEG, PNG"):
@@ -106,11 +125,34 @@ def _png(width: int, height: int, data: bytes) -> bytes:
 
 
 def test_too_many_pixels_are_refused_by_the_header_alone():
-    bomb = _png(60_000, 60_000, b"")
-    with pytest.raises(InvalidInput, match="60000 x 60000 pixels, allowed are 10000 in all \\(MAX_PIXELS\\)"):
-        decode(bomb, "image", LIMIT)
+    with pytest.raises(InvalidInput, match="6000 x 6000 pixels, allowed are 10000 in all \\(MAX_PIXELS\\)"):
+        decode(_png(6000, 6000, b""), "image", LIMIT)
+    with pytest.raises(InvalidInput, match="has more pixels than the 10000 in all that are allowed \\(MAX_PIXELS\\)"):
+        decode(_png(60_000, 60_000, b""), "image", LIMIT)
     with pytest.raises(InvalidInput, match="damaged or truncated"):
         decode(_png(10, 10, b""), "image", LIMIT)
+
+
+@pytest.mark.parametrize("flags", [2 << 2, 2 << 2 | 1, 3 << 2 | 1], ids=["background", "clear", "as before"])
+def test_a_gif_that_is_to_be_cleared_takes_no_memory_before_its_size_is_looked_at(flags: int):
+    """Pillow fills as many pixels when it opens one, of which only later frames would see anything."""
+
+    def gif(side: int) -> bytes:
+        control = b"!\xf9\x04" + bytes((flags, 0, 0, 1, 0))
+        frame = b"," + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x44\x01\0;"
+        return b"GIF89a" + struct.pack("<HHBBB", side, side, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff" + control + frame
+
+    assert decode(gif(1), "image", LIMIT).size == (1, 1)
+    with pytest.raises(InvalidInput, match="more pixels than the 10000 in all"):
+        decode(gif(20_000), "image", LIMIT)
+
+
+def test_pillows_own_limit_stays_above_the_setting():
+    with pytest.raises(InvalidInput, match="has 70000 x 3000 pixels; allowed are 65535 on a side"):
+        decode(_png(70_000, 3000, b""), "image", 210_000_000)
+    decode(FILES["png"], "image", LIMIT)  # other limits in the same process change nothing
+    with pytest.raises(InvalidInput, match="has 70000 x 3000 pixels; allowed are 65535 on a side"):
+        decode(_png(70_000, 3000, b""), "image", 210_000_000)
 
 
 def test_a_jpeg_of_many_scans_is_refused():

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from engine.tensors import Array
 
 LIMIT = 100_000
 NOISE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-BYTE, SHORT, LONG, LONG8, SLONG8 = 1, 3, 4, 16, 17
+BYTE, SHORT, LONG, RATIONAL, LONG8, SLONG8 = 1, 3, 4, 5, 16, 17
 Entry = tuple[int, int, int | Sequence[int]]
 DEFLATE, PACKBITS = 8, 32773
 
@@ -99,7 +100,7 @@ def tiff(entries: Sequence[Entry], pieces: Sequence[bytes], *, tiled: bool, big:
     usual += [(325 if tiled else 279, LONG, [len(piece) for piece in pieces])]
     given = {tag for tag, *_ in entries}
     every = sorted([*entries, *(entry for entry in usual if entry[0] not in given)], key=lambda entry: entry[0])
-    directory, letters = b"", {BYTE: "B", SHORT: "H", LONG: "L", LONG8: "Q", SLONG8: "q"}
+    directory, letters = b"", {BYTE: "B", SHORT: "H", LONG: "L", RATIONAL: "Q", LONG8: "Q", SLONG8: "q"}
     for tag, kind, value in every:
         values = [value] if isinstance(value, int) else value
         packed = struct.pack(f"<{len(values)}{letters[kind]}", *values)
@@ -176,6 +177,66 @@ def test_a_directory_that_ends_early_is_refused():
     for content in (whole[:8], whole[:-40], b"II*\0\xff\xff\xff\xff", b"II+\0\x08\0\0\0" + b"\xff" * 8 + whole):
         assert "a TIFF with a damaged directory" in refusal(content)
     assert "a BigTIFF that begins with the high byte" in refusal(b"MM\0+\0\x08\0\0" + bytes(8) + whole)
+
+
+MANY = "has an entry of more than 1000 fractions; save it anew"
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_of_many_fractions_is_refused(big: bool):
+    """Pillow makes an object of each, of those that it looks at."""
+    half = 1 | 2 << 32
+    content = tiff([*sized(16, 16), (282, RATIONAL, [half] * 1000)], [bytes(256)], tiled=False, big=big)
+    assert decode(content, "image", LIMIT).size == (16, 16)
+    content = tiff([*sized(16, 16), (282, RATIONAL, [half] * 1001)], [bytes(256)], tiled=False, big=big)
+    assert refusal(content) == f"`image` is a TIFF whose directory {MANY}"
+
+
+def test_directories_of_a_tiff_that_nothing_needs_are_not_read():
+    many = struct.pack("<HHHLL", 1, 37500, RATIONAL, 200_000, 8) + bytes(4)  # of what stands from byte 8 on
+    pixels = bytes(range(256)) * 6400
+    start = 8 + len(pixels)
+    strip: list[Entry] = [(273, LONG, 8), (279, LONG, len(pixels))]
+    entries: list[Entry] = [*sized(1280, 1280), *strip, (34665, LONG, start), (34853, LONG, start)]
+    content = tiff(entries, [pixels, many], tiled=False)
+    tracemalloc.start()
+    try:
+        image = decode(content, "image", 10_000_000)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(np.asarray(image)[..., 0].ravel(), np.frombuffer(pixels, np.uint8))
+    assert most < 20_000_000
+
+
+def exif_of(entries: Sequence[tuple[int, int]]) -> bytes:
+    """Tags of so many fractions each, one behind the other."""
+    directory, at, data = b"", 8 + 2 + 12 * len(entries) + 4, b""
+    for tag, count in entries:
+        directory += struct.pack("<HHLL", tag, RATIONAL, count, at + len(data))
+        data += struct.pack("<LL", 6, 1) * count
+    return b"II*\0" + struct.pack("<LH", 8, len(entries)) + directory + bytes(4) + data
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_exif_of_many_fractions_is_refused(kind: str):
+    image = decode(encoded(kind, exif=exif_of([(274, 1), (282, 1000)])), "image", LIMIT)
+    assert image.size == (48, 64)
+    assert refusal(encoded(kind, exif=exif_of([(274, 1001)]))) == f"`image` is an image whose Exif {MANY}"
+
+
+@pytest.mark.parametrize("picture", [JPEG[2:], b"\xff\xd9"], ids=["a picture", "none"])
+def test_exif_of_many_fractions_in_a_jpeg_is_refused_before_it_is_opened(picture: bytes):
+    """Pillow reads a resolution from it at once; what stands in several segments, it joins."""
+    exif = exif_of([(282, 20_000), (296, 1)])
+    parts = [segment(0xE1, b"Exif\0\0" + exif[at : at + 60_000]) for at in range(0, len(exif), 60_000)]
+    assert len(parts) == 3
+    assert refusal(JPEG[:2] + b"".join(parts) + picture) == f"`image` is an image whose Exif {MANY}"
+    if picture != JPEG[2:]:
+        return
+    for few in (exif_of([(282, 1000)]), exif[:2000], exif[:10], b"II*\0", b"no directory", b""):
+        content = JPEG[:2] + segment(0xE1, b"Exif\0\0" + few) + JPEG[2:]
+        assert np.array_equal(np.asarray(decode(content, "image", LIMIT)), plain(JPEG))
 
 
 PLANES = np.moveaxis(NOISE, 2, 0)

@@ -1,9 +1,9 @@
 import base64
 from typing import Any
-from urllib.parse import quote_from_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.config import Limits, Settings
@@ -17,10 +17,19 @@ LIMITS = Limits(max_media_bytes=1000)
 def test_bytes_come_back(content: bytes):
     plain = base64.b64encode(content).decode()
     lines = "\r\n".join(plain[at : at + 76] for at in range(0, len(plain), 76)) + "\n"
-    quoted = quote_from_bytes(content)
-    values = (plain, lines, f"data:;base64,{plain}", f"DATA:image/png;a=b;Base64,{plain}", f"data:text/plain,{quoted}")
+    quoted, coded = quote_from_bytes(content), quote_from_bytes(plain.encode(), safe="")
+    values = [plain, lines, f"data:;base64,{plain}", f"DATA:image/png;a=b;Base64,{plain}", f"data:text/plain,{quoted}"]
+    values += [f"data:image/png;base64,{coded}", f"data:image/png; base64 ,{plain}"]
+    values += ["data:," + "".join(f"%{byte:02x}" for byte in content)]
     for value in values:
         assert media.bytes_of(value, "image", LIMITS) == content
+
+
+@given(st.text("%0aAfFgG1é/").filter(len))
+@example("\ud800%4")
+@example("%%41%4%")
+def test_what_is_no_code_stands_for_itself(text: str):
+    assert media.bytes_of(f"data:,{text}", "image", LIMITS) == unquote_to_bytes(text.encode("utf-8", "surrogatepass"))
 
 
 @given(st.one_of(st.text(), st.none(), st.integers(), st.lists(st.text()), st.text().map(lambda text: f"data:{text}")))
