@@ -19,6 +19,7 @@ from export.sentence_files import read_modules
 from export.tasks.base import Layout
 from export.text import fast_tokenizer, row_tokens, texts, tokenizer_file, tokens_of
 from export.torch_onnx import Traced
+from export.weight_files import weight_files
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -149,7 +150,7 @@ def weight(source: Source, name: str) -> float | None:
     """A number among the weights, such as the scale of CLIP's cosines; None where there is none."""
     from safetensors import safe_open
 
-    for file in source.folder.glob("*.safetensors"):
+    for file in weight_files(source.folder):
         with safe_open(file, framework="pt") as tensors:
             if name in tensors.keys():  # noqa: SIM118  (not a mapping)
                 return float(tensors.get_tensor(name).float().reshape(-1)[0])

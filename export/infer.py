@@ -12,6 +12,8 @@ _CONTINUE = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
 _PAIR = "EncoderDecoderModel"
 """Of images or texts that become texts: not a model without a head, as other classes that end so are."""
 _GENERATE = (*_CONTINUE, "ForConditionalGeneration", _PAIR)
+_ENCODED = ("t5", "mt5", "umt5")
+"""Whose encoder is taken alone."""
 _FILL = "WithLMHeadModel"
 """XLM's and FlauBERT's class, which fills gaps."""
 
@@ -39,7 +41,7 @@ def infer_task(root: Path, model: str) -> str:
     if makers and not fitting:
         fix = (
             "--task feature-extraction makes embeddings of it"
-            if makers[0].endswith(_CONTINUE)
+            if makers[0].endswith(_CONTINUE) or config.get("model_type") in _ENCODED
             else "choose another model"
         )
         raise Refused(f"{model} is a {makers[0]}, which generates text, and no task here does that; {fix}")

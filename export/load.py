@@ -32,6 +32,7 @@ from export.sentence_files import MODULES, conversion
 from export.source import Source
 from export.tasks import export_task
 from export.vocabulary import check_tokens, rows_of
+from export.weight_files import WHOLE, parts_of, weight_files
 
 if TYPE_CHECKING:
     from export.tasks.base import ExportTask
@@ -40,7 +41,8 @@ DISK_FACTOR = 3
 """Disk space needed, in sizes of the fp32 weights: the traced graph, ONNX Runtime's optimised copy, the bundle."""
 
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
-_WEIGHTS = ["*.safetensors"]
+_WEIGHTS = ["*model*.safetensors"]
+"""Not what Mistral's repositories have besides (consolidated.safetensors, as much again), nor MMS's adapters."""
 _LAYERS = ["*_Dense/model.safetensors"]  # of sentence-transformers, beside an adapter
 _ORIGINAL = "original_max_position_embeddings"
 
@@ -71,7 +73,7 @@ def load(recipe: Recipe) -> Source:
         processors = task.processors(of_tokens, model, layout, recipe)
         taken_out = check_tokens(model, processors.get("tokenizer"), embedded)
     if not base.is_complete:
-        download(model, base.revision, [*_SMALL_FILES, *_WEIGHTS])
+        download(model, base.revision, [*_SMALL_FILES, *_WEIGHTS, *(f"*{part}" for part in parts_of(folder))])
     weights_bytes = _weights_bytes(folder, model)
     _check_disk(recipe.out, weights_bytes)
     return Source(
@@ -158,20 +160,19 @@ def _refuse_other_weights(folder: Path, model: str) -> list[Path]:
 
 
 def _weights_files(folder: Path, model: str) -> list[Path]:
-    """All files of weights. Raises Refused where one is missing."""
+    """The files of weights that are loaded. Raises Refused where one is missing."""
     files = _refuse_other_weights(folder, model)
     if not files:
         raise Refused(
             f"{model} has no weights (*.safetensors), the one format that is read; download it again with them, or, "
             f"where it has others alone, {conversion(folder)}"
         )
-    index = read_json(folder / "model.safetensors.index.json").get("weight_map")
-    parts = sorted({str(part) for part in index.values()}) if isinstance(index, dict) else []
+    parts = [] if (folder / WHOLE).is_file() else parts_of(folder)
     if lacking := [part for part in parts if not (folder / part).is_file()]:
         raise Refused(
             f"{model} lacks {len(lacking)} of {len(parts)} files of weights, {lacking[0]} for one; download it again"
         )
-    return files
+    return weight_files(folder)
 
 
 def _check_architecture(

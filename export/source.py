@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.errors import Refused, Untraceable, refusal_of
 from export.said import first_line, quiet
+from export.weight_files import weight_files
 
 if TYPE_CHECKING:
     from export.adapters import Adapter
@@ -140,7 +141,7 @@ def weight_names(folder: Path) -> list[str]:
     from safetensors import safe_open
 
     names: list[str] = []
-    for file in folder.glob("*.safetensors"):
+    for file in weight_files(folder):
         with safe_open(file, framework="np") as tensors:
             names.extend(tensors.keys())
     return names

@@ -214,6 +214,15 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
             raise not_convertible(model, folder, type(slow).__name__)
     with needing(model, "tokenizer that can be used"):  # what its parts name of each other is not looked at before
         tokenizer([_WRITTEN, (_WRITTEN, _WRITTEN)])
+    backend = tokenizer.backend_tokenizer
+    for part in filter(None, (backend.normalizer, backend.pre_tokenizer, backend.post_processor, backend.decoder)):
+        try:
+            part.__getstate__()
+        except Exception as error:  # a plain one: such as RoFormer's, which cuts Chinese with rjieba
+            raise Refused(
+                f"{model}'s {type(tokenizer).__name__} does part of its work in Python, which no tokenizer.json holds; "
+                "choose a model whose tokenizer can be saved as one"
+            ) from error
     if tokenizer.truncation_side != "right":
         raise Refused(f"{model} cuts long texts at the front (truncation_side), the worker only at the end")
     return tokenizer

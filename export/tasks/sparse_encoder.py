@@ -41,12 +41,18 @@ class SparseEncoderExport(TextExport):
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A SparseEncoder's files."""
-        return any(name.endswith("SpladePooling") for name, _ in read_modules(root))
+        kind = read_json(root / "config_sentence_transformers.json").get("model_type")
+        return kind == "SparseEncoder" or any(name.endswith("SpladePooling") for name, _ in read_modules(root))
 
     def layout(self, root: Path, recipe: Recipe) -> Layout:
         """Pooling, prompts and length; a masked language model without such files is pooled as SPLADE v2 does."""
         modules = [(class_name(kind), path) for kind, path in read_modules(root)]
         kinds = [name for name, _ in modules]
+        if "Router" in kinds:
+            raise Refused(
+                "modules.json lists Router: queries and documents go different ways, of which a bundle has one; choose "
+                "a model whose modules are a Transformer and SpladePooling"
+            )
         if modules and kinds not in (["Transformer", "SpladePooling"], ["MLMTransformer", "SpladePooling"]):
             raise Refused(f"modules.json lists {', '.join(kinds)}; a bundle holds a Transformer and SpladePooling")
         pooling = read_json(root / modules[1][1] / "config.json", keys=_POOLING_KEYS) if modules else {}

@@ -11,8 +11,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 import requests
+import transformers
 from huggingface_hub import errors
 from huggingface_hub.utils._paths import filter_repo_objects
+from tokenizers.pre_tokenizers import PreTokenizer
 
 from benchmarks.zoo.text import task_model
 from export import load
@@ -85,6 +87,41 @@ def test_weights_are_not_downloaded_before_the_small_files_pass(tmp_path: Path, 
     with pytest.raises(Refused, match="owner/name is empty; a model folder as `save_pretrained` writes it"):
         load.load(recipe("owner/name"))
     assert asked == [["*.json", "*.jinja", "*.txt", "*.model"]]
+
+
+def test_weights_are_those_that_transformers_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not the parts that a model had before it was saved again, nor what its maker's own programs read."""
+    folder = tiny_bert(tmp_path / "there", sentence_transformers=False)
+    expected = load.load(recipe(str(folder))).weights_bytes
+    write_json(folder / "model.safetensors.index.json", {"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    assert load.load(recipe(str(folder))).weights_bytes == expected
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    assert load.load(recipe(str(folder))).weights_bytes == expected
+    fetched: list[str] = []
+
+    def download(model: str, *, allow_patterns: list[str], ignore_patterns: list[str], **_: Any) -> str:
+        names = [path.name for path in folder.iterdir()]
+        fetched.extend(filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert load.load(recipe("owner/name")).weights_bytes == expected
+    assert {one for one in fetched if one.endswith(".safetensors")} == {"model-00001-of-00002.safetensors"}
+
+
+def test_a_tokenizer_that_no_file_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """RoFormer's cuts Chinese with a package of Python's."""
+
+    class Words:
+        def pre_tokenize(self, text: Any) -> None:
+            text.split(lambda number, part: [part])
+
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=toy_tokenizer())
+    tokenizer.backend_tokenizer.pre_tokenizer = PreTokenizer.custom(Words())
+    monkeypatch.setattr("export.text.load_tokenizer", lambda *_, **__: tokenizer)
+    with pytest.raises(Refused, match="m's PreTrainedTokenizerFast does part of its work in Python, which no token"):
+        fast_tokenizer(tmp_path, "m", recipe("m"))
 
 
 def test_what_is_fetched_with_an_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

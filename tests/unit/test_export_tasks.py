@@ -165,6 +165,10 @@ def test_a_model_on_images_that_writes_texts(tmp_path: Path, name: str, both: di
             {"architectures": ["T5ForConditionalGeneration"]},
             "m is a T5ForConditionalGeneration, which generates text, and no task here does that; choose another model",
         ),
+        (
+            {"architectures": ["T5ForConditionalGeneration"], "model_type": "mt5"},
+            "no task here does that; --task feature-extraction makes embeddings of it",
+        ),
         *(
             (
                 {"architectures": [name]},
@@ -181,6 +185,16 @@ def test_a_model_that_does_not_say(tmp_path: Path, config: Any, sentence: str):
     with pytest.raises(Refused) as refused:
         infer_task(tmp_path, "m")
     assert sentence in str(refused.value)
+
+
+def test_a_sparse_encoder_of_two_ways_is_told_from_a_model_that_fills_gaps(tmp_path: Path):
+    """As OpenSearch's, whose queries are looked up and not computed."""
+    write_json(tmp_path / "config.json", {"architectures": ["BertForMaskedLM"], "model_type": "bert"})
+    write_json(tmp_path / "config_sentence_transformers.json", {"model_type": "SparseEncoder"})
+    write_json(tmp_path / "modules.json", [{"path": "", "type": "sentence_transformers.models.Router"}])
+    assert infer_task(tmp_path, "m") == "sparse-encoder"
+    with pytest.raises(Refused, match=r"modules\.json lists Router: queries and documents go different ways, of which"):
+        export_task("sparse-encoder").layout(tmp_path, Recipe(str(tmp_path), None, tmp_path / "out"))
 
 
 def test_an_option_of_another_task_is_refused(tmp_path: Path):
