@@ -11,6 +11,7 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from engine.bundle import open_bundle
 from engine.errors import BundleError
@@ -130,6 +131,18 @@ def words(text: str) -> str:
         shlex.split(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be taken apart as a shell does ({error})") from None
+    return text
+
+
+def address(text: str) -> str:
+    """The http address of a server, for argparse."""
+    try:
+        parts = urlsplit(text)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        is_one = False
+    if not is_one:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address such as http://localhost:8080")
     return text
 
 

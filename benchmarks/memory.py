@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import psutil
 
 from benchmarks import arguments, results_file, shapes
-from benchmarks.measure import MISSING, figure, markdown, times
+from benchmarks.measure import MISSING, figure, markdown, ratio, times
 from benchmarks.peers import names_of
 from benchmarks.results_file import Measurement, Results
 from benchmarks.targets.base import Running, Target
@@ -137,14 +137,22 @@ def _at(point: str, running: Running) -> Figures:
 
 
 def device_mb(pid: int, ask: Callable[[], str | None] | None = None) -> float | None:
-    """The device's memory that the process and its children hold, in MB; None without a GPU."""
+    """The device's memory that the process and its children hold, in MB.
+
+    None without a GPU, and where the driver does not tell of these processes: in a container it may see none, or say
+    "[N/A]".
+    """
     said = (ask or _nvidia_smi)()
     if said is None:
         return None
     main = psutil.Process(pid)
     tree = {main.pid, *(child.pid for child in main.children(recursive=True))}
-    rows = [line.split(",") for line in said.splitlines() if line.strip()]
-    return sum(float(mib) * 1.048576 for found, mib in rows if int(found) in tree)
+    rows = (line.split(",") for line in said.splitlines() if line.strip())
+    try:
+        held = [float(mib) * 1.048576 for found, mib in rows if int(found) in tree]
+    except ValueError:
+        return None
+    return sum(held) if held else None
 
 
 def _nvidia_smi() -> str | None:
@@ -193,7 +201,7 @@ def _cell(results: Results, name: str, point: str, metric: str) -> str:
     ours = results.find((SCENARIO, "ours", point, metric))
     if one is None:
         return MISSING
-    return figure(one.median) + (f" ({times(one.median / ours.median)})" if ours and name != "ours" else "")
+    return figure(one.median) + (f" ({times(ratio(one.median, ours.median))})" if ours and name != "ours" else "")
 
 
 def _say(line: str) -> None:

@@ -106,8 +106,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bundle-int8", type=arguments.bundle_for(arguments.EMBEDDING), help="the same for ours-int8")
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="our worker's ENGINE (default: %(default)s)")
-    parser.add_argument("--tei", metavar="URL", help="also ask the Text Embeddings Inference that serves here")
-    parser.add_argument("--triton", metavar="URL", help="also ask the Triton that serves our graph here")
+    parser.add_argument(
+        "--tei", type=arguments.address, metavar="URL", help="also ask the Text Embeddings Inference that serves here"
+    )
+    parser.add_argument(
+        "--triton", type=arguments.address, metavar="URL", help="also ask the Triton that serves our graph here"
+    )
     parser.add_argument("--triton-model", default="model", metavar="NAME", help="its name there (default: %(default)s)")
     parser.add_argument("--json", type=arguments.new_file, help="also write the figures to this file")
     parser.add_argument(

@@ -120,7 +120,7 @@ class ClientRoutes:
     async def openai(self, request: web.Request) -> web.Response:
         """ANY openai/v1/...: a job with the route and the body as its input; the reply is the bare output.
 
-        A generator's chunks come back as one reply, not as server-sent events.
+        Of an output that is a list it is the first item; chunks of a stream are not sent on as server-sent events.
         """
         raw = await request.read()
         route = f"/{request.match_info['path']}"

@@ -165,10 +165,12 @@ class RunningServer:
                 own = Answers()
                 await self._timed(next(texts), own)
                 now = time.perf_counter()
-                if now < begin + seconds:  # as clients.py counts: what is answered in time
+                answers.errors += own.errors
+                if now < begin + seconds:  # as clients.py counts
                     answers.ms += own.ms
-                    answers.errors += own.errors
                     answers.seconds = now - begin
+                else:
+                    answers.late_ms += own.ms
 
         await asyncio.gather(*(client() for _ in range(clients)))
         return answers
@@ -208,12 +210,13 @@ class RunningServer:
         """Until the health route answers 200."""
         deadline = time.perf_counter() + timeout_s
         while True:
+            left = aiohttp.ClientTimeout(total=max(_POLL_S, deadline - time.perf_counter()))
             try:
-                async with self._session.get(self._url + self._dialect.health) as reply:
+                async with self._session.get(self._url + self._dialect.health, timeout=left) as reply:
                     if reply.status == 200:
                         return
-            except aiohttp.ClientError:
-                pass  # it does not listen yet
+            except (aiohttp.ClientError, TimeoutError):
+                pass  # it does not listen, or answer, yet
             if self._process is not None and self._process.poll() is not None:
                 raise RuntimeError(f"the server ended with exit code {self._process.returncode} before it was ready")
             if time.perf_counter() > deadline:

@@ -84,6 +84,7 @@ def test_output_that_nobody_reads_is_no_failure_to_talk_about():
         ("load --bundle /no/such", "argument --bundle: /no/such is not a bundle (no such folder); make one with"),
         ("coldstart --runs 0", "argument --runs: '0' is not a whole number from 1 to"),
         ("coldstart --engine cuda", "argument --engine: invalid choice: 'cuda'"),
+        ("peers --tei localhost:8080", "argument --tei: 'localhost:8080' is no address such as http://localhost:8080"),
         ("load --rounds 9999999999999", "argument --rounds: '9999999999999' is not a whole number from 1 to"),
         ("load --idle-jobs -1", "argument --idle-jobs: '-1' is not a whole number from 0 to"),
         ("load --clients 8 x", "argument --clients: 'x' is not a whole number from 1 to"),

@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks import batching, coldstart, distance, load, page_cache, soak
 from benchmarks.clients import Clients, embed_jobs
-from benchmarks.emulator import Emulator
+from benchmarks.emulator import Emulator, JobRecord
 from benchmarks.emulator.exchange import now
 from benchmarks.floor import Floor
 from benchmarks.results_file import read
@@ -228,6 +228,23 @@ def test_closed_loops_count_what_is_answered_in_time(clients: Clients):
     assert 0 < answers.seconds <= 0.1
     assert answers.summary()["jobs_per_s"] == len(answers.ms) / answers.seconds
     assert len(clients.emulator.jobs) <= 1000
+
+
+def test_percentiles_of_closed_loops_know_the_jobs_that_were_late(clients: Clients):
+    """All but those of the loop's length and less were left out: no worker was slower than the loop was long."""
+    settle = clients._settle
+
+    def late(record: JobRecord) -> None:
+        assert record.done is not None
+        record.done += 1.0
+        settle(record)
+
+    clients._settle = late  # type: ignore[method-assign]  # the answers of an instant worker, a second later
+    answers = clients.closed_loop(3, 0.1, embed_jobs(["good", "bad", "good"]))
+    assert (answers.ms, len(answers.late_ms), answers.errors) == ([], 2, ["no"])
+    summary = answers.summary()
+    assert (summary["jobs"], summary["jobs_per_s"]) == (0, 0)
+    assert min(summary["p50_ms"], summary["p99_ms"]) >= 1000
 
 
 def test_open_loops_send_everything(clients: Clients):

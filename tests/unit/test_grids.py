@@ -182,6 +182,17 @@ def test_device_memory_is_of_the_whole_tree():
     assert memory.device_mb(mine, lambda: None) is None
 
 
+@pytest.mark.parametrize("said", ["", "1, 900\n", "{pid}, [N/A]\n"])
+def test_device_memory_that_the_driver_does_not_tell_is_no_figure(said: str):
+    """As in a container, where it sees no processes."""
+    assert memory.device_mb(os.getpid(), lambda: said.format(pid=os.getpid())) is None
+
+
+def test_memory_of_nothing_is_no_multiple():
+    figures = {name: [{("after boot", "device_mb"): mb}] for name, mb in (("ours", 0.0), ("stock", 500.0))}
+    assert "500 (-)" in memory.table(Results({}, {}, tuple(memory.measurements(figures))))
+
+
 def test_the_commands_are_listed(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["--help"])

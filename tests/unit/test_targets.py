@@ -227,10 +227,12 @@ def served() -> Iterator[Callable[[web.Application], str]]:
 def test_a_server_of_the_users_own_is_asked_in_pieces(served: Callable[[web.Application], str]):
     """As Text Embeddings Inference has it: at most 32 inputs a request."""
     sizes: list[int] = []
+    pause_s = [0.0]
 
     async def embed(request: web.Request) -> web.Response:
         inputs = (await request.json())["inputs"]
         sizes.append(len(inputs))
+        await asyncio.sleep(pause_s[0] if len(sizes) > 10 else 0.0)  # not those that warm up
         if "bad" in inputs:
             return web.Response(status=413, text="too long")
         return web.json_response([[float(len(text)), 1.0] for text in inputs])
@@ -248,10 +250,29 @@ def test_a_server_of_the_users_own_is_asked_in_pieces(served: Callable[[web.Appl
         assert sorted(sizes) == [6, 32, 32]
         answers = running.closed_loop(4, 0.2, seed=0)
         assert answers is not None and len(answers.ms) > 4 and answers.errors == []
+        sizes.clear()
+        pause_s[0] = 0.3
+        late = running.closed_loop(4, 0.2, seed=0)
+        assert late is not None and late.ms == [] and len(late.late_ms) == 4
+        assert (late.summary()["jobs_per_s"], late.summary()["p50_ms"] > 200) == (0, True)
+        pause_s[0] = 0.0
         failed = running.one_by_one(["bad", "good"], 0.0)
         assert (len(failed.ms), len(failed.errors)) == (1, 1)
         assert "HTTP 413, too long" in failed.errors[0]
         assert (running.started, running.memory_mb(), running.stop(1.0)) == (None, {}, None)
+
+
+def test_a_server_that_takes_a_request_and_does_not_answer_is_not_waited_for(
+    served: Callable[[web.Application], str],
+):
+    async def health(request: web.Request) -> web.Response:
+        await asyncio.sleep(1)
+        return web.Response()
+
+    app = web.Application()
+    app.add_routes([web.get("/health", health)])
+    with pytest.raises(RuntimeError, match=r"/health was not ready within 0\.2 s"):
+        RemoteServer("tei", "TEI", TEI, served(app), timeout_s=0.2).prepare()
 
 
 def test_triton_gets_tokens_and_gives_back_what_the_graph_says(small_bundle: Path):
