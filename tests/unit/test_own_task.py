@@ -16,12 +16,9 @@ import export.tasks
 from engine.bundle import open_bundle
 from engine.config import Limits, Settings
 from engine.errors import BundleError, MissingPackage, WorkerFault
-from engine.passage import Passage
-from engine.stats import Stats
 from engine.tasks import load_task, task_class
 from engine.tasks.feature_extraction import FeatureExtraction
 from engine.tasks.items import ItemsTask, Part
-from engine.tensors import Row
 from export import own_task
 from export.__main__ import main
 from export.errors import Refused
@@ -35,7 +32,6 @@ from export.tasks.base import ExportTask, Probe
 from export.tasks.feature_extraction import FeatureExtractionExport
 from export.text import run
 from handler.boot import boot
-from handler.handler import Handler
 from handler.reply import to_json
 from handler.timeline import Timeline
 from tests.bundles import toy_model
@@ -104,31 +100,6 @@ def test_a_tokenizer_that_panics_costs_its_job_alone(small_bundle: Path, monkeyp
     reply = asyncio.run(worker.handler.handle({"id": "a", "input": {"text": "a"}}))
     worker.batcher.close()
     assert reply == {"error": "worker fault: PanicException: ThreadPoolBuildError"}
-
-
-REPLIES = [{"error": "not on our list", "code": 3}, {"refresh_worker": True, "done": 1}, {"labels": ["a"]}]
-
-
-@pytest.mark.parametrize("reply", REPLIES)
-def test_a_reply_that_a_task_keeps_is_the_same_for_every_job(reply: dict[str, Any]):
-    class Own(ItemsTask):
-        def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
-            return value
-
-        def parts(self, request: Any) -> Any:
-            return [Part([Row({}, 1)]) for _ in request.items]
-
-        def answer(self, *_: Any) -> Any:
-            return reply
-
-    task: Any = Own(Limits())
-    handler, before = Handler(task, Passage(Stats()), dict), dict(reply)
-    plain, timed = {"id": "a", "input": {"text": "x"}}, {"id": "b", "input": {"text": "x", "timings": True}}
-    first = asyncio.run(handler.body(plain))
-    assert b"timings_ms" in asyncio.run(handler.body(timed))
-    assert "timings_ms" in asyncio.run(handler.handle(timed))
-    assert asyncio.run(handler.body(plain)) == first
-    assert reply == before
 
 
 def test_a_file_that_does_not_end_with_its_task_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
