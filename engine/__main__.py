@@ -37,8 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return REFUSED
     try:
         print(json.dumps(found, indent=1, ensure_ascii=False) if asked.json else text(found), flush=True)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again at its end
+        if not isinstance(error, BrokenPipeError):  # `| head` has read enough
+            print(f"error: stdout cannot be written ({error.strerror}); send it elsewhere", file=sys.stderr)
+            return REFUSED
     return OK
 
 

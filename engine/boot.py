@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _BESIDE_TENSORRT = ("pycuda.driver", "cuda.bindings.driver")
 """What engine/backends/cuda.py imports."""
 
+_PROVIDERS = {"onnxruntime-cpu": "cpu", "onnxruntime-cuda": "cuda"}
+
 Need: TypeAlias = Callable[[Sequence[str]], None]
 """Called with files of the bundle that are opened next; returns when they may be. Raises BundleError."""
 
@@ -125,8 +127,12 @@ def _opened_by(choice: Choice, bundle: Bundle, graph: str) -> list[str]:
     """Those files of the bundle that the engine of `choice` opens and `verify_common` leaves out."""
     if choice.plan is not None:  # one on the volume is none of the bundle's
         return [name for name in bundle.manifest.files if bundle.path / name == choice.plan.path]
-    runtime, _, provider = choice.engine.partition("-")
-    return bundle.weights_of(bundle.onnx_of(graph, provider)[0]) if runtime == "onnxruntime" else []
+    if provider := _PROVIDERS.get(choice.engine):
+        return bundle.weights_of(bundle.onnx_of(graph, provider)[0])
+    if choice.engine == "fake":
+        return []
+    common = set(bundle.common)
+    return [name for name in bundle.manifest.files if name not in common]  # nobody knows what a fork's engine opens
 
 
 def import_ahead(settings: Settings) -> None:

@@ -9,6 +9,9 @@ from export import interrupts
 
 if __name__ == "__main__":
     interrupts.hold()  # the imports take a while
+    from export.terminal import open_closed
+
+    open_closed()
 
 import os
 import shutil

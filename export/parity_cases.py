@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,12 +17,18 @@ from engine.feed import run_rows
 from engine.tasks import load_task
 from engine.tensors import Arrays, Row, TensorSpec
 from export.errors import Refused, refusal_of
+from export.own_task import file_of
+from export.parity_reply import place_of
 from export.said import first_line, quiet
 from export.source import Source
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json, Task
     from export.tasks.base import ExportTask, Probe
+
+
+_MODULES_CALL = "_call_impl"
+"""Of torch.nn.Module: by way of it every model is run."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +66,38 @@ def cases_of(source: Source, bundle: Bundle, payloads: Sequence[tuple[str, Json]
 
 
 def _reference(source: Source, model: Any, inputs: Mapping[str, Any], what: str) -> Arrays | None:
-    """What PyTorch answers. Raises Refused where the model cannot take what its own tokenizer or processor makes."""
+    """What PyTorch answers.
+
+    Raises Refused where the model cannot take what its own tokenizer or processor makes; or where the task fails on
+    what the model gives, with the method and the line.
+    """
     try:
         return source.task.reference(source, model, inputs)
-    except (IndexError, RuntimeError, ValueError) as error:
-        said = (
+    except Exception as error:
+        if refusal := refusal_of(error):
+            raise refusal from error
+        if place := _own_place(source.task, error):
+            raise Refused(
+                f"{file_of(source.task)}.{place} on {what}: {type(error).__name__}: {first_line(error)}; correct it, "
+                f"or what makes the inputs ({', '.join(inputs)})"
+            ) from error
+        if not isinstance(error, IndexError | RuntimeError | ValueError):
+            raise
+        raise Refused(
             f"{source.model} fails in PyTorch on {what}: {first_line(error)}; its own files make the inputs "
             f"({', '.join(inputs)}), so correct what they say of these, or export another model"
-        )
-        raise refusal_of(error) or Refused(said) from error
+        ) from error
+
+
+def _own_place(task: ExportTask, error: Exception) -> str:
+    """Where in the task's file `error` came out of; empty for one that the model raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    file = sys.modules[type(task).__module__].__file__
+    last = max((place for place, frame in enumerate(frames) if frame.filename == file), default=None)
+    if last is None or any(frame.name == _MODULES_CALL for frame in frames[last:]):
+        return ""
+    method, line = place_of(task, error)
+    return f"{method} fails{line}"
 
 
 def _rows(task: Task, probe: Probe, offline: ExportTask) -> Sequence[Row]:

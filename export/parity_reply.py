@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.tasks.base import Task
     from engine.tensors import Arrays, Row
     from export.source import Source
+    from export.tasks.base import ExportTask
 
 _CARRIED = "fiub"  # numpy's kinds of numbers and booleans
 
@@ -45,7 +46,7 @@ def check_reply(source: Source, bundle: Bundle) -> None:
     try:
         reply = task.postprocess(request, outputs)
     except Exception as error:
-        method, line = _place(task, error)
+        method, line = place_of(task, error)
         raise Refused(
             f"{says}.{method} fails{line} on what the model gives: {type(error).__name__}: {error}; the payload was "
             f"{str(payload)[:100]}"
@@ -71,7 +72,7 @@ def _outputs(bundle: Bundle, rows: Sequence[Row]) -> list[Arrays]:
     return outputs
 
 
-def _place(task: Task, error: Exception) -> tuple[str, str]:
+def place_of(task: Task | ExportTask, error: Exception) -> tuple[str, str]:
     """The method in the file of the task's class that `error` came out of, and the line in words."""
     file = sys.modules[type(task).__module__].__file__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
@@ -79,7 +80,7 @@ def _place(task: Task, error: Exception) -> tuple[str, str]:
     return (methods[-1], f" at line {frames[-1].lineno}") if methods else (_own_method(task), "")
 
 
-def _own_method(task: Task) -> str:
+def _own_method(task: Task | ExportTask) -> str:
     return "answer" if hasattr(task, "answer") else "postprocess"
 
 

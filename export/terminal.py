@@ -10,6 +10,17 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 
+def open_closed() -> None:
+    """Where a standard file was closed, it is /dev/null: else a file of the bundle gets its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
 def is_rich(stream: TextIO) -> bool:
     """Whether colours and a line that moves belong there: a terminal that can, and a user who did not decline.
 

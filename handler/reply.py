@@ -59,6 +59,9 @@ def body_of_json(value: Any) -> dict[str, Any]:
     """The same for a value that need not be converted: one of JSON's own, or arrays that `encode` takes."""
     if not isinstance(value, dict):
         return {"output": value}
+    if "error" not in value and "refresh_worker" not in value:
+        return {"output": value}
+    value = dict(value)  # a task may answer with one object again and again
     error, refresh = value.pop("error", None), value.pop("refresh_worker", None)
     body: dict[str, Any] = {"error": error} if error else {}  # first: see ERROR
     if value or not (error or refresh):

@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.zoo.case import Case
 from benchmarks.zoo.pictures import photograph
 from engine.audio.example import recording
+from engine.tasks import task_class
 
 TEXT = "My brother Wolfgang works for Acme Corporation in Berlin; Paris is the capital of France. "
 _LONG = TEXT * 2
@@ -36,12 +37,16 @@ _TEXTS: Mapping[str, Mapping[str, Any]] = {
     "fill-mask": {"text": f"Paris is the [MASK] of France. {TEXT}"},
     "sparse-encoder": {"text": _LONG, "top_k": 20, "format": "indices"},
 }
-_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+_IMAGES: Mapping[str, Mapping[str, Any]] = {
+    "image-classification": {},
+    "image-feature-extraction": {},
+    "image-text-embedding": {},
     "zero-shot-image-classification": {"candidate_labels": _LABELS},
     "object-detection": {"threshold": 0.0},
     "image-segmentation": {"mask_format": "png"},
     "depth-estimation": {"predicted_depth": "float"},
 }
+_SOUNDS = ("audio-classification", "automatic-speech-recognition")
 _PICTURES: Mapping[str, tuple[int, int]] = {"glpn": (105, 70), "depth-anything": (90, 90)}
 """Width and height, where a processor keeps the aspect ratio and the bundle has one; 4 : 3 fits the others."""
 
@@ -52,13 +57,14 @@ Compare: TypeAlias = Callable[[Path, Mapping[str, Any], Any, Case], float]
 
 
 def payload_of(case: Case) -> dict[str, Any]:
-    """One job for the case's model."""
+    """One job for the case's model; of a task that is not named above, the first of its examples."""
     if case.task in _TEXTS:
         return dict(_TEXTS[case.task])
-    if case.task in ("audio-classification", "automatic-speech-recognition"):
+    if case.task in _SOUNDS:
         return {"audio": recording(1.3)}
-    image = {"image": photograph(*_PICTURES.get(case.architecture, (640, 480)))}
-    return {**image, **_OPTIONS.get(case.task, {})}
+    if case.task in _IMAGES:
+        return {"image": photograph(*_PICTURES.get(case.architecture, (640, 480))), **_IMAGES[case.task]}
+    return dict(task_class(case.task).examples[0])
 
 
 def gap(case: Case, folder: Path, payload: Mapping[str, Any], reply: Any) -> float:
@@ -72,7 +78,7 @@ def gap(case: Case, folder: Path, payload: Mapping[str, Any], reply: Any) -> flo
     transformers.utils.logging.set_verbosity_error()
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
-        return _COMPARE.get(case.task, _like_the_pipeline)(folder, payload, reply, case)
+        return COMPARE[case.task](folder, payload, reply, case)
 
 
 def difference(ours: Any, theirs: Any, where: str = "reply") -> float:
@@ -235,7 +241,7 @@ def _depths(folder: Path, payload: Mapping[str, Any], reply: Any, case: Case) ->
     return difference((np.array(reply["predicted_depth"]) / expected.max()).tolist(), expected / expected.max())
 
 
-_COMPARE: Mapping[str, Compare] = {
+COMPARE: dict[str, Compare] = {
     "feature-extraction": _embeddings,
     "sentence-similarity": _similarities,
     "text-ranking": _ranks,
@@ -245,4 +251,18 @@ _COMPARE: Mapping[str, Compare] = {
     "object-detection": _objects,
     "image-segmentation": _masks,
     "depth-estimation": _depths,
+    **dict.fromkeys(
+        (
+            "text-classification",
+            "zero-shot-classification",
+            "token-classification",
+            "question-answering",
+            "fill-mask",
+            "image-classification",
+            "zero-shot-image-classification",
+            *_SOUNDS,
+        ),
+        _like_the_pipeline,
+    ),
 }
+"""By task. Models of a task that is not here are not asked: no row of docs/models.md is of it."""

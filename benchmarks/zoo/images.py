@@ -14,6 +14,7 @@ import tokenizers
 from benchmarks.zoo.case import Case, Stages
 from benchmarks.zoo.image_specs import ARCHITECTURES, Architecture, two_towers
 from benchmarks.zoo.pictures import photograph
+from engine.tasks import task_class
 
 LABELS = ("cat", "dog", "house", "tree", "car", "boat")
 TEXTS = [
@@ -82,7 +83,8 @@ def _write_model(
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = getattr(transformers, HEADS[task][0]).from_config(made)
+        head = HEADS[task][0] if task in HEADS else task_class(task).auto_class  # a fork's
+        model = getattr(transformers, head).from_config(made)
     _spread(model)
     model.save_pretrained(folder)
     getattr(transformers, processor_class)(**{**processor_settings, **processor}).save_pretrained(folder)

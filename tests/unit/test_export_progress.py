@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -92,3 +93,24 @@ def test_tables_and_sizes():
     assert [readable(size) for size in (612, 90_352_600, 999_960_000, 1_500_000_000)] == [
         *("0.6 kB", "90.4 MB", "1.00 GB", "1.50 GB")
     ]
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_output_that_is_closed_is_no_error(closed: str):
+    """A file of the bundle would get its number, and what is printed."""
+    script = """
+import os, runpy, sys
+from export import list_tasks
+from export.progress import stage
+def tasks():
+    with stage("load"):
+        assert os.open(os.devnull, os.O_RDONLY) > 2
+    return []
+list_tasks.tasks = tasks
+sys.argv = ["export", "--json", "--list-tasks"]
+runpy.run_module("export", run_name="__main__")
+"""
+    command = f'exec "$0" -c "$1" {closed}'
+    done = subprocess.run(["bash", "-c", command, sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch("" if "2>" in closed else r"load +\d\.\d s\n", done.stderr)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import arguments
 from engine.tasks import TASKS, task_class
+from export import adapters, recipe
 from export.__main__ import main
 from export.errors import Refused
 from export.infer import infer_task
@@ -230,3 +233,17 @@ def test_a_limit(value: float):
     best = Measure("agreement", 1.0, 0.0, at_least=True)
     assert (best.key, best.required()) == ("min_agreement", "agreement at least 1")
     assert best.badness(np.nan) == measure.badness(np.nan) == np.inf
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [
+        ("_ALIASES in export/recipe.py", recipe._ALIASES.values()),
+        ("_TASKS in export/adapters.py", adapters._TASKS.values()),
+        ("benchmarks/arguments.py", arguments.TEXTS),
+    ],
+)
+def test_what_names_a_task_names_one_that_is_there(where: str, names: Collection[str]):
+    """A fork may have renamed it (docs/forking.md)."""
+    gone = set(names) - set(TAGS)
+    assert not gone, f"{where} names {', '.join(gone)}, which export/tasks/ has no longer: write its new name there"

@@ -188,6 +188,13 @@ def test_a_reader_that_has_read_enough_is_no_error(small_bundle: Path):
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_output_that_cannot_be_written_is_told(small_bundle: Path):
+    command = f"{shlex.quote(sys.executable)} -m engine inspect '{small_bundle}' > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    said = "error: stdout cannot be written (No space left on device); send it elsewhere\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
 def test_code_and_adapters_are_named_beside_the_revision(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
     of: dict[str, Any] = {
         "code": {"owner/code": "c" * 40},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,11 +25,12 @@ from export.errors import Refused
 from export.measures import Measure
 from export.nodes import set_outputs
 from export.parity_answers import _figures
-from export.parity_cases import _rows
+from export.parity_cases import _reference, _rows
 from export.parity_reply import check_reply
 from export.tasks import export_task
 from export.tasks.base import ExportTask, Probe
 from export.tasks.feature_extraction import FeatureExtractionExport
+from export.text import run
 from handler.boot import boot
 from handler.reply import to_json
 from handler.timeline import Timeline
@@ -218,6 +220,52 @@ def test_examples_that_the_task_itself_refuses(small_bundle: Path, monkeypatch: 
     )
     with pytest.raises(Refused, match=said):
         check(small_bundle)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    import transformers
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    return transformers.BertModel(transformers.BertConfig(vocab_size=8, **sizes)).eval()
+
+
+def answered(model: Any, token: int, reference: Callable[[Any, Any], Any]) -> None:
+    """The reference to a row of one token, of a task whose `reference` is this."""
+
+    class Task(OwnTask):
+        def reference(self, source: Any, model: Any, inputs: Any) -> Any:
+            return reference(model, inputs)
+
+    import torch
+
+    source: Any = SimpleNamespace(task=Task(), model="org/name")
+    with torch.inference_mode():
+        _reference(source, model, {"input_ids": torch.tensor([[token]])}, "the probe 'one'")
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        (lambda model, inputs: [][0], "IndexError: list index out of range"),
+        (lambda model, inputs: dict(inputs)["logit"], "KeyError: 'logit'"),
+        (lambda model, inputs: run(model, inputs, "logit"), "KeyError: 'logit'"),
+        (lambda model, inputs: inputs["input_ids"].reshape(3), "RuntimeError: shape .* is invalid for input of size 1"),
+        (lambda model, inputs: model(**inputs)[0].numpy(force=1), "TypeError: .*must be bool"),
+    ],
+)
+def test_a_reference_that_fails_is_not_the_models_fault(model: Any, reference: Any, said: str):
+    where = r"export/tasks/own_task\.py: Task\.reference fails at line \d+ on the probe 'one': "
+    with pytest.raises(Refused, match=where + said + r".*; correct it, or what makes the inputs \(input_ids\)"):
+        answered(model, 1, reference)
+
+
+def test_what_the_model_fails_on_is_told_as_that(model: Any):
+    for reference in (lambda model, inputs: model(**inputs), lambda model, inputs: run(model, inputs, "x")):
+        with pytest.raises(Refused, match="org/name fails in PyTorch on the probe 'one': index out of range in self"):
+            answered(model, 99, reference)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ids'"):
+        answered(model, 1, lambda model, inputs: model(ids=inputs["input_ids"]))
 
 
 VALUES = [

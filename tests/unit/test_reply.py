@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 from dataclasses import make_dataclass
@@ -10,7 +11,13 @@ from uuid import UUID
 import numpy as np
 import pytest
 
+from engine.config import Limits
 from engine.errors import EngineError, InvalidInput, Overloaded, WorkerFault
+from engine.passage import Passage
+from engine.stats import Stats
+from engine.tasks.items import ItemsTask, Part
+from engine.tensors import Row
+from handler.handler import Handler
 from handler.reply import body_of, body_of_error, encode, to_json
 
 
@@ -115,3 +122,28 @@ def test_a_traceback_only_when_debugging_and_only_for_our_faults():
 
 def test_a_lone_surrogate_does_not_stop_a_result():
     assert json.loads(encode({"output": "a\ud800b"})) == {"output": "a?b"}
+
+
+REPLIES = [{"error": "not on our list", "code": 3}, {"refresh_worker": True, "done": 1}, {"labels": ["a"]}]
+
+
+@pytest.mark.parametrize("reply", REPLIES)
+def test_a_reply_that_a_task_keeps_is_the_same_for_every_job(reply: dict[str, Any]):
+    class Own(ItemsTask):
+        def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
+            return value
+
+        def parts(self, request: Any) -> Any:
+            return [Part([Row({}, 1)]) for _ in request.items]
+
+        def answer(self, *_: Any) -> Any:
+            return reply
+
+    task: Any = Own(Limits())
+    handler, before = Handler(task, Passage(Stats()), dict), dict(reply)
+    plain, timed = {"id": "a", "input": {"text": "x"}}, {"id": "b", "input": {"text": "x", "timings": True}}
+    first = asyncio.run(handler.body(plain))
+    assert b"timings_ms" in asyncio.run(handler.body(timed))
+    assert "timings_ms" in asyncio.run(handler.handle(timed))
+    assert asyncio.run(handler.body(plain)) == first
+    assert reply == before

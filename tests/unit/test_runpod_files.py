@@ -118,24 +118,52 @@ def test_a_release_has_all_notes_of_its_version(tmp_path: Path, version: str):
     assert notes.strip() == f"### Added\n\n- first of {version}\n- last of {version}"
 
 
-def test_a_committed_bundle_is_not_exported_again(tmp_path: Path):
-    """docs/without-a-model.md says to commit it; an export into a folder that is there would be refused."""
+def exported(folder: Path, precision: str, dockerfile: str) -> list[str]:
+    """The words of the command that the workflow exports with; none where it does not."""
     (step,) = [step for step in steps(WORKFLOWS["image"]) if '-m export "$MODEL"' in step.get("run", "")]
-    python = tmp_path / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
+    assert step["env"]["PRECISION"] == "${{ inputs.precision }}"
+    python = folder / ".venv/bin/python"
+    python.parent.mkdir(parents=True, exist_ok=True)
     python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" > exported\n")
     python.chmod(0o755)
+    (folder / "exported").write_text("")
+    (folder / "Dockerfile").write_text(dockerfile)
+    environ = {"PATH": os.environ["PATH"], "MODEL": "org/name", "TASK": "", "REVISION": "main", "PRECISION": precision}
+    subprocess.run(["bash", "-e", "-c", step["run"]], cwd=folder, env=environ, check=True)
+    return (folder / "exported").read_text().split()
 
-    def run() -> list[str]:
-        environ = {"MODEL": "org/name", "TASK": "", "REVISION": "main"}
-        subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environ, check=True)
-        return (tmp_path / "exported").read_text().split()
 
-    assert run() == ["-m", "export", "org/name", "--revision", "main", "--out", "bundle"]
-    (tmp_path / "exported").write_text("")
+IN_DOCKERFILE = WORKFLOWS["image"][True]["workflow_dispatch"]["inputs"]["precision"]["default"]
+
+
+def test_a_committed_bundle_is_not_exported_again(tmp_path: Path):
+    """docs/without-a-model.md says to commit it; an export into a folder that is there would be refused."""
+    words = ["-m", "export", "org/name", "--revision", "main", "--precision", "fp32", "--out", "bundle"]
+    assert exported(tmp_path, IN_DOCKERFILE, Path("Dockerfile").read_text()) == words
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle/manifest.json").write_text("{}")
-    assert run() == []
+    assert exported(tmp_path, IN_DOCKERFILE, Path("Dockerfile").read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "argument", "precision"),
+    [
+        (IN_DOCKERFILE, "ARG PRECISION=int8", "int8"),
+        (IN_DOCKERFILE, 'ARG PRECISION="cpu=int8,tensorrt=fp16" ', "cpu=int8,tensorrt=fp16"),
+        (IN_DOCKERFILE, "ARG PRECISION='auto'  # the ladder's", "auto"),
+        ("", "ARG PRECISION=int8", "int8"),
+        (IN_DOCKERFILE, "ARG PRECISION=", ""),
+        ("fp16", "ARG PRECISION=int8", "fp16"),
+        ("tensorrt=bf16", "", "tensorrt=bf16"),
+        ("", "", ""),
+    ],
+)
+def test_the_workflow_exports_in_the_precision_of_a_forks_dockerfile(
+    tmp_path: Path, asked: str, argument: str, precision: str
+):
+    words = exported(tmp_path, asked, f"FROM tools AS export\nARG REVISION=main\n{argument}\nRUN it\n")
+    given = ["--precision", precision] if precision else []
+    assert words == ["-m", "export", "org/name", "--revision", "main", *given, "--out", "bundle"]
 
 
 def build_step(**inputs: str) -> tuple[str, dict[str, str]]:

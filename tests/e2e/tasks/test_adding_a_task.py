@@ -40,9 +40,9 @@ def test_the_other_input_lacks_no_name(tmp_path: Path):
         assert done.returncode == 0, done.stdout
 
 
-def project_with(folder: Path, files: dict[str, str]) -> Path:
+def project_with(folder: Path, files: dict[str, str], *more: str) -> Path:
     """A copy of the project with the task of these files; a fork may have one of that name."""
-    for name in ("engine", "export", "handler"):
+    for name in ("engine", "export", "handler", *more):
         shutil.copytree(name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy("pyproject.toml", folder)
     for name, content in files.items():
@@ -97,6 +97,27 @@ def test_the_walk_with_another_input(tmp_path: Path):
     (command,) = re.findall(r"^next +(.*)", exported.stdout, re.MULTILINE)
     assert "review" in command
     assert set(reply_in(run(command, project, model))) == {"flagged", "labels"}
+
+
+def test_what_make_test_asks_for(tmp_path: Path):
+    """The first step; what looks at every task then misses no more than the figures that the third writes."""
+    project = project_with(tmp_path / "project", FILES, "benchmarks", "tests", "docs")
+    models = project / "benchmarks/zoo/text.py"
+    text = models.read_text()
+    for name, line in (
+        ("HEADS: ", '"moderation": ("AutoModelForSequenceClassification", _labelled("insult", "threat")),'),
+        ("_PAYLOADS: ", '"moderation": {"text": _TEXT},'),
+    ):
+        head, end, rest = text.partition(f"\n{name}")
+        text = head + end + rest.replace("{\n", "{\n    " + line + "\n", 1)
+    models.write_text(text)
+    names = ("unit/test_tasks_page", "e2e/test_zoo", "e2e/test_plan_rtx")
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=line", "-k", "has_architectures or cover or among_them"]
+    command += [f"tests/{name}.py" for name in names]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=120)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    missing = set(re.findall(r"^\S+: (\w*Error.*|assert.*)$", done.stdout, re.MULTILINE))
+    assert missing <= {"AssertionError: run `python -m benchmarks tasks --task TAG`"}, done.stdout
 
 
 def changed(content: str, part: str) -> str:
