@@ -11,6 +11,7 @@ from engine.errors import InvalidInput
 from engine.tasks import load_task
 from engine.tasks import payload as check
 from engine.tasks.feature_extraction import FeatureExtraction
+from handler.reply import encode
 from tests.bundles import DIMENSION, MAX_LENGTH
 
 
@@ -75,7 +76,7 @@ def test_bad_input_gets_a_sentence_that_says_what_is_allowed(task: FeatureExtrac
     assert sentence in str(error.value)
 
 
-def answer(task: FeatureExtraction, payload: Any, vectors: list[list[float]]) -> Any:
+def answer(task: FeatureExtraction, payload: Any, vectors: Any) -> Any:
     request = task.parse(payload)
     rows = task.preprocess(request)
     assert len(rows) == len(vectors)
@@ -99,6 +100,16 @@ def test_a_shortened_vector_is_normalised_after_the_cut(task: FeatureExtraction)
     reply = answer(task, {"text": "a", "dimensions": 1}, [A])
     assert reply["dimensions"] == 1
     assert np.array_equal(reply["embedding"], [1.0])
+
+
+def test_fewer_numbers_make_a_smaller_reply(task: FeatureExtraction):
+    vectors = np.random.default_rng(0).standard_normal((20, 8), np.float32)
+    sizes = [
+        len(encode({"output": answer(task, {"texts": ["a"] * 20, "normalize": False, "dimensions": many}, vectors)}))
+        for many in (8, 7, 4)
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 3
 
 
 def test_a_zero_vector_stays_zero(task: FeatureExtraction):
