@@ -78,7 +78,7 @@ class FeatureExtraction:
 
     def parse(self, payload: Json) -> Request:
         """Check the job's input; `inputs`, the pipelines' name, may hold one text or a list. Raises InvalidInput."""
-        payload = check.require_object(payload)
+        payload = check.without_nulls(check.require_object(payload), (*_FIELDS, "input", *check.OF_ROUTES))
         body = check.openai_body(payload, _OPENAI_ROUTE)
         if body is not None or "input" in payload:
             return self._parse_openai(payload if body is None else body, route=body is not None)
@@ -100,7 +100,7 @@ class FeatureExtraction:
         of_every_job = "" if route else check.OF_EVERY_JOB
         check.refuse_unknown(body, ("input", "model", "user", *_OPTIONS), of_every_job)
         if "input" not in body:
-            raise InvalidInput("`openai_input` needs `input`, a string or a list of strings")
+            raise InvalidInput("a request for embeddings needs `input`, a string or a list of strings")
         if isinstance(body["input"], list) and body["input"] and not isinstance(body["input"][0], str):
             raise InvalidInput("`input` must be a string or a list of strings; token ids are not supported")
         return self._request(
@@ -151,10 +151,14 @@ class FeatureExtraction:
         texts = [request.prompt + text for text in request.texts]
         encodings = self._tokens.encode(texts, request.spent.refuse_stopped)
         if not request.truncate:
-            for index, encoding in enumerate(encodings, request.first):
-                self._tokens.refuse_cut([encoding], f"text {index}")
+            for index, encoding in enumerate(encodings):
+                self._tokens.refuse_cut(encoding, self._name_of(request, index))
         request.tokens = sum(map(len, encodings))
         return [self._tokens.row(encoding) for encoding in encodings]
+
+    def _name_of(self, request: Request, index: int) -> str:
+        """The text at `index` in words for the caller."""
+        return f"text {request.first + index}"
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """The reply: `embedding` or `embeddings`, as arrays that the handler turns into JSON, or base64 strings."""

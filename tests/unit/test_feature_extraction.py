@@ -29,6 +29,14 @@ def test_the_pipelines_name_takes_a_text_or_a_list(task: FeatureExtraction):
     )
 
 
+def test_typed_clients_send_null_for_the_forms_that_they_leave_open(task: FeatureExtraction):
+    nulls = dict.fromkeys(("text", "texts", "inputs", "input", "openai_route", "openai_input"))
+    for form in ({"text": "a"}, {"texts": ["a", "b"]}, {"inputs": "a"}, {"input": "a", "model": "m"}):
+        assert task.parse(nulls | form) == task.parse(form)
+    route = {"openai_route": "/v1/embeddings", "openai_input": {"input": "a", "dimensions": None}}
+    assert task.parse(nulls | route) == task.parse(route)
+
+
 @pytest.mark.parametrize(
     ("payload", "sentence"),
     [
@@ -38,6 +46,7 @@ def test_the_pipelines_name_takes_a_text_or_a_list(task: FeatureExtraction):
         ({"text": "a", "texts": ["b"]}, "or `texts` (a list of strings), not both"),
         ({"text": ["a"]}, "`text` must be a string, got a list; a list goes into `texts`"),
         ({"text": None}, "`text` must be a string, got null"),
+        ({"text": None, "texts": None}, "needs either `text`"),
         ({"text": "a", "inputs": "b"}, "needs either `text`"),
         ({"inputs": 3}, "`inputs` must be a string, got a number"),
         ({"texts": "a"}, "`texts` must be a list of strings, got a string"),
@@ -59,10 +68,10 @@ def test_the_pipelines_name_takes_a_text_or_a_list(task: FeatureExtraction):
         ({"text": "a", "prompt_name": []}, "`prompt_name` must be one of: document, query; got []"),
         (
             {"openai_route": "/v1/chat/completions", "openai_input": {}},
-            "`openai_route` must be /v1/embeddings or /v1/models",
+            "the path, or `openai_route`, must be /v1/embeddings or /v1/models, got /v1/chat/completions",
         ),
         ({"openai_route": "/v1/embeddings"}, "`openai_input` must be an object, got null"),
-        ({"openai_route": "/v1/embeddings", "openai_input": {}}, "`openai_input` needs `input`"),
+        ({"openai_route": "/v1/embeddings", "openai_input": {}}, "a request for embeddings needs `input`, a string"),
         ({"openai_route": "/v1/embeddings", "openai_input": {"input": [1, 2]}}, "token ids are not supported"),
         ({"openai_route": "/v1/embeddings", "openai_input": {"input": "a", "n": 2}}, "unknown field `n`"),
         ({"input": "a", "text": "a"}, "unknown field `text`"),
