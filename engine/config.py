@@ -130,6 +130,11 @@ class Limits:
         "UPSTREAM_ATTEMPTS", 3, _whole(1, 10), "api-proxy: how often a request is sent at most."
     )
 
+    @property
+    def posts_replies(self) -> bool:
+        """Whether they go to RunPod's queue, which takes no more than LARGEST_REPLY."""
+        return True
+
 
 @dataclass(frozen=True)
 class Settings(Limits):
@@ -230,6 +235,11 @@ class Settings(Limits):
     debug: bool = _setting(
         "WORKER_DEBUG", False, (_switch, "1 or 0"), "Tracebacks in the errors of jobs that failed by our fault."
     )
+
+    @property
+    def posts_replies(self) -> bool:
+        """Not those of a load-balancing endpoint."""
+        return self.worker_loop != "http"
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:

@@ -16,7 +16,7 @@ from engine.spent import Spent
 from engine.tasks import payload as check
 from engine.text.bulk import FEW, are_few
 from engine.text.tokens import Tokens, usage
-from engine.vectors import FORMATS, encoded
+from engine.vectors import FORMATS, LEAST_BYTES, encoded
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -147,7 +147,8 @@ class FeatureExtraction:
         return len(request.texts) <= FEW and are_few([request.prompt + text for text in request.texts])
 
     def preprocess(self, request: Request) -> Sequence[Row]:
-        """A row a text. Raises InvalidInput for long texts where they are not to be cut."""
+        """A row a text. Raises InvalidInput for long texts where they are not to be cut, and for too many of them."""
+        self._refuse_many(request)
         texts = [request.prompt + text for text in request.texts]
         encodings = self._tokens.encode(texts, request.spent.refuse_stopped)
         if not request.truncate:
@@ -155,6 +156,18 @@ class FeatureExtraction:
                 self._tokens.refuse_cut(encoding, self._name_of(request, index))
         request.tokens = sum(map(len, encodings))
         return [self._tokens.row(encoding) for encoding in encodings]
+
+    def _refuse_many(self, request: Request) -> None:
+        """Raise AnswerTooLarge for more vectors than RunPod's queue takes, before they are computed."""
+        if not self._limits.posts_replies:
+            return
+        ways = ["send fewer texts at once"]
+        if request.encoding_format == "float":
+            ways.append("ask for `encoding_format` base64")
+        if request.openai_model is None:
+            ways.append("ask for a `stream`")
+        numbers = len(request.texts) * (request.dimensions or self._dimension)
+        check.refuse_large_answer(int(numbers * LEAST_BYTES[request.encoding_format]), ", or ".join(ways))
 
     def _name_of(self, request: Request, index: int) -> str:
         """The text at `index` in words for the caller."""

@@ -61,6 +61,10 @@ class SentenceSimilarity(FeatureExtraction):
         request = super().parse({"text": source, **options})
         return Comparison(**{**vars(request), "texts": [source, *sentences], "source": sources[0]})
 
+    def _refuse_many(self, request: Request) -> None:
+        if not isinstance(request, Comparison):
+            super()._refuse_many(request)
+
     def _name_of(self, request: Request, index: int) -> str:
         if not isinstance(request, Comparison):
             return super()._name_of(request, index)

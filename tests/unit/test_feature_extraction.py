@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from engine.bundle import open_bundle
-from engine.config import Limits
-from engine.errors import InvalidInput
+from engine.config import Limits, Settings
+from engine.errors import AnswerTooLarge, InvalidInput
 from engine.tasks import load_task
 from engine.tasks import payload as check
 from engine.tasks.feature_extraction import FeatureExtraction
@@ -119,6 +119,34 @@ def test_fewer_numbers_make_a_smaller_reply(task: FeatureExtraction):
     ]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "ways"),
+    [
+        ({}, "send fewer texts at once, or ask for `encoding_format` base64, or ask for a `stream`"),
+        ({"encoding_format": "base64"}, "send fewer texts at once, or ask for a `stream`"),
+        ({"input": ["a"] * 20}, "send fewer texts at once, or ask for `encoding_format` base64"),
+    ],
+)
+def test_what_runpods_queue_does_not_take_is_refused_before_it_is_computed(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], ways: str
+):
+    payload = {"texts": ["a"] * 20} | changes
+    if "input" in payload:
+        del payload["texts"]
+    vectors = np.random.default_rng(0).standard_normal((20, 8), np.float32)
+    tasks = {loop: load_task(open_bundle(small_bundle), Settings(worker_loop=loop)) for loop in ("events", "http")}
+    queued: Any = tasks["events"]
+    size = len(encode({"output": answer(queued, payload, vectors)}))
+    monkeypatch.setattr("engine.tasks.payload.LARGEST_REPLY", 800)
+    with pytest.raises(AnswerTooLarge, match=f"that RunPod takes; {ways}$") as error:
+        queued.preprocess(queued.parse(payload))
+    assert 800 < error.value.size < size
+    assert len(queued.preprocess(queued.parse({**payload, "dimensions": 3}))) == 20
+    for part in queued.split(queued.parse(payload), 5):
+        assert len(queued.preprocess(part)) == 5
+    answer(tasks["http"], payload, vectors)  # type: ignore[arg-type]
 
 
 def test_a_zero_vector_stays_zero(task: FeatureExtraction):
