@@ -130,6 +130,11 @@ class Limits:
         "UPSTREAM_ATTEMPTS", 3, _whole(1, 10), "api-proxy: how often a request is sent at most."
     )
 
+    @property
+    def posts_replies(self) -> bool:
+        """Whether they go to RunPod's queue, which takes no more than LARGEST_REPLY."""
+        return True
+
 
 @dataclass(frozen=True)
 class Settings(Limits):
@@ -231,6 +236,11 @@ class Settings(Limits):
         "WORKER_DEBUG", False, (_switch, "1 or 0"), "Tracebacks in the errors of jobs that failed by our fault."
     )
 
+    @property
+    def posts_replies(self) -> bool:
+        """Not those of a load-balancing endpoint."""
+        return self.worker_loop != "http"
+
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read every setting that is present and not empty.
@@ -263,11 +273,12 @@ def shown(text: str) -> str:
 def misspelt(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     """Variables that are no setting, each with the one that is meant.
 
-    That is the one in capitals, or a letter away: wrong, left out or too much; BUNDLE for what other workers call it.
+    That is the one in capitals, or a letter away: wrong, left out or too much; or what takes the place of another
+    worker's.
     """
     names = [item.metadata["env"] for item in fields(Settings)]
     near = {variant: name for name in names for variant in _without_a_letter(name)}
-    near |= dict.fromkeys(_OF_OTHER_WORKERS, "BUNDLE")
+    near |= _OF_OTHER_WORKERS
     unknown = environ.keys() - set(names)
     found = (
         (name, next((near[v] for v in (name.upper(), *_without_a_letter(name)) if v in near), ""))
@@ -276,8 +287,16 @@ def misspelt(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(name, meant) for name, meant in found if meant]
 
 
-# Of RunPod's and others' workers, and of the image's build: what is served would go on being another model.
-_OF_OTHER_WORKERS = ("MODEL", "MODEL_ID", "MODEL_NAME", "MODEL_NAMES")
+_OF_OTHER_WORKERS = {
+    # Of RunPod's and others' workers, and of the image's build: what is served would go on being another model.
+    **dict.fromkeys(("MODEL", "MODEL_ID", "MODEL_NAME", "MODEL_NAMES"), "BUNDLE"),
+    # Of RunPod's infinity worker.
+    "BACKEND": "ENGINE",
+    "BATCH_SIZES": "MAX_BATCH_ROWS",
+    "DTYPES": "PRECISION",
+    "INFINITY_QUEUE_SIZE": "MAX_QUEUED_ROWS",
+    "RUNPOD_MAX_CONCURRENCY": "MAX_CONCURRENCY",
+}
 
 
 def _without_a_letter(name: str) -> set[str]:

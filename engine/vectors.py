@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 OUTPUT = "embedding"
 OPTIONS = ("normalize", "encoding_format")
 FORMATS = ("float", "base64")
+LEAST_BYTES = {"float": 8, "base64": 16 / 3}
+"""Of a number in a reply: in base64 exactly; as digits it hardly has so few, for most numbers have eight or nine."""
 _NORM_FLOOR = 1e-12  # torch.nn.functional.normalize's default eps
 
 

@@ -6,6 +6,7 @@ They stream from generator functions only, and then every job. So a streamed job
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -15,6 +16,8 @@ import orjson
 
 from engine.config import Settings
 from engine.errors import EngineError, InvalidInput
+from engine.sizes import LARGEST_REPLY
+from engine.tasks import payload as check
 from handler.counts import Counts
 from handler.engine_client import CHECKS_PER_TIMEOUT, batch_too_long
 from handler.handler import Handler
@@ -79,6 +82,8 @@ def answers(
 
     async def answer(job: dict[str, Any]) -> Any:
         reply = await (watch.guard(limited(job)) if watch else limited(job))
+        if settings.worker_loop == "sdk":
+            reply = _as_posted(reply)
         if not is_health(job):
             counts.ended(isinstance(reply, dict) and bool(reply.get("error")))
         return reply
@@ -93,6 +98,23 @@ def answers(
             return body_of_error(too_late(settings.job_timeout_s), debug=settings.debug)
 
     return answer
+
+
+def _as_posted(reply: Any) -> Any:
+    """`reply`, or an error where RunPod would refuse it as too large: the SDK leaves such a job without an answer."""
+    try:
+        size = len(orjson.dumps(reply))
+    except TypeError:  # what the SDK's writer takes all the same
+        size = LARGEST_REPLY
+    if size > LARGEST_REPLY // 2:  # the SDK's has a space behind each comma and colon
+        size = len(json.dumps(reply, ensure_ascii=False).encode("utf-8", "replace"))
+    try:
+        check.refuse_large_answer(
+            size, "ask for fewer items at once, or for `encoding_format` base64 where the task has it"
+        )
+    except InvalidInput as error:
+        return body_of_error(error)
+    return reply
 
 
 async def _parts(handler: Handler, job: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
-from engine.errors import WorkerFault
+from engine.errors import InvalidInput, WorkerFault
 from handler import trust
 from handler.aggregate import END
 from handler.connections import AHEAD_S, Client
@@ -190,7 +190,7 @@ class Results:
                 why, once = f"the result ({size}) did not arrive within {self._timeout_s:g} s", True
         if why:
             is_list = stream and body.startswith(b'{"output":[')
-            short = END if is_list else _refusal(why)
+            short = END if is_list else _refusal(why, status)
             status = await self._post(self._sdk.job_done_url, job_id, short, stream, once=once)
             if not is_list:
                 return False
@@ -267,5 +267,8 @@ def _distrusted(error: Exception) -> None:
         trust.read_all()
 
 
-def _refusal(why: str) -> bytes:
+def _refusal(why: str, status: int | None) -> bytes:
+    if status == _TOO_LARGE:
+        ways = "or for `stream` or `encoding_format` base64 where the task has it"
+        return encode(body_of_error(InvalidInput(f"{why}, for it is too large; ask for fewer items at once, {ways}")))
     return encode(body_of_error(WorkerFault(f"{why}; ask for less")))

@@ -16,7 +16,7 @@ from engine.spent import Spent
 from engine.tasks import payload as check
 from engine.text.bulk import FEW, are_few
 from engine.text.tokens import Tokens, usage
-from engine.vectors import FORMATS, encoded
+from engine.vectors import FORMATS, LEAST_BYTES, encoded
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -78,7 +78,7 @@ class FeatureExtraction:
 
     def parse(self, payload: Json) -> Request:
         """Check the job's input; `inputs`, the pipelines' name, may hold one text or a list. Raises InvalidInput."""
-        payload = check.require_object(payload)
+        payload = check.without_nulls(check.require_object(payload), (*_FIELDS, "input", *check.OF_ROUTES))
         body = check.openai_body(payload, _OPENAI_ROUTE)
         if body is not None or "input" in payload:
             return self._parse_openai(payload if body is None else body, route=body is not None)
@@ -100,7 +100,7 @@ class FeatureExtraction:
         of_every_job = "" if route else check.OF_EVERY_JOB
         check.refuse_unknown(body, ("input", "model", "user", *_OPTIONS), of_every_job)
         if "input" not in body:
-            raise InvalidInput("`openai_input` needs `input`, a string or a list of strings")
+            raise InvalidInput("a request for embeddings needs `input`, a string or a list of strings")
         if isinstance(body["input"], list) and body["input"] and not isinstance(body["input"][0], str):
             raise InvalidInput("`input` must be a string or a list of strings; token ids are not supported")
         return self._request(
@@ -147,14 +147,31 @@ class FeatureExtraction:
         return len(request.texts) <= FEW and are_few([request.prompt + text for text in request.texts])
 
     def preprocess(self, request: Request) -> Sequence[Row]:
-        """A row a text. Raises InvalidInput for long texts where they are not to be cut."""
+        """A row a text. Raises InvalidInput for long texts where they are not to be cut, and for too many of them."""
+        self._refuse_many(request)
         texts = [request.prompt + text for text in request.texts]
         encodings = self._tokens.encode(texts, request.spent.refuse_stopped)
         if not request.truncate:
-            for index, encoding in enumerate(encodings, request.first):
-                self._tokens.refuse_cut([encoding], f"text {index}")
+            for index, encoding in enumerate(encodings):
+                self._tokens.refuse_cut(encoding, self._name_of(request, index))
         request.tokens = sum(map(len, encodings))
         return [self._tokens.row(encoding) for encoding in encodings]
+
+    def _refuse_many(self, request: Request) -> None:
+        """Raise AnswerTooLarge for more vectors than RunPod's queue takes, before they are computed."""
+        if not self._limits.posts_replies:
+            return
+        ways = ["send fewer texts at once"]
+        if request.encoding_format == "float":
+            ways.append("ask for `encoding_format` base64")
+        if request.openai_model is None:
+            ways.append("ask for a `stream`")
+        numbers = len(request.texts) * (request.dimensions or self._dimension)
+        check.refuse_large_answer(int(numbers * LEAST_BYTES[request.encoding_format]), ", or ".join(ways))
+
+    def _name_of(self, request: Request, index: int) -> str:
+        """The text at `index` in words for the caller."""
+        return f"text {request.first + index}"
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """The reply: `embedding` or `embeddings`, as arrays that the handler turns into JSON, or base64 strings."""

@@ -50,8 +50,9 @@ class ImageTextEmbedding(DualTask):
 
     def parse(self, payload: Json) -> Request:
         """Check the job's input. Raises InvalidInput."""
-        payload = check.require_object(payload)
+        payload = check.without_nulls(check.require_object(payload), _FIELDS)
         if not any(name in payload for name in _FIELDS):
+            check.refuse_unknown(payload, (*_FIELDS, *self.option_names), check.OF_EVERY_JOB)
             raise InvalidInput("`input` needs one of `image`, `images`, `text` and `texts`")
         if "text" in payload or "texts" in payload:
             return _Texts(self.limits).parse(payload)

@@ -66,7 +66,7 @@ class ItemsTask:
 
     def parse(self, payload: Json) -> Request:
         """Check the job's input; `inputs`, the pipelines' name, may hold one item or a list. Raises InvalidInput."""
-        payload = check.require_object(payload)
+        payload = check.without_nulls(check.require_object(payload), (self.one, self.many, "inputs"))
         check.refuse_unknown(payload, (self.one, self.many, "inputs", *self.option_names), check.OF_EVERY_JOB)
         field_name, values, single = self._values(payload)
         if not single and not 1 <= len(values) <= self.limits.max_items:

@@ -12,6 +12,8 @@ from engine.sizes import LARGEST_REPLY, readable
 
 OF_EVERY_JOB = ", and in every job `progress`, `stream`, `timings`"
 """For `refuse_unknown`: the options that the worker takes out of a job's payload before its task sees it."""
+OF_ROUTES = ("openai_route", "openai_input")
+"""What holds the request of another server's client."""
 _OF_EVERY_MODEL = {"query": "", "document": ""}
 """Names of prompts, which a model's files may give a text to."""
 _WITHOUT_TEXT = frozenset((int, float, bool, type(None)))
@@ -55,13 +57,11 @@ def refuse_lone_surrogates(payload: Any) -> None:
             pending += [one for one in value if type(one) not in _WITHOUT_TEXT]
 
 
-def refuse_large_answer(size: int) -> None:
+def refuse_large_answer(size: int, ways: str = "lower `top_k`, or send less at once") -> None:
     """Refuse what makes an answer of `size` bytes, where RunPod does not take as much: before there is all of it."""
     if size > LARGEST_REPLY:
         raise AnswerTooLarge(
-            f"the answer would hold more than the {readable(LARGEST_REPLY)} that RunPod takes; lower `top_k`, or send "
-            "less at once",
-            size,
+            f"the answer would hold more than the {readable(LARGEST_REPLY)} that RunPod takes; {ways}", size
         )
 
 
@@ -72,13 +72,27 @@ def require_object(payload: Any, name: str = "`input`") -> dict[str, Any]:
     return payload
 
 
+def without_nulls(payload: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """`payload` without those of `names`, the fields of its forms, that are null, as typed clients send all of them.
+
+    One that stands alone stays: what is wrong is that it is null.
+    """
+    present = [name for name in names if name in payload]
+    nulls = {name for name in present if payload[name] is None}
+    if not nulls or len(present) == 1:
+        return payload
+    return {name: value for name, value in payload.items() if name not in nulls}
+
+
 def openai_body(payload: dict[str, Any], route: str) -> dict[str, Any] | None:
     """What an OpenAI client sent to `route`, below the endpoint's /openai; None for a payload of ours."""
     if "openai_route" not in payload and "openai_input" not in payload:
         return None
-    refuse_unknown(payload, ("openai_route", "openai_input"))
+    refuse_unknown(payload, OF_ROUTES)
     if payload.get("openai_route") != route:
-        raise InvalidInput(f"`openai_route` must be {route} or /v1/models, got {shown(payload.get('openai_route'))}")
+        raise InvalidInput(
+            f"the path, or `openai_route`, must be {route} or /v1/models, got {shown(payload.get('openai_route'))}"
+        )
     return require_object(payload.get("openai_input"), "`openai_input`")
 
 
@@ -97,6 +111,12 @@ def refuse_unknown(payload: dict[str, Any], known: Iterable[str], told: str = ""
     if unknown:
         fields = ", ".join(f"`{name[:40]}`" for name in sorted(unknown)[:5])
         all_known = ", ".join(f"`{name}`" for name in sorted(known))
+        if "openai_route" in unknown:
+            route = shown(payload["openai_route"])
+            raise InvalidInput(
+                f"this worker's task has no answer to {route}, and of such routes to /v1/models alone; "
+                f"send a job, to /run or /runsync, whose `input` has fields of {all_known}"
+            )
         raise InvalidInput(f"unknown field {fields}; known are {all_known}{told}")
 
 

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 WINDOW = 384
 """Tokens of a window unless `max_seq_len` says otherwise; the pipelines' default, and that of most models' training."""
 
-_OVERLAP = 128
+_OVERLAP, _OVERLAP_FIELD = 128, "doc_stride"
 _ENTRY = 60
 """Bytes of an answer's JSON beside its text, about."""
 _ANSWER_TOKENS = 15
@@ -49,22 +49,19 @@ class QuestionAnswering(TextTask):
 
     def parse(self, payload: Json) -> Request:
         """Check the job's input. Raises InvalidInput."""
-        payload = check.require_object(payload)
+        payload = check.without_nulls(check.require_object(payload), ("inputs", "question", "context"))
         check.refuse_unknown(payload, ("question", "context", "inputs", *self.option_names), check.OF_EVERY_JOB)
-        values, single = _pairs(payload)
-        if not 1 <= len(values) <= self.limits.max_items:
-            raise InvalidInput(f"a job takes 1 to {self.limits.max_items} questions, got {len(values)}")
-        return Request([self.item(value, "inputs", payload) for value in values], single, self.options(payload))
+        pairs, single = _pairs(payload)
+        if not 1 <= len(pairs) <= self.limits.max_items:
+            raise InvalidInput(f"a job takes 1 to {self.limits.max_items} questions, got {len(pairs)}")
+        items = [(self._text(pair.question, pair.names[0]), self._text(pair.context, pair.names[1])) for pair in pairs]
+        return Request(items, single, {**self.options(payload), "names": [pair.names[0] for pair in pairs]})
 
-    def item(self, value: Any, name: str, payload: dict[str, Any]) -> tuple[str, str]:
-        """Question and context."""
-        check.refuse_unknown(check.require_object(value, f"`{name}`"), ("question", "context"))
-        question, context = (
-            check.string(value.get(one), one, self.limits.max_chars) for one in ("question", "context")
-        )
-        if not question or not context:
-            raise InvalidInput("`question` and `context` must not be empty")
-        return question, context
+    def _text(self, value: Any, name: str) -> str:
+        text = check.string(value, name, self.limits.max_chars)
+        if not text:
+            raise InvalidInput(f"`{name}` must not be empty")
+        return text
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """The pipelines' options and defaults."""
@@ -104,13 +101,49 @@ class QuestionAnswering(TextTask):
             self.refuse_rows(count + more)
 
         read = lru_cache(2)(self.tokens.read)  # one question, or one context, is often that of all the others
-        for question, context in request.items:
+        self._refuse_many(request, read)
+        for index, (question, context) in enumerate(request.items):
             request.spent.refuse_stopped()
             before, whole = read(question), read(context)
-            windows = self.tokens.windows(whole, stride, before=before, length=length, on_count=on_count)
+            self._refuse_long(request, index, len(before), len(whole))
+            windows = self.tokens.windows(
+                whole, stride, before=before, length=length, on_count=on_count, overlap=_OVERLAP_FIELD
+            )
             count += len(windows)
             parts.append(Part([self.tokens.row(window) for window in windows], windows))
         return parts
+
+    def _refuse_many(self, request: Request, read: Callable[[str], Any]) -> None:
+        """Before one is made: each of them is a question and a piece of a context."""
+        length, stride = request.options["length"], request.options["stride"]
+
+        def count(index: int) -> int:
+            before, whole = (len(read(text)) for text in request.items[index])
+            self._refuse_long(request, index, before, whole)
+            return self.tokens.count(whole, stride, before=before, length=length, overlap=_OVERLAP_FIELD)
+
+        most = 0
+        for question, context in request.items:  # hardly a token is less than a byte
+            step = max(1, self.tokens.room(len(question.encode()), length) - stride)
+            most += 1 + len(context.encode()) // step
+        self.refuse_windows(request, most, map(count, range(len(request.items))))
+
+    def _refuse_long(self, request: Request, index: int, question: int, context: int) -> None:
+        """Raise InvalidInput for a question of so many tokens that leaves no window room for a context of so many."""
+        length, stride = request.options["length"], request.options["stride"]
+        room = self.tokens.room(question, length)
+        if context <= room or room > stride:
+            return
+        ways = ["shorten it"]
+        if room > 0:
+            ways.append(f"lower `{_OVERLAP_FIELD}`")
+        if length < self.tokens.max_length:
+            ways.append("raise `max_seq_len`")
+        name = request.options["names"][request.first + index]
+        raise InvalidInput(
+            f"`{name}` has {question} tokens, which leaves {max(0, room)} of a window's {length} for the context, "
+            f"and windows overlap by {stride}; {', or '.join(ways)}"
+        )
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """One answer, or a list of them. Raises AnswerTooLarge, at the latest when there is as much as RunPod takes."""
@@ -141,24 +174,44 @@ class QuestionAnswering(TextTask):
         return found[0] if len(found) == 1 else found
 
 
-def _pairs(payload: dict[str, Any]) -> tuple[list[Any], bool]:
-    """Objects of question and context, and whether there is one alone."""
+class _Pair(NamedTuple):
+    """As it was sent, with the fields that its texts stood in."""
+
+    question: Any
+    context: Any
+    names: tuple[str, str] = ("question", "context")
+
+
+def _pairs(payload: dict[str, Any]) -> tuple[list[_Pair], bool]:
+    """Questions and contexts, and whether there is one of both alone."""
     if "inputs" in payload:
         if "question" in payload or "context" in payload:
             raise InvalidInput("give `inputs`, or `question` and `context`, not both")
         inputs = payload["inputs"]
-        return (inputs, False) if isinstance(inputs, list) else ([inputs], True)
+        if not isinstance(inputs, list):
+            return [_pair(inputs, "inputs")], True
+        return [_pair(one, f"inputs[{index}]") for index, one in enumerate(inputs)], False
     if "question" not in payload or "context" not in payload:
         raise InvalidInput("`input` needs `question` and `context`, or `inputs` with objects of both")
     questions, contexts = payload["question"], payload["context"]
-    single = not isinstance(questions, list) and not isinstance(contexts, list)
-    if not isinstance(questions, list):
-        questions = [questions] * (len(contexts) if isinstance(contexts, list) else 1)
-    if not isinstance(contexts, list):
+    of_questions, of_contexts = isinstance(questions, list), isinstance(contexts, list)
+    if not of_questions:
+        questions = [questions] * (len(contexts) if of_contexts else 1)
+    if not of_contexts:
         contexts = [contexts] * len(questions)
     if len(questions) != len(contexts):
         raise InvalidInput(f"`question` holds {len(questions)} and `context` {len(contexts)}; they must go together")
-    return [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)], single
+    pairs = []
+    for index, (question, context) in enumerate(zip(questions, contexts, strict=True)):
+        at = f"[{index}]"
+        names = (f"question{at if of_questions else ''}", f"context{at if of_contexts else ''}")
+        pairs.append(_Pair(question, context, names))
+    return pairs, not of_questions and not of_contexts
+
+
+def _pair(value: Any, name: str) -> _Pair:
+    check.refuse_unknown(check.require_object(value, f"`{name}`"), ("question", "context"), f" (in `{name}`)")
+    return _Pair(value.get("question"), value.get("context"), (f"{name}.question", f"{name}.context"))
 
 
 TASK = QuestionAnswering

@@ -21,10 +21,15 @@ if TYPE_CHECKING:
     from engine.tasks.base import Json
     from engine.tensors import Arrays
 
+_FIELDS = ("source_sentence", "source", "sentences", "text", "texts", "inputs", "input")
+
 
 @dataclass
 class Comparison(Request):
     """The source is the first of the texts."""
+
+    source: str = "source_sentence"
+    """The field that it stood in."""
 
 
 class SentenceSimilarity(FeatureExtraction):
@@ -41,6 +46,7 @@ class SentenceSimilarity(FeatureExtraction):
         payload = check.require_object(payload)
         if isinstance(payload.get("inputs"), dict):  # the form of Hugging Face's own endpoints
             payload = {**{name: value for name, value in payload.items() if name != "inputs"}, **payload["inputs"]}
+        payload = check.without_nulls(payload, _FIELDS)
         sources = [name for name in ("source_sentence", "source") if name in payload]
         if not sources and "sentences" not in payload:
             return super().parse(payload)
@@ -53,7 +59,16 @@ class SentenceSimilarity(FeatureExtraction):
         sentences = check.texts(payload["sentences"], "sentences", limits.max_items, limits.max_chars)
         options = {name: payload[name] for name in ("truncate", "prompt_name") if name in payload}
         request = super().parse({"text": source, **options})
-        return Comparison(**{**vars(request), "texts": [source, *sentences]})
+        return Comparison(**{**vars(request), "texts": [source, *sentences], "source": sources[0]})
+
+    def _refuse_many(self, request: Request) -> None:
+        if not isinstance(request, Comparison):
+            super()._refuse_many(request)
+
+    def _name_of(self, request: Request, index: int) -> str:
+        if not isinstance(request, Comparison):
+            return super()._name_of(request, index)
+        return f"`sentences[{index - 1}]`" if index else f"`{request.source}`"
 
     def split(self, request: Request, rows: int) -> Sequence[Request]:
         """None of a comparison, which needs its source."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _ROUTE = "/v1/rerank"
 _OUR_NAMES = {"docs": "documents", "return_docs": "return_documents"}
+_FORMS = (*_OUR_NAMES, *_OUR_NAMES.values(), *check.OF_ROUTES)
 
 
 class TextRanking(TextTask):
@@ -41,15 +42,17 @@ class TextRanking(TextTask):
 
     def parse(self, payload: Json) -> Request:
         """Check the job's input. Raises InvalidInput."""
-        payload = check.require_object(payload)
+        payload = check.without_nulls(check.require_object(payload), _FORMS)
         body = check.openai_body(payload, _ROUTE)
-        payload = payload if body is None else body
+        payload = payload if body is None else check.without_nulls(body, _FORMS)
+        field = "docs" if "docs" in payload else "documents"
         if "docs" in payload and not {"documents", "return_documents"} & set(payload):
             payload = {_OUR_NAMES.get(name, name): value for name, value in payload.items()}
         of_every_job = check.OF_EVERY_JOB if body is None else ""
         check.refuse_unknown(payload, ("query", "documents", "model", *self.option_names), of_every_job)
         if "query" not in payload or "documents" not in payload:
-            raise InvalidInput("`input` needs `query` (a string) and `documents` (a list of strings)")
+            whole = "`input`" if body is None else "a request to rerank"
+            raise InvalidInput(f"{whole} needs `query` (a string) and `documents` (a list of strings)")
         limits = self.limits
         query = check.string(payload["query"], "query", limits.max_chars)
         documents = payload["documents"]
@@ -57,11 +60,12 @@ class TextRanking(TextTask):
             documents = [one["text"] if isinstance(one, dict) and set(one) == {"text"} else one for one in documents]
             for index, one in enumerate(documents):
                 if isinstance(one, dict):
-                    raise InvalidInput(f'`documents[{index}]` must be a string or {{"text": ...}} and nothing else')
-        documents = check.texts(documents, "documents", limits.max_items, limits.max_chars)
+                    raise InvalidInput(f'`{field}[{index}]` must be a string or {{"text": ...}} and nothing else')
+        documents = check.texts(documents, field, limits.max_items, limits.max_chars)
         options = {
             **self.options(payload),
             "route": body is not None,
+            "field": field,
             "model": check.model_name(payload),
             "top_n": check.whole_number(payload, "top_n", 1, 1_000_000),
             "return_documents": check.boolean(payload, "return_documents", False),
@@ -77,6 +81,10 @@ class TextRanking(TextTask):
         """A pair a document."""
         query, documents = item
         return [(query, document) for document in documents]
+
+    def name_of(self, request: Request, index: int, row: int) -> str:
+        """A document, and the query in front of it."""
+        return f"`{request.options['field']}[{row}]` with its `query`"
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`{"results": [{"index", "relevance_score"}, ...], "usage"}`, the most relevant first, equal ones in order."""

@@ -44,8 +44,11 @@ class TokenClassification(TextTask):
         if stride is not None and strategy == "none":
             raise InvalidInput("`stride` needs an `aggregation_strategy` other than none, to join what windows share")
         ignored = check.given(payload, "ignore_labels", ["O"])
-        if not isinstance(ignored, list) or not all(isinstance(label, str) for label in ignored):
+        if not isinstance(ignored, list):
             raise InvalidInput(f"`ignore_labels` must be a list of strings, got {check.kind(ignored)}")
+        for index, label in enumerate(ignored):
+            if not isinstance(label, str):
+                raise InvalidInput(f"`ignore_labels[{index}]` must be a string, got {check.kind(label)}")
         return {**super().options(payload), "strategy": strategy, "stride": stride, "ignored": frozenset(ignored)}
 
     def is_quick(self, request: Request) -> bool:
@@ -64,12 +67,18 @@ class TokenClassification(TextTask):
         def on_count(more: int) -> None:
             self.refuse_rows(count + (more if stride is not None else 1))
 
+        if stride is not None:
+            # Hardly a token is less than a byte.
+            step = max(1, self.tokens.room(None) - stride)
+            most = sum(1 + len(text.encode()) // step for text in request.items)
+            counts = (self.tokens.count(len(self.tokens.read(text)), stride) for text in request.items)
+            self.refuse_windows(request, most, counts)
         for index, text in enumerate(request.items):
             request.spent.refuse_stopped()
             whole = self.tokens.read(text)
             windows = self.tokens.windows(whole, stride or 0, on_count=on_count, first_only=stride is None)
             if stride is None and not request.options["truncate"]:
-                self.tokens.refuse_cut(windows, f"text {request.first + index}")
+                self.tokens.refuse_cut(windows[0], self.name_of(request, index, 0))
             count += len(windows)
             parts.append(Part([self.tokens.row(window) for window in windows], windows))
         return parts

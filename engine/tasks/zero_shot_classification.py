@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
-from engine.tasks.items import Part
+from engine.tasks.items import Part, Request
 from engine.text.scores import softmax
 from engine.text.task import TextTask
 
@@ -62,6 +62,33 @@ class ZeroShotClassification(TextTask):
     def texts(self, item: Any, options: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
         """A pair a label."""
         return [(item, label.join(options["template"])) for label in options["labels"]]
+
+    def parts(self, request: Request) -> list[Part]:
+        """Raises InvalidInput also for a hypothesis that leaves no room for a text."""
+        try:
+            return super().parts(request)
+        except InvalidInput:
+            self._refuse_long(request.options)
+            raise
+
+    def _refuse_long(self, options: Mapping[str, Any]) -> None:
+        """Name the hypothesis that is as long as a row."""
+        tokenizer = self.tokens.tokenizer
+        room = self.tokens.max_length - tokenizer.num_special_tokens_to_add(True)
+
+        def is_long(hypothesis: str) -> bool:
+            return bool(len(tokenizer.encode(hypothesis, add_special_tokens=False)) >= room)
+
+        if is_long("".join(options["template"])):
+            name = "`hypothesis_template`"
+        else:
+            long = (label for label in options["labels"] if is_long(label.join(options["template"])))
+            if (label := next(long, None)) is None:
+                return
+            name = f"`candidate_labels[{options['labels'].index(label)}]` in its `hypothesis_template`"
+        raise InvalidInput(
+            f"{name} leaves no room for a text in the {self.tokens.max_length} tokens that the bundle takes; shorten it"
+        )
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`{"sequence", "labels", "scores"}`, the best first: shares of 1, or with `multi_label` each on its own."""

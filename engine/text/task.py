@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from engine.config import Limits
@@ -44,6 +45,10 @@ class TextTask(ItemsTask):
         """What is tokenized for an item, a row each."""
         return [item]
 
+    def name_of(self, request: Request, index: int, row: int) -> str:
+        """What the `row`th row of the item at `index` holds, in words for the caller."""
+        return f"{self.one} {request.first + index}"
+
     def is_quick(self, request: Request) -> bool:
         """Whether it makes few rows, of short texts."""
         texts: list[Text] = []
@@ -52,6 +57,16 @@ class TextTask(ItemsTask):
             if len(texts) > FEW:
                 return False
         return are_few(texts)
+
+    def refuse_windows(self, request: Request, most: int, counts: Iterable[int]) -> None:
+        """Raise InvalidInput where `counts`, of the windows of each item, are more than can ever wait.
+
+        They cost a reading of every text, and are not asked for where there will hardly be more than `most`.
+        """
+        if most > self.limits.max_queued_rows:
+            for total in accumulate(counts):
+                request.spent.refuse_stopped()
+                self.refuse_rows(total)
 
     def parts(self, request: Request) -> list[Part]:
         """Rows of all items, whose texts are tokenized together; `data` are the encodings."""
@@ -65,6 +80,7 @@ class TextTask(ItemsTask):
         for index, group in enumerate(texts):
             made = [next(encodings) for _ in group]
             if not request.options["truncate"]:
-                self.tokens.refuse_cut(made, f"{self.one} {request.first + index}")
+                for row, encoding in enumerate(made):
+                    self.tokens.refuse_cut(encoding, self.name_of(request, index, row))
             parts.append(Part([self.tokens.row(encoding) for encoding in made], made))
         return parts

@@ -63,9 +63,9 @@ class Tokens:
                 return found  # type: ignore[return-value]
         return self._bulk.encode(texts, check)
 
-    def refuse_cut(self, encodings: Sequence[Plain | Window], what: str) -> None:
-        """Raise InvalidInput when one of the `encodings` of `what` was cut."""
-        if any(encoding.rest for encoding in encodings):
+    def refuse_cut(self, encoding: Plain | Window, what: str) -> None:
+        """Raise InvalidInput when the `encoding` of `what` was cut."""
+        if encoding.rest:
             raise InvalidInput(
                 f"{what} has more than {self.max_length} tokens, the most that the bundle takes; shorten it or leave "
                 "`truncate` at true"
@@ -81,6 +81,31 @@ class Tokens:
         """Special tokens in each of `windows`."""
         return int(self._processor.num_special_tokens_to_add(is_pair)) if self._processor else 0
 
+    def room(self, before: int | None, length: int | None = None) -> int:
+        """Tokens of a text that one of `windows` holds, behind `before` others, or none; it may be less than none."""
+        return (length or self.max_length) - self.special(before is not None) - (before or 0)
+
+    def count(
+        self, tokens: int, stride: int, *, before: int | None = None, length: int | None = None, overlap: str = "stride"
+    ) -> int:
+        """How many of `windows` a text of so many `tokens` makes. Raises InvalidInput as they do."""
+        room = self.room(before, length)
+        if tokens <= room:
+            return 1
+        if room <= stride:
+            most = length or self.max_length
+            raise InvalidInput(
+                f"windows of {most} tokens, {most - room} of them taken, must be longer than their overlap of {stride}"
+                f"; lower `{overlap}`"
+            )
+        count = 1 + ceil((tokens - room) / (room - stride))
+        if count * room > max(_FREE_TOKENS, MOST_OVERLAP * tokens):
+            raise InvalidInput(
+                f"windows of {room} tokens that overlap by {stride} hold the text more than {MOST_OVERLAP} times over; "
+                f"lower `{overlap}`"
+            )
+        return count
+
     def windows(
         self,
         whole: Any,
@@ -90,28 +115,19 @@ class Tokens:
         length: int | None = None,
         on_count: Callable[[int], None] | None = None,
         first_only: bool = False,
+        overlap: str = "stride",
     ) -> list[Window]:
         """What `read` gave, in windows of at most `length` tokens (`max_length`) that overlap by `stride` tokens.
 
         With `before`, every window is a pair of it, whole, and a piece of the text. Special tokens are inside.
         `on_count` is told how many there will be, and may raise. Raises InvalidInput when there is no room for a
-        window, or where a long text's windows repeat it too often.
+        window, or where a long text's windows repeat it too often; `overlap` is the field that `stride` stood in.
         """
-        taken = self.special(before is not None) + (len(before) if before is not None else 0)
-        room = (length or self.max_length) - taken
-        if room <= stride and len(whole) > room:
-            raise InvalidInput(
-                f"windows of {length or self.max_length} tokens, {taken} of them taken, must be longer than their "
-                f"overlap of {stride}; lower it, or shorten what stands in every window"
-            )
-        count = 1 + max(0, ceil((len(whole) - room) / (room - stride))) if len(whole) > room else 1
-        if count * room > max(_FREE_TOKENS, MOST_OVERLAP * len(whole)):
-            raise InvalidInput(
-                f"windows of {room} tokens that overlap by {stride} hold the text more than {MOST_OVERLAP} times over; "
-                "lower the overlap"
-            )
+        taken = None if before is None else len(before)
+        count = self.count(len(whole), stride, before=taken, length=length, overlap=overlap)
         if on_count is not None:
             on_count(count)
+        room = self.room(taken, length)
         rest = max(0, len(whole) - room)
         pieces: Iterable[Any] = [whole]
         if rest:

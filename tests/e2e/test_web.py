@@ -145,7 +145,8 @@ def test_openai_clients_find_what_they_expect(worker: Served):
                 client.embeddings.create(model="m", input="the fox", dimensions=99)
             assert e.value.type == "invalid_request_error"
             with pytest.raises(
-                openai.BadRequestError, match="`openai_route` must be /v1/embeddings or /v1/models, got /v1/x"
+                openai.BadRequestError,
+                match="the path, or `openai_route`, must be /v1/embeddings or /v1/models, got /v1/x",
             ):
                 client.post("/x", body={}, cast_to=object)
 

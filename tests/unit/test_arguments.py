@@ -79,6 +79,11 @@ def test_the_sdk_takes_whatever_is_let_through(capsys: pytest.CaptureFixture[str
         ("MAX_QUEUE_DELAY_MZ", "MAX_QUEUE_DELAY_MS"),  # wrong
         ("max_batch_rows", "MAX_BATCH_ROWS"),
         ("MODEL_NAME", "BUNDLE"),  # of RunPod's own workers
+        ("BACKEND", "ENGINE"),  # of its infinity worker, as the rest
+        ("BATCH_SIZES", "MAX_BATCH_ROWS"),
+        ("DTYPES", "PRECISION"),
+        ("INFINITY_QUEUE_SIZE", "MAX_QUEUED_ROWS"),
+        ("RUNPOD_MAX_CONCURRENCY", "MAX_CONCURRENCY"),
     ],
 )
 def test_a_variable_that_is_nearly_a_setting_is_named(name: str, meant: str):
@@ -86,7 +91,7 @@ def test_a_variable_that_is_nearly_a_setting_is_named(name: str, meant: str):
 
 
 def test_a_variable_that_is_two_letters_away_is_something_else():
-    assert misspelt({"MAX_ITE": "1", "DEBUG": "1"}) == []
+    assert misspelt({"MAX_ITE": "1", "DEBUG": "1", "UV_TORCH_BACKEND": "cpu"}) == []
 
 
 def test_no_setting_is_taken_for_a_misspelt_one():

@@ -23,6 +23,7 @@ from engine.tasks.question_answering import QuestionAnswering
 from engine.tasks.token_classification import TokenClassification
 from engine.tasks.zero_shot_classification import ZeroShotClassification
 from engine.tasks.zero_shot_image_classification import ZeroShotImageClassification
+from engine.text.tokens import Tokens
 from handler.reply import encode
 from tests.bundles import write_small_bundle
 
@@ -141,16 +142,18 @@ def test_a_label_in_a_thousand_places(text_bundle: Any):
     assert said == "`hypothesis_template` with a label has up to 500000 characters, allowed are 1000"
 
 
-def test_windows_of_a_text(text_bundle: Any):
+def test_windows_of_a_text(text_bundle: Any, monkeypatch: pytest.MonkeyPatch):
+    """A job of too many is refused before one is made."""
     context = "a " * 3000
     answering = QuestionAnswering.from_bundle(text_bundle, Limits(max_queued_rows=500))
     answering.preprocess(answering.parse({"question": "b", "context": context}))
-    payload = {"question": ["b"] * 10, "context": context}
-    assert "MAX_QUEUED_ROWS" in refusal(answering, payload)
     naming = TokenClassification.from_bundle(text_bundle, Limits(max_queued_rows=500))
-    assert "MAX_QUEUED_ROWS" in refusal(
-        naming, {"texts": [context] * 10, "stride": 8, "aggregation_strategy": "simple"}
-    )
+    several = {"stride": 8, "aggregation_strategy": "simple"}
+    naming.preprocess(naming.parse({"texts": [context], **several}))
+    with monkeypatch.context() as patch:
+        patch.delattr(Tokens, "_window")
+        assert "MAX_QUEUED_ROWS" in refusal(answering, {"question": ["b"] * 10, "context": context})
+        assert "MAX_QUEUED_ROWS" in refusal(naming, {"texts": [context] * 10, **several})
     with pytest.raises(InvalidInput, match="windows of 30 tokens that overlap by 29 hold the text more than 16 times"):
         naming.tokens.windows(naming.tokens.read("a " * 99_999), 29)
 

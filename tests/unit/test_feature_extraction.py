@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from engine.bundle import open_bundle
-from engine.config import Limits
-from engine.errors import InvalidInput
+from engine.config import Limits, Settings
+from engine.errors import AnswerTooLarge, InvalidInput
 from engine.tasks import load_task
 from engine.tasks import payload as check
 from engine.tasks.feature_extraction import FeatureExtraction
+from handler.reply import encode
 from tests.bundles import DIMENSION, MAX_LENGTH
 
 
@@ -28,6 +29,14 @@ def test_the_pipelines_name_takes_a_text_or_a_list(task: FeatureExtraction):
     )
 
 
+def test_typed_clients_send_null_for_the_forms_that_they_leave_open(task: FeatureExtraction):
+    nulls = dict.fromkeys(("text", "texts", "inputs", "input", "openai_route", "openai_input"))
+    for form in ({"text": "a"}, {"texts": ["a", "b"]}, {"inputs": "a"}, {"input": "a", "model": "m"}):
+        assert task.parse(nulls | form) == task.parse(form)
+    route = {"openai_route": "/v1/embeddings", "openai_input": {"input": "a", "dimensions": None}}
+    assert task.parse(nulls | route) == task.parse(route)
+
+
 @pytest.mark.parametrize(
     ("payload", "sentence"),
     [
@@ -37,6 +46,7 @@ def test_the_pipelines_name_takes_a_text_or_a_list(task: FeatureExtraction):
         ({"text": "a", "texts": ["b"]}, "or `texts` (a list of strings), not both"),
         ({"text": ["a"]}, "`text` must be a string, got a list; a list goes into `texts`"),
         ({"text": None}, "`text` must be a string, got null"),
+        ({"text": None, "texts": None}, "needs either `text`"),
         ({"text": "a", "inputs": "b"}, "needs either `text`"),
         ({"inputs": 3}, "`inputs` must be a string, got a number"),
         ({"texts": "a"}, "`texts` must be a list of strings, got a string"),
@@ -58,10 +68,10 @@ def test_the_pipelines_name_takes_a_text_or_a_list(task: FeatureExtraction):
         ({"text": "a", "prompt_name": []}, "`prompt_name` must be one of: document, query; got []"),
         (
             {"openai_route": "/v1/chat/completions", "openai_input": {}},
-            "`openai_route` must be /v1/embeddings or /v1/models",
+            "the path, or `openai_route`, must be /v1/embeddings or /v1/models, got /v1/chat/completions",
         ),
         ({"openai_route": "/v1/embeddings"}, "`openai_input` must be an object, got null"),
-        ({"openai_route": "/v1/embeddings", "openai_input": {}}, "`openai_input` needs `input`"),
+        ({"openai_route": "/v1/embeddings", "openai_input": {}}, "a request for embeddings needs `input`, a string"),
         ({"openai_route": "/v1/embeddings", "openai_input": {"input": [1, 2]}}, "token ids are not supported"),
         ({"openai_route": "/v1/embeddings", "openai_input": {"input": "a", "n": 2}}, "unknown field `n`"),
         ({"input": "a", "text": "a"}, "unknown field `text`"),
@@ -75,7 +85,7 @@ def test_bad_input_gets_a_sentence_that_says_what_is_allowed(task: FeatureExtrac
     assert sentence in str(error.value)
 
 
-def answer(task: FeatureExtraction, payload: Any, vectors: list[list[float]]) -> Any:
+def answer(task: FeatureExtraction, payload: Any, vectors: Any) -> Any:
     request = task.parse(payload)
     rows = task.preprocess(request)
     assert len(rows) == len(vectors)
@@ -99,6 +109,44 @@ def test_a_shortened_vector_is_normalised_after_the_cut(task: FeatureExtraction)
     reply = answer(task, {"text": "a", "dimensions": 1}, [A])
     assert reply["dimensions"] == 1
     assert np.array_equal(reply["embedding"], [1.0])
+
+
+def test_fewer_numbers_make_a_smaller_reply(task: FeatureExtraction):
+    vectors = np.random.default_rng(0).standard_normal((20, 8), np.float32)
+    sizes = [
+        len(encode({"output": answer(task, {"texts": ["a"] * 20, "normalize": False, "dimensions": many}, vectors)}))
+        for many in (8, 7, 4)
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "ways"),
+    [
+        ({}, "send fewer texts at once, or ask for `encoding_format` base64, or ask for a `stream`"),
+        ({"encoding_format": "base64"}, "send fewer texts at once, or ask for a `stream`"),
+        ({"input": ["a"] * 20}, "send fewer texts at once, or ask for `encoding_format` base64"),
+    ],
+)
+def test_what_runpods_queue_does_not_take_is_refused_before_it_is_computed(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], ways: str
+):
+    payload = {"texts": ["a"] * 20} | changes
+    if "input" in payload:
+        del payload["texts"]
+    vectors = np.random.default_rng(0).standard_normal((20, 8), np.float32)
+    tasks = {loop: load_task(open_bundle(small_bundle), Settings(worker_loop=loop)) for loop in ("events", "http")}
+    queued: Any = tasks["events"]
+    size = len(encode({"output": answer(queued, payload, vectors)}))
+    monkeypatch.setattr("engine.tasks.payload.LARGEST_REPLY", 800)
+    with pytest.raises(AnswerTooLarge, match=f"that RunPod takes; {ways}$") as error:
+        queued.preprocess(queued.parse(payload))
+    assert 800 < error.value.size < size
+    assert len(queued.preprocess(queued.parse({**payload, "dimensions": 3}))) == 20
+    for part in queued.split(queued.parse(payload), 5):
+        assert len(queued.preprocess(part)) == 5
+    answer(tasks["http"], payload, vectors)  # type: ignore[arg-type]
 
 
 def test_a_zero_vector_stays_zero(task: FeatureExtraction):

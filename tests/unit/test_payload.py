@@ -49,6 +49,17 @@ def test_null_is_as_if_it_were_not_there():
         assert check.boolean(payload, "a", default) is default
 
 
+def test_a_form_that_is_null_is_as_if_it_were_not_there_unless_it_is_the_only_one():
+    forms = ("text", "texts", "inputs")
+    for payload, left in (
+        ({"text": "a", "texts": None, "inputs": None, "x": None}, {"text": "a", "x": None}),
+        ({"text": None, "texts": None}, {}),
+        ({"texts": None, "x": 1}, {"texts": None, "x": 1}),
+        ({"text": "a", "texts": []}, {"text": "a", "texts": []}),
+    ):
+        assert check.without_nulls(payload, forms) == left
+
+
 @pytest.mark.parametrize("value", [True, "1", -0.001, 1.001, float("nan"), float("inf"), [1]])
 def test_what_is_no_number_or_beyond_the_ends(value: Any):
     with pytest.raises(InvalidInput, match="`threshold` must be a number from 0 to 1, got "):

@@ -147,3 +147,11 @@ def test_a_reply_that_a_task_keeps_is_the_same_for_every_job(reply: dict[str, An
     assert "timings_ms" in asyncio.run(handler.handle(timed))
     assert asyncio.run(handler.body(plain)) == first
     assert reply == before
+
+
+@pytest.mark.parametrize("place", [np.s_[:, :3], np.s_[:, ::2], np.s_[::-1], np.s_[..., 0]])
+def test_a_part_of_an_array_is_written_with_the_digits_of_a_whole_one(place: Any):
+    """Else who asks for fewer `dimensions` gets a larger reply."""
+    whole = np.random.default_rng(0).standard_normal((4, 8), np.float32)
+    assert encode({"output": {"of": whole[place]}}) == encode({"output": {"of": whole[place].copy()}})
+    assert json.loads(encode({"output": [whole.T, np.array(0.5, np.float32)]}))["output"][1] == 0.5

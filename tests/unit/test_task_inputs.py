@@ -59,7 +59,7 @@ def test_values_may_be_nested_however_deep(served: Served, field: str):
 
 def test_an_openai_request_nested_deeply(served: Served):
     for changes, sentence in (
-        ({"openai_route": deep()}, "`openai_route` must be /v1/embeddings or /v1/models, got [[["),
+        ({"openai_route": deep()}, "the path, or `openai_route`, must be /v1/embeddings or /v1/models, got [[["),
         ({"openai_input": {"input": "a", "model": deep()}}, "`model` must be a string, got a list"),
     ):
         payload = {"openai_route": "/v1/embeddings", "openai_input": {"input": "a"}, **changes}

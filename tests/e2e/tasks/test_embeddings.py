@@ -127,6 +127,19 @@ def test_forms_of_a_sparse_embedding(zoo: Any):
         ("sentence-similarity", {"source": "a"}, "`input` needs `source_sentence` (a string) and `sentences`"),
         ("sentence-similarity", {"source": "a", "sentences": ["b"], "x": 1}, "unknown field `x`; known are"),
         ("sentence-similarity", {"text": "a", "x": 1}, "unknown field `x`; known are `dimensions`"),
+        *(
+            ("sentence-similarity", {**payload, "truncate": False}, f"{name} has more than 128 tokens")
+            for payload, name in (
+                ({"source_sentence": "a", "sentences": ["b", "c " * 200]}, "`sentences[1]`"),
+                ({"source": "a " * 200, "sentences": ["b"]}, "`source`"),
+                ({"texts": ["a", "b " * 200]}, "text 1"),
+            )
+        ),
+        (
+            "sparse-encoder",
+            {"openai_route": "/v1/embeddings", "openai_input": {"input": "a"}},
+            "this worker's task has no answer to /v1/embeddings, and of such routes to /v1/models alone; send a job, ",
+        ),
     ],
 )
 def test_refusals(zoo: Any, task: str, payload: Any, sentence: str):

@@ -156,22 +156,37 @@ def test_forms_of_a_job(zoo: Any):
     assert_same(both, answers, 1e-5)
     both = entry.served.ask({"question": [one["question"], other["question"]], "context": [SHORT, SHORT]})
     assert_same(both, answers, 1e-5)
-    assert_same(entry.served.ask({"inputs": one}), answers[0], 1e-5)
+    assert_same(entry.served.ask({"inputs": one, "question": None, "context": None}), answers[0], 1e-5)
+    assert_same(entry.served.ask({**one, "inputs": None}), answers[0], 1e-5)
 
 
 @pytest.mark.parametrize(
     ("payload", "sentence"),
     [
         ({"question": "a"}, "`input` needs `question` and `context`, or `inputs` with objects of both"),
-        ({"question": "a", "context": ""}, "`question` and `context` must not be empty"),
+        ({"question": "a", "context": ""}, "`context` must not be empty"),
+        ({"question": ["a", "b", ""], "context": "c"}, "`question[2]` must not be empty"),
+        ({"question": ["a", "b"], "context": ["c", 3]}, "`context[1]` must be a string, got a number"),
+        ({"inputs": ["a"]}, "`inputs[0]` must be an object, got a string"),
+        ({"inputs": [{"question": "a", "context": "b"}, {"question": "a"}]}, "`inputs[1].context` must be a string"),
+        ({"inputs": None}, "`inputs` must be an object, got null"),
         ({"question": "a", "context": 3}, "`context` must be a string, got a number"),
         ({"question": ["a", "b"], "context": ["c"]}, "`question` holds 2 and `context` 1; they must go together"),
-        ({"inputs": [{"question": "a", "context": "b", "id": 1}]}, "unknown field `id`; known are `context`"),
+        (
+            {"inputs": [{"question": "a", "context": "b", "id": 1}]},
+            "unknown field `id`; known are `context`, `question` (in `i",
+        ),
         ({"question": "a", "context": "b", "topk": 1}, "unknown field `topk`; known are `align_to_words`"),
         ({"question": "a", "context": "b", "top_k": 0}, "`top_k` must be a whole number from 1"),
         (
             {"question": "where " * 130, "context": SHORT},
-            "windows of 128 tokens, 393 of them taken, must be longer than their overlap of 64",
+            "`question` has 390 tokens, which leaves 0 of a window's 128 for the context, and windows overlap by 64; "
+            "shorten it",
+        ),
+        (
+            {"question": ["a", "where " * 20], "context": SHORT * 9, "max_seq_len": 99, "doc_stride": 50},
+            "`question[1]` has 60 tokens, which leaves 36 of a window's 99 for the context, and windows overlap by 50; "
+            "shorten it, or lower `doc_stride`, or raise `max_seq_len`",
         ),
     ],
 )

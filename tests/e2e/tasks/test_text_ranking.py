@@ -68,10 +68,13 @@ def test_what_the_infinity_worker_takes(zoo: Any):
     found = entry.served.ask(theirs)
     assert found.pop("model") == "BAAI/bge-reranker-large"
     assert_same(found, entry.served.ask({"query": QUERY, "documents": DOCUMENTS, "return_documents": True}), 1e-6)
-    assert "document" not in entry.served.ask({**theirs, "return_docs": None})["results"][0]
+    nulls = {"return_docs": None, "documents": None, "return_documents": None}
+    assert "document" not in entry.served.ask({**theirs, **nulls})["results"][0]
     for bad, sentence in (
         ({"documents": DOCUMENTS}, "unknown field `docs`"),
         ({"model": 1}, "`model` must be a string, got a number"),
+        ({"docs": ["a", 5]}, r"`docs\[1\]` must be a string, got a number"),
+        ({"docs": [{"a": 1}]}, r"`docs\[0\]` must be a string or "),
     ):
         with pytest.raises(InvalidInput, match=sentence):
             entry.served.task.parse({**theirs, **bad})
@@ -90,9 +93,10 @@ def test_the_rerank_route(zoo: Any):
     for bad, sentence in (
         (
             {"openai_route": "/v1/embeddings", "openai_input": body},
-            "`openai_route` must be /v1/rerank or /v1/models, got /v1/embed",
+            "the path, or `openai_route`, must be /v1/rerank or /v1/models, got /v1/embed",
         ),
         ({"openai_route": "/v1/rerank"}, "`openai_input` must be an object, got null"),
+        ({"openai_route": "/v1/rerank", "openai_input": {}}, "^a request to rerank needs `query`"),
         (
             {"openai_route": "/v1/rerank", "openai_input": {**body, "timings": True}},
             "unknown field `timings`; known are `documents`, `model`, .*`truncate`$",
@@ -190,6 +194,11 @@ def test_a_layer_on_the_scores_is_refused(zoo: Any, tmp_path: Path):
             "unknown field `top_k`; known are `documents`, `model`, `query`",
         ),
         ({"query": "a", "documents": ["b"], "top_n": 0}, "`top_n` must be a whole number from 1"),
+        ({"query": "a", "documents": None}, "`documents` must be a list of strings, got null"),
+        (
+            {"query": "a", "docs": ["b", "c", "d " * 200], "truncate": False},
+            "`docs[2]` with its `query` has more than 128 tokens",
+        ),
     ],
 )
 def test_refusals(zoo: Any, payload: Any, sentence: str):

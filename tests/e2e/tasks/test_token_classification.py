@@ -70,9 +70,10 @@ def test_a_text_of_nothing_has_no_entities(zoo: Any):
         ),
         (
             {"text": "a " * 300, "stride": 127, "aggregation_strategy": "simple"},
-            "windows of 128 tokens, 2 of them taken, must be longer than their overlap of 127",
+            "windows of 128 tokens, 2 of them taken, must be longer than their overlap of 127; lower `stride`",
         ),
         ({"text": "a", "ignore_labels": "O"}, "`ignore_labels` must be a list of strings, got a string"),
+        ({"text": "a", "ignore_labels": ["O", 5]}, "`ignore_labels[1]` must be a string, got a number"),
         ({"text": "a " * 300, "truncate": False}, "text 0 has more than 128 tokens"),
     ],
 )

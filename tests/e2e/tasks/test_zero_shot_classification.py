@@ -86,7 +86,14 @@ def test_a_model_without_entailment_is_refused(zoo: Any, tmp_path: Any, capsys: 
             "`hypothesis_template` must hold {} once",
         ),
         ({"text": "a", "candidate_labels": ["b"], "multi_class": True}, "unknown field `multi_class`; known are"),
-        ({"text": "a", "candidate_labels": ["b " * 200]}, "the text that is not shortened leaves no room"),
+        (
+            {"text": "a", "candidate_labels": ["a", "b " * 200]},
+            "`candidate_labels[1]` in its `hypothesis_template` leaves no room for a text in the 128 tokens",
+        ),
+        (
+            {"text": "a", "candidate_labels": ["b"], "hypothesis_template": "a " * 200 + "{}"},
+            "`hypothesis_template` leaves no room for a text in the 128 tokens",
+        ),
     ],
 )
 def test_refusals(zoo: Any, payload: Any, sentence: str):
