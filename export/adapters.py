@@ -194,6 +194,7 @@ def merge(model: Any, adapters: Sequence[Adapter], last_beside: bool = False) ->
     The last one stays beside them where `last_beside` says so, as PEFT runs it.
     """
     for number, adapter in enumerate(adapters, 1):
+        adapted = None
         try:
             adapted = _adapt(model, adapter)
             if last_beside and number == len(adapters):
@@ -201,7 +202,9 @@ def merge(model: Any, adapters: Sequence[Adapter], last_beside: bool = False) ->
             _separate(adapted)
             model = adapted.merge_and_unload(safe_merge=True)
         except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-            raise refusal_of(error) or Refused(_other_base(adapter, first_line(error))) from error
+            why = first_line(error)
+            own = Refused(f"the adapter {adapter.name} cannot be merged into the weights ({why}); choose another one")
+            raise refusal_of(error) or (own if adapted is not None else Refused(_other_base(adapter, why))) from error
     return model
 
 

@@ -209,6 +209,7 @@ def change(**changes: Any) -> Callable[[Path], None]:
             change(target_modules=["query"]),
             "the adapter bad does not belong to this model (it brings base_model.model.",
         ),
+        (change(alora_invocation_tokens=[5]), "the adapter bad cannot be merged into the weights (aLoRA does not"),
         (change(r=8), "does not belong to this model (size mismatch for base_model.model."),
     ],
 )
