@@ -1,13 +1,16 @@
 """LoRA and its relatives (PEFT): merged into the weights, so that the bundle is one plain model.
 
-The parity gate then compares with the merged model in PyTorch. Cheap checks on JSON files come first. Rule: nothing is
-unpickled.
+The parity gate then compares with PEFT, which runs the adapter beside the weights. Cheap checks on JSON files come
+first. Rule: nothing is unpickled.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,10 @@ class Adapter:
         """As --adapter takes it."""
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
+    def brings(self, tensor: str) -> str | None:
+        """The module that it brings whole and that a tensor of that name is of."""
+        return next((one for one in self.whole if f".{one}." in f".{tensor}"), None)
+
 
 def find_adapters(asked: Sequence[str], base: Located, files: Sequence[str] = ()) -> tuple[Adapter, ...]:
     """The adapters `asked` for, each a folder, ID or ID@REVISION, for the model `base`. Raises Refused.
@@ -75,6 +82,7 @@ def _find(asked: str, base: Located, files: Sequence[str]) -> Adapter:
         raise Refused(
             f"the adapter {found.name} has no {CONFIG}; a folder as PEFT's save_pretrained writes it is needed"
         )
+    _refuse_other_library(found.name, config)
     if not (found.folder / WEIGHTS).is_file():
         raise Refused(
             f"the adapter {found.name} has no {WEIGHTS}, and pickled weights are never loaded; save it again with "
@@ -112,58 +120,131 @@ def _heads(config: Any) -> tuple[str, ...]:
     return heads.get(str(config.get("task_type")), ())
 
 
-def is_adapter(folder: Path) -> str | None:
-    """The base model that the adapter in `folder` names, "" where it names none; None where there is no adapter."""
+def refuse_adapter(folder: Path, model: str, asked: str) -> None:
+    """Raise Refused where `folder`, asked for as a model, holds an adapter and no whole weights."""
+    weights = (*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin"))
+    if any(not file.name.startswith("adapter_") for file in weights):
+        return
     config = read_json(folder / CONFIG)
-    return str(config.get("base_model_name_or_path") or "") if config else None
+    if config:
+        _refuse_other_library(model, config)
+        base = config.get("base_model_name_or_path") or "MODEL"
+        raise Refused(f"{model} is an adapter; export its model with it: {base} --adapter {asked}")
 
 
-def merge(model: Any, adapters: Sequence[Adapter]) -> Any:
-    """`model`, a PreTrainedModel in float32, with every adapter merged into its weights. Raises Refused."""
+def _refuse_other_library(name: str, config: Mapping[str, Any]) -> None:
+    if not config.get("peft_type"):
+        raise Refused(
+            f"the adapter {name} is of another library than PEFT ({CONFIG} has no peft_type), such as AdapterHub, and "
+            "its layers fit into no weights; export one that PEFT's save_pretrained wrote, or a model with it merged"
+        )
+
+
+@contextmanager
+def weights_alone() -> Iterator[None]:
+    """Inside the block, transformers loads a folder's own weights though an adapter's files lie beside them.
+
+    By itself it would load the base that these name, from wherever that is, with the adapter.
+    """
+    from transformers import modeling_utils
+    from transformers.models.auto import auto_factory
+
+    before = auto_factory.find_adapter_config_file, modeling_utils.find_adapter_config_file
+    auto_factory.find_adapter_config_file = modeling_utils.find_adapter_config_file = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        auto_factory.find_adapter_config_file, modeling_utils.find_adapter_config_file = before
+
+
+def check_labels(model: Any, adapters: Sequence[Adapter]) -> None:
+    """Raise Refused where a classifier that an adapter brings, by its tensors' shapes, has other labels than `model`.
+
+    A base that was never a classifier's has two. Shapes are enough: no values are needed.
+    """
+    labels = model.config.num_labels
+    there = {name: tuple(values.shape) for name, values in model.state_dict().items()}
     for adapter in adapters:
-        model = _merge(model, adapter)
-    return model
+        for key, shape in _brought(adapter).items():
+            name = key.removeprefix("base_model.model.")
+            head, own = adapter.brings(name), there.get(name)
+            if head and own and own != shape and own == (labels, *shape[1:]):
+                named = f"{shape[0]} label{'' if shape[0] == 1 else 's'}"
+                raise Refused(
+                    f"the adapter {adapter.name} brings a {head} for {named}, and the model's config.json has "
+                    f"{labels}; export a copy of the model whose config.json has the adapter's {named} as id2label "
+                    "and label2id"
+                )
 
 
-def _merge(model: Any, adapter: Adapter) -> Any:
-    from peft import PeftModel, get_peft_model_state_dict
+def _brought(adapter: Adapter) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of its tensors."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(adapter.folder / WEIGHTS, framework="np") as tensors:
-            brought = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        _check_labels(model, adapter, brought)
-        adapted = PeftModel.from_pretrained(model, str(adapter.folder), local_files_only=True)
-        expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-        foreign = sorted(set(brought) - expected - set(adapted.state_dict()))
-        lacking = sorted(expected - set(brought))
-        if foreign or lacking:
-            what = f"it brings {foreign[0]}" if foreign else f"it lacks {lacking[0]}"
-            raise Refused(_other_base(adapter, f"{what}, which does not fit"))
-        return adapted.merge_and_unload(safe_merge=True)
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise Refused(f"{adapter.folder / WEIGHTS} cannot be read ({first_line(error)}); download it again") from error
-    except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise refusal_of(error) or Refused(_other_base(adapter, first_line(error))) from error
 
 
-def _check_labels(model: Any, adapter: Adapter, brought: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises Refused where a classifier that the adapter brings, by its tensors' shapes, has other labels than `model`.
+def merge(model: Any, adapters: Sequence[Adapter], last_beside: bool = False) -> Any:
+    """`model`, a PreTrainedModel in float32, with every adapter merged into its weights. Raises Refused.
 
-    A base that was never a classifier's has two.
+    The last one stays beside them where `last_beside` says so, as PEFT runs it.
     """
-    labels = model.config.num_labels
-    there = {name: tuple(values.shape) for name, values in model.state_dict().items()}
-    for key, shape in brought.items():
-        name = key.removeprefix("base_model.model.")
-        head = next((one for one in adapter.whole if f".{one}." in f".{name}"), None)
-        own = there.get(name)
-        if head and own and own != shape and own == (labels, *shape[1:]):
-            raise Refused(
-                f"the adapter {adapter.name} brings a {head} for {shape[0]} labels, and the model's config.json has "
-                f"{labels}; export a copy of the model whose config.json has the adapter's {shape[0]} labels as "
-                "id2label and label2id"
-            )
+    for number, adapter in enumerate(adapters, 1):
+        adapted = None
+        try:
+            adapted = _adapt(model, adapter)
+            if last_beside and number == len(adapters):
+                return adapted.get_base_model()
+            _separate(adapted)
+            model = adapted.merge_and_unload(safe_merge=True)
+        except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            why = first_line(error)
+            own = Refused(f"the adapter {adapter.name} cannot be merged into the weights ({why}); choose another one")
+            raise refusal_of(error) or (own if adapted is not None else Refused(_other_base(adapter, why))) from error
+    return model
+
+
+def _adapt(model: Any, adapter: Adapter) -> Any:
+    from peft import PeftModel, get_peft_model_state_dict
+
+    brought = _brought(adapter)
+    adapted = PeftModel.from_pretrained(model, str(adapter.folder), local_files_only=True)
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    foreign = sorted(set(brought) - expected - set(adapted.state_dict()))
+    lacking = sorted(expected - set(brought))
+    head = next(filter(None, map(adapter.brings, foreign)), None)
+    if head and not any(f".{name}".endswith(f".{head}") for name, _ in model.named_modules()):
+        raise Refused(
+            f"the adapter {adapter.name} brings a {head}, and {type(model).__name__} has none; name the --task that it "
+            "was trained for"
+        )
+    if foreign or lacking:
+        what = f"it brings {foreign[0]}" if foreign else f"it lacks {lacking[0]}"
+        raise Refused(_other_base(adapter, f"{what}, which does not fit"))
+    return adapted
+
+
+def _separate(adapted: Any) -> None:
+    """Give every weight that an adapter's layer shares with another module storage of its own, in place.
+
+    PEFT's layers leave the other module as it is: the decoder of tied embeddings, another copy of a layer. Merging
+    adds to the values where they are, and so to both.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    named = adapted.named_parameters(remove_duplicate=False)
+    # An `original_module` is what PEFT keeps of a module that it replaces.
+    uses = Counter(values.data_ptr() for name, values in named if ".original_module." not in name)
+    for layer in adapted.modules():
+        base = getattr(layer, "base_layer", None) if isinstance(layer, BaseTunerLayer) else None
+        if base is None or isinstance(base, BaseTunerLayer):
+            continue
+        if any(uses[values.data_ptr()] > 1 for values in base.parameters()):
+            layer.base_layer = copy.deepcopy(base)
 
 
 def _other_base(adapter: Adapter, why: str) -> str:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.sizes import readable
-from export.adapters import files_beside, find_adapters, is_adapter
+from export.adapters import Adapter, check_labels, files_beside, find_adapters, refuse_adapter
 from export.backbones import settle_backbone
 from export.errors import Refused, Unavailable, refusal_of
 from export.exporters import Exporter, choose_exporter
@@ -31,7 +31,7 @@ from export.said import first_line, quiet
 from export.sentence_files import MODULES, conversion
 from export.source import Source
 from export.tasks import export_task
-from export.vocabulary import check_tokens, rows_of
+from export.vocabulary import check_last_token, check_tokens, rows_of
 from export.weight_files import WHOLE, parts_of, weight_files
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def load(recipe: Recipe) -> Source:
         check_payload_file(recipe.parity_data)
     base = locate(recipe.model, recipe.revision, _SMALL_FILES + (CODE if recipe.trust_remote_code else []))
     root, model = base.folder, base.name
-    _check_is_model(root, model)
+    asked = f"{recipe.model}@{recipe.revision}" if recipe.revision else recipe.model  # as --adapter takes it
+    _check_is_model(root, model, asked, base.is_complete)
     adapters = find_adapters(recipe.adapters, base, _SMALL_FILES + _LAYERS)
     beside = files_beside(adapters)
     of_adapters = [claimed(beside) if beside else None, *(adapter.task for adapter in adapters)]
@@ -66,7 +67,7 @@ def load(recipe: Recipe) -> Source:
     code = fetch_code(folder, model) if recipe.trust_remote_code else {}
     with quiet():
         config, is_changed, auto, architecture, positions, embedded, exporter = _check_architecture(
-            folder, model, task, recipe
+            folder, model, task, recipe, adapters
         )
         task.check(model, config)
         of_tokens = beside if beside and (beside / "tokenizer_config.json").is_file() else folder
@@ -74,6 +75,7 @@ def load(recipe: Recipe) -> Source:
         taken_out = check_tokens(model, processors.get("tokenizer"), embedded)
     if not base.is_complete:
         download(model, base.revision, [*_SMALL_FILES, *_WEIGHTS, *(f"*{part}" for part in parts_of(folder))])
+    refuse_adapter(folder, model, asked)
     weights_bytes = _weights_bytes(folder, model)
     _check_disk(recipe.out, weights_bytes)
     return Source(
@@ -100,9 +102,15 @@ def load(recipe: Recipe) -> Source:
     )
 
 
-def _check_is_model(root: Path, model: str) -> None:
-    """Raises Refused for a folder of something else: better said before the task is guessed."""
-    if (root / "config.json").is_file():
+def _check_is_model(root: Path, model: str, asked: str, is_complete: bool) -> None:
+    """Raises Refused for a folder of something else: better said before the task is guessed.
+
+    Weights that are not fetched yet may be an adapter's alone, or a model's.
+    """
+    has_config = (root / "config.json").is_file()
+    if is_complete or not has_config:
+        refuse_adapter(root, model, asked)
+    if has_config:
         config = read_json(root / "config.json")
         kind = config.get("model_type")
         if kind == "timm_wrapper" or (kind is None and "pretrained_cfg" in config):
@@ -111,9 +119,6 @@ def _check_is_model(root: Path, model: str) -> None:
                 "architectures (docs/models.md)"
             )
         return
-    base = is_adapter(root)
-    if base is not None:
-        raise Refused(f"{model} is an adapter; export its model with it: {base or 'MODEL'} --adapter {model}")
     if (root / MODULES).is_file():
         return
     what = "is empty" if not any(root.iterdir()) else "has no config.json"
@@ -176,7 +181,7 @@ def _weights_files(folder: Path, model: str) -> list[Path]:
 
 
 def _check_architecture(
-    folder: Path, model: str, task: ExportTask, recipe: Recipe
+    folder: Path, model: str, task: ExportTask, recipe: Recipe, adapters: Sequence[Adapter]
 ) -> tuple[Any, bool, str, str, int | None, int | None, Exporter]:
     """Config, whether it is changed, auto class, class, positions, tokens and exporter of a model that fits."""
     import torch
@@ -212,6 +217,8 @@ def _check_architecture(
     shown.pruned_heads = {}  # taking heads out needs values
     with _blaming_config(model, custom), torch.device("meta"):  # shapes only
         empty = getattr(transformers, name).from_config(shown, trust_remote_code=recipe.trust_remote_code)
+    check_labels(empty, adapters)
+    check_last_token(model, empty, config, [adapter.folder for adapter in adapters])
     if not task.traces_itself and empty.main_input_name not in task.input_axes():
         fix = "try another --task" if is_for_another(config, held, task) else "no task here takes it"
         raise Refused(

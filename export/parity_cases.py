@@ -47,7 +47,7 @@ def cases_of(source: Source, bundle: Bundle, payloads: Sequence[tuple[str, Json]
     import torch
 
     task = load_task(bundle)
-    model = source.load_model()
+    model = source.load_model(as_reference=True)
     cases = []
     with quiet(), torch.inference_mode():
         for probe in source.task.probes(source):

@@ -63,16 +63,20 @@ class Source:
     positions: int | None = None
     """Those that it has; None where it has no limit."""
 
-    def load_model(self) -> Any:
+    def load_model(self, as_reference: bool = False) -> Any:
         """The model in float32 with plain attention and its adapters merged, ready to run.
 
         Plain attention is what the reference is defined by, and traces into the smaller graph of the two that ONNX
-        Runtime fuses further. Raises Refused when weights are missing or unreadable.
+        Runtime fuses further. In the reference the last adapter stays beside the weights, so that the gate sees what
+        merging changes. Raises Refused when weights are missing or unreadable.
         """
         import torch
         import transformers
 
-        with quiet():
+        from export.adapters import merge, weights_alone
+
+        brought = [name for adapter in self.adapters for name in adapter.whole]
+        with quiet(), weights_alone():
             try:
                 loaded = getattr(transformers, self.auto_class).from_pretrained(
                     self.folder,
@@ -82,6 +86,8 @@ class Source:
                     trust_remote_code=self.trust_remote_code,
                     local_files_only=True,
                     output_loading_info=True,
+                    # The base may have a head of its own, for other labels.
+                    **({"ignore_mismatched_sizes": True} if brought else {}),
                     **({"config": self.config} if self.is_changed else {}),
                 )
             except (OSError, ValueError, RuntimeError) as error:
@@ -91,8 +97,9 @@ class Source:
         # A model's own code may load it in a way of its own, and tell nothing.
         model, found = loaded if isinstance(loaded, tuple) else (loaded, {"missing_keys": self._missing(loaded)})
         # transformers fills missing weights with random numbers. Some are not part of the graph.
-        unused = (*self.task.may_miss, *(name for adapter in self.adapters for name in adapter.whole))
-        missing = sorted(name for name in found["missing_keys"] if not any(part in name for part in unused))
+        unused = (*self.task.may_miss, *brought)
+        lacking = (*found["missing_keys"], *found.get("mismatched_keys", ()))
+        missing = sorted(name for name in lacking if not any(part in name for part in unused))
         if missing:
             from export.other_task import advice
 
@@ -105,10 +112,8 @@ class Source:
                 f"{self.model} lacks {len(missing)} weights of {self.architecture}, {missing[0]} for one; {why}"
             )
         if self.adapters:
-            from export.adapters import merge
-
             with quiet():
-                model = merge(model, self.adapters)
+                model = merge(model, self.adapters, last_beside=as_reference)
         _ignore_switches(model)
         return model.eval()
 

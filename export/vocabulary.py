@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from inspect import getsource
 from math import inf
+from pathlib import Path
 from typing import Any
 
 from export.errors import Refused
+from export.json_files import read_json
+
+_UNPADDED = "if no padding token is defined"
+"""In what every such head of transformers raises."""
 
 
 def rows_of(model: Any, config: Any) -> int | None:
@@ -48,6 +54,22 @@ def check_tokens(model: str, tokenizer: Any, rows: int | None) -> list[str]:
     if added:
         _take_out(tokenizer, set(added))
     return sorted(added, key=lambda one: beyond[one])
+
+
+def check_last_token(model: str, empty: Any, config: Any, adapters: Sequence[Path]) -> None:
+    """Raise Refused where the head of `empty` finds the last token by the one that pads, and `config` names none.
+
+    transformers says so of a batch alone, and only when it runs. What an adapter was trained with is told, not taken.
+    """
+    if _UNPADDED not in getsource(type(empty).forward) or config.get_text_config().pad_token_id is not None:
+        return
+    named = [read_json(folder / "tokenizer_config.json").get("pad_token") for folder in adapters]
+    tokens = [token.get("content") if isinstance(token, dict) else token for token in named if token]
+    hint = f" (the adapter's tokenizer pads with {tokens[-1]})" if tokens else ""
+    raise Refused(
+        f"{model}'s config.json has no pad_token_id, by which a {type(empty).__name__} finds the last token of a text; "
+        f"set it, in a copy of the model, to the id of the token that it was trained to pad with{hint}"
+    )
 
 
 def _take_out(tokenizer: Any, added: set[str]) -> None:

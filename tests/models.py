@@ -87,6 +87,24 @@ def tiny_qwen3(folder: Path, **options: Any) -> Path:
     return _write(folder, transformers.Qwen3Model, config, tokenizer, **{"pooling": "lasttoken", **options})
 
 
+def lora(base: Path, folder: Path, seed: int = 1, auto_class: str = "AutoModel", **options: Any) -> Path:
+    """An adapter for the model in `base`, whose weights are drawn, both matrices, so that it changes every answer."""
+    import peft
+    import torch
+    import transformers
+
+    model = getattr(transformers, auto_class).from_pretrained(base)
+    config = peft.LoraConfig(**{"r": 4, "target_modules": ["query", "value"], **options})
+    adapted = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    adapted.save_pretrained(str(folder))
+    return folder
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` to `path`, folders included."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -140,6 +140,36 @@ def test_what_is_fetched_with_an_adapter(tmp_path: Path, monkeypatch: pytest.Mon
     assert found == names[:-1]
 
 
+def test_an_adapter_of_the_hub_is_told_from_a_model_by_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A config.json may lie beside either."""
+    folder = tiny_bert(tmp_path / "there", sentence_transformers=False)
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    write_json(folder / "adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "org/base"})
+
+    def download(model: str, *, allow_patterns: list[str], ignore_patterns: list[str], **_: Any) -> str:
+        names = [path.name for path in folder.iterdir()]
+        (tmp_path / "here").mkdir(exist_ok=True)
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            shutil.copy(folder / name, tmp_path / "here")
+        return str(tmp_path / "here")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    said = "owner/name is an adapter; export its model with it: org/base --adapter owner/name"
+    for revision, asked in ((None, said), ("v2", f"{said}@v2")):
+        with pytest.raises(Refused) as refused:
+            load.load(recipe("owner/name", revision=revision))
+        assert str(refused.value) == asked
+    shutil.copy(folder / "adapter_model.safetensors", folder / "model.safetensors")
+    assert load.load(recipe("owner/name")).architecture == "BertModel"
+
+
+def test_an_adapter_of_another_library(tmp_path: Path):
+    """AdapterHub's, whose file has the name of PEFT's."""
+    write_json(tmp_path / "adapter_config.json", {"model_name": "org/base", "version": "3.1.1"})
+    with pytest.raises(Refused, match=r"is of another library than PEFT \(adapter_config\.json has no peft_type\)"):
+        load.load(recipe(str(tmp_path)))
+
+
 def test_a_chat_template_of_the_hub_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In a file of its own, as transformers saves it, and as a reranker may bring it."""
     folder = tiny_bert(tmp_path / "there", sentence_transformers=False)
