@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks.exported import BUILD
 from engine.backends.base import Engine
@@ -18,7 +17,7 @@ from engine.bundle import Bundle, open_bundle
 from engine.bundle_folder import new_bundle_folder
 from engine.config import Settings
 from engine.errors import BundleError
-from engine.plan import Machine, mismatch, plans_of, stale
+from engine.plan import Machine, PlanFile, mismatch, plans_of, stale
 from engine.probe import gpu, tensorrt_version
 from engine.select import select
 
@@ -61,6 +60,17 @@ def runs(engine: str, precision: str) -> bool:
     return engine == "tensorrt" or precision in ("fp32", "fp16", *(["int8"] if engine == "onnxruntime-cpu" else []))
 
 
+def precisions_of(path: Path, engine: str) -> list[str]:
+    """What an engine has of the bundle to run: its graphs, on TensorRT its plans for this GPU, and `default_precision`.
+
+    Of the last `prepare` makes what there is not. Raises WorkerError.
+    """
+    bundle = open_bundle(path)
+    plans = [file.plan.precision for file in _plans_here(bundle)] if engine == "tensorrt" else []
+    found = dict.fromkeys([*_has(bundle, engine), *plans, default_precision(engine)])
+    return [one for one in found if runs(engine, one)]
+
+
 def identity(path: Path) -> dict[str, str]:
     """Which bundle it is, for the options of a results file: many a one is in a folder called `bundle`."""
     bundle = open_bundle(path)
@@ -96,7 +106,7 @@ def prepare(
             command += ["--batches", ",".join(map(str, batches)), "--lengths", ",".join(map(str, lengths))]
             if subprocess.run([*command, *shlex.split(more)]).returncode:
                 raise RuntimeError(f"no plan for {path}")
-    elif precision not in _has(open_bundle(path)):
+    elif precision not in _has(open_bundle(path), engine):
         if precision == "int8":
             raise RuntimeError(f"{path} has no int8; export it with --precision int8")
         return _copy_with(path, precision, copies or BUILD / "precisions")
@@ -142,21 +152,25 @@ def _in(bundle: Bundle, precision: str) -> Bundle:
     return replace(bundle, manifest=replace(bundle.manifest, precision=precision, precisions={}))
 
 
-def _has(bundle: Bundle) -> set[str]:
+def _has(bundle: Bundle, engine: str) -> list[str]:
+    """Precisions of its graphs; the fused ones are for the CPU alone."""
     graph = bundle.manifest.graphs["model"]
-    return {*graph.onnx, *graph.fused}
+    return list(dict.fromkeys([*graph.onnx, *(graph.fused if engine == "onnxruntime-cpu" else ())]))
 
 
-def _plan(path: Path, precision: str, batches: Sequence[int], lengths: Sequence[int]) -> Any:
+def _plan(path: Path, precision: str, batches: Sequence[int], lengths: Sequence[int]) -> PlanFile | None:
     """A plan for this GPU with all the buckets that are asked for."""
-    found, version = gpu(), tensorrt_version()
-    if found is None or version is None:
-        return None
-    here = Machine(version, ".".join(map(str, found.compute_capability)), found.name)
-    bundle = open_bundle(path)
-    for file in plans_of(bundle):
+    for file in _plans_here(open_bundle(path)):
         covers = set(batches) <= set(file.plan.batches) and set(lengths) <= set(file.plan.lengths)
-        obstacle = mismatch(file.plan, here) or stale(file.plan, bundle)
-        if covers and file.plan.precision == precision and obstacle is None:
+        if covers and file.plan.precision == precision:
             return file
     return None
+
+
+def _plans_here(bundle: Bundle) -> list[PlanFile]:
+    """Those that are of the bundle as it is and that this GPU and TensorRT run."""
+    found, version = gpu(), tensorrt_version()
+    if found is None or version is None:
+        return []
+    here = Machine(version, ".".join(map(str, found.compute_capability)), found.name)
+    return [file for file in plans_of(bundle) if not (mismatch(file.plan, here) or stale(file.plan, bundle))]

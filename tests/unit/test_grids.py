@@ -19,6 +19,8 @@ from benchmarks.engine_times import Took
 from benchmarks.results_file import Results
 from benchmarks.shapes import Found
 from engine.bundle import open_bundle, write_manifest
+from engine.probe import Gpu
+from tests.plans import add_plan
 
 SMALL = Shape(1, 32, 4, 64, vocab_size=500, max_position_embeddings=64)
 
@@ -122,6 +124,35 @@ def test_a_precision_that_only_gpus_run_is_left_out_on_a_cpu(bundle: Path, tmp_p
     options = ["--engine", "onnxruntime-cpu", "--texts", "4", "--rounds", "1", "--json", str(out)]
     assert main(["accuracy", "--bundle", str(here), *options]) == 0
     assert {one.target for one in results_file.read(out).measurements} == {"ours", "floor"}
+
+
+def test_accuracy_takes_of_a_bundle_what_the_engine_can_run(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As exported with int8 for the CPU, which is a fused graph alone: no plan is built of that."""
+    here = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    manifest = open_bundle(here).manifest
+    graph = manifest.graphs["model"]
+    fused = replace(graph, fused={"fp32": graph.onnx["fp32"], "int8": graph.onnx["fp32"]})
+    write_manifest(here, replace(manifest, precision="int8", graphs={"model": fused}))
+    add_plan(here, precision="tf32")
+    add_plan(here, precision="bf16", compute_capability="9.0")  # of another GPU
+    monkeypatch.setattr(engines, "gpu", lambda: Gpu("NVIDIA L4", (8, 9)))
+    monkeypatch.setattr(engines, "tensorrt_version", lambda: "10.13.0.35")
+    assert engines.precisions_of(here, "onnxruntime-cpu") == ["fp32", "int8"]
+    assert engines.precisions_of(here, "onnxruntime-cuda") == ["fp32", "fp16"]
+    asked: list[str] = []
+
+    def prepare(path: Path, engine: str, precision: str, *_: object) -> Path:
+        asked.append(precision)
+        if precision == "fp16":
+            raise RuntimeError("enough")
+        return path
+
+    monkeypatch.setattr(accuracy, "prepare", prepare)
+    assert main(["accuracy", "--engine", "tensorrt", "--bundle", str(here)]) == 2
+    assert capsys.readouterr().err == "accuracy: enough\n"
+    assert asked == ["fp32", "tf32", "fp16"]
 
 
 def test_accuracy_of_a_bundle(bundle: Path, tmp_path: Path, build: Path, capsys: pytest.CaptureFixture[str]):
