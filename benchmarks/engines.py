@@ -77,6 +77,16 @@ def identity(path: Path) -> dict[str, str]:
     return {"model": bundle.manifest.model, "bundle_sha256": bundle.sha256[:12]}
 
 
+def check(engine: str, precision: str) -> None:
+    """Raises RuntimeError for what no bundle can be measured in here."""
+    if precision not in PRECISIONS:
+        raise RuntimeError(f"there is no precision {precision!r}; take of {', '.join(PRECISIONS)}")
+    if not runs(engine, precision):
+        raise RuntimeError(f"{engine} cannot run {precision}; take another precision, or --engine tensorrt on a GPU")
+    if engine != "onnxruntime-cpu" and gpu() is None:
+        raise RuntimeError("no NVIDIA driver or no GPU here; take --engine onnxruntime-cpu")
+
+
 def prepare(
     path: Path,
     engine: str,
@@ -94,12 +104,7 @@ def prepare(
 
     Raises RuntimeError when either cannot be made or there is no GPU for it.
     """
-    if precision not in PRECISIONS:
-        raise RuntimeError(f"there is no precision {precision!r}; take of {', '.join(PRECISIONS)}")
-    if not runs(engine, precision):
-        raise RuntimeError(f"{engine} cannot run {precision}; take another precision, or --engine tensorrt on a GPU")
-    if engine != "onnxruntime-cpu" and gpu() is None:
-        raise RuntimeError("no NVIDIA driver or no GPU here; take --engine onnxruntime-cpu")
+    check(engine, precision)
     if engine == "tensorrt":
         if _plan(path, precision, batches, lengths) is None:
             command = [sys.executable, "-m", "export", "plan", str(path), "--precision", precision]
@@ -114,7 +119,8 @@ def prepare(
 
 
 def _copy_with(path: Path, precision: str, copies: Path) -> Path:
-    """A copy of the bundle that has a graph of `precision` as well, made once."""
+    """A copy of the bundle that has a graph of `precision` as well, made once. Raises RuntimeError."""
+    from export.errors import ParityFailed, Refused
     from export.plan_precision import add_precision
 
     copy = copies / f"{path.resolve().name}-{open_bundle(path).sha256[:12]}-{precision}"
@@ -123,9 +129,12 @@ def _copy_with(path: Path, precision: str, copies: Path) -> Path:
     except BundleError:
         shutil.rmtree(copy, ignore_errors=True)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with new_bundle_folder(copy) as folder:
-            shutil.copytree(path, folder, dirs_exist_ok=True)
-            add_precision(folder, "model", precision)
+        try:
+            with new_bundle_folder(copy) as folder:
+                shutil.copytree(path, folder, dirs_exist_ok=True)
+                add_precision(folder, "model", precision)
+        except (ParityFailed, Refused) as error:
+            raise RuntimeError(f"{path} cannot be measured in {precision}: {error}") from error
     return copy
 
 

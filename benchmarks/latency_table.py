@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.measure import MISSING, figure, markdown, percentile, ratio, times
@@ -67,9 +67,13 @@ def table(results: Results, published: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([markdown([*header, "published, ms"], lines), *told])
 
 
-def goals(results: Results) -> list[str]:
-    """A line for each goal that these figures decide: whether it is met, and by what figures."""
-    said = []
+def goals(results: Results, models: Iterable[str] = ()) -> list[str]:
+    """A line for each goal that these figures decide: whether it is met, and by what figures.
+
+    One for each of `models` without figures as well, whose goals stay open.
+    """
+    has_figures = {place_of(one.point).model for one in results.of(SCENARIO) if not math.isnan(one.median)}
+    said = [f"OPEN    {model}: no figures" for model in models if model not in has_figures]
     for point in dict.fromkeys(one.point for one in results.of(SCENARIO)):
         alone, copies, handler, compiled = (
             _p50(results, name, point) for name in ("ours-alone", "ours", "ours-handler", "torch-compile")

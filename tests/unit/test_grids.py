@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from benchmarks import accuracy, engines, memory, results_file, throughput
 from benchmarks.__main__ import main
@@ -20,6 +22,7 @@ from benchmarks.results_file import Results
 from benchmarks.shapes import Found
 from engine.bundle import open_bundle, write_manifest
 from engine.probe import Gpu
+from tests.bundles import overflowing
 from tests.plans import add_plan
 
 SMALL = Shape(1, 32, 4, 64, vocab_size=500, max_position_embeddings=64)
@@ -76,6 +79,23 @@ def test_the_first_precision_of_a_grid_is_not_taken_for_fp32(bundle: Path, tmp_p
     assert contents(bundle) == before
     (copy,) = (build / "precisions").iterdir()
     assert "fp16" in open_bundle(copy).manifest.graphs["model"].onnx
+
+
+def test_a_precision_that_the_model_does_not_fit_is_a_sentence(
+    small_bundle: Path, build: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Weights for which it has no number."""
+    overflowing(small_bundle)
+    model = onnx.load(small_bundle / "graphs/model/fp32.onnx")
+    (wider,) = (one for one in model.graph.initializer if one.name == "wider")
+    wider.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(wider) * np.float32(1e6), "wider"))
+    onnx.save(model, small_bundle / "graphs/model/fp32.onnx")
+    write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    options = ["--engine", "onnxruntime-cpu", "--batches", "1", "--lengths", "16", "--precisions", "fp16"]
+    assert main(["throughput", "--bundle", str(small_bundle), *options]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"throughput: {small_bundle} cannot be measured in fp16: ")
+    assert not list(build.glob("precisions/*"))
 
 
 def test_rates_are_of_runs_and_wall_time():

@@ -121,6 +121,7 @@ def test_without_a_gpu_its_engines_are_refused(
     monkeypatch.setitem(SHAPES, "minilm", SMALL)
     lengths = ["--seq", "16"]
     assert main(["latency", "--engine", engine, "--models", "minilm", *lengths, "--work", str(tmp_path)]) == 2
+    assert not list(tmp_path.iterdir())
     assert "latency: no NVIDIA driver or no GPU here; take --engine onnxruntime-cpu" in capsys.readouterr().err
 
 
@@ -132,6 +133,31 @@ def test_a_run_in_which_nothing_worked_has_not_passed(
     monkeypatch.setattr(latency, "measure", lambda model, args, switches: broken)
     assert main(["latency", "--cpu", "--torch-python", "none"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "latency: nothing could be measured; the engine broke"
+
+
+def test_a_model_that_cannot_be_measured_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Something else stands where the first one's bundle goes."""
+    (tmp_path / "minilm").mkdir()
+    (tmp_path / "minilm" / "mine").touch()
+    for model in ("minilm", "bert-base"):
+        monkeypatch.setitem(SHAPES, model, SMALL)
+    options = ["--cpu", "--seq", "16", "--batch", "1", "--duration", "0", "--warmUp", "0", "--torch-python", "none"]
+    options += ["--work", str(tmp_path), "--json", str(tmp_path / "l.json")]
+    assert main(["latency", *options, "--models", "minilm,bert-base"]) == 0
+    found = results_file.read(tmp_path / "l.json")
+    assert {one.point for one in found.measurements} == {"bert-base, batch 1, 16 tokens"}
+    assert list(found.details["errors"]) == ["minilm"]
+    assert "not empty" in found.details["errors"]["minilm"]
+    said, told = capsys.readouterr()
+    assert f"latency: minilm is left out: {found.details['errors']['minilm']}\n" in told
+    assert "| bert-base | 16  | 1 " in said
+    assert said.splitlines()[-1] == "OPEN    minilm: no figures"
+    kept = (tmp_path / "l.json").read_bytes()
+    assert main(["latency", *options, "--models", "minilm"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("latency: nothing could be measured; ")
+    assert (tmp_path / "l.json").read_bytes() == kept
 
 
 @pytest.mark.parametrize(
