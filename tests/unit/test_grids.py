@@ -36,6 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_small_grid(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "throughput.json"
     options = ["--bundle", str(bundle), "--batches", "1,4", "--lengths", "16,max", "--rounds", "2", "--duration", "0"]
+    options += ["--percentile", "90"]
     assert main(["throughput", *options, "--warmUp", "0", "--torch-python", "none", "--json", str(out)]) == 0
     found = results_file.read(out)
     assert {one.target for one in found.measurements} == {"ours", "floor"}
@@ -53,7 +54,14 @@ def test_a_small_grid(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     assert rows is not None and tokens is not None
     assert tokens.repeats == tuple(rate and rate * 64 for rate in rows.repeats)
-    assert "| batch 4, 64 tokens |" in capsys.readouterr().out
+    for target in ("ours", "floor"):
+        p50, p90 = (found.find(("throughput", target, "batch 4, 64 tokens", name)) for name in ("p50_ms", "p90_ms"))
+        assert p50 is not None and p90 is not None and 0 < p50.median <= p90.median
+        assert p50.better == "lower"
+    assert not [one for one in found.measurements if one.metric == "p99_ms"]
+    said = capsys.readouterr().out
+    assert "| batch 4, 64 tokens |" in said
+    assert "| p50 / p90 ms " in said
 
 
 @pytest.fixture
@@ -101,7 +109,8 @@ def test_a_precision_that_the_model_does_not_fit_is_a_sentence(
 def test_rates_are_of_runs_and_wall_time():
     """Two streams, each ten runs of 100 ms in one second: 20 runs a second."""
     found = Found({("ours", "batch 8, 16 tokens"): [Took([100.0] * 20, 1.0), None]})
-    rows, tokens = throughput.measurements(found)
+    p50, rows, tokens = throughput.measurements(found, {"p50_ms": 50.0})
+    assert p50.repeats == (100.0, None)
     assert rows.repeats == (160.0, None)
     assert tokens.repeats == (2560.0, None)
     assert rows.floor is None
