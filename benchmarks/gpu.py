@@ -29,7 +29,7 @@ from benchmarks.bert_bundle import bert_bundle
 from benchmarks.bert_graph import SHAPES
 from benchmarks.exported import BUILD
 from benchmarks.machine import machine
-from benchmarks.measure import markdown, write_json
+from benchmarks.measure import markdown, text_of, write_json
 from benchmarks.shapes import torch_python
 from engine.probe import gpu
 
@@ -54,9 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps",
         type=arguments.names(list(STEPS), "step"),
-        default=list(STEPS),
         metavar="A,B",
-        help=f"{', '.join(STEPS)} (default: all)",
+        help=f"{', '.join(STEPS)} (default: all, smoke where there is a script)",
     )
     parser.add_argument("--smoke", type=arguments.existing_file, metavar="SCRIPT", help="a script to run first")
     parser.add_argument("--limit-s", type=arguments.seconds, default=1800, help="for each step (default: %(default)g)")
@@ -78,6 +77,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="'--x y'",
         help="for `python -m benchmarks coldstart`",
     )
+    parser.add_argument(
+        "--throughput-options",
+        type=arguments.words,
+        default="",
+        metavar="'--x y'",
+        help="for `python -m benchmarks throughput`",
+    )
     parser.add_argument("--test-options", type=arguments.words, default="", metavar="'-k x'", help="for pytest")
     parser.add_argument("--torch-python", metavar="PYTHON", help="a Python that has torch")
     parser.add_argument(
@@ -86,7 +92,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the steps; 1 when one failed, 2 without a GPU."""
+    """Run the steps; 1 when one failed, 2 without a GPU, or for what is no list of steps."""
+    if args.smoke is None and "smoke" in (args.steps or ()):
+        print("gpu: --steps names smoke, and there is no script; name one with --smoke", file=sys.stderr)
+        return 2
+    args.steps = args.steps or list(STEPS)
     if gpu() is None:
         print("gpu: no NVIDIA driver or no GPU here", file=sys.stderr)
         return 2
@@ -123,10 +133,16 @@ def _bundle_is_there(step: Step, path: Path, log: Path) -> bool:
 
 
 def _earlier(summary: Path, names: set[str]) -> list[Any]:
-    """The steps of earlier calls that this one does not repeat: where time is short, the work is split."""
+    """The steps of earlier calls that this one does not repeat: where time is short, the work is split.
+
+    Raises ValueError, and OSError, for what cannot be read as such.
+    """
     if not summary.exists():
         return []
-    return [step for step in json.loads(summary.read_text())["steps"] if step["name"] not in names]
+    try:
+        return [step for step in json.loads(text_of(summary))["steps"] if step["name"] not in names]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{summary} is no summary of this command; move it away, or name another --out") from error
 
 
 def steps_of(args: argparse.Namespace) -> list[Step]:
@@ -139,6 +155,7 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     coldstart = [python, "-m", "benchmarks", "coldstart", "--bundle", bundle, "--engine", "tensorrt", "--warm-only"]
     coldstart += shlex.split(args.coldstart_options)
     throughput = [python, "-m", "benchmarks", "throughput", "--bundle", bundle, "--engine", "tensorrt"]
+    throughput += shlex.split(args.throughput_options)
     tests = [python, "-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "--durations=0", "--junit-xml"]
     tests += [str(out / "tests.xml"), *shlex.split(args.test_options)]
     commands = {
