@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import arguments, results_file, shapes
-from benchmarks.engines import ENGINES, PRECISIONS, default_engine, prepare, runs
+from benchmarks.engines import ENGINES, PRECISIONS, default_engine, precisions_of, prepare
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor import BATCH
 from benchmarks.measure import MISSING, figure, markdown, times
@@ -46,7 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--engine", choices=ENGINES, default=default_engine(), help="(default: %(default)s here)")
     parser.add_argument(
-        "--precisions", type=arguments.names(PRECISIONS, "precision"), metavar="A,B", help="(default: all that it has)"
+        "--precisions",
+        type=arguments.names(PRECISIONS, "precision"),
+        metavar="A,B",
+        help="(default: all that it has for the engine, on a GPU fp16 as well)",
     )
     parser.add_argument("--texts", type=arguments.count, default=500, help="that are compared (default: %(default)s)")
     parser.add_argument(
@@ -74,7 +77,7 @@ def _run(args: argparse.Namespace) -> None:
     bundle = open_bundle(path)
     if bundle.manifest.task != "feature-extraction":
         raise RuntimeError(f"{path} is for {bundle.manifest.task}; the vectors of feature-extraction are compared")
-    wanted = args.precisions or [one for one in _has(bundle) if runs(args.engine, one)]
+    wanted = args.precisions or precisions_of(path, args.engine)
     precisions = [REFERENCE, *(one for one in wanted if one != REFERENCE)]
     cells = _cells(bundle)
     sizes = sorted({cell.batch for cell in cells}), sorted({cell.length for cell in cells})
@@ -90,7 +93,8 @@ def _run(args: argparse.Namespace) -> None:
     with shapes.started(commands, _say) as processes:
         found = measure(processes, rows, args.rounds)
     options = {"engine": args.engine, "model": bundle.manifest.model, "texts": args.texts, "seed": args.seed}
-    parity = json.loads(bundle.file("parity.json").read_text()) if (path / "parity.json").is_file() else {}
+    now = open_bundle(path)  # a plan that was built for this has brought figures of its own
+    parity = json.loads(now.file("parity.json").read_text()) if "parity.json" in now.manifest.files else {}
     results = Results(environment, options, tuple(measurements(found, args.texts)), {"parity": parity})
     print(table(results))
     if args.json:
@@ -151,11 +155,6 @@ def token_rows(bundle: Bundle, found: Sequence[str]) -> list[list[int]]:
     tokenizer.no_padding()
     tokenizer.enable_truncation(bundle.manifest.max_length("model"))
     return [list(row.ids) for row in tokenizer.encode_batch(list(found))]
-
-
-def _has(bundle: Bundle) -> list[str]:
-    graph = bundle.manifest.graphs["model"]
-    return list(dict.fromkeys([*graph.onnx, *graph.fused]))
 
 
 def _cells(bundle: Bundle) -> list[Bucket]:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks.exported import BUILD
 from engine.backends.base import Engine
@@ -18,7 +17,7 @@ from engine.bundle import Bundle, open_bundle
 from engine.bundle_folder import new_bundle_folder
 from engine.config import Settings
 from engine.errors import BundleError
-from engine.plan import Machine, mismatch, plans_of, stale
+from engine.plan import Machine, PlanFile, mismatch, plans_of, stale
 from engine.probe import gpu, tensorrt_version
 from engine.select import Choice, select
 
@@ -71,10 +70,31 @@ def runs(engine: str, precision: str) -> bool:
     return engine == "tensorrt" or precision in ("fp32", "fp16", *(["int8"] if engine == "onnxruntime-cpu" else []))
 
 
+def precisions_of(path: Path, engine: str) -> list[str]:
+    """What an engine has of the bundle to run: its graphs, on TensorRT its plans for this GPU, and `default_precision`.
+
+    Of the last `prepare` makes what there is not. Raises WorkerError.
+    """
+    bundle = open_bundle(path)
+    plans = [file.plan.precision for file in _plans_here(bundle)] if engine == "tensorrt" else []
+    found = dict.fromkeys([*_has(bundle, engine), *plans, default_precision(engine)])
+    return [one for one in found if runs(engine, one)]
+
+
 def identity(path: Path) -> dict[str, str]:
     """Which bundle it is, for the options of a results file: many a one is in a folder called `bundle`."""
     bundle = open_bundle(path)
     return {"model": bundle.manifest.model, "bundle_sha256": bundle.sha256[:12]}
+
+
+def check(engine: str, precision: str) -> None:
+    """Raises RuntimeError for what no bundle can be measured in here."""
+    if precision not in PRECISIONS:
+        raise RuntimeError(f"there is no precision {precision!r}; take of {', '.join(PRECISIONS)}")
+    if not runs(engine, precision):
+        raise RuntimeError(f"{engine} cannot run {precision}; take another precision, or --engine tensorrt on a GPU")
+    if engine != "onnxruntime-cpu" and gpu() is None:
+        raise RuntimeError("no NVIDIA driver or no GPU here; take --engine onnxruntime-cpu")
 
 
 def prepare(
@@ -94,19 +114,14 @@ def prepare(
 
     Raises RuntimeError when either cannot be made or there is no GPU for it.
     """
-    if precision not in PRECISIONS:
-        raise RuntimeError(f"there is no precision {precision!r}; take of {', '.join(PRECISIONS)}")
-    if not runs(engine, precision):
-        raise RuntimeError(f"{engine} cannot run {precision}; take another precision, or --engine tensorrt on a GPU")
-    if engine != "onnxruntime-cpu" and gpu() is None:
-        raise RuntimeError("no NVIDIA driver or no GPU here; take --engine onnxruntime-cpu")
+    check(engine, precision)
     if engine == "tensorrt":
         if _plan(path, precision, batches, lengths) is None:
             command = [sys.executable, "-m", "export", "plan", str(path), "--precision", precision]
             command += ["--batches", ",".join(map(str, batches)), "--lengths", ",".join(map(str, lengths))]
             if subprocess.run([*command, *shlex.split(more)]).returncode:
                 raise RuntimeError(f"no plan for {path}")
-    elif precision not in _has(open_bundle(path)):
+    elif precision not in _has(open_bundle(path), engine):
         if precision == "int8":
             raise RuntimeError(f"{path} has no int8; export it with --precision int8")
         return _copy_with(path, precision, copies or BUILD / "precisions")
@@ -114,7 +129,8 @@ def prepare(
 
 
 def _copy_with(path: Path, precision: str, copies: Path) -> Path:
-    """A copy of the bundle that has a graph of `precision` as well, made once."""
+    """A copy of the bundle that has a graph of `precision` as well, made once. Raises RuntimeError."""
+    from export.errors import ParityFailed, Refused
     from export.plan_precision import add_precision
 
     copy = copies / f"{path.resolve().name}-{open_bundle(path).sha256[:12]}-{precision}"
@@ -123,9 +139,12 @@ def _copy_with(path: Path, precision: str, copies: Path) -> Path:
     except BundleError:
         shutil.rmtree(copy, ignore_errors=True)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with new_bundle_folder(copy) as folder:
-            shutil.copytree(path, folder, dirs_exist_ok=True)
-            add_precision(folder, "model", precision)
+        try:
+            with new_bundle_folder(copy) as folder:
+                shutil.copytree(path, folder, dirs_exist_ok=True)
+                add_precision(folder, "model", precision)
+        except (ParityFailed, Refused) as error:
+            raise RuntimeError(f"{path} cannot be measured in {precision}: {error}") from error
     return copy
 
 
@@ -152,21 +171,25 @@ def _in(bundle: Bundle, precision: str) -> Bundle:
     return replace(bundle, manifest=replace(bundle.manifest, precision=precision, precisions={}))
 
 
-def _has(bundle: Bundle) -> set[str]:
+def _has(bundle: Bundle, engine: str) -> list[str]:
+    """Precisions of its graphs; the fused ones are for the CPU alone."""
     graph = bundle.manifest.graphs["model"]
-    return {*graph.onnx, *graph.fused}
+    return list(dict.fromkeys([*graph.onnx, *(graph.fused if engine == "onnxruntime-cpu" else ())]))
 
 
-def _plan(path: Path, precision: str, batches: Sequence[int], lengths: Sequence[int]) -> Any:
+def _plan(path: Path, precision: str, batches: Sequence[int], lengths: Sequence[int]) -> PlanFile | None:
     """A plan for this GPU with all the buckets that are asked for."""
-    found, version = gpu(), tensorrt_version()
-    if found is None or version is None:
-        return None
-    here = Machine(version, ".".join(map(str, found.compute_capability)), found.name)
-    bundle = open_bundle(path)
-    for file in plans_of(bundle):
+    for file in _plans_here(open_bundle(path)):
         covers = set(batches) <= set(file.plan.batches) and set(lengths) <= set(file.plan.lengths)
-        obstacle = mismatch(file.plan, here) or stale(file.plan, bundle)
-        if covers and file.plan.precision == precision and obstacle is None:
+        if covers and file.plan.precision == precision:
             return file
     return None
+
+
+def _plans_here(bundle: Bundle) -> list[PlanFile]:
+    """Those that are of the bundle as it is and that this GPU and TensorRT run."""
+    found, version = gpu(), tensorrt_version()
+    if found is None or version is None:
+        return []
+    here = Machine(version, ".".join(map(str, found.compute_capability)), found.name)
+    return [file for file in plans_of(bundle) if not (mismatch(file.plan, here) or stale(file.plan, bundle))]

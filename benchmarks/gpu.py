@@ -55,9 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps",
         type=arguments.names(list(STEPS), "step"),
-        default=list(STEPS),
         metavar="A,B",
-        help=f"{', '.join(STEPS)} (default: all)",
+        help=f"{', '.join(STEPS)} (default: all, smoke where there is a script)",
     )
     parser.add_argument("--smoke", type=arguments.existing_file, metavar="SCRIPT", help="a script to run first")
     parser.add_argument("--limit-s", type=arguments.seconds, default=1800, help="for each step (default: %(default)g)")
@@ -79,6 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="'--x y'",
         help="for `python -m benchmarks coldstart`",
     )
+    parser.add_argument(
+        "--throughput-options",
+        type=arguments.words,
+        default="",
+        metavar="'--x y'",
+        help="for `python -m benchmarks throughput`",
+    )
     parser.add_argument("--test-options", type=arguments.words, default="", metavar="'-k x'", help="for pytest")
     parser.add_argument("--torch-python", metavar="PYTHON", help="a Python that has torch")
     parser.add_argument(
@@ -87,7 +93,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the steps; 1 when one failed, 2 without a GPU."""
+    """Run the steps; 1 when one failed, 2 without a GPU, or for what is no list of steps."""
+    if args.smoke is None and "smoke" in (args.steps or ()):
+        print("gpu: --steps names smoke, and there is no script; name one with --smoke", file=sys.stderr)
+        return 2
+    args.steps = args.steps or list(STEPS)
     if gpu() is None:
         print("gpu: no NVIDIA driver or no GPU here", file=sys.stderr)
         return 2
@@ -126,17 +136,15 @@ def _bundle_is_there(step: Step, path: Path, log: Path) -> bool:
 def _earlier(summary: Path, names: set[str]) -> list[Any]:
     """The steps of earlier calls that this one does not repeat: where time is short, the work is split.
 
-    Raises ValueError for a file that is damaged.
+    Raises ValueError for a file that is none, OSError for one that cannot be read.
     """
     if not summary.exists():
         return []
     try:
         found = a_list(a_mapping(json.loads(text_of(summary)), "the file")["steps"], "steps")
         return [step for step in found if a_mapping(step, "a step")["name"] not in names]
-    except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{summary} is not of an earlier call ({error!r}); remove it, or name another --out"
-        ) from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{summary} is no summary of this command; move it away, or name another --out") from error
 
 
 def steps_of(args: argparse.Namespace) -> list[Step]:
@@ -149,6 +157,7 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     coldstart = [python, "-m", "benchmarks", "coldstart", "--bundle", bundle, "--engine", "tensorrt", "--warm-only"]
     coldstart += shlex.split(args.coldstart_options)
     throughput = [python, "-m", "benchmarks", "throughput", "--bundle", bundle, "--engine", "tensorrt"]
+    throughput += shlex.split(args.throughput_options)
     tests = [python, "-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "--durations=0", "--junit-xml"]
     tests += [str(out / "tests.xml"), *shlex.split(args.test_options)]
     commands = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import arguments, results_file, shapes
 from benchmarks.bert_bundle import bert_bundle
 from benchmarks.bert_graph import SHAPES
-from benchmarks.engines import ENGINES, PRECISIONS, default_engine, default_precision, prepare
+from benchmarks.engines import ENGINES, PRECISIONS, check, default_engine, default_precision, prepare
 from benchmarks.exported import BUILD
 from benchmarks.latency_table import goals, measurements, table
 from benchmarks.peer_env import with_torch
@@ -25,6 +25,7 @@ from benchmarks.rounds import target_of
 from benchmarks.shapes import Asked, point_of
 from benchmarks.trtexec_switches import Switches, add_switches, export_times, notes, switches_of
 from engine.bucket import Bucket
+from engine.errors import WorkerError
 
 _PUBLISHED = Path(__file__).parent / "published.json"
 _SIZES = {True: ("minilm,bert-base,bert-large", "16,128,384", "1,8,32,128"), False: ("minilm", "16,128", "1,8")}
@@ -75,11 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON.
 
-    Returns 2 for options that do not go together, and where not one run came to its end.
+    A model that cannot be measured is told, and the next one tried. Returns 2 for options that do not go together, and
+    where not one run came to its end.
     """
     try:
         switches = _settle(args)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         print(f"latency: {error}", file=sys.stderr)
         return 2
     for note in notes(args, args.engine):
@@ -90,26 +92,31 @@ def main(args: argparse.Namespace) -> int:
     times: list[tuple[str, str, Sequence[float]]] = []
     errors: dict[str, str] = {}
     for model in args.models:
-        measured = measure(model, args, switches)
-        errors |= measured.errors
-        found += measurements(measured, switches.metrics)
-        times += measured.times()
+        try:
+            measured = measure(model, args, switches)
+        except (RuntimeError, WorkerError, OSError) as error:  # no plan, no room: the next may have both
+            errors[model] = str(error)
+            _say(f"latency: {model} is left out: {error}")
+        else:
+            errors |= measured.errors
+            found += measurements(measured, switches.metrics)
+            times += measured.times()
         results = Results(environment, _options(args, switches), tuple(found), {"errors": errors})
-        if args.json:  # after every model: what is cut short leaves what it had
+        if args.json and found:  # after every model: what is cut short leaves what it had
             results_file.write(args.json, results)
-        if switches.export_times:
+        if switches.export_times and times:
             export_times(switches.export_times, times)
     if not any(one.median == one.median for one in found):
         print(f"latency: nothing could be measured; {next(iter(errors.values()))}", file=sys.stderr)
         return 2
     print(table(results, json.loads(_PUBLISHED.read_text())["rows"]))
-    for line in goals(results):
+    for line in goals(results, args.models):
         print(line)
     return 0
 
 
 def _settle(args: argparse.Namespace) -> Switches:
-    """Fill in what was not given, in place. Raises ValueError."""
+    """Fill in what was not given, in place. Raises ValueError, and RuntimeError where no model can be measured."""
     if args.cpu and args.engine not in (None, "onnxruntime-cpu"):
         raise ValueError(f"--cpu and --engine {args.engine} exclude each other")
     args.engine = args.engine or ("onnxruntime-cpu" if args.cpu else default_engine())
@@ -121,6 +128,7 @@ def _settle(args: argparse.Namespace) -> Switches:
         raise ValueError(f"--seq: {shortest} takes {most} tokens at most, and {max(args.seq)} was asked for")
     args.batch = args.batch or arguments.counts(batches)
     args.precision = args.precision or default_precision(args.engine)
+    check(args.engine, args.precision)  # before a bundle of gigabytes is made for nothing
     args.torch_modes = args.torch_modes or (["eager"] if args.engine == "onnxruntime-cpu" else list(shapes.TORCH_MODES))
     return switches_of(args, args.engine)
 

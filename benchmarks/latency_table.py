@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.measure import MISSING, figure, markdown, percentile, ratio, times
@@ -34,20 +34,20 @@ class Place(NamedTuple):
     batch: int
 
 
-def measurements(found: Found, metrics: Mapping[str, float]) -> Iterator[Measurement]:
+def measurements(found: Found, metrics: Mapping[str, float], scenario: str = SCENARIO) -> Iterator[Measurement]:
     """`metrics`: name -> percentile. Multiples of the floor where that ran at the same point."""
     floors = {point for target, point in found.took if target == "floor"}
     for (target, point), rounds in found.took.items():
         for metric, percent in metrics.items():
             repeats = tuple(None if one is None else percentile(one.ms, percent) for one in rounds)
             floor = ("floor", point, metric) if target != "floor" and point in floors else None
-            yield Measurement(SCENARIO, target, point, metric, "ms", "lower", repeats, floor)
+            yield Measurement(scenario, target, point, metric, "ms", "lower", repeats, floor)
 
 
 def table(results: Results, published: Sequence[Mapping[str, Any]]) -> str:
     """p50 and the last percentile of everything measured, beside what was published; Markdown."""
     found = results.of(SCENARIO)
-    last = max((one.metric for one in found), key=lambda metric: float(metric[1 : -len("_ms")]), default="p50_ms")
+    last = highest(found)
     names = [name for name in COLUMNS if any(plain(one.target) == name for one in found)]
     lines = []
     for point in dict.fromkeys(one.point for one in found):
@@ -67,9 +67,19 @@ def table(results: Results, published: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([markdown([*header, "published, ms"], lines), *told])
 
 
-def goals(results: Results) -> list[str]:
-    """A line for each goal that these figures decide: whether it is met, and by what figures."""
-    said = []
+def highest(found: Iterable[Measurement]) -> str:
+    """The metric of the largest percentile."""
+    metrics = (one.metric for one in found if one.metric.endswith("_ms"))
+    return max(metrics, key=lambda metric: float(metric[1 : -len("_ms")]), default="p50_ms")
+
+
+def goals(results: Results, models: Iterable[str] = ()) -> list[str]:
+    """A line for each goal that these figures decide: whether it is met, and by what figures.
+
+    One for each of `models` without figures as well, whose goals stay open.
+    """
+    has_figures = {place_of(one.point).model for one in results.of(SCENARIO) if not math.isnan(one.median)}
+    said = [f"OPEN    {model}: no figures" for model in models if model not in has_figures]
     for point in dict.fromkeys(one.point for one in results.of(SCENARIO)):
         alone, copies, handler, compiled = (
             _p50(results, name, point) for name in ("ours-alone", "ours", "ours-handler", "torch-compile")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import arguments, results_file, shapes
+from benchmarks import arguments, latency_table, results_file, shapes
 from benchmarks.bert_graph import Shape
 from benchmarks.engines import ENGINES, PRECISIONS, default_engine, default_precision, prepare
 from benchmarks.exported import BUILD, exported
@@ -112,7 +112,8 @@ def _run(args: argparse.Namespace, switches: Switches) -> None:
         found = shapes.measure(processes, asked, cells, args.rounds, switches, say=_say)
     told = {"engine": args.engine, "precisions": list(precisions), "model": bundle.manifest.model}
     options = {**told, "rounds": args.rounds, **switches.as_options()}
-    results = Results(environment, options, tuple(measurements(found)), {"errors": found.errors})
+    measured = tuple(measurements(found, switches.metrics))
+    results = Results(environment, options, measured, {"errors": found.errors})
     print(table(results))
     if args.json:
         results_file.write(args.json, results)
@@ -129,8 +130,9 @@ def grid(bundle: Bundle, batches: Sequence[int], given: Sequence[str]) -> list[B
     return [Bucket(batch, length) for length in found for batch in batches]
 
 
-def measurements(found: Found) -> Iterator[Measurement]:
-    """Rows and tokens a second, by cell; multiples of the floor where that ran."""
+def measurements(found: Found, metrics: Mapping[str, float]) -> Iterator[Measurement]:
+    """Times of a run, by `metrics` (name -> percentile); rows and tokens a second. By cell; multiples of the floor."""
+    yield from latency_table.measurements(found, metrics, SCENARIO)
     has_floor = {point for target, point in found.took if target == _FLOOR}
     for (target, point), rounds in found.took.items():
         batch, length = (int(word) for word in point.replace(",", "").split() if word.isdigit())
@@ -143,7 +145,10 @@ def measurements(found: Found) -> Iterator[Measurement]:
 
 
 def table(results: Results) -> str:
-    """Rows a second by cell, a column for each target; behind ours how many times the floor it is. Markdown."""
+    """Rows a second by cell, a column for each target; behind ours how many times the floor it is. Markdown.
+
+    Below them what a run took, its median and the last percentile.
+    """
     found = results.of(SCENARIO)
     targets = list(dict.fromkeys(one.target for one in found))
     points = dict.fromkeys(one.point for one in found)
@@ -151,6 +156,9 @@ def table(results: Results) -> str:
     lines = [markdown(["rows/s", *targets], rows)]
     if _FLOOR in targets:
         lines += ["", "In brackets: multiples of ONNX Runtime alone, in fp32, round by round."]
+    last = latency_table.highest(found)
+    rows = [[point, *(_times(results, target, point, last) for target in targets)] for point in points]
+    lines += ["", markdown([f"p50 / {last.removesuffix('_ms')} ms", *targets], rows)]
     errors = results.details.get("errors", {})
     return "\n".join([*lines, *(f"{where}: {error}" for where, error in errors.items())])
 
@@ -161,6 +169,11 @@ def _cell(results: Results, target: str, point: str) -> str:
         return MISSING
     ratios = results.ratios(one)
     return figure(one.median) + (f" ({times(statistics.median(ratios))})" if ratios else "")
+
+
+def _times(results: Results, target: str, point: str, last: str) -> str:
+    p50, high = (results.find((SCENARIO, target, point, metric)) for metric in ("p50_ms", last))
+    return MISSING if p50 is None or high is None else f"{figure(p50.median)} / {figure(high.median)}"
 
 
 def _precisions(bundle: Bundle, engine: str) -> list[str]:
@@ -189,8 +202,12 @@ def _torch(path: Path, python: str | None, modes: Sequence[str]) -> Mapping[str,
 def lengths(text: str) -> list[str]:
     """As arguments.counts; "max" is what the model takes."""
     parts = text.split(",")
-    if rest := ",".join(part for part in parts if part != "max"):
-        arguments.counts(rest)
+    for part in parts:
+        if part != "max":
+            try:
+                arguments.count(part)
+            except argparse.ArgumentTypeError:
+                raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers from 1 up, or max") from None
     return parts
 
 

@@ -91,6 +91,8 @@ def test_output_that_nobody_reads_is_no_failure_to_talk_about():
         ("load --rates 50% nan%", "argument --rates: 'nan%' is neither a number of jobs/s nor a percentage"),
         ("load --seconds inf", "argument --seconds: 'inf' is not a number of seconds above 0 and up to 86400"),
         ("throughput --batches 8,", "argument --batches: '8,' is not a list of whole numbers from 1 up"),
+        ("throughput --lengths max,", "argument --lengths: 'max,' is not a list of whole numbers from 1 up, or max"),
+        ("throughput --lengths ,16", "argument --lengths: ',16' is not a list of whole numbers from 1 up, or max"),
         ("throughput --precisions fp8", "argument --precisions: there is no precision 'fp8'; known are fp32, tf32"),
         ("throughput --duration nan", "argument --duration: 'nan' is not a number from 0 up"),
         ("throughput --percentile 101", "argument --percentile: '101' is not a list of percentages from 0 to 100"),

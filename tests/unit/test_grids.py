@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from benchmarks import accuracy, engines, memory, results_file, throughput
 from benchmarks.__main__ import main
@@ -19,6 +21,10 @@ from benchmarks.engine_times import Took
 from benchmarks.results_file import Results
 from benchmarks.shapes import Found
 from engine.bundle import open_bundle, write_manifest
+from engine.probe import Gpu
+from export.plan_precision import note_parity
+from tests.bundles import overflowing
+from tests.plans import add_plan
 
 SMALL = Shape(1, 32, 4, 64, vocab_size=500, max_position_embeddings=64)
 
@@ -31,6 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_small_grid(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "throughput.json"
     options = ["--bundle", str(bundle), "--batches", "1,4", "--lengths", "16,max", "--rounds", "2", "--duration", "0"]
+    options += ["--percentile", "90"]
     assert main(["throughput", *options, "--warmUp", "0", "--torch-python", "none", "--json", str(out)]) == 0
     found = results_file.read(out)
     assert {one.target for one in found.measurements} == {"ours", "floor"}
@@ -48,7 +55,14 @@ def test_a_small_grid(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     )
     assert rows is not None and tokens is not None
     assert tokens.repeats == tuple(rate and rate * 64 for rate in rows.repeats)
-    assert "| batch 4, 64 tokens |" in capsys.readouterr().out
+    for target in ("ours", "floor"):
+        p50, p90 = (found.find(("throughput", target, "batch 4, 64 tokens", name)) for name in ("p50_ms", "p90_ms"))
+        assert p50 is not None and p90 is not None and 0 < p50.median <= p90.median
+        assert p50.better == "lower"
+    assert not [one for one in found.measurements if one.metric == "p99_ms"]
+    said = capsys.readouterr().out
+    assert "| batch 4, 64 tokens |" in said
+    assert "| p50 / p90 ms " in said
 
 
 @pytest.fixture
@@ -76,10 +90,28 @@ def test_the_first_precision_of_a_grid_is_not_taken_for_fp32(bundle: Path, tmp_p
     assert "fp16" in open_bundle(copy).manifest.graphs["model"].onnx
 
 
+def test_a_precision_that_the_model_does_not_fit_is_a_sentence(
+    small_bundle: Path, build: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Weights for which it has no number."""
+    overflowing(small_bundle)
+    model = onnx.load(small_bundle / "graphs/model/fp32.onnx")
+    (wider,) = (one for one in model.graph.initializer if one.name == "wider")
+    wider.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(wider) * np.float32(1e6), "wider"))
+    onnx.save(model, small_bundle / "graphs/model/fp32.onnx")
+    write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    options = ["--engine", "onnxruntime-cpu", "--batches", "1", "--lengths", "16", "--precisions", "fp16"]
+    assert main(["throughput", "--bundle", str(small_bundle), *options]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"throughput: {small_bundle} cannot be measured in fp16: ")
+    assert not list(build.glob("precisions/*"))
+
+
 def test_rates_are_of_runs_and_wall_time():
     """Two streams, each ten runs of 100 ms in one second: 20 runs a second."""
     found = Found({("ours", "batch 8, 16 tokens"): [Took([100.0] * 20, 1.0), None]})
-    rows, tokens = throughput.measurements(found)
+    p50, rows, tokens = throughput.measurements(found, {"p50_ms": 50.0})
+    assert p50.repeats == (100.0, None)
     assert rows.repeats == (160.0, None)
     assert tokens.repeats == (2560.0, None)
     assert rows.floor is None
@@ -124,6 +156,35 @@ def test_a_precision_that_only_gpus_run_is_left_out_on_a_cpu(bundle: Path, tmp_p
     assert {one.target for one in results_file.read(out).measurements} == {"ours", "floor"}
 
 
+def test_accuracy_takes_of_a_bundle_what_the_engine_can_run(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As exported with int8 for the CPU, which is a fused graph alone: no plan is built of that."""
+    here = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    manifest = open_bundle(here).manifest
+    graph = manifest.graphs["model"]
+    fused = replace(graph, fused={"fp32": graph.onnx["fp32"], "int8": graph.onnx["fp32"]})
+    write_manifest(here, replace(manifest, precision="int8", graphs={"model": fused}))
+    add_plan(here, precision="tf32")
+    add_plan(here, precision="bf16", compute_capability="9.0")  # of another GPU
+    monkeypatch.setattr(engines, "gpu", lambda: Gpu("NVIDIA L4", (8, 9)))
+    monkeypatch.setattr(engines, "tensorrt_version", lambda: "10.13.0.35")
+    assert engines.precisions_of(here, "onnxruntime-cpu") == ["fp32", "int8"]
+    assert engines.precisions_of(here, "onnxruntime-cuda") == ["fp32", "fp16"]
+    asked: list[str] = []
+
+    def prepare(path: Path, engine: str, precision: str, *_: object) -> Path:
+        asked.append(precision)
+        if precision == "fp16":
+            raise RuntimeError("enough")
+        return path
+
+    monkeypatch.setattr(accuracy, "prepare", prepare)
+    assert main(["accuracy", "--engine", "tensorrt", "--bundle", str(here)]) == 2
+    assert capsys.readouterr().err == "accuracy: enough\n"
+    assert asked == ["fp32", "tf32", "fp16"]
+
+
 def test_accuracy_of_a_bundle(bundle: Path, tmp_path: Path, build: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "accuracy.json"
     options = ["--bundle", str(bundle), "--precisions", "fp32,fp16", "--texts", "20", "--rounds", "2"]
@@ -141,6 +202,22 @@ def test_accuracy_of_a_bundle(bundle: Path, tmp_path: Path, build: Path, capsys:
     assert 0.99 < value("ours-fp16", "min_cosine") <= value("ours-fp16", "mean_cosine") < 1.0 + 1e-6
     assert value("ours-fp16", "rows_per_s") > 0
     assert "| ours-fp16 |" in capsys.readouterr().out
+
+
+def test_the_figures_of_a_plan_that_was_built_for_it_are_kept(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The first that the bundle has: its manifest is another one then."""
+    here, out = Path(shutil.copytree(bundle, tmp_path / "bundle")), tmp_path / "accuracy.json"
+
+    def prepare(path: Path, *_: object) -> Path:
+        note_parity(path, "plans", "a.plan", {"min_cosine": 1.0})
+        return path
+
+    monkeypatch.setattr(accuracy, "prepare", prepare)
+    options = ["--engine", "onnxruntime-cpu", "--texts", "4", "--rounds", "1", "--json", str(out)]
+    assert main(["accuracy", "--bundle", str(here), *options]) == 0
+    assert results_file.read(out).details["parity"] == {"plans": {"a.plan": {"min_cosine": 1.0}}}
 
 
 def test_texts_are_cut_to_what_the_model_takes(bundle: Path):

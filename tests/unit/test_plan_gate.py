@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,20 +13,22 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 import engine.backends
+from benchmarks import bert_bundle
 from benchmarks.bert_graph import Shape, bert_graph, weights_of
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.bucket import Bucket, Ladder
 from engine.bundle import Graph, open_bundle, write_manifest
 from engine.plan import PlanFile, plans_of
 from engine.tensors import Arrays, Row, TensorSpec
-from export.candidates import in_precision
+from export.candidates import candidate_of, in_precision
 from export.errors import ParityFailed
-from export.optimize import add_graph
+from export.nodes import replace_all
+from export.optimize import add_graph, load_whole
 from export.plan_from_onnx import add_plans
-from export.plan_gate import _figure, _Rows, gate
+from export.plan_gate import MAX_DIFFERENCE, _figure, _Rows, gate
 from export.plan_recipe import PlanRecipe
 from export.trt_builder import Builder, Target
 
@@ -94,6 +97,55 @@ def test_the_limit_is_that_of_the_precision(small_bundle: Path, precision: str, 
     with pytest.raises(ParityFailed, match=f"4 of 4 outputs in {precision} differ from fp32") as failed:
         gate(open_bundle(small_bundle), "model", noisy, BUCKETS, precision)
     assert {row[0] for row in failed.value.rows} == {"1 x 8", "1 x 32", "4 x 8", "4 x 32"}
+
+
+def with_short_products(graph: Path, path: Path, bits: int) -> Path:
+    """The graph with what its matrix products read rounded to so many bits of mantissa: Veltkamp's splitting."""
+    model = load_whole(graph)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(2 ** (23 - bits) + 1), "splitter"))
+    nodes: list[Any] = []
+    for node in model.graph.node:
+        for place, name in enumerate(node.input if node.op_type == "MatMul" else ()):
+            own = f"{node.output[0]}/{place}"
+            large, low, node.input[place] = f"{own}/large", f"{own}/low", f"{own}/high"
+            nodes.append(helper.make_node("Mul", [name, "splitter"], [large], name=large))
+            nodes.append(helper.make_node("Sub", [large, name], [low], name=low))
+            nodes.append(helper.make_node("Sub", [large, low], [f"{own}/high"], name=f"{own}/high"))
+        nodes.append(node)
+    replace_all(model.graph.node, nodes)
+    del model.graph.value_info[:]
+    add_graph(model, path, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def sharp_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small encoder whose matrices are so large that a rounding comes to what it does in a trained one."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def weights(shape: Shape) -> dict[str, Any]:
+            found = weights_of(shape)
+            return {
+                name: 10 * one if re.search(r"layer.*(self|dense).*weight", name) else one
+                for name, one in found.items()
+            }
+
+        patch.setattr(bert_bundle, "weights_of", weights)
+        shape = Shape(6, 64, 4, 128, vocab_size=500, max_position_embeddings=64)
+        return bert_bundle.bert_bundle("sharp", tmp_path_factory.mktemp("sharp") / "bundle", shape)
+
+
+@pytest.mark.parametrize(("bits", "precision", "passes"), [(10, "tf32", True), (10, "fp32", False), (7, "tf32", False)])
+def test_products_of_ten_bits_are_tf32_and_no_other(sharp_encoder: Path, bits: int, precision: str, passes: bool):
+    bundle = open_bundle(sharp_encoder)
+    exact = bundle.file(bundle.manifest.graphs["model"].onnx["fp32"])
+    path = with_short_products(exact, exact.with_name(f"{bits}-bits.onnx"), bits)
+    rounded = OnnxRuntimeEngine(candidate_of(sharp_encoder, "fp32", path).view, max_batch=4)
+    if passes:
+        assert gate(bundle, "model", rounded, BUCKETS, precision)["max_relative_difference"] > MAX_DIFFERENCE["fp32"]
+        return
+    with pytest.raises(ParityFailed, match=f"outputs in {precision} differ from fp32"):
+        gate(bundle, "model", rounded, BUCKETS, precision)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
