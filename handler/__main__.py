@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def _check_arguments() -> None:
-    on_runpod = "RUNPOD_WEBHOOK_GET_JOB" in os.environ or "RUNPOD_REALTIME_PORT" in os.environ or _loop() == "http"
+    on_runpod = "RUNPOD_WEBHOOK_GET_JOB" in os.environ or signals.IS_REALTIME or _loop() == "http"
     if on_runpod and len(sys.argv) == 1:
         return  # argparse costs milliseconds
     from handler.arguments import check
@@ -102,18 +102,25 @@ def _loop() -> str:
     return os.environ.get("WORKER_LOOP", "").strip().lower()
 
 
+def _is_local() -> bool:
+    return any(arg.startswith(("--test_input", "--rp_serve_api")) for arg in sys.argv)
+
+
 def _is_stock() -> bool:
-    if any(arg.startswith(("--test_input", "--rp_serve_api")) for arg in sys.argv):
-        return True
-    return _loop() == "sdk" or ("RUNPOD_WEBHOOK_GET_JOB" not in os.environ and _loop() != "http")
+    return _is_local() or _loop() == "sdk" or ("RUNPOD_WEBHOOK_GET_JOB" not in os.environ and _loop() != "http")
 
 
 def _serve_stock(timeline: Timeline) -> int:
+    from handler import sdk_environ
     from handler.boot import boot
     from handler.health import mark_ready
     from handler.sdk import start_stock
 
+    if signals.IS_SERVER:  # who has one job has it for whoever reads the answer
+        output.install()
     settings = _settings()
+    if "RUNPOD_WEBHOOK_GET_JOB" in os.environ and not (_is_local() or signals.IS_REALTIME):
+        sdk_environ.check_addresses(os.environ)
     idle = [name for name in _OF_OUR_LOOP if os.environ.get(name, "").strip()]
     if settings.worker_loop == "sdk" and idle:
         log("WARN", f"{' and '.join(idle)}: of no effect with WORKER_LOOP=sdk, whose loop has limits of its own")
