@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before what takes longer is imported
 
     import_less()
 
+import errno
 import gc
 import os
 import signal
@@ -44,6 +45,7 @@ _SIGNAL_HINTS: dict[int, str] = {
     signal.SIGKILL: "; the machine, or the container, may be out of memory",
     signal.SIGBUS: "; a file that is mapped, such as the bundle's weights, was cut or cannot be read",
 }
+_OF_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # that of a local job
 _OF_OUR_LOOP = ("DRAIN_TIMEOUT_S", "RESULT_TIMEOUT_S")
 _CONNECTIONS = 1 << 14  # of a load-balancing worker, whose clients keep theirs open when they have their answers
 _STOP_S = 2.0  # for the engine's process to end after its last job
@@ -135,10 +137,15 @@ def _serve_stock(timeline: Timeline) -> int:
     mark_ready()
     try:
         start_stock(answers(worker.handler, settings, worker.counts, watch), settings.max_concurrency)
-    except BrokenPipeError as error:  # whoever read what the SDK prints has ended, such as `| head`
+    except OSError as error:
+        if error.errno not in _OF_OUTPUT:
+            raise
         log("ERROR", f"cannot go on: {error}")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + signal.SIGINT
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
+        if isinstance(error, BrokenPipeError):  # whoever read what the SDK prints has ended, such as `| head`
+            return 128 + signal.SIGINT
+        print(f"cannot go on: the output cannot be written ({error.strerror}); send it elsewhere", file=sys.stderr)
+        return 1
     worker.batcher.close()
     return 0
 

@@ -470,6 +470,20 @@ def test_an_output_that_nobody_reads_any_more_is_no_traceback(small_bundle: Path
     assert (done.returncode, done.stderr) == (130, "")
 
 
+def test_an_answer_that_cannot_be_written_is_one_sentence(small_bundle: Path):
+    with open("/dev/full", "w") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "handler", "--test_input", '{"input": {"text": "a"}}'],
+            env={**os.environ, "BUNDLE": str(small_bundle), "ENGINE": "fake"},
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    said = "cannot go on: the output cannot be written (No space left on device); send it elsewhere\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 def test_rp_serve_api_that_cannot_listen_says_so(small_bundle: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
