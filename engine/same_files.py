@@ -21,7 +21,11 @@ class SameFiles:
     def __init__(self, paths: Iterable[Path]) -> None:
         self._held: list[int] = []
         self._found: dict[Path, tuple[int, ...] | None] = {}
-        for path in paths:
+        self.add(paths)
+
+    def add(self, paths: Iterable[Path]) -> None:
+        """Further ones, but for those that are known."""
+        for path in (path for path in paths if path not in self._found):
             with suppress(OSError):  # whoever opens it tells what is wrong
                 self._held.append(os.open(path, os.O_PATH))
             self._found[path] = _seen(path)

@@ -41,7 +41,7 @@ class Verification:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._files = SameFiles(bundle.path / name for name in bundle.manifest.files)
+        self._files = SameFiles(bundle.path / name for name in bundle.common)
         self._numbers = {name: number for number, name in enumerate(bundle.manifest.files)}
         self._asked: set[str] = set()
         self._pending: deque[_Files] = deque([None])
@@ -58,6 +58,7 @@ class Verification:
         new = [name for name in names if name not in self._asked]
         if new:
             self._asked.update(new)
+            self._files.add(self._bundle.path / name for name in new)
             self._pending.append(new)
             if self._pid:
                 with suppress(OSError):  # it has ended: `wait` finds that out

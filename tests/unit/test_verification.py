@@ -117,8 +117,9 @@ def test_a_bundle_that_is_exchanged_while_others_open_its_files_counts_as_damage
 
 
 def test_what_lies_beside_a_bundles_files_may_change_meanwhile(bundle: Path):
-    """As when plans are added: the other files are linked."""
+    """As when plans are added: the other files are linked. What other engines open may even be exchanged."""
     verification = begun(bundle, WEIGHTS)
+    (bundle / PLAN).touch()
     with changed_bundle_folder(bundle) as folder:
         (folder / "graphs/model/plans/new.plan").write_bytes(b"new")
         write_manifest(folder, open_bundle(folder).manifest)
