@@ -24,6 +24,7 @@ from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, open_bundle
 from engine.errors import BundleError, EngineError
 from engine.plan import TIMING_CACHE, plans_of, sidecar_of
 from engine.plan_cache import folder_of
+from engine.same_files import SameFiles
 
 BUILD_COMMAND = (sys.executable, "-m", "export", "plan")
 """Followed by a folder with a bundle, to which it adds plans for this machine's GPU."""
@@ -52,11 +53,17 @@ def build(
             if is_there():
                 return say("another worker has built it meanwhile")
             with _workplace() as work:
+                files = SameFiles(bundle.path / name for name in bundle.manifest.files)
                 copy = _copy(bundle, Path(work) / "bundle")
+                if open_bundle(copy).sha256 != bundle.sha256:  # long ago, perhaps, while another worker built
+                    raise _exchanged(bundle)
                 with _worth_no_failure(say):
                     _bring_timings(bundle, cache, copy)
                 asked = [] if precision == "auto" else ["--precision", precision]
                 _run([*BUILD_COMMAND, str(copy), *asked], work, deadline, timeout_s, say)
+                if files.changed():
+                    raise _exchanged(bundle)
+                files.close()
                 _keep(open_bundle(copy), bundle, cache)
                 with _worth_no_failure(say):
                     _keep_timings(bundle, cache, copy)
@@ -67,6 +74,11 @@ def build(
         ) from error
     except BundleError as error:
         raise EngineError(f"the build left no bundle: {error}") from error
+
+
+def _exchanged(bundle: Bundle) -> EngineError:
+    """What is built from another bundle's files would be kept as this one's."""
+    return EngineError(f"the bundle at {bundle.path} is another one by now, and no plan of it is kept")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before what takes longer is imported
 
     import_less()
 
+import errno
 import gc
 import os
 import signal
@@ -44,6 +45,7 @@ _SIGNAL_HINTS: dict[int, str] = {
     signal.SIGKILL: "; the machine, or the container, may be out of memory",
     signal.SIGBUS: "; a file that is mapped, such as the bundle's weights, was cut or cannot be read",
 }
+_OF_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # that of a local job
 _OF_OUR_LOOP = ("DRAIN_TIMEOUT_S", "RESULT_TIMEOUT_S")
 _CONNECTIONS = 1 << 14  # of a load-balancing worker, whose clients keep theirs open when they have their answers
 _STOP_S = 2.0  # for the engine's process to end after its last job
@@ -68,7 +70,7 @@ def main() -> int:
 
 
 def _check_arguments() -> None:
-    on_runpod = "RUNPOD_WEBHOOK_GET_JOB" in os.environ or "RUNPOD_REALTIME_PORT" in os.environ or _loop() == "http"
+    on_runpod = "RUNPOD_WEBHOOK_GET_JOB" in os.environ or signals.IS_REALTIME or _loop() == "http"
     if on_runpod and len(sys.argv) == 1:
         return  # argparse costs milliseconds
     from handler.arguments import check
@@ -102,18 +104,25 @@ def _loop() -> str:
     return os.environ.get("WORKER_LOOP", "").strip().lower()
 
 
+def _is_local() -> bool:
+    return any(arg.startswith(("--test_input", "--rp_serve_api")) for arg in sys.argv)
+
+
 def _is_stock() -> bool:
-    if any(arg.startswith(("--test_input", "--rp_serve_api")) for arg in sys.argv):
-        return True
-    return _loop() == "sdk" or ("RUNPOD_WEBHOOK_GET_JOB" not in os.environ and _loop() != "http")
+    return _is_local() or _loop() == "sdk" or ("RUNPOD_WEBHOOK_GET_JOB" not in os.environ and _loop() != "http")
 
 
 def _serve_stock(timeline: Timeline) -> int:
+    from handler import sdk_environ
     from handler.boot import boot
     from handler.health import mark_ready
     from handler.sdk import start_stock
 
+    if signals.IS_SERVER:  # who has one job has it for whoever reads the answer
+        output.install()
     settings = _settings()
+    if "RUNPOD_WEBHOOK_GET_JOB" in os.environ and not (_is_local() or signals.IS_REALTIME):
+        sdk_environ.check_addresses(os.environ)
     idle = [name for name in _OF_OUR_LOOP if os.environ.get(name, "").strip()]
     if settings.worker_loop == "sdk" and idle:
         log("WARN", f"{' and '.join(idle)}: of no effect with WORKER_LOOP=sdk, whose loop has limits of its own")
@@ -128,10 +137,15 @@ def _serve_stock(timeline: Timeline) -> int:
     mark_ready()
     try:
         start_stock(answers(worker.handler, settings, worker.counts, watch), settings.max_concurrency)
-    except BrokenPipeError as error:  # whoever read what the SDK prints has ended, such as `| head`
+    except OSError as error:
+        if error.errno not in _OF_OUTPUT:
+            raise
         log("ERROR", f"cannot go on: {error}")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + signal.SIGINT
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
+        if isinstance(error, BrokenPipeError):  # whoever read what the SDK prints has ended, such as `| head`
+            return 128 + signal.SIGINT
+        print(f"cannot go on: the output cannot be written ({error.strerror}); send it elsewhere", file=sys.stderr)
+        return 1
     worker.batcher.close()
     return 0
 

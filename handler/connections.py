@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import quote, urljoin, urlsplit
 
 from aiohappyeyeballs import AddrInfoType, start_connection
@@ -177,7 +177,9 @@ class Client:
         async with asyncio.timeout(_CONNECT_S):
             found_at = await names.addresses(origin.host, origin.port)
             # Not by create_connection: uvloop's tries an address only when the one before has refused.
-            found = await start_connection(found_at, happy_eyeballs_delay=_OTHER_ADDRESS_S, socket_factory=_socket)
+            found = await start_connection(
+                found_at, happy_eyeballs_delay=_OTHER_ADDRESS_S, loop=cast(Any, _Connecting), socket_factory=_socket
+            )
             try:
                 _, connection = await loop.create_connection(
                     Connection,
@@ -199,6 +201,32 @@ class Client:
         port = "" if origin.port == (443 if origin.is_tls else 80) else f":{origin.port}"
         key = self._key if origin == own else ""  # another host gets to know nothing
         return f"{request} HTTP/1.1\r\nHost: {host}{port}\r\n{self._lines}{key}{more}\r\n".encode()
+
+
+class _Connecting:
+    """What start_connection asks of a loop. uvloop's own has every address looked up in threads that libuv starts then.
+
+    And where there may be no further thread, libuv ends the process without a word.
+    """
+
+    @staticmethod
+    async def sock_connect(sock: socket.socket, address: Any) -> None:
+        """As a loop's. Raises OSError."""
+        try:
+            sock.connect(address)
+        except BlockingIOError:
+            pass  # it is under way
+        else:
+            return
+        loop = asyncio.get_running_loop()
+        writable = asyncio.Event()
+        loop.add_writer(sock, writable.set)
+        try:
+            await writable.wait()
+        finally:
+            loop.remove_writer(sock)
+        if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(error, f"Connect call failed {address}")
 
 
 def _socket(address: AddrInfoType) -> socket.socket:

@@ -191,18 +191,29 @@ def _told(error: Exception, url: str) -> tuple[str, str]:
         is_later = error.code >= 500 or error.code in _TEMPORARY
         return str(error), f"start again when {host} is well" if is_later else "see that BUNDLE_URL is right"
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    reachable = f"see that BUNDLE_URL is right and that {host} can be reached from here"
+    asked, reachable = host, f"see that BUNDLE_URL is right and that {host} can be reached from here"
+    if proxy := _proxy(url):
+        asked, reachable = proxy, f"{reachable} through that proxy, or name it in no_proxy"
     if isinstance(reason, socket.gaierror | UnicodeError):  # the latter for a label of more than 63 characters
-        return f"no address of {host} was found: {getattr(reason, 'strerror', reason)}", reachable
+        return f"no address of {asked} was found: {getattr(reason, 'strerror', reason)}", reachable
     if isinstance(reason, TimeoutError):
-        return f"{host} did not answer: {reason.strerror or f'nothing for {_SILENCE_S:g} s'}", reachable
+        return f"{asked} did not answer: {reason.strerror or f'nothing for {_SILENCE_S:g} s'}", reachable
     if isinstance(reason, ssl.SSLCertVerificationError):
         return str(reason), advice(reason) or f"see that BUNDLE_URL is right, and the certificate of {host}"
     if isinstance(reason, ssl.SSLError) and not isinstance(reason, ssl.SSLEOFError):
         return str(reason), f"see that BUNDLE_URL is right and that {host} takes https"
     if isinstance(reason, OSError):
-        return f"{host}: {reason.strerror or reason}", reachable
+        return f"{asked}: {reason.strerror or reason}", reachable
     return str(reason), "see that BUNDLE_URL is a whole tar"
+
+
+def _proxy(url: str) -> str:
+    """The proxy that urllib asks for `url`, and which variable names it; empty without one."""
+    parts = urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or urllib.request.proxy_bypass(parts.netloc):
+        return ""
+    return f"the proxy {shown(proxy)} of {parts.scheme}_proxy"
 
 
 class _Reply(io.RawIOBase):

@@ -1,8 +1,9 @@
 """Names of hosts become addresses, in threads of our own.
 
-uvloop asks in libuv's pool: two at a time, first come first served, behind questions that nobody waits for any more and
-ahead of its own sock_connect; and it closes only when all are answered. Where the first name server is silent, each
-takes seconds: results that are sent at once would use up each other's time, and a worker would not end.
+uvloop asks in libuv's pool: two at a time, first come first served, behind questions that nobody waits for any more;
+and it closes only when all are answered. Where the first name server is silent, each takes seconds: results that are
+sent at once would use up each other's time, and a worker would not end. And where there may be no further thread for
+that pool, libuv ends the process.
 """
 
 from __future__ import annotations

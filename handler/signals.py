@@ -13,11 +13,13 @@ from types import FrameType
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PLAIN = (signal.SIG_DFL, signal.default_int_handler)
+IS_REALTIME = os.environ.get("RUNPOD_REALTIME_PORT", "").strip() not in ("", "0")
+"""Whether the SDK's own loop serves over HTTP."""
 # In the SDK's order of precedence.
 IS_SERVER = "--rp_serve_api" in sys.argv or (
     (
         "RUNPOD_WEBHOOK_GET_JOB" in os.environ
-        or "RUNPOD_REALTIME_PORT" in os.environ
+        or IS_REALTIME
         or os.environ.get("WORKER_LOOP", "").strip().lower() == "http"
     )
     and not any(argument.startswith("--test_input") for argument in sys.argv)

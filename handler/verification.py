@@ -19,6 +19,7 @@ from typing import TypeAlias
 
 from engine.bundle import Bundle, is_weights
 from engine.errors import BundleError
+from engine.same_files import SameFiles
 from handler import signals
 from handler.fork import end_with, fork
 from handler.log import log
@@ -34,11 +35,13 @@ class Verification:
 
     First come the files that every boot reads, then those that are asked for: of a bundle for many machines only what
     this one uses is read. An engine may load while its weights are hashed: they are numbers, which nobody parses, and
-    no answer goes out before `result`.
+    no answer goes out before `result`. Others open the files by their paths, as the process that hashes them does: a
+    bundle that is exchanged meanwhile counts as damaged.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
+        self._files = SameFiles(bundle.path / name for name in bundle.common)
         self._numbers = {name: number for number, name in enumerate(bundle.manifest.files)}
         self._asked: set[str] = set()
         self._pending: deque[_Files] = deque([None])
@@ -55,6 +58,7 @@ class Verification:
         new = [name for name in names if name not in self._asked]
         if new:
             self._asked.update(new)
+            self._files.add(self._bundle.path / name for name in new)
             self._pending.append(new)
             if self._pid:
                 with suppress(OSError):  # it has ended: `wait` finds that out
@@ -82,12 +86,18 @@ class Verification:
         self._settle(_are_weights)
 
     def result(self) -> float:
-        """Wait for everything, and let the other process end; ms that it took. Raises as above."""
+        """Wait for everything, and let the other process end; ms that it took. Raises as above.
+
+        To be called when all that is opened has been: what lies there now is what was there at the beginning.
+        """
         try:
             self._settle(lambda names: False)
+            if changed := self._files.changed():
+                raise BundleError(f"{changed} was exchanged while the worker started; start it again")
             return round(self._took_ms, 1)
         finally:
             self._end_other()
+            self._files.close()
 
     def _settle(self, may_wait: Callable[[_Files], bool]) -> None:
         while not all(map(may_wait, self._pending)) and self._damage is None:
@@ -97,6 +107,7 @@ class Verification:
                 self._damage = error
         if self._damage is not None:
             self._end_other()  # nothing more will be asked
+            self._files.close()
             raise self._damage
 
     def _compared(self, names: _Files) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
@@ -12,9 +13,10 @@ import onnxruntime as ort
 from engine import huge_pages
 from engine.backends.buffers import Buffers
 from engine.bucket import Bucket, Ladder, rungs
-from engine.bundle import Bundle
+from engine.bundle import Bundle, is_weights
 from engine.errors import EngineError
 from engine.probe import cpu_quota, cpus_of_threads, memory_left, sums_bytes_in_16_bits
+from engine.same_files import SameFiles
 from engine.sizes import readable
 from engine.tensors import Arrays
 
@@ -87,6 +89,7 @@ class OnnxRuntimeEngine:
         self.buckets = Ladder(range(1, max_batch + 1), rungs(bundle.manifest.max_length(graph), LENGTH_STEP))
         self._in = Buffers(self.inputs, self.buckets)
         self._out = Buffers(self.outputs, self.buckets)
+        self._files = SameFiles(_opened(bundle, graph, provider) if self.lanes else ())
         self._open = partial(_open_session, bundle, graph, provider, shares_arena=self.lanes > 0)
         self._session: Any = self._open(threads, cpus[1:])
         if self.lanes:  # and so an arena of that size, which is there now
@@ -98,14 +101,26 @@ class OnnxRuntimeEngine:
     def open_lanes(self) -> list[OnnxRuntimeEngine]:
         """One for each thread. They share a session without threads but its callers', and so one copy of the weights.
 
-        Raises EngineError when there is too little memory for it.
+        Raises EngineError when there is too little memory for it, or when the bundle was exchanged since: its files
+        were compared with the manifest at boot and are not read again. To be called once.
         """
-        needed, left = _LANES_HOLD * _size_of_weights(self._bundle, self._graph), memory_left()
-        if needed > left:
-            raise EngineError(f"a second copy of the weights takes {readable(needed)}, {readable(left)} are left")
-        session = self._open(1, ())
+        try:
+            self._check_same()
+            needed, left = _LANES_HOLD * _size_of_weights(self._bundle, self._graph), memory_left()
+            if needed > left:
+                raise EngineError(f"a second copy of the weights takes {readable(needed)}, {readable(left)} are left")
+            session = self._open(1, ())
+            self._check_same()
+        finally:
+            self._files.close()
         huge_pages.collapse()
         return [self._lane(session, number) for number in range(self.lanes)]
+
+    def _check_same(self) -> None:
+        if self._files.changed():
+            raise EngineError(
+                f"the bundle at {self._bundle.path} is another one now; start the worker again to serve that one"
+            )
 
     def _lane(self, session: Any, number: int) -> OnnxRuntimeEngine:
         lane = copy(self)
@@ -126,9 +141,8 @@ class OnnxRuntimeEngine:
 
     def start(self, bucket: Bucket, slot: int = 0) -> None:
         """Run `feeds(bucket)` to its end: the calling thread is one of those that compute."""
-        binding = self._bindings.get(bucket) or self._bind(bucket)
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(self._bindings.get(bucket) or self._bind(bucket))
         except Exception as error:  # ONNX Runtime raises classes of its own that share no base but Exception
             raise EngineError(f"ONNX Runtime failed at {bucket}: {error}") from error
         self._started = bucket
@@ -146,6 +160,8 @@ class OnnxRuntimeEngine:
         """Drop the session; ONNX Runtime frees its memory with the last reference."""
         self._bindings.clear()
         self._session = None
+        if self.lanes:  # a lane has the same ones
+            self._files.close()
 
     def _bind(self, bucket: Bucket) -> Any:
         if len(self._bindings) == MOST_BINDINGS:
@@ -160,6 +176,12 @@ class OnnxRuntimeEngine:
 
 def _within(bucket: Bucket, largest: Bucket) -> tuple[int, int]:
     return min(bucket.batch, largest.batch), min(bucket.length, largest.length)
+
+
+def _opened(bundle: Bundle, graph: str, provider: str) -> list[Path]:
+    """What a session opens, and perhaps more: which of the weights the graph names is not worth reading it for."""
+    names = [bundle.onnx_of(graph, provider)[0], *filter(is_weights, bundle.manifest.files)]
+    return [bundle.file(name) for name in names]
 
 
 def _size_of_weights(bundle: Bundle, graph: str) -> int:

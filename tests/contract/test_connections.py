@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -226,3 +228,26 @@ async def test_a_sandbox_without_these_options_gets_connections_all_the_same(
     client = Client({})
     assert (await client.get(gate.url)).status == 404
     client.close()
+
+
+def test_to_connect_takes_no_thread():
+    """libuv ends a process that may have none for it."""
+    code = """if True:
+        import asyncio, os, socket, uvloop
+        from handler.connections import Client
+        async def main():
+            with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as closed:
+                closed.bind(("127.0.0.1", 0))  # and does not listen
+                url, nowhere = (f"http://127.0.0.1:{one.getsockname()[1]}/" for one in (server, closed))
+                client = Client({})
+                await client.open_ahead(url)
+                server.settimeout(10)
+                server.accept()
+                try:
+                    await client.get(nowhere)
+                except ConnectionRefusedError:
+                    print(*os.listdir("/proc/self/task"))
+        asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(done.stdout.split()) == 1

@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import shutil
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from engine.backends.fake import FakeEngine
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.batcher import Batcher
 from engine.bucket import Bucket
-from engine.bundle import open_bundle
+from engine.bundle import open_bundle, write_manifest
+from engine.bundle_folder import changed_bundle_folder
 from engine.errors import EngineError, EngineLost
 from engine.feed import run_rows
 from engine.probe import cpu_quota
+from tests.bundles import move_weights_out
 from tests.contract.test_engine import let_go, row
 
 CPUS = sorted(os.sched_getaffinity(0))
@@ -337,3 +341,76 @@ async def test_too_little_memory_for_a_second_copy(small_bundle: Path, monkeypat
     (line,) = said
     assert line.startswith("batches go on running one after the other: a second copy of the weights takes ")
     batcher.close()
+
+
+@pytest.mark.parametrize("how", ["another link", "another folder", "weights written to", "while it is opened"])
+async def test_a_bundle_that_was_exchanged_since_gives_no_lanes(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    """A redeploy on the volume: what answers lone rows was compared with the manifest, what lies there now was not."""
+    move_weights_out(small_bundle)
+    served, other = tmp_path / "current", tmp_path / "next"
+    served.symlink_to(small_bundle)
+    shutil.copytree(small_bundle, other)  # with its times
+    weights = other / "graphs/model/weights.bin"
+    modified = weights.stat().st_mtime_ns
+    weights.write_bytes(bytes(weights.stat().st_size))
+    os.utime(weights, ns=(modified, modified))
+    said: list[str] = []
+    engine = OnnxRuntimeEngine(open_bundle(served), threads=2, lanes=True)
+    alone = run_rows(engine, [row(4)])[0]["embedding"].copy()
+
+    def exchange() -> None:
+        if how == "another folder":
+            shutil.rmtree(small_bundle)
+            other.rename(small_bundle)
+        elif how == "weights written to":
+            os.utime(small_bundle / "graphs/model/weights.bin")  # not cut: they are mapped
+        else:
+            served.unlink()
+            served.symlink_to(other)
+
+    if how == "while it is opened":
+        opens = engine._open
+
+        def exchanged(*options: Any) -> Any:
+            exchange()
+            return opens(*options)
+
+        monkeypatch.setattr(engine, "_open", exchanged)
+    else:
+        exchange()
+    batcher = runs(engine, said)
+    await opened(batcher, said)
+    assert said == [
+        f"batches go on running one after the other: the bundle at {served} is another one now; start the worker again "
+        "to serve that one"
+    ]
+    for answer in await batcher.run([row(4)] * 9):
+        np.testing.assert_allclose(answer["embedding"], alone, rtol=1e-5)
+    batcher.close()
+
+
+async def test_plans_that_were_added_since_are_no_reason_against_lanes(small_bundle: Path):
+    move_weights_out(small_bundle)
+    said: list[str] = []
+    before = set(os.listdir("/proc/self/fd"))
+    engine = OnnxRuntimeEngine(open_bundle(small_bundle), threads=2, lanes=True)
+    with changed_bundle_folder(small_bundle) as folder:
+        (folder / "graphs/model/new.plan").write_bytes(b"new")
+        write_manifest(folder, open_bundle(folder).manifest)
+    batcher = runs(engine, said)
+    await opened(batcher, said)
+    assert said == ["batches run side by side from now on when 2 rows or more wait"]
+    batcher.close()
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_outputs_that_the_graph_has_not_are_an_engines_error(small_bundle: Path):
+    bundle = open_bundle(small_bundle)
+    described = bundle.manifest.graphs["model"]
+    renamed = replace(described, outputs=tuple(replace(spec, name="other") for spec in described.outputs))
+    bundle = replace(bundle, manifest=replace(bundle.manifest, graphs={"model": renamed}))
+    engine = OnnxRuntimeEngine(bundle, threads=1)
+    with pytest.raises(EngineError, match=r"ONNX Runtime failed at .*: Failed to find NodeArg with name: other"):
+        engine.run(Bucket(1, 4))

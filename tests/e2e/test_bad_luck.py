@@ -46,6 +46,17 @@ def test_what_cannot_be_printed_costs_no_job(emulator: EmulatorThread, small_bun
         assert worker.process.returncode == 0
 
 
+def test_what_nobody_reads_any_more_costs_the_sdks_own_loop_no_job(emulator: EmulatorThread, small_bundle: Path):
+    """It prints between taking a job and handing it on."""
+    reader, writer = os.pipe()
+    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "RUNPOD_LOG_LEVEL": "DEBUG", "WORKER_LOOP": "sdk"}
+    with WorkerProcess(emulator, [sys.executable, "-m", "handler"], env, log=writer):
+        for end in (reader, writer):
+            os.close(end)
+        records = [emulator.submit({"text": "a"}) for _ in range(2)]
+        assert [emulator.wait(record).status for record in records] == ["COMPLETED"] * 2
+
+
 @pytest.mark.parametrize("output", ["> /dev/full", ">&-"])
 def test_a_worker_that_cannot_print_stops_before_the_first_job(emulator: EmulatorThread, tmp_path: Path, output: str):
     """While it waits for its turn to fetch the bundle, so for certain before it is ready."""
@@ -66,12 +77,14 @@ def test_a_worker_that_cannot_print_stops_before_the_first_job(emulator: Emulato
         ("RUNPOD_AI_API_KEY", "se\ncret", "RUNPOD_AI_API_KEY holds a line end"),
         ("RUNPOD_AI_API_KEY", "se\u20accret", "RUNPOD_AI_API_KEY holds a line end or another character that no header"),
         ("RUNPOD_LOG_LEVEL", "LOUD", "RUNPOD_LOG_LEVEL='LOUD' is not allowed; set it to one of ERROR, WARN, INFO"),
+        ("RUNPOD_WEBHOOK_POST_OUTPUT", "https://h/done?x", "RUNPOD_WEBHOOK_POST_OUTPUT='https://h/done?***' is not an"),
     ],
 )
 def test_variables_with_which_no_job_is_answered_stop_the_boot(
     emulator: EmulatorThread, small_bundle: Path, name: str, value: str, sentence: str
 ):
-    env = worker_env(emulator, small_bundle, **{name: value})
+    loop = "sdk" if "done" in value or "\n" in value else "events"  # each kind in either
+    env = worker_env(emulator, small_bundle, **{name: value, "WORKER_LOOP": loop})
     ended = subprocess.run(
         [sys.executable, "-m", "handler"], env=env, capture_output=True, text=True, timeout=60, check=False
     )

@@ -121,7 +121,10 @@ def test_a_build_ends_with_the_worker_however_that_ends(
     options = ["--test_input", '{"input": {"text": "a"}}']
     if loop != "local":
         options = []
-        env |= {"RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1:9/", "RUNPOD_WEBHOOK_POST_OUTPUT": "http://127.0.0.1:9/"}
+        env |= {
+            "RUNPOD_WEBHOOK_GET_JOB": "http://127.0.0.1:9/?",
+            "RUNPOD_WEBHOOK_POST_OUTPUT": "http://127.0.0.1:9/$ID?",
+        }
         env["WORKER_LOOP"] = loop
     worker = subprocess.Popen([sys.executable, "-c", code, *options], env=env, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30

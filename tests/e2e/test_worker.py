@@ -412,7 +412,8 @@ def test_test_input_json_is_found(small_bundle: Path, tmp_path: Path):
     """In the working directory, where the SDK looks for it; the repository's own may be for another task."""
     assert json.loads(Path("test_input.json").read_text())["input"]
     (tmp_path / "test_input.json").write_text('{"input": {"text": "the fox", "dimensions": 2}}')
-    done = start(small_bundle, env={"PYTHONPATH": os.getcwd(), "MAX_ITEM": "1"}, cwd=tmp_path)
+    without_value = {"RUNPOD_REALTIME_PORT": "", "RUNPOD_REALTIME_CONCURRENCY": " "}  # as good as not set
+    done = start(small_bundle, env={"PYTHONPATH": os.getcwd(), "MAX_ITEM": "1", **without_value}, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "WARN  | MAX_ITEM is no setting and changes nothing; did you mean MAX_ITEMS?" in done.stdout
     assert done.stdout.count("'dimensions': 2") == 1  # the SDK's DEBUG lines would show it thrice
@@ -469,6 +470,20 @@ def test_an_output_that_nobody_reads_any_more_is_no_traceback(small_bundle: Path
     assert (done.returncode, done.stderr) == (130, "")
 
 
+def test_an_answer_that_cannot_be_written_is_one_sentence(small_bundle: Path):
+    with open("/dev/full", "w") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "handler", "--test_input", '{"input": {"text": "a"}}'],
+            env={**os.environ, "BUNDLE": str(small_bundle), "ENGINE": "fake"},
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    said = "cannot go on: the output cannot be written (No space left on device); send it elsewhere\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 def test_rp_serve_api_that_cannot_listen_says_so(small_bundle: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -479,16 +494,17 @@ def test_rp_serve_api_that_cannot_listen_says_so(small_bundle: Path):
     assert "Traceback" not in done.stderr
 
 
-def test_rp_serve_api_answers_on_localhost(small_bundle: Path):
+def test_rp_serve_api_answers_on_localhost_whether_or_not_its_lines_are_read(small_bundle: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", "handler", "--rp_serve_api", "--rp_api_port", str(port), "--rp_api_host", "127.0.0.1"],
         env={**os.environ, "BUNDLE": str(small_bundle)},
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
+    assert process.stdout
     try:
         for _ in range(300):
             try:
@@ -498,6 +514,7 @@ def test_rp_serve_api_answers_on_localhost(small_bundle: Path):
                 time.sleep(0.1)
         assert reply.json()["status"] == "COMPLETED"
         assert len(reply.json()["output"]["embedding"]) == 8
+        process.stdout.close()
         job: Any = {"input": {"texts": ["a", "b"], "stream": True}}
         (part,) = requests.post(f"http://127.0.0.1:{port}/runsync", json=job, timeout=10).json()["output"]
         assert len(part["embeddings"]) == 2

@@ -368,6 +368,27 @@ def test_a_server_that_cannot_be_reached_is_named_and_what_failed(
         fetch(server.url.replace("http:", "https:") + "/b.tar", "0" * 64, tmp_path / "cache" / "0")
 
 
+@pytest.mark.parametrize("name", ["https_proxy", "HTTPS_PROXY"])
+def test_a_proxy_is_taken_and_named_where_it_is_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None, name: str
+):
+    for one in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(one, raising=False)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        proxy = f"127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setenv(name, f"http://user:secret@{proxy}")
+        named = (
+            rf"\(the proxy http://\*\*\*@{proxy} of https_proxy: Connection refused\); see that BUNDLE_URL is right "
+            "and that nowhere.invalid can be reached from here through that proxy, or name it in no_proxy$"
+        )
+        with pytest.raises(BundleError, match=named):
+            fetch("https://nowhere.invalid/b.tar", "0" * 64, tmp_path / "cache" / "0")
+    monkeypatch.setenv("no_proxy", "nowhere.invalid")
+    with pytest.raises(BundleError, match=r"no address of nowhere.invalid was found: .* from here$"):
+        fetch("https://nowhere.invalid/b.tar", "0" * 64, tmp_path / "cache" / "0")
+
+
 @pytest.mark.parametrize(
     ("status", "times", "fix"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -188,11 +189,27 @@ def test_a_reader_that_has_read_enough_is_no_error(small_bundle: Path):
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_output_that_cannot_be_written_is_told(small_bundle: Path):
-    command = f"{shlex.quote(sys.executable)} -m engine inspect '{small_bundle}' > /dev/full"
+@pytest.mark.parametrize("more", ["", " --json"])
+def test_a_full_disk_is_one_sentence(small_bundle: Path, more: str):
+    command = f"{shlex.quote(sys.executable)} -m engine inspect '{small_bundle}'{more} > /dev/full"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
-    said = "error: stdout cannot be written (No space left on device); send it elsewhere\n"
-    assert (done.returncode, done.stderr) == (2, said)
+    said = "error: the output cannot be written (No space left on device); send it elsewhere\n"
+    assert (done.returncode, done.stderr) == (3, said)
+
+
+def test_ctrl_c_while_it_imports_is_no_traceback(small_bundle: Path):
+    code = """if True:
+        import builtins, os, runpy, signal
+        kept = builtins.__import__
+        def interrupted_import(name, *arguments, **named):
+            if name == "argparse":
+                os.kill(os.getpid(), signal.SIGINT)
+            return kept(name, *arguments, **named)
+        builtins.__import__ = interrupted_import
+        runpy.run_module("engine", run_name="__main__", alter_sys=True)
+    """
+    done = subprocess.run([sys.executable, "-c", code, "inspect", str(small_bundle)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_code_and_adapters_are_named_beside_the_revision(small_bundle: Path, capsys: pytest.CaptureFixture[str]):

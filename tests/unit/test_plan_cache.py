@@ -139,6 +139,24 @@ def test_a_model_that_was_exported_otherwise_finds_nothing(
     assert found[0] != found[1]
 
 
+@pytest.mark.parametrize("when", ["before the build", "while it builds"])
+def test_no_plan_of_another_bundle_is_kept_as_this_ones(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+):
+    """`current` is pointed to the next version, while another worker builds or this one does."""
+    link, other = tmp_path / "current", write_small_bundle(tmp_path / "other", revision="next")
+    link.symlink_to(small_bundle)
+    bundle = open_bundle(link)
+    exchange = f"Path({str(link)!r}).unlink()\n    Path({str(link)!r}).symlink_to({str(other)!r})"
+    command(monkeypatch, tmp_path, ADDS_A_PLAN + (f"    {exchange}\n" if when == "while it builds" else ""))
+    if when == "before the build":
+        link.unlink()
+        link.symlink_to(other)
+    with pytest.raises(EngineError, match=r"current is another one by now, and no plan of it is kept$"):
+        build(bundle, tmp_path / "cache", 60, "auto", lambda line: None, lambda: False)
+    assert list((tmp_path / "cache").iterdir()) == [tmp_path / "cache/.lock"]
+
+
 def test_a_plan_without_a_sidecar_is_not_whole(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     command(monkeypatch, tmp_path, ADDS_A_PLAN)
     built(small_bundle, tmp_path / "cache")

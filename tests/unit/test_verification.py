@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import handler.verification
 from engine import digest
 from engine.bundle import Bundle, open_bundle, write_manifest
+from engine.bundle_folder import changed_bundle_folder
 from engine.errors import BundleError
 from handler.verification import Verification
 
@@ -90,6 +92,38 @@ def test_what_nobody_asks_for_is_not_read(bundle: Path, monkeypatch: pytest.Monk
     for _ in range(2):
         with pytest.raises(BundleError, match=f"{name} does not match the SHA-256"):
             verification.result()
+
+
+@pytest.mark.parametrize("how", ["another link", "another folder", "written to"])
+def test_a_bundle_that_is_exchanged_while_others_open_its_files_counts_as_damaged(
+    bundle: Path, tmp_path: Path, how: str
+):
+    """The next version may have the same files but for what was opened before, or after, they were hashed."""
+    served, copy = tmp_path / "current", tmp_path / "next"
+    served.symlink_to(bundle)
+    shutil.copytree(bundle, copy)  # with its times
+    verification = begun(served, WEIGHTS, PLAN)
+    verification.wait()
+    if how == "another link":
+        served.unlink()
+        served.symlink_to(copy)
+    elif how == "another folder":
+        shutil.rmtree(bundle)  # so that its files' numbers are free
+        copy.rename(bundle)
+    else:
+        (bundle / WEIGHTS).write_bytes(bytes(4096))
+    with pytest.raises(BundleError, match=r"current/.* was exchanged while the worker started; start it again$"):
+        verification.result()
+
+
+def test_what_lies_beside_a_bundles_files_may_change_meanwhile(bundle: Path):
+    """As when plans are added: the other files are linked. What other engines open may even be exchanged."""
+    verification = begun(bundle, WEIGHTS)
+    (bundle / PLAN).touch()
+    with changed_bundle_folder(bundle) as folder:
+        (folder / "graphs/model/plans/new.plan").write_bytes(b"new")
+        write_manifest(folder, open_bundle(folder).manifest)
+    verification.result()
 
 
 def test_an_engine_may_load_while_weights_are_read(bundle: Path, monkeypatch: pytest.MonkeyPatch):
