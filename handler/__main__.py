@@ -113,11 +113,13 @@ def _serve_stock(timeline: Timeline) -> int:
     from handler.health import mark_ready
     from handler.sdk import start_stock
 
+    if signals.IS_SERVER:  # else a reader that has ended, such as `| head`, ends this process as well
+        output.install()
     settings = _settings()
     idle = [name for name in _OF_OUR_LOOP if os.environ.get(name, "").strip()]
     if settings.worker_loop == "sdk" and idle:
         log("WARN", f"{' and '.join(idle)}: of no effect with WORKER_LOOP=sdk, whose loop has limits of its own")
-    worker = boot(settings, timeline)
+    worker = boot(settings, timeline, on_loops=False)  # the SDK's one tells the jobs should the engine hang
     from handler.stock import Watch, answers  # not earlier: a boot imports numpy in its own way
 
     log("INFO", "ready", engine=worker.choice.engine, reason=worker.choice.reason, boot_ms=timeline.stages)
