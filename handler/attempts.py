@@ -2,16 +2,21 @@
 
 RunPod hands a job out again under its id: when somebody calls /retry, or when it takes the worker for dead. Posts and
 stop signals name that id alone, and a signal may come late or never. So two things are held on to. A job has its answer
-when a post was taken that began after the last hand-out. And a signal counts for the earliest hand-out that has none
-yet. In doubt a job runs once more: RunPod takes no second answer, but who gets none waits for ever.
+when a post was taken that began after the last hand-out. And a signal that may be a late one, for the poll that brought
+it or the last hand-out has just begun, counts for the earliest hand-out that has none yet. In doubt a job runs once
+more: RunPod takes no second answer, but who gets none waits for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from handler.log import log
+
+_LATE_S = 5.0
+_KEPT_S = 10.0  # longer than stop signals are not asked for after a poll that failed
 
 
 class Attempt:
@@ -35,6 +40,7 @@ class Attempt:
         """Whether RunPod has taken what was posted last."""
         self._number = self._hand_outs = number
         self._stops = stops
+        self._handed_at = time.monotonic()
         self._posted_after = 0
 
     @property
@@ -45,16 +51,22 @@ class Attempt:
     def hand_out_again(self, job: dict[str, Any]) -> None:
         """`job` has the same id."""
         self._hand_outs += 1
+        self._handed_at = time.monotonic()
         self.again = job
 
-    def stop(self) -> bool:
-        """Take a stop signal, and end the answering if that is meant. Whether it was news."""
-        if self._stops >= self._hand_outs:
+    def stop(self, asked_at: float = float("-inf")) -> bool:
+        """Take a stop signal, and end the answering if that is meant. Whether it was news.
+
+        `asked_at` is when the poll that brought it began: one that waited would have brought an old signal at once.
+        """
+        before = self._stops
+        if before >= self._hand_outs:
             return False
-        self._stops += 1
-        if self._stops < self._number:
+        may_be_late = time.monotonic() - max(asked_at, self._handed_at) < _LATE_S
+        self._stops = before + 1 if may_be_late else self._hand_outs
+        if not self.is_stopped:
             log("INFO", "goes on: the stop signal may have been for it as it was handed out before", self.job_id)
-        elif self._stops == self._number and self.answer is not None:
+        elif before < self._number and self.answer is not None:
             self.answer.cancel()
         return True
 
@@ -71,3 +83,29 @@ class Attempt:
         if self.again is None or settled >= self._hand_outs:
             return None
         return Attempt(self.job_id, self._hand_outs, self._stops)
+
+
+class Ended:
+    """Remembers for a while what has ended: its job may be handed out again before an old signal for it comes.
+
+    The price: a signal for such a job that comes in its first seconds, and is no old one, may not stop it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[float, int, int]] = {}
+        """By id, those that ended first before the others."""
+
+    def add(self, attempt: Attempt) -> None:
+        """`attempt` has ended, and none follows."""
+        now = time.monotonic()
+        self._kept.pop(attempt.job_id, None)
+        self._kept[attempt.job_id] = (now, attempt._hand_outs, attempt._stops)
+        while now - self._kept[first := next(iter(self._kept))][0] > _KEPT_S:
+            del self._kept[first]
+
+    def attempt_at(self, job_id: str) -> Attempt:
+        """A new one, at a job that is handed out while no attempt at it is under way."""
+        ended_at, hand_outs, stops = self._kept.get(job_id, (0.0, 0, 0))
+        if time.monotonic() - ended_at > _KEPT_S:
+            return Attempt(job_id)
+        return Attempt(job_id, hand_outs + 1, stops)

@@ -17,7 +17,7 @@ from typing import Any
 
 from engine.errors import InvalidInput, Overloaded, WorkerFault, in_words
 from handler.aggregate import post_parts
-from handler.attempts import Attempt
+from handler.attempts import Attempt, Ended
 from handler.connections import AHEAD_S
 from handler.counts import Counts
 from handler.log import log
@@ -70,6 +70,7 @@ class JobLoop:
         self._progress: dict[str, Any] = {}
         self._reports: dict[str, asyncio.Task[None]] = {}
         self._attempts: dict[str, Attempt] = {}
+        self._ended = Ended()
         self._busy: set[str] = set()  # whose answer is in the making, or may have to be made once more
         self._stop = asyncio.Event()
         self._room = asyncio.Event()
@@ -169,7 +170,7 @@ class JobLoop:
             running.hand_out_again(job)
             self._busy.add(job_id)
             return False
-        self._begin(Attempt(job_id), job)
+        self._begin(self._ended.attempt_at(job_id), job)
         return True
 
     def _begin(self, attempt: Attempt, job: dict[str, Any]) -> None:
@@ -187,6 +188,7 @@ class JobLoop:
         if (job := attempt.again) is not None and (following := attempt.following()):
             self._begin(following, job)
             return
+        self._ended.add(attempt)
         self._busy.discard(attempt.job_id)
         self._sdk.progress.remove(attempt.job_id)
         self._room.set()
@@ -276,6 +278,7 @@ class JobLoop:
         pause = 1.0
         await asyncio.sleep(_FIRST_SIGNALS_S)
         while True:
+            asked_at = time.monotonic()
             try:
                 job_ids = await self._poll.stop_signals()
             except self._sdk.too_many_requests:
@@ -288,7 +291,7 @@ class JobLoop:
                 continue
             pause = 1.0
             known = {job_id for job_id in job_ids if isinstance(job_id, str)} & self._attempts.keys()
-            news = [self._attempts[job_id].stop() for job_id in known]
+            news = [self._attempts[job_id].stop(asked_at) for job_id in known]
             if not any(news):
                 # The stock SDK's, for a platform that does not hold the poll open, or repeats what it said.
                 await asyncio.sleep(1)

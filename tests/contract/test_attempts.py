@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from handler import sdk as sdk_module
-from handler.attempts import Attempt
+from handler.attempts import Attempt, Ended
 from handler.job_loop import JobLoop
 from handler.transport import Results
 
@@ -321,6 +321,41 @@ async def test_a_signal_that_is_later_than_the_end_of_its_attempt_costs_no_answe
     assert platform.said == ["of the first"]
 
 
+@pytest.mark.parametrize("late", [True, False], ids=["late", "in time"])
+@pytest.mark.parametrize("is_waiting", [True, False], ids=["while it is on its way", "after it has ended"])
+async def test_a_signal_for_a_job_that_is_run_again_counts_unless_it_may_be_an_old_one(
+    monkeypatch: pytest.MonkeyPatch, late: bool, is_waiting: bool
+):
+    """One that comes long after the hand-out, by a poll that was open all the time, is about that, and all before."""
+    async with serving() as platform:
+        await platform.hand_out()
+        await platform.end("of the first")
+        if not is_waiting:
+            await platform.reply(OK)
+        await platform.hand_out()
+        if is_waiting:
+            await platform.reply(OK)
+        if not late:
+            monkeypatch.setattr("handler.attempts._LATE_S", 0.0)
+        await platform.stop()
+        assert platform.runs[1].cancelled() != late
+        if late:
+            await platform.end()
+            await platform.reply(OK)
+    assert platform.said == ["of the first", "right"][: 1 + late]
+
+
+async def test_a_job_that_ended_long_ago_is_stopped_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("handler.attempts._KEPT_S", 0.0)
+    async with serving() as platform:
+        await platform.hand_out()
+        await platform.end()
+        await platform.reply(OK)
+        await platform.hand_out()
+        await platform.stop()
+        assert platform.runs[1].cancelled()
+
+
 @pytest.mark.parametrize("drain_timeout_s", [5.0, 0.0])
 async def test_a_job_that_is_to_run_again_does_so_while_the_worker_stops(drain_timeout_s: float):
     """Or is told to retry, when the time for that is over."""
@@ -395,9 +430,6 @@ class Chance(Platform):
         return found
 
     async def give(self) -> None:
-        # What no worker can tell: a signal for an attempt that has ended, when another has begun since.
-        while self.signals and "j" not in self.loop._attempts:
-            await self.tell()
         self.state = "in progress"
         await self.hand_out()
 
@@ -451,3 +483,14 @@ def test_a_signal_is_news_once_for_each_hand_out():
     attempt.hand_out_again({"id": "j"})
     assert [attempt.stop(), attempt.stop()] == [True, False]
     assert attempt.following() is None
+
+
+def test_what_ended_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch):
+    ended = Ended()
+    for name in ("a", "b", "a"):
+        ended.add(Attempt(name))
+    assert list(ended._kept) == ["b", "a"]
+    monkeypatch.setattr("handler.attempts._KEPT_S", -1.0)
+    monkeypatch.setitem(ended._kept, "a", (float("inf"), 1, 0))
+    ended.add(Attempt("c"))
+    assert list(ended._kept) == ["a", "c"]
