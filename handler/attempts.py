@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from typing import Any
 
 from handler.log import log
@@ -92,7 +93,7 @@ class Ended:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[float, int, int]] = {}
+        self._kept: OrderedDict[str, tuple[float, int, int]] = OrderedDict()  # a dict gets slow at its emptied front
         """By id, those that ended first before the others."""
 
     def add(self, attempt: Attempt) -> None:
@@ -105,7 +106,7 @@ class Ended:
 
     def attempt_at(self, job_id: str) -> Attempt:
         """A new one, at a job that is handed out while no attempt at it is under way."""
-        ended_at, hand_outs, stops = self._kept.get(job_id, (0.0, 0, 0))
-        if time.monotonic() - ended_at > _KEPT_S:
+        kept = self._kept.get(job_id)
+        if kept is None or time.monotonic() - kept[0] > _KEPT_S:
             return Attempt(job_id)
-        return Attempt(job_id, hand_outs + 1, stops)
+        return Attempt(job_id, kept[1] + 1, kept[2])
