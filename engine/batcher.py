@@ -8,7 +8,8 @@ soon as so many rows wait that they are of use: see lanes.py.
 A row that finds the engine idle and comes alone is run on the event loop itself, if runs of its size are short: to
 wake the engine's thread and to be woken by it costs more than the loop loses, which has nothing else to do. Not on an
 engine that computes in the calling thread: ONNX Runtime's CPU provider, measured on two cores, answered one client 3 to
-6 % more jobs a second in this way, but took 0.5 to 1.5 ms longer where the worker had been idle.
+6 % more jobs a second in this way, but took 0.5 to 1.5 ms longer where the worker had been idle. Nor where the loop has
+to go on should a run never end: see `on_loops`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Batcher:
     """Runs rows on `engine` in threads of its own. Safe to call from several event loops.
 
     `max_tokens` 0 takes what suits the engine. `say` gets a line for the log when lanes were opened, or could not be.
+    With `on_loops` false no row runs on an event loop: for one that tells its jobs itself when the engine hangs.
     The engine belongs to this object: it is closed with it.
     """
 
@@ -49,6 +51,7 @@ class Batcher:
         max_tokens: int,
         max_queued: int,
         max_delay_s: float = 0.0,
+        on_loops: bool = True,
         stats: Stats | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -71,7 +74,7 @@ class Batcher:
         self.on_opening: Callable[[bool], None] = lambda begins: None
         """Called in their thread before lanes are opened, and after: no other thread of Python's may run meanwhile."""
         self._flights = Flights(self.stats, self._end)
-        self._may_run_on_loops = not (max_delay_s or engine.computes_in_caller)
+        self._may_run_on_loops = on_loops and not (max_delay_s or engine.computes_in_caller)
         self._arriving = 0
         self._idle = False  # the engine's thread waits for work
         self._taken_here = False  # an event loop runs the engine in its stead

@@ -118,7 +118,7 @@ def _serve_stock(timeline: Timeline) -> int:
     from handler.health import mark_ready
     from handler.sdk import start_stock
 
-    if signals.IS_SERVER:  # who has one job has it for whoever reads the answer
+    if signals.IS_SERVER:  # else a reader that has ended, such as `| head`, ends this process as well
         output.install()
     settings = _settings()
     if "RUNPOD_WEBHOOK_GET_JOB" in os.environ and not (_is_local() or signals.IS_REALTIME):
@@ -126,7 +126,7 @@ def _serve_stock(timeline: Timeline) -> int:
     idle = [name for name in _OF_OUR_LOOP if os.environ.get(name, "").strip()]
     if settings.worker_loop == "sdk" and idle:
         log("WARN", f"{' and '.join(idle)}: of no effect with WORKER_LOOP=sdk, whose loop has limits of its own")
-    worker = boot(settings, timeline)
+    worker = boot(settings, timeline, on_loops=False)  # the SDK's one tells the jobs should the engine hang
     from handler.stock import Watch, answers  # not earlier: a boot imports numpy in its own way
 
     log("INFO", "ready", engine=worker.choice.engine, reason=worker.choice.reason, boot_ms=timeline.stages)

@@ -75,8 +75,8 @@ class Worker:
         }
 
 
-def boot(settings: Settings, timeline: Timeline) -> Worker:
-    """Load the bundle and its engine. Raises ConfigError, BundleError or EngineError."""
+def boot(settings: Settings, timeline: Timeline, *, on_loops: bool = True) -> Worker:
+    """Load the bundle and its engine; `on_loops` as of a Batcher. Raises ConfigError, BundleError or EngineError."""
     with timeline.stage("open"):
         folder, copy = settings.bundle, None
         if settings.bundle_url or settings.bundle_repo:
@@ -151,6 +151,7 @@ def boot(settings: Settings, timeline: Timeline) -> Worker:
             max_tokens=settings.max_batch_tokens,
             max_queued=settings.max_queued_rows,
             max_delay_s=settings.max_queue_delay_ms / 1e3,
+            on_loops=on_loops,
             stats=stats,
             say=_info,
         )

@@ -14,6 +14,11 @@ class Counts:
         self.done += not failed
         self.failed += failed
 
+    def was_taken_back(self, failed: bool) -> None:
+        """One of those that ended, as told, is tried again."""
+        self.done -= not failed
+        self.failed -= failed
+
     def was_lost(self) -> None:
         """One of those done has not reached who asked for it."""
         self.done -= 1

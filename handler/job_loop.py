@@ -10,12 +10,14 @@ import asyncio
 import inspect
 import reprlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from engine.errors import InvalidInput, Overloaded, in_words
-from handler.aggregate import END, Aggregate
+from engine.errors import InvalidInput, Overloaded, WorkerFault, in_words
+from handler.aggregate import post_parts
+from handler.attempts import Attempt, Ended
 from handler.connections import AHEAD_S
 from handler.counts import Counts
 from handler.log import log
@@ -65,13 +67,11 @@ class JobLoop:
         self._job_timeout_s = job_timeout_s or None
         self._debug = debug
         self._on_first_take: Callable[[], None] | None = on_first_take
-        self._streamed: set[str] = set()
         self._progress: dict[str, Any] = {}
         self._reports: dict[str, asyncio.Task[None]] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._answering = 0
-        self._answers: dict[str, asyncio.Task[bytes]] = {}
-        self._stopped_jobs: set[str] = set()
+        self._attempts: dict[str, Attempt] = {}
+        self._ended = Ended()
+        self._busy: set[str] = set()  # whose answer is in the making, or may have to be made once more
         self._stop = asyncio.Event()
         self._room = asyncio.Event()
 
@@ -124,7 +124,7 @@ class JobLoop:
         while not self._stop.is_set():
             self._concurrency = max(1, self._modify_concurrency(self._concurrency))
             # A job whose result is being sent needs no room at the engine, but what is not sent yet may not pile up.
-            room = min(self._concurrency - self._answering, 2 * self._concurrency - len(self._tasks))
+            room = min(self._concurrency - len(self._busy), 2 * self._concurrency - len(self._attempts))
             if room < 1:
                 self._room.clear()
                 await self._room.wait()
@@ -165,34 +165,40 @@ class JobLoop:
         if not isinstance(job_id, str) or job_id in ("", ".", ".."):
             log("ERROR", f"RunPod sent a job without an id, which nobody can answer: {reprlib.repr(job)}")
             return False
-        if running := self._tasks.get(job_id):
-            if job_id in self._stopped_jobs:  # and then tried again: the first attempt posts nothing
-                running.add_done_callback(lambda _: self._start(job))
-            else:
-                log("WARN", "RunPod sent a job again that is running; it will be answered once", job_id)
+        if running := self._attempts.get(job_id):
+            log("WARN", "RunPod sent a job again that is running; it is run again if this brings no answer", job_id)
+            running.hand_out_again(job)
+            self._busy.add(job_id)
             return False
-        # Known to the heartbeat before anything can fail.
-        self._sdk.progress.add(job_id)
-        self._answering += 1
-        self._results.open_ahead()
-        answer = self._answers[job_id] = asyncio.create_task(self._answer(job_id, job))
-        task = asyncio.create_task(self._serve(job_id, answer, is_health(job)), name=job_id)
-        self._tasks[job_id] = task
-        task.add_done_callback(lambda _: self._finished(job_id))
+        self._begin(self._ended.attempt_at(job_id), job)
         return True
 
-    def _finished(self, job_id: str) -> None:
-        del self._tasks[job_id]
-        self._stopped_jobs.discard(job_id)
-        self._streamed.discard(job_id)
-        self._sdk.progress.remove(job_id)
+    def _begin(self, attempt: Attempt, job: dict[str, Any]) -> None:
+        # Known to the heartbeat before anything can fail.
+        self._sdk.progress.add(attempt.job_id)
+        self._busy.add(attempt.job_id)
+        self._results.open_ahead()
+        answer = attempt.answer = asyncio.create_task(self._answer(attempt, job))
+        attempt.task = asyncio.create_task(self._serve(attempt, answer, is_health(job)), name=attempt.job_id)
+        self._attempts[attempt.job_id] = attempt
+        attempt.task.add_done_callback(lambda _: self._finished(attempt))
+
+    def _finished(self, attempt: Attempt) -> None:
+        del self._attempts[attempt.job_id]
+        if (job := attempt.again) is not None and (following := attempt.following()):
+            self._begin(following, job)
+            return
+        self._ended.add(attempt)
+        self._busy.discard(attempt.job_id)
+        self._sdk.progress.remove(attempt.job_id)
         self._room.set()
 
     # Running
 
     def report(self, job_id: str, progress: Any) -> None:
         """Post how far a running job is. What is overtaken by newer progress before it was sent is left out."""
-        if job_id in self._answers:
+        attempt = self._attempts.get(job_id)
+        if attempt is not None and attempt.answer is not None:
             self._progress[job_id] = progress
             if job_id not in self._reports:
                 self._reports[job_id] = asyncio.create_task(self._send_progress(job_id))
@@ -202,34 +208,38 @@ class JobLoop:
             await self._results.send_progress(job_id, encode({"status": "IN_PROGRESS", "output": progress}))
         del self._reports[job_id]
 
-    async def _serve(self, job_id: str, answer: asyncio.Task[bytes], is_uncounted: bool) -> None:
-        """Await the answer and post it. Only the answering is ever cancelled: what has an answer is posted."""
+    async def _serve(self, attempt: Attempt, answer: asyncio.Task[bytes], is_uncounted: bool) -> None:
+        """Await the answer and post it. Only the answering is ever cancelled: an answer that is wanted is posted."""
+        job_id = attempt.job_id
         try:
             await answer
         except asyncio.CancelledError:
             if (this := asyncio.current_task()) is not None and this.cancelling():
                 raise
-        del self._answers[job_id]
+        attempt.answer = None
         self._progress.pop(job_id, None)
-        self._answering -= 1
-        self._room.set()
-        if not answer.cancelled():
-            body = answer.result()
-        elif job_id in self._stopped_jobs:
+        if attempt.again is None:
+            self._busy.discard(job_id)
+            self._room.set()
+        if attempt.is_stopped:  # whatever the handler made of that: who waits for this job waits for another attempt
             log("INFO", "stopped by the platform", job_id)
             return
-        else:
-            body = encode(body_of_error(Overloaded("the worker is shutting down")))
+        leaves = answer.cancelled()
+        body = encode(body_of_error(Overloaded("the worker is shutting down"))) if leaves else answer.result()
         failed = body.startswith(ERROR)
         if not is_uncounted:  # before anybody has the answer, who may then ask how many there were
             self.counts.ended(failed)
         if report := self._reports.get(job_id):
             await report  # a result that its own progress overtakes would be taken back by it
-        taken = await self._results.send(job_id, body, stream=job_id in self._streamed)
-        if not (taken or failed or is_uncounted):
-            self.counts.was_lost()
+        stream, may_post = attempt.has_streamed, attempt.may_post
+        attempt.is_taken = await self._results.send(job_id, body, stream=stream, may_post=may_post)
+        if not (attempt.is_taken or is_uncounted):
+            if attempt.following():
+                self.counts.was_taken_back(failed)
+            elif not failed:
+                self.counts.was_lost()
 
-    async def _answer(self, job_id: str, job: dict[str, Any]) -> bytes:
+    async def _answer(self, attempt: Attempt, job: dict[str, Any]) -> bytes:
         """What to post for `job`."""
         limit = asyncio.timeout(self._job_timeout_s)
         try:
@@ -240,39 +250,26 @@ class JobLoop:
                 if inspect.isawaitable(value):
                     value = await value
                 if inspect.isasyncgen(value) or inspect.isgenerator(value):
-                    return await self._stream(job_id, value)
+                    return await post_parts(value, partial(self._send_chunk, attempt))
             return value if isinstance(value, bytes) else encode(body_of(value))
         except TimeoutError as error:
             late = too_late(self._job_timeout_s or 0.0)
             return encode(body_of_error(late if limit.expired() else error, debug=self._debug))
-        except Exception as error:  # a handler may raise anything
-            log("ERROR", f"the handler failed: {in_words(error)}", job_id)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a handler may raise anything; a panic of Rust's is no Exception
+            if isinstance(error, asyncio.CancelledError):
+                this = asyncio.current_task()
+                if self._stop.is_set() or (this is not None and this.cancelling()):
+                    raise
+                error = WorkerFault("the handler ended as cancelled, but nobody has cancelled the job")
+            log("ERROR", f"the handler failed: {in_words(error)}", attempt.job_id)
             return encode(body_of_error(error, debug=self._debug))
 
-    async def _stream(self, job_id: str, chunks: Any) -> bytes:
-        """Post what a generator yields, chunk by chunk; the final body.
-
-        Of encoded bodies each waits for the next one, because the last is not a chunk.
-        """
-        held: bytes | None = None
-        whole = Aggregate()
-        async with aclosing(chunks if inspect.isasyncgen(chunks) else _asynchronous(chunks)) as parts:
-            async for chunk in parts:
-                if held is not None:
-                    await self._send_chunk(job_id, held, whole)
-                held = chunk if isinstance(chunk, bytes) else None
-                if held is not None and held.startswith(ERROR):
-                    return held
-                if isinstance(chunk, dict) and chunk.get("error"):
-                    return encode({"error": str(chunk["error"])})  # as the stock SDK has it
-                if held is None:
-                    await self._send_chunk(job_id, encode({"output": chunk}), whole)
-        return whole.body() if held is None or held == END else held
-
-    async def _send_chunk(self, job_id: str, body: bytes, whole: Aggregate) -> None:
-        await self._results.send_chunk(job_id, body)
-        self._streamed.add(job_id)
-        whole.add(body)
+    async def _send_chunk(self, attempt: Attempt, body: bytes) -> None:
+        attempt.has_hole = True
+        await self._results.send_chunk(attempt.job_id, body)
+        attempt.has_hole, attempt.has_streamed = False, True
 
     # Stopping
 
@@ -281,6 +278,7 @@ class JobLoop:
         pause = 1.0
         await asyncio.sleep(_FIRST_SIGNALS_S)
         while True:
+            asked_at = time.monotonic()
             try:
                 job_ids = await self._poll.stop_signals()
             except self._sdk.too_many_requests:
@@ -292,33 +290,32 @@ class JobLoop:
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
                 continue
             pause = 1.0
-            for job_id in job_ids:
-                if answer := self._answers.get(job_id):
-                    self._stopped_jobs.add(job_id)
-                    answer.cancel()
-            if not job_ids:
-                await asyncio.sleep(1)  # the stock SDK's, for a platform that does not hold the poll open
+            known = {job_id for job_id in job_ids if isinstance(job_id, str)} & self._attempts.keys()
+            news = [self._attempts[job_id].stop(asked_at) for job_id in known]
+            if not any(news):
+                # The stock SDK's, for a platform that does not hold the poll open, or repeats what it said.
+                await asyncio.sleep(1)
 
     async def _drain(self) -> None:
         """Let running jobs finish; after the time limit answer the rest with an error that says retry."""
-        if self._tasks:
-            log("INFO", f"stopping; {len(self._tasks)} jobs still run")
+        if self._attempts:
+            log("INFO", f"stopping; {len(self._attempts)} jobs still run")
         with suppress(TimeoutError):
             async with asyncio.timeout(self._drain_timeout_s):
-                while self._tasks:  # one that is tried again begins when its first attempt has ended
-                    await asyncio.wait(self._tasks.values())
+                while tasks := self._tasks():  # one that is tried again begins when its first attempt has ended
+                    await asyncio.wait(tasks)
         cancelled: set[asyncio.Task[bytes]] = set()
         with suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS_S):
-                while self._tasks:
-                    for answer in set(self._answers.values()) - cancelled:
+                while tasks := self._tasks():
+                    answers = {attempt.answer for attempt in self._attempts.values() if attempt.answer is not None}
+                    for answer in answers - cancelled:
                         answer.cancel()
-                        cancelled.add(answer)
-                    await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
-        for job_id in self._tasks:
-            log("ERROR", "the worker ends before RunPod has taken the result", job_id)
+                    cancelled |= answers
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for attempt in self._attempts.values():
+            attempt.again = None
+            log("ERROR", "the worker ends before RunPod has taken the result", attempt.job_id)
 
-
-async def _asynchronous(chunks: Iterator[Any]) -> AsyncGenerator[Any, None]:
-    for chunk in chunks:
-        yield chunk
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [attempt.task for attempt in self._attempts.values()]

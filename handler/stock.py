@@ -48,11 +48,14 @@ class Watch:
         threading.Thread(target=self._watch, args=(batcher,), name="watch", daemon=True).start()
 
     async def guard(self, job: Coroutine[Any, Any, Any]) -> Any:
-        """What `job` gives, or an error when the engine hangs meanwhile. Each has a task of its own."""
+        """What `job` gives, or an error when the engine hangs meanwhile, or did before. Each has a task of its own."""
         task = asyncio.current_task()
         assert task is not None, "jobs are tasks"
         self._running.add(task)
         try:
+            if self._sentence:  # the SDK takes jobs until the process ends
+                job.close()
+                return body_of_error(EngineError(self._sentence))
             return await job
         except asyncio.CancelledError:
             if not self._sentence:
@@ -71,8 +74,12 @@ class Watch:
                 awake_since = time.monotonic()
         self._sentence = batch_too_long(batcher.running, self._timeout_s)
         for task in list(self._running):  # a copy in one step, which no other thread comes between
-            task.get_loop().call_soon_threadsafe(task.cancel)
+            task.get_loop().call_soon_threadsafe(self._give_up, task)
         self._end(self._sentence)
+
+    def _give_up(self, task: asyncio.Task[Any]) -> None:
+        if task in self._running:  # else it ended meanwhile, and what it has is being sent
+            task.cancel()
 
 
 def answers(

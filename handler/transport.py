@@ -6,7 +6,7 @@ import asyncio
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
@@ -30,7 +30,7 @@ _TOO_LARGE = 413
 _REFUSALS, _REFUSED_PAUSE_S = 3, 1.0  # by a status that says no: the stock SDK's, and some have passed
 _REST_S = 1.0  # for what follows the status of a reply
 _RECENT_S = 10.0  # after a result: its connection is still there
-_POST_S, _ONCE_S = 60.0, 10.0  # for one attempt
+_POST_S, _LEAST_S, _ONCE_S = 60.0, 5.0, 10.0  # for one attempt: at most, at least, and for one that is not repeated
 _LARGE = 1_000_000  # bytes
 # The body is JSON although the header says otherwise: that is what the platform expects.
 _POST_HEADERS = "charset: utf-8\r\nContent-Type: application/x-www-form-urlencoded\r\n"
@@ -174,13 +174,21 @@ class Results:
         if not is_opening and time.monotonic() - self._last_post > _RECENT_S:
             self._ahead = asyncio.create_task(self._client.open_ahead(self._sdk.job_done_url))
 
-    async def send(self, job_id: str, body: bytes, *, stream: bool = False) -> bool:
+    async def send(
+        self,
+        job_id: str,
+        body: bytes,
+        *,
+        stream: bool = False,
+        may_post: Callable[[bool], bool] = lambda is_substitute: True,
+    ) -> bool:
         """Post a job's final result, encoded; `stream` says that chunks went before it. Whether RunPod took it.
 
         A result that RunPod refuses for good (too large, say), or a large one that does not arrive, is replaced by an
-        error that says so; the list of parts that RunPod has already, by an empty one, which stands for it.
+        error that says so; the list of parts that RunPod has already, by an empty one, which stands for it. Before
+        each attempt `may_post` is asked, with whether it is one of the substitute.
         """
-        status = await self._post(self._sdk.job_done_url, job_id, body, stream)
+        status = await self._post(self._sdk.job_done_url, job_id, body, stream, may_post=lambda: may_post(False))
         why, once, size = "", False, f"{len(body) / 1e6:.1f} MB"
         if body.startswith(b'{"output"'):
             if status in (400, _TOO_LARGE):
@@ -191,7 +199,9 @@ class Results:
         if why:
             is_list = stream and body.startswith(b'{"output":[')
             short = END if is_list else _refusal(why, status)
-            status = await self._post(self._sdk.job_done_url, job_id, short, stream, once=once)
+            status = await self._post(
+                self._sdk.job_done_url, job_id, short, stream, once=once, may_post=lambda: may_post(True)
+            )
             if not is_list:
                 return False
         return status is not None and status < 300
@@ -207,7 +217,16 @@ class Results:
         """Post how far a job is, encoded. Tried once: what comes next says more."""
         await self._post(self._sdk.job_done_url, job_id, body, False, once=True)
 
-    async def _post(self, template: str, job_id: str, body: bytes, stream: bool, *, once: bool = False) -> int | None:
+    async def _post(
+        self,
+        template: str,
+        job_id: str,
+        body: bytes,
+        stream: bool,
+        *,
+        once: bool = False,
+        may_post: Callable[[], bool] = lambda: True,
+    ) -> int | None:
         """The HTTP status in the end, None when none came in time. What fails is tried again, a refusal a few times.
 
         With `once` nothing is, and a reply that takes long is not waited for.
@@ -215,11 +234,13 @@ class Results:
         name = quote(job_id, safe="", errors="replace")  # it may not change the path, or end the header
         url = f"{template.replace('$ID', name)}&isStream={'true' if stream else 'false'}"
         headers = f"{_POST_HEADERS}X-Request-ID: {name}\r\n"
-        deadline, pause, attempt, refusals = time.monotonic() + self._timeout_s, _FIRST_PAUSE_S, 0, 0
-        while True:
+        begin, pause, attempt, refusals = time.monotonic(), _FIRST_PAUSE_S, 0, 0
+        deadline = begin + self._timeout_s
+        while may_post():
             attempt, refusal = attempt + 1, None
             try:
-                status = await self._post_once(url, body, headers, _ONCE_S if once else _POST_S)
+                limit_s = _ONCE_S if once else min(_POST_S, max(_LEAST_S, deadline - time.monotonic()))
+                status = await self._post_once(url, body, headers, limit_s)
                 if status < 300:
                     return status
                 reason = f"status {status}"
@@ -237,11 +258,12 @@ class Results:
                 return refusal
             # Twice at least: a machine that was frozen, or asleep, wakes up behind the deadline.
             if time.monotonic() + pause > deadline and attempt > 1:
-                log("ERROR", f"giving up on sending a result after {self._timeout_s:g} s: {reason}", job_id)
+                log("ERROR", f"giving up on sending a result after {time.monotonic() - begin:.0f} s: {reason}", job_id)
                 return refusal
             log("WARN", f"sending a result failed ({reason}); trying again in {pause:.1f} s", job_id)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, guards nothing
             pause = min(pause * 2, _LONGEST_PAUSE_S)
+        return None
 
     async def _post_once(self, url: str, body: bytes, headers: str, limit_s: float) -> int:
         """The HTTP status, which decides, whatever becomes of the rest of the reply. Raises as Client.post does."""

@@ -127,6 +127,41 @@ async def test_an_exception_fails_the_job_with_a_traceback_where_that_is_wanted(
     assert (told in capsys.readouterr().out) == isinstance(error, RuntimeError)
 
 
+class PanicException(BaseException):
+    """pyo3's is no Exception either."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PanicException("of Rust's"), "PanicException: of Rust's"),
+        (asyncio.CancelledError(), "the handler ended as cancelled, but nobody has cancelled the job"),
+    ],
+)
+async def test_whatever_a_handler_raises_is_answered_and_the_next_job_is_taken(
+    sdk: Sdk, emulator: Emulator, error: BaseException, said: str
+):
+    async def handler(job: dict[str, Any]) -> Any:
+        if job["input"] == "bad":
+            raise error
+        return 1
+
+    async with serving(sdk, handler, 1):
+        bad, good = emulator.submit("bad"), emulator.submit("good")
+        assert (await emulator.wait(bad)).error == f"worker fault: {said}"
+        assert (await emulator.wait(good)).output == 1
+
+
+async def test_a_handler_that_gives_up_by_itself_as_the_worker_stops_has_its_job_retried(sdk: Sdk, emulator: Emulator):
+    async def handler(job: dict[str, Any]) -> Any:
+        loop.stop()
+        raise asyncio.CancelledError
+
+    async with serving(sdk, handler) as loop:
+        record = await emulator.wait(emulator.submit({}))
+    assert record.answers[0].body == SHUTTING_DOWN
+
+
 @pytest.mark.parametrize("debug", [False, True])
 async def test_a_job_that_takes_too_long_fails(sdk: Sdk, emulator: Emulator, debug: bool):
     async with serving(sdk, lambda job: asyncio.sleep(30), job_timeout_s=0.05, debug=debug):

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,13 @@ class Watched:
     """A batcher on a fake engine that notes which thread runs what; `on_run` is called in each run."""
 
     def __init__(
-        self, bundle: Path, *, slots: int = 1, max_delay_s: float = 0.0, computes_in_caller: bool = False
+        self,
+        bundle: Path,
+        *,
+        slots: int = 1,
+        computes_in_caller: bool = False,
+        max_delay_s: float = 0.0,
+        on_loops: bool = True,
     ) -> None:
         self.runs: list[tuple[int, bool]] = []
         """Rows of each run, and whether it ran in the thread that made this object."""
@@ -29,7 +36,9 @@ class Watched:
         engine = FakeEngine.from_bundle(open_bundle(bundle), slots=slots)
         engine.on_run = self._note
         engine.computes_in_caller = computes_in_caller
-        self.batcher = Batcher(engine, max_rows=8, max_tokens=1000, max_queued=100, max_delay_s=max_delay_s)
+        self.batcher = Batcher(
+            engine, max_rows=8, max_tokens=1000, max_queued=100, max_delay_s=max_delay_s, on_loops=on_loops
+        )
 
     def _note(self, bucket: Bucket) -> None:
         self.runs.append((bucket.batch, threading.get_ident() == self._loop_thread))
@@ -93,8 +102,11 @@ async def test_a_run_that_was_long_is_not_repeated_on_the_loop(watched: Watched)
     assert watched.runs[1:] == [(1, True), (1, False), (1, False)]
 
 
-async def test_no_row_runs_alone_where_it_is_to_wait_for_company(small_bundle: Path):
-    watched = Watched(small_bundle, max_delay_s=0.001)
+@pytest.mark.parametrize("options", [{"max_delay_s": 0.001}, {"on_loops": False}], ids=str)
+async def test_no_row_runs_there_where_it_is_to_wait_for_company_or_the_loop_to_go_on(
+    small_bundle: Path, options: dict[str, Any]
+):
+    watched = Watched(small_bundle, **options)
     for _ in range(3):
         await watched.batcher.run([row(4)])
         await _idle(watched.batcher)

@@ -100,10 +100,10 @@ async def test_stop_signals_are_asked_for_behind_the_first_take_and_later_where_
 
     monkeypatch.setattr(job_loop, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": pause}))
     lost = OSError("nobody there")
-    outcomes = [Busy(), lost, [], [], ["unknown"], *[lost] * 6, ["unknown"], Busy(), lost, ["unknown"], lost, []]
+    outcomes = [Busy(), lost, [], [], ["unknown"], *[lost] * 6, ["unknown"], Busy(), lost, [{}, 1], lost, []]
     signals = script(lambda: loop, outcomes)
     sdk = replace(sdk_module.load(), get_job=hold, get_stop_signals=signals, too_many_requests=Busy)
     loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
     await asyncio.wait_for(loop.run(), 5)
-    assert pauses == [0.05, 5.0, 1.0, 1, 1, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0, 5.0, 1.0, 1.0, 1]
+    assert pauses == [0.05, 5.0, 1.0, 1, 1, 1, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0, 1, 5.0, 1.0, 1, 1.0, 1]
     assert capsys.readouterr().out.count("asking for stop signals failed (OSError: nobody there)") == 9

@@ -178,7 +178,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         ([408, 408, 408, 425, 425, 425, 429, 429, 429, 299], 60, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5, 5], ""),
         ([500, 500, 500, 500, 200], 60, [0.1, 0.2, 0.4, 0.8], ""),
         ([300, 300, 300], 60, [1, 2], "RunPod refused a result with status 300"),
-        ([502] * 6, 3, [0.1, 0.2, 0.4, 0.8, 1.6], "giving up on sending a result after 3 s: status 502"),
+        ([502] * 6, 3, [0.1, 0.2, 0.4, 0.8, 1.6], "giving up on sending a result after 0 s: status 502"),
         ([502, 502], 0, [0.1], "giving up on sending a result after 0 s: status 502"),
     ],
 )
@@ -261,14 +261,19 @@ async def test_a_part_of_a_stream_that_is_not_taken_is_told(slept: list[float]):
         assert b"isStream=false" in server.heads[0]
 
 
-async def test_an_attempt_has_60_s_and_one_that_nobody_waits_for_10_s(
-    monkeypatch: pytest.MonkeyPatch, slept: list[float]
+async def test_an_attempt_has_60_s_or_what_is_left_and_one_that_nobody_waits_for_10_s(
+    monkeypatch: pytest.MonkeyPatch, slept: list[float], capsys: pytest.CaptureFixture[str]
 ):
+    """Not less than 5: two there are at least."""
     limits: list[float] = []
+    now = [0.0]
 
     def timeout(seconds: float) -> asyncio.Timeout:
         limits.append(seconds)
-        return asyncio.timeout(0.05)
+        now[0] += seconds
+        return asyncio.timeout(0.02)
+
+    monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     monkeypatch.setattr("handler.transport.asyncio.timeout", timeout)
 
@@ -277,10 +282,14 @@ async def test_an_attempt_has_60_s_and_one_that_nobody_waits_for_10_s(
         await reader.read()
 
     async with serving(silent) as server:
-        with closing(results_of(server, 0.0)) as results:
-            assert not await results.send("1", b'{"output": 1}')
+        for timeout_s in (125.0, 80.0, 1.0):
+            with closing(results_of(server, timeout_s)) as results:
+                assert not await results.send("1", b'{"output": 1}')
+        with closing(results_of(server, 1.0)) as results:
             await results.send_progress("1", b"{}")
-    assert limits == [60.0, 60.0, 10.0]
+    assert limits == [60.0, 60.0, 5.0, 60.0, 20.0, 5.0, 5.0, 10.0]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ERROR")]
+    assert [line.split(" after ")[1] for line in told] == [f"{seconds} s: TimeoutError: " for seconds in (125, 80, 10)]
 
 
 async def test_an_id_that_no_address_can_carry_is_sent_as_far_as_it_can():

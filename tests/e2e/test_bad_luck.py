@@ -29,13 +29,21 @@ def worker_env(emulator: EmulatorThread, bundle: Path, **env: str) -> dict[str, 
 
 
 @pytest.mark.parametrize(
-    "output", ["> /dev/full 2>&1", "> >(exit) 2>&1", "<&- >&- 2>&-"], ids=["full", "gone", "closed"]
+    ("output", "loop"),
+    [
+        ("> /dev/full 2>&1", "events"),
+        ("> >(exit) 2>&1", "events"),
+        ("<&- >&- 2>&-", "events"),
+        ("> >(exit) 2>&1", "sdk"),
+    ],
+    ids=["full", "gone", "closed", "gone, stock loop"],
 )
-def test_what_cannot_be_printed_costs_no_job(emulator: EmulatorThread, small_bundle: Path, output: str):
-    for route in ("job-take", "job-done"):
+def test_what_cannot_be_printed_costs_no_job(emulator: EmulatorThread, small_bundle: Path, output: str, loop: str):
+    for route in ("job-take", "job-done") if loop == "events" else ():
         emulator.inject(route, Fault(status=500))  # each makes a line
     command = (*SHELL, f'exec "{sys.executable}" -m handler {output}')
-    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "RUNPOD_LOG_LEVEL": "DEBUG"}  # so the SDK prints as well
+    env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "WORKER_LOOP": loop}
+    env["RUNPOD_LOG_LEVEL"] = "DEBUG"  # so the SDK prints as well
     with WorkerProcess(emulator, command, env) as worker:
         main = psutil.Process(worker.process.pid)
         for process in (main, *(child for child in main.children() if child.name().startswith("python"))):
