@@ -68,6 +68,7 @@ class ZeroShotClassification(TextTask):
         try:
             return super().parts(request)
         except InvalidInput:
+            request.spent.refuse_stopped()
             self._refuse_long(request.options)
             raise
 
