@@ -738,7 +738,7 @@ async def test_sigterm_while_idle_takes_no_further_job(sdk: Sdk, emulator: Emula
 async def test_a_job_handed_over_in_the_instant_of_sigterm_is_answered(sdk: Sdk, emulator: Emulator, concurrency: int):
     """However the two fall together, a job is either still in the queue or answered."""
     outcomes = []
-    for attempt in range(40):
+    for attempt in range(16):
         loop = JobLoop(sdk, echo, concurrency_modifier=lambda current: concurrency)
         task = asyncio.create_task(loop.run())
         while not emulator.waiting_polls:

@@ -66,6 +66,7 @@ def test_int8_keeps_the_fewest_matrices_that_the_gate_allows_and_records_what_it
     assert float_products(out) == everything + 1
 
 
+@pytest.mark.slow
 def test_a_limit_for_another_measure_keeps_the_reserve_and_the_mean(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -148,6 +148,7 @@ def test_int8_for_tensorrt_has_its_scales_in_the_graph_and_only_when_asked_for_b
     assert not any(step["step"].startswith("int8") for step in auto["ladder"]["tensorrt"])
 
 
+@pytest.mark.slow
 def test_int8_for_tensorrt_that_does_not_pass_becomes_fp16_and_says_what_was_tried(bert: Path, tmp_path: Path):
     out = tmp_path / "bundle"
     figures = exported(bert, out, "--precision", "tensorrt=int8", "--parity-threshold", "min_cosine=0.99999")

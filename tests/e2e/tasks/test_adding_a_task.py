@@ -87,6 +87,7 @@ def test_the_walk(tmp_path: Path):
     assert set(reply["labels"]) == {"good", "bad", "mixed", "none"}
 
 
+@pytest.mark.slow
 def test_the_walk_with_another_input(tmp_path: Path):
     """The section's parts in the classes that they belong to; then the command that the export prints."""
     files = {name: changed(content, part) for (name, content), part in zip(FILES.items(), OTHER_INPUT, strict=True)}
