@@ -13,6 +13,8 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
+import pytest
+
 from benchmarks.zoo.text import task_model
 
 PAGE = Path("docs/adding-a-task.md").read_text()
