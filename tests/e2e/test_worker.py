@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx
@@ -461,34 +461,31 @@ def test_ctrl_c_that_a_library_swallows_while_it_is_imported_ends_the_boot(small
     assert (done.returncode, done.stdout, done.stderr) == (130, "INFO  | interrupted\n", "")
 
 
+def answered_to(output: IO[str], bundle: Path) -> tuple[int, str]:
+    """Exit code and stderr of a worker that answers one job to `output`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "handler", "--test_input", '{"input": {"text": "a"}}'],
+        env={**os.environ, "BUNDLE": str(bundle), "ENGINE": "fake"},
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stderr
+
+
 def test_an_output_that_nobody_reads_any_more_is_no_traceback(small_bundle: Path):
     """As `| head` leaves it."""
     reader, writer = os.pipe()
     with os.fdopen(writer, "w") as output:
         os.close(reader)
-        done = subprocess.run(
-            [sys.executable, "-m", "handler", "--test_input", '{"input": {"text": "a"}}'],
-            env={**os.environ, "BUNDLE": str(small_bundle), "ENGINE": "fake"},
-            stdout=output,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-        )
-    assert (done.returncode, done.stderr) == (130, "")
+        assert answered_to(output, small_bundle) == (130, "")
 
 
 def test_an_answer_that_cannot_be_written_is_one_sentence(small_bundle: Path):
-    with open("/dev/full", "w") as output:
-        done = subprocess.run(
-            [sys.executable, "-m", "handler", "--test_input", '{"input": {"text": "a"}}'],
-            env={**os.environ, "BUNDLE": str(small_bundle), "ENGINE": "fake"},
-            stdout=output,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-        )
     said = "cannot go on: the output cannot be written (No space left on device); send it elsewhere\n"
-    assert (done.returncode, done.stderr) == (1, said)
+    with open("/dev/full", "w") as output:
+        assert answered_to(output, small_bundle) == (1, said)
 
 
 def test_rp_serve_api_that_cannot_listen_says_so(small_bundle: Path):
