@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -131,8 +132,8 @@ def files(**repeats: Sequence[float | None]) -> Results:
     found = []
     for name, values in repeats.items():
         point, metric = name.split("_", 1)
-        better = "higher" if metric.endswith("cosine") else "lower"
-        found.append(Measurement("peers", "ours", point, metric, "", better, tuple(values)))  # type: ignore[arg-type]
+        better: Any = "higher" if metric.endswith("cosine") else "lower"
+        found.append(Measurement("peers", "ours", point, metric, "", better, tuple(values)))
     return Results({}, {}, tuple(found))
 
 

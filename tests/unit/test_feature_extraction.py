@@ -138,6 +138,7 @@ def test_what_runpods_queue_does_not_take_is_refused_before_it_is_computed(
     vectors = np.random.default_rng(0).standard_normal((20, 8), np.float32)
     tasks = {loop: load_task(open_bundle(small_bundle), Settings(worker_loop=loop)) for loop in ("events", "http")}
     queued: Any = tasks["events"]
+    on_http: Any = tasks["http"]
     size = len(encode({"output": answer(queued, payload, vectors)}))
     monkeypatch.setattr("engine.tasks.payload.LARGEST_REPLY", 800)
     with pytest.raises(AnswerTooLarge, match=f"that RunPod takes; {ways}$") as error:
@@ -146,7 +147,7 @@ def test_what_runpods_queue_does_not_take_is_refused_before_it_is_computed(
     assert len(queued.preprocess(queued.parse({**payload, "dimensions": 3}))) == 20
     for part in queued.split(queued.parse(payload), 5):
         assert len(queued.preprocess(part)) == 5
-    answer(tasks["http"], payload, vectors)  # type: ignore[arg-type]
+    answer(on_http, payload, vectors)
 
 
 def test_a_zero_vector_stays_zero(task: FeatureExtraction):

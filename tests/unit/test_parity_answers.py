@@ -100,7 +100,8 @@ def test_all_rows_together_are_judged_by_figures_that_are_not_rounded(
     logits[np.arange(2000), tokens] = 1
     tokens[: 2 * wrong : 2] = 31
     found = {"tokens": tokens}
-    case: Any = Case("sound", None, {"logits": logits})  # type: ignore[arg-type]
+    no_probe: Any = None
+    case = Case("sound", no_probe, {"logits": logits})
     answers = [Answer(case, "graph", task.compare(source, case.expected, found), found)]
     limits = {} if given is None else {"max_character_errors": given}
     _, of_all = GateLimits(limits).of(task, precision)
