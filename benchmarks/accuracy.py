@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import arguments, results_file, shapes
-from benchmarks.engines import ENGINES, PRECISIONS, default_engine, precisions_of, prepare
+from benchmarks.engines import ENGINES, PRECISIONS, default_engine, precisions_of, prepare_all
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor import BATCH
 from benchmarks.measure import MISSING, figure, markdown, times
@@ -81,7 +81,7 @@ def _run(args: argparse.Namespace) -> None:
     precisions = [REFERENCE, *(one for one in wanted if one != REFERENCE)]
     cells = _cells(bundle)
     sizes = sorted({cell.batch for cell in cells}), sorted({cell.length for cell in cells})
-    found_in = {one: prepare(path, args.engine, one, *sizes, args.plan_options) for one in precisions}
+    found_in = prepare_all(path, args.engine, precisions, *sizes, args.plan_options)
     commands = {
         target_of("auto", one): shapes.ours(where, args.engine, one, cells, Switches())
         for one, where in found_in.items()

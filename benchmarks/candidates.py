@@ -184,7 +184,7 @@ def grid_of(known: Stored, setting: Setting, length: int | None, model: str | No
     for scenario in _GRIDS:
         for source, target in _targets(known, scenario, setting):
             for place, run in _runs(source, scenario, target):
-                where = f"{source.name}, {scenario}, {target}, {_length_of(place)}{_MEAN * (scenario == _GRIDS[0])}"
+                where = f"{source.name}, {scenario}, {target}, {_length_of(place)}{_MEAN * (run[0] == run[1])}"
                 grids = made.setdefault((scenario, place.of), {})
                 grid = grids.setdefault(place.tokens, Grid(target, place.tokens, where, {}, set()))
                 if place.batch > MOST_ROWS:
@@ -199,7 +199,7 @@ def grid_of(known: Stored, setting: Setting, length: int | None, model: str | No
 
 
 def _runs(source: Source, scenario: str, target: str) -> Iterator[tuple[Shape, tuple[float, float]]]:
-    """Shape, and p50 and p99 of a run in ms, where it has both; of `throughput` its mean for both."""
+    """Shape, and p50 and p99 of a run in ms, where it has both; the mean for both where only a rate was kept."""
     for one in source.of(scenario):
         place = shape(one.point)
         if one.target != target or not place or not one.median > 0:
@@ -208,7 +208,7 @@ def _runs(source: Source, scenario: str, target: str) -> Iterator[tuple[Shape, t
             p99 = source.value(scenario, target, one.point, one.metric.replace("p50_ms", "p99_ms"))
             if p99 is not None:  # `latency` was asked for another percentile: nothing stands in for it
                 yield place, (one.median, p99.median)
-        elif one.metric == "rows_per_s":
+        elif one.metric == "rows_per_s" and source.value(scenario, target, one.point, "p50_ms") is None:
             mean = place.batch / one.median * 1e3
             yield place, (mean, mean)
 

@@ -115,6 +115,7 @@ def prepare(
     Raises RuntimeError when either cannot be made or there is no GPU for it.
     """
     check(engine, precision)
+    _check_int8(path, engine, precision)
     if engine == "tensorrt":
         if _plan(path, precision, batches, lengths) is None:
             command = [sys.executable, "-m", "export", "plan", str(path), "--precision", precision]
@@ -122,10 +123,25 @@ def prepare(
             if subprocess.run([*command, *shlex.split(more)]).returncode:
                 raise RuntimeError(f"no plan for {path}")
     elif precision not in _has(open_bundle(path), engine):
-        if precision == "int8":
-            raise RuntimeError(f"{path} has no int8; export it with --precision int8")
         return _copy_with(path, precision, copies or BUILD / "precisions")
     return path
+
+
+def prepare_all(
+    path: Path, engine: str, precisions: Sequence[str], batches: Sequence[int], lengths: Sequence[int], more: str
+) -> dict[str, Path]:
+    """`prepare` for each of `precisions`, once all of them are known to be possible: a plan takes minutes."""
+    for one in precisions:
+        check(engine, one)
+        _check_int8(path, engine, one)
+    return {one: prepare(path, engine, one, batches, lengths, more) for one in precisions}
+
+
+def _check_int8(path: Path, engine: str, precision: str) -> None:
+    """int8 is calibrated and judged as a whole model, in its export: no later step makes a graph of it."""
+    if precision == "int8" and precision not in _has(open_bundle(path), engine):
+        target = "tensorrt=int8" if engine == "tensorrt" else "int8"
+        raise RuntimeError(f"{path} has no int8 for {engine}; export it with --precision {target}")
 
 
 def _copy_with(path: Path, precision: str, copies: Path) -> Path:

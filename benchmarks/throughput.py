@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import arguments, latency_table, results_file, shapes
 from benchmarks.bert_graph import Shape
-from benchmarks.engines import ENGINES, PRECISIONS, default_engine, default_precision, prepare
+from benchmarks.engines import ENGINES, PRECISIONS, default_engine, default_precision, prepare_all
 from benchmarks.exported import BUILD, exported
 from benchmarks.measure import MISSING, figure, markdown, times
 from benchmarks.peer_env import with_torch
@@ -92,7 +92,7 @@ def _run(args: argparse.Namespace, switches: Switches) -> None:
     cells = grid(bundle, args.batches, args.lengths)
     precisions = args.precisions or _precisions(bundle, args.engine)
     sizes = sorted({cell.batch for cell in cells}), sorted({cell.length for cell in cells})
-    found_in = {one: prepare(path, args.engine, one, *sizes, args.plan_options) for one in precisions}
+    found_in = prepare_all(path, args.engine, precisions, *sizes, args.plan_options)
     environment = results_file.environment()  # now: a file that is changed meanwhile is not what runs
     how = "copies" if switches.data_transfers else "alone"
     names = {precision: target_of("auto", precision) for precision in precisions}

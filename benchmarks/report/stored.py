@@ -63,13 +63,14 @@ class Source:
         return found if isinstance(found, Mapping) else self.results.options
 
     def engine(self, scenario: str, target: str) -> str:
-        """What the target ran on: by its name, or by the options; AUTO where neither tells which of a GPU's it was.
+        """What the target ran on: by its name, by what was seen, or by the options; AUTO where none tells it of a GPU.
 
         Without a GPU there is one engine. What a target is called does not always tell: `latency --cpu` on a GPU's
         machine measures "ours" as well.
         """
         told = self.options(scenario)
-        found = named_engine(target) or str(told.get("served_engine") or told.get("engine") or AUTO)
+        served = self.results.environment.get("targets", {}).get(target, {}).get("engine")
+        found = named_engine(target) or str(served or told.get("served_engine") or told.get("engine") or AUTO)
         return CPU if found == AUTO and not self.results.environment.get("gpu") else found
 
     def value(self, scenario: str, target: str, point: str, metric: str) -> Measurement | None:

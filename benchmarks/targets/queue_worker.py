@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.clients import Answers, Clients, embed_jobs
-from benchmarks.engines import served_precision
+from benchmarks.engines import served_engine, served_precision
 from benchmarks.results_file import commit_of
 from benchmarks.targets.base import ANSWER_TIMEOUT_S, Running, Way, tree_memory_mb, vectors_of
 from benchmarks.targets.pipe import stop_process
@@ -81,16 +81,18 @@ def ours(name: str, label: str, bundle: Callable[[], Path], concurrency: int, en
 
 
 def served(bundle: Path, engine: str) -> dict[str, str]:
-    """What our worker's version is: its code, the model, the bundle and the precision of its answers.
+    """What our worker's version is: its code, the model, the bundle, the engine and the precision of its answers.
 
     Raises RuntimeError where the worker would not start.
     """
+    environ = {**os.environ, "ENGINE": engine}
     try:
-        opened, precision = open_bundle(bundle), served_precision(bundle, {**os.environ, "ENGINE": engine})
+        opened = open_bundle(bundle)
+        runs = {"engine": served_engine(bundle, environ), "precision": served_precision(bundle, environ)}
     except WorkerError as error:
         raise RuntimeError(str(error)) from None
     commit = commit_of("engine", "handler") or "unknown"
-    return {"model": opened.manifest.model, "bundle": opened.sha256[:12], "precision": precision, "commit": commit}
+    return {"model": opened.manifest.model, "bundle": opened.sha256[:12], **runs, "commit": commit}
 
 
 class _Running:

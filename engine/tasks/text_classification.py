@@ -34,17 +34,17 @@ class TextClassification(TextTask):
 
     def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
         """A text, or a pair as a tuple."""
-        pair = payload.get("text_pair")
+        pair, of = payload.get("text_pair"), ""
         if pair is not None and name not in ("text", "inputs"):
             raise InvalidInput("`text_pair` goes with `text`; in a list, write {`text`, `text_pair`} for every item")
         if isinstance(value, dict):
             if pair is not None:
                 raise InvalidInput("`text_pair` stands twice: beside an object and, maybe, in it; write it in there")
             check.refuse_unknown(value, ("text", "text_pair"))
-            value, pair = value.get("text"), value.get("text_pair")
-        text = super().item(value, name, payload)
+            value, pair, of = value.get("text"), value.get("text_pair"), f"{name}."
+        text = super().item(value, f"{of}text" if of else name, payload)
         # An empty second text is none, as the pipelines have it.
-        return (text, super().item(pair, "text_pair", payload)) if pair not in (None, "") else text
+        return (text, super().item(pair, f"{of}text_pair", payload)) if pair not in (None, "") else text
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """`top_k`: the best label unless it says otherwise; null gives all."""

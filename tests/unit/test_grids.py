@@ -122,7 +122,10 @@ def test_rates_are_of_runs_and_wall_time():
     [
         (["--lengths", "16,100"], "--lengths: the model takes 64 tokens at most, and 100 was asked for"),
         (["--streams", "2"], "--streams: no meaning for onnxruntime-cpu"),
-        (["--lengths", "16", "--precisions", "fp32,int8"], "has no int8; export it with --precision int8"),
+        (
+            ["--lengths", "16", "--precisions", "fp32,int8"],
+            "has no int8 for onnxruntime-cpu; export it with --precision int8",
+        ),
         (
             ["--lengths", "16", "--precisions", "fp32,bf16"],
             "onnxruntime-cpu cannot run bf16; take another precision, or --engine tensorrt on a GPU",
@@ -179,10 +182,23 @@ def test_accuracy_takes_of_a_bundle_what_the_engine_can_run(
             raise RuntimeError("enough")
         return path
 
-    monkeypatch.setattr(accuracy, "prepare", prepare)
+    monkeypatch.setattr(engines, "prepare", prepare)
+    monkeypatch.setattr(engines, "check", lambda engine, precision: None)  # there is no GPU
     assert main(["accuracy", "--engine", "tensorrt", "--bundle", str(here)]) == 2
     assert capsys.readouterr().err == "accuracy: enough\n"
     assert asked == ["fp32", "tf32", "fp16"]
+
+
+def test_no_plan_is_built_where_a_later_precision_is_missing(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(engines, "check", lambda engine, precision: None)
+    monkeypatch.setattr(engines, "prepare", lambda *asked: pytest.fail("it went on"))
+    options = ["--engine", "tensorrt", "--precisions", "fp16,int8"]
+    assert main(["accuracy", *options, "--bundle", str(bundle)]) == 2
+    assert capsys.readouterr().err == (
+        f"accuracy: {bundle} has no int8 for tensorrt; export it with --precision tensorrt=int8\n"
+    )
 
 
 def test_accuracy_of_a_bundle(bundle: Path, tmp_path: Path, build: Path, capsys: pytest.CaptureFixture[str]):
@@ -214,7 +230,7 @@ def test_the_figures_of_a_plan_that_was_built_for_it_are_kept(
         note_parity(path, "plans", "a.plan", {"min_cosine": 1.0})
         return path
 
-    monkeypatch.setattr(accuracy, "prepare", prepare)
+    monkeypatch.setattr(engines, "prepare", prepare)
     options = ["--engine", "onnxruntime-cpu", "--texts", "4", "--rounds", "1", "--json", str(out)]
     assert main(["accuracy", "--bundle", str(here), *options]) == 0
     assert results_file.read(out).details["parity"] == {"plans": {"a.plan": {"min_cosine": 1.0}}}

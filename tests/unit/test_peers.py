@@ -210,7 +210,8 @@ def test_ours_and_the_floor_for_real(small_bundle: Path, tmp_path: Path, capsys:
     assert {one.target for one in found.measurements} == {"ours", "floor", "ours-web", "ours-http"}
     for name in ("ours", "ours-web", "ours-http"):
         version = found.environment["targets"][name]
-        assert (version["model"], version["precision"]) == (open_bundle(small_bundle).manifest.model, "fp32")
+        assert version["model"] == open_bundle(small_bundle).manifest.model
+        assert (version["engine"], version["precision"]) == ("onnxruntime-cpu", "fp32")
         assert open_bundle(small_bundle).sha256.startswith(version["bundle"])
         assert len(version["commit"].partition("-")[0]) == 12 or version["commit"] == "unknown"
     for one in found.measurements:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,30 @@ def test_what_ran_on_one_engine_belongs_together(target: str, options: Options):
     assert (found.engine, found.precision, found.jobs_per_s) == ("tensorrt", "fp16", 800.0)
     assert found.ladder == (1, 8, 32)
     assert found.accuracy_loss == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("engine", ["tensorrt", "onnxruntime-cuda"])
+def test_peers_of_auto_belong_to_the_engine_that_was_picked(engine: str):
+    environment = {**GPU, "targets": {"ours": {"engine": engine, "precision": "fp16"}}}
+    made = tuple(replace(one, scenario="peers") for one in load("ours", {"32 clients": (800.0, 30.0)}))
+    known = files(throughput=(TENSORRT, throughput("ours-fp16", 128, {1: 1e3, 8: 4e3})))
+    peers = Source("peers", Results(environment, {"engine": "auto"}, made))
+    found = recommended(Stored([peers, *known.sources]), Asked(50, 0.4))
+    assert (found.engine, found.precision, found.ladder) == (engine, "fp16", (1, 8) if engine == "tensorrt" else ())
+
+
+def test_only_rates_are_called_means():
+    """Files of `throughput` from when it kept no percentiles have nothing else."""
+    rates = throughput("ours-fp16", 16, {1: 1e3, 8: 4e3})
+    times = [
+        one("throughput", "ours-fp16", f"batch {rows}, 16 tokens", f"p{percent}_ms", [ms * percent / 50], floor=False)
+        for rows, ms in ((1, 1.0), (8, 2.0))
+        for percent in (50, 99)
+    ]
+    for made, mean in ((rates, True), ([*times, *rates], False), ([*rates, *times], False)):
+        found = recommended(files(a=(TENSORRT, made)), Asked(1000, 0.4))
+        assert ("mean times" in " ".join(found.measured)) is mean
+        assert found.p99_ms == pytest.approx(2 * (2.0 if mean else 2 * 99 / 50))
 
 
 def test_a_cpu_s_grid_and_loss_are_not_those_of_the_gpu_beside_it():

@@ -138,6 +138,8 @@ def test_other_heads(zoo: Any, architecture: str, config: dict[str, Any]):
         ({"texts": ["a"], "text_pair": "b"}, "`text_pair` goes with `text`"),
         ({"text": {"text": "a"}, "text_pair": "b"}, "`text_pair` stands twice"),
         ({"text": "a", "text_pair": 0}, "`text_pair` must be a string, got a number"),
+        ({"texts": ["a", {"text": "b", "text_pair": 0}]}, "`texts[1].text_pair` must be a string, got a number"),
+        ({"texts": [{"text_pair": "b"}]}, "`texts[0].text` must be a string"),
         ({"texts": [{"text": "a", "pair": "b"}]}, "unknown field `pair`"),
         ({"text": "a " * 200, "truncate": False}, "text 0 has more than 128 tokens"),
     ],
