@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 from engine.bundle import CHECKSUM, MANIFEST, Bundle
-from export.errors import Refused
+from export.errors import ParityFailed, Refused, Unavailable
+from export.exit_codes import GATE_FAILED, UNAVAILABLE
 from export.pod_server import PIECE
 
 _SILENCE_S = 60.0
@@ -56,7 +57,10 @@ class PodClient:
         return sent
 
     def build(self, arguments: Sequence[str], show: Callable[[str], None]) -> None:
-        """Build plans and `show` the lines that this prints. Raises Refused when the build fails."""
+        """Build plans and `show` the lines that this prints.
+
+        Raises ParityFailed, Unavailable or Refused when the build fails, by its exit code.
+        """
         self._ask("POST", "/build", json.dumps(list(arguments)).encode())
         shown = 0
         while True:
@@ -68,7 +72,10 @@ class PodClient:
             if state["state"] == "done":
                 return
             if state["state"] == "failed":
-                raise Refused("the plans could not be built on the pod; its lines above say why")
+                sentence = "the plans could not be built on the pod; its lines above say why"
+                if state.get("exit_code") == GATE_FAILED:
+                    raise ParityFailed(sentence, ())
+                raise (Unavailable if state.get("exit_code") == UNAVAILABLE else Refused)(sentence)
             self._pause()
 
     def fetch(self, name: str, target: Path) -> int:

@@ -1,6 +1,6 @@
 """`python -m export.pod_server`: what runs on a GPU pod while plans are built there (export/on_runpod.py).
 
-    GET  /state                      what goes on: waiting, building, done or failed; the last lines; the baked bundle
+    GET  /state                      waiting, building, done or failed; the last lines; the exit code; the baked bundle
     PUT  /files/PATH?offset=N        a piece of a file of the bundle, in order
     POST /build                      JSON list: the arguments of `python -m export plan`; starts it
     GET  /files/PATH?offset=N        a piece of a file; X-Size tells the whole size
@@ -45,10 +45,17 @@ class Build:
         self._lines: deque[str] = deque(maxlen=_LINES)
         self._count = 0
         self._state = "waiting"
+        self._exit_code: int | None = None
 
     def state(self) -> dict[str, Any]:
         """What GET /state replies; `count` numbers the last line, so that a reader knows which ones are new."""
-        return {"state": self._state, "lines": list(self._lines), "count": self._count, "baked": self._baked_sha256()}
+        return {
+            "state": self._state,
+            "lines": list(self._lines),
+            "count": self._count,
+            "exit_code": self._exit_code,
+            "baked": self._baked_sha256(),
+        }
 
     def _baked_sha256(self) -> str:
         try:
@@ -73,6 +80,7 @@ class Build:
             for line in process.stdout:
                 self._lines.append(line.rstrip())
                 self._count += 1
+        self._exit_code = process.returncode
         self._state = "failed" if process.returncode else "done"
 
 

@@ -43,7 +43,10 @@ def add_precision_arguments(parser: argparse._ActionsContainer) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--targets", metavar="T,T", help="what the bundle is for: cpu, cuda, tensorrt (default: cpu, and what is named)"
+        "--targets",
+        metavar="T,T",
+        help="what the bundle is for: cpu, cuda, tensorrt (default: cpu, what is named, and tensorrt with --plan "
+        "--precision auto)",
     )
     parser.add_argument(
         "--parity-data",

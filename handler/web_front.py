@@ -1,6 +1,6 @@
 """The worker's process that listens on a load-balancing endpoint: ports, start and stop, the client of the engine's.
 
-Its port is open before the engine is loaded: RunPod measures a cold start from the first answer of `/ping`.
+It opens its port beside the load of the engine: RunPod measures a cold start from the first answer of `/ping`.
 """
 
 from __future__ import annotations

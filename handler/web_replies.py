@@ -26,7 +26,7 @@ class TooSlow(InvalidInput):
 _KINDS = {TooLate: 504, TooLong: 413, TooSlow: 408}
 _STATUS = {InvalidInput.prefix: 400, Overloaded.prefix: 503, Unreachable.prefix: 503}
 """By whose fault it is; the worker's own are 500."""
-_OPENAI_TYPES = {400: "invalid_request_error", 503: "overloaded_error"}
+_OPENAI_TYPES = {**dict.fromkeys((400, 408, 413), "invalid_request_error"), 503: "overloaded_error"}
 _RETRY = {"Retry-After": "1"}
 
 

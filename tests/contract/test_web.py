@@ -105,16 +105,20 @@ async def test_who_waits_while_the_worker_stops_is_told_to_retry(
     await until(routes.idle.is_set)
 
 
+@pytest.mark.parametrize(
+    ("path", "said"), [("/runsync", b'"status":"FAILED"'), ("/v1/embeddings", b'"type":"invalid_request_error"')]
+)
 async def test_a_body_that_does_not_come_gives_its_place_back(
-    client: TestClient[Any, Any], routes: Routes, monkeypatch: pytest.MonkeyPatch
+    client: TestClient[Any, Any], routes: Routes, monkeypatch: pytest.MonkeyPatch, path: str, said: bytes
 ):
     monkeypatch.setattr(web, "READ_TIMEOUT_S", 0.1)
     reader, writer = await asyncio.open_connection(client.host, client.port)
-    writer.write(b"POST /runsync HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\n{")
+    writer.write(b"POST %s HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\n{" % path.encode())
     reply = await reader.readuntil(b"}")
     writer.close()
     assert b"HTTP/1.1 408" in reply
     assert b"invalid input: the body was not here within 0.1 s" in reply
+    assert said in reply
     await until(routes.idle.is_set)
 
 

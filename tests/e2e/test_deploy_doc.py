@@ -130,6 +130,8 @@ def test_every_variable_of_the_page_is_in_the_readme_or_the_dockerfile():
     ours = set(re.findall(r"`([A-Z][A-Z_]+[A-Z0-9]*)(?:=[^`]*)?`", DOC))
     outside = {
         "HF_TOKEN",
+        "HF_HUB_CACHE",
+        "HF_HOME",
         "RUNPOD_API_KEY",
         "BUNDLE_SIGNING_KEY",
         "RUNPOD_LOG_LEVEL",

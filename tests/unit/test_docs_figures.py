@@ -26,6 +26,7 @@ ALLOWED = {
     },
     "docs/api.md": {
         "more than 30 MB": "RunPod's limit for a request to a load-balancing endpoint",
+        "not here within 60 s": "handler/web.py's limit for a body",
         "takes at once (1 MB)": "RunPod's limit for a part of a stream",
         "RunPod takes (20 MB)": "RunPod's limit for /runsync",
     },
