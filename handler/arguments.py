@@ -60,6 +60,11 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; {_SEE}")
 
 
+class _Refused(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.error("--rp_debugger: the SDK's debugger loses jobs whose answer is a list or an error; leave it out")
+
+
 def _port(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to 65535")
@@ -97,5 +102,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rp_api_concurrency", type=_one, metavar="1", help="processes of that server (default: 1)")
     levels = ", ".join(LOG_LEVELS)
     parser.add_argument("--rp_log_level", type=_level, metavar="LEVEL", help=f"the SDK's: {levels} (default: INFO)")
-    parser.add_argument("--rp_debugger", action="store_true", help="the SDK's debugger")
+    parser.add_argument("--rp_debugger", action=_Refused, nargs=0, help="the SDK's; not taken here")
     return parser

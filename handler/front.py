@@ -51,6 +51,7 @@ class _Front:
         self._sdk = sdk
         self._heartbeat = Heartbeat(os.environ)
         self._watch: asyncio.Task[None] | None = None
+        self._health_jobs = 0
         self._loop = JobLoop(
             sdk,
             self.handle,
@@ -86,14 +87,20 @@ class _Front:
             return await self.engine.handle(
                 job, partial(self._loop.report, job["id"]) if asks(job, "progress") else None
             )
+        self._health_jobs += 1
+        try:
+            return await self._health()
+        finally:
+            self._health_jobs -= 1
+
+    async def _health(self) -> dict[str, Any]:
         report = await self.engine.health()
         memory = {name: resident_mb(pid) for name, pid in (("front", os.getpid()), ("engine", report["engine_pid"]))}
-        running = self._sdk.progress.get_job_count()
         return {
             **report,
             **self._loop.counts.report(),
             "boot_ms": self._timeline.stages,
-            "jobs_running": running,
+            "jobs_running": self._sdk.progress.get_job_count() - self._health_jobs,
             "memory_mb": memory,
             "pid": os.getpid(),
         }

@@ -6,6 +6,7 @@ From the level on that RUNPOD_LOG_LEVEL says, or its older name RUNPOD_DEBUG_LEV
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 LOG_LEVELS = ("ERROR", "WARN", "INFO", "DEBUG", "TRACE", "NOTSET")
@@ -45,3 +46,25 @@ def log(level: str, message: str, job_id: str | None = None, **fields: Any) -> N
             print(line.encode("ascii", "backslashreplace").decode(), flush=True)
     except (OSError, ValueError):
         pass
+
+
+class Seldom:
+    """Lines that an outage would repeat for every job: the first `most`, then one in `every_s` that counts the rest."""
+
+    def __init__(self, most: int = 10, every_s: float = 10.0) -> None:
+        self._most, self._every_s = most, every_s
+        self._allowed, self._seen_at = float(most), time.monotonic()
+        self._left_out = 0
+
+    def log(self, level: str, message: str, job_id: str | None = None) -> None:
+        """As `log`, or nothing."""
+        now = time.monotonic()
+        self._allowed = min(self._most, self._allowed + (now - self._seen_at) / self._every_s)
+        self._seen_at = now
+        if self._allowed < 1:
+            self._left_out += 1
+            return
+        self._allowed -= 1
+        more = f" (and {self._left_out} such lines left out)" if self._left_out else ""
+        self._left_out = 0
+        log(level, message + more, job_id)

@@ -186,10 +186,12 @@ def _make_heartbeat(self: Any, *arguments: Any, **options: Any) -> None:
 def _take_the_way_of_jobs(session: Any) -> Any:
     """`session`, of requests, without rules of its own; pings that are lost to them cost a worker its jobs.
 
-    It would ask the environment for a proxy, for REQUESTS_CA_BUNDLE and for ~/.netrc, and trust certifi's authorities
-    instead of those of engine/authorities.py.
+    It would ask the environment for a proxy, for REQUESTS_CA_BUNDLE and for ~/.netrc, trust certifi's authorities
+    instead of those of engine/authorities.py, and sleep for as long as a Retry-After says.
     """
     session.trust_env = False
+    for adapter in session.adapters.values():
+        adapter.max_retries = adapter.max_retries.new(respect_retry_after_header=False)
     if os.environ.get("RUNPOD_WEBHOOK_PING", "").startswith("https://"):
         adapter = session.get_adapter("https://")
         adapter.poolmanager.connection_pool_kw["ssl_context"] = authorities.client_context()

@@ -16,7 +16,7 @@ from handler import trust
 from handler.aggregate import END
 from handler.connections import AHEAD_S, Client
 from handler.http1 import Connection, Reply
-from handler.log import log
+from handler.log import Seldom, log
 from handler.reply import body_of_error, encode
 from handler.sdk import Sdk
 
@@ -145,8 +145,14 @@ class Poll:
 
     async def stop_signals(self) -> list[str]:
         """Ids of jobs to stop, from the SDK's long poll; empty when there are none. Raises what the SDK raises."""
-        async with asyncio.timeout(_POLL_TIMEOUT_S):  # wait_for loses a cancellation that comes as the poll ends
-            return list(await self._sdk.get_stop_signals(self._signals_session))
+        limit = asyncio.timeout(_POLL_TIMEOUT_S)
+        try:
+            async with limit:  # wait_for loses a cancellation that comes as the poll ends
+                return list(await self._sdk.get_stop_signals(self._signals_session))
+        except TimeoutError:
+            if limit.expired():  # a platform that holds it for longer, or a machine that was frozen
+                return []
+            raise
 
     def close(self) -> None:
         """Close the connections."""
@@ -165,6 +171,7 @@ class Results:
         self._sdk = sdk
         self._timeout_s = timeout_s
         self._last_post = float("-inf")
+        self._complaints = Seldom()
         self._ahead: asyncio.Task[None] | None = None
         self._client = Client({name: value for name, value in sdk.auth_header().items() if name != "Content-Type"})
 
@@ -260,7 +267,7 @@ class Results:
             if time.monotonic() + pause > deadline and attempt > 1:
                 log("ERROR", f"giving up on sending a result after {time.monotonic() - begin:.0f} s: {reason}", job_id)
                 return refusal
-            log("WARN", f"sending a result failed ({reason}); trying again in {pause:.1f} s", job_id)
+            self._complaints.log("WARN", f"sending a result failed ({reason}); trying again in {pause:.1f} s", job_id)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads retries, guards nothing
             pause = min(pause * 2, _LONGEST_PAUSE_S)
         return None

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from typing import Any
 
@@ -963,6 +963,22 @@ async def test_a_result_is_sent_though_its_progress_was_refused(sdk: Sdk, emulat
 def test_an_option_is_asked_for_with_true(payload: Any, does: bool):
     assert asks({"id": "1", "input": payload}, "stream") is does
     assert not asks({"id": "1", "stream": True}, "stream")
+
+
+async def test_a_poll_for_stop_signals_that_is_held_for_long_is_none(sdk: Sdk, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("handler.transport._POLL_TIMEOUT_S", 0.05)
+
+    async def held(session: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def late(session: Any) -> None:
+        raise TimeoutError("of the connection")
+
+    with closing(Poll(replace(sdk, get_stop_signals=held))) as poll:
+        assert await poll.stop_signals() == []
+    late_poll = closing(Poll(replace(sdk, get_stop_signals=late)))
+    with late_poll as poll, pytest.raises(TimeoutError, match="of the connection"):
+        await poll.stop_signals()
 
 
 async def test_a_poll_for_stop_signals_that_ends_as_it_is_given_up_does_not_go_on(sdk: Sdk):

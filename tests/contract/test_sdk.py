@@ -179,9 +179,11 @@ def test_the_heartbeat_loads_no_second_http_client():
         "sdk.load()\n"
         "session = sdk.heartbeat()()._session\n"
         "import requests\n"
-        "print('aiohttp' in sys.modules, isinstance(session, requests.Session))"
+        "print('aiohttp' in sys.modules, isinstance(session, requests.Session))\n"
+        "retries = session.get_adapter('https://api.example').max_retries\n"
+        "print(retries.respect_retry_after_header, 429 in retries.status_forcelist)"
     )
-    assert python(code).stdout.split() == ["False", "True"]
+    assert python(code).stdout.split() == ["False", "True", "False", "True"]
 
 
 def test_an_sdk_that_moved_its_parts_is_named(monkeypatch: pytest.MonkeyPatch):

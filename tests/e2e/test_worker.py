@@ -100,7 +100,7 @@ def test_health(emulator: EmulatorThread, small_bundle: Path):
         assert stages <= set(health["boot_ms"])
         assert health["pid"] == worker.process.pid
         assert health["jobs_failed"] == 0
-        assert (health["jobs_done"], health["jobs_running"], health["rows_per_batch"]) == (1, 1, {"1": 1})
+        assert (health["jobs_done"], health["jobs_running"], health["rows_per_batch"]) == (1, 0, {"1": 1})
         assert set(health["stages_ms"]) == {"prepare", "queue", "run", "engine", "finish"}
         assert set(health["memory_mb"]) == {"front", "engine"}
         (table,) = re.findall(r"## Health\n.*?(\|.*?)\n\n", Path("docs/api.md").read_text(), re.DOTALL)

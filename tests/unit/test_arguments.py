@@ -22,6 +22,10 @@ from handler.arguments import check
         (["--rp_serve_api", "--rp_api_port", "70000"], "argument --rp_api_port: '70000' is not a port from 1 to 65535"),
         (["--rp_log_level", "FOO"], "--rp_log_level: 'FOO' is not one of ERROR, WARN, INFO, DEBUG, TRACE, NOTSET; see"),
         (["--rp_api_concurrency", "2"], "--rp_api_concurrency: '2' is not 1: the SDK's server runs a worker in one"),
+        (
+            ["--rp_debugger"],
+            "--rp_debugger: the SDK's debugger loses jobs whose answer is a list or an error; leave it",
+        ),
         ([], "there is no test_input.json in"),
     ],
 )
