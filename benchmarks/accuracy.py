@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import arguments, results_file, shapes
-from benchmarks.engines import ENGINES, PRECISIONS, default_engine, precisions_of, prepare_all
+from benchmarks.engines import ENGINES, default_engine, precisions_of, prepare_all
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor import BATCH
 from benchmarks.measure import MISSING, figure, markdown, times
@@ -31,6 +31,7 @@ from benchmarks.workload import texts
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle
 from engine.errors import WorkerError
+from engine.plan import PRECISIONS
 from engine.tensors import Array
 
 SCENARIO = "accuracy"

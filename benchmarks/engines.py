@@ -17,12 +17,11 @@ from engine.bundle import Bundle, open_bundle
 from engine.bundle_folder import new_bundle_folder
 from engine.config import Settings
 from engine.errors import BundleError
-from engine.plan import Machine, PlanFile, mismatch, plans_of, stale
+from engine.plan import PRECISIONS, Machine, PlanFile, mismatch, plans_of, stale
 from engine.probe import gpu, tensorrt_version
 from engine.select import Choice, select
 
 ENGINES = ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
 
 def default_engine() -> str:

@@ -88,8 +88,3 @@ def _cut(rows: Sequence[Any]) -> Iterable[list[Any]]:
 
 def _cut_by_length(rows: Sequence[Any]) -> Iterable[list[Any]]:
     return (batch for _, same in groupby(rows, key=len) for batch in _cut(list(same)))
-
-
-def rows_per_second(bundle_path: Path, texts: Sequence[str]) -> float:
-    """Texts embedded a second, one by one."""
-    return len(texts) / sum(Floor(bundle_path).one_by_one(texts)) * 1e3

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -32,6 +30,7 @@ from benchmarks.machine import machine
 from benchmarks.measure import markdown, text_of, write_json
 from benchmarks.results_file import a_list, a_mapping
 from benchmarks.shapes import torch_python
+from benchmarks.targets.pipe import kill_session
 from engine.probe import gpu
 
 STEPS = ("smoke", "plan", "tests", "coldstart", "latency", "throughput")
@@ -189,13 +188,5 @@ def run(step: Step, log: Path, limit_s: float) -> None:
         except subprocess.TimeoutExpired:
             step.exit_code = _TIMED_OUT
         finally:
-            _end(process)
+            kill_session(process)
     step.seconds = round(time.perf_counter() - begin, 1)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # nothing is left of it
-    process.wait()

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import arguments, results_file, shapes
 from benchmarks.bert_bundle import bert_bundle
 from benchmarks.bert_graph import SHAPES
-from benchmarks.engines import ENGINES, PRECISIONS, check, default_engine, default_precision, prepare
+from benchmarks.engines import ENGINES, check, default_engine, default_precision, prepare
 from benchmarks.exported import BUILD
 from benchmarks.latency_table import goals, measurements, table
 from benchmarks.peer_env import with_torch
@@ -26,6 +26,7 @@ from benchmarks.shapes import Asked, point_of
 from benchmarks.trtexec_switches import Switches, add_switches, export_times, notes, switches_of
 from engine.bucket import Bucket
 from engine.errors import WorkerError
+from engine.plan import PRECISIONS
 
 _PUBLISHED = Path(__file__).parent / "published.json"
 _SIZES = {True: ("minilm,bert-base,bert-large", "16,128,384", "1,8,32,128"), False: ("minilm", "16,128", "1,8")}

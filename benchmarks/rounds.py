@@ -13,6 +13,7 @@ from typing import Literal
 
 from benchmarks.measure import figure, times
 from benchmarks.results_file import Measurement, Results
+from engine.plan import PRECISIONS
 
 Figures = dict[str, float]
 """Metric -> value."""
@@ -32,7 +33,7 @@ _UNITS: tuple[tuple[str, str, Literal["higher", "lower"]], ...] = (
 
 REACHED = 0.95
 """Of what an open loop offers; where less is answered in its time, the queue grows for as long as it lasts."""
-_PRECISION = re.compile(r"-(fp32|tf32|fp16|bf16|int8)(?=-|$)")
+_PRECISION = re.compile(rf"-({'|'.join(PRECISIONS)})(?=-|$)")
 _ENGINE = re.compile(r"-(tensorrt|onnxruntime-cuda|onnxruntime-cpu)(?=-|$)")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import arguments, latency_table, results_file, shapes
 from benchmarks.bert_graph import Shape
-from benchmarks.engines import ENGINES, PRECISIONS, default_engine, default_precision, prepare_all
+from benchmarks.engines import ENGINES, default_engine, default_precision, prepare_all
 from benchmarks.exported import BUILD, exported
 from benchmarks.measure import MISSING, figure, markdown, times
 from benchmarks.peer_env import with_torch
@@ -27,6 +27,7 @@ from benchmarks.weights import minilm_folder
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle
 from engine.errors import WorkerError
+from engine.plan import PRECISIONS
 
 SCENARIO = "throughput"
 _FLOOR = "floor"

@@ -6,10 +6,9 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, TypeVar
@@ -17,6 +16,7 @@ from typing import IO, Self, TypeVar
 import psutil
 
 from benchmarks.emulator import EmulatorThread
+from engine.daemon import in_daemon
 
 STOP_TIMEOUT_S = 20.0
 _LAST_BYTES = 10_000
@@ -134,15 +134,7 @@ def watched(workers: Sequence[WorkerProcess], measure: Callable[[], T]) -> T:
     Raises RuntimeError as soon as a worker's process has ended, which `measure`, in a thread of its own, would only
     learn from answers that do not come.
     """
-    done: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(measure())
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="measure", daemon=True).start()
+    done = in_daemon(measure, "measure")
     while not done.done() or done.exception() is not None:
         if dead := next((worker for worker in workers if worker.process.poll() is not None), None):
             raise dead.ended("in the middle of its work")

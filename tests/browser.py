@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import itertools
 import os
 import re
@@ -58,11 +57,6 @@ class Page:
         found = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
-
-    async def screenshot(self, path: Path) -> None:
-        """The whole page, down to its end."""
-        found = await self.call("Page.captureScreenshot", captureBeyondViewport=True, format="png")
-        path.write_bytes(base64.b64decode(found["data"]))
 
     def _keep(self, event: dict[str, Any]) -> None:
         method, params = event.get("method", ""), event.get("params", {})

@@ -49,14 +49,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def small_bundle(tmp_path: Path) -> Path:
     """A whole bundle in a few KB: a real tokenizer and a one-node ONNX graph, made without torch."""
     return write_small_bundle(tmp_path / "small-bundle")
-
-
-@pytest.fixture(scope="session")
-def minilm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """all-MiniLM-L6-v2, exported from its real weights by the real command line."""
-    from benchmarks.weights import minilm_folder
-    from export.__main__ import main
-
-    out = tmp_path_factory.mktemp("minilm") / "bundle"
-    assert main([str(minilm_folder()), "--task", "feature-extraction", "--out", str(out)]) == 0
-    return out

@@ -90,7 +90,6 @@ class JobStore:
     def pinged(self, worker_id: str, query: Mapping[str, str], now: float) -> None:
         """Note a ping."""
         worker = self.seen(worker_id, now)
-        worker.last_ping = now
         worker.ping_count += 1
         worker.pings.append(query)
         worker.unhealthy = query if query.get("status") == "unhealthy" else None

@@ -106,7 +106,6 @@ class WorkerRecord:
     id: str
     last_seen: float  # its last request of any kind
     first_take: float | None = None
-    last_ping: float | None = None
     takes: int = 0  # requests for a job, answered with one or not
     handed: int = 0  # jobs handed out to it
     last_take_query: Mapping[str, str] = field(default_factory=dict)

@@ -35,6 +35,17 @@ def mixed_texts() -> list[str]:
 
 
 @pytest.fixture(scope="module")
+def minilm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """all-MiniLM-L6-v2, exported from its real weights by the real command line."""
+    from benchmarks.weights import minilm_folder
+    from export.__main__ import main
+
+    out = tmp_path_factory.mktemp("minilm") / "bundle"
+    assert main([str(minilm_folder()), "--task", "feature-extraction", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
 def emulator() -> Iterator[EmulatorThread]:
     with EmulatorThread() as running:
         yield running

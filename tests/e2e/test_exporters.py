@@ -155,7 +155,7 @@ def speech(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "task"),
     [
-        pytest.param(vit, "image-classification"),
+        pytest.param(vit, "image-classification", marks=pytest.mark.zoo),
         pytest.param(clip, "image-text-embedding", marks=pytest.mark.zoo),
         pytest.param(speech, "automatic-speech-recognition", marks=pytest.mark.zoo),
     ],

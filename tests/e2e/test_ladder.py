@@ -165,8 +165,10 @@ def test_int8_for_tensorrt_that_does_not_pass_becomes_fp16_and_says_what_was_tri
 
 
 def test_what_fails_is_written_only_when_allowed_and_served_only_when_told(
-    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(int8_gate, "_INPUTS_TRIED", 0)
+    monkeypatch.setattr(int8_gate, "_SHORTLIST", 0)
     impossible = ("--parity-threshold", "min_cosine=1", "--precision", "int8")
     out = tmp_path / "bundle"
     assert main([str(bert), *TASK, "--out", str(out), *impossible]) == 1

@@ -15,6 +15,7 @@ from benchmarks import arguments, engines
 from benchmarks.__main__ import main
 from benchmarks.engines import prepare
 from engine.bundle import open_bundle, write_manifest
+from engine.plan import PRECISIONS
 from engine.tensors import TensorSpec
 from export.plan_precision import add_precision
 
@@ -184,12 +185,12 @@ def test_a_precision_that_there_is_not_is_not_measured_as_another(small_bundle: 
     [
         ("onnxruntime-cpu", {"fp32", "fp16", "int8"}),
         ("onnxruntime-cuda", {"fp32", "fp16"}),
-        ("tensorrt", set(engines.PRECISIONS)),
+        ("tensorrt", set(PRECISIONS)),
     ],
 )
 def test_what_an_engine_would_compute_in_another_precision_is_refused(engine: str, runs: set[str], small_bundle: Path):
-    assert {one for one in engines.PRECISIONS if engines.runs(engine, one)} == runs
-    for one in set(engines.PRECISIONS) - runs:
+    assert {one for one in PRECISIONS if engines.runs(engine, one)} == runs
+    for one in set(PRECISIONS) - runs:
         with pytest.raises(RuntimeError, match=f"{engine} cannot run {one}; take another precision"):
             prepare(small_bundle, engine, one, [1], [16], "")
 

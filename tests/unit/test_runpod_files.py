@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,11 @@ def test_every_variable_is_one_of_ours_and_every_default_is_allowed():
     assert {entry["key"] for entry in TESTS["config"]["env"]} <= VARIABLES | SDK_VARIABLES
 
 
-def test_every_test_is_a_job_that_the_worker_takes(minilm_bundle: Path):
-    """Of the model in the image: a fork that puts another task there opens a bundle of it here."""
-    task = load_task(open_bundle(minilm_bundle))
+def test_every_test_is_a_job_that_the_worker_takes(small_bundle: Path):
+    """Of the task in the image: a fork that puts another one there opens a bundle of it here."""
+    bundle = open_bundle(small_bundle)
+    config = {**bundle.manifest.task_config, "dimension": 384}  # MiniLM's
+    task = load_task(replace(bundle, manifest=replace(bundle.manifest, task_config=config)))
     for test in TESTS["tests"]:
         if test["input"] != {"health": True}:
             task.preprocess(task.parse(test["input"]))

@@ -95,7 +95,9 @@ def hidden_states(folder: Path, images: list[str]) -> Any:
         return model(**processor(images=pipeline_images(images), return_tensors="pt"))
 
 
-@pytest.mark.parametrize("name", WITHOUT_A_FIRST)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=(pytest.mark.zoo,) if name == "cvt" else ()) for name in WITHOUT_A_FIRST]
+)
 def test_without_a_pooler_and_a_class_token_the_mean_is_taken(tmp_path: Path, images: list[str], name: str):
     spec, places = WITHOUT_A_FIRST[name]
     folder = write_model(tmp_path / "model", TASK, spec)

@@ -57,6 +57,7 @@ def without_segments(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow  # torch.export traces both, for optimum cannot
 def test_pairs_that_the_model_has_no_segment_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The tokenizer makes two of a pair; transformers' error is no defect of the export."""
     folder = task_model(tmp_path / "model", TASK, "bert", type_vocab_size=1)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.zoo.text import ARCHITECTURES
 from engine.errors import InvalidInput
 from export.errors import Refused
 from export.load import load
 from export.recipe import Recipe
 from export.tasks import export_task
+from tests.architectures import FEW_ARCHITECTURES
 from tests.models import edit_json, write_json
 from tests.same import assert_same
 
@@ -36,7 +36,7 @@ def ranked(folder: Path, **options: Any) -> list[dict[str, Any]]:
     return list(CrossEncoder(str(folder), device="cpu").rank(QUERY, DOCUMENTS, **options))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FEW_ARCHITECTURES)
 def test_order_and_scores(zoo: Any, architecture: str):
     entry = zoo(TASK, architecture)
     expected = [{"index": one["corpus_id"], "relevance_score": one["score"]} for one in ranked(entry.folder)]

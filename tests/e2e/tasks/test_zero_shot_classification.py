@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.zoo.text import ARCHITECTURES
 from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.tasks import load_task
 from export.__main__ import main
+from tests.architectures import FEW_ARCHITECTURES
 from tests.same import assert_same
 
 TASK = "zero-shot-classification"
@@ -22,7 +22,7 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FEW_ARCHITECTURES)
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_labels_and_scores(zoo: Any, architecture: str, multi_label: bool):
     entry = zoo(TASK, architecture)
