@@ -20,10 +20,12 @@ from handler.timeline import Timeline
 from handler.verification import Verification
 
 if TYPE_CHECKING:
+    from engine.backends.base import Engine
     from engine.bundle import Bundle
     from engine.passage import Passage
     from engine.router import Router
     from engine.select import Choice
+    from engine.stats import Stats
     from engine.tasks.base import Task
     from handler.fetch_bundle import Copy
     from handler.handler import Handler
@@ -78,16 +80,7 @@ class Worker:
 def boot(settings: Settings, timeline: Timeline, *, on_loops: bool = True) -> Worker:
     """Load the bundle and its engine; `on_loops` as of a Batcher. Raises ConfigError, BundleError or EngineError."""
     with timeline.stage("open"):
-        folder, copy = settings.bundle, None
-        if settings.bundle_url or settings.bundle_repo:
-            from handler.bundle_source import bundle_folder
-
-            folder = bundle_folder(settings)
-        if settings.bundle_url:
-            from handler.fetch_bundle import copy_in
-
-            copy = copy_in(folder)
-        bundle = open_bundle(folder, sha256=settings.bundle_sha256, public_key=settings.bundle_public_key)
+        bundle, folder, copy = _opened(settings)
     verification = Verification(bundle)
     verification.ask(_probable_weights(bundle, settings))
     with timeline.stage("imports"):
@@ -134,15 +127,39 @@ def boot(settings: Settings, timeline: Timeline, *, on_loops: bool = True) -> Wo
         _verified(verification.result, folder, copy)  # damaged weights say more than what followed from them
         raise
     timeline.stages["verify"] = _verified(verification.result, folder, copy)
+    notes = tuple(note for engine in engines.values() for note in getattr(engine, "notes", ()))
+    for line in (*_lines(choices), *notes):
+        _info(line)
+    stats, batcher = _batching(settings, engines, on_loops)
+    from handler.handler import Handler
+
+    handler = Handler(task, batcher, lambda: worker.health(), debug=settings.debug, stats=stats)
+    worker = Worker(timeline, bundle, choices, batcher, handler, notes)
+    timeline.mark("ready")
+    return worker
+
+
+def _opened(settings: Settings) -> tuple[Bundle, Path, Copy | None]:
+    """The bundle, its folder, and which copy it is where it was fetched."""
+    folder, copy = settings.bundle, None
+    if settings.bundle_url or settings.bundle_repo:
+        from handler.bundle_source import bundle_folder
+
+        folder = bundle_folder(settings)
+    if settings.bundle_url:
+        from handler.fetch_bundle import copy_in
+
+        copy = copy_in(folder)
+    return open_bundle(folder, sha256=settings.bundle_sha256, public_key=settings.bundle_public_key), folder, copy
+
+
+def _batching(settings: Settings, engines: Mapping[str, Engine], on_loops: bool) -> tuple[Stats, Router | Passage]:
+    """What makes batches for each graph's engine, and counts them."""
     from engine.batcher import Batcher
     from engine.passage import Passage
     from engine.router import Router
     from engine.stats import Stats
-    from handler.handler import Handler
 
-    notes = tuple(note for engine in engines.values() for note in getattr(engine, "notes", ()))
-    for line in (*_lines(choices), *notes):
-        _info(line)
     stats = Stats()
     batchers = {
         graph: Batcher(
@@ -157,11 +174,7 @@ def boot(settings: Settings, timeline: Timeline, *, on_loops: bool = True) -> Wo
         )
         for graph, engine in engines.items()
     }
-    batcher = Router(batchers, stats) if batchers else Passage(stats)
-    handler = Handler(task, batcher, lambda: worker.health(), debug=settings.debug, stats=stats)
-    worker = Worker(timeline, bundle, choices, batcher, handler, notes)
-    timeline.mark("ready")
-    return worker
+    return stats, Router(batchers, stats) if batchers else Passage(stats)
 
 
 def _probable_weights(bundle: Bundle, settings: Settings) -> list[str]:
