@@ -19,7 +19,7 @@ from pathlib import Path
 from shutil import copyfile, copytree, ignore_patterns
 
 from engine import probe, turns
-from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, open_bundle
+from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, is_newer, open_bundle, write_manifest
 from engine.errors import BundleError, EngineError
 from engine.plan import TIMING_CACHE, plans_of, sidecar_of
 from engine.plan_cache import folder_of
@@ -58,6 +58,8 @@ def build(
                 copy = _copy(bundle, Path(work) / "bundle")
                 if open_bundle(copy).sha256 != bundle.sha256:  # long ago, perhaps, while another worker built
                     raise _exchanged(bundle)
+                if is_newer(copy):  # the export refuses to write one anew, and of this one nothing but plans is kept
+                    write_manifest(copy, bundle.manifest)
                 with _worth_no_failure(say):
                     _bring_timings(bundle, cache, copy)
                 asked = [] if precision == "auto" else ["--precision", precision]

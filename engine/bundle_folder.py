@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from engine.bundle import CHECKSUM, MANIFEST
+from engine.bundle import CHECKSUM, MANIFEST, is_newer
 from engine.errors import BundleError
 
 
@@ -45,9 +45,11 @@ def changed_bundle_folder(path: Path) -> Iterator[Path]:
 
     Files are linked, not copied: replace them, never write into them. Call `write_manifest` at the end; the manifest
     alone is a copy. Its folders can be written to meanwhile, whether the bundle's can or not. Raises BundleError where
-    another has changed the bundle meanwhile, for that would be lost, or where nothing can be renamed to it.
+    another has changed the bundle meanwhile, for that would be lost, where nothing can be renamed to it, or as
+    `refuse_newer` does.
     """
     place = _place_of(path)
+    refuse_newer(path)
     with _partial_folder(place) as folder:
         shutil.copytree(place, folder, copy_function=_link, dirs_exist_ok=True)
         modes = _make_writable(folder)
@@ -63,6 +65,12 @@ def changed_bundle_folder(path: Path) -> Iterator[Path]:
             with suppress(FileNotFoundError):
                 copied.chmod(mode)
         _exchange(folder, place)
+
+
+def refuse_newer(path: Path) -> None:
+    """Raise BundleError where the bundle at `path` may say more than would be left of it."""
+    if is_newer(path):
+        raise BundleError(f"{path} was made by a newer version, and what that added would be lost; update this one")
 
 
 def _place_of(path: Path) -> Path:

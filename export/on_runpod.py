@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, Manifest, open_bundle, write_manifest
-from engine.bundle_folder import changed_bundle_folder
+from engine.bundle_folder import changed_bundle_folder, refuse_newer
 from engine.errors import BundleError
 from engine.plan import SUFFIX, TIMING_CACHE
 from engine.sizes import readable
@@ -71,6 +71,7 @@ def main(argv: Sequence[str]) -> Outcome:
     """
     order = order_from_argv(argv)
     before = open_bundle(order.bundle)
+    refuse_newer(order.bundle)
     before.verify()
     api = load_api()
     prices = {gpu_type: hourly_price(api, gpu_type, order.cloud) for gpu_type in order.gpu_types}

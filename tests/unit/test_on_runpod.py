@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from engine.bundle import Bundle, open_bundle
+from engine.bundle import CHECKSUM, MANIFEST, Bundle, open_bundle
 from engine.errors import BundleError
 from export.errors import Refused
-from export.on_runpod import _manifest, _new_files, order_from_argv
+from export.on_runpod import _manifest, _new_files, main, order_from_argv
 from export.pod_gpus import BLACKWELL, architecture_of
 
 PLANS = "graphs/model/plans"
@@ -97,6 +99,15 @@ def test_what_a_pod_sends_is_judged(small_bundle: Path):
     for name in ("tokenizer_config.json", "graphs/model/int8.onnx", "graphs/other/fp16.onnx", "manifest.sig"):
         with pytest.raises(BundleError, match=rf"the pod added {re.escape(name)}, which no plan needs; the bundle"):
             _new_files(old, of(old, l4="1", **{name: "1"}))
+
+
+def test_for_a_bundle_of_a_newer_version_no_pod_is_rented(small_bundle: Path):
+    manifest = json.loads((small_bundle / MANIFEST).read_bytes())
+    raw = json.dumps({**manifest, "schema_version": "1.99"}).encode()
+    (small_bundle / MANIFEST).write_bytes(raw)
+    (small_bundle / CHECKSUM).write_text(f"{hashlib.sha256(raw).hexdigest()}  {MANIFEST}\n")
+    with pytest.raises(BundleError, match="was made by a newer version"):
+        main([str(small_bundle), "--on-runpod", "NVIDIA L4", "--image", "x"])
 
 
 def with_graph(bundle: Bundle, **changes: Any) -> Bundle:

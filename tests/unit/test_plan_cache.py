@@ -19,6 +19,7 @@ from shutil import copyfile, copytree
 import pytest
 
 from engine import build_plan, probe, turns
+from engine import bundle as bundle_format
 from engine.build_plan import build
 from engine.bundle import Manifest, open_bundle, write_manifest
 from engine.errors import EngineError
@@ -75,6 +76,21 @@ def test_the_build_is_asked_for_the_precision_that_the_settings_name(
     command(monkeypatch, tmp_path, ADDS_A_PLAN + "    print('asked for:', *sys.argv[2:])\n")
     said = built(small_bundle, tmp_path / "cache", precision=precision)
     assert f"building a plan: asked for: {asked}".strip() in said
+
+
+def test_a_plan_is_built_for_a_bundle_of_a_newer_version(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Which is served as well, though `export plan` would not write its manifest anew."""
+    with monkeypatch.context() as newer:
+        newer.setattr(bundle_format, "SCHEMA_VERSION", "1.99")
+        write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    refuses = "    from engine.bundle_folder import refuse_newer\n    refuse_newer(Path(sys.argv[1]))\n"
+    command(monkeypatch, tmp_path, ADDS_A_PLAN.replace("    add_plan(", f"{refuses}    add_plan("))
+    before = sorted((path, path.read_bytes()) for path in small_bundle.rglob("*") if path.is_file())
+    built(small_bundle, tmp_path / "cache")
+    assert sorted((path, path.read_bytes()) for path in small_bundle.rglob("*") if path.is_file()) == before
+    assert cached_plans(tmp_path / "cache", open_bundle(small_bundle), "model")
 
 
 def test_a_model_with_other_weights_finds_nothing(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -361,7 +377,8 @@ def test_without_locks_two_that_build_the_same_do_not_write_one_file(
     small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """And all workers have one process id, as in containers. A plan comes together with its own sidecar."""
-    both, kept = threading.Barrier(2, timeout=30), []
+    both = threading.Barrier(2, timeout=30)
+    kept: list[Path] = []
 
     def together(source: Path, target: Path) -> None:
         copyfile(source, target)
