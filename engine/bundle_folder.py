@@ -11,6 +11,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from engine.bundle import CHECKSUM, MANIFEST, is_newer
@@ -24,6 +25,7 @@ def new_bundle_folder(out: Path) -> Iterator[Path]:
     Fill it, then call `write_manifest`. Folders that killed runs left behind are removed. Raises BundleError when
     `out` is there and not empty, before the block or behind it, or where nothing can be renamed to it.
     """
+    finish_exchange(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BundleError(f"{out} exists and is not empty; name another folder or remove it first")
     place = _place_of(out)
@@ -65,6 +67,18 @@ def changed_bundle_folder(path: Path) -> Iterator[Path]:
             with suppress(FileNotFoundError):
                 copied.chmod(mode)
         _exchange(folder, place)
+
+
+def finish_exchange(path: Path) -> None:
+    """Put a changed bundle in its place where its run was killed between the two renames of `_exchange`."""
+    if path.exists():
+        return
+    place = _place_of(path)
+    for aside in sorted(place.parent.glob(f".{escape(place.name)}.partial-*{_ASIDE}")):
+        new = aside.with_name(aside.name.removesuffix(_ASIDE))
+        if new.is_dir() and not place.exists():
+            os.rename(new, place)
+            _remove(aside)
 
 
 def refuse_newer(path: Path) -> None:
@@ -146,7 +160,7 @@ def _exchange(new: Path, old: Path) -> None:
     if exchange and exchange(_HERE, os.fsencode(new), _HERE, os.fsencode(old), _RENAME_EXCHANGE) == 0:
         _remove(new)
         return
-    aside = new.with_name(f"{new.name}-old")
+    aside = new.with_name(f"{new.name}{_ASIDE}")
     try:
         os.rename(old, aside)
         os.rename(new, old)
@@ -157,6 +171,7 @@ def _exchange(new: Path, old: Path) -> None:
     _remove(aside)
 
 
+_ASIDE = "-old"
 _HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
 
 

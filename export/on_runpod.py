@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, Manifest, open_bundle, write_manifest
-from engine.bundle_folder import changed_bundle_folder, refuse_newer
+from engine.bundle_folder import changed_bundle_folder, finish_exchange, refuse_newer
 from engine.errors import BundleError
 from engine.plan import SUFFIX, TIMING_CACHE
 from engine.sizes import readable
@@ -70,6 +70,7 @@ def main(argv: Sequence[str]) -> Outcome:
     GPU types that were done before one fails keep their plans.
     """
     order = order_from_argv(argv)
+    finish_exchange(order.bundle)
     before = open_bundle(order.bundle)
     refuse_newer(order.bundle)
     before.verify()
