@@ -6,7 +6,6 @@ The build itself is the export's, started as a process of its own: nothing here 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import subprocess
@@ -15,12 +14,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from shutil import copyfile, copytree, ignore_patterns
 
-from engine import probe
-from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, open_bundle
+from engine import probe, turns
+from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, is_newer, open_bundle, write_manifest
 from engine.errors import BundleError, EngineError
 from engine.plan import TIMING_CACHE, plans_of, sidecar_of
 from engine.plan_cache import folder_of
@@ -35,7 +34,6 @@ Say = Callable[[str], None]
 
 _WATCH_S = 0.5
 _STILL_AT_IT_S = 15.0
-_LOCK_CHECK_S = 0.5
 
 
 def build(
@@ -49,7 +47,10 @@ def build(
     deadline = time.monotonic() + timeout_s
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache / ".lock", deadline, say):
+        with _turn(cache, deadline, say) as is_held:
+            if not os.access(cache, os.W_OK | os.X_OK, effective_ids=True):  # found out before it has cost minutes
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            _remove_abandoned(cache, is_held)
             if is_there():
                 return say("another worker has built it meanwhile")
             with _workplace() as work:
@@ -57,6 +58,8 @@ def build(
                 copy = _copy(bundle, Path(work) / "bundle")
                 if open_bundle(copy).sha256 != bundle.sha256:  # long ago, perhaps, while another worker built
                     raise _exchanged(bundle)
+                if is_newer(copy):  # the export refuses to write one anew, and of this one nothing but plans is kept
+                    write_manifest(copy, bundle.manifest)
                 with _worth_no_failure(say):
                     _bring_timings(bundle, cache, copy)
                 asked = [] if precision == "auto" else ["--precision", precision]
@@ -100,29 +103,19 @@ def _workplace() -> tempfile.TemporaryDirectory[str]:
         ) from error
 
 
-@contextmanager
-def _locked(path: Path, deadline: float, say: Say) -> Iterator[None]:
-    """Hold the lock at `path` for the block. Raises EngineError when another holds it until `deadline`."""
-    with open(path, "a") as file:
-        waited = False
-        while not _try_lock(file.fileno()):
-            if time.monotonic() > deadline:
-                raise EngineError("another worker builds a plan and does not end (BUILD_TIMEOUT_S)")
-            if not waited:
-                say("another worker builds a plan on this volume; waiting for it")
-                waited = True
-            time.sleep(_LOCK_CHECK_S)
-        yield
+def _turn(cache: Path, deadline: float, say: Say) -> AbstractContextManager[bool]:
+    """Where the volume knows no locks two may build the same at once, which wastes time: the last to end is kept."""
+    late = EngineError("another worker builds a plan and does not end (BUILD_TIMEOUT_S)")
+    waits = "another worker builds a plan on this volume; waiting for it"
+    return turns.turn(cache / ".lock", deadline, lambda: say(waits), late)
 
 
-def _try_lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        # A volume that knows no locks: two may then build the same at once, which wastes time and harms nothing, for
-        # what they keep is renamed into place.
-        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-    return True
+def _remove_abandoned(cache: Path, is_held: bool) -> None:
+    """What workers that were killed in `_put` have left."""
+    for part in (*cache.glob("*/.sm_*"), *cache.glob(f".*.{TIMING_CACHE}.*")):
+        if turns.is_abandoned(part, is_held):
+            with suppress(OSError):
+                part.unlink()
 
 
 def _copy(bundle: Bundle, to: Path) -> Path:
@@ -204,18 +197,24 @@ def _keep(built: Bundle, before: Bundle, cache: Path) -> None:
         raise EngineError("the build added no plan")
     for plan, folder in new:
         folder.mkdir(exist_ok=True)
-        for source in (plan.path, plan.path.with_name(sidecar_of(plan.name))):  # the sidecar last: it says "whole"
-            _put(source, folder / source.name)
+        sources = plan.path, plan.path.with_name(sidecar_of(plan.name))  # the sidecar last: it says "whole"
+        _put(*((source, folder / source.name) for source in sources))
 
 
-def _put(source: Path, target: Path) -> None:
-    """Copy a file to the volume, where it is whole or absent."""
-    part = target.with_name(f".{target.name}.{os.getpid()}")
+def _put(*files: tuple[Path, Path]) -> None:
+    """Copy files, each a source and a target, to the volume, where each is whole or absent.
+
+    They come one right after the other, for another worker may keep its own where there are no locks.
+    """
+    parts = [(source, target.with_name(f".{target.name}.{turns.mark()}"), target) for source, target in files]
     try:
-        copyfile(source, part)
-        os.replace(part, target)
+        for source, part, _ in parts:
+            copyfile(source, part)
+        for _, part, target in parts:
+            os.replace(part, target)
     except OSError:
-        part.unlink(missing_ok=True)  # else a volume that is full stays so
+        for _, part, _ in parts:
+            part.unlink(missing_ok=True)  # else a volume that is full stays so
         raise
 
 
@@ -230,7 +229,7 @@ def _bring_timings(bundle: Bundle, cache: Path, copy: Path) -> None:
 def _keep_timings(bundle: Bundle, cache: Path, copy: Path) -> None:
     for kept, used in _timing_caches(bundle, cache, copy):
         if used.exists():
-            _put(used, kept)
+            _put((used, kept))
 
 
 def _timing_caches(bundle: Bundle, cache: Path, copy: Path) -> Iterator[tuple[Path, Path]]:

@@ -294,6 +294,13 @@ def _safe(name: str) -> str:
     return name
 
 
+def is_newer(folder: Path) -> bool:
+    """Whether a later version wrote the manifest in `folder`, perhaps with more in it than is read here."""
+    version = str(json.loads((folder / MANIFEST).read_bytes())["schema_version"])
+    minor, own = (one.partition(".")[2] for one in (version, SCHEMA_VERSION))
+    return (len(minor), minor) > (len(own), own)
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Record every file below `folder` and write the manifest and its checksum, flushed to disk.
 

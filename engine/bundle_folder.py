@@ -11,9 +11,10 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
-from engine.bundle import CHECKSUM, MANIFEST
+from engine.bundle import CHECKSUM, MANIFEST, is_newer
 from engine.errors import BundleError
 
 
@@ -24,6 +25,7 @@ def new_bundle_folder(out: Path) -> Iterator[Path]:
     Fill it, then call `write_manifest`. Folders that killed runs left behind are removed. Raises BundleError when
     `out` is there and not empty, before the block or behind it, or where nothing can be renamed to it.
     """
+    finish_exchange(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BundleError(f"{out} exists and is not empty; name another folder or remove it first")
     place = _place_of(out)
@@ -45,9 +47,11 @@ def changed_bundle_folder(path: Path) -> Iterator[Path]:
 
     Files are linked, not copied: replace them, never write into them. Call `write_manifest` at the end; the manifest
     alone is a copy. Its folders can be written to meanwhile, whether the bundle's can or not. Raises BundleError where
-    another has changed the bundle meanwhile, for that would be lost, or where nothing can be renamed to it.
+    another has changed the bundle meanwhile, for that would be lost, where nothing can be renamed to it, or as
+    `refuse_newer` does.
     """
     place = _place_of(path)
+    refuse_newer(path)
     with _partial_folder(place) as folder:
         shutil.copytree(place, folder, copy_function=_link, dirs_exist_ok=True)
         modes = _make_writable(folder)
@@ -63,6 +67,24 @@ def changed_bundle_folder(path: Path) -> Iterator[Path]:
             with suppress(FileNotFoundError):
                 copied.chmod(mode)
         _exchange(folder, place)
+
+
+def finish_exchange(path: Path) -> None:
+    """Put a changed bundle in its place where its run was killed between the two renames of `_exchange`."""
+    if path.exists():
+        return
+    place = _place_of(path)
+    for aside in sorted(place.parent.glob(f".{escape(place.name)}.partial-*{_ASIDE}")):
+        new = aside.with_name(aside.name.removesuffix(_ASIDE))
+        if new.is_dir() and not place.exists():
+            os.rename(new, place)
+            _remove(aside)
+
+
+def refuse_newer(path: Path) -> None:
+    """Raise BundleError where the bundle at `path` may say more than would be left of it."""
+    if is_newer(path):
+        raise BundleError(f"{path} was made by a newer version, and what that added would be lost; update this one")
 
 
 def _place_of(path: Path) -> Path:
@@ -138,7 +160,7 @@ def _exchange(new: Path, old: Path) -> None:
     if exchange and exchange(_HERE, os.fsencode(new), _HERE, os.fsencode(old), _RENAME_EXCHANGE) == 0:
         _remove(new)
         return
-    aside = new.with_name(f"{new.name}-old")
+    aside = new.with_name(f"{new.name}{_ASIDE}")
     try:
         os.rename(old, aside)
         os.rename(new, old)
@@ -149,6 +171,7 @@ def _exchange(new: Path, old: Path) -> None:
     _remove(aside)
 
 
+_ASIDE = "-old"
 _HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
 
 

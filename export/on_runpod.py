@@ -5,7 +5,8 @@
 The check is of what shows without a GPU: that the graph in half precision answers as in fp32, that lengths fit.
 
 What the pod may change is what plans add: every file that was there keeps its hash, except for parity.json, the timing
-cache, and plans of the pod's own architecture with their sidecars.
+cache, and plans of the pod's own architecture with their sidecars. The manifest is written here, from the one that was
+here: the pod's has to say the same, but for graphs in half precision that the plans were built from.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import argparse
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, open_bundle
-from engine.bundle_folder import changed_bundle_folder
+from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, Manifest, open_bundle, write_manifest
+from engine.bundle_folder import changed_bundle_folder, finish_exchange, refuse_newer
 from engine.errors import BundleError
 from engine.plan import SUFFIX, TIMING_CACHE
 from engine.sizes import readable
@@ -39,6 +40,7 @@ from export.progress import stage
 PROXY = "https://{pod}-{port}.proxy.runpod.net"
 _MAY_CHANGE = re.compile(rf"parity\.json|graphs/[^/]+/plans/{re.escape(TIMING_CACHE)}")
 _OF_A_PLAN = re.compile(r"graphs/[^/]+/plans/(sm_\d+)\b[^/]*\.(?:plan|json)")
+_HALF = ("fp16", "bf16")
 _SPARE_DISK_GB = 10
 
 
@@ -68,7 +70,9 @@ def main(argv: Sequence[str]) -> Outcome:
     GPU types that were done before one fails keep their plans.
     """
     order = order_from_argv(argv)
+    finish_exchange(order.bundle)
     before = open_bundle(order.bundle)
+    refuse_newer(order.bundle)
     before.verify()
     api = load_api()
     prices = {gpu_type: hourly_price(api, gpu_type, order.cloud) for gpu_type in order.gpu_types}
@@ -192,10 +196,12 @@ def _build(pod: Pod, order: Order, bundle: Bundle, copy: Path, deadline: float) 
     with stage("fetch") as note:
         for name in (MANIFEST, CHECKSUM):
             client.fetch(name, copy / name)
-        new = _new_files(bundle, open_bundle(copy))
+        built = open_bundle(copy)
+        new, manifest = _new_files(bundle, built), _manifest(bundle, built)
         note(readable(sum(client.fetch(name, copy / name) for name in new)))
+    built.verify()
     (copy / SIGNATURE).unlink(missing_ok=True)  # of the bundle as it was
-    open_bundle(copy).verify()
+    write_manifest(copy, manifest)
 
 
 def _new_files(old: Bundle, new: Bundle) -> list[str]:
@@ -214,11 +220,46 @@ def _new_files(old: Bundle, new: Bundle) -> list[str]:
         if after.get(name) != before[name]
         and (name not in after or not (_MAY_CHANGE.fullmatch(name) or _architecture(name) in own))
     ]
-    if wrong or (old.manifest.model, old.manifest.task) != (new.manifest.model, new.manifest.task):
-        raise BundleError(f"the pod changed {', '.join(wrong) or 'the manifest'}; the bundle here stays as it was")
+    if wrong:
+        raise BundleError(f"the pod changed {', '.join(wrong)}; the bundle here stays as it was")
+    halves = {path for made in _halves(old).values() for path in made.values()}
+    odd = [
+        name
+        for name in added
+        if not (_MAY_CHANGE.fullmatch(name) or _architecture(name) or re.sub(r"\.bin$", ".onnx", name) in halves)
+    ]
+    if odd:
+        raise BundleError(f"the pod added {', '.join(odd)}, which no plan needs; the bundle here stays as it was")
     if not built:
         raise BundleError("the pod sent no plan; the bundle here stays as it was")
     return new_files
+
+
+def _manifest(old: Bundle, new: Bundle) -> Manifest:
+    """That of `old`, with the graphs in half precision that `new` brings.
+
+    Raises BundleError where that of `new` says anything else; an older image leaves out what it does not know.
+    """
+    graphs = dict(old.manifest.graphs)
+    for name, halves in _halves(old).items():
+        brought = {one: path for one, path in halves.items() if path in new.manifest.files}
+        graphs[name] = replace(graphs[name], onnx={**graphs[name].onnx, **brought})
+    manifest = replace(old.manifest, graphs=graphs)
+    names = [field.name for field in fields(Manifest) if field.name not in ("files", "pieces")]
+    if changed := [name for name in names if getattr(manifest, name) != getattr(new.manifest, name)]:
+        raise BundleError(
+            f"the pod changed {', '.join(changed)} in {MANIFEST}; the bundle here stays as it was; build --image from "
+            "this version"
+        )
+    return manifest
+
+
+def _halves(bundle: Bundle) -> dict[str, dict[str, str]]:
+    """For every graph the files, by precision, of those in half precision that it lacks."""
+    return {
+        name: {one: f"graphs/{name}/{one}.onnx" for one in _HALF if one not in graph.onnx}
+        for name, graph in bundle.manifest.graphs.items()
+    }
 
 
 def _architecture(name: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from engine.bucket import Bucket
 from engine.bundle import SIGNATURE, Bundle, Graph, open_bundle, write_manifest
-from engine.bundle_folder import changed_bundle_folder
+from engine.bundle_folder import changed_bundle_folder, finish_exchange
 from engine.errors import EngineError
 from engine.plan import TIMING_CACHE, Plan, PlanFile, Profile, source_digest, write_sidecar
 from engine.sizes import readable
@@ -39,6 +39,7 @@ def add_plans(path: Path, recipe: PlanRecipe) -> list[str]:
 
     Raises Refused, ParityFailed or BundleError.
     """
+    finish_exchange(path)
     bundle = open_bundle(path)
     recipe = recipe.of(bundle.manifest.precisions)
     recipe.check(bundle.manifest)

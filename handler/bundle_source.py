@@ -74,11 +74,12 @@ def _commit(folder: Path, revision: str) -> str:
 
 def _fetched(settings: Settings, volume: Path) -> Path:
     """BUNDLE_CACHE/SHA256, which holds the bundle already or does from now on."""
-    from handler.fetch_bundle import fetch, is_bundle
+    from handler.fetch_bundle import fetch, is_bundle, tidy
 
     sha256 = settings.bundle_sha256
     folder = (settings.bundle_cache or (volume / "bundles" if volume.is_dir() else _ELSEWHERE)) / sha256.lower()
     if is_bundle(folder, sha256):
+        tidy(folder)
         return folder
     if settings.bundle_cache is None and not _is_writable(folder.parent):
         log("WARN", f"the volume cannot be written: the bundle goes into {_ELSEWHERE}, for this start alone")

@@ -7,7 +7,6 @@ each fetches for itself, and the first to finish wins; nobody ever sees half a b
 from __future__ import annotations
 
 import errno
-import fcntl
 import http.client
 import io
 import os
@@ -19,8 +18,7 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 from urllib.parse import urlsplit
@@ -30,6 +28,7 @@ from engine.bundle import MANIFEST, open_bundle
 from engine.config import shown
 from engine.errors import BundleError, ConfigError
 from engine.sizes import readable
+from engine.turns import is_abandoned, mark, turn
 from handler import signals
 from handler.log import log
 from handler.unpack import unpack
@@ -38,7 +37,7 @@ _ATTEMPTS = 3
 _SILENCE_S = 30.0  # of a server, before the attempt counts as failed
 _LONG_S = 10.0
 _TURN_S = 400.0  # to wait for another worker; RunPod gives up on a worker that takes longer than 7 minutes to start
-_ABANDONED_S = 3600.0
+_PARTIAL = re.compile(r"\.[0-9a-f]{64}\.partial-")
 # What a server, or a connection, makes of a reply; ValueError is http.client's for a chunk of negative size.
 _BROKEN = (
     *(urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError),
@@ -60,15 +59,23 @@ def fetch(url: str, sha256: str, folder: Path) -> None:
         raise ConfigError(f"BUNDLE_URL={shown(url)!r} {fault}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _turn(folder):
+        with _turn(folder, _TURN_S) as is_held:
+            _remove_abandoned(folder, is_held)
             if not is_bundle(folder, sha256):
-                _remove_abandoned(folder)
                 _fetch(url, sha256, folder)
     except OSError as error:
         raise BundleError(
             f"{folder.parent} cannot hold the bundle ({error.strerror}); point BUNDLE_CACHE to a folder with room that "
             "the worker may write to"
         ) from error
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed workers left beside a bundle that is there, unless another worker is about it."""
+    with suppress(OSError, BundleError):
+        if _partials(folder):
+            with _turn(folder, 0) as is_held:
+                _remove_abandoned(folder, is_held)
 
 
 def _fault(url: str) -> str:
@@ -131,7 +138,7 @@ def discard(folder: Path, damaged: Copy) -> bool:
     """
     if copy_in(folder) != damaged:  # perhaps it is being fetched again: not waited for
         return False
-    with _turn(folder):
+    with _turn(folder, _TURN_S):
         is_there = copy_in(folder) == damaged
         if is_there:
             _remove(folder)
@@ -140,14 +147,14 @@ def discard(folder: Path, damaged: Copy) -> bool:
 
 def _remove(folder: Path) -> None:
     """In one step; whoever has its files open keeps them."""
-    aside = folder.with_name(f".{folder.name}.partial-damaged-{os.urandom(4).hex()}")
+    aside = folder.with_name(f".{folder.name}.partial-{mark()}")
     os.rename(folder, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def _fetch(url: str, sha256: str, folder: Path) -> None:
     begin = time.monotonic()
-    partial = folder.with_name(f".{folder.name}.partial-{os.urandom(4).hex()}")
+    partial = folder.with_name(f".{folder.name}.partial-{mark()}")
     with signals.cleaning_up(lambda: shutil.rmtree(partial, ignore_errors=True)):
         partial.mkdir(0o700)
         log("INFO", f"fetching the bundle from {_shown(url)}")
@@ -262,34 +269,24 @@ def _put(new: Path, folder: Path, sha256: str) -> None:
             os.rename(new, folder)
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """What workers that were killed while they fetched have left, on this machine or another."""
-    for entry in folder.parent.glob(f".{folder.name}.partial-*"):
-        with suppress(FileNotFoundError):  # another worker does the same, where there are no locks
-            if time.time() - entry.stat().st_mtime > _ABANDONED_S:
-                shutil.rmtree(entry, ignore_errors=True)
+def _partials(folder: Path) -> list[Path]:
+    """What is not whole, of this bundle and of others that are kept beside it."""
+    return [folder.with_name(name) for name in os.listdir(folder.parent) if _PARTIAL.match(name)]
 
 
-@contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Hold the lock on `folder` while the block runs. Raises BundleError when another worker holds it for too long."""
+def _remove_abandoned(folder: Path, is_held: bool) -> None:
+    """What workers that were killed while they fetched have left; `is_held`: the lock on `folder`."""
+    for entry in _partials(folder):
+        if is_abandoned(entry, is_held and entry.name.startswith(f".{folder.name}.")):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _turn(folder: Path, wait_s: float) -> AbstractContextManager[bool]:
+    """Hold the lock on `folder` for a block. Raises BundleError when another worker holds it for too long."""
     path = folder.with_name(f".{folder.name}.lock")
-    deadline, told = time.monotonic() + _TURN_S, False
-    with open(path, "w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise BundleError(f"another worker has held {path} for {_TURN_S:g} s; remove it") from None
-                if not told:
-                    log("INFO", "another worker is fetching the bundle; waiting for it")
-                told = True
-                time.sleep(0.2)
-            except OSError:  # no locks on this volume
-                break
-        yield
+    late = BundleError(f"another worker has held {path} for {_TURN_S:g} s; remove it")
+    waits = "another worker is fetching the bundle; waiting for it"
+    return turn(path, time.monotonic() + wait_s, lambda: log("INFO", waits), late)
 
 
 def _empty(folder: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ KINDS = ("good", "fail", "hang", "evil", "lie", "die")
 """What the script does, handed over as an option that the real command has."""
 BUILDER = """
 import os, signal, sys, time
+from dataclasses import replace
 from pathlib import Path
 from engine.bundle import open_bundle, write_manifest
 folder, kind = Path(sys.argv[1]), ("good", "fail", "hang", "evil", "lie", "die")[int(sys.argv[3])]
@@ -44,9 +46,18 @@ if kind == "fail":
     sys.exit(3 if "--no-library-tactics" in sys.argv else 1)
 if kind == "hang":
     time.sleep(600)
-if kind == "evil":
+meddles = kind == "evil" and "--no-library-tactics" in sys.argv
+if kind == "evil" and not meddles:
     (folder / "tokenizer.json").write_text("{}")
-write_manifest(folder, open_bundle(folder).manifest)
+manifest = open_bundle(folder).manifest
+graph = manifest.graphs["model"]
+if "fp16" not in graph.onnx:
+    (folder / "graphs/model/fp16.onnx").write_bytes(b"half")
+    graph = replace(graph, onnx={**graph.onnx, "fp16": "graphs/model/fp16.onnx"})
+    manifest = replace(manifest, graphs={"model": graph})
+if meddles:
+    manifest = replace(manifest, task_config={**manifest.task_config, "normalize": False})
+write_manifest(folder, manifest)
 if kind == "lie":
     plan = next(plans.glob("*.plan"))
     plan.write_bytes(plan.read_bytes()[:-1] + b"!")
@@ -105,7 +116,8 @@ def content(bundle: Path) -> dict[str, bytes]:
 
 
 def test_a_plan_of_every_gpu_comes_back(api: EmulatedApi, small_bundle: Path):
-    before = open_bundle(small_bundle).manifest.files
+    as_it_was = open_bundle(small_bundle).manifest
+    before = as_it_was.files
     code, out, err = run(api, small_bundle, "good", "--precision", "fp16")
     assert code == 0, err
     bundle = open_bundle(small_bundle)
@@ -114,6 +126,9 @@ def test_a_plan_of_every_gpu_comes_back(api: EmulatedApi, small_bundle: Path):
     assert plans == ["graphs/model/plans/sm_0.plan", "graphs/model/plans/sm_1.plan"]
     assert bundle.manifest.files[plans[0]][0] > pod_piece(), "more than one piece"
     assert {name: bundle.manifest.files[name] for name in before} == dict(before)
+    onnx = {**as_it_was.graphs["model"].onnx, "fp16": "graphs/model/fp16.onnx"}
+    graphs = {"model": replace(as_it_was.graphs["model"], onnx=onnx)}
+    assert bundle.manifest == replace(as_it_was, graphs=graphs, files=bundle.manifest.files)
     assert "  | building good --precision fp16" in out
     assert [pod["gpuTypeId"] for pod in api.created] == GPUS.split(",")
     assert [entry.name for entry in small_bundle.parent.iterdir() if "partial" in entry.name] == []
@@ -147,6 +162,7 @@ def test_a_dry_run_creates_nothing(api: EmulatedApi, small_bundle: Path):
         ("fail --no-library-tactics", 3, "the plans could not be built on the pod"),
         ("evil", 2, "the pod changed tokenizer.json; the bundle here stays as it was"),
         ("lie", 2, "does not match the SHA-256 in the manifest"),
+        ("evil --no-library-tactics", 2, "the pod changed task_config in manifest.json; the bundle here stays"),
     ],
 )
 def test_a_build_that_goes_wrong_changes_nothing(

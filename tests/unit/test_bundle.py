@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto
 
 from engine import digest
-from engine.bundle import CHECKSUM, MANIFEST, Bundle, open_bundle, write_manifest
+from engine.bundle import CHECKSUM, MANIFEST, SCHEMA_VERSION, Bundle, open_bundle, write_manifest
 from engine.bundle_folder import changed_bundle_folder, is_mount_point, new_bundle_folder
 from engine.errors import BundleError
 from engine.tasks import load_task
@@ -203,6 +203,25 @@ def test_a_newer_schema_is_refused_with_the_fix(small_bundle: Path):
     rewrite_manifest(small_bundle, schema_version="2.0")
     with pytest.raises(BundleError, match=r"schema 2\.0, this worker reads 1\.x; update the worker"):
         open_bundle(small_bundle)
+
+
+@pytest.mark.parametrize("version", ["1.9", "1.10"])
+def test_what_a_newer_version_said_of_a_bundle_is_not_written_over(small_bundle: Path, version: str):
+    rewrite_manifest(small_bundle, schema_version=version, something_new=[1])
+    before = (small_bundle / MANIFEST).read_bytes()
+    sentence = "small-bundle was made by a newer version, and what that added would be lost; update this one$"
+    with pytest.raises(BundleError, match=sentence), changed_bundle_folder(small_bundle):
+        pytest.fail("the work was begun")
+    assert (small_bundle / MANIFEST).read_bytes() == before
+
+
+@pytest.mark.parametrize("version", ["1", "1.0", SCHEMA_VERSION])
+def test_a_bundle_of_an_earlier_version_is_changed(small_bundle: Path, version: str):
+    rewrite_manifest(small_bundle, schema_version=version)
+    with changed_bundle_folder(small_bundle) as folder:
+        write_manifest(folder, open_bundle(folder).manifest)
+    open_bundle(small_bundle).verify()
+    assert json.loads((small_bundle / MANIFEST).read_bytes())["schema_version"] == SCHEMA_VERSION
 
 
 def test_a_newer_minor_schema_is_read(small_bundle: Path):

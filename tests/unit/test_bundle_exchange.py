@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 
 from engine import bundle_folder
 from engine.bundle import open_bundle, write_manifest
+from engine.errors import BundleError
+from export.__main__ import main
+from tests.processes import killed
 
 
 @pytest.fixture
@@ -45,6 +49,39 @@ def test_what_is_interrupted_between_them_is_as_before(folders: tuple[Path, Path
         bundle_folder._exchange(new, old)
     assert (old / "file").read_text() == "old"
     assert sorted(path.name for path in old.parent.iterdir()) == ["new", "old"]
+
+
+@pytest.mark.parametrize("then", ["new", "plan", "plan on RunPod"])
+def test_what_is_killed_between_them_is_finished_by_the_next_run(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, then: str
+):
+    rename = os.rename
+
+    def killing(source: Path, target: Path) -> None:
+        rename(source, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def change() -> None:
+        with bundle_folder.changed_bundle_folder(small_bundle) as folder:
+            (folder / "more").touch()
+            write_manifest(folder, open_bundle(folder).manifest)
+            monkeypatch.setattr(os, "rename", killing)
+
+    monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
+    monkeypatch.setattr("runpod.api_key", None)  # so that nothing is asked
+    with monkeypatch.context() as patched:
+        patched.setattr(ctypes, "CDLL", lambda name: object())
+        killed(change)
+    assert not small_bundle.exists()
+    if then == "new":
+        sentence = "exists and is not empty"
+        with pytest.raises(BundleError, match=sentence), bundle_folder.new_bundle_folder(small_bundle):
+            pytest.fail("the work was begun")
+    else:
+        pods = ["--on-runpod", "NVIDIA L4", "--image", "x"] if then == "plan on RunPod" else []
+        assert main(["plan", str(small_bundle), "--lengths", "64", *pods]) == 2
+    assert "more" in open_bundle(small_bundle).manifest.files
+    assert list(small_bundle.parent.iterdir()) == [small_bundle]
 
 
 def test_a_new_folder_that_another_run_took_for_a_left_over_is_made_again(

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import functools
 import http.server
-import multiprocessing
 import os
 import re
 import runpy
@@ -14,8 +13,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,12 +24,14 @@ from huggingface_hub import constants
 from engine.bundle import open_bundle, write_manifest
 from engine.config import Settings
 from engine.errors import BundleError, ConfigError
+from engine.turns import mark
 from handler.boot import boot
 from handler.bundle_source import bundle_folder
 from handler.fetch_bundle import copy_in, discard, fetch
 from handler.timeline import Timeline
 from handler.verification import Verification
 from tests.bundles import write_small_bundle
+from tests.processes import as_another_user, killed
 from tests.tls_server import TlsServer, certificate
 
 
@@ -143,29 +143,6 @@ def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             path.chmod(mode)
         monkeypatch.setattr("handler.bundle_source._ELSEWHERE", folder / "elsewhere/bundles")
         yield folder
-
-
-def as_another_user(work: Callable[[], object]) -> object:
-    """What `work` returns to an ordinary user: root may write anywhere."""
-
-    def child(answer: Connection) -> None:
-        if os.geteuid() == 0:
-            os.setgid(10001)
-            os.setuid(10001)
-        try:
-            answer.send(work())
-        except Exception as error:
-            answer.send(error)
-
-    fork = multiprocessing.get_context("fork")
-    ours, theirs = fork.Pipe()
-    process = fork.Process(target=child, args=(theirs,))
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    finally:
-        process.join()
 
 
 def test_a_volume_of_another_user_costs_no_start(
@@ -637,15 +614,54 @@ def test_what_the_manifest_does_not_list_is_left_out(
     assert found == {*files, Path("manifest.sig")}
 
 
-def test_what_a_killed_worker_left_is_removed_when_it_is_old(server: Server, small_bundle: Path, tmp_path: Path):
+def test_what_a_worker_that_was_killed_left_is_removed_by_the_next(
+    server: Server, small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """At once: a volume has room for one bundle, perhaps."""
     pack(small_bundle, tmp_path / "www" / "bundle.tar")
-    cache = tmp_path / "cache"
-    old, new = (cache / f".{hash_of(small_bundle)}.partial-{age}" for age in ("old", "new"))
-    for folder in (old, new):
-        folder.mkdir(parents=True)
-    os.utime(old, (0, 0))
+    cache, server.delay_s = tmp_path / "cache", 60
+    killed(lambda: fetched(server, small_bundle, cache), when=lambda: bool(server.requests))
+    (left,) = cache.glob(".*.partial-*")
+    server.delay_s = 0
+    folder = fetched(server, small_bundle, cache)
+    assert not left.exists()
+    left.mkdir()  # by one that was killed when another had fetched it already
+    with open(cache / f".{folder.name}.lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        fetched(server, small_bundle, cache)
+        assert left.exists()
+    assert "waiting for it" not in capsys.readouterr().out
     fetched(server, small_bundle, cache)
-    assert (old.exists(), new.exists()) == (False, True)
+    assert sorted(path.name for path in cache.iterdir()) == [f".{folder.name}.lock", folder.name]
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_what_another_machine_left_is_removed_when_nobody_has_written_to_it_for_long(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
+):
+    """Where there are no locks, that goes for this machine's too."""
+
+    def no_locks(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    cache, mine = tmp_path / "cache", hash_of(small_bundle)
+    exported = cache / f".{'e' * 10}.partial-1-beef"  # of an export, which takes its time
+    old, written, new, other = (
+        cache / f".{one}.partial-{age}"
+        for one, age in ((mine, "old"), (mine, "written"), (mine, "new" if locks else mark()), ("f" * 64, "old"))
+    )
+    for folder in (old, written, new, other, exported):
+        (folder / "graphs").mkdir(parents=True)
+        (folder / "graphs/weights.bin").touch()
+        for path in (folder / "graphs/weights.bin", folder / "graphs", folder):
+            if folder != new and path != written / "graphs/weights.bin":
+                os.utime(path, (0, 0))
+    fetched(server, small_bundle, cache)
+    assert [folder.exists() for folder in (old, written, new, other, exported)] == [False, True, True, False, True]
 
 
 def test_a_cache_that_cannot_be_written_is_named(small_bundle: Path, tmp_path: Path):

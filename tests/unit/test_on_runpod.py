@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from engine.bundle import Bundle, open_bundle
+from engine.bundle import CHECKSUM, MANIFEST, Bundle, open_bundle
 from engine.errors import BundleError
 from export.errors import Refused
-from export.on_runpod import _new_files, order_from_argv
+from export.on_runpod import _manifest, _new_files, main, order_from_argv
 from export.pod_gpus import BLACKWELL, architecture_of
 
 PLANS = "graphs/model/plans"
@@ -90,7 +94,63 @@ def test_what_a_pod_sends_is_judged(small_bundle: Path):
         _new_files(old, old)
     with pytest.raises(BundleError, match="the pod sent no plan; the bundle here stays as it was"):
         _new_files(old, of(old, **{CACHE: "1"}))
-    with pytest.raises(BundleError, match="the pod changed the manifest; the bundle here stays as it was"):
-        _new_files(old, replace(old, manifest=replace(old.manifest, model="other")))
     with pytest.raises(BundleError, match=r"the pod changed graphs/model/fp32\.onnx; the bundle"):
         _new_files(old, of(old, l4="1", **{"graphs/model/fp32.onnx": "2"}))
+    for name in ("tokenizer_config.json", "graphs/model/int8.onnx", "graphs/other/fp16.onnx", "manifest.sig"):
+        with pytest.raises(BundleError, match=rf"the pod added {re.escape(name)}, which no plan needs; the bundle"):
+            _new_files(old, of(old, l4="1", **{name: "1"}))
+
+
+def test_for_a_bundle_of_a_newer_version_no_pod_is_rented(small_bundle: Path):
+    manifest = json.loads((small_bundle / MANIFEST).read_bytes())
+    raw = json.dumps({**manifest, "schema_version": "1.99"}).encode()
+    (small_bundle / MANIFEST).write_bytes(raw)
+    (small_bundle / CHECKSUM).write_text(f"{hashlib.sha256(raw).hexdigest()}  {MANIFEST}\n")
+    with pytest.raises(BundleError, match="was made by a newer version"):
+        main([str(small_bundle), "--on-runpod", "NVIDIA L4", "--image", "x"])
+
+
+def with_graph(bundle: Bundle, **changes: Any) -> Bundle:
+    graphs = {"model": replace(bundle.manifest.graphs["model"], **changes)}
+    return replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))
+
+
+HALF = {f"graphs/model/fp16.{kind}": "1" for kind in ("onnx", "bin")}
+ONNX = {"fp32": "graphs/model/fp32.onnx", "fp16": "graphs/model/fp16.onnx"}
+
+
+def test_a_pod_may_make_the_graph_that_its_plan_is_built_from(small_bundle: Path):
+    old = open_bundle(small_bundle)
+    new = with_graph(of(old, l4="1", l4_json="1", **HALF), onnx=ONNX)
+    assert set(_new_files(old, new)) == {f"{L4}.plan", f"{L4}.json", *HALF}
+    assert _manifest(old, new).graphs["model"].onnx == ONNX
+    for name in HALF:  # but not where there is one
+        with pytest.raises(BundleError, match=rf"the pod added {re.escape(name)}, which no plan needs"):
+            _new_files(with_graph(old, onnx=ONNX), with_graph(of(old, l4="1", **{name: "1"}), onnx=ONNX))
+
+
+@pytest.mark.parametrize(
+    "onnx", [{"fp32": "graphs/model/fp16.onnx"}, {**ONNX, "bf16": "graphs/model/fp32.onnx"}, {"fp32": ONNX["fp32"]}]
+)
+def test_a_pod_points_no_graph_to_other_files(small_bundle: Path, onnx: dict[str, str]):
+    old = open_bundle(small_bundle)
+    new = with_graph(of(old, l4="1", **HALF), onnx=onnx)
+    with pytest.raises(BundleError, match=r"the pod changed graphs in manifest\.json; the bundle here stays as it was"):
+        _manifest(old, new)
+
+
+def test_a_pod_says_nothing_else_of_the_bundle(small_bundle: Path):
+    """As an image of an earlier version does, which leaves out what it does not know, or one that means harm."""
+    old = open_bundle(small_bundle)
+    old = replace(old, manifest=replace(old.manifest, exporter="dynamo", parity_failed="cosine 0.5"))
+    theirs = of(old, l4="1").manifest
+    assert _manifest(old, replace(old, manifest=theirs)) == old.manifest
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"exporter": "", "parity_failed": ""}, "parity_failed, exporter"),
+        ({"task_config": {**theirs.task_config, "default_prompt": "theirs"}}, "task_config"),
+        ({"model": "other", "precisions": {"cuda": "fp16"}}, "model, precisions"),
+    ]
+    for changes, named in cases:
+        sentence = rf"the pod changed {named} in manifest\.json; .* stays as it was; build --image from this version$"
+        with pytest.raises(BundleError, match=sentence):
+            _manifest(old, replace(old, manifest=replace(theirs, **changes)))

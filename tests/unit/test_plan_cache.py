@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -10,13 +11,15 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from shutil import copytree
+from shutil import copyfile, copytree
 
 import pytest
 
-from engine import build_plan, probe
+from engine import build_plan, probe, turns
+from engine import bundle as bundle_format
 from engine.build_plan import build
 from engine.bundle import Manifest, open_bundle, write_manifest
 from engine.errors import EngineError
@@ -24,7 +27,7 @@ from engine.plan_cache import cached_plans, folder_of, verify
 from engine.probe import Gpu
 from tests.bundles import write_small_bundle
 from tests.plans import add_plan
-from tests.processes import wait_until_dead
+from tests.processes import as_another_user, killed, wait_until_dead
 
 REPOSITORY = Path(__file__).parents[2]
 ADDS_A_PLAN = """
@@ -73,6 +76,21 @@ def test_the_build_is_asked_for_the_precision_that_the_settings_name(
     command(monkeypatch, tmp_path, ADDS_A_PLAN + "    print('asked for:', *sys.argv[2:])\n")
     said = built(small_bundle, tmp_path / "cache", precision=precision)
     assert f"building a plan: asked for: {asked}".strip() in said
+
+
+def test_a_plan_is_built_for_a_bundle_of_a_newer_version(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Which is served as well, though `export plan` would not write its manifest anew."""
+    with monkeypatch.context() as newer:
+        newer.setattr(bundle_format, "SCHEMA_VERSION", "1.99")
+        write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    refuses = "    from engine.bundle_folder import refuse_newer\n    refuse_newer(Path(sys.argv[1]))\n"
+    command(monkeypatch, tmp_path, ADDS_A_PLAN.replace("    add_plan(", f"{refuses}    add_plan("))
+    before = sorted((path, path.read_bytes()) for path in small_bundle.rglob("*") if path.is_file())
+    built(small_bundle, tmp_path / "cache")
+    assert sorted((path, path.read_bytes()) for path in small_bundle.rglob("*") if path.is_file()) == before
+    assert cached_plans(tmp_path / "cache", open_bundle(small_bundle), "model")
 
 
 def test_a_model_with_other_weights_finds_nothing(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -305,7 +323,7 @@ def test_timings_on_the_volume_are_not_written_over_those_in_the_bundle(
 
 
 def test_one_builds_and_the_other_waits_for_it(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(build_plan, "_LOCK_CHECK_S", 0.01)
+    monkeypatch.setattr(turns, "_CHECK_S", 0.01)
     command(monkeypatch, tmp_path, "raise SystemExit('nobody should build')")
     cache = tmp_path / "cache"
     cache.mkdir()
@@ -327,7 +345,7 @@ def test_one_builds_and_the_other_waits_for_it(small_bundle: Path, tmp_path: Pat
 
 
 def test_a_lock_that_is_never_released(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(build_plan, "_LOCK_CHECK_S", 0.01)
+    monkeypatch.setattr(turns, "_CHECK_S", 0.01)
     holder = subprocess.Popen(
         [sys.executable, "-c", f"import fcntl, time; f = open({str(tmp_path / '.lock')!r}, 'a');"
          "fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); time.sleep(600)"],
@@ -353,6 +371,78 @@ def test_a_volume_without_locks_still_gets_its_plan(
     command(monkeypatch, tmp_path, ADDS_A_PLAN)
     built(small_bundle, tmp_path / "cache")
     assert cached_plans(tmp_path / "cache", open_bundle(small_bundle), "model")
+
+
+def test_without_locks_two_that_build_the_same_do_not_write_one_file(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And all workers have one process id, as in containers. A plan comes together with its own sidecar."""
+    both = threading.Barrier(2, timeout=30)
+    kept: list[Path] = []
+
+    def together(source: Path, target: Path) -> None:
+        copyfile(source, target)
+        if target.name.startswith(".sm_"):
+            kept.extend(target.parent.glob("sm_*"))
+            both.wait()
+
+    def no_locks(file: int, operation: int) -> None:
+        raise OSError(38, os.strerror(38))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(build_plan, "copyfile", together)
+    command(monkeypatch, tmp_path, ADDS_A_PLAN)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: built(small_bundle, tmp_path / "cache"), range(2)))
+    assert kept == []
+    (found,) = cached_plans(tmp_path / "cache", open_bundle(small_bundle), "model")
+    verify(found)
+    assert not [path for path in (tmp_path / "cache").rglob(".*") if path.name != ".lock"]
+
+
+def test_what_a_killed_worker_was_keeping_is_removed_by_the_next(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cache = tmp_path / "cache"
+
+    def cut_short(source: Path, target: Path) -> None:
+        copyfile(source, target)
+        if target.name.startswith(".sm_"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    command(monkeypatch, tmp_path, ADDS_A_PLAN)
+    with monkeypatch.context() as patched:
+        patched.setattr(build_plan, "copyfile", cut_short)
+        killed(lambda: built(small_bundle, cache))
+    (left,) = cache.glob("*/.sm_*")
+    others = [
+        left.with_name(".sm_89-trt10.13.0-fp16.plan.17"),  # of an earlier version
+        cache / ".model-NVIDIA_L4-trt10.13.0.35.timing.cache.0000feed-1",
+        left.with_name(".sm_86-trt10.13.0-fp16.plan.0000feed-2"),
+    ]
+    for path in others:
+        path.touch()
+    for path in others[:2]:
+        os.utime(path, (0, 0))
+    built(small_bundle, cache)
+    assert sorted(cache.rglob(".*")) == [cache / ".lock", others[2]]  # another machine's, which may be at it
+
+
+def test_a_folder_that_may_not_be_written_to_is_found_out_before_the_build():
+    """Whoever may has left a lock for all in it."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        bundle, cache = write_small_bundle(Path(name) / "bundle"), Path(name) / "cache"
+        cache.mkdir()
+        (cache / ".lock").touch()
+        (cache / ".lock").chmod(0o666)
+        cache.chmod(0o555)
+        refused = as_another_user(
+            lambda: build(open_bundle(bundle), cache, 60, "auto", lambda line: None, lambda: True)
+        )
+        cache.chmod(0o755)
+    assert isinstance(refused, EngineError)
+    assert str(refused).startswith(f"a plan cannot be kept in PLAN_CACHE={cache} (Permission denied); attach a volume")
 
 
 def test_timings_that_cannot_be_read_or_kept_cost_no_plan(
