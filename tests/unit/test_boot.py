@@ -15,7 +15,7 @@ from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import TensorRtEngine
 from engine.boot import foreseen, gather, open_engine, warmed
 from engine.bucket import Bucket
-from engine.bundle import open_bundle
+from engine.bundle import open_bundle, write_manifest
 from engine.config import Settings
 from engine.errors import BundleError, ConfigError, EngineError, EngineLost, OutOfMemory
 from engine.probe import Gpu
@@ -122,6 +122,22 @@ def test_nor_is_a_broken_context(small_bundle: Path, tmp_path: Path, device: Dev
     device.faults["cuMemAlloc"] = CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
     with pytest.raises(EngineLost):
         open_engine(open_bundle(small_bundle), settings(tmp_path, allow_cpu=True))
+
+
+def test_nor_is_one_that_breaks_at_the_warm_up(small_bundle: Path, tmp_path: Path, device: Device):
+    add_plan(small_bundle, plan_bytes())
+    bundle, wanted = open_bundle(small_bundle), settings(tmp_path, allow_cpu=True)
+    opened = open_engine(bundle, wanted)
+    device.faults["cuMemcpyHtoDAsync"] = CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
+    with pytest.raises(EngineLost):
+        warmed(*opened, bundle, wanted)
+
+
+def test_below_the_last_step_nothing_is_looked_for(small_bundle: Path, tmp_path: Path):
+    (small_bundle / "graphs/model/fp32.onnx").write_bytes(b"no graph")
+    write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    with pytest.raises(EngineError, match=r"ONNX Runtime .* cannot load fp32\.onnx"):
+        open_engine(open_bundle(small_bundle), settings(tmp_path, allow_cpu=True), say=pytest.fail)
 
 
 def test_onnx_runtime_that_does_not_load_cuda(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

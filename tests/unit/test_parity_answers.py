@@ -129,5 +129,7 @@ def test_answers_that_are_wrong_together_do_not_pass_the_gate(small_bundle: Path
     gate = Gate(source, small_bundle)
     assert gate.check()["graphs"]["graphs/model/fp32.onnx"]["min_neighbours"] == 1
     monkeypatch.setattr(type(source.task), "compare_all", lambda *_: [0.5])
-    with pytest.raises(ParityFailed, match=r"together differ from the reference \(required: neighbours at least 0\.99\)"):
+    with pytest.raises(
+        ParityFailed, match=r"together differ from the reference \(required: neighbours at least 0\.99\)"
+    ):
         gate.check()
