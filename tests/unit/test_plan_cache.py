@@ -252,12 +252,22 @@ def test_a_build_ends_with_the_worker_that_it_was_for(small_bundle: Path, tmp_pa
     wait_until_dead(int((tmp_path / "build.py.pids").read_text()))
 
 
-def test_a_long_build_says_that_it_is_at_it(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_long_build_says_what_it_prints_at_once_and_that_it_is_at_it(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(build_plan, "_STILL_AT_IT_S", 0.05)
     monkeypatch.setattr(build_plan, "_WATCH_S", 0.02)
-    command(monkeypatch, tmp_path, "import time; time.sleep(0.5)" + ADDS_A_PLAN.replace("\n    ", "\n"))
-    lines = built(small_bundle, tmp_path / "cache")
-    assert any(re.fullmatch(r"building a plan: \d s", line) for line in lines)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    said, heard = list[str](), tmp_path / "heard"
+    waits = f"import os, time\nprint('begun')\nwhile not os.path.exists({str(heard)!r}):\n    time.sleep(0.01)"
+    command(monkeypatch, tmp_path, waits + ADDS_A_PLAN.replace("\n    ", "\n"))
+
+    def say(line: str) -> None:
+        said.append(line)
+        if re.fullmatch(r"building a plan: \d+ s", line) and "building a plan: begun" in said:
+            heard.touch()
+
+    build(open_bundle(small_bundle), tmp_path / "cache", 20, "auto", say, lambda: False)
 
 
 TIMES = """
