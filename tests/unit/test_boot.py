@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -345,12 +346,20 @@ def test_a_build_that_fails_leads_to_the_next_best(
         open_engine(open_bundle(small_bundle), replace(wanted, engine="tensorrt"))
 
 
+@pytest.mark.parametrize("has_plans", [False, True])
 def test_a_build_that_fails_is_not_begun_again_for_the_next_graph(
-    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_plans: bool
 ):
     """Each has a time limit of minutes, and RunPod gives a worker seven to be ready."""
     graph = open_bundle(small_bundle).manifest.graphs["model"]
     bundle = write_small_bundle(tmp_path / "two graphs", graphs={"model": graph, "other": graph})
+    if has_plans:  # which load and do not run
+        refusing(REFUSED)
+        copytree(bundle / "graphs/model", bundle / "graphs/other")
+        own = replace(graph, onnx={"fp32": "graphs/other/fp32.onnx"})
+        write_manifest(bundle, replace(open_bundle(bundle).manifest, graphs={"model": graph, "other": own}))
+        for name in ("model", "other"):
+            add_plan(bundle, plan_bytes(), graph=name)
     builds = tmp_path / "builds"
     builder(monkeypatch, tmp_path, content=f"open({str(builds)!r}, 'a').write('one ') and 1 / 0")
     worker = handler.boot.boot(settings(tmp_path, bundle=bundle, build_on_boot=True, allow_cpu=True), Timeline())
