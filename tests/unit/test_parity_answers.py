@@ -128,8 +128,15 @@ def test_answers_that_are_wrong_together_do_not_pass_the_gate(small_bundle: Path
     source: Any = SimpleNamespace(task=export_task("feature-extraction"))
     gate = Gate(source, small_bundle)
     assert gate.check()["graphs"]["graphs/model/fp32.onnx"]["min_neighbours"] == 1
-    monkeypatch.setattr(type(source.task), "compare_all", lambda *_: [0.5])
+    compared: list[int] = []
+
+    def compare_all(_: Any, source: Any, expected: Any, found: Any) -> list[float]:
+        compared.append(len(expected))
+        return [0.5]
+
+    monkeypatch.setattr(type(source.task), "compare_all", compare_all)
     with pytest.raises(
         ParityFailed, match=r"together differ from the reference \(required: neighbours at least 0\.99\)"
     ):
         gate.check()
+    assert compared == [3]  # each once, though it was answered alone and in company

@@ -232,12 +232,19 @@ def test_a_plan_of_several_gpus_is_built_for_one_at_a_time():
 
 
 def test_what_pods_build_one_after_the_other_is_taken(plan: Run, small_bundle: Path):
-    """Each begins a timing cache of its own, and the third builds the first one's plan again."""
+    """Each adds to the timings that it finds, and the third builds the first one's plan again."""
+    given: list[bytes] = []
     for number, gpu in enumerate((("8.9", "NVIDIA L4"), ("8.6", "NVIDIA A40"), ("8.9", "NVIDIA L4"))):
         before = open_bundle(small_bundle)
         made = Built(plan_bytes(profiles(BATCHES, LENGTHS, SPECS)), b"timings %d" % number)
-        assert plan(gpu=gpu, build=lambda *_, made=made: made) == 0
+
+        def build(*arguments: Any, made: Built = made) -> Built:
+            given.append(arguments[-1])
+            return made
+
+        assert plan(gpu=gpu, build=build) == 0
         new = _new_files(before, open_bundle(small_bundle))
         stem = f"graphs/model/plans/sm_{gpu[0].replace('.', '')}-trt10.13.0-fp16"
         assert {f"{stem}.json", "graphs/model/plans/timing.cache"} <= set(new)
     assert len(plans_of(open_bundle(small_bundle))) == 2
+    assert given == [b"", b"timings 0", b"timings 1"]
