@@ -182,7 +182,7 @@ def _key(choice: Choice) -> str:
 
 def _is_last(key: str, settings: Settings) -> bool:
     """Whether there is nothing below it."""
-    return key in ("onnxruntime-cpu", "fake", settings.engine)
+    return key in ("onnxruntime-cpu", settings.engine)
 
 
 def _built(bundle: Bundle, settings: Settings, graph: str, facts: Facts, struck: dict[str, str], say: Say) -> Facts:

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from shutil import copyfile, copytree, ignore_patterns
 
@@ -53,8 +53,8 @@ def build(
             _remove_abandoned(cache, is_held)
             if is_there():
                 return say("another worker has built it meanwhile")
-            with _workplace() as work:
-                files = SameFiles(bundle.path / name for name in bundle.manifest.files)
+            files = SameFiles(bundle.path / name for name in bundle.manifest.files)
+            with closing(files), _workplace() as work:
                 copy = _copy(bundle, Path(work) / "bundle")
                 if open_bundle(copy).sha256 != bundle.sha256:  # long ago, perhaps, while another worker built
                     raise _exchanged(bundle)
@@ -66,7 +66,6 @@ def build(
                 _run([*BUILD_COMMAND, str(copy), *asked], work, deadline, timeout_s, say)
                 if files.changed():
                     raise _exchanged(bundle)
-                files.close()
                 _keep(open_bundle(copy), bundle, cache)
                 with _worth_no_failure(say):
                     _keep_timings(bundle, cache, copy)

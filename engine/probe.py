@@ -60,11 +60,10 @@ def _first_device() -> Gpu | str:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return ""
-    count, device, major, minor, version = (ctypes.c_int() for _ in range(5))
+    device, major, minor, version = (ctypes.c_int() for _ in range(4))
     name = ctypes.create_string_buffer(128)
     calls: Sequence[tuple[str, Sequence[object]]] = (
         ("cuInit", (0,)),
-        ("cuDeviceGetCount", (ctypes.byref(count),)),
         ("cuDeviceGet", (ctypes.byref(device), 0)),
         ("cuDeviceGetName", (name, len(name), device)),
         ("cuDriverGetVersion", (ctypes.byref(version),)),

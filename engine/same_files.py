@@ -24,8 +24,8 @@ class SameFiles:
         self.add(paths)
 
     def add(self, paths: Iterable[Path]) -> None:
-        """Further ones, but for those that are known."""
-        for path in (path for path in paths if path not in self._found):
+        """Further ones, none of them known yet."""
+        for path in paths:
             with suppress(OSError):  # whoever opens it tells what is wrong
                 self._held.append(os.open(path, os.O_PATH))
             self._found[path] = _seen(path)

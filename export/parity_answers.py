@@ -8,8 +8,6 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.errors import EngineError
 from engine.feed import run_rows
@@ -60,8 +58,7 @@ def answers_of(source: Source, candidate: Candidate, batches: Iterable[Sequence[
             for case, output in zip(batch, outputs, strict=True):
                 found = {spec.name: without_padding(output[spec.name], spec, case.row) for spec in engine.outputs}
                 figures = _figures(source, case.expected, found)
-                kept = {key: np.array(values) for key, values in found.items()} if keeps else None
-                yield Answer(case, f"{name}, batch of {len(batch)}", figures, kept)
+                yield Answer(case, f"{name}, batch of {len(batch)}", figures, found if keeps else None)
     except EngineError as error:
         said = f"the graph of {source.model} ({source.architecture}) does not run: {first_line(error)}"
         raise refusal_of(error) or Refused(f"{said}; try another --exporter") from error

@@ -79,7 +79,7 @@ class TensorRtDouble(ModuleType):
         super().__init__("tensorrt")
         self.__version__ = version
         self.ILogger, self.TensorIOMode = ILogger, TensorIOMode
-        self.refuse_to_capture = False
+        self.has_plugins = self.refuse_to_capture = False
         self.refuse_to_run = ""
         self.refuse_to_start = ""
         self.refuse_to_select = ""
@@ -87,6 +87,7 @@ class TensorRtDouble(ModuleType):
         """So many execution contexts of one engine there is memory for, which is TensorRT's own."""
 
         def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
+            self.has_plugins = True
             return True
 
         def nptype(name: str) -> Any:
@@ -108,6 +109,7 @@ class TensorRtDouble(ModuleType):
 
             def deserialize_cuda_engine(self, content: Any) -> Any:
                 assert device.stack, "TensorRT takes the context that is current"
+                assert double.has_plugins, "a plan may hold some that the ONNX parser put there"
                 try:
                     plan = json.loads(bytes(content))
                 except ValueError:

@@ -11,7 +11,6 @@ imported here alone, and only when a driver was found: see probe.py. Every error
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -48,8 +47,6 @@ class Cuda:
     """
 
     def __init__(self, index: int = 0) -> None:
-        # Before the driver loads: kernels are then loaded when first used, which saves seconds and hundreds of MiB.
-        os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
         self.allocations = 0
         """How often device or pinned memory was asked for. After warm-up it stays as it is."""
         self._held: list[Any] = []

@@ -42,6 +42,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
         "/": content(BODY),
         "/empty": content(b""),
         "/error": content(b"", 503),
+        "/slow": content(b"", 408),
+        "/early": content(b"", 425),
+        "/often": content(b"", 429),
         "/gone": content(b"", 410),
         "/gzip": content(BODY, Content_Encoding="gzip"),
         "/gzip-after-upload": content(BODY, Content_Encoding="aws-chunked,gzip"),
@@ -152,6 +155,9 @@ def test_the_systems_resolver_is_checked_too(host: str):
     ("path", "kind", "sentence"),
     [
         ("/error", Unreachable, "media.test answered with status 503"),
+        ("/slow", Unreachable, "media.test answered with status 408"),
+        ("/early", Unreachable, "media.test answered with status 425"),
+        ("/often", Unreachable, "media.test answered with status 429"),
         ("/gone", InvalidInput, "media.test answered with status 410"),
         ("/nowhere", InvalidInput, "media.test answered with status 302"),
         ("/gzip", InvalidInput, "media.test sent compressed content \\(gzip\\)"),
@@ -217,6 +223,24 @@ def test_the_next_address_is_tried(server: TlsServer, limits: Limits):
     assert fetch(server.url(), limits, network) == BODY
     with pytest.raises(Unreachable, match="failed \\(ConnectionRefusedError\\)"):
         fetch(server.url(), limits, server.network(["127.0.0.2"], allowed=["127.0.0.2"]))
+
+
+def test_an_address_that_does_not_answer_leaves_time_for_the_next(
+    server: TlsServer, limits: Limits, monkeypatch: pytest.MonkeyPatch
+):
+    connect, waited = socket.create_connection, []
+
+    def connect_late(address: tuple[str, int], timeout: float) -> socket.socket:
+        if address[0] != LOOPBACK:
+            waited.append(timeout)
+            raise TimeoutError
+        return connect(address, timeout)
+
+    monkeypatch.setattr(socket, "create_connection", connect_late)
+    network = server.network(["127.0.0.2", LOOPBACK], allowed=["127.0.0.2", LOOPBACK])
+    assert fetch(server.url(), limits, network) == BODY
+    assert len(waited) == 1
+    assert waited[0] <= limits.fetch_timeout_s / 2
 
 
 def test_no_authority_is_read_for_a_connection(server: TlsServer, monkeypatch: pytest.MonkeyPatch):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.backends import load_engine
 from engine.backends import onnxruntime as backend
 from engine.backends.fake import FakeEngine
 from engine.backends.onnxruntime import OnnxRuntimeEngine
@@ -21,9 +22,11 @@ from engine.batcher import Batcher
 from engine.bucket import Bucket
 from engine.bundle import open_bundle, write_manifest
 from engine.bundle_folder import changed_bundle_folder
+from engine.config import Settings
 from engine.errors import EngineError, EngineLost
 from engine.feed import run_rows
 from engine.probe import cpu_quota
+from engine.select import Choice
 from tests.bundles import move_weights_out
 from tests.contract.test_engine import let_go, row
 
@@ -404,6 +407,23 @@ async def test_plans_that_were_added_since_are_no_reason_against_lanes(small_bun
     assert said == ["batches run side by side from now on when 2 rows or more wait"]
     batcher.close()
     assert set(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("cpu_lanes", [True, False])
+def test_lanes_threads_and_rows_are_those_of_the_settings(small_bundle: Path, cpu_lanes: bool):
+    settings = Settings(threads=3, cpu_lanes=cpu_lanes, max_batch_rows=5)
+    engine = load_engine(Choice("onnxruntime-cpu", ""), open_bundle(small_bundle), settings)
+    assert (engine.lanes, engine.buckets.largest.batch) == (3 if cpu_lanes else 0, 5)
+    engine.close()
+
+
+def test_the_shapes_that_are_bound_are_bounded(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backend, "MOST_BINDINGS", 3)
+    engine, other = (OnnxRuntimeEngine(open_bundle(small_bundle), threads=1) for _ in range(2))
+    for length in (1, 2, 3, 4, 1, 5, 2):
+        found, expected = (run_rows(one, [row(length, seed=length)])[0] for one in (engine, other))
+        np.testing.assert_array_equal(found["embedding"], expected["embedding"])
+    assert list(engine._bindings) == [Bucket(1, 1), Bucket(1, 5), Bucket(1, 2)]
 
 
 def test_outputs_that_the_graph_has_not_are_an_engines_error(small_bundle: Path):

@@ -170,6 +170,23 @@ def test_a_profile_for_several_buckets_where_they_do_not(tmp_path: Path):
         assert np.array_equal(answers(engine, rows), answers(captured, rows))
 
 
+def test_a_shared_execution_context_is_not_changed_while_it_runs(tmp_path: Path):
+    device = Device()
+    engine = warm(
+        write_small_bundle(tmp_path / "a"),
+        device=device,
+        trt=TensorRtDouble(device, "8.6.1"),
+        profiles=profile_a_length(),
+    )
+    reference = warm(write_small_bundle(tmp_path / "b"))
+    first, second = [row(9)], [row(9, seed=index) for index in range(1, 9)]
+    engine.start(load(engine, first, 0), 0)
+    engine.start(load(engine, second, 1), 1)
+    for slot, rows in enumerate((first, second)):
+        found = unload(engine.finish(slot), len(rows))
+        assert np.array_equal([one["embedding"] for one in found], answers(reference, rows))
+
+
 def test_only_the_buckets_that_a_worker_may_use_are_prepared(small_bundle: Path):
     device = Device()
     engine = warm(small_bundle, device=device, max_batch=3)
@@ -235,10 +252,11 @@ def test_the_largest_batch_is_left_out_where_the_memory_does_not_suffice(small_b
     assert not device.memory
 
 
-def test_it_is_left_out_once(small_bundle: Path):
-    device = Device(capacity=100_000)
+@pytest.mark.parametrize(("capacity", "max_batch"), [(100_000, None), (1000, 1)])
+def test_it_is_left_out_once_and_where_there_are_others(small_bundle: Path, capacity: int, max_batch: int | None):
+    device = Device(capacity=capacity)
     with pytest.raises(OutOfMemory):
-        warm(small_bundle, device=device)
+        warm(small_bundle, device=device, max_batch=max_batch)
     assert not device.memory
 
 
@@ -349,15 +367,34 @@ def test_a_sticky_error_is_told_apart(small_bundle: Path):
     engine.close()  # must not raise
 
 
+def test_a_capture_that_breaks_the_context_is_the_end(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """The last one as well, which nothing follows that would find it out."""
+    device = Device()
+    engine = engine_on_double(small_bundle, device=device)
+    capture = TensorRtEngine._capture
+
+    def breaking(engine: TensorRtEngine, run: Any) -> list[str]:
+        if run.bucket == engine.buckets[0]:
+            device.faults["cuGraphUpload"] = CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
+        return capture(engine, run)
+
+    monkeypatch.setattr(TensorRtEngine, "_capture", breaking)
+    with pytest.raises(EngineLost):
+        engine.warm_up()
+
+
 def test_a_refusal_of_tensorrts_is_not_the_end(small_bundle: Path):
     device = Device()
     trt = TensorRtDouble(device)
     trt.refuse_to_capture = True
     engine = warm(small_bundle, device=device, trt=trt)
-    trt.refuse_to_run = "something is off"
-    with pytest.raises(EngineError, match="something is off") as error:
+    trt.refuse_to_run = "Error Code 2: OutOfMemory"
+    with pytest.raises(OutOfMemory):
         run_rows(engine, [row(4)])
-    assert not isinstance(error.value, EngineLost)
+    trt.refuse_to_run = "something is off"
+    with pytest.raises(EngineError, match="TensorRT does not run .*: something is off$") as error:
+        run_rows(engine, [row(4)])
+    assert type(error.value) is EngineError  # what was said before is told once
     trt.refuse_to_run = ""
     assert answers(engine, [row(4)]).shape == (1, 8)
 

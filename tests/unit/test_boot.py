@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import TensorRtEngine
 from engine.boot import foreseen, gather, open_engine, warmed
 from engine.bucket import Bucket
-from engine.bundle import open_bundle
+from engine.bundle import open_bundle, write_manifest
 from engine.config import Settings
 from engine.errors import BundleError, ConfigError, EngineError, EngineLost, OutOfMemory
 from engine.probe import Gpu
@@ -122,6 +123,22 @@ def test_nor_is_a_broken_context(small_bundle: Path, tmp_path: Path, device: Dev
     device.faults["cuMemAlloc"] = CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
     with pytest.raises(EngineLost):
         open_engine(open_bundle(small_bundle), settings(tmp_path, allow_cpu=True))
+
+
+def test_nor_is_one_that_breaks_at_the_warm_up(small_bundle: Path, tmp_path: Path, device: Device):
+    add_plan(small_bundle, plan_bytes())
+    bundle, wanted = open_bundle(small_bundle), settings(tmp_path, allow_cpu=True)
+    opened = open_engine(bundle, wanted)
+    device.faults["cuMemcpyHtoDAsync"] = CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
+    with pytest.raises(EngineLost):
+        warmed(*opened, bundle, wanted)
+
+
+def test_below_the_last_step_nothing_is_looked_for(small_bundle: Path, tmp_path: Path):
+    (small_bundle / "graphs/model/fp32.onnx").write_bytes(b"no graph")
+    write_manifest(small_bundle, open_bundle(small_bundle).manifest)
+    with pytest.raises(EngineError, match=r"ONNX Runtime .* cannot load fp32\.onnx"):
+        open_engine(open_bundle(small_bundle), settings(tmp_path, allow_cpu=True), say=pytest.fail)
 
 
 def test_onnx_runtime_that_does_not_load_cuda(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -329,12 +346,20 @@ def test_a_build_that_fails_leads_to_the_next_best(
         open_engine(open_bundle(small_bundle), replace(wanted, engine="tensorrt"))
 
 
+@pytest.mark.parametrize("has_plans", [False, True])
 def test_a_build_that_fails_is_not_begun_again_for_the_next_graph(
-    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_plans: bool
 ):
     """Each has a time limit of minutes, and RunPod gives a worker seven to be ready."""
     graph = open_bundle(small_bundle).manifest.graphs["model"]
     bundle = write_small_bundle(tmp_path / "two graphs", graphs={"model": graph, "other": graph})
+    if has_plans:  # which load and do not run
+        refusing(REFUSED)
+        copytree(bundle / "graphs/model", bundle / "graphs/other")
+        own = replace(graph, onnx={"fp32": "graphs/other/fp32.onnx"})
+        write_manifest(bundle, replace(open_bundle(bundle).manifest, graphs={"model": graph, "other": own}))
+        for name in ("model", "other"):
+            add_plan(bundle, plan_bytes(), graph=name)
     builds = tmp_path / "builds"
     builder(monkeypatch, tmp_path, content=f"open({str(builds)!r}, 'a').write('one ') and 1 / 0")
     worker = handler.boot.boot(settings(tmp_path, bundle=bundle, build_on_boot=True, allow_cpu=True), Timeline())

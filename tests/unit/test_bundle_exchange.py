@@ -158,3 +158,14 @@ def test_what_a_killed_run_left_of_one_is_removed(read_only: Path):
     read_only.rename(killed)
     with bundle_folder._partial_folder(read_only):
         assert not killed.exists()
+
+
+def test_a_bundle_is_changed_where_a_file_system_has_no_links(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with bundle_folder.changed_bundle_folder(small_bundle) as folder:
+        (folder / "more").touch()
+        write_manifest(folder, open_bundle(folder).manifest)
+    open_bundle(small_bundle).verify()

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,10 +28,10 @@ from engine.errors import BundleError, ConfigError
 from engine.turns import mark
 from handler.boot import boot
 from handler.bundle_source import bundle_folder
-from handler.fetch_bundle import copy_in, discard, fetch
+from handler.fetch_bundle import _put, copy_in, discard, fetch
 from handler.timeline import Timeline
 from handler.verification import Verification
-from tests.bundles import write_small_bundle
+from tests.bundles import move_weights_out, write_small_bundle
 from tests.processes import as_another_user, killed
 from tests.tls_server import TlsServer, certificate
 
@@ -168,13 +169,17 @@ def test_a_volume_of_another_user_costs_no_start(
 
 
 def test_the_worker_serves_a_fetched_bundle(server: Server, small_bundle: Path, tmp_path: Path):
-    pack(small_bundle, tmp_path / "www" / "b.tar")
-    wanted = settings(
-        bundle_url=f"{server.url}/b.tar", bundle_sha256=hash_of(small_bundle), bundle_cache=str(tmp_path / "cache")
+    """Of a hash in capitals too, by which it is known in the tar, in the cache and in the end."""
+    (small_bundle / "unlisted").touch()
+    pack(small_bundle, tmp_path / "www" / "b.tar", "my-bundle")
+    wanted = hash_of(small_bundle)
+    worker = boot(
+        settings(bundle_url=f"{server.url}/b.tar", bundle_sha256=wanted.upper(), bundle_cache=str(tmp_path / "cache")),
+        Timeline(),
     )
-    worker = boot(wanted, Timeline())
     worker.batcher.close()
-    assert worker.bundle.path.is_relative_to(tmp_path / "cache")
+    assert worker.bundle.path == tmp_path / "cache" / wanted
+    assert not (worker.bundle.path / "unlisted").exists()
 
 
 def test_workers_that_start_together_fetch_once(server: Server, small_bundle: Path, tmp_path: Path):
@@ -216,11 +221,18 @@ def test_another_bundle_behind_the_address_is_refused(server: Server, small_bund
     assert [p for p in (tmp_path / "cache").iterdir() if not p.name.endswith(".lock")] == []
 
 
-def test_a_changed_file_in_the_tar_is_refused(server: Server, small_bundle: Path, tmp_path: Path):
-    wanted = hash_of(small_bundle)
-    (small_bundle / "tokenizer.json").write_text("{}")
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("tokenizer.json", "the tar's tokenizer.json has 2 bytes"), ("graphs/model/weights.bin", "weights.bin does not")],
+)
+def test_a_changed_file_in_the_tar_is_refused(
+    server: Server, small_bundle: Path, tmp_path: Path, name: str, sentence: str
+):
+    move_weights_out(small_bundle)
+    wanted, file = hash_of(small_bundle), small_bundle / name
+    file.write_bytes(bytes(2 if name == "tokenizer.json" else file.stat().st_size))
     pack(small_bundle, tmp_path / "www" / "bundle.tar")
-    with pytest.raises(BundleError, match="tokenizer.json"):
+    with pytest.raises(BundleError, match=sentence):
         fetched(server, small_bundle, tmp_path / "cache")
     assert not (tmp_path / "cache" / wanted).exists()
 
@@ -450,6 +462,23 @@ def test_a_copy_that_rotted_is_fetched_again_by_the_next_worker(
     assert len(server.requests) == 2
 
 
+def test_damage_is_told_and_not_what_follows_from_it(server: Server, small_bundle: Path, tmp_path: Path):
+    """No engine loads with such weights. And their copy must go, or every worker would find it in the cache."""
+    move_weights_out(small_bundle, integers=True)
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    folder = fetched(server, small_bundle, tmp_path / "cache")
+    weights = folder / "graphs/model/weights.bin"
+    weights.write_bytes(bytes([0x7F]) * weights.stat().st_size)
+    wanted = settings(
+        bundle_url=f"{server.url}/bundle.tar",
+        bundle_sha256=folder.name,
+        bundle_cache=str(folder.parent),
+        engine="onnxruntime-cpu",
+    )
+    with pytest.raises(BundleError, match=r"weights\.bin does not match the SHA-256 .*; it was removed from the cache"):
+        boot(wanted, Timeline())
+
+
 @pytest.mark.parametrize("meanwhile", ["removed", "being fetched", "fetched"])
 def test_damage_that_is_found_late_costs_no_copy_that_another_worker_fetched_meanwhile(
     server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
@@ -499,6 +528,37 @@ def test_a_damaged_copy_is_removed_when_it_is_its_turn(
     assert folder.exists()
     assert discard(folder, damaged)
     assert not folder.exists()
+
+
+def test_a_copy_that_came_while_the_lock_was_waited_for_stays(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pack(small_bundle, tmp_path / "www" / "bundle.tar")
+    folder = fetched(server, small_bundle, tmp_path / "cache")
+    damaged = copy_in(folder)
+    assert damaged
+
+    def late(folder: Path, wait_s: float) -> AbstractContextManager[None]:
+        folder.rename(tmp_path / "removed")
+        shutil.copytree(small_bundle, folder)
+        return nullcontext()
+
+    monkeypatch.setattr("handler.fetch_bundle._turn", late)
+    assert not discard(folder, damaged)
+    open_bundle(folder).verify()
+
+
+def test_of_two_copies_the_first_is_kept(small_bundle: Path, tmp_path: Path):
+    """Where there are no locks: a worker may be booting from it."""
+    folder, wanted = tmp_path / "first", hash_of(small_bundle)
+    for name in ("first", "second"):
+        shutil.copytree(small_bundle, tmp_path / name)
+    first = copy_in(folder)
+    _put(tmp_path / "second", folder, wanted)
+    assert copy_in(folder) == first
+    (folder / "tokenizer.json").write_text("")
+    _put(tmp_path / "second", folder, wanted)
+    assert copy_in(folder) != first
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def test_every_default_could_be_set_as_well():
         ("DRAIN_TIMEOUT_S", "3600.1", "a number of seconds from 0 to 3600"),
         ("CPU_LANES", "maybe", "1 or 0"),
         ("BUNDLE_SHA256", "0" * 63, "the first word of the bundle's manifest.sha256"),
+        ("BUNDLE_SHA256", "0" * 65, "the first word of the bundle's manifest.sha256"),
     ],
 )
 def test_an_error_names_variable_value_and_fix(name: str, value: str, fix: str):

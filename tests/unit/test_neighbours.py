@@ -1,4 +1,4 @@
-"""Rank agreement of neighbours, of texts and of images."""
+"""Rank agreement of neighbours, of texts and of images, and of scores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.vectors import OUTPUT
-from export.measures import NEIGHBOURS, neighbours
+from export.measures import NEIGHBOURS, compare_scores, neighbours
 from export.tasks import export_task
 
 VECTORS = np.random.default_rng(0).standard_normal((21, 8))
@@ -44,3 +44,8 @@ def test_tasks_on_images_that_answer_with_vectors_compare_them(tag: str):
 
     assert of_all(VECTORS) == 1
     assert of_all(VECTORS[::-1]) < NEIGHBOURS.limit
+
+
+def test_scores_that_are_next_to_equal_may_change_places():
+    assert compare_scores(np.array([0.5, 0.50005]), np.array([0.50005, 0.5]))[1] == 1
+    assert compare_scores(np.array([0.5, 0.6]), np.array([0.6, 0.5]))[1] == 0

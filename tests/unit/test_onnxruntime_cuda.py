@@ -65,7 +65,7 @@ def test_every_bucket_answers_as_the_cpus_engine_does(small_bundle: Path):
 def test_only_buckets_that_batches_come_to_are_warmed(long_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """32 rows of 512 at once are 32 times what the queue may form here."""
     monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCudaEngine", partial(OnnxRuntimeCudaEngine, device="cpu"))
-    for tokens in (0, 2048):
+    for tokens in (0, 2048, 256):  # of which a row alone may have more
         settings = Settings.from_environ({"MAX_BATCH_TOKENS": str(tokens)})
         engine = load_engine(Choice("onnxruntime-cuda", ""), open_bundle(long_bundle), settings)
         engine.warm_up()
@@ -94,6 +94,7 @@ held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesi
 resource.setrlimit(resource.RLIMIT_AS, (held + 100_000_000,) * 2)  # the scores of 32 rows of 512 take 134 MB
 engine.warm_up()
 assert engine.best_tokens < 16_384
+assert not [b for b in engine._bindings if b.batch > 1 and engine.buckets.least(b).tokens > engine.best_tokens]
 (note,) = engine.notes
 assert note.startswith("no room for ") and f"at most {engine.best_tokens} tokens run at once: ONNX Runtime" in note
 ids = np.ones(512, np.int32)

@@ -13,16 +13,23 @@ import pytest
 from onnx import helper, numpy_helper
 
 from engine.bundle import open_bundle
+from engine.tensors import Row
 from export.candidates import of_bundle
 from export.errors import ParityFailed, Refused
 from export.measures import Measure
-from export.parity import _judge_together, _together
-from export.parity_answers import Answer, answers_of, summary_of
-from export.parity_cases import Case
+from export.parity import Gate, _judge_together, _together
+from export.parity_answers import Answer, answers_of, batches_of, summary_of
+from export.parity_cases import Case, sample_cases
 from export.parity_limits import GateLimits
 from export.precision_options import FIRST
 from export.tasks import export_task
 from export.trials import summed
+
+
+def test_every_row_is_compared_alone_and_in_company():
+    cases = [Case(str(number), Row({}, length), {}) for number, length in enumerate((5, 9, 2, 7, 1, 3, 4))]
+    found = [[case.row.length for case in batch] for batch in batches_of(cases)]
+    assert found == [[5], [9], [2], [7], [1], [3], [4], [1, 9], [5, 2, 7], [1, 3, 4]]
 
 
 def test_a_graph_that_does_not_run_is_refused(small_bundle: Path):
@@ -112,3 +119,24 @@ def test_all_rows_together_are_judged_by_figures_that_are_not_rounded(
     else:
         with pytest.raises(ParityFailed, match="together differ from the reference .* character errors at most"):
             _judge_together(together, source, of_all)
+
+
+def test_answers_that_are_wrong_together_do_not_pass_the_gate(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    texts = ["the quick brown fox", "a b c", "the lazy dog"]
+    cases = sample_cases(open_bundle(small_bundle), "model", [(text, {"texts": [text]}) for text in texts])
+    monkeypatch.setattr("export.parity.cases_of", lambda *_: cases)
+    source: Any = SimpleNamespace(task=export_task("feature-extraction"))
+    gate = Gate(source, small_bundle)
+    assert gate.check()["graphs"]["graphs/model/fp32.onnx"]["min_neighbours"] == 1
+    compared: list[int] = []
+
+    def compare_all(_: Any, source: Any, expected: Any, found: Any) -> list[float]:
+        compared.append(len(expected))
+        return [0.5]
+
+    monkeypatch.setattr(type(source.task), "compare_all", compare_all)
+    with pytest.raises(
+        ParityFailed, match=r"together differ from the reference \(required: neighbours at least 0\.99\)"
+    ):
+        gate.check()
+    assert compared == [3]  # each once, though it was answered alone and in company

@@ -21,7 +21,7 @@ import pytest
 from engine import build_plan, probe, turns
 from engine import bundle as bundle_format
 from engine.build_plan import build
-from engine.bundle import Manifest, open_bundle, write_manifest
+from engine.bundle import SIGNATURE, Manifest, open_bundle, write_manifest
 from engine.errors import EngineError
 from engine.plan_cache import cached_plans, folder_of, verify
 from engine.probe import Gpu
@@ -56,8 +56,9 @@ def built(bundle: Path, cache: Path, timeout_s: float = 60, precision: str = "au
 def test_what_is_built_is_found_by_the_next_boot(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     command(monkeypatch, tmp_path, ADDS_A_PLAN)
     add_plan(small_bundle, b"for another GPU", compute_capability="8.6")  # which need not be kept again
-    before = sorted(small_bundle.rglob("*"))
+    before, descriptors = sorted(small_bundle.rglob("*")), set(os.listdir("/proc/self/fd"))
     said = built(small_bundle, tmp_path / "cache")
+    assert set(os.listdir("/proc/self/fd")) <= descriptors
     assert "building a plan: parsing a link" in said  # a bundle may hold gigabytes
     assert said[-1].startswith("building a plan: done after ")
     bundle = open_bundle(small_bundle)
@@ -196,6 +197,16 @@ def test_a_damaged_plan_is_noticed(small_bundle: Path, tmp_path: Path, monkeypat
         verify(found)
 
 
+def test_a_bundle_that_is_named_from_the_working_directory(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As BUNDLE's default is; and the copy has no signature, for it is to be changed."""
+    (small_bundle / SIGNATURE).write_text("signed")
+    reads = "    (Path(sys.argv[1]) / 'graphs/model/fp32.onnx').read_bytes()\n"
+    command(monkeypatch, tmp_path, ADDS_A_PLAN + reads + f"    print((Path(sys.argv[1]) / {SIGNATURE!r}).exists())\n")
+    assert "building a plan: False" in built(Path(os.path.relpath(small_bundle)), tmp_path / "cache")
+
+
 @pytest.mark.parametrize(
     ("script", "sentence"),
     [
@@ -212,8 +223,10 @@ def test_a_build_that_fails_says_why(
     small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, sentence: str
 ):
     command(monkeypatch, tmp_path, script)
+    before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(EngineError, match=sentence):
         built(small_bundle, tmp_path / "cache")
+    assert set(os.listdir("/proc/self/fd")) <= before  # the worker serves on, with the next best engine
 
 
 def test_a_build_that_takes_too_long_is_ended_with_all_that_it_started(
@@ -257,12 +270,22 @@ def test_a_build_ends_with_the_worker_that_it_was_for(small_bundle: Path, tmp_pa
     wait_until_dead(int((tmp_path / "build.py.pids").read_text()))
 
 
-def test_a_long_build_says_that_it_is_at_it(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_long_build_says_what_it_prints_at_once_and_that_it_is_at_it(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(build_plan, "_STILL_AT_IT_S", 0.05)
     monkeypatch.setattr(build_plan, "_WATCH_S", 0.02)
-    command(monkeypatch, tmp_path, "import time; time.sleep(0.5)" + ADDS_A_PLAN.replace("\n    ", "\n"))
-    lines = built(small_bundle, tmp_path / "cache")
-    assert any(re.fullmatch(r"building a plan: \d s", line) for line in lines)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    said, heard = list[str](), tmp_path / "heard"
+    waits = f"import os, time\nprint('begun')\nwhile not os.path.exists({str(heard)!r}):\n    time.sleep(0.01)"
+    command(monkeypatch, tmp_path, waits + ADDS_A_PLAN.replace("\n    ", "\n"))
+
+    def say(line: str) -> None:
+        said.append(line)
+        if re.fullmatch(r"building a plan: \d+ s", line) and "building a plan: begun" in said:
+            heard.touch()
+
+    build(open_bundle(small_bundle), tmp_path / "cache", 20, "auto", say, lambda: False)
 
 
 TIMES = """

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 import engine.backends
 from benchmarks import bert_bundle
@@ -142,7 +142,14 @@ def test_products_of_ten_bits_are_tf32_and_no_other(sharp_encoder: Path, bits: i
     path = with_short_products(exact, exact.with_name(f"{bits}-bits.onnx"), bits)
     rounded = OnnxRuntimeEngine(candidate_of(sharp_encoder, "fp32", path).view, max_batch=4)
     if passes:
-        assert gate(bundle, "model", rounded, BUCKETS, precision)["max_relative_difference"] > MAX_DIFFERENCE["fp32"]
+        ends = set[int]()
+
+        def ran(bucket: Bucket) -> None:
+            ends.add(int(rounded.feeds(bucket)["input_ids"][0, -1]))
+
+        figures = gate(bundle, "model", rounded, BUCKETS, precision, ran)
+        assert figures["max_relative_difference"] > MAX_DIFFERENCE["fp32"]
+        assert len(ends) == 1  # as the task's own examples end
         return
     with pytest.raises(ParityFailed, match=f"outputs in {precision} differ from fp32"):
         gate(bundle, "model", rounded, BUCKETS, precision)
@@ -163,6 +170,27 @@ def test_rows_that_changed_places_fail(small_bundle: Path):
 
     with pytest.raises(ParityFailed):
         gate(open_bundle(small_bundle), "model", changed(small_bundle, swap), [Bucket(4, 32)], "fp16")
+
+
+def test_one_whole_number_that_differs_fails(small_bundle: Path):
+    """Of one row, and the last."""
+    file = small_bundle / "graphs/model/fp32.onnx"
+    model = onnx.load(file)
+    model.graph.node.append(helper.make_node("Cast", ["ids"], ["tokens"], to=TensorProto.INT32))
+    model.graph.output.append(helper.make_tensor_value_info("tokens", TensorProto.INT32, ["batch", "length"]))
+    onnx.save(model, file)
+    manifest = open_bundle(small_bundle).manifest
+    graph = manifest.graphs["model"]
+    graph = replace(graph, outputs=(*graph.outputs, TensorSpec("tokens", "int32", ("batch", "length"))))
+    write_manifest(small_bundle, replace(manifest, graphs={"model": graph}))
+    bundle = open_bundle(small_bundle)
+    assert gate(bundle, "model", changed(small_bundle, lambda _: None), [Bucket(4, 32)], "fp16")["min_equal"] == 1
+
+    def spoil(outputs: dict[str, Any]) -> None:
+        outputs["tokens"][-1] += 1
+
+    with pytest.raises(ParityFailed, match="1 of 2 outputs in fp16 differ"):
+        gate(bundle, "model", changed(small_bundle, spoil), [Bucket(4, 32)], "fp16")
 
 
 def test_rows_suit_the_graph(tmp_path: Path):

@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 
 from engine.bucket import Bucket
-from engine.bundle import open_bundle
+from engine.bundle import SIGNATURE, open_bundle
 from engine.plan import plans_of, stale
 from engine.tensors import Array
 from export.__main__ import main
 from export.on_runpod import _new_files
+from export.plan_from_onnx import _for_target
+from export.plan_recipe import PlanRecipe
 from export.trt_builder import Builder, Target
 from export.trt_network import Built
 from tests.bundles import overflowing
 from tests.cuda_double import Device, installed
-from tests.plans import SPECS, profiles
+from tests.plans import SPECS, profile_a_length, profiles
 from tests.tensorrt_double import Function, TensorRtDouble, plan_bytes, toy
 
 BATCHES, LENGTHS = (1, 4, 8), (8, 32)
@@ -75,7 +77,9 @@ def content(bundle: Path) -> dict[str, bytes]:
 
 
 def test_a_plan_is_kept_with_what_it_measured(plan: Run, small_bundle: Path, capfd: pytest.CaptureFixture[str]):
-    assert plan("--json") == 0
+    device = Device()
+    assert plan("--json", device=device) == 0
+    assert not device.memory
     bundle = open_bundle(small_bundle)
     (found,) = plans_of(bundle)
     assert list(found.plan.ladder) == [Bucket(batch, length) for batch in BATCHES for length in LENGTHS]
@@ -97,11 +101,12 @@ def test_what_overflows_on_the_gpu_fails_the_gate(
     plan: Run, small_bundle: Path, capsys: pytest.CaptureFixture[str], value: float
 ):
     """In one component of one row of the largest batch. No rounding is computed for it: the engine's answers decide."""
-    before = content(small_bundle)
-    assert plan(function=spoiled(value, 8)) == 1
+    before, device = content(small_bundle), Device()
+    assert plan(function=spoiled(value, 8), device=device) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: 2 of 6 outputs in fp16 differ from fp32 on the CPU")
     assert content(small_bundle) == before
+    assert not device.memory
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
@@ -188,13 +193,58 @@ def test_a_plan_that_does_not_run_is_one_sentence(
     assert content(small_bundle) == before
 
 
+def test_a_plan_that_fails_leaves_the_one_before_it_as_it_was(plan: Run, small_bundle: Path):
+    """Of the same name, in a copy of the bundle that begins as links."""
+    assert plan() == 0
+    before = content(small_bundle)
+    made = Built(plan_bytes(profiles(BATCHES, LENGTHS, SPECS), scratch=2000), b"other timings")
+    assert plan("--form", "half", function=spoiled(np.nan, 8), build=lambda *_: made) == 1
+    assert content(small_bundle) == before
+
+
+def test_a_signature_is_removed_with_what_it_signed(plan: Run, small_bundle: Path):
+    (small_bundle / SIGNATURE).write_text("signed")
+    assert plan() == 0
+    assert not (small_bundle / SIGNATURE).exists()
+
+
+def test_a_damaged_bundle_gets_no_plan(plan: Run, small_bundle: Path, capsys: pytest.CaptureFixture[str]):
+    file = small_bundle / "tokenizer.json"
+    whole = file.read_bytes()
+    file.write_bytes(whole.swapcase())
+    assert plan() == 2
+    assert "tokenizer.json does not match the SHA-256 in the manifest" in capsys.readouterr().err
+    file.write_bytes(whole)  # for the fixture
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_whether_profiles_may_be_shared_is_noted(plan: Run, small_bundle: Path, typed: bool):
+    made = plan_bytes(profile_a_length(BATCHES, LENGTHS, SPECS))
+    assert plan("--profiles", "length", "--precision", "fp32", typed=typed, content=made) == 0
+    (found,) = plans_of(open_bundle(small_bundle))
+    assert found.plan.profile_sharing is not typed
+
+
+def test_a_plan_of_several_gpus_is_built_for_one_at_a_time():
+    recipe = PlanRecipe("fp16", compute_capabilities=((8, 6), (12, 0)))
+    assert _for_target(recipe, Target("12.0")).compute_capabilities == ((12, 0),)
+    assert _for_target(PlanRecipe("fp16"), Target("12.0")) == PlanRecipe("fp16")
+
+
 def test_what_pods_build_one_after_the_other_is_taken(plan: Run, small_bundle: Path):
-    """Each begins a timing cache of its own, and the third builds the first one's plan again."""
+    """Each adds to the timings that it finds, and the third builds the first one's plan again."""
+    given: list[bytes] = []
     for number, gpu in enumerate((("8.9", "NVIDIA L4"), ("8.6", "NVIDIA A40"), ("8.9", "NVIDIA L4"))):
         before = open_bundle(small_bundle)
         made = Built(plan_bytes(profiles(BATCHES, LENGTHS, SPECS)), b"timings %d" % number)
-        assert plan(gpu=gpu, build=lambda *_, made=made: made) == 0
+
+        def build(*arguments: Any, made: Built = made) -> Built:
+            given.append(arguments[-1])
+            return made
+
+        assert plan(gpu=gpu, build=build) == 0
         new = _new_files(before, open_bundle(small_bundle))
         stem = f"graphs/model/plans/sm_{gpu[0].replace('.', '')}-trt10.13.0-fp16"
         assert {f"{stem}.json", "graphs/model/plans/timing.cache"} <= set(new)
     assert len(plans_of(open_bundle(small_bundle))) == 2
+    assert given == [b"", b"timings 0", b"timings 1"]

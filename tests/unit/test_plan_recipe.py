@@ -1,8 +1,10 @@
-"""Which buckets and optimization profiles a plan gets."""
+"""Which buckets and optimization profiles a plan gets, and what its builder is told."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from engine.bundle import Graph, Manifest, open_bundle
 from engine.tensors import TensorSpec
 from export.errors import Refused
 from export.plan_recipe import NO_LIBRARY_TACTICS, PlanRecipe, plan_command
+from export.trt_network import _set_options, _set_timing_cache
 
 TOKENS = Graph((TensorSpec("input_ids", "int32", ("batch", "length")),), (), {})
 PIXELS = Graph((TensorSpec("pixel_values", "uint8", ("batch", 3, 8, 8)),), (), {})
@@ -82,3 +85,81 @@ def test_without_a_precision_plans_have_the_bundles():
     assert plan_command(["B"])[1].of({"cpu": "int8", "tensorrt": "bf16"}).precision == "bf16"
     assert plan_command(["B"])[1].of({"cpu": "int8"}).precision == "fp16"
     assert plan_command(["B", "--precision", "fp32"])[1].of({"tensorrt": "bf16"}).precision == "fp32"
+
+
+class Config(SimpleNamespace):
+    """A builder's, of which TF32 is on unless cleared."""
+
+    def __init__(self) -> None:
+        super().__init__(flags={"TF32"}, previews=[], pools={}, sources=None)
+        self.set_flag, self.clear_flag = self.flags.add, self.flags.discard
+        self.set_memory_pool_limit = self.pools.__setitem__
+
+    def set_preview_feature(self, feature: str, on: bool) -> None:
+        self.previews.append((feature, on))
+
+    def set_tactic_sources(self, sources: int) -> None:
+        self.sources = sources
+
+
+def told(recipe: PlanRecipe, version: int, *layers: Any) -> dict[str, Any]:
+    """What a builder's configuration is after `recipe`, by TensorRT `version`."""
+    flags = ("TF32", "FP16", "BF16", "INT8", "VERSION_COMPATIBLE", "PREFER_PRECISION_CONSTRAINTS")
+    trt = SimpleNamespace(
+        float32="float32",
+        BuilderFlag=SimpleNamespace(**{flag: flag for flag in flags}),
+        HardwareCompatibilityLevel=SimpleNamespace(__members__={"NONE": 0, "AMPERE_PLUS": 1}),
+        LayerType=SimpleNamespace(CONSTANT="constant", SHAPE="shape", CAST="cast"),
+        MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
+        NetworkDefinitionCreationFlag=SimpleNamespace(**{"STRONGLY_TYPED" if version >= 10 else "EXPLICIT_BATCH": 0}),
+        PreviewFeature=SimpleNamespace(PROFILE_SHARING_0806="sharing"),
+        ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
+        TacticSource=SimpleNamespace(CUBLAS=0, CUDNN=2, EDGE_MASK_CONVOLUTIONS=3, JIT_CONVOLUTIONS=4),
+    )
+    config = Config()
+    _set_options(trt, config, SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__), recipe)
+    return vars(config)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "version", "what", "value"),
+    [
+        (PlanRecipe("fp32"), 10, "flags", set()),
+        (PlanRecipe("tf32"), 10, "flags", {"TF32"}),
+        (PlanRecipe("fp16"), 10, "flags", set()),  # the graph's types are the network's
+        (PlanRecipe("fp16"), 8, "flags", {"FP16"}),
+        (PlanRecipe("fp16", pin_types=True), 8, "flags", {"FP16", "PREFER_PRECISION_CONSTRAINTS"}),
+        (PlanRecipe("int8", pin_types=True), 8, "flags", {"INT8"}),
+        (PlanRecipe("fp32", version_compatible=True), 10, "flags", {"VERSION_COMPATIBLE"}),
+        (PlanRecipe("fp32", hardware_compatibility="ampere-plus"), 10, "hardware_compatibility_level", 1),
+        (PlanRecipe("fp32", profiles="length"), 8, "previews", [("sharing", True)]),
+        (PlanRecipe("fp32", profiles="length"), 10, "previews", []),
+        (PlanRecipe("fp32", optimization_level=5), 10, "builder_optimization_level", 5),
+        (PlanRecipe("fp32", workspace_mib=3), 10, "pools", {"workspace": 3 << 20}),
+        (PlanRecipe("fp32", library_tactics=False), 10, "sources", 1 << 3 | 1 << 4),
+        (PlanRecipe("fp32", layers=True), 10, "profiling_verbosity", "detailed"),
+    ],
+)
+def test_the_builder_is_told_what_the_recipe_says(recipe: PlanRecipe, version: int, what: str, value: Any):
+    assert told(recipe, version)[what] == value
+
+
+def test_what_is_pinned_is_what_is_fp32_and_has_a_precision():
+    def layer(kind: str, dtype: str) -> Any:
+        output = SimpleNamespace(dtype=dtype)
+        made = SimpleNamespace(type=kind, precision="", types={}, num_outputs=1, get_output=lambda number: output)
+        made.set_output_type = made.types.__setitem__
+        return made
+
+    layers = [layer("product", "float32"), layer("product", "float16"), layer("constant", "float32")]
+    told(PlanRecipe("fp16", pin_types=True), 8, *layers)
+    assert [(one.precision, one.types) for one in layers] == [("float32", {0: "float32"}), ("", {}), ("", {})]
+
+
+def test_timings_of_another_gpu_are_not_forced_on_the_builder():
+    def take(cache: bytes, ignore_mismatch: bool) -> bool:
+        return ignore_mismatch or cache != b"of another GPU"
+
+    config = SimpleNamespace(create_timing_cache=lambda content: content, set_timing_cache=take)
+    assert _set_timing_cache(config, b"of another GPU") == b""
+    assert _set_timing_cache(config, b"of this one") == b"of this one"

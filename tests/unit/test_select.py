@@ -175,6 +175,13 @@ def test_a_plan_that_ends_early_is_not_taken_for_its_speed():
     assert select(settings(), gpu_facts(plans=[short])).plan == short
 
 
+def test_nor_is_one_passed_over_for_a_longer_one_that_does_not_fit():
+    lengths = (8, 16, 32, 64)
+    longer = timed("fp16", 100, compute_capability="9.0", lengths=lengths, profiles=profiles((1, 4, 8), lengths))
+    here = timed("fp32", 100)
+    assert select(settings(), gpu_facts(plans=[longer, here])).plan == here
+
+
 LATENCIES = st.lists(st.integers(1, 10**7), min_size=9, max_size=9)
 
 

@@ -72,6 +72,7 @@ def damage(path: Path, how: str) -> None:
 
 
 def test_it_tells_how_long_it_took(bundle: Path):
+    before = set(os.listdir("/proc/self/fd"))
     verification = begun(bundle)
     pid = verification._pid
     verification.ask([WEIGHTS, PLAN])
@@ -79,6 +80,16 @@ def test_it_tells_how_long_it_took(bundle: Path):
     assert verification.result() > 0
     with pytest.raises(ChildProcessError):  # waited for
         os.waitpid(pid, 0)
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_where_the_kernel_reaps_children(bundle: Path):
+    """As whoever started the worker may have asked it to."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert begun(bundle, WEIGHTS).result() > 0
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, PLAN])

@@ -58,3 +58,12 @@ def test_whatever_an_engine_of_a_fork_may_open_is_compared(
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(BundleError, match=f"{name} does not match the SHA-256 in the manifest"):
         boot(settings, Timeline())
+
+
+def test_a_pipe_in_the_place_of_a_graph_is_not_waited_for(small_bundle: Path):
+    """Which weights a graph names is found out by reading it."""
+    graph = move_weights_out(small_bundle)
+    graph.unlink()
+    os.mkfifo(graph)
+    with pytest.raises(BundleError, match=r"fp32\.onnx is not a file"):
+        boot(Settings(bundle=small_bundle, engine="onnxruntime-cpu"), Timeline())

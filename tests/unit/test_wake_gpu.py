@@ -19,9 +19,11 @@ LIBCUDA = """
 #include <stdio.h>
 #include <stdlib.h>
 int cuGetErrorName(int code, const char **name) { *name = code == 803 ? "CUDA_ERROR_OF_A_TEST" : 0; return !*name; }
-int cuInit(unsigned flags) { printf("cuInit, %s\\n", getenv("CUDA_MODULE_LOADING")); return flags ? 1 : INIT; }
-int cuDeviceGetCount(int *n) { *n = 1; return 0; }
-int cuDeviceGet(int *device, int index) { *device = 7 + index; return 0; }
+int cuInit(unsigned flags) {
+    printf("cuInit, %s\\n", getenv("CUDA_MODULE_LOADING"));
+    return flags ? 1 : INIT < 0 ? 0 : INIT;
+}
+int cuDeviceGet(int *device, int index) { *device = 7 + index; return INIT < 0 ? 101 : 0; }
 int cuDeviceGetName(char *name, int size, int device) { snprintf(name, size, "Device %d", device); return 0; }
 int cuDriverGetVersion(int *version) { *version = 12040; return 0; }
 int cuDeviceGetAttribute(int *value, int which, int device) { *value = which - 67; return device != 7; }
@@ -53,7 +55,12 @@ def test_the_primary_context_is_made_where_something_will_use_it(
 
 @pytest.mark.parametrize(
     ("init", "said"),
-    [(803, "cuInit ends with error 803, CUDA_ERROR_OF_A_TEST"), (9999, "cuInit ends with error 9999"), (0, "")],
+    [
+        (803, "cuInit ends with error 803, CUDA_ERROR_OF_A_TEST"),
+        (9999, "cuInit ends with error 9999"),
+        (-1, "cuDeviceGet ends with error 101"),
+        (0, ""),
+    ],
 )
 def test_a_driver_that_shows_no_device_says_why(tmp_path: Path, init: int, said: str):
     script = "from engine import probe; print(probe.gpu() is None, probe.why_no_gpu(), sep='; ')"
@@ -66,7 +73,7 @@ def test_what_the_driver_tells_of_the_first_device(tmp_path: Path):
 
 
 def on_stand_in(folder: Path, init: int, script: str) -> list[str]:
-    """The lines that `script` and libcuda print, where cuInit returns `init`."""
+    """The lines that `script` and libcuda print, where cuInit returns `init`; below 0 it starts and has no device."""
     if shutil.which("gcc") is None:
         pytest.skip("gcc is needed to build a stand-in for libcuda")
     command = ["gcc", "-shared", "-fPIC", f"-DINIT={init}", "-x", "c", "-", "-o", str(folder / "libcuda.so.1")]
