@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from engine.errors import InvalidInput
@@ -145,16 +144,6 @@ class QuestionAnswering(TextTask):
             f"and windows overlap by {stride}; {', or '.join(ways)}"
         )
 
-    def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
-        """One answer, or a list of them. Raises AnswerTooLarge, at the latest when there is as much as RunPod takes."""
-        following, answers, size = iter(outputs), [], 0
-        for item, part in zip(request.items, request.parts, strict=True):
-            answers.append(self.answer(item, part, list(islice(following, len(part.rows))), request.options))
-            found = answers[-1] if isinstance(answers[-1], list) else answers[-1:]
-            size += sum(_ENTRY + len(one["answer"].encode()) for one in found)
-            check.refuse_large_answer(size)
-        return answers[0] if request.single else answers
-
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`{"score", "start", "end", "answer"}`, or a list of them where there are several, the best first."""
         _, context = item
@@ -172,6 +161,11 @@ class QuestionAnswering(TextTask):
             align=options["align"],
         )
         return found[0] if len(found) == 1 else found
+
+    def least_bytes(self, answer: Json) -> int:
+        """About; answers may hold one another."""
+        found = answer if isinstance(answer, list) else [answer]
+        return sum(_ENTRY + len(one["answer"].encode()) for one in found)
 
 
 class _Pair(NamedTuple):

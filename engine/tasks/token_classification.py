@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from engine.tasks.base import Json
     from engine.tensors import Arrays
 
+_ENTRY = len('{"entity_group":"","score":0.0,"word":"","start":0,"end":1},')  # the shorter form
 _TOKENS_OF_AN_ANSWER = 16  # so an event loop puts together 271 at most (handler.py), which takes it some 10 ms
 
 
@@ -36,6 +37,7 @@ class TokenClassification(TextTask):
         {"text": "A long text about Paris. " * 40, "aggregation_strategy": "first", "stride": 8},
     )
     option_names: ClassVar[tuple[str, ...]] = ("aggregation_strategy", "ignore_labels", "stride", "truncate")
+    fewer: ClassVar[str] = "name more labels in `ignore_labels`, or send less at once"
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """`aggregation_strategy` (none), `ignore_labels` (O) and `stride` (absent: the text is cut)."""
@@ -97,6 +99,10 @@ class TokenClassification(TextTask):
             name = "entity" if options["strategy"] == "none" else "entity_group"
             entities += [entity for entity in found if entity[name] not in options["ignored"]]
         return merge_windows(entities) if len(outputs) > 1 else entities
+
+    def least_bytes(self, answer: Json) -> int:
+        """A token may be a character, and its entity a hundred."""
+        return _ENTRY * len(answer)
 
     def _tokens_of(self, text: str, window: Any, scores: Any) -> list[Token]:
         """The tokens of a window that are not special, each with what the pipelines know about it."""
