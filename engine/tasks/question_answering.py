@@ -13,7 +13,7 @@ from engine.errors import InvalidInput
 from engine.tasks import payload as check
 from engine.tasks.items import Part, Request
 from engine.text.bulk import are_few
-from engine.text.spans import Read, answers_of
+from engine.text.spans import Read, answers_of, candidates_of
 from engine.text.task import TextTask
 from engine.text.windows import are_few_windows
 
@@ -28,6 +28,8 @@ _OVERLAP, _OVERLAP_FIELD = 128, "doc_stride"
 _ENTRY = 60
 """Bytes of an answer's JSON beside its text, about."""
 _ANSWER_TOKENS = 15
+_MOST_SPANS = 1 << 21
+"""Of one context, from all its windows: each is some twenty bytes for a while."""
 _PAIRS = 1 << 12
 """Of tokens, that take about as long to look through as an answer takes to be put together."""
 
@@ -92,12 +94,20 @@ class QuestionAnswering(TextTask):
 
     def parts(self, request: Request) -> list[Part]:
         """A row a window of the context, each behind the whole question."""
-        length, stride = request.options["length"], request.options["stride"]
+        options = request.options
+        length, stride = options["length"], options["stride"]
+        spans = candidates_of(options["top_k"], align=options["align"])
+        spans = min(spans, length * min(length, options["max_answer_len"]))
         parts: list[Part] = []
         count = 0
 
         def on_count(more: int) -> None:
             self.refuse_rows(count + more)
+            if more * spans > _MOST_SPANS:
+                raise InvalidInput(
+                    f"`top_k` {options['top_k']} of {more} windows of one context is too much to compare; lower "
+                    f"`top_k` or `{_OVERLAP_FIELD}`"
+                )
 
         read = lru_cache(2)(self.tokens.read)  # one question, or one context, is often that of all the others
         self._refuse_many(request, read)

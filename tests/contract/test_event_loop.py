@@ -258,6 +258,27 @@ async def test_many_answers_are_put_together_beside_the_loop(workers: Any, per_r
     assert where == [is_on_loop]
 
 
+async def test_those_that_take_long_keep_nobody_waiting_whose_are_fewer(workers: Any, monkeypatch: pytest.MonkeyPatch):
+    worker, gate, held = workers["feature-extraction"], threading.Event(), threading.Semaphore(0)
+    postprocess = worker.task.postprocess
+
+    def slow(request: Any, outputs: Any) -> Any:
+        if len(outputs) > 512:
+            held.release()
+            gate.wait(30)
+        return postprocess(request, outputs)
+
+    monkeypatch.setattr(worker.task, "postprocess", slow)
+    long = [asyncio.create_task(worker.ask({"texts": ["a"] * 513})) for _ in range(4)]
+    for _ in long:
+        assert await asyncio.to_thread(held.acquire, timeout=30)
+    try:
+        assert len((await asyncio.wait_for(worker.ask({"texts": ["a"] * 512}), 20))["embeddings"]) == 512
+    finally:
+        gate.set()
+    assert [len(reply["embeddings"]) for reply in await asyncio.gather(*long)] == [513] * 4
+
+
 @pytest.mark.parametrize(
     ("texts", "is_on_loop"), [(["a"] * 16, True), (["fox " * 40] * 8, True), (["fox " * 40] * 9, False)]
 )

@@ -358,5 +358,18 @@ def test_windows_of_a_text(text_bundle: Any, monkeypatch: pytest.MonkeyPatch):
         naming.tokens.windows(naming.tokens.read("a " * 99_999), 29)
 
 
+def test_spans_of_many_windows(text_bundle: Any, monkeypatch: pytest.MonkeyPatch):
+    """Of one context; refused before its windows are made."""
+    answering = QuestionAnswering.from_bundle(text_bundle, Limits())
+    monkeypatch.setattr("engine.tasks.question_answering._MOST_SPANS", 110 * 235)
+    payload = {"question": ["b"] * 2, "context": "a " * 1200, "doc_stride": 26, "top_k": 50}
+    assert len(answering.preprocess(answering.parse(payload))) == 2 * 235
+    answering.preprocess(answering.parse({**payload, "top_k": 1000, "max_answer_len": 3}))  # there are no more
+    monkeypatch.delattr(Tokens, "_window")
+    assert refusal(answering, {**payload, "top_k": 51}) == (
+        "`top_k` 51 of 235 windows of one context is too much to compare; lower `top_k` or `doc_stride`"
+    )
+
+
 def speech(limits: Limits) -> AutomaticSpeechRecognition:
     return AutomaticSpeechRecognition(SPEECH, limits)
