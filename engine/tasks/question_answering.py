@@ -15,6 +15,7 @@ from engine.tasks.items import Part, Request
 from engine.text.bulk import are_few
 from engine.text.spans import Read, answers_of, candidates_of
 from engine.text.task import TextTask
+from engine.text.tokens import Free
 from engine.text.windows import are_few_windows
 
 if TYPE_CHECKING:
@@ -111,12 +112,13 @@ class QuestionAnswering(TextTask):
 
         read = lru_cache(2)(self.tokens.read)  # one question, or one context, is often that of all the others
         self._refuse_many(request, read)
+        free = Free()
         for index, (question, context) in enumerate(request.items):
             request.spent.refuse_stopped()
             before, whole = read(question), read(context)
             self._refuse_long(request, index, len(before), len(whole))
             windows = self.tokens.windows(
-                whole, stride, before=before, length=length, on_count=on_count, overlap=_OVERLAP_FIELD
+                whole, stride, free=free, before=before, length=length, on_count=on_count, overlap=_OVERLAP_FIELD
             )
             count += len(windows)
             parts.append(Part([self.tokens.row(window) for window in windows], windows))
@@ -125,11 +127,12 @@ class QuestionAnswering(TextTask):
     def _refuse_many(self, request: Request, read: Callable[[str], Any]) -> None:
         """Before one is made: each of them is a question and a piece of a context."""
         length, stride = request.options["length"], request.options["stride"]
+        free = Free()
 
         def count(index: int) -> int:
             before, whole = (len(read(text)) for text in request.items[index])
             self._refuse_long(request, index, before, whole)
-            return self.tokens.count(whole, stride, before=before, length=length, overlap=_OVERLAP_FIELD)
+            return self.tokens.count(whole, stride, free=free, before=before, length=length, overlap=_OVERLAP_FIELD)
 
         most = 0
         for question, context in request.items:  # hardly a token is less than a byte

@@ -15,6 +15,7 @@ from engine.text.bulk import are_few
 from engine.text.entities import STRATEGIES, Aggregation, Token, merge_windows
 from engine.text.scores import softmax
 from engine.text.task import TextTask
+from engine.text.tokens import Free
 from engine.text.windows import are_few_windows
 
 if TYPE_CHECKING:
@@ -73,12 +74,14 @@ class TokenClassification(TextTask):
             # Hardly a token is less than a byte.
             step = max(1, self.tokens.room(None) - stride)
             most = sum(1 + len(text.encode()) // step for text in request.items)
-            counts = (self.tokens.count(len(self.tokens.read(text)), stride) for text in request.items)
+            free = Free()
+            counts = (self.tokens.count(len(self.tokens.read(text)), stride, free=free) for text in request.items)
             self.refuse_windows(request, most, counts)
+        free = Free()
         for index, text in enumerate(request.items):
             request.spent.refuse_stopped()
             whole = self.tokens.read(text)
-            windows = self.tokens.windows(whole, stride or 0, on_count=on_count, first_only=stride is None)
+            windows = self.tokens.windows(whole, stride or 0, free=free, on_count=on_count, first_only=stride is None)
             if stride is None and not request.options["truncate"]:
                 self.tokens.refuse_cut(windows[0], self.name_of(request, index, 0))
             count += len(windows)

@@ -30,7 +30,7 @@ from engine.tasks.token_classification import TokenClassification
 from engine.tasks.zero_shot_classification import ZeroShotClassification
 from engine.tasks.zero_shot_image_classification import ZeroShotImageClassification
 from engine.tensors import TensorSpec
-from engine.text.tokens import Tokens
+from engine.text.tokens import Free, Tokens
 from handler.reply import encode
 from tests.bundles import write_small_bundle
 
@@ -355,7 +355,30 @@ def test_windows_of_a_text(text_bundle: Any, monkeypatch: pytest.MonkeyPatch):
         assert "MAX_QUEUED_ROWS" in refusal(answering, {"question": ["b"] * 10, "context": context})
         assert "MAX_QUEUED_ROWS" in refusal(naming, {"texts": [context] * 10, **several})
     with pytest.raises(InvalidInput, match="windows of 30 tokens that overlap by 29 hold the text more than 16 times"):
-        naming.tokens.windows(naming.tokens.read("a " * 99_999), 29)
+        naming.tokens.windows(naming.tokens.read("a " * 99_999), 29, free=Free())
+
+
+@pytest.mark.parametrize("is_counted", [False, True], ids=["when they are made", "before one is"])
+def test_windows_of_short_texts(text_bundle: Any, monkeypatch: pytest.MonkeyPatch, is_counted: bool):
+    """Those of one job together may overlap as they like."""
+    naming = TokenClassification.from_bundle(text_bundle, Limits())
+    answering = QuestionAnswering.from_bundle(text_bundle, Limits())
+    text = "a " * 100  # of which 71 windows hold 30 each, or 31 behind a question of one
+    jobs: list[tuple[Any, Any, Any]] = [
+        (naming, lambda count: {"texts": [text] * count, "stride": 29, "aggregation_strategy": "simple"}, "stride"),
+        (answering, lambda count: {"question": ["b"] * count, "context": text, "doc_stride": 30}, "doc_stride"),
+    ]
+    monkeypatch.setattr("engine.text.tokens._FREE_TOKENS", 3 * 71 * 31)
+    for task, payload, field in jobs:
+        request = task.parse(payload(9))
+        assert [len(task.preprocess(part)) > 69 * 3 for part in task.split(request, 3)] == [True] * 3
+        with monkeypatch.context() as patch:
+            if is_counted:
+                patch.setattr(task, "limits", Limits(max_queued_rows=9 * 71))
+                patch.delattr(Tokens, "_window")
+            assert f"hold the text more than 16 times over; lower `{field}`" in refusal(task, payload(4))
+    plain = naming.parse({"texts": [text] * 9, "stride": 25, "aggregation_strategy": "simple"})
+    assert len(naming.preprocess(plain)) == 9 * 15
 
 
 def test_spans_of_many_windows(text_bundle: Any, monkeypatch: pytest.MonkeyPatch):
