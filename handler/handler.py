@@ -27,6 +27,8 @@ _INLINE_CHARS = 4_000
 """Below this a payload is prepared on the event loop, if the task calls it quick: a hop to a thread and back costs more
 than the work."""
 _INLINE_ANSWERS = 16
+_SOON_ANSWERS = 512
+"""Of more it may take seconds to put them together."""
 _SOON_THREADS = 4
 """For what is soon done, so that it does not wait for large payloads, which may hold all of asyncio's own threads."""
 _BLOCKING_THREADS = 32
@@ -152,8 +154,9 @@ class Handler:
             return finish(reply)
 
         # What comes out of a task that waits for media may be masks of megabytes.
-        in_thread = self._waiting is not None or self._answers_in(request, len(rows)) > _INLINE_ANSWERS
-        result = await _run(in_thread, conclude, self._soon)
+        answers = self._answers_in(request, len(rows))
+        in_thread = self._waiting is not None or answers > _INLINE_ANSWERS
+        result = await _run(in_thread, conclude, self._soon if answers <= _SOON_ANSWERS else None)
         clock.lap("finish")
         return result
 

@@ -33,8 +33,8 @@ class _Part:
 class _Work:
     """Answers parts of one job, which wait for one another where the queue has not room for them all."""
 
-    def __init__(self, answer: Callable[[Any], Awaitable[bytes]]) -> None:
-        self.ahead = AHEAD
+    def __init__(self, answer: Callable[[Any], Awaitable[bytes]], ahead: int) -> None:
+        self.ahead = ahead
         """How many may be in work."""
         self._answer = answer
         self._running: set[asyncio.Task[Any]] = set()
@@ -80,7 +80,8 @@ async def send_parts(
     parts = deque(_Part(one) for one in task.split(request, _ROWS))
     if not parts:
         return await answer(request)
-    work = _Work(answer)
+    alone = getattr(task, "first_part_alone", False)
+    work = _Work(answer, 1 if alone else AHEAD)
     try:
         while parts:
             for part in islice(parts, work.ahead):
@@ -98,6 +99,7 @@ async def send_parts(
                     del body
             else:
                 parts.popleft()
+                work.ahead, alone = AHEAD if alone else work.ahead, False
                 await send(body)
     finally:
         for part in parts:  # of a stream that failed or was cancelled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from engine.config import Settings
 from engine.router import Router
 from engine.stats import Stats
 from engine.tasks import load_task
+from handler.aggregate import END
 from handler.handler import Handler
 
 
@@ -39,6 +41,17 @@ class Served:
         for reply in replies:
             assert not (isinstance(reply, dict) and "error" in reply), reply["error"]
         return replies
+
+    def stream(self, payload: Any) -> list[Any]:
+        """The parts of the reply, in the order in which they are sent."""
+        parts: list[Any] = []
+
+        async def keep(body: bytes) -> None:
+            parts.append(json.loads(body)["output"])
+
+        job = {"input": {**payload, "stream": True}}
+        assert asyncio.run(self._handler.body(job, keep)) == END
+        return parts
 
     def refusal(self, payload: Any) -> str:
         """The error of a payload that is refused."""

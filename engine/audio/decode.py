@@ -20,6 +20,7 @@ from engine.tensors import Array
 
 _SAMPLES_AT_ONCE = 1 << 18  # of all channels: a few flac frames of silence may stand for gigabytes of samples
 _DENSEST = 384_000  # samples a second: two channels at 192 kHz, eight at 48; flac has up to 14 times as many
+_LOWEST_RATE = 1000  # speech needs eight times as much; of far lower ones a few bytes are minutes of sound
 _HIGHEST_RATE = 1_000_000  # of far higher ones soxr's filter has millions of taps, even for a few samples
 _UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's length of a FLAC file that was streamed: it is read until the end
 LOUDEST = 2.0**31  # of samples that should lie between -1 and 1: integers of 32 bits, not scaled
@@ -38,10 +39,10 @@ def decode(content: bytes, rate: int, max_s: float, field: str) -> Array:
         with _Recording(io.BytesIO(content)) as file:
             if file.format not in _FORMATS:
                 raise InvalidInput(f"`{field}` is not a WAV, FLAC, Ogg or MP3 recording")
-            if file.samplerate > _HIGHEST_RATE:
+            if not _LOWEST_RATE <= file.samplerate <= _HIGHEST_RATE:
                 raise InvalidInput(
-                    f"`{field}` has {file.samplerate} samples a second by its header, allowed are {_HIGHEST_RATE}; "
-                    "send it at a lower rate"
+                    f"`{field}` has {file.samplerate} samples a second by its header, allowed are {_LOWEST_RATE} to "
+                    f"{_HIGHEST_RATE}; send it at another rate"
                 )
             if file.frames != _UNKNOWN_FRAMES:
                 _refuse_long(file, file.frames, max_s, field)

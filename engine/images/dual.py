@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -37,9 +37,9 @@ class DualTask(ImageTask):
         inputs = bundle.manifest.graphs[TEXT].inputs
         return cls(bundle.manifest.task_config, limits, Tokens(bundle, graph=TEXT), inputs)
 
-    def text_rows(self, texts: Sequence[str]) -> list[Row]:
-        """A row a text; what is longer than the model takes is cut."""
-        return [self._text_row(encoding) for encoding in self.tokens.encode(texts)]
+    def text_rows(self, texts: Sequence[str], check: Callable[[], None]) -> list[Row]:
+        """A row a text; what is longer than the model takes is cut. `check` is that of `Tokens.encode`."""
+        return [self._text_row(encoding) for encoding in self.tokens.encode(texts, check)]
 
     def _text_row(self, encoding: Plain) -> Row:
         row = replace(self.tokens.row(encoding), graph=TEXT)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MOST_REPLY_BYTES = 100_000_000  # several times what RunPod takes
 A_NUMBER = 10  # bytes in a reply, more or less
+_PIXELS = 1 << 13
+"""Of an answer as large as an image, which are drawn while a short answer is put together."""
 
 
 class ImageTask(MediaTask):
@@ -60,9 +62,12 @@ class MapTask(ImageTask):
     def parts(self, request: Request) -> list[Part]:
         """Raises InvalidInput also where the answers would be too large."""
         parts = super().parts(request)
-        pixels = sum(height * width for height, width in (part.data for part in parts))
-        _refuse(pixels * self.bytes_a_pixel(request.options))
+        _refuse(_pixels(parts) * self.bytes_a_pixel(request.options))
         return parts
+
+    def answers_in(self, request: Request, rows: int) -> int:
+        """A picture for each row, which takes as long as many answers of another task."""
+        return rows + _pixels(request.parts) // _PIXELS
 
     def answers(self, request: Request, outputs: Sequence[Arrays]) -> Iterator[Json]:
         """Raises InvalidInput where they are too large together."""
@@ -71,6 +76,10 @@ class MapTask(ImageTask):
             held += _held(answer)
             _refuse(held)
             yield answer
+
+
+def _pixels(parts: Sequence[Part]) -> int:
+    return sum(height * width for height, width in (part.data for part in parts))
 
 
 def _refuse(size: float) -> None:

@@ -35,6 +35,8 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _FIELDS = ("path", "method", "query", "body")
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 8.0
+_UNQUOTED = 4  # times; clients quote a path once, or twice by mistake
+_NOT_IN_PATHS = frozenset(map(chr, (*range(32), 127, ord("\\"))))
 _DEEPEST = 250  # levels of JSON that are passed on: orjson writes 254, and the reply is around them
 
 
@@ -83,7 +85,10 @@ class ApiProxy(ItemsTask):
         method = check.choice({"method": check.shown(value.get("method") or "GET").upper()}, "method", _METHODS)
         path = check.string(value.get("path"), f"{name}.path", self.limits.max_chars)
         if not path.startswith("/") or not _stays_below(path):
-            raise InvalidInput(f"`{name}.path` must begin with / and hold no ?, # or ..; parameters go into `query`")
+            raise InvalidInput(
+                f"`{name}.path` must begin with / and hold no ?, # or .., and no backslash or control character; "
+                "parameters go into `query`"
+            )
         query = check.require_object({} if value.get("query") is None else value["query"], f"`{name}.query`")
         # Nor true and false, which Python would write with a capital letter.
         if not all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in query.values()):
@@ -154,15 +159,17 @@ class ApiProxy(ItemsTask):
 
 
 def _stays_below(path: str) -> bool:
-    """Whether `path`, behind UPSTREAM_URL, names something below it, however the server reads it.
+    """Whether `path`, behind UPSTREAM_URL, names something below it, however often the server unquotes it.
 
-    Tabs and line ends, which a URL parser takes out, may hide two points that then follow each other; what comes behind
-    a semicolon is a parameter of the segment to some servers, and a backslash a slash.
+    Control characters end a path to some servers, or are taken out, so that two points follow each other; what comes
+    behind a semicolon is a parameter of the segment to some, and a backslash a slash.
     """
-    plain = unquote(path)
-    if any(character < " " for character in path) or any(mark in path for mark in "?#") or "\\" in plain:
+    plain, quoted = unquote(path), path
+    for _ in range(_UNQUOTED):
+        plain, quoted = unquote(plain), plain
+    if plain != quoted or any(mark in path for mark in "?#") or any(one in _NOT_IN_PATHS for one in plain):
         return False
-    return all(segment.partition(";")[0] != ".." for segment in plain.split("/"))
+    return all(segment.partition(";")[0].strip() != ".." for segment in plain.split("/"))
 
 
 def _json(content: bytes) -> Json:

@@ -41,7 +41,8 @@ class Task(Protocol):
         """`request` in parts of at most `rows` rows, each answered like a request of its own: what a stream sends.
 
         A part may be split again, where its answer turns out to be too large. What cannot be split is one part,
-        `[request]`, or is not streamed but answered as a whole: no part.
+        `[request]`, or is not streamed but answered as a whole: no part. Where all parts use what the first one
+        computes, the task says so with `first_part_alone = True`: no other begins before that one is answered.
         """
         ...
 

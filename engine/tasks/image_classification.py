@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.images import examples
 from engine.images.task import ImageTask
-from engine.text.scores import OPTIONS, best_labels, score_options
+from engine.text.scores import OPTIONS, best_labels, refuse_many, score_options
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
-    from engine.tasks.items import Part
+    from engine.tasks.items import Part, Request
     from engine.tensors import Arrays
 
 _TOP_K = 5  # the pipeline's
@@ -36,6 +36,11 @@ class ImageClassification(ImageTask):
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """`top_k`: five labels unless it says otherwise; null gives all."""
         return score_options(payload, self.config["labels"], function=self.config["function"], top_k=_TOP_K)
+
+    def parts(self, request: Request) -> list[Part]:
+        """A row an item. Raises AnswerTooLarge before there is one."""
+        refuse_many(len(request.items), self.config["labels"], request.options["top_k"], self.fewer)
+        return super().parts(request)
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`[{"label": ..., "score": ...}, ...]`, the best first."""

@@ -66,7 +66,7 @@ class ImageTextEmbedding(DualTask):
         """A row an item."""
         if not request.options["texts"]:
             return super().parts(request)
-        return [Part([row]) for row in self.text_rows(request.items)]
+        return [Part([row]) for row in self.text_rows(request.items, request.spent.refuse_stopped)]
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """`{"embedding": ..., "dimensions": ...}`, or `embeddings`."""

@@ -55,6 +55,8 @@ class ItemsTask:
     noun: ClassVar[str] = "a string"
     option_names: ClassVar[tuple[str, ...]] = ()
     """Fields beside the items."""
+    fewer: ClassVar[str] = "lower `top_k`, or send less at once"
+    """What makes an answer smaller, in words for a caller."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -116,10 +118,18 @@ class ItemsTask:
         return answers[0] if request.single else answers
 
     def answers(self, request: Request, outputs: Sequence[Arrays]) -> Iterator[Json]:
-        """The answer to each item; the next one is made when it is asked for."""
-        following = iter(outputs)
+        """The answer to each item; the next one is made when it is asked for.
+
+        Raises AnswerTooLarge once they are more than RunPod takes, by `least_bytes`: Python's objects take ten times
+        as much.
+        """
+        following, size = iter(outputs), 0
         for item, part in zip(request.items, request.parts, strict=True):
-            yield self.answer(item, part, list(islice(following, len(part.rows))), request.options)
+            request.spent.refuse_stopped()
+            answer = self.answer(item, part, list(islice(following, len(part.rows))), request.options)
+            size += self.least_bytes(answer)
+            check.refuse_large_answer(size, self.fewer)
+            yield answer
 
     def refuse_rows(self, count: int) -> None:
         """Raise InvalidInput where a job makes more rows than can ever wait.
@@ -149,6 +159,10 @@ class ItemsTask:
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """The answer to one item, from the outputs of its rows."""
         raise missing(self, "answer")
+
+    def least_bytes(self, answer: Json) -> int:
+        """What `answer` has of a reply's bytes at least; for those that may hold many times what their item does."""
+        return 0
 
 
 def missing(task: object, method: str) -> NotImplementedError:

@@ -86,6 +86,7 @@ class MediaTask(ItemsTask):
         contents = each_bytes_of(request.items, self.limits, request.spent)
         room, parts = Room(self.limits), []
         for index, content in enumerate(contents):
+            request.spent.refuse_stopped()
             field, _ = request.items[index]
             parts.append(self.part(field, content, request.options))
             room.take(parts[-1].rows, field)

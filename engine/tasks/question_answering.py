@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
 from engine.tasks.items import Part, Request
 from engine.text.bulk import are_few
-from engine.text.spans import Read, answers_of
+from engine.text.spans import Read, answers_of, candidates_of
 from engine.text.task import TextTask
+from engine.text.tokens import Free
 from engine.text.windows import are_few_windows
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ _OVERLAP, _OVERLAP_FIELD = 128, "doc_stride"
 _ENTRY = 60
 """Bytes of an answer's JSON beside its text, about."""
 _ANSWER_TOKENS = 15
+_MOST_SPANS = 1 << 21
+"""Of one context, from all its windows: each is some twenty bytes for a while."""
 _PAIRS = 1 << 12
 """Of tokens, that take about as long to look through as an answer takes to be put together."""
 
@@ -93,21 +95,30 @@ class QuestionAnswering(TextTask):
 
     def parts(self, request: Request) -> list[Part]:
         """A row a window of the context, each behind the whole question."""
-        length, stride = request.options["length"], request.options["stride"]
+        options = request.options
+        length, stride = options["length"], options["stride"]
+        spans = candidates_of(options["top_k"], align=options["align"])
+        spans = min(spans, length * min(length, options["max_answer_len"]))
         parts: list[Part] = []
         count = 0
 
         def on_count(more: int) -> None:
             self.refuse_rows(count + more)
+            if more * spans > _MOST_SPANS:
+                raise InvalidInput(
+                    f"`top_k` {options['top_k']} of {more} windows of one context is too much to compare; lower "
+                    f"`top_k` or `{_OVERLAP_FIELD}`"
+                )
 
         read = lru_cache(2)(self.tokens.read)  # one question, or one context, is often that of all the others
         self._refuse_many(request, read)
+        free = Free()
         for index, (question, context) in enumerate(request.items):
             request.spent.refuse_stopped()
             before, whole = read(question), read(context)
             self._refuse_long(request, index, len(before), len(whole))
             windows = self.tokens.windows(
-                whole, stride, before=before, length=length, on_count=on_count, overlap=_OVERLAP_FIELD
+                whole, stride, free=free, before=before, length=length, on_count=on_count, overlap=_OVERLAP_FIELD
             )
             count += len(windows)
             parts.append(Part([self.tokens.row(window) for window in windows], windows))
@@ -116,11 +127,12 @@ class QuestionAnswering(TextTask):
     def _refuse_many(self, request: Request, read: Callable[[str], Any]) -> None:
         """Before one is made: each of them is a question and a piece of a context."""
         length, stride = request.options["length"], request.options["stride"]
+        free = Free()
 
         def count(index: int) -> int:
             before, whole = (len(read(text)) for text in request.items[index])
             self._refuse_long(request, index, before, whole)
-            return self.tokens.count(whole, stride, before=before, length=length, overlap=_OVERLAP_FIELD)
+            return self.tokens.count(whole, stride, free=free, before=before, length=length, overlap=_OVERLAP_FIELD)
 
         most = 0
         for question, context in request.items:  # hardly a token is less than a byte
@@ -145,16 +157,6 @@ class QuestionAnswering(TextTask):
             f"and windows overlap by {stride}; {', or '.join(ways)}"
         )
 
-    def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
-        """One answer, or a list of them. Raises AnswerTooLarge, at the latest when there is as much as RunPod takes."""
-        following, answers, size = iter(outputs), [], 0
-        for item, part in zip(request.items, request.parts, strict=True):
-            answers.append(self.answer(item, part, list(islice(following, len(part.rows))), request.options))
-            found = answers[-1] if isinstance(answers[-1], list) else answers[-1:]
-            size += sum(_ENTRY + len(one["answer"].encode()) for one in found)
-            check.refuse_large_answer(size)
-        return answers[0] if request.single else answers
-
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`{"score", "start", "end", "answer"}`, or a list of them where there are several, the best first."""
         _, context = item
@@ -172,6 +174,11 @@ class QuestionAnswering(TextTask):
             align=options["align"],
         )
         return found[0] if len(found) == 1 else found
+
+    def least_bytes(self, answer: Json) -> int:
+        """About; answers may hold one another."""
+        found = answer if isinstance(answer, list) else [answer]
+        return sum(_ENTRY + len(one["answer"].encode()) for one in found)
 
 
 class _Pair(NamedTuple):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from engine.tensors import Arrays
 
 _FORMATS = ("tokens", "indices")
+_ENTRY = len("1,0.1,")
 
 
 class SparseEncoder(TextTask):
@@ -59,6 +60,11 @@ class SparseEncoder(TextTask):
         names = map(self.tokens.tokenizer.id_to_token, found.tolist())
         # Rows of the output layer behind the vocabulary, which some models have, are no tokens.
         return {name: value for name, value in zip(names, values, strict=True) if name is not None}
+
+    def least_bytes(self, answer: Json) -> int:
+        """A text of a letter may be about thousands of tokens."""
+        values = answer.get("values")  # which may be a token's name
+        return _ENTRY * len(values if isinstance(values, list) else answer)
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """`embedding`, or `embeddings`, and `usage`."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
-from engine.tasks.items import Part
-from engine.text.scores import OPTIONS, best_labels, score_options
+from engine.tasks.items import Part, Request
+from engine.text.scores import OPTIONS, best_labels, refuse_many, score_options
 from engine.text.task import TextTask
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ class TextClassification(TextTask):
         """`top_k`: the best label unless it says otherwise; null gives all."""
         scores = score_options(payload, self.config["labels"], function=self.config["function"], top_k=1)
         return {**super().options(payload), **scores}
+
+    def parts(self, request: Request) -> list[Part]:
+        """A row an item. Raises AnswerTooLarge before there is one."""
+        refuse_many(len(request.items), self.config["labels"], request.options["top_k"], self.fewer)
+        return super().parts(request)
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`[{"label": ..., "score": ...}, ...]`, the best first."""

@@ -15,12 +15,14 @@ from engine.text.bulk import are_few
 from engine.text.entities import STRATEGIES, Aggregation, Token, merge_windows
 from engine.text.scores import softmax
 from engine.text.task import TextTask
+from engine.text.tokens import Free
 from engine.text.windows import are_few_windows
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
     from engine.tensors import Arrays
 
+_ENTRY = len('{"entity_group":"","score":0.0,"word":"","start":0,"end":1},')  # the shorter form
 _TOKENS_OF_AN_ANSWER = 16  # so an event loop puts together 271 at most (handler.py), which takes it some 10 ms
 
 
@@ -36,6 +38,7 @@ class TokenClassification(TextTask):
         {"text": "A long text about Paris. " * 40, "aggregation_strategy": "first", "stride": 8},
     )
     option_names: ClassVar[tuple[str, ...]] = ("aggregation_strategy", "ignore_labels", "stride", "truncate")
+    fewer: ClassVar[str] = "name more labels in `ignore_labels`, or send less at once"
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """`aggregation_strategy` (none), `ignore_labels` (O) and `stride` (absent: the text is cut)."""
@@ -71,12 +74,14 @@ class TokenClassification(TextTask):
             # Hardly a token is less than a byte.
             step = max(1, self.tokens.room(None) - stride)
             most = sum(1 + len(text.encode()) // step for text in request.items)
-            counts = (self.tokens.count(len(self.tokens.read(text)), stride) for text in request.items)
+            free = Free()
+            counts = (self.tokens.count(len(self.tokens.read(text)), stride, free=free) for text in request.items)
             self.refuse_windows(request, most, counts)
+        free = Free()
         for index, text in enumerate(request.items):
             request.spent.refuse_stopped()
             whole = self.tokens.read(text)
-            windows = self.tokens.windows(whole, stride or 0, on_count=on_count, first_only=stride is None)
+            windows = self.tokens.windows(whole, stride or 0, free=free, on_count=on_count, first_only=stride is None)
             if stride is None and not request.options["truncate"]:
                 self.tokens.refuse_cut(windows[0], self.name_of(request, index, 0))
             count += len(windows)
@@ -97,6 +102,10 @@ class TokenClassification(TextTask):
             name = "entity" if options["strategy"] == "none" else "entity_group"
             entities += [entity for entity in found if entity[name] not in options["ignored"]]
         return merge_windows(entities) if len(outputs) > 1 else entities
+
+    def least_bytes(self, answer: Json) -> int:
+        """A token may be a character, and its entity a hundred."""
+        return _ENTRY * len(answer)
 
     def _tokens_of(self, text: str, window: Any, scores: Any) -> list[Token]:
         """The tokens of a window that are not special, each with what the pipelines know about it."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from engine.tensors import Arrays
 
 _TEMPLATE = "This example is {}."
+_ENTRY = len('"",0.0,')
+"""Bytes that a label and its score have in a reply at least, beside the label's own."""
 
 
 class ZeroShotClassification(TextTask):
@@ -34,6 +36,7 @@ class ZeroShotClassification(TextTask):
         {"texts": ["Goal!", "Rain."], "candidate_labels": "sports, weather", "multi_label": True},
     )
     option_names: ClassVar[tuple[str, ...]] = ("candidate_labels", "hypothesis_template", "multi_label", "truncate")
+    fewer: ClassVar[str] = "send fewer texts or labels at once"
 
     def item(self, value: Any, name: str, payload: dict[str, Any]) -> str:
         """A text that is not empty."""
@@ -52,19 +55,23 @@ class ZeroShotClassification(TextTask):
         template = check.template(payload, "hypothesis_template", _TEMPLATE, 1000)
         if len(template) != 2:  # what stands before the label, and behind it
             raise InvalidInput("`hypothesis_template` must hold {} once, where the label goes")
+        labels = check.texts(value, "candidate_labels", self.limits.max_items, 1000)
         return {
             **super().options(payload),
-            "labels": check.texts(value, "candidate_labels", self.limits.max_items, 1000),
+            "labels": labels,
+            "hypotheses": [label.join(template) for label in labels],  # the same strings for all texts
             "template": template,
             "multi_label": check.boolean(payload, "multi_label", False),
         }
 
     def texts(self, item: Any, options: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
         """A pair a label."""
-        return [(item, label.join(options["template"])) for label in options["labels"]]
+        return [(item, hypothesis) for hypothesis in options["hypotheses"]]
 
     def parts(self, request: Request) -> list[Part]:
-        """Raises InvalidInput also for a hypothesis that leaves no room for a text."""
+        """Raises InvalidInput also for a hypothesis that leaves no room for a text, and AnswerTooLarge."""
+        of_labels = sum(_ENTRY + len(label) for label in request.options["labels"])
+        check.refuse_large_answer(sum(len(text) + of_labels for text in request.items), self.fewer)
         try:
             return super().parts(request)
         except InvalidInput:

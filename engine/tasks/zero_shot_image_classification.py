@@ -15,7 +15,7 @@ from engine.errors import InvalidInput
 from engine.images import examples
 from engine.images.dual import DualTask
 from engine.tasks import payload as check
-from engine.text.scores import FUNCTIONS
+from engine.text.scores import FUNCTIONS, refuse_many
 from engine.vectors import OUTPUT
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from engine.tensors import Array, Arrays, Row
 
 _TEMPLATE = "This is a photo of {}."  # the pipeline's
+_MOST_CHARS = 1 << 22
+"""Of the texts of all labels: a template of a few kB, and labels of one, would be gigabytes."""
 
 
 class ZeroShotImageClassification(DualTask):
@@ -40,6 +42,9 @@ class ZeroShotImageClassification(DualTask):
         },
     )
     option_names: ClassVar[tuple[str, ...]] = ("candidate_labels", "hypothesis_template")
+    fewer: ClassVar[str] = "send fewer images or labels at once, or ask for a `stream`"
+    first_part_alone: ClassVar[bool] = True
+    """It computes the labels, for all parts."""
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """`candidate_labels`, and `hypothesis_template`, in which {} stands for a label."""
@@ -51,21 +56,35 @@ class ZeroShotImageClassification(DualTask):
         if len(template) == 1:
             raise InvalidInput("`hypothesis_template` must hold {} where the label goes")
         # Many places for a long label: a small payload would become gigabytes.
-        longest = sum(map(len, template)) + (len(template) - 1) * max(map(len, labels))
+        around, places = sum(map(len, template)), len(template) - 1
+        longest = around + places * max(map(len, labels))
         if longest > limits.max_chars:
             raise InvalidInput(
                 f"`hypothesis_template` with a label has up to {longest} characters, allowed are {limits.max_chars}"
             )
-        return {"labels": labels, "texts": [label.join(template) for label in labels]}
+        total, most = around * len(labels) + places * sum(map(len, labels)), max(limits.max_chars, _MOST_CHARS)
+        if total > most:
+            raise InvalidInput(
+                f"`hypothesis_template` with every label has {total} characters in all, allowed are {most}; shorten it"
+            )
+        return {"labels": labels, "template": template, "directions": []}
 
     def preprocess(self, request: Request) -> Sequence[Row]:
-        """The images, then the labels in their texts."""
-        return [*super().preprocess(request), *self.text_rows(request.options["texts"])]
+        """The images, then the labels in their texts, unless a part of the job has been answered by then."""
+        labels, directions = request.options["labels"], request.options["directions"]
+        refuse_many(len(request.items), labels, len(labels), self.fewer)
+        rows = super().preprocess(request)
+        if directions:
+            return rows
+        template = request.options["template"]
+        return [*rows, *self.text_rows([label.join(template) for label in labels], request.spent.refuse_stopped)]
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """`[{"score": ..., "label": ...}, ...]` an image, the best first."""
-        count = len(request.items)
-        images, texts = (_directions(part) for part in (outputs[:count], outputs[count:]))
+        count, directions = len(request.items), request.options["directions"]
+        if len(outputs) > count:
+            directions[:] = [_directions(outputs[count:])]  # all parts of a job have the same list
+        images, texts = _directions(outputs[:count]), directions[0]
         logits = images @ texts.T * np.float32(self.config["scale"]) + np.float32(self.config["bias"])
         answers = [self._answer(scores, request) for scores in FUNCTIONS[self.config["function"]](logits)]
         return answers[0] if request.single else answers

@@ -12,6 +12,9 @@ from engine.tensors import Array
 
 OPTIONS = ("top_k", "function_to_apply")
 """Fields of a job for a classifier, of texts, images or sound."""
+_ENTRY = len('{"label":"","score":0.0},')
+_MANY = 10_000
+"""Entries of a reply; fewer are small to Python, however long their labels are."""
 
 
 def softmax(logits: Array) -> Array:
@@ -58,6 +61,16 @@ def best_labels(logits: Array, labels: Sequence[str], options: Mapping[str, Any]
     scores = FUNCTIONS[options["function"]](logits)
     best = (-scores).argsort(kind="stable")[: options["top_k"]]
     return [{"label": labels[index], "score": float(scores[index])} for index in best]
+
+
+def refuse_many(count: int, labels: Sequence[str], most: int, ways: str) -> None:
+    """Raise AnswerTooLarge where `count` lists of `most` of `labels` each are more than RunPod takes, in any case.
+
+    To be asked before there are scores. `ways` say what makes them smaller.
+    """
+    if count * most > _MANY:
+        shortest = sorted(map(len, labels))[:most]
+        check.refuse_large_answer(count * (most * _ENTRY + sum(shortest)), ways)
 
 
 def default_function(problem_type: str | None, labels: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -14,7 +14,13 @@ from engine.text.windows import Window
 
 _SLICE = 1 << 16
 """Spans that are looked through at a time; those of a long window may be as many as its tokens squared."""
+_FEW = 64
+"""Spans whose texts are sooner compared than arrays are made."""
+_BASE = 0x9E37_79B9_7F4A_7C15  # odd, and as good as random
 _IMPOSSIBLE = -10_000.0  # a logit that leaves no probability; the pipelines' value
+
+_Spans: TypeAlias = tuple[Array, Array, Array]
+"""Where each begins and ends, in tokens or in characters, and its probability."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,7 @@ def answers_of(
     Spans of equal text count as one answer. `align` widens them to whole words. With `impossible`, having no answer is
     an answer as well: the empty text, with the least probability that any window gives to it.
     """
-    candidates = top_k * 2 + 10 if align else top_k  # some fall together when they are widened
-    found: dict[str, dict[str, Any]] = {}
+    found: list[_Spans] = []
     no_answer = 1.0
     for read in reads:
         if not len(read.window.ids):  # two texts of nothing, by a tokenizer without special tokens
@@ -52,18 +57,17 @@ def answers_of(
         if not (read.window.texts == 1).any():  # without [CLS] all the probability is that of the question's tokens
             continue
         of_words = read.window.offsets_of_words() if align else None
-        for first, last, score in _best_spans(start, end, candidates, max_tokens):
-            begin, stop = _characters(read.window, of_words, first, last)
-            answer = context[begin:stop]
-            same = found.get(answer.lower())
-            if same:
-                same["score"] += score
-            else:
-                found[answer.lower()] = {"score": score, "start": begin, "end": stop, "answer": answer}
-    answers = list(found.values())
+        first, last, scores = _best_spans(start, end, candidates_of(top_k, align=align), max_tokens)
+        found.append((*_characters(read.window, of_words, first, last), scores))
+    answers = _best_texts(context, found, top_k) if found else []
     if impossible:
         answers.append({"score": no_answer, "start": 0, "end": 0, "answer": ""})
     return sorted(answers, key=lambda answer: answer["score"], reverse=True)[:top_k]
+
+
+def candidates_of(top_k: int, *, align: bool) -> int:
+    """Spans of each window that are compared with those of the others; some fall together when they are widened."""
+    return top_k * 2 + 10 if align else top_k
 
 
 def _probabilities(read: Read, cls_token_id: int | None) -> tuple[Array, Array, float]:
@@ -81,7 +85,7 @@ def _probabilities(read: Read, cls_token_id: int | None) -> tuple[Array, Array, 
     return start, end, none
 
 
-def _best_spans(start: Array, end: Array, count: int, max_tokens: int) -> list[tuple[int, int, float]]:
+def _best_spans(start: Array, end: Array, count: int, max_tokens: int) -> _Spans:
     """The `count` most probable spans of at most `max_tokens` tokens: first, last and probability, which is over 0.
 
     Only the band of the matrix of all pairs is computed that such spans lie in, some of its rows at a time.
@@ -92,16 +96,14 @@ def _best_spans(start: Array, end: Array, count: int, max_tokens: int) -> list[t
     places, values = np.empty(0, np.int64), np.empty(0, start.dtype)
     for row in range(0, len(start), step):
         band = (start[row : row + step, None] * ends[row : row + step]).ravel()
-        some = _largest(band, count)
+        # Of the others few are larger than the least of so many.
+        some = np.flatnonzero(band > values.min()) if len(values) == count else _largest(band, count)
         places, values = np.concatenate([places, some + row * width]), np.concatenate([values, band[some]])
         best = _largest(values, count)
         places, values = places[best], values[best]
-    order = np.argsort(-values, kind="stable")
-    return [
-        (at // width, at // width + at % width, value)
-        for at, value in zip(places[order].tolist(), values[order].tolist(), strict=True)
-        if value > 0
-    ]
+    order = np.argsort(-values, kind="stable")[: np.count_nonzero(values)]
+    first = places[order] // width
+    return first, first + places[order] % width, values[order]
 
 
 def _largest(values: Array, count: int) -> Array:
@@ -109,8 +111,50 @@ def _largest(values: Array, count: int) -> Array:
     return np.argpartition(-values, count)[:count] if count < len(values) else np.arange(len(values))
 
 
-def _characters(window: Window, of_words: Array | None, first: int, last: int) -> tuple[int, int]:
+def _characters(window: Window, of_words: Array | None, first: Array, last: Array) -> tuple[Array, Array]:
     """Where the tokens `first` to `last` stand in the context, or the words that they belong to."""
-    has_words = of_words is not None and window.words[first] >= 0 and window.words[last] >= 0
-    offsets = of_words if of_words is not None and has_words else window.offsets
-    return int(offsets[first, 0]), int(offsets[last, 1])
+    begin, stop = window.offsets[first, 0], window.offsets[last, 1]
+    if of_words is None:
+        return begin, stop
+    has_words = (window.words[first] >= 0) & (window.words[last] >= 0)
+    return np.where(has_words, of_words[first, 0], begin), np.where(has_words, of_words[last, 1], stop)
+
+
+def _best_texts(context: str, found: Sequence[_Spans], count: int) -> list[dict[str, Any]]:
+    """The `count` texts of the most probability, those of equal spans added up, each where it was found first.
+
+    Python's objects are made of these alone: the spans of many windows would be gigabytes.
+    """
+    begins, stops, scores = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    _, firsts, texts = np.unique(_keys(context, begins, stops), return_index=True, return_inverse=True)
+    totals = np.bincount(texts, scores)
+    order = np.lexsort((firsts, -totals))[:count]
+    places = zip(totals[order].tolist(), begins[firsts[order]].tolist(), stops[firsts[order]].tolist(), strict=True)
+    return [
+        {"score": score, "start": begin, "end": stop, "answer": context[begin:stop]} for score, begin, stop in places
+    ]
+
+
+def _keys(context: str, begins: Array, stops: Array) -> Array:
+    """A number for the text of every span, in lower case; of many their polynomials in one base, modulo 2 ** 64."""
+    if len(begins) <= _FEW:
+        texts = [context[begin:stop].lower() for begin, stop in zip(begins.tolist(), stops.tolist(), strict=True)]
+        numbers = {text: number for number, text in enumerate(texts)}
+        return np.array([numbers[text] for text in texts], np.uint64)
+    first, stops = begins.min(), np.maximum(begins, stops)  # as slices are: there are tokens of no place
+    context, begins, stops = context[first : stops.max()], begins - first, stops - first
+    lower = context.lower()
+    if len(lower) != len(context):  # one letter of Turkish is two then
+        lower = "".join(one.lower()[:1] for one in context)
+    codes = np.frombuffer(lower.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64) + np.uint64(1)
+    sums = np.zeros(len(codes) + 1, np.uint64)
+    powers, inverses = (_powers(base, len(sums)) for base in (_BASE, pow(_BASE, -1, 1 << 64)))
+    np.cumsum(codes * powers[:-1], out=sums[1:])
+    keys: Array = (sums[stops] - sums[begins]) * inverses[begins]
+    return keys
+
+
+def _powers(base: int, count: int) -> Array:
+    powers = np.full(count, base, np.uint64)
+    powers[0] = 1
+    return np.cumprod(powers, out=powers)

@@ -22,9 +22,16 @@ if TYPE_CHECKING:
 MOST_OVERLAP = 16
 """Overlapping windows may hold a long input at most so many times over, for each of them takes memory."""
 _FREE_TOKENS = 1 << 18
-"""Windows with no more tokens than this in all may overlap as they like."""
+"""Windows of one job with no more tokens than this in all may overlap as they like."""
 _AT_ONCE = 32
 """Windows that are cut by one call, at least two."""
+
+
+class Free:
+    """What is left to a job, or to a part of a stream, of tokens in windows that overlap as they like."""
+
+    def __init__(self) -> None:
+        self.left = _FREE_TOKENS
 
 
 class Tokens:
@@ -86,7 +93,14 @@ class Tokens:
         return (length or self.max_length) - self.special(before is not None) - (before or 0)
 
     def count(
-        self, tokens: int, stride: int, *, before: int | None = None, length: int | None = None, overlap: str = "stride"
+        self,
+        tokens: int,
+        stride: int,
+        *,
+        free: Free,
+        before: int | None = None,
+        length: int | None = None,
+        overlap: str = "stride",
     ) -> int:
         """How many of `windows` a text of so many `tokens` makes. Raises InvalidInput as they do."""
         room = self.room(before, length)
@@ -99,7 +113,9 @@ class Tokens:
                 f"; lower `{overlap}`"
             )
         count = 1 + ceil((tokens - room) / (room - stride))
-        if count * room > max(_FREE_TOKENS, MOST_OVERLAP * tokens):
+        if count * room > MOST_OVERLAP * tokens:
+            free.left -= count * room
+        if free.left < 0:
             raise InvalidInput(
                 f"windows of {room} tokens that overlap by {stride} hold the text more than {MOST_OVERLAP} times over; "
                 f"lower `{overlap}`"
@@ -111,6 +127,7 @@ class Tokens:
         whole: Any,
         stride: int,
         *,
+        free: Free,
         before: Any = None,
         length: int | None = None,
         on_count: Callable[[int], None] | None = None,
@@ -121,10 +138,11 @@ class Tokens:
 
         With `before`, every window is a pair of it, whole, and a piece of the text. Special tokens are inside.
         `on_count` is told how many there will be, and may raise. Raises InvalidInput when there is no room for a
-        window, or where a long text's windows repeat it too often; `overlap` is the field that `stride` stood in.
+        window, or where they repeat the text too often and what is `free` to their job is used up; `overlap` is the
+        field that `stride` stood in.
         """
         taken = None if before is None else len(before)
-        count = self.count(len(whole), stride, before=taken, length=length, overlap=overlap)
+        count = self.count(len(whole), stride, free=free, before=taken, length=length, overlap=overlap)
         if on_count is not None:
             on_count(count)
         room = self.room(taken, length)

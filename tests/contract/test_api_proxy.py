@@ -76,6 +76,12 @@ def test_a_request_and_its_answer(proxy: Proxy):
     assert headers["host"] == proxy.server.host
 
 
+@pytest.mark.parametrize("path", ["/a%20b", "/100%25", "/a%2520b", "/.../..a/a..", "/%C3%BC%F0", "/a;..b"])
+def test_a_path_is_sent_as_it_is(proxy: Proxy, path: str):
+    proxy.on(f"/v1{path}", as_json(path))
+    assert proxy.ask({"request": {"path": path}}) == {"status": 200, "json": path}
+
+
 def test_other_content_is_passed_on(proxy: Proxy):
     proxy.on("/v1/text", content("grüß".encode(), Content_Type="text/plain"))
     proxy.on("/v1/bytes", content(b"\x00\xff", Content_Type="image/png"))
@@ -156,6 +162,15 @@ def test_after_the_last_attempt_the_job_may_be_sent_again(server: TlsServer):
         ({"path": "/.\t./admin"}, "hold no ?, # or .."),  # a URL parser takes the tab out
         ({"path": "/..;a/admin"}, "hold no ?, # or .."),
         ({"path": "/..%5cadmin"}, "hold no ?, # or .."),
+        ({"path": "/%252e%252e/admin"}, "hold no ?, # or .."),  # some unquote it twice
+        ({"path": "/%25252e%25252e/admin"}, "hold no ?, # or .."),
+        ({"path": f"/%{'25' * 9}2e%{'25' * 9}2e/admin"}, "hold no ?, # or .."),
+        ({"path": "/..%252fadmin"}, "hold no ?, # or .."),
+        ({"path": "/..%00/admin"}, "hold no ?, # or .."),  # to some the segment ends there
+        ({"path": "/.%09./admin"}, "hold no ?, # or .."),
+        ({"path": "/.%7f./admin"}, "hold no ?, # or .."),
+        ({"path": "/..%20/admin"}, "hold no ?, # or .."),
+        ({"path": "/a%2500b"}, "hold no ?, # or .."),
         ({"path": "/\ud800"}, "half a surrogate pair"),
         ({"path": "/a", "query": {"a": "\ud800"}}, "half a surrogate pair"),
         ({"path": "/a", "body": NESTED}, "`request.body` holds NaN or infinity, or is nested too deeply"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +14,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from engine.backends.fake import FakeEngine
 from engine.batcher import Batcher
 from engine.bundle import Graph, open_bundle
 from engine.config import Settings
+from engine.images.task import MapTask
+from engine.passage import Passage
+from engine.stats import Stats
 from engine.tasks import load_task
 from engine.tasks.fill_mask import FillMask
 from engine.tasks.items import Request
@@ -256,6 +262,46 @@ async def test_many_answers_are_put_together_beside_the_loop(workers: Any, per_r
     reply = await Handler(task, worker.batcher, dict).handle({"input": {"texts": ["a", "b"]}})
     assert len(reply["embeddings"]) == 2
     assert where == [is_on_loop]
+
+
+@pytest.mark.parametrize(("size", "is_soon_done"), [((480, 640), True), ((2000, 2200), False)])
+async def test_large_pictures_keep_nobody_waiting_whose_are_small(size: tuple[int, int], is_soon_done: bool):
+    where = []
+
+    class Drawn(MapTask):
+        """Answers with nothing, as if that were a picture."""
+
+        def answer(self, *given: Any) -> Any:
+            where.append(threading.current_thread().name.startswith("soon"))
+            return {}
+
+    content = io.BytesIO()
+    Image.new("1", size).save(content, "PNG")
+    task: Any = Drawn({"image": {"height": 8, "width": 8, "resize": "exact", "size": (8, 8)}}, Settings())
+    payload = {"image": base64.b64encode(content.getvalue()).decode()}
+    assert await Handler(task, Passage(Stats()), dict).handle({"input": payload}) == {}
+    assert where == [is_soon_done]
+
+
+async def test_those_that_take_long_keep_nobody_waiting_whose_are_fewer(workers: Any, monkeypatch: pytest.MonkeyPatch):
+    worker, gate, held = workers["feature-extraction"], threading.Event(), threading.Semaphore(0)
+    postprocess = worker.task.postprocess
+
+    def slow(request: Any, outputs: Any) -> Any:
+        if len(outputs) > 512:
+            held.release()
+            gate.wait(30)
+        return postprocess(request, outputs)
+
+    monkeypatch.setattr(worker.task, "postprocess", slow)
+    long = [asyncio.create_task(worker.ask({"texts": ["a"] * 513})) for _ in range(4)]
+    for _ in long:
+        assert await asyncio.to_thread(held.acquire, timeout=30)
+    try:
+        assert len((await asyncio.wait_for(worker.ask({"texts": ["a"] * 512}), 20))["embeddings"]) == 512
+    finally:
+        gate.set()
+    assert [len(reply["embeddings"]) for reply in await asyncio.gather(*long)] == [513] * 4
 
 
 @pytest.mark.parametrize(

@@ -130,10 +130,14 @@ def test_a_wav_file_without_samples_holds_none_whatever_follows():
             file_of(np.zeros((48_001, 8), np.float32), "flac", 655_350),
             "holds more samples than 1 s (MAX_AUDIO_S) do at",
         ),
-        (file_of(np.zeros((1000, 1024), np.float32), "wav", 100), "is longer than the 1 s"),
+        (file_of(np.zeros((1001, 1024), np.float32), "wav", 1000), "is longer than the 1 s"),
         (
             file_of(np.zeros(100_000, np.float32), "wav", 2_000_000_000),
-            "has 2000000000 samples a second by its header, allowed are 1000000; send it at a lower rate",
+            "has 2000000000 samples a second by its header, allowed are 1000 to 1000000; send it at another rate",
+        ),
+        (
+            file_of(np.zeros(100, np.float32), "wav", 999),
+            "has 999 samples a second by its header, allowed are 1000 to 1000000; send it at another rate",
         ),
     ],
 )

@@ -13,17 +13,24 @@ from PIL import Image
 from engine.audio.example import recording
 from engine.bundle import open_bundle
 from engine.config import Limits
-from engine.errors import InvalidInput
+from engine.errors import AnswerTooLarge, InvalidInput
 from engine.images.task import ImageTask
+from engine.tasks.audio_classification import AudioClassification
 from engine.tasks.automatic_speech_recognition import AutomaticSpeechRecognition
 from engine.tasks.depth_estimation import DepthEstimation
+from engine.tasks.image_classification import ImageClassification
 from engine.tasks.image_segmentation import ImageSegmentation
+from engine.tasks.image_text_embedding import ImageTextEmbedding
 from engine.tasks.image_transform import ImageTransform
+from engine.tasks.object_detection import ObjectDetection
 from engine.tasks.question_answering import QuestionAnswering
+from engine.tasks.sparse_encoder import SparseEncoder
+from engine.tasks.text_classification import TextClassification
 from engine.tasks.token_classification import TokenClassification
 from engine.tasks.zero_shot_classification import ZeroShotClassification
 from engine.tasks.zero_shot_image_classification import ZeroShotImageClassification
-from engine.text.tokens import Tokens
+from engine.tensors import TensorSpec
+from engine.text.tokens import Free, Tokens
 from handler.reply import encode
 from tests.bundles import write_small_bundle
 
@@ -68,6 +75,7 @@ def picture(width: int, height: int) -> str:
     return base64.b64encode(content.getvalue()).decode()
 
 
+NAMED = {"labels": ["O", "B-X"], "unk_token_id": None}
 SMALL = {"image": {"height": 8, "width": 8, "resize": "exact", "size": (8, 8)}, "labels": ["sky", "sea"]}
 TOO_LARGE = "the reply would have more than 100000000 bytes; send fewer images, or smaller ones"
 
@@ -142,6 +150,198 @@ def test_a_label_in_a_thousand_places(text_bundle: Any):
     assert said == "`hypothesis_template` with a label has up to 500000 characters, allowed are 1000"
 
 
+def test_a_template_for_a_thousand_labels(text_bundle: Any):
+    """In all; texts of a payload are as long as it is, these are not."""
+    task = ZeroShotImageClassification({"image": {"height": 8, "width": 8}}, Limits(), None, ())  # type: ignore[arg-type]
+    payload = {"image": IMAGE, "hypothesis_template": "a " * 2000 + "{}"}
+    task.parse({**payload, "candidate_labels": ["b"] * 1000})
+    said = refusal(task, {**payload, "candidate_labels": ["b"] * 1049})
+    assert said == (
+        "`hypothesis_template` with every label has 4197049 characters in all, allowed are 4194304; shorten it"
+    )
+    larger = ZeroShotImageClassification(task.config, Limits(max_chars=5_000_000), None, ())  # type: ignore[arg-type]
+    larger.parse({**payload, "candidate_labels": ["b"] * 1049})
+
+
+TEXT_INPUTS = (TensorSpec("input_ids", "int32", ("batch", "length"), 0),)
+
+
+def of_texts_and_images(bundle: Any) -> ZeroShotImageClassification:
+    return ZeroShotImageClassification(SMALL, Limits(), Tokens(bundle), TEXT_INPUTS)
+
+
+LABELS = [f"label {index}" for index in range(1000)]
+MANY_LABELS = {**SMALL, "labels": LABELS, "function": "none"}
+
+
+@pytest.mark.parametrize(
+    ("task", "payload", "most", "fix"),
+    [
+        (
+            of_texts_and_images,
+            {"images": [IMAGE] * 20, "candidate_labels": LABELS},
+            20 * (25 * 1000 + 8890),
+            "send fewer images or labels at once, or ask for a `stream`",
+        ),
+        (
+            lambda _: ImageClassification(MANY_LABELS, Limits()),
+            {"images": [IMAGE] * 20, "top_k": None},
+            20 * (25 * 1000 + 8890),
+            "lower `top_k`, or send less at once",
+        ),
+        (
+            lambda _: ImageClassification(MANY_LABELS, Limits()),
+            {"images": [IMAGE] * 20, "top_k": 600},
+            20 * (25 * 600 + 10 * 7 + 90 * 8 + 500 * 9),
+            "lower `top_k`, or send less at once",
+        ),
+        (
+            lambda bundle: TextClassification(Tokens(bundle), MANY_LABELS, Limits()),
+            {"texts": ["a"] * 20, "top_k": None},
+            20 * (25 * 1000 + 8890),
+            "lower `top_k`, or send less at once",
+        ),
+        (
+            lambda _: AudioClassification({**SPEECH, "labels": LABELS}, Limits()),
+            {"audios": [recording(0.1)] * 20},
+            20 * (25 * 1000 + 8890),
+            "lower `top_k`, or send less at once",
+        ),
+        (
+            lambda bundle: ZeroShotClassification.from_bundle(bundle, Limits()),
+            {"texts": ["abc"] * 20, "candidate_labels": LABELS},
+            20 * (7 * 1000 + 8890 + 3),
+            "send fewer texts or labels at once",
+        ),
+    ],
+    ids=["images and texts", "images", "the best of images", "texts", "sound", "texts and labels"],
+)
+def test_labels_of_many(
+    text_bundle: Any, task: Any, payload: Any, most: int, fix: str, monkeypatch: pytest.MonkeyPatch
+):
+    """What RunPod would not take is refused before a row is made, and nothing that it would."""
+    made = task(text_bundle)
+    monkeypatch.setattr("engine.tasks.payload.LARGEST_REPLY", most)
+    request = made.parse(payload)
+    assert len(made.preprocess(request)) >= 20
+    monkeypatch.setattr("engine.tasks.payload.LARGEST_REPLY", most - 1)
+    said = refusal(made, payload)
+    assert said.startswith("the answer would hold more than the ")
+    assert said.endswith(f" that RunPod takes; {fix}")
+
+
+def outputs_of(task: Any, rows: Any) -> Any:
+    draw = np.random.default_rng(0)
+    one = {
+        "logits": np.tile(np.eye(2, dtype=np.float32)[1], (32, 1)),
+        "weights": draw.random(60, np.float32),
+        "scores": draw.random(100, np.float32),
+        "classes": np.zeros(100, np.int32),
+        "boxes": draw.random((100, 4), np.float32),
+    }
+    return [one] * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("task", "payload", "fix"),
+    [
+        (
+            lambda bundle: TokenClassification(Tokens(bundle, cut="none"), NAMED, Limits()),
+            {"texts": ["a b c d"] * 50},
+            "name more labels in `ignore_labels`, or send less at once",
+        ),
+        (
+            lambda bundle: TokenClassification(Tokens(bundle, cut="none"), NAMED, Limits()),
+            {"texts": ["a b c d"] * 50, "aggregation_strategy": "simple"},
+            "name more labels in `ignore_labels`, or send less at once",
+        ),
+        (
+            lambda bundle: SparseEncoder.from_bundle(bundle, Limits()),
+            {"texts": ["a"] * 50},
+            "lower `top_k`, or send less at once",
+        ),
+        (
+            lambda bundle: SparseEncoder.from_bundle(bundle, Limits()),
+            {"texts": ["a"] * 50, "format": "indices"},
+            "lower `top_k`, or send less at once",
+        ),
+        (
+            lambda _: ObjectDetection(SMALL, Limits()),
+            {"images": [IMAGE] * 50, "threshold": 0},
+            "raise `threshold`, or send fewer images at once",
+        ),
+    ],
+    ids=["tokens", "groups", "sparse", "indices", "objects"],
+)
+def test_answers_are_counted_while_they_are_made(
+    text_bundle: Any, task: Any, payload: Any, fix: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Python's objects for gigabytes of them would be there before anybody saw how large the reply is."""
+    made = task(text_bundle)
+    request = made.parse(payload)
+    outputs = outputs_of(made, made.preprocess(request))
+    size = len(encode({"output": made.postprocess(request, outputs)}))
+    monkeypatch.setattr("engine.tasks.payload.LARGEST_REPLY", size)
+    made.postprocess(request, outputs)
+    answered: list[Any] = []
+
+    def answer(item: Any, *others: Any) -> Any:
+        answered.append(item)
+        return type(made).answer(made, item, *others)
+
+    monkeypatch.setattr(made, "answer", answer)
+    monkeypatch.setattr("engine.tasks.payload.LARGEST_REPLY", size // 10)
+    with pytest.raises(AnswerTooLarge, match=f" that RunPod takes; {fix}$"):
+        made.postprocess(request, outputs)
+    assert 5 <= len(answered) <= 30
+
+
+def test_a_word_of_the_vocabulary_may_be_called_values(text_bundle: Any):
+    task = SparseEncoder.from_bundle(text_bundle, Limits())
+    assert task.least_bytes({"values": 0.5, "indices": 0.25}) == task.least_bytes({"indices": [1, 2], "values": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("task", "payload"),
+    [
+        (of_texts_and_images, {"image": IMAGE, "candidate_labels": ["a", "b"]}),
+        (lambda bundle: ImageTextEmbedding(SMALL, Limits(), Tokens(bundle), TEXT_INPUTS), {"texts": ["a"] * 100}),
+        (lambda _: ImageTask(SMALL, Limits()), {"images": [IMAGE] * 3}),
+        (lambda _: speech(Limits()), {"audios": [recording(0.1)] * 3}),
+    ],
+    ids=["labels of images", "texts beside images", "images", "sound"],
+)
+def test_a_job_that_was_stopped_decodes_and_tokenises_nothing_further(
+    text_bundle: Any, task: Any, payload: Any, monkeypatch: pytest.MonkeyPatch
+):
+    made = task(text_bundle)
+    request = made.parse(payload)
+    part, parts = made.part, []
+
+    def stopped_behind_the_first(*given: Any) -> Any:
+        parts.append(given)
+        request.spent.stop()
+        return part(*given)
+
+    monkeypatch.setattr(made, "part", stopped_behind_the_first)
+    if "texts" in payload:
+        request.spent.stop()
+    with pytest.raises(InvalidInput, match="^the job was stopped$"):
+        made.preprocess(request)
+    assert len(parts) == (0 if "texts" in payload else 1)
+
+
+def test_answers_of_a_job_that_was_stopped_are_not_made(text_bundle: Any):
+    task = SparseEncoder.from_bundle(text_bundle, Limits())
+    request = task.parse({"texts": ["a"] * 3})
+    outputs = outputs_of(task, task.preprocess(request))
+    answers = task.answers(request, outputs)
+    next(answers)
+    request.spent.stop()
+    with pytest.raises(InvalidInput, match="^the job was stopped$"):
+        next(answers)
+
+
 def test_windows_of_a_text(text_bundle: Any, monkeypatch: pytest.MonkeyPatch):
     """A job of too many is refused before one is made."""
     context = "a " * 3000
@@ -155,7 +355,43 @@ def test_windows_of_a_text(text_bundle: Any, monkeypatch: pytest.MonkeyPatch):
         assert "MAX_QUEUED_ROWS" in refusal(answering, {"question": ["b"] * 10, "context": context})
         assert "MAX_QUEUED_ROWS" in refusal(naming, {"texts": [context] * 10, **several})
     with pytest.raises(InvalidInput, match="windows of 30 tokens that overlap by 29 hold the text more than 16 times"):
-        naming.tokens.windows(naming.tokens.read("a " * 99_999), 29)
+        naming.tokens.windows(naming.tokens.read("a " * 99_999), 29, free=Free())
+
+
+@pytest.mark.parametrize("is_counted", [False, True], ids=["when they are made", "before one is"])
+def test_windows_of_short_texts(text_bundle: Any, monkeypatch: pytest.MonkeyPatch, is_counted: bool):
+    """Those of one job together may overlap as they like."""
+    naming = TokenClassification.from_bundle(text_bundle, Limits())
+    answering = QuestionAnswering.from_bundle(text_bundle, Limits())
+    text = "a " * 100  # of which 71 windows hold 30 each, or 31 behind a question of one
+    jobs: list[tuple[Any, Any, Any]] = [
+        (naming, lambda count: {"texts": [text] * count, "stride": 29, "aggregation_strategy": "simple"}, "stride"),
+        (answering, lambda count: {"question": ["b"] * count, "context": text, "doc_stride": 30}, "doc_stride"),
+    ]
+    monkeypatch.setattr("engine.text.tokens._FREE_TOKENS", 3 * 71 * 31)
+    for task, payload, field in jobs:
+        request = task.parse(payload(9))
+        assert [len(task.preprocess(part)) > 69 * 3 for part in task.split(request, 3)] == [True] * 3
+        with monkeypatch.context() as patch:
+            if is_counted:
+                patch.setattr(task, "limits", Limits(max_queued_rows=9 * 71))
+                patch.delattr(Tokens, "_window")
+            assert f"hold the text more than 16 times over; lower `{field}`" in refusal(task, payload(4))
+    plain = naming.parse({"texts": [text] * 9, "stride": 25, "aggregation_strategy": "simple"})
+    assert len(naming.preprocess(plain)) == 9 * 15
+
+
+def test_spans_of_many_windows(text_bundle: Any, monkeypatch: pytest.MonkeyPatch):
+    """Of one context; refused before its windows are made."""
+    answering = QuestionAnswering.from_bundle(text_bundle, Limits())
+    monkeypatch.setattr("engine.tasks.question_answering._MOST_SPANS", 110 * 235)
+    payload = {"question": ["b"] * 2, "context": "a " * 1200, "doc_stride": 26, "top_k": 50}
+    assert len(answering.preprocess(answering.parse(payload))) == 2 * 235
+    answering.preprocess(answering.parse({**payload, "top_k": 1000, "max_answer_len": 3}))  # there are no more
+    monkeypatch.delattr(Tokens, "_window")
+    assert refusal(answering, {**payload, "top_k": 51}) == (
+        "`top_k` 51 of 235 windows of one context is too much to compare; lower `top_k` or `doc_stride`"
+    )
 
 
 def speech(limits: Limits) -> AutomaticSpeechRecognition:

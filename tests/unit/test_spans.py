@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.text import spans
-from engine.text.spans import Read, answers_of
+from engine.text.spans import Read, _probabilities, answers_of
 from engine.text.windows import Window
 
 CLS = 1
@@ -28,9 +29,9 @@ def window(question: int, context: int, *, cls: bool = True) -> Window:
     return Window(ids, texts.astype(np.int32), offsets, np.arange(len(texts), dtype=np.int32), texts, texts < 0, 0)
 
 
-def ask(*reads: Read, **options: Any) -> list[dict[str, Any]]:
+def ask(*reads: Read, context: str = CONTEXT, **options: Any) -> list[dict[str, Any]]:
     known = {"cls_token_id": CLS, "top_k": 1, "max_tokens": 15, "impossible": False, "align": False}
-    return answers_of(CONTEXT, reads, **{**known, **options})
+    return answers_of(context, reads, **{**known, **options})
 
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 50), st.integers(1, 70), st.integers(0, 9))
@@ -49,6 +50,70 @@ def test_the_best_spans_are_those_of_all_pairs(context: int, longest: int, top_k
     assert len(set(spans_found)) == len(found) == min(top_k, len(pairs))
     assert [answer["score"] for answer in found] == pytest.approx(sorted(scores.values(), reverse=True)[:top_k], 1e-5)
     assert [answer["score"] for answer in found] == pytest.approx([scores[one] for one in spans_found], 1e-5)
+
+
+def of_texts(context: str, reads: Sequence[Read], count: int, longest: int) -> dict[str, list[Any]]:
+    """What the best spans of each window come to, text by text: where it was found first, and the sum."""
+    found: dict[str, list[Any]] = {}
+    for read in reads:
+        start, end, _ = _probabilities(read, CLS)
+        pairs = [(first, last) for first in range(len(start)) for last in range(first, min(len(end), first + longest))]
+        for first, last in sorted(pairs, key=lambda pair: -start[pair[0]] * end[pair[1]])[:count]:
+            if start[first] * end[last] > 0:
+                begin, stop = read.window.offsets[first, 0], read.window.offsets[last, 1]
+                entry = found.setdefault(context[begin:stop].lower(), [begin, stop, 0.0])
+                entry[2] += float(start[first] * end[last])
+    return found
+
+
+@pytest.mark.parametrize("few", [0, 64], ids=["as numbers", "as texts"])
+@given(
+    st.lists(st.sampled_from(["a", "A", "b", "İ", "σ", "\0", "语"]), min_size=1, max_size=30).map("".join),
+    st.lists(st.tuples(st.integers(0, 29), st.integers(1, 12), st.integers(0, 9)), min_size=1, max_size=6),
+    st.integers(1, 60),
+    st.integers(1, 12),
+    st.booleans(),
+)
+@settings(deadline=None)
+def test_equal_texts_of_all_windows_are_one_answer(
+    few: int, context: str, cuts: list[tuple[int, int, int]], top_k: int, longest: int, placeless: bool
+):
+    """The same as with a sum for each text, which takes gigabytes."""
+    reads = []
+    for at, length, seed in cuts:
+        begin = at % len(context)
+        made = window(2, min(length, len(context) - begin))
+        made.offsets[made.texts == 1] += begin
+        if placeless:
+            made.offsets[-1] = 0  # a token that the normaliser made of nothing
+        logits = 3 * np.random.default_rng(seed).standard_normal((2, len(made.ids))).astype(np.float32)
+        reads.append(Read(made, *logits))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spans, "_FEW", few)
+        answers = ask(*reads, context=context, top_k=top_k, max_tokens=longest)
+    expected = of_texts(context, reads, top_k, longest)
+    assert [one["score"] for one in answers] == pytest.approx(
+        sorted((total for _, _, total in expected.values()), reverse=True)[:top_k], rel=1e-6
+    )
+    for one in answers:
+        begin, stop, total = expected.pop(one["answer"].lower())  # no text twice
+        assert (one["start"], one["end"], context[begin:stop]) == (begin, stop, one["answer"])
+        assert one["score"] == pytest.approx(total, rel=1e-6)
+
+
+def test_the_answers_of_many_windows_take_little_memory():
+    """All their spans as texts are a hundred MB."""
+    reads = []
+    for seed in range(50):
+        made = window(8, 256)
+        made.offsets[made.texts == 1] += 64 * seed
+        reads.append(Read(made, *np.random.default_rng(seed).standard_normal((2, 265)).astype(np.float32)))
+    tracemalloc.start()
+    try:
+        assert len(ask(*reads, top_k=1000, max_tokens=256, align=True)) == 1000
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_widest_answers_of_a_long_window_take_little_memory():

@@ -17,7 +17,7 @@ from engine.errors import InvalidInput
 from engine.tasks.question_answering import QuestionAnswering
 from engine.text import tokens
 from engine.text.bulk import FEW
-from engine.text.tokens import Tokens
+from engine.text.tokens import Free, Tokens
 from tests.bundles import write_small_bundle
 from tests.tokenizer_kinds import bert
 
@@ -49,7 +49,7 @@ def test_a_window_begins_a_step_behind_the_one_before_it(
     taken = 2 if question is None else 3 + len(question)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "_AT_ONCE", at_once)
-        found = reader.windows(whole, stride, before=question, length=room + taken)
+        found = reader.windows(whole, stride, free=Free(), before=question, length=room + taken)
     starts = range(0, max(1, count - stride), room - stride)
     places = [window.offsets[window.texts == int(question is not None)].tolist() for window in found]
     assert places == [[[at, at + 1] for at in range(start, min(count, start + room))] for start in starts]
@@ -77,7 +77,7 @@ def test_windows_are_cut_some_at_a_time(reader: Tokens, monkeypatch: pytest.Monk
     made: Any = SimpleNamespace(merge=lambda *all_of_it, **options: Watched(Encoding.merge(*all_of_it, **options)))
     monkeypatch.setattr(tokens, "Encoding", made)
     monkeypatch.setattr(reader, "_window", lambda before, piece, rest: piece)
-    assert len(reader.windows(reader.read("日" * 1000), 38, length=42)) == 1 + (1000 - 40) / 2
+    assert len(reader.windows(reader.read("日" * 1000), 38, free=Free(), length=42)) == 1 + (1000 - 40) / 2
     assert len(cuts) > 10
     assert max(cuts) <= 32
 

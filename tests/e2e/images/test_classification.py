@@ -66,6 +66,29 @@ def test_zero_shot(zoo: Any, images: list[str], architecture: str):
     assert len({answer[0]["label"] for answer in found} | {round(answer[0]["score"], 3) for answer in found}) > 3
 
 
+@pytest.mark.parametrize("largest", [1_000_000, 300])
+def test_the_parts_of_a_stream_share_their_labels(
+    zoo: Any, images: list[str], largest: int, monkeypatch: pytest.MonkeyPatch
+):
+    """They run once, however many parts there are, and however often these are split."""
+    served = zoo(ZERO_SHOT, "clip").served
+    job = {"images": [images[index % len(images)] for index in range(9)], "candidate_labels": CANDIDATES[:4]}
+    whole, made = served.ask(job), []
+
+    def text_rows(texts: Any, check: Any) -> Any:
+        made.append(len(texts))
+        return type(served.task).text_rows(served.task, texts, check)
+
+    monkeypatch.setattr(served.task, "text_rows", text_rows)
+    monkeypatch.setattr("handler.parts._ROWS", 2)
+    monkeypatch.setattr("handler.parts._LARGEST", largest)
+    parts = served.stream(job)
+    assert [len(part) for part in parts] == ([2, 2, 2, 2, 1] if largest > 300 else [1] * 9)
+    assert made == [4]
+    assert_same([answer for part in parts for answer in part], whole, 1e-5)
+    assert_same(served.stream({**job, "images": job["images"][:1]}), [whole[:1]], 1e-5)
+
+
 def test_one_label(zoo: Any, images: list[str]):
     for architecture in HEADS[ZERO_SHOT][1]:
         entry = zoo(ZERO_SHOT, architecture)
