@@ -124,7 +124,10 @@ def _export(command: Command) -> Outcome:
 
         write_recipe(command.write_recipe, recipe)
         return Outcome(OK, next=command_of(command.write_recipe, recipe))
-    figures = export(recipe)
+    try:
+        figures = export(recipe)
+    except SystemExit as end:  # nothing of ours
+        raise Refused(f"the code of {recipe.model} ends the program ({end}); read it, and take that out") from end
     from export.closing_table import result_of
 
     return Outcome(OK, result=result_of(recipe, figures))
