@@ -37,7 +37,7 @@ from export.packages import INSTALL, other_versions
 from export.progress import recorded, size_of, stage
 from export.recipe import Command, Recipe, command_from_argv
 from export.tasks import export_task
-from export.terminal import only_json
+from export.terminal import only_json, settle, without_effect
 from export.without_model import without_model
 
 _COMMANDS = {
@@ -55,13 +55,15 @@ _NO_DEFECTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the arguments say and return the exit code. Whatever else than 0 it is, no bundle is there or changed.
 
+    What comes behind that has no say in it, a signal as little as output that cannot be written.
     With --json a defect of ours is an answer like the others; without, it comes out as the exception that it is.
     """
     argv = sys.argv[1:] if argv is None else argv
     with recorded() as done:
         if "--json" not in argv:
             outcome = _outcome(argv)
-            outcome.tell()
+            with without_effect():
+                outcome.tell()
             return outcome.code
         with only_json() as say:
             try:
@@ -69,10 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             except _NO_DEFECTS:
                 raise
             except BaseException as defect:
-                traceback.print_exc()
+                with without_effect():
+                    traceback.print_exc()
                 outcome = Outcome(DEFECT, f"{type(defect).__name__}: {defect}")
-            outcome.tell(sys.stderr)
-            say(outcome.as_json(done))
+            with without_effect():
+                outcome.tell(sys.stderr)
+            with without_effect():
+                say(outcome.as_json(done))
     return outcome.code
 
 
@@ -119,7 +124,10 @@ def _export(command: Command) -> Outcome:
 
         write_recipe(command.write_recipe, recipe)
         return Outcome(OK, next=command_of(command.write_recipe, recipe))
-    figures = export(recipe)
+    try:
+        figures = export(recipe)
+    except SystemExit as end:  # nothing of ours
+        raise Refused(f"the code of {recipe.model} ends the program ({end}); read it, and take that out") from end
     from export.closing_table import result_of
 
     return Outcome(OK, result=result_of(recipe, figures))
@@ -150,12 +158,14 @@ def _plan(argv: Sequence[str]) -> Outcome:
     names = add_plans(path, recipe)
     bundle = open_bundle(path)
     sizes = [(name, readable(bundle.manifest.files[name][0])) for name in names]
-    print(f"\n{table([('plan', 'size'), *sizes])}")
-    print(f"\nbundle    {path}  {readable(size_of(path))}")
+    with without_effect():
+        print(f"\n{table([('plan', 'size'), *sizes])}")
+        print(f"\nbundle    {path}  {readable(size_of(path))}")
+        if was_signed:
+            print("signature removed, for it was of the bundle as it was; sign it again")
     where = quote(str(path))
     following = f"python -m engine inspect {where}"
     if was_signed:
-        print("signature removed, for it was of the bundle as it was; sign it again")
         following = f"python -m export sign {where} --key FILE"
     try:
         os.getcwd()
@@ -222,6 +232,7 @@ def export(recipe: Recipe) -> dict[str, Any]:
             from export.plan_from_onnx import write_plans
 
             write_plans(folder, plan, builder)
+        interrupts.ignore()
     return figures
 
 
@@ -241,13 +252,15 @@ if __name__ == "__main__":
     try:
         code = main()
     except BrokenPipeError:  # whoever read the output has ended, such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = INTERRUPTED
     except _NO_DEFECTS:
         raise
     except BaseException:
-        traceback.print_exc()
-        if others := other_versions():
-            print(f"perhaps it is for these packages: {others}; {INSTALL}", file=sys.stderr)
+        with without_effect():
+            traceback.print_exc()
+            if others := other_versions():
+                print(f"perhaps it is for these packages: {others}; {INSTALL}", file=sys.stderr)
         code = DEFECT
+    interrupts.ignore()  # nor while the interpreter ends
+    settle()
     sys.exit(code)

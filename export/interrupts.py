@@ -1,4 +1,4 @@
-"""Ctrl-C, and what a CI sends instead: the export ends at once, and takes its folder with it.
+"""Ctrl-C, and what a CI sends instead: the export ends at once, and takes its folder with it, until that is a bundle.
 
 A KeyboardInterrupt may come up inside a library that catches everything, so that it is also noted here and looked for
 between the stages.
@@ -41,6 +41,13 @@ def _note(signum: int, frame: object) -> None:
 def _interrupt(signum: int, frame: object) -> None:
     _note(signum, frame)
     raise KeyboardInterrupt
+
+
+def ignore() -> None:
+    """Let none of them end what is as good as done; those that others answer they go on answering."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def came() -> bool:

@@ -184,8 +184,9 @@ def _check_architecture(
     folder: Path, model: str, task: ExportTask, recipe: Recipe, adapters: Sequence[Adapter]
 ) -> tuple[Any, bool, str, str, int | None, int | None, Exporter]:
     """Config, whether it is changed, auto class, class, positions, tokens and exporter of a model that fits."""
-    import torch
     import transformers
+    from transformers.integrations.accelerate import init_empty_weights
+    from transformers.modeling_utils import no_init_weights
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
     raw = read_json(folder / "config.json")
@@ -215,7 +216,9 @@ def _check_architecture(
     exporter = choose_exporter(kind, model, task, config, recipe.exporter)
     shown = copy.deepcopy(config)
     shown.pruned_heads = {}  # taking heads out needs values
-    with _blaming_config(model, custom), torch.device("meta"):  # shapes only
+    # Parameters without data, and all else with it: as from_pretrained does it, so that a model's own code may read
+    # values of what it computes meanwhile.
+    with _blaming_config(model, custom), no_init_weights(), init_empty_weights():
         empty = getattr(transformers, name).from_config(shown, trust_remote_code=recipe.trust_remote_code)
     check_labels(empty, adapters)
     check_last_token(model, empty, config, [adapter.folder for adapter in adapters])

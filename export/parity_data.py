@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _MOST_MB = 1000
 _SHOWN = 60
+_OF_EVERY_JOB = ("timings", "stream", "progress")
+"""What a worker takes out of a job's input before its task sees it."""
 
 
 def check_payload_file(file: Path) -> None:
@@ -39,7 +41,7 @@ def read_payloads(file: Path | None, bundle: Bundle) -> list[tuple[str, Any]]:
     task = load_task(bundle)
     try:
         # Not splitlines: a string in JSON may hold U+2028, U+0085 and others that end a line there.
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise Refused(f"--parity-data {file} is not UTF-8; save it as UTF-8") from None
     found = []
@@ -56,6 +58,7 @@ def read_payloads(file: Path | None, bundle: Bundle) -> list[tuple[str, Any]]:
             if not isinstance(payload, dict):
                 raise InvalidInput(f"an object is needed, got {type(payload).__name__}")
             refuse_lone_surrogates(payload)
+            payload = {name: value for name, value in payload.items() if name not in _OF_EVERY_JOB}
             task.preprocess(task.parse(payload))
         except InvalidInput as error:
             raise Refused(f"{file}, line {number}: {error}; write a job's input, such as {_example(bundle)}") from None

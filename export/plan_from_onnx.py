@@ -23,6 +23,7 @@ from engine.bundle_folder import changed_bundle_folder, finish_exchange
 from engine.errors import EngineError
 from engine.plan import TIMING_CACHE, Plan, PlanFile, Profile, source_digest, write_sidecar
 from engine.sizes import readable
+from export import interrupts
 from export.errors import ParityFailed, Refused
 from export.half import TYPES
 from export.plan_gate import gate
@@ -49,6 +50,7 @@ def add_plans(path: Path, recipe: PlanRecipe) -> list[str]:
     with changed_bundle_folder(path) as folder:
         written = write_plans(folder, recipe, builder)
         (folder / SIGNATURE).unlink(missing_ok=True)  # of the bundle as it was
+        interrupts.ignore()
         return written
 
 

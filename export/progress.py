@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from export import interrupts
+from export.errors import Unavailable
 from export.terminal import is_rich
 
 _WIDTH = 9  # of the longest usual name
@@ -51,7 +52,15 @@ def stage(name: str) -> Iterator[Callable[[str], None]]:
     interrupts.check()
     seconds = time.perf_counter() - start
     _done.append(Done(name, round(seconds, 3), tuple(notes)))
-    _print_line(name, seconds, ", ".join(notes), rich)
+    try:
+        _print_line(name, seconds, ", ".join(notes), rich)
+    except BrokenPipeError:  # whoever read it has ended
+        raise
+    except OSError as error:
+        if sys.stdout is not sys.stderr:  # as with --json, whose object says all of it once more
+            raise Unavailable(
+                f"the output cannot be written ({error.strerror}); send it elsewhere, or make room there"
+            ) from error
 
 
 @contextmanager

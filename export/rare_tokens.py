@@ -1,4 +1,4 @@
-"""Texts of rare tokens, for the gate: their embeddings were trained least and stand out most.
+"""Texts of rare tokens, for the gate: their embeddings were trained least and stand out most. And of added ones.
 
 Only what a text can come to is drawn: pieces that the tokenizer makes of nothing, such as BERT's [unused1], no caller
 can send.
@@ -34,6 +34,15 @@ def rare_texts(tokenizer: Any, ordinary: Iterable[str]) -> Iterator[str]:
     kept = [word for one, word, row in zip(drawn, words, again, strict=True) if word and row == [*before, one]]
     for start in range(0, min(len(kept), _TEXTS * _TOKENS), _TOKENS):
         yield " ".join(kept[start : start + _TOKENS])
+
+
+def added_texts(tokenizer: Any) -> Iterator[str]:
+    """A text of words that were added to `tokenizer`, which it looks for before it cuts a text; none without any."""
+    found = [token.content for token in tokenizer.added_tokens_decoder.values() if not token.special]
+    added = [one for one in found if one not in tokenizer.all_special_tokens]
+    if added:
+        draw = random.Random(0)  # noqa: S311 - the same model has to meet the same text again
+        yield " ".join(draw.sample(added, min(_TOKENS, len(added))))
 
 
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:

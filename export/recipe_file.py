@@ -62,7 +62,7 @@ def arguments_of(path: Path, parser: argparse.ArgumentParser, given: Sequence[st
     Raises Refused, with the line where it can be told, for what is no TOML, no key, or no value for its key.
     """
     try:
-        text = read_file(path, _MOST_MB)
+        text = read_file(path, _MOST_MB).removeprefix("\ufeff")  # which some editors put in front
         content = tomllib.loads(text)
     except FileNotFoundError:
         raise Refused(f"there is no recipe {path}; check the path, or write one with --write-recipe") from None
@@ -162,7 +162,9 @@ def _argument(option: argparse.Action, value: Any, place: _Place) -> list[str]:
 def _plain(value: Any, place: _Place) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise Refused(f"{place}: {place.key} cannot be {json.dumps(value, default=str)}; see docs/export.md")
-    return str(value)
+    if "\0" in (text := str(value)):
+        raise Refused(f"{place}: {place.key} holds the character NUL, which no name and no path does; take it out")
+    return text
 
 
 def _path(text: str, place: _Place) -> str:
@@ -278,10 +280,14 @@ def _toml(value: Any) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(key)} = {_toml(one)}" for key, one in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(one) for one in value) + "]"
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON allows, TOML does not
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else _toml(name)
 
 
 def resolved(recipe: Recipe, source: Source) -> Recipe:

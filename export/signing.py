@@ -15,6 +15,7 @@ from export.arguments import Parser, file_path, read_file
 from export.errors import Refused
 from export.exit_codes import OK
 from export.outcome import Outcome
+from export.terminal import without_effect
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -45,7 +46,8 @@ def keygen(argv: Sequence[str]) -> Outcome:
         raise Refused(f"{path.parent} is not a folder; make it first, or name another file with --key") from None
     with open(descriptor, "wb") as file:
         file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    print(f"{_VARIABLE}={_public_key(key)}")
+    with without_effect():
+        print(f"{_VARIABLE}={_public_key(key)}")
     return Outcome(OK)
 
 
@@ -58,8 +60,9 @@ def sign(argv: Sequence[str]) -> Outcome:
     key = _read_private_key(asked.key)
     open_bundle(asked.bundle).verify()
     sign_manifest(asked.bundle, key)
-    print(f"signed    {asked.bundle / SIGNATURE}")
-    print(f"serve     {_VARIABLE}={_public_key(key)} BUNDLE={quote(str(asked.bundle))}")
+    with without_effect():
+        print(f"signed    {asked.bundle / SIGNATURE}")
+        print(f"serve     {_VARIABLE}={_public_key(key)} BUNDLE={quote(str(asked.bundle))}")
     return Outcome(OK)
 
 
@@ -89,7 +92,8 @@ def verify(argv: Sequence[str]) -> Outcome:
         raise Refused(str(error).replace(_VARIABLE, "--public-key") if is_named else str(error)) from None
     bundle.verify()
     signed = f"signed by {key}" if key else "signature not checked: no public key was given"
-    print(f"{len(bundle.manifest.files)} files match the manifest\nsha256    {bundle.sha256}\n{signed}")
+    with without_effect():
+        print(f"{len(bundle.manifest.files)} files match the manifest\nsha256    {bundle.sha256}\n{signed}")
     return Outcome(OK)
 
 

@@ -6,12 +6,16 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import Any, TextIO
 
 
 def open_closed() -> None:
-    """Where a standard file was closed, it is /dev/null: else a file of the bundle gets its number."""
+    """Where a standard file was closed, it is /dev/null: else a file of the bundle gets its number.
+
+    And what the encoding of stdout does not have is written as its number, as on stderr.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -19,6 +23,31 @@ def open_closed() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def without_effect() -> Iterator[None]:
+    """Tell inside what has happened: output that cannot be written is a warning on stderr, where that can be."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        settle()
+        with suppress(OSError):
+            print(f"warning: the output cannot be written ({error.strerror})", file=sys.stderr, flush=True)
+
+
+def settle() -> None:
+    """Let what could not be written go nowhere: at the end of the process it would be tried again, and be its code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def is_rich(stream: TextIO) -> bool:
@@ -44,7 +73,8 @@ def only_json() -> Iterator[Callable[[Mapping[str, Any]], None]]:
         stdout.flush()
         sys.stderr.flush()
         os.dup2(kept, 1)
-        stdout.write(json.dumps(answer, indent=1, ensure_ascii=False) + "\n")
+        is_utf8 = (stdout.encoding or "").lower() in ("utf-8", "utf8")
+        stdout.write(json.dumps(answer, indent=1, ensure_ascii=not is_utf8) + "\n")
         stdout.flush()
 
     try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from inspect import signature
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +20,7 @@ from export.lengths import described_length, longest_row, trained_length
 from export.newer_tokenizer import load_tokenizer
 from export.nodes import Axes, Nodes
 from export.python_tokenizer import class_in_python, not_convertible
-from export.rare_tokens import rare_texts
+from export.rare_tokens import added_texts, rare_texts
 from export.recipe import Recipe
 from export.said import needing
 from export.source import Source
@@ -258,6 +260,8 @@ def texts(source: Source, examples: Sequence[Any]) -> Iterator[tuple[str, str]]:
     yield "right to left", "שלום עולם, مرحبا بالعالم 123"
     for number, text in enumerate(rare_texts(source.tokenizer, sample_texts(source))):
         yield f"rare tokens {number}", text
+    for text in added_texts(source.tokenizer):
+        yield "added tokens", text
     yield "special tokens", special_text(source.tokenizer, source.config)
     yield "longest", longest_text(source, length)
 
@@ -276,14 +280,27 @@ def sample_texts(source: Source) -> Iterator[str]:
     starts = [token.lstrip("▁Ġ") for token, _ in by_number if not token.startswith("##")]
     frequent = [word for word in starts if word.isascii() and word.isalpha() and len(word) > 1][:_FREQUENT]
     for number in range(_SAMPLES):
-        out_of = (frequent if number % 2 else words) or words or ["word"]
+        out_of = (frequent if number % 2 else words) or words or frequent or ["word"]
         yield " ".join(draw.choices(out_of, k=draw.randint(1, _MOST_WORDS)))
 
 
 def longest_text(source: Source, length: int) -> str:
     """A text over the model's limit, or one of about `length` tokens where the limit is higher."""
     words = [f"{word}{number}" for number in range(length) for word in ("alpha", "beta")]
-    if length == source.max_length:
-        return " ".join(words)
-    encoding = source.tokenizer.backend_tokenizer.encode(" ".join(words))
-    return " ".join(words)[: encoding.offsets[length - 16][1]]
+
+    def made(words: Sequence[str]) -> int:
+        return len(source.tokenizer.backend_tokenizer.encode(" ".join(words)))
+
+    if made(words) < length:  # its alphabet is another, such as DNA's, or all that it does not know is one token
+        pieces = list(_pieces(source.tokenizer, length))
+        count = min(2 * length * len(pieces) // max(made(pieces), 1), 8 * length)
+        words = max(words, list(islice(cycle(pieces), count)), key=made)
+    if length < source.max_length:
+        words = words[: bisect_left(range(len(words)), length - 16, key=lambda count: made(words[:count]))]
+    return " ".join(words)
+
+
+def _pieces(tokenizer: Any, most: int) -> Iterator[str]:
+    """What the first tokens of the vocabulary stand for, without special ones."""
+    for number in sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))[:most]:
+        yield tokenizer.decode([number], clean_up_tokenization_spaces=False).strip()

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.bundle import Manifest, write_manifest
 from engine.bundle_folder import new_bundle_folder
+from export import interrupts
 from export.errors import Refused
 from export.progress import stage
 from export.recipe import Recipe
@@ -23,18 +24,20 @@ def without_model(recipe: Recipe) -> dict[str, Any]:
     plain = Recipe("", recipe.task, recipe.out)
     if odd := [one.name for one in fields(Recipe) if getattr(recipe, one.name) != getattr(plain, one.name)]:
         raise Refused(f"--{key_of(odd[0])} means nothing to {recipe.task}, which has no model; leave it out")
-    with stage("write"), new_bundle_folder(recipe.out) as folder:
-        from export.write import versions
+    with new_bundle_folder(recipe.out) as folder:
+        with stage("write"):
+            from export.write import versions
 
-        manifest = Manifest(
-            model=recipe.task,
-            revision=None,
-            architecture="none",
-            task=recipe.task,
-            task_config={},
-            precision="none",
-            graphs={},
-            versions=versions(()),
-        )
-        write_manifest(folder, manifest)
+            manifest = Manifest(
+                model=recipe.task,
+                revision=None,
+                architecture="none",
+                task=recipe.task,
+                task_config={},
+                precision="none",
+                graphs={},
+                versions=versions(()),
+            )
+            write_manifest(folder, manifest)
+        interrupts.ignore()
     return {"worst": "nothing to compare, there is no model"}

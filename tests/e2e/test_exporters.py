@@ -30,7 +30,14 @@ from transformers import BertModel
 
 
 class OwnBertModel(BertModel):
-    """BERT whose last vectors are weighed by an operator that torchscript's exporter does not know."""
+    """BERT whose last vectors are weighed by an operator that torchscript's exporter does not know.
+
+    As code with stochastic depth does, it reads values of a tensor while it is made.
+    """
+
+    def __init__(self, config, **options):
+        super().__init__(config, **options)
+        self.rates = [rate.item() for rate in torch.linspace(0, 0.1, config.num_hidden_layers)]
 
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, **options):
         found = super().forward(input_ids, attention_mask, token_type_ids, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,16 @@ def test_parity_data_is_compared_row_by_row(bert: Path, tmp_path: Path):
     plain = exported(bert, tmp_path / "plain")
     figures = exported(bert, tmp_path / "bundle", "--parity-data", str(data))
     assert figures["texts"] == plain["texts"] + 3
+
+
+def test_own_rows_without_a_token_have_nothing_to_look_at(bert: Path, tmp_path: Path):
+    """PyTorch takes none, and in the tensors of such a row there is neither a largest value nor a range."""
+    model = models.without_processor(Path(shutil.copytree(bert, tmp_path / "model")))
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"text": ""}\n{"texts": ["", "a cat"]}\n', encoding="utf-8")
+    options = ("--precision", "cpu=int8-dynamic,tensorrt=fp16", "--parity-data", str(data))
+    figures = exported(model, tmp_path / "bundle", *options)
+    assert "graphs/model/int8.cpu.onnx" in figures["graphs"]
 
 
 @pytest.mark.parametrize(

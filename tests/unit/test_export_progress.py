@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import json
+import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +20,7 @@ import pytest
 from engine.sizes import readable
 from engine.table import table
 from export import interrupts
+from export.__main__ import main
 from export.progress import recorded, stage, stages
 
 
@@ -114,3 +121,81 @@ runpy.run_module("export", run_name="__main__")
     done = subprocess.run(["bash", "-c", command, sys.executable, script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch("" if "2>" in closed else r"load +\d\.\d s\n", done.stderr)
+
+
+API_PROXY = ("--task", "api-proxy", "--out")
+"""The quickest export: that of a task without a model."""
+
+
+def in_shell(redirection: str, *argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = shlex.join([sys.executable, "-m", "export", *argv])
+    env = {**os.environ, **environ}
+    return subprocess.run(
+        ["bash", "-c", f"{command} {redirection}"], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_full_stdout_is_not_taken_for_the_disk_of_the_bundle(tmp_path: Path):
+    done = in_shell("> /dev/full", *API_PROXY, str(tmp_path / "b"))
+    said = "error: the output cannot be written (No space left on device); send it elsewhere, or make room there\n"
+    assert (done.returncode, done.stderr) == (3, said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_that_fails_behind_the_rename_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    warning = "warning: the output cannot be written (No space left on device)\n"
+    done = in_shell("> /dev/full", *API_PROXY, str(tmp_path / "a"), "--json")
+    assert (done.returncode, done.stderr.endswith(warning)) == (0, True)
+    done = in_shell("> /dev/full", "keygen", "--key", str(tmp_path / "key"), PYTHONUNBUFFERED="1")
+    assert (done.returncode, done.stderr) == (0, warning)
+    done = in_shell("2> /dev/full", *API_PROXY, str(tmp_path / "b"), "--json")
+    assert (done.returncode, json.loads(done.stdout)["status"]) == (0, "written")
+    done = in_shell("2> /dev/full", *API_PROXY, str(tmp_path / "b"))  # which is there now
+    assert (done.returncode, done.stdout) == (2, "")
+
+    class Gone(io.FileIO):
+        """A pipe whose reader ends as soon as the bundle is there."""
+
+        def write(self, data: Any) -> int:
+            if (tmp_path / "c").exists() and not self.ended:
+                self.ended = True
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+            return super().write(data)
+
+        ended = False
+
+    raw = Gone(os.devnull, "w")
+    with io.TextIOWrapper(io.BufferedWriter(raw)) as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main([*API_PROXY, str(tmp_path / "c")]) == 0
+    assert raw.ended
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c", "key"}
+
+
+def test_names_that_an_encoding_does_not_have(tmp_path: Path):
+    ascii_alone = {"PYTHONIOENCODING": "ascii"}
+    done = in_shell("", *API_PROXY, str(tmp_path / "é"), **ascii_alone)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"bundle    {tmp_path}/\\xe9 " in done.stdout
+    done = in_shell("", *API_PROXY, str(tmp_path / "ö"), "--json", **ascii_alone)
+    assert (done.returncode, json.loads(done.stdout)["bundle"]) == (0, str(tmp_path / "ö"))
+
+
+WITH_LATE_SIGNALS = """
+import atexit, os, runpy, signal
+rename = os.rename
+def renamed(*paths):
+    rename(*paths)
+    os.kill(os.getpid(), signal.SIGTERM)
+os.rename = renamed
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+runpy.run_module("export", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_signals_behind_the_rename_come_too_late(tmp_path: Path):
+    command = [sys.executable, "-c", WITH_LATE_SIGNALS, *API_PROXY, str(tmp_path / "b")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"bundle    {tmp_path}/b " in done.stdout
+    assert (tmp_path / "b/manifest.json").is_file()

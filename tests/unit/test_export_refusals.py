@@ -161,6 +161,18 @@ def test_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert (code, "model is empty; a model folder as `save_pretrained` writes it is needed" in sentence) == (2, True)
 
 
+def test_code_of_a_model_that_ends_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    write_json(tmp_path / "m/config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}})
+    (tmp_path / "m/own.py").write_text("raise SystemExit('no GPU')\n")
+    argv = (str(tmp_path / "m"), "--task", "fill-mask", "--trust-remote-code", "--out", str(tmp_path / "bundle"))
+    code, sentence = said(capsys, *argv)
+    assert code == 2
+    assert sentence == f"error: the code of {tmp_path}/m ends the program (no GPU); read it, and take that out\n"
+
+
 def test_a_task_without_its_model_and_a_model_without_its_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = str(tmp_path / "bundle")
     assert said(capsys, "--task", "fill-mask", "--out", out) == (

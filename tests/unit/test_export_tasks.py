@@ -17,7 +17,7 @@ from export.__main__ import main
 from export.errors import Refused
 from export.infer import infer_task
 from export.load import load
-from export.measures import Measure, agreement, cosine, relative_difference, score_difference
+from export.measures import Measure, agreement, compare_vectors, cosine, relative_difference, score_difference
 from export.recipe import TASK_OPTIONS, Recipe, command_from_argv
 from export.tasks import TAGS, export_task
 from tests.models import write_json, write_sentence_files
@@ -213,6 +213,9 @@ def test_measures():
     assert score_difference(a / 10, b / 10) == pytest.approx(0.05)
     assert score_difference(a, b) == pytest.approx(0.5 / 4)  # relative where scores are above 1
     assert np.isnan(cosine(a, 0 * a))
+    assert compare_vectors(0 * a, 0 * a) == (1, 0)  # a text about nothing
+    for found in (compare_vectors(a, 0 * a), compare_vectors(0 * a, a), compare_vectors(0 * a, np.nan * a)):
+        assert np.isnan(found[0])
 
 
 def test_agreement_does_not_ask_which_of_two_equals_is_the_best():

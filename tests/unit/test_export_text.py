@@ -13,7 +13,7 @@ import pytest
 from export.errors import Refused
 from export.rare_tokens import rare_texts
 from export.tasks import export_task
-from export.text import sample_texts, texts, tokenizer_file
+from export.text import _lowercase, sample_texts, texts, tokenizer_file
 from export.vocabulary import check_tokens, without
 from tests import models
 
@@ -64,6 +64,27 @@ def test_a_vocabulary_that_ordinary_texts_exhaust_has_no_rare_text(tmp_path: Pat
 
     tokenizer = AutoTokenizer.from_pretrained(models.tiny_bert(tmp_path / "model"))
     assert list(rare_texts(tokenizer, [" ".join(tokenizer.get_vocab())])) == []
+
+
+@pytest.mark.parametrize(
+    "of_model",
+    [
+        {"vocab": {"[PAD]": 0, "A": 1, "C": 2, "G": 3, "T": 4, "AC": 5}, "merges": [("A", "C")]},
+        {"vocab": {"[PAD]": 0, "[UNK]": 1, "A": 2, "C": 3}, "merges": [], "unk_token": "[UNK]", "fuse_unk": True},
+    ],
+)
+@pytest.mark.parametrize(("limit", "made"), [(4096, range(2032, 2048)), (512, range(513, 5000))])
+def test_the_longest_text_of_an_alphabet_that_has_no_words(of_model: Any, limit: int, made: range):
+    """As of DNA: what it does not know is nothing, or one token however much it is."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(BPE(**of_model))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]")
+    source: Any = SimpleNamespace(tokenizer=tokenizer, max_length=limit, config=None)
+    found = dict(texts(source, []))["longest"]
+    assert len(backend.encode(found)) in made
 
 
 def with_tokens(folder: Path, **added: Any) -> tuple[Any, int]:
@@ -155,6 +176,34 @@ def test_added_tokens_are_looked_for_where_transformers_does(
     for variant in (token, token.lower(), token.upper()):
         for text in (variant, f"the {variant} cat", f"the{variant}cat {variant}"):
             assert found.encode(text).ids == source.tokenizer(text)["input_ids"], text
+
+
+def test_an_added_word_that_lowercasing_hides_stays_hidden(tmp_path: Path):
+    """As in sentence-transformers, which lowercases what a tokenizer reads after its words were added."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models.tiny_roberta(tmp_path / "model"))
+    tokenizer.add_tokens(["COVID-19", "A", "mrna"])  # the second one is of the vocabulary itself
+    source: Any = SimpleNamespace(tokenizer=tokenizer, max_length=64, config=None)
+    assert "COVID-19" in dict(texts(source, []))["added tokens"]
+    _lowercase(tokenizer.backend_tokenizer)
+    found = Tokenizer.from_str(tokenizer_file(source))
+    for text in ("COVID-19 in Berlin", "covid-19", "A Covid-19", "a cat", "mrna MRNA", "<mask> <MASK>"):
+        assert found.encode(text).ids == tokenizer(text)["input_ids"], text
+    assert found.token_to_id("mrna") in found.encode("mrna").ids
+
+
+def test_an_added_word_that_no_file_can_say_where_to_find_is_refused(tmp_path: Path):
+    from tokenizers import normalizers
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models.tiny_roberta(tmp_path / "model"))
+    tokenizer.add_tokens(["ab"])
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("a", "aa")  # in memory "ab" is found in "aab"
+    source: Any = SimpleNamespace(tokenizer=tokenizer)
+    with pytest.raises(Refused, match="the tokenizer finds 'ab', which was added to it, in other places than a tokeni"):
+        tokenizer_file(source)
 
 
 def test_the_gate_sees_punctuation_that_is_repeated_and_markup(tmp_path: Path):

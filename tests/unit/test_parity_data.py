@@ -62,3 +62,10 @@ def test_a_line_ends_where_json_lines_do(small_bundle: Path, tmp_path: Path):
     (tmp_path / "rows.jsonl").write_bytes(f"{lines}\r\n\r\n".encode())
     found = read_payloads(tmp_path / "rows.jsonl", open_bundle(small_bundle))
     assert found == [("rows.jsonl:1", payloads[0]), ("rows.jsonl:2", payloads[1])]
+
+
+def test_options_of_every_job_are_taken_out_as_a_worker_does(small_bundle: Path, tmp_path: Path):
+    """And a mark of the encoding, which some editors put in front, is none of the first line."""
+    options = {"stream": True, "timings": True, "progress": False}
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "a", **options}), encoding="utf-8-sig")
+    assert read_payloads(tmp_path / "rows.jsonl", open_bundle(small_bundle)) == [("rows.jsonl:1", {"text": "a"})]

@@ -77,14 +77,17 @@ def test_what_is_written_is_what_a_person_would_write():
     assert content["parity-data"] == "rows.jsonl"
 
 
-@pytest.mark.parametrize("character", ["\x7f", "\x01", "\n", '"', "\\", "\u2028", "è"])
+@pytest.mark.parametrize("character", ["\x7f", "\x01", "\n", " ", '"', "\\", "\u2028", "è"])
 def test_names_of_any_characters_survive_a_recipe(tmp_path: Path, character: str):
     model = tmp_path / f"mo{character}d"
     file = tmp_path / f"re{character}cipe.toml"
     model.mkdir()
-    write_recipe(file, Recipe(str(model), "fill-mask", tmp_path / "bundle", revision=f"v{character}1"))
+    limits = {f"a{character}b": 0.5}  # that the task has no such one is found out later
+    asked = Recipe(str(model), "fill-mask", tmp_path / "bundle", f"v{character}1", parity_thresholds=limits)
+    write_recipe(file, asked)
     found = command_from_argv(["--recipe", str(file)]).recipe
     assert (Path(found.model).resolve(), found.revision) == (model, f"v{character}1")
+    assert found.parity_thresholds == {f"a{character}b": 0.5}
     told = tomllib.loads(text_of(found))  # as it is in the bundle
     assert told["model"] == found.model
 
@@ -92,6 +95,7 @@ def test_names_of_any_characters_survive_a_recipe(tmp_path: Path, character: str
 def test_options_of_the_command_line_win(tmp_path: Path):
     file = written(
         tmp_path,
+        "\ufeff"  # as some editors begin a file
         """model = "owner/name"
 revision = "v1"
 max-length = 64
@@ -164,6 +168,11 @@ def test_a_home_of_nobody_stays_a_path(tmp_path: Path):
         ("revision = 12", ", line 1: revision is a text, got 12; put it in quotes"),
         ("revision = 2024-01-01", ', line 1: revision cannot be "2024-01-01"'),
         ('trust-remote-code = "yes"', ', line 1: trust-remote-code is true or false, got "yes"'),
+        *(
+            (f'{key} = "a\\u0000b"', f", line 1: {key} holds the character NUL, which no name and no path does")
+            for key in ("model", "out", "revision", "task", "parity-data", "adapter")
+        ),
+        ('adapter = ["a", "\\u0000"]', ", line 1: adapter holds the character NUL"),
         ("[plan]\nbatches = [0, 1]", ", line 2: batches: '0,1' is not a list of whole numbers from 1 up"),
         (
             'exporter = "dyn"',
