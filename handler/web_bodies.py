@@ -15,7 +15,7 @@ LONGEST_BODY = 30 * 1024 * 1024
 SMALL_BODY = 64 * 1024
 """Bytes. As much is read at once: aiohttp holds as much of what nobody reads."""
 MOST_HELD_MB = 256
-"""Of longer ones, in which those that do not come have their share too, but no place that others wait for."""
+"""Of longer ones, while they are read and until they have a place. Slow ones keep other long ones waiting, at most."""
 READ_TIMEOUT_S = 60.0
 """For the first SMALL_BODY bytes, and for the rest."""
 

@@ -262,11 +262,10 @@ async def test_a_reply_that_nobody_reads_holds_no_place(
     engine.let_go.set()
     engine.bodies = [b'{"output":"%s"}' % (b"a" * 4_000_000)] * (2 if job is STREAM else 1)
     async with TestServer(routes.app(), socket_factory=small_buffer) as server:
-        client = await unread(server, job)
-        await until(lambda: routes.open == 1)
-        await until(routes.idle.is_set)
-        assert routes.running == 0
-        client.close()
+        with await unread(server, job):
+            await until(lambda: routes.open == 1)
+            await until(routes.idle.is_set)
+            assert routes.running == 0
     assert caplog.messages == []
 
 
