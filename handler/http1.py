@@ -14,6 +14,8 @@ from typing import Any, cast
 
 import httptools
 
+from handler.collector import loaded
+
 _WHOLE = 256 * 1024  # bytes of a body that are sent, and held twice if need be, without looking at the other end
 _SMALL = 10_000  # bytes that leave at once: TCP sends ten segments before it hears of the other end, RFC 6928
 _COMPRESSED = ("gzip", "x-gzip", "deflate")
@@ -76,7 +78,7 @@ class Reply:
     async def json(self) -> Any:
         """The body's value. Raises ValueError, or RecursionError."""
         self.was_read = True
-        return json.loads(self.body.decode())
+        return loaded(json.loads, self.body.decode())
 
 
 class Connection(asyncio.Protocol):

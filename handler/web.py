@@ -7,6 +7,7 @@ Paths are those of a queue endpoint's clients, so that the same client speaks to
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Protocol, TypeAlias
@@ -20,9 +21,9 @@ from handler.aggregate import END
 from handler.counts import Counts
 from handler.options import asks, is_health
 from handler.reply import ERROR, body_of_error, encode, too_late
+from handler.web_bodies import Bodies
 from handler.web_replies import (
     TooLate,
-    TooLong,
     TooSlow,
     error_in,
     failed,
@@ -33,13 +34,10 @@ from handler.web_replies import (
     status_of,
 )
 
-LONGEST_BODY = 30 * 1024 * 1024
-"""Bytes; RunPod's limit of a request, and of a reply, of these endpoints (its documentation)."""
 MOST_WAITING = 512
 """Requests, beside those that are answered; as many as Text Embeddings Inference takes at once."""
-READ_TIMEOUT_S = 60.0
-"""For a body, which holds one of the places."""
-
+WRITE_TIMEOUT_S = 60.0
+"""In which a client takes some of what is sent to it, or its connection ends, and with it the work for it."""
 
 _Route: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -59,7 +57,7 @@ class Engine(Protocol):
 class Routes:
     """Turns requests into jobs for `engine`, at most `most` at a time, and its bodies into replies.
 
-    Others wait their turn, unread. `health` is what `GET /health` tells. Every request is answered, and who is told to
+    Others wait their turn. `health` is what `GET /health` tells. Every request is answered, and who is told to
     retry is not kept waiting for it.
     """
 
@@ -83,7 +81,7 @@ class Routes:
         self._health = health
         self._room = asyncio.Semaphore(most)
         self._waiting = 0
-        self._reading: set[asyncio.Timeout] = set()
+        self._bodies = Bodies()
         self._most_open = most + MOST_WAITING
         self._timeout_s = timeout_s or None
         self._debug = debug
@@ -96,7 +94,7 @@ class Routes:
 
     def app(self) -> web.Application:
         """What listens on PORT."""
-        app = web.Application(client_max_size=LONGEST_BODY)
+        app = web.Application()
         app.router.add_get("/ping", self.ping)
         app.router.add_get("/health", self.health)
         app.router.add_post("/runsync", self._sent(self.runsync))
@@ -107,26 +105,25 @@ class Routes:
     def stop(self) -> None:
         """Take nothing more; those that wait for a place are told so at once."""
         self.is_ready, self.is_stopping = False, True
+        self._bodies.stop()
         for _ in range(self._waiting):
             self._room.release()
 
     def give_up(self) -> None:
         """Do not wait for bodies any more. What the engine has is not ours to end."""
-        for reading in self._reading:
-            if not reading.expired():
-                reading.reschedule(0.0)
+        self._bodies.give_up()
 
     def _sent(self, route: _Route) -> _Route:
         """`route`, whose requests are open until the kernel has all of the reply: else the end of it dies with us."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             if request.transport is not None:
-                request.transport.set_write_buffer_limits(high=0)
+                _watch(request.transport)
             self.open += 1
             self.idle.clear()
             try:
                 reply = await route(request)
-                if not reply.prepared and (self.is_stopping or request.content.exception() is not None):
+                if not reply.prepared and self.is_stopping:
                     reply.force_close()
                 with suppress(ConnectionError):  # the client has gone, as aiohttp is about to find as well
                     await reply.prepare(request)
@@ -157,8 +154,9 @@ class Routes:
         """A job as a queue endpoint takes it; its reply, or with `"stream": true` a line of JSON for each part."""
         job_id = str(uuid4())
         try:
-            async with self._place():
-                job = object_in(await self._read(request), 'a job, {"input": {...}}') | {"id": job_id}
+            async with self._place(request) as raw:
+                job = object_in(raw, 'a job, {"input": {...}}') | {"id": job_id}
+                raw.clear()
                 if job.get("input") is None:
                     raise InvalidInput("the job has no `input`")
                 if asks(job, "stream"):
@@ -178,9 +176,9 @@ class Routes:
         """What a queue endpoint answers below `/openai`: the reply in OpenAI's form, errors included."""
         route = "/v1/" + request.match_info["route"]
         try:
-            async with self._place():
-                raw = await self._read(request)
+            async with self._place(request) as raw:
                 payload = object_in(raw, "a request of OpenAI's form") if raw else {}
+                raw.clear()
                 job = {"id": str(uuid4()), "input": {"openai_route": route, "openai_input": payload}}
                 body = await self._answer(job)
                 self.counts.ended(body.startswith(ERROR))
@@ -193,21 +191,28 @@ class Routes:
         return json_reply(orjson.dumps(output[0] if isinstance(output, list) and output else output))
 
     @asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
-        """One among those that are worked on. Raises Overloaded."""
+    async def _place(self, request: web.Request) -> AsyncIterator[bytearray]:
+        """The body of `request`, which has one of the places as soon as that is here. Raises WorkerError."""
         self._refuse_unless_ready()
         if self.open > self._most_open:  # this one is
             raise Overloaded(f"{MOST_WAITING} requests wait already")
-        self._waiting += 1
         try:
-            await self._room.acquire()
-        finally:
-            self._waiting -= 1
-        try:
+            async with self._bodies.of(request) as raw:
+                must_wait = self._room.locked()
+                self._waiting += 1
+                try:
+                    await self._room.acquire()
+                finally:
+                    self._waiting -= 1
+        except (TimeoutError, TooSlow):
             self._refuse_unless_ready()
+            raise
+        try:
+            if must_wait:
+                self._refuse_unless_ready()
             self.running += 1
             try:
-                yield
+                yield raw
             finally:
                 self.running -= 1
         finally:
@@ -262,23 +267,6 @@ class Routes:
                 raise
             raise TooLate(str(too_late(self._timeout_s or 0.0))) from None
 
-    async def _read(self, request: web.Request) -> bytes:
-        limit = asyncio.timeout(READ_TIMEOUT_S)
-        try:
-            async with limit:
-                self._reading.add(limit)
-                return await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise TooLong(f"the body has more than {LONGEST_BODY >> 20} MB; send less at once") from None
-        except web.RequestPayloadError as error:
-            request.content.feed_eof()  # else aiohttp reads on once there is a reply, and fails
-            raise InvalidInput(f"the body cannot be read as its headers say ({_in_a_line(error)})") from None
-        except TimeoutError:
-            self._refuse_unless_ready()
-            raise TooSlow(f"the body was not here within {READ_TIMEOUT_S:g} s") from None
-        finally:
-            self._reading.discard(limit)
-
     def _sentence(self, error: WorkerError) -> str:
         return str(body_of_error(error, debug=self._debug)["error"])
 
@@ -287,8 +275,12 @@ class Routes:
         return failed({"id": job_id, "status": "FAILED"}, status_of(error), self._sentence(error))
 
 
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _watch(transport: asyncio.Transport) -> None:
+    """A write ends when the kernel has all of it, which ends a connection whose other end takes nothing."""
+    transport.set_write_buffer_limits(high=0)
+    with suppress(OSError):  # it has ended already
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_TIMEOUT_S * 1e3))
 
 
 def _failed_job(job_id: str, sentence: str) -> web.Response:

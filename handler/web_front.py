@@ -32,6 +32,12 @@ _LAST_WORDS_S = 5.0
 """For replies that are still being sent when the drain time is over."""
 _CLOSE_S = 0.1
 """For what even then is not sent; aiohttp takes it twice."""
+_KEEPALIVE_S = 300.0
+"""For connections that are idle, each of which holds a file; aiohttp keeps them for an hour.
+
+Longer than proxies keep theirs (nginx 60 s, Go's HTTP client 90 s; RunPod does not say): were we to end one first, the
+next request might be on its way there.
+"""
 
 
 def serve_web(settings: Settings, timeline: Timeline, end: socket.socket) -> int:
@@ -154,8 +160,15 @@ def _logger() -> logging.Logger:
 
 async def _listen(app: web.Application, port: int, name: str) -> web.AppRunner:
     """Listen on `port` of every interface. Raises ConfigError."""
-    # handler_cancellation: what nobody waits for any more takes no engine's time.
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, logger=_logger(), shutdown_timeout=_CLOSE_S)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        logger=_logger(),
+        handler_cancellation=True,  # what nobody waits for any more takes no engine's time
+        auto_decompress=False,  # such bodies are refused, and aiohttp would begin before
+        keepalive_timeout=_KEEPALIVE_S,
+        shutdown_timeout=_CLOSE_S,
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, None, port, backlog=1024).start()

@@ -8,6 +8,7 @@ import orjson
 from aiohttp import web
 
 from engine.errors import InvalidInput, Overloaded, Unreachable, WorkerError, WorkerFault
+from handler.collector import loaded
 from handler.reply import encode
 
 
@@ -23,10 +24,14 @@ class TooSlow(InvalidInput):
     """The body was not here in time."""
 
 
-_KINDS = {TooLate: 504, TooLong: 413, TooSlow: 408}
+class Encoded(InvalidInput):
+    """The body is compressed: a few kilobytes of it may be the longest there is, which nobody has to send."""
+
+
+_KINDS = {TooLate: 504, TooLong: 413, TooSlow: 408, Encoded: 415}
 _STATUS = {InvalidInput.prefix: 400, Overloaded.prefix: 503, Unreachable.prefix: 503}
 """By whose fault it is; the worker's own are 500."""
-_OPENAI_TYPES = {**dict.fromkeys((400, 408, 413), "invalid_request_error"), 503: "overloaded_error"}
+_OPENAI_TYPES = {**dict.fromkeys((400, 408, 413, 415), "invalid_request_error"), 503: "overloaded_error"}
 _RETRY = {"Retry-After": "1"}
 
 
@@ -46,10 +51,10 @@ def error_in(body: bytes) -> str:
     return error if isinstance(error, str) else orjson.dumps(error).decode()
 
 
-def object_in(raw: bytes, what: str) -> dict[str, Any]:
+def object_in(raw: bytes | bytearray, what: str) -> dict[str, Any]:
     """The JSON object in `raw`. Raises InvalidInput."""
     try:
-        found = orjson.loads(raw)
+        found = loaded(orjson.loads, raw)
     except orjson.JSONDecodeError as error:
         raise InvalidInput(f"the body is not JSON ({error}); send {what}") from None
     if not isinstance(found, dict):

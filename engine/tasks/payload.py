@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from string import Formatter
 from typing import Any
+
+import orjson
 
 from engine.errors import AnswerTooLarge, InvalidInput
 from engine.sizes import LARGEST_REPLY, readable
@@ -18,6 +21,9 @@ _OF_EVERY_MODEL = {"query": "", "document": ""}
 """Names of prompts, which a model's files may give a text to."""
 _WITHOUT_TEXT = frozenset((int, float, bool, type(None)))
 """A payload may hold millions of these, before anybody looks at its size."""
+
+_FEW = 1_000
+"""Steps of a walk, after which what is left is written as JSON: a hundred times faster, but for long strings."""
 
 
 def kind(value: Any) -> str:
@@ -40,8 +46,13 @@ def _quoted(value: Any) -> str:
 
 def refuse_lone_surrogates(payload: Any) -> None:
     """Refuse strings with half a surrogate pair, which JSON can write, and which is no character of any text."""
-    pending = [payload]
+    pending, steps = [payload], 0
     while pending:
+        steps += 1
+        if steps == _FEW:
+            with suppress(TypeError):  # for half a pair, or what it cannot write at all
+                orjson.dumps(pending)
+                return
         value = pending.pop()
         if isinstance(value, str):
             try:

@@ -3,14 +3,15 @@
 import asyncio
 import json
 import socket
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from typing import Any, Self
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import BaseTestServer, TestClient, TestServer
 
 from engine.errors import EngineError
-from handler import web
+from handler import web, web_bodies, web_front
 from handler.web import Routes
 
 JOB = {"input": {"text": "a"}}
@@ -61,7 +62,9 @@ def routes(engine: Scripted) -> Routes:
 
 @pytest.fixture
 async def client(routes: Routes) -> AsyncIterator[TestClient[Any, Any]]:
-    async with TestClient(TestServer(routes.app(), handler_cancellation=True)) as running:
+    server = TestServer(routes.app())
+    await server.start_server(auto_decompress=False)  # and with handler_cancellation, as by web_front.py
+    async with TestClient(server) as running:
         yield running
 
 
@@ -108,10 +111,10 @@ async def test_who_waits_while_the_worker_stops_is_told_to_retry(
 @pytest.mark.parametrize(
     ("path", "said"), [("/runsync", b'"status":"FAILED"'), ("/v1/embeddings", b'"type":"invalid_request_error"')]
 )
-async def test_a_body_that_does_not_come_gives_its_place_back(
+async def test_a_body_that_does_not_come_is_told_so(
     client: TestClient[Any, Any], routes: Routes, monkeypatch: pytest.MonkeyPatch, path: str, said: bytes
 ):
-    monkeypatch.setattr(web, "READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(web_bodies, "READ_TIMEOUT_S", 0.1)
     reader, writer = await asyncio.open_connection(client.host, client.port)
     writer.write(b"POST %s HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\n{" % path.encode())
     reply = await reader.readuntil(b"}")
@@ -125,10 +128,10 @@ async def test_a_body_that_does_not_come_gives_its_place_back(
 async def test_a_body_that_is_waited_for_no_more_is_told_to_retry(client: TestClient[Any, Any], routes: Routes):
     reader, writer = await asyncio.open_connection(client.host, client.port)
     writer.write(b"POST /runsync HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\n{")
-    await until(lambda: routes.running == 1)
+    await until(lambda: routes.open == 1)
     routes.stop()
     await asyncio.sleep(0.05)
-    assert routes.running == 1  # it has its time
+    assert routes.open == 1  # it has its time
     routes.give_up()
     reply = await reader.readuntil(b"}")
     writer.close()
@@ -136,46 +139,162 @@ async def test_a_body_that_is_waited_for_no_more_is_told_to_retry(client: TestCl
     assert b"overloaded, please retry: the worker is shutting down" in reply
 
 
-async def test_a_body_that_is_not_what_its_headers_say(client: TestClient[Any, Any], caplog: pytest.LogCaptureFixture):
-    for path in ("/runsync", "/v1/embeddings"):
-        reply = await client.post(path, data=b"{}", headers={"Content-Encoding": "gzip"})
-        assert reply.status == 400
-        said = await reply.text()
-        assert (
-            "the body cannot be read as its headers say (400, message: Can not decode content-encoding: gzip)" in said
-        )
-        assert reply.headers["Connection"] == "close"
+LONG = 900_000
+"""Bytes of a body that does not come whole with its headers."""
+
+
+class Asking:
+    """A client that has sent `sent` of a job of `length` bytes."""
+
+    def __init__(self, length: int, sent: int) -> None:
+        self.body = json.dumps(JOB).ljust(length).encode()
+        self.sent = sent
+
+    async def begin(self, client: TestClient[Any, Any]) -> Self:
+        self._reader, self.writer = await asyncio.open_connection(client.host, client.port)
+        head = b"POST /runsync HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % len(self.body)
+        self.writer.write(head + self.body[: self.sent])
+        return self
+
+    async def status(self) -> int:
+        async with asyncio.timeout(20):
+            line = await self._reader.readline()
+        self.writer.close()
+        return int(line.split()[1])
+
+
+@pytest.mark.parametrize(("length", "sent"), [(100, 1), (LONG, 1), (LONG, LONG - 1)])
+async def test_a_body_that_does_not_come_holds_no_place(
+    client: TestClient[Any, Any], routes: Routes, engine: Scripted, length: int, sent: int
+):
+    engine.let_go.set()
+    slow = await Asking(length, sent).begin(client)
+    await until(lambda: routes.open == 1)
+    assert (await client.post("/runsync", json=JOB)).status == 200
+    assert (routes.open, routes.running) == (1, 0)
+    slow.writer.write(slow.body[sent:])
+    assert await slow.status() == 200
+
+
+async def test_long_bodies_take_turns_in_what_may_be_held(
+    client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch, routes: Routes, engine: Scripted
+):
+    monkeypatch.setattr(web_bodies, "MOST_HELD_MB", 1)
+    monkeypatch.setattr(web_bodies, "LONGEST_BODY", LONG)
+    bodies = web_bodies.Bodies()
+    monkeypatch.setattr(routes, "_bodies", bodies)
+    engine.let_go.set()
+    slow = await Asking(LONG, LONG - 1).begin(client)
+    await until(bodies._room.locked)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield slow.body
+
+    chunked = asyncio.create_task(client.post("/runsync", data=chunks()))
+    await until(lambda: len(bodies._queued) == 1)
+    assert (await client.post("/runsync", json=JOB)).status == 200  # a short one waits for none of them
+    slow.writer.write(slow.body[-1:])
+    assert await slow.status() == 200
+    assert (await chunked).status == 200
+    assert not bodies._room.locked()
+
+
+async def test_a_body_that_waits_while_the_worker_stops_is_told_to_retry(
+    client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch, routes: Routes
+):
+    monkeypatch.setattr(routes._bodies, "_room", asyncio.Semaphore(0))
+    waits = await Asking(LONG, LONG).begin(client)
+    await until(lambda: len(routes._bodies._queued) == 1)
+    routes.stop()
+    assert await waits.status() == 503
+    await until(routes.idle.is_set)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"), [("/runsync", '"status":"FAILED"'), ("/v1/embeddings", '"type":"invalid_request_error"')]
+)
+async def test_a_compressed_body_is_refused(client: TestClient[Any, Any], engine: Scripted, path: str, said: str):
+    engine.let_go.set()
+    for encoding in ("gzip", "DEFLATE", "identity, gzip"):
+        reply = await client.post(path, data=zlib.compress(b"{}"), headers={"Content-Encoding": encoding})
+        assert reply.status == 415
+        sentence = f"the body is compressed ({encoding.lower()}); send it as it is, without `Content-Encoding`"
+        assert f"invalid input: {sentence}" in await reply.text()
+        assert said in await reply.text()
+    assert (await client.post(path, json=JOB, headers={"Content-Encoding": "identity"})).status == 200
+
+
+async def test_a_body_that_is_longer_than_it_may_be_is_not_waited_for(client: TestClient[Any, Any]):
+    assert await (await Asking(web_bodies.LONGEST_BODY + 1, 1).begin(client)).status() == 413
+
+
+def small_buffer(*_: object) -> socket.socket:
+    """Of a server; it and what it accepts pass on little."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    made.bind(("127.0.0.1", 0))
+    return made
+
+
+async def unread(server: BaseTestServer, job: dict[str, Any]) -> socket.socket:
+    """A connection with small buffers on which the reply to `job` comes, and then its end."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(client, (server.host, server.port))
+    raw = json.dumps(job).encode()
+    head = b"POST /runsync HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    await loop.sock_sendall(client, head % len(raw) + raw)
+    return client
+
+
+@pytest.mark.parametrize("job", [STREAM, JOB], ids=["stream", "job"])
+async def test_a_reply_that_nobody_reads_holds_no_place(
+    monkeypatch: pytest.MonkeyPatch,
+    routes: Routes,
+    engine: Scripted,
+    caplog: pytest.LogCaptureFixture,
+    job: dict[str, Any],
+):
+    """The kernel ends its connection, and it ends as that of a client that leaves."""
+    monkeypatch.setattr(web, "WRITE_TIMEOUT_S", 0.2)
+    engine.let_go.set()
+    engine.bodies = [b'{"output":"%s"}' % (b"a" * 4_000_000)] * (2 if job is STREAM else 1)
+    async with TestServer(routes.app(), socket_factory=small_buffer) as server:
+        with await unread(server, job):
+            await until(lambda: routes.open == 1)
+            await until(routes.idle.is_set)
+            assert routes.running == 0
     assert caplog.messages == []
+
+
+async def test_a_connection_that_is_idle_ends(monkeypatch: pytest.MonkeyPatch, routes: Routes):
+    monkeypatch.setattr(web_front, "_KEEPALIVE_S", 0.2)
+    runner = await web_front._listen(routes.app(), 0, "PORT")
+    for asked in (b"", b"GET /ping HTTP/1.1\r\n", b"GET /ping HTTP/1.1\r\nHost: here\r\n\r\n"):
+        reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
+        writer.write(asked)
+        async with asyncio.timeout(20):
+            assert (await reader.read())[:15] == (b"HTTP/1.1 200 OK" if asked.endswith(b"\n\r\n") else b"")
+        writer.close()
+    await runner.cleanup()
 
 
 @pytest.mark.parametrize("size", [40_000, 4_000_000])
 async def test_a_request_is_open_until_its_reply_is_sent(routes: Routes, engine: Scripted, size: int):
     """A worker that stops would take with it what the kernel has not got."""
-
-    def small(*_: object) -> socket.socket:
-        made = socket.socket()
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        made.bind(("127.0.0.1", 0))
-        return made
-
     engine.let_go.set()
     body = b'{"output":"%s"}' % (b"a" * size)
     engine.bodies = [body, b'{"output":[]}']
     for job in (STREAM, JOB):
-        async with TestServer(routes.app(), socket_factory=small) as server:
-            client = socket.socket()
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.setblocking(False)
-            loop = asyncio.get_running_loop()
-            await loop.sock_connect(client, (server.host, server.port))
-            raw = json.dumps(job).encode()
-            head = b"POST /runsync HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
-            await loop.sock_sendall(client, head % len(raw) + raw)
+        async with TestServer(routes.app(), socket_factory=small_buffer) as server:
+            client = await unread(server, job)
             await until(lambda: routes.open == 1)
             await asyncio.sleep(0.2)
             assert routes.open == 1
             got = 0
-            while some := await loop.sock_recv(client, 1 << 16):
+            while some := await asyncio.get_running_loop().sock_recv(client, 1 << 16):
                 got += len(some)
             assert got > size
             client.close()

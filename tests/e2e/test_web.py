@@ -1,5 +1,6 @@
 """`WORKER_LOOP=http python -m handler`: the worker of a load-balancing endpoint, as RunPod and clients ask it."""
 
+import http.client
 import json
 import os
 import signal
@@ -131,6 +132,20 @@ def test_what_cannot_be_answered_says_whose_fault_it_is(worker: Served, body: by
     found = reply.json()
     assert found["status"] == "FAILED"
     assert found["error"].startswith(sentence)
+
+
+def test_what_is_compressed_is_refused_and_nobody_looks_into_it(worker: Served):
+    connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=60)
+    connection.connect()
+    asked = connection.sock
+    connection.request("POST", "/runsync", b"this is no gzip", {"Content-Encoding": "gzip"})
+    reply = connection.getresponse()
+    assert reply.status == 415
+    assert json.load(reply)["error"].startswith("invalid input: the body is compressed (gzip); send it as it is")
+    connection.request("GET", "/ping")
+    assert connection.getresponse().status == 200
+    assert connection.sock is asked
+    connection.close()
 
 
 def test_openai_clients_find_what_they_expect(worker: Served):

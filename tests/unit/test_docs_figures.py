@@ -26,7 +26,9 @@ ALLOWED = {
     },
     "docs/api.md": {
         "more than 30 MB": "RunPod's limit for a request to a load-balancing endpoint",
-        "not here within 60 s": "handler/web.py's limit for a body",
+        "not here within 60 s": "handler/web_bodies.py's limit for a body",
+        "nothing of its reply for 60 s": "handler/web.py's limit for a client that does not read",
+        "ends after 5 minutes": "handler/web_front.py's limit for an idle connection",
         "takes at once (1 MB)": "RunPod's limit for a part of a stream",
         "RunPod takes (20 MB)": "RunPod's limit for /runsync",
     },

@@ -49,6 +49,12 @@ def test_null_is_as_if_it_were_not_there():
         assert check.boolean(payload, "a", default) is default
 
 
+def deep(value: Any, levels: int) -> Any:
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 def test_a_form_that_is_null_is_as_if_it_were_not_there_unless_it_is_the_only_one():
     forms = ("text", "texts", "inputs")
     for payload, left in (
@@ -74,6 +80,36 @@ def test_to_look_for_half_characters_among_numbers_takes_no_room():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 10_000
+
+
+@pytest.mark.parametrize(
+    "held",
+    [["\ud83d"], {"\ud83d": 1}, [[["a\ud83db"]]], ["\ud83d", "\ude00"], [deep("\ud83d", 400)], [1 << 70, "\ud83d"]],
+    ids=["text", "name", "nested", "both-halves-apart", "deep", "beside-a-long-number"],
+)
+def test_half_a_character_is_found_wherever_it_stands_in_a_large_payload(held: Any):
+    """Most of which is not walked through."""
+    for payload in ({"x": [held, [["a", []]] * 10_000]}, {"x": [[["a", []]] * 10_000, held]}):
+        with pytest.raises(InvalidInput, match=r"holds half a surrogate pair \(\\ud(83d|e00)\); cut strings between"):
+            check.refuse_lone_surrogates(payload)
+
+
+@pytest.mark.parametrize("held", ["\U0001f600", 1 << 70, deep("a", 400)], ids=["whole", "long-number", "deep"])
+def test_whole_characters_are_let_through_in_a_large_payload(held: Any):
+    check.refuse_lone_surrogates({"x": [[["a", []]] * 10_000, held]})
+
+
+def test_a_large_payload_is_not_walked_through():
+    steps = 0
+
+    class Counted(str):
+        def isascii(self) -> bool:
+            nonlocal steps
+            steps += 1
+            return True
+
+    check.refuse_lone_surrogates({"x": [[Counted("a")] for _ in range(100_000)]})
+    assert 0 < steps < 2_000
 
 
 @given(st.lists(st.text("a{} é", max_size=4), min_size=1, max_size=4), st.text("b{}", max_size=3))
