@@ -23,7 +23,7 @@ from typing import Any
 
 from engine import digest
 from engine.errors import BundleError
-from engine.external_data import outside
+from engine.external_data import refuse_outside
 from engine.tensors import TensorSpec
 
 SCHEMA_VERSION = "1.3"
@@ -32,6 +32,7 @@ CHECKSUM = "manifest.sha256"
 SIGNATURE = "manifest.sig"
 VOLUME = Path("/runpod-volume")
 """Where RunPod mounts an endpoint's network volume."""
+REBUILD = "copy the bundle again or export the model again"
 
 
 class TaskConfig(dict[str, Any]):
@@ -147,35 +148,25 @@ class Bundle:
         pieces = [(name, index) for name in names for index in range(len(known.get(name, ())))]
         digest.side_by_side(self._verify_part, [*pieces, *((name, None) for name in names if name not in known)])
         if whole:
-            self._verify_places()
+            self._refuse_outside()
 
     def verify_common(self) -> None:
         """As `verify`, but of files that only one engine opens no more than that they are there in their size."""
         for name in filter(_is_for_one_engine, self.manifest.files):
             self._verify_size(name)
         self.verify(self.common)
-        self._verify_places()
+        self._refuse_outside()
 
     @property
     def common(self) -> list[str]:
         """The files that every boot reads."""
         return [name for name in self.manifest.files if not _is_for_one_engine(name)]
 
-    def _verify_places(self) -> None:
-        """That graphs take tensors from the bundle alone: no hash, and no signature, covers what lies elsewhere."""
+    def _refuse_outside(self) -> None:
         graphs = self.manifest.graphs.values()
         named = {name for graph in graphs for name in (*graph.onnx.values(), *graph.fused.values())}
         for name in sorted(named.intersection(self.manifest.files)):  # of others `file` hands out none
-            path = self.path / name
-            try:
-                place = outside(self.path, name, self.manifest.files)
-            except OSError as error:
-                raise BundleError(f"{path} cannot be read ({error.strerror}); {REBUILD}") from error
-            except ValueError as error:
-                raise BundleError(f"{path} is not an ONNX file ({error}); {REBUILD}") from error
-            if place:
-                what = f"takes tensors from {place[:80]!r}, which is no file of the manifest"
-                raise BundleError(f"{path} {what}; export the model again")
+            refuse_outside(self.path, name, self.manifest.files, REBUILD)
 
     def _verify_size(self, name: str) -> None:
         path, size = self.path / name, self.manifest.files[name][0]
@@ -220,26 +211,6 @@ def _is_for_one_engine(name: str) -> bool:
     return is_weights(name) or (name.startswith("graphs/") and name.endswith((".plan", ".cache")))
 
 
-def _no_bundle(path: Path) -> str:
-    import shlex  # a worker that boots has a bundle
-
-    try:
-        path.absolute()
-    except FileNotFoundError:
-        return f"{path} is relative to a working directory that was deleted; start in another, or name the whole path"
-    if path.is_file():
-        return f"{path} is a file, and a bundle is a folder; name the folder that holds {MANIFEST}"
-    if path.is_relative_to(VOLUME) and not VOLUME.exists():
-        return f"{path} is not a bundle (there is no {VOLUME}); attach the network volume to the endpoint"
-    what = f"no {MANIFEST}" if path.exists() else "no such folder"
-    # What is there already is not overwritten by an export.
-    out = "bundle" if path.is_dir() and any(path.iterdir()) else shlex.quote(str(path))
-    return f"{path} is not a bundle ({what}); make one with `python -m export MODEL --out {out}`"
-
-
-REBUILD = "copy the bundle again or export the model again"
-
-
 def open_bundle(path: Path, *, sha256: str = "", public_key: str = "") -> Bundle:
     """Read and check the manifest of the bundle at `path`.
 
@@ -248,11 +219,14 @@ def open_bundle(path: Path, *, sha256: str = "", public_key: str = "") -> Bundle
     wanted, or when its schema is newer; ConfigError when `public_key` is not a key.
     """
     try:
-        obstacle = "" if (path / MANIFEST).is_file() else _no_bundle(path)
+        if not (path / MANIFEST).is_file():
+            from engine.no_bundle import no_bundle
+
+            raise BundleError(no_bundle(path))
     except OSError as error:
-        obstacle = f"{path} cannot be read ({error.strerror}); change its permissions or name another folder"
-    if obstacle:
-        raise BundleError(obstacle)
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}); change its permissions or name another folder"
+        ) from None
     try:
         raw = (path / MANIFEST).read_bytes()
         checksum = (path / CHECKSUM).read_bytes()

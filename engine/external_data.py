@@ -12,6 +12,8 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from engine.errors import BundleError
+
 _KEY: Final = b"location"
 _NUMBER, _SIZED, _FIXED = 0, 2, {1: 8, 5: 4}
 """Kinds of fields on the wire (https://protobuf.dev/programming-guides/encoding/), with the bytes of those that have a
@@ -38,6 +40,23 @@ LEADING: Final[Mapping[str, Mapping[int, str]]] = {
 """Those of onnx.proto's messages that may hold a place outside, and the numbers of the fields that lead there."""
 _LARGE: Final = ("GraphProto", "TensorProto")
 """Walked through; others are searched first, for there are thousands, of which few lead anywhere."""
+
+
+def refuse_outside(folder: Path, onnx: str, files: Container[str], fix: str) -> None:
+    """Raise BundleError where `onnx` takes tensors from anything but `files`: no hash, and no signature, covers that.
+
+    `fix`: what to do about a file that cannot be read.
+    """
+    path = folder / onnx
+    try:
+        place = outside(folder, onnx, files)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); {fix}") from error
+    except ValueError as error:
+        raise BundleError(f"{path} is not an ONNX file ({error}); {fix}") from error
+    if place:
+        what = f"takes tensors from {place[:80]!r}, which is no file of the manifest"
+        raise BundleError(f"{path} {what}; export the model again")
 
 
 def outside(folder: Path, onnx: str, files: Container[str]) -> str:

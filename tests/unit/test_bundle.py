@@ -53,7 +53,7 @@ def test_a_missing_file_is_named(small_bundle: Path, name: str):
 
 def test_a_folder_that_is_missing_is_told_from_a_volume_that_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     volume = tmp_path / "runpod-volume"
-    monkeypatch.setattr("engine.bundle.VOLUME", volume)
+    monkeypatch.setattr("engine.no_bundle.VOLUME", volume)
     with pytest.raises(BundleError, match=r"\(there is no .*/runpod-volume\); attach the network volume"):
         open_bundle(volume / "bundles")
     volume.mkdir()

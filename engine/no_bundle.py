@@ -1,0 +1,24 @@
+"""Why a folder is no bundle, and what to do. Loaded only then: a worker that boots has one."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from engine.bundle import MANIFEST, VOLUME
+
+
+def no_bundle(path: Path) -> str:
+    """A sentence for `path`, which has no manifest. Raises OSError where it cannot be looked at."""
+    try:
+        path.absolute()
+    except FileNotFoundError:
+        return f"{path} is relative to a working directory that was deleted; start in another, or name the whole path"
+    if path.is_file():
+        return f"{path} is a file, and a bundle is a folder; name the folder that holds {MANIFEST}"
+    if path.is_relative_to(VOLUME) and not VOLUME.exists():
+        return f"{path} is not a bundle (there is no {VOLUME}); attach the network volume to the endpoint"
+    what = f"no {MANIFEST}" if path.exists() else "no such folder"
+    # What is there already is not overwritten by an export.
+    out = "bundle" if path.is_dir() and any(path.iterdir()) else shlex.quote(str(path))
+    return f"{path} is not a bundle ({what}); make one with `python -m export MODEL --out {out}`"
