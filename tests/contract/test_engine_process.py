@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from engine.config import Settings
-from engine.errors import EngineError, WorkerFault
+from engine.errors import EngineError, InvalidInput, WorkerFault
 from engine.passage import Passage
 from engine.stats import Stats
 from engine.tasks.base import Task
@@ -166,6 +166,21 @@ async def test_an_answer_that_no_frame_holds_is_replaced_by_one_that_says_so(mon
         fault = "worker fault: the answer could not be made or passed on, the worker's log says why; ask for less"
         assert await answer(client, ["70000", ""]) == {"error": fault}
         assert await answer(client, ["1", ""]) == {"output": "x"}
+
+
+async def test_a_job_that_no_other_process_can_be_given_is_refused():
+    nested: list[Any] = []
+    for _ in range(5000):
+        nested = [nested]
+    async with both_ends(Handler(cast("Task", Failing()), Passage(Stats()), dict)) as client:
+        with pytest.raises(InvalidInput, match="the job is nested too deeply"):
+            await client.handle({"id": "1", "input": nested})
+        assert await answer(client, ["", ""]) == {"output": "fine"}
+
+
+async def test_half_a_character_is_refused_before_any_task_sees_it():
+    async with both_ends(Handler(cast("Task", Failing()), Passage(Stats()), dict)) as client:
+        assert (await answer(client, ["\ud800", ""]))["error"].startswith("invalid input: ")
 
 
 # Jobs that nobody waits for any more
