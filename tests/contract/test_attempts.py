@@ -208,6 +208,26 @@ async def test_a_stream_that_breaks_off_as_its_job_is_stopped_fails_no_other_att
         assert platform.said == ["of the first", "right", ["right"]]
 
 
+async def test_a_stream_whose_parts_were_taken_is_the_answer_though_its_job_is_handed_out_again():
+    goes_on, seen = asyncio.Event(), []
+
+    async def handler(job: dict[str, Any]) -> AsyncIterator[str]:
+        seen.append(job)
+        yield "a"
+        await goes_on.wait()
+        yield "b"
+
+    async with serving(handler) as platform:
+        await platform.hand_out()
+        await platform.reply(OK)
+        await platform.hand_out()
+        goes_on.set()
+        await settled()
+        await platform.reply(OK, OK)
+        assert platform.said == ["a", "b", ["a", "b"]]
+    assert len(seen) == 1
+
+
 async def test_the_last_of_several_hand_outs_counts_and_each_may_be_stopped():
     async with serving() as platform:
         await platform.hand_out()

@@ -322,6 +322,12 @@ async def test_too_many_requests_pauses(sdk: Sdk, emulator: Emulator, monkeypatc
     assert record.queue_ms >= 150
 
 
+async def test_no_concurrency_at_all_means_one_job_at_a_time(sdk: Sdk, emulator: Emulator):
+    async with serving(sdk, echo, concurrency=0):
+        record = await asyncio.wait_for(emulator.wait(emulator.submit({"x": 1})), 10)
+    assert record.status == "COMPLETED"
+
+
 @pytest.mark.parametrize("body", [b"", b"not json", b"[1, 2]", b'[{"input": 1}]', b'"text"', b'{"input": 1}'])
 async def test_garbage_instead_of_a_job_does_no_harm(
     sdk: Sdk, emulator: Emulator, body: bytes, capsys: pytest.CaptureFixture[str]
