@@ -219,7 +219,6 @@ class Batcher:
                             return lane, batch
                         due_in = self._queue.due_in(now)
                 wake.wait(due_in)
-            self._idle = self._idle and not is_first
         return None
 
     def _taken(self, lane: int, batch: list[Waiting]) -> None:

@@ -106,7 +106,7 @@ class Flights:
         return flight
 
     def finish(self, flight: Flight) -> Arrays:
-        """Its outputs, valid until its slot is started again; empty when it failed and was seen to."""
+        """Its outputs, valid until its slot is started again; of no use when it failed, and was seen to."""
         outputs: Arrays = {}
         begin = flight.begin
         if flight.error is None:
@@ -116,7 +116,6 @@ class Flights:
             except Exception as error:  # as above
                 flight.error = error
         if flight.error is not None:
-            outputs = {}
             self._find_culprits(flight.batch, flight, begin)
         took = time.monotonic() - begin
         self._stats.stage("run", took)
@@ -140,12 +139,12 @@ class Flights:
     def _find_culprits(self, batch: list[Waiting], flight: Flight, begin: float) -> None:
         """Run the halves of a batch that failed, and theirs, until the rows that the engine fails on stand alone.
 
-        A lost engine runs nothing again: it fails the whole batch, and what waits. Each half is a run of its own to
-        who watches how long one takes; `begin` is when the first was started.
+        A lost engine runs nothing again: they all fail, and what waits. Each half is a run of its own to who watches
+        how long one takes; `begin` is when the first was started.
         """
         if isinstance(flight.error, EngineLost):
             self.lose(flight.error)
-        if len(batch) == 1 or self.lost:
+        if len(batch) == 1:
             assert flight.error is not None
             for group, _ in batch:
                 group.settle(flight.error)

@@ -42,7 +42,7 @@ class _Work:
     async def body(self, part: Any) -> bytes | AnswerTooLarge:
         """Its answer. Raises Overloaded where none of this job's own rows are in the way."""
         while (answer := await self._tried(part)) is None:
-            self.ahead = max(1, min(self.ahead, len(self._running)))
+            self.ahead = min(self.ahead, len(self._running))
             # Of these none waits for this one: who waits is not among those that run.
             await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
         return answer

@@ -80,7 +80,8 @@ def _module(name: str, classes: dict[str, type] | None = None, *callables: str) 
 
 def _stand_ins() -> dict[str, ModuleType]:
     """What the SDK's modules take from libraries, by library: to derive from, to catch, and to call one day."""
-    caught = {"ClientError": OSError, "ContentTypeError": ValueError, "ClientResponseError": StatusError}
+    # As in aiohttp, where JSON that cannot be read is a ValueError: what is caught as a ContentTypeError has `content`.
+    caught = {"ClientError": OSError, "ContentTypeError": StatusError, "ClientResponseError": StatusError}
     return {
         "aiohttp": _module("aiohttp", caught, "ClientSession", "ClientTimeout", "TCPConnector"),
         "aiohttp_retry": _module("aiohttp_retry", {}, "FibonacciRetry", "RetryClient"),

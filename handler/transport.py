@@ -97,8 +97,6 @@ class Poll:
     async def _jobs(self, count: int) -> list[Any]:
         try:
             jobs = await self._sdk.get_job(self._jobs_session, count)
-        except OSError:
-            raise
         except Exception:
             # The SDK refuses a job without input and does not say whose it is. Its body tells: it must be answered.
             if jobs := await self._salvaged():

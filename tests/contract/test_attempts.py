@@ -9,6 +9,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -207,6 +208,26 @@ async def test_a_stream_that_breaks_off_as_its_job_is_stopped_fails_no_other_att
         assert platform.said == ["of the first", "right", ["right"]]
 
 
+async def test_a_stream_whose_parts_were_taken_is_the_answer_though_its_job_is_handed_out_again():
+    goes_on, seen = asyncio.Event(), []
+
+    async def handler(job: dict[str, Any]) -> AsyncIterator[str]:
+        seen.append(job)
+        yield "a"
+        await goes_on.wait()
+        yield "b"
+
+    async with serving(handler) as platform:
+        await platform.hand_out()
+        await platform.reply(OK)
+        await platform.hand_out()
+        goes_on.set()
+        await settled()
+        await platform.reply(OK, OK)
+        assert platform.said == ["a", "b", ["a", "b"]]
+    assert len(seen) == 1
+
+
 async def test_the_last_of_several_hand_outs_counts_and_each_may_be_stopped():
     async with serving() as platform:
         await platform.hand_out()
@@ -343,6 +364,49 @@ async def test_a_signal_for_a_job_that_is_run_again_counts_unless_it_may_be_an_o
             await platform.end()
             await platform.reply(OK)
     assert platform.said == ["of the first", "right"][: 1 + late]
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time of the attempts and of the job loop, to be set."""
+    now = [0.0]
+    for module in ("attempts", "job_loop"):
+        monkeypatch.setattr(f"handler.{module}.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+@pytest.mark.parametrize(
+    ("handed_at", "asked_at", "runs_again"),
+    [(0.0, 0.0, False), (0.0, 4.0, True), (4.0, 0.0, True), (4.0, 4.0, True)],
+)
+def test_a_signal_may_be_an_old_one_for_5_s_after_its_poll_began_or_the_job_was_handed_out(
+    now: list[float], handed_at: float, asked_at: float, runs_again: bool
+):
+    now[0] = -10.0
+    attempt = Attempt("j")
+    now[0] = handed_at
+    attempt.hand_out_again({"id": "j"})
+    now[0] = 6.0
+    assert attempt.stop(asked_at)
+    assert attempt.is_stopped
+    assert (attempt.following() is not None) == runs_again
+
+
+async def test_a_signal_is_as_old_as_the_poll_that_brings_it(now: list[float]):
+    async with serving(concurrency=3) as platform:
+        await platform.hand_out()
+        platform.handed.put_nowait({"id": "other", "input": 1})
+        await settled()
+        await platform.hand_out()
+        now[0] = 10.0
+        await platform.stop("other")  # by a poll that began at 0; the next begins now
+        await platform.stop()
+        assert [run.cancelled() for run in platform.runs] == [True, True, False]
+        await platform.hand_out()
+        now[0] = 20.0
+        await platform.stop()  # by a poll that waited for 10 s
+        assert [run.cancelled() for run in platform.runs] == [True, True, True]
+    assert platform.said == []
 
 
 async def test_a_job_that_ended_long_ago_is_stopped_at_once(monkeypatch: pytest.MonkeyPatch):

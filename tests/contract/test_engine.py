@@ -435,9 +435,10 @@ async def test_overload_is_refused_at_the_door(small_bundle: Path):
     batcher.close()
 
 
-async def test_closing_fails_what_waits(small_bundle: Path):
+@pytest.mark.parametrize("slots", [1, 2])
+async def test_closing_fails_what_waits(small_bundle: Path, slots: int):
     gate, started = threading.Event(), threading.Event()
-    engine = FakeEngine.from_bundle(open_bundle(small_bundle))
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle), slots=slots)
 
     def hold(bucket: Bucket) -> None:
         started.set()
@@ -450,7 +451,8 @@ async def test_closing_fails_what_waits(small_bundle: Path):
     waiting = asyncio.ensure_future(batcher.run([row(4)]))
     await arrived()
     closing = asyncio.ensure_future(asyncio.to_thread(batcher.close))
-    await asyncio.sleep(0.05)
+    while not batcher._closed:
+        await asyncio.sleep(0)
     gate.set()
     await closing
     assert len(await running) == 1
@@ -480,6 +482,29 @@ def test_one_batcher_serves_several_event_loops(engine: Engine):
     batcher = batcher_on(engine)
     for _ in range(3):
         assert len(asyncio.run(batcher.run([row(4)]))) == 1
+    batcher.close()
+
+
+def test_an_event_loop_that_ends_before_its_rows_costs_nobody_else_anything(small_bundle: Path):
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle))
+    gate, started = threading.Event(), threading.Event()
+
+    def hold(bucket: Bucket) -> None:
+        started.set()
+        gate.wait(10)
+
+    engine.on_run = hold
+    batcher = batcher_on(engine)
+
+    async def leave() -> None:
+        leaving.append(asyncio.ensure_future(batcher.run([row(4), row(5)])))
+        assert await asyncio.to_thread(started.wait, 10)
+
+    leaving: list[asyncio.Future[Any]] = []
+    asyncio.run(leave())
+    assert leaving[0].cancelled()
+    gate.set()
+    assert len(asyncio.run(batcher.run([row(4)]))) == 1
     batcher.close()
 
 
@@ -562,21 +587,30 @@ async def test_a_batch_that_was_filled_when_the_engine_was_lost_is_not_run(small
     assert runs == [1, 8]
 
 
-async def test_an_engine_that_is_lost_while_the_culprit_is_sought(small_bundle: Path):
+async def test_an_engine_that_is_lost_while_the_culprit_is_sought_runs_nothing_again(small_bundle: Path):
     engine = FakeEngine.from_bundle(open_bundle(small_bundle))
-    runs: list[Bucket] = []
+    runs: list[int] = []
+    gate, started = threading.Event(), threading.Event()
 
     def break_down(bucket: Bucket) -> None:
-        runs.append(bucket)
-        raise EngineError("no") if len(runs) == 1 else EngineLost("gone")
+        runs.append(bucket.batch)
+        started.set()
+        gate.wait(10)
+        if bucket.batch > 1:
+            raise EngineError("no") if bucket.batch == 8 else EngineLost("gone")
 
     engine.on_run = break_down
     batcher = batcher_on(engine)
-    results = await asyncio.gather(*(batcher.run([row(4, seed)]) for seed in range(8)), return_exceptions=True)
+    first = asyncio.ensure_future(batcher.run([row(4)]))
+    await asyncio.to_thread(started.wait, 10)  # what comes now shares a batch
+    others = [asyncio.ensure_future(batcher.run([row(4, seed)])) for seed in range(8)]
+    await arrived()
+    gate.set()
+    assert len(await first) == 1
+    results = await asyncio.gather(*others, return_exceptions=True)
     batcher.close()
-    assert [str(result) for result in results if "gone" in str(result)]
-    assert len(runs) <= 3  # the first batch, perhaps of one row; the next or a half; nothing behind that
-    assert all(isinstance(result, EngineError) for result in results)
+    assert {(type(result), str(result)) for result in results} == {(EngineLost, "gone")}
+    assert runs == [1, 8, 4]
 
 
 async def test_an_answer_that_cannot_be_handed_out_fails_its_job_and_the_thread_lives(

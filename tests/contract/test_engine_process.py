@@ -4,7 +4,7 @@ import asyncio
 import gc
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent import futures
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,10 +15,11 @@ import orjson
 import pytest
 
 from engine.config import Settings
+from engine.errors import EngineError, InvalidInput, WorkerFault
 from engine.passage import Passage
 from engine.stats import Stats
 from engine.tasks.base import Task
-from engine.tensors import Row
+from engine.tensors import Arrays, Row
 from handler.boot import Worker, boot
 from handler.engine_client import EngineClient
 from handler.engine_server import _Server
@@ -34,23 +35,48 @@ def _unfrozen() -> None:
     gc.unfreeze()
 
 
+@asynccontextmanager
+async def connected(worker: Worker) -> AsyncIterator[tuple[EngineClient, _Server]]:
+    ours, theirs = socket.socketpair()
+    server = _Server(worker)
+    serving = asyncio.create_task(server.run(theirs))
+    client = EngineClient(ours, lambda why: None)
+    await client.start()
+    yield client, server
+    client.close()
+    await serving
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 async def test_a_stream_that_is_taken_slowly_is_not_answered_further(small_bundle: Path):
     """Else the whole result would wait in memory for a platform that is slow."""
     worker = boot(Settings(bundle=small_bundle, engine="fake"), Timeline())
-    ours, theirs = socket.socketpair()
-    serving = asyncio.create_task(_Server(worker).run(theirs))
-    client = EngineClient(ours, lambda why: None)
-    await client.start()
-    texts = ["a"] * (20 * ROWS_OF_A_PART)
-    parts = client.stream({"id": "1", "input": {"texts": texts, "stream": True}})
-    await anext(parts)
-    served = -1
-    while served < (served := worker.batcher.stats.rows):
-        await asyncio.sleep(0.2)
-    assert 0 < served <= (2 * AHEAD + 1) * ROWS_OF_A_PART < len(texts)
-    assert len([part async for part in parts]) == 20
-    client.close()
-    await serving
+    async with connected(worker) as (client, _):
+        texts = ["a"] * (20 * ROWS_OF_A_PART)
+        parts = client.stream({"id": "1", "input": {"texts": texts, "stream": True}})
+        await anext(parts)
+        served = -1
+        while served < (served := worker.batcher.stats.rows):
+            await asyncio.sleep(0.2)
+        assert 0 < served <= (2 * AHEAD + 1) * ROWS_OF_A_PART < len(texts)
+        assert len([part async for part in parts]) == 20
+    worker.batcher.close()
+
+
+async def test_a_stream_that_nobody_reads_any_more_is_not_answered_further(small_bundle: Path):
+    worker = boot(Settings(bundle=small_bundle, engine="fake"), Timeline())
+    async with connected(worker) as (client, server):
+        parts = client.stream({"id": "1", "input": {"texts": ["a"] * (20 * ROWS_OF_A_PART), "stream": True}})
+        await anext(parts)
+        assert server._tasks and server._room
+        await parts.aclose()
+        await until(lambda: not server._tasks)
+        assert not (server._room or client._waiting or client._on_part)
     worker.batcher.close()
 
 
@@ -91,21 +117,15 @@ class Failing:
 
 @asynccontextmanager
 async def both_ends(handler: Handler) -> AsyncIterator[EngineClient]:
-    passage = Passage(Stats())
     worker = SimpleNamespace(
         handler=handler,
-        batcher=passage,
+        batcher=Passage(Stats()),
         choices={},
         choice=SimpleNamespace(engine="none", reason=""),
         timeline=SimpleNamespace(stages={}),
     )
-    ours, theirs = socket.socketpair()
-    serving = asyncio.create_task(_Server(cast("Worker", worker)).run(theirs))
-    client = EngineClient(ours, lambda why: None)
-    await client.start()
-    yield client
-    client.close()
-    await serving
+    async with connected(cast("Worker", worker)) as (client, _):
+        yield client
 
 
 async def answer(client: EngineClient, payload: object) -> dict[str, Any]:
@@ -146,3 +166,156 @@ async def test_an_answer_that_no_frame_holds_is_replaced_by_one_that_says_so(mon
         fault = "worker fault: the answer could not be made or passed on, the worker's log says why; ask for less"
         assert await answer(client, ["70000", ""]) == {"error": fault}
         assert await answer(client, ["1", ""]) == {"output": "x"}
+
+
+async def test_a_job_that_no_other_process_can_be_given_is_refused():
+    nested: list[Any] = []
+    for _ in range(5000):
+        nested = [nested]
+    async with both_ends(Handler(cast("Task", Failing()), Passage(Stats()), dict)) as client:
+        with pytest.raises(InvalidInput, match="the job is nested too deeply"):
+            await client.handle({"id": "1", "input": nested})
+        assert await answer(client, ["", ""]) == {"output": "fine"}
+
+
+async def test_half_a_character_is_refused_before_any_task_sees_it():
+    async with both_ends(Handler(cast("Task", Failing()), Passage(Stats()), dict)) as client:
+        assert (await answer(client, ["\ud800", ""]))["error"].startswith("invalid input: ")
+
+
+# Jobs that nobody waits for any more
+
+
+class Stuck(Passage):
+    """Answers nobody until it is let go; `held` counts those that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__(Stats())
+        self.gate, self.held = asyncio.Event(), 0
+
+    async def run(self, rows: Sequence[Row], on_rows_done: Callable[[int], None] | None = None) -> list[Arrays]:
+        self.held += 1
+        try:
+            await self.gate.wait()
+        finally:
+            self.held -= 1
+        return await super().run(rows, on_rows_done)
+
+
+async def test_a_job_that_is_cancelled_is_worked_on_no_longer():
+    stuck = Stuck()
+    async with both_ends(Handler(cast("Task", Failing()), stuck, dict)) as client:
+        asking = asyncio.create_task(client.handle({"id": "1", "input": ["", ""]}))
+        await until(lambda: stuck.held)
+        asking.cancel()
+        await until(lambda: not stuck.held)
+        assert client._waiting == {}
+        stuck.gate.set()
+        assert await answer(client, ["", ""]) == {"output": "fine"}
+        assert client._waiting == {}
+
+
+async def test_a_reply_that_comes_as_its_job_is_cancelled_costs_no_other_job_anything():
+    stuck = Stuck()
+    async with both_ends(Handler(cast("Task", Failing()), stuck, dict)) as client:
+        asking = asyncio.create_task(client.handle({"id": "1", "input": ["", ""]}))
+        await until(lambda: stuck.held)
+        (number,) = client._waiting
+        asking.cancel()
+        client._on_frame("reply", number, b"{}")  # before the task has its turn
+        await asyncio.wait({asking})
+        assert asking.cancelled()
+        stuck.gate.set()
+        assert await answer(client, ["", ""]) == {"output": "fine"}
+
+
+# A process that has ended, or hangs
+
+
+async def test_whoever_comes_when_the_engines_process_has_ended_is_told():
+    failures = list[str]()
+    ours, theirs = socket.socketpair()
+    client = EngineClient(ours, failures.append)
+    starting = asyncio.create_task(client.start())
+    await asyncio.sleep(0)
+    theirs.close()
+    with pytest.raises(WorkerFault, match="ended unexpectedly"):
+        await starting
+    async with asyncio.timeout(5):
+        with pytest.raises(EngineError, match="ended unexpectedly"):
+            await client.handle({"id": "1", "input": 1})
+    client._on_frame("lost", 0, "gone")  # it had said so before
+    assert failures == ["the engine's process ended unexpectedly"]
+
+
+class Over(Exception):
+    """No further steps."""
+
+
+Step = tuple[float, list[tuple[Any, ...]]]
+"""How long a pause of the watch takes, by a limit of 1 s, and what the engine's process says meanwhile."""
+
+PAUSE_S = 0.25
+SILENCE: Step = (PAUSE_S, [])
+FROZEN: Step = (99.0, [])
+
+
+def busy(seconds: float) -> Step:
+    """The engine is at a batch for `seconds`."""
+    return PAUSE_S, [("pong", 0, seconds, "1 row")]
+
+
+def busy_since(seconds: float, count: int) -> list[Step]:
+    return [busy(seconds + PAUSE_S * number) for number in range(count)]
+
+
+def stands(seconds: float) -> Step:
+    """It says that it will stand still."""
+    return PAUSE_S, [("pong", 0, PAUSE_S, "1 row"), ("standstill", 0, seconds)]
+
+
+MOVES: Step = (PAUSE_S, [("standstill", 0, 0.0), ("pong", 0, 2.75, "1 row")])
+WATCHED: dict[str, tuple[list[Step], str]] = {
+    "it runs short batches": ([busy(0.1)] * 9, ""),
+    "it answers late": ([SILENCE] * 3 + [busy(0.1)], ""),
+    "it says nothing": ([SILENCE] * 9, "the engine did not answer within 1 s"),
+    "it runs a long batch": (busy_since(0.0, 9), "the engine did not end a batch of 1 row within 1 s"),
+    "both processes were frozen": ([busy(PAUSE_S), FROZEN, *busy_since(99.25, 3)], ""),
+    "and its batch does not end": ([busy(PAUSE_S), FROZEN, *busy_since(99.25, 8)], "did not end a batch of 1 row"),
+    "it stands still as it said": ([stands(5.0), *[SILENCE] * 9, MOVES, busy(3.0)], ""),
+    "it stands still for longer": ([stands(1.0), *[SILENCE] * 9], "the engine did not answer within 1 s"),
+}
+
+
+@pytest.mark.parametrize("name", WATCHED)
+async def test_a_time_in_which_the_engine_could_not_run_is_not_held_against_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    steps, said = WATCHED[name]
+    now, left, failures = [100.0], list(steps), list[str]()
+    ours, theirs = socket.socketpair()
+    client = EngineClient(ours, failures.append)
+    monkeypatch.setattr(client, "_send", lambda *frame: None)
+    client._started = asyncio.get_running_loop().create_future()
+    client._started.set_result({})
+    client._waiting[1] = job = asyncio.get_running_loop().create_future()
+
+    async def sleep(seconds: float) -> None:
+        if not left or failures:
+            raise Over
+        took, frames = left.pop(0)
+        now[0] += took
+        for frame in frames:
+            client._on_frame(*frame)
+
+    monkeypatch.setattr("handler.engine_client.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("handler.engine_client.asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    with pytest.raises(Over):
+        await client.watch(4 * PAUSE_S)
+    assert len(failures) == bool(said)
+    assert said in "".join(failures)
+    assert job.done() == bool(said)
+    if said:
+        assert isinstance(job.exception(), EngineError)
+    ours.close()
+    theirs.close()

@@ -44,6 +44,7 @@ def sdk(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Sdk:
     monkeypatch.setenv("RUNPOD_LOG_LEVEL", "INFO")
     monkeypatch.delenv("RUNPOD_ENDPOINT_ID")
     monkeypatch.setattr(rp_job, "JOB_GET_URL", env["RUNPOD_WEBHOOK_GET_JOB"].replace("$ID", WORKER))
+    monkeypatch.setattr(rp_job, "aiohttp", sdk_module._stand_ins()["aiohttp"])  # a worker has not the emulator's
     loaded.progress.clear()
     return replace(
         loaded,
@@ -321,12 +322,21 @@ async def test_too_many_requests_pauses(sdk: Sdk, emulator: Emulator, monkeypatc
     assert record.queue_ms >= 150
 
 
+async def test_no_concurrency_at_all_means_one_job_at_a_time(sdk: Sdk, emulator: Emulator):
+    async with serving(sdk, echo, concurrency=0):
+        record = await asyncio.wait_for(emulator.wait(emulator.submit({"x": 1})), 10)
+    assert record.status == "COMPLETED"
+
+
 @pytest.mark.parametrize("body", [b"", b"not json", b"[1, 2]", b'[{"input": 1}]', b'"text"', b'{"input": 1}'])
-async def test_garbage_instead_of_a_job_does_no_harm(sdk: Sdk, emulator: Emulator, body: bytes):
+async def test_garbage_instead_of_a_job_does_no_harm(
+    sdk: Sdk, emulator: Emulator, body: bytes, capsys: pytest.CaptureFixture[str]
+):
     emulator.faults.add("job-take", Fault(status=200, body=body), times=2)
     async with serving(sdk, echo):
         record = await emulator.wait(emulator.submit({"x": 1}))
     assert record.status == "COMPLETED"
+    assert "AttributeError" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("job_id", ["1", '"running"'], ids=["no id", "a job that runs"])

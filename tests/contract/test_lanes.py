@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,12 @@ class Lanes:
         self.threads: list[str] = []
         """The thread of each run."""
         self.said: list[str] = []
+        self.opening: list[bool] = []
+        """What was told of it."""
         self.engine = FakeEngine.from_bundle(open_bundle(bundle), lanes=lanes)
         self.engine.on_run = self._run
         self.batcher = Batcher(self.engine, max_rows=8, max_tokens=1000, max_queued=5000, say=self.said.append)
+        self.batcher.on_opening = self.opening.append
 
     def _run(self, bucket: Bucket) -> None:
         self.threads.append(threading.current_thread().name)
@@ -90,6 +94,7 @@ async def test_batches_run_at_the_same_time(lanes: Lanes):
     answers = await lanes.batcher.run([row(4, seed) for seed in range(6)])
     lanes.on_run = lambda bucket: None
     assert lanes.said == ["batches run side by side from now on when 2 rows or more wait"]
+    assert lanes.opening == [True, False]
     assert sorted(lanes.threads) == ["engine", "engine-2"]
     for seed, answer in enumerate(answers):
         assert np.array_equal(answer["embedding"], run_rows(lanes.engine, [row(4, seed)])[0]["embedding"])
@@ -149,10 +154,12 @@ async def test_no_row_runs_on_the_event_loop_beside_a_lane(small_bundle: Path):
     made.batcher.close()
 
 
-async def test_a_lane_that_hangs_is_busy_while_the_other_goes_on(lanes: Lanes):
-    gate, stuck = threading.Event(), threading.Event()
+async def test_a_lane_that_hangs_is_busy_while_the_other_goes_on(lanes: Lanes, monkeypatch: pytest.MonkeyPatch):
+    gate, stuck, now, seen = threading.Event(), threading.Event(), [100.0], list[tuple[float, str]]()
+    monkeypatch.setattr("engine.flight.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def hang(bucket: Bucket) -> None:
+        seen.append((lanes.batcher.busy_s, lanes.batcher.running))
         if bucket.length >= 24:
             stuck.set()
             assert gate.wait(PATIENCE_S)
@@ -160,14 +167,48 @@ async def test_a_lane_that_hangs_is_busy_while_the_other_goes_on(lanes: Lanes):
     lanes.on_run = hang
     first = asyncio.ensure_future(lanes.batcher.run([row(24), row(4)]))
     assert await asyncio.to_thread(stuck.wait, PATIENCE_S)
-    since = lanes.batcher.busy_s
+    await lanes.batcher.run([row(5)])  # behind the other row of the first job
+    seen.clear()
+    now[0] += 40
     for _ in range(3):
         await lanes.batcher.run([row(5)])
-    assert lanes.batcher.busy_s > since > 0
+    assert seen == [(40.0, "1 row up to 24 long")] * 3
+    assert lanes.batcher.busy_s == 40.0
     gate.set()
     await first
     assert lanes.batcher.busy_s == 0
     lanes.batcher.close()
+
+
+async def test_a_lone_row_that_waits_for_all_lanes_runs_when_the_last_ends(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made, gate, begun = Lanes(small_bundle, lanes=3), threading.Event(), threading.Barrier(3)
+    share, asked = made.batcher._lanes.share, set[tuple[str, int]]()
+
+    def noted(lane: int, waiting: int) -> int:
+        asked.add((threading.current_thread().name, waiting))
+        return share(lane, waiting)
+
+    def hold(bucket: Bucket) -> None:
+        if bucket.length >= 24:
+            begun.wait(PATIENCE_S)
+            assert threading.current_thread().name != "engine-2" or gate.wait(PATIENCE_S)
+
+    await made.open()
+    made.on_run = hold
+    first = asyncio.ensure_future(made.batcher.run([row(24)] * 3))  # one a lane; that of engine-2 goes on
+    async with asyncio.timeout(PATIENCE_S):
+        while len(made.threads) < 3 or len(made.batcher._lanes._running) > 1:
+            await asyncio.sleep(0.001)
+        monkeypatch.setattr(made.batcher._lanes, "share", noted)
+        lone = asyncio.ensure_future(made.batcher.run([row(4)]))
+        while ("engine", 1) not in asked:  # its thread, and was told to wait
+            await asyncio.sleep(0.001)
+        gate.set()
+        await asyncio.gather(first, lone)
+    assert made.threads[3:] == ["engine"]
+    made.batcher.close()
 
 
 async def test_a_poisoned_row_fails_its_own_job_only(lanes: Lanes):
@@ -216,6 +257,7 @@ async def test_where_they_cannot_be_opened_everything_goes_on(small_bundle: Path
     monkeypatch.setattr(made.engine, "open_lanes", refuse)
     await made.open()
     assert made.said == ["batches go on running one after the other: no room"]
+    assert made.opening == [True, False]
     assert len(await made.batcher.run([row(4)] * 20)) == 20
     assert set(made.threads) == {"engine"}
     assert made.said[1:] == []  # tried once

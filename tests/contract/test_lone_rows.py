@@ -114,6 +114,17 @@ async def test_no_row_runs_there_where_it_is_to_wait_for_company_or_the_loop_to_
     assert not any(here for _, here in watched.runs)
 
 
+async def test_jobs_that_are_cancelled_as_they_come_keep_no_later_row_from_it(watched: Watched):
+    jobs = [asyncio.ensure_future(watched.batcher.run([row(4)])) for _ in range(3)]
+    await asyncio.sleep(0)  # they look around for others
+    for job in jobs:
+        job.cancel()
+    await asyncio.wait(jobs)
+    await watched.batcher.run([row(4)])
+    watched.batcher.close()
+    assert watched.runs[1:] == [(1, True)]
+
+
 async def test_an_error_there_fails_its_job_alone(watched: Watched):
     def fail() -> None:
         raise ValueError("not this one")

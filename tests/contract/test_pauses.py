@@ -52,6 +52,22 @@ async def test_a_take_that_fails_is_tried_again_ever_later_up_to_5_s(
     assert len(told) == 11  # none of those that the platform wants
 
 
+async def test_a_worker_that_stops_waits_for_no_pause(monkeypatch: pytest.MonkeyPatch):
+    paused = asyncio.Event()
+
+    async def fail(session: Any, count: int) -> None:
+        paused.set()
+        raise OSError("nobody there")
+
+    monkeypatch.setattr(job_loop, "_FIRST_PAUSE_S", 60.0)
+    sdk = replace(sdk_module.load(), get_job=fail)
+    loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
+    running = asyncio.create_task(loop.run())
+    await paused.wait()
+    loop.stop()
+    await asyncio.wait_for(running, 5)
+
+
 async def test_a_worker_that_stops_gives_jobs_20_s_and_results_another_5_s(monkeypatch: pytest.MonkeyPatch):
     limits: list[float] = []
 

@@ -141,6 +141,9 @@ async def test_a_closed_router_answers_nobody():
     graphs = Graphs()
     graphs.open()
     graphs.router.close()
+    for name in graphs.gates:
+        with pytest.raises(EngineError, match="closed"):
+            await graphs.router.run([row(name, 0)])
     with pytest.raises(EngineError, match="closed"):
         await graphs.router.run([row("image", 0), row("text", 1)])
 
@@ -160,12 +163,18 @@ async def test_progress_counts_the_rows_of_all_graphs():
     graphs.router.close()
 
 
-async def test_whoever_is_told_of_a_lost_engine_is_told_by_every_graph():
+async def test_whoever_is_told_of_engines_is_told_by_every_graph():
     graphs, said = Graphs(), list[str]()
     graphs.router.on_lost = said.append
     for batcher in graphs.router._batchers.values():
         batcher.on_lost("lost")
     graphs.router.on_lost("once more")
     assert said == ["lost", "lost", "once more"]
+    opening = list[bool]()
+    graphs.router.on_opening = opening.append
+    for begins, batcher in enumerate(graphs.router._batchers.values()):
+        batcher.on_opening(bool(begins))
+    graphs.router.on_opening(True)
+    assert opening == [False, True, True]
     graphs.open()
     graphs.router.close()

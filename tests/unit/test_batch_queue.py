@@ -137,6 +137,11 @@ def test_a_batch_may_wait_for_company_but_not_for_ever():
     queue.push(1, [(0, 5), (1, 5)], now=11.0)
     assert queue.due_in(11.0) == 0.0  # full
     assert len(queue.pop(11.0)) == 2
+    queue = queue_of([], max_delay_s=0.5)
+    for job in range(3):
+        queue.push(job, [(0, 5)], now=0.2 * job)
+    assert queue.due_in(0.4) == pytest.approx(0.1)  # for the first that came
+    assert len(queue.pop(0.5)) == 3
 
 
 def test_a_batch_that_is_full_of_tokens_waits_for_nobody():

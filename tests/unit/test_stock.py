@@ -3,8 +3,11 @@
 import asyncio
 import threading
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import pytest
+
+from engine.passage import Passage
 from handler.stock import Watch
 
 HUNG: Any = SimpleNamespace(busy_s=60.0, running="1 row")
@@ -51,3 +54,27 @@ async def test_a_job_that_ends_as_its_engine_is_given_up_is_not_cancelled_while_
     assert given_up.wait(5)
     await job
     assert sent == [True, "posted"]
+
+
+def test_a_time_in_which_the_process_stood_still_does_not_count(monkeypatch: pytest.MonkeyPatch):
+    """A batch is under way meanwhile, and ends soon after; the next one hangs."""
+    now, begin, pauses, said = [0.0], [0.0], list[float](), list[str]()
+
+    class Engine:
+        running = "1 row"
+
+        @property
+        def busy_s(self) -> float:
+            return now[0] - begin[0]
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        now[0] += 100.0 if len(pauses) == 2 else seconds
+        if len(pauses) == 3:
+            begin[0] = now[0]
+
+    monkeypatch.setattr("handler.stock.time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    watch, engine = Watch(1.0, said.append), Engine()
+    watch._watch(cast("Passage", engine))
+    assert len(said) == 1
+    assert now[0] - begin[0] == 1.25  # noticed at the first look behind the limit
