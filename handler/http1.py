@@ -57,6 +57,8 @@ class Reply:
     body: bytes
     was_read: bool = False
     """Whether its value was asked for."""
+    unreadable: str = ""
+    """Why it has none, if it was."""
     request_info: Any = None
     history: tuple[()] = ()
 
@@ -78,7 +80,11 @@ class Reply:
     async def json(self) -> Any:
         """The body's value. Raises ValueError, or RecursionError."""
         self.was_read = True
-        return loaded(json.loads, self.body.decode())
+        try:
+            return loaded(json.loads, self.body.decode())
+        except (ValueError, RecursionError) as error:
+            self.unreadable = str(error)
+            raise
 
 
 class Connection(asyncio.Protocol):

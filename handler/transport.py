@@ -102,7 +102,11 @@ class Poll:
             if jobs := await self._salvaged():
                 return jobs
             raise
-        return list(jobs or (await self._salvaged() if jobs is None else []))
+        if jobs is None:
+            jobs, reply = await self._salvaged(), self._jobs_session.reply
+            if not jobs and reply is not None and reply.unreadable:  # the SDK takes that for no job
+                raise ValueError(f"RunPod's reply to a take is not JSON: {reply.unreadable}")
+        return list(jobs)
 
     async def _salvaged(self) -> list[Any]:
         reply = self._jobs_session.reply

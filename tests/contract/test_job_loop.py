@@ -336,7 +336,9 @@ async def test_garbage_instead_of_a_job_does_no_harm(
     async with serving(sdk, echo):
         record = await emulator.wait(emulator.submit({"x": 1}))
     assert record.status == "COMPLETED"
-    assert "AttributeError" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "AttributeError" not in said
+    assert ("taking a job failed (ValueError: RunPod's reply to a take is not JSON" in said) is (body == b"not json")
 
 
 @pytest.mark.parametrize("job_id", ["1", '"running"'], ids=["no id", "a job that runs"])
