@@ -17,7 +17,8 @@ from export.judged import VectorsExport
 from export.lengths import longest_row
 from export.sentence_files import read_modules
 from export.tasks.base import Layout
-from export.text import fast_tokenizer, row_tokens, texts, tokenizer_file, tokens_of
+from export.text import row_tokens, texts, tokens_of
+from export.tokenizer.fast import fast_tokenizer, tokenizer_file
 from export.torch_onnx import Traced
 from export.weight_files import weight_files
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from inspect import signature
 from itertools import cycle, islice
 from pathlib import Path
@@ -14,17 +13,14 @@ from typing import Any, ClassVar
 from onnx import helper
 
 from engine.tensors import Arrays, Row
-from export.errors import Refused, Unavailable
-from export.esm_tokenizer import esm_tokenizer
+from export.errors import Refused
 from export.lengths import described_length, longest_row, trained_length
-from export.newer_tokenizer import load_tokenizer
 from export.nodes import Axes, Nodes
-from export.python_tokenizer import class_in_python, not_convertible
 from export.rare_tokens import added_texts, rare_texts
 from export.recipe import Recipe
-from export.said import needing
 from export.source import Source
 from export.tasks.base import ExportTask, Layout, Probe
+from export.tokenizer.fast import fast_tokenizer, lowercase, tokenizer_file
 from export.vocabulary import pad_of, special_text
 
 LONGEST_CHECKED = 2048
@@ -34,9 +30,6 @@ _SHORTEST_WORD = 3  # shorter tokens are mostly pieces of words
 _MOST_WORDS = 90
 _SAMPLES = 500
 _FREQUENT = 200
-_WRITTEN = "a word, \u2603 and \U0001d518"  # with what a vocabulary may not hold
-
-_VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.bpe", "merges.txt")
 
 TOKENS: Axes = ("batch", "length")
 _SEGMENTS = "token_type_ids"
@@ -82,7 +75,7 @@ class TextExport(ExportTask):
         """The tokenizer; it lowercases where sentence-transformers' files ask for it."""
         tokenizer = fast_tokenizer(folder, model, recipe)
         if layout.settings.get("lowercase"):
-            _lowercase(tokenizer.backend_tokenizer)
+            lowercase(tokenizer.backend_tokenizer)
         return {"tokenizer": tokenizer}
 
     def max_length(
@@ -147,16 +140,6 @@ def _unknown_attention(config: Any) -> str:
     return next((words for words, is_asked in asked.items() if is_asked), "")
 
 
-def tokenizer_file(source: Source) -> str:
-    """The tokenizer as transformers sets it up, without the truncation and padding that the worker chooses itself.
-
-    Lowercasing, where a model's sentence-transformers files ask for it, is already among its normalizers.
-    """
-    from export.written_tokenizer import written
-
-    return written(source.tokenizer.backend_tokenizer).to_str(pretty=True)
-
-
 def tokens_of(source: Source, text: str, pair: str | None = None, **options: Any) -> Mapping[str, Any]:
     """One text, or a pair, as transformers' tokenizer makes it for the model: tensors with a batch of one."""
     options = {"truncation": True, "max_length": source.max_length, **options}
@@ -184,60 +167,6 @@ def run(model: Any, inputs: Mapping[str, Any], *outputs: str) -> Arrays | None:
     taken = signature(model.forward).parameters
     answer = model(**{name: values for name, values in inputs.items() if name in taken})
     return {name: answer[name][0].numpy() for name in outputs}
-
-
-def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
-    """The model's tokenizer in transformers, backed by the tokenizers library. Raises Refused."""
-    try:
-        with needing(model, "tokenizer that can be loaded"):
-            tokenizer = load_tokenizer(
-                folder, use_fast=True, trust_remote_code=recipe.trust_remote_code, local_files_only=True
-            )
-    except Refused as error:
-        pieces = [] if (folder / "tokenizer.json").is_file() else sorted(folder.glob("*.model"))
-        if pieces and find_spec("sentencepiece") is None:
-            raise Unavailable(
-                f"{model} has no tokenizer.json, and making it from {pieces[0].name} needs the package sentencepiece: "
-                "pip install sentencepiece, or save the tokenizer with AutoTokenizer.from_pretrained(ID)."
-                "save_pretrained(folder) where it is installed"
-            ) from error
-        if name := class_in_python(folder):  # whose own library may be what is missing
-            raise not_convertible(model, folder, name) from error
-        if any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
-            raise
-        raise Refused(  # transformers says that a path is None
-            f"{model} has no tokenizer, neither tokenizer.json nor a vocabulary; save it into the model's folder with "
-            "AutoTokenizer.from_pretrained(ID).save_pretrained(folder)"
-        ) from None
-    if not tokenizer.is_fast:
-        slow = tokenizer
-        tokenizer = esm_tokenizer(slow)
-        if tokenizer is None:
-            raise not_convertible(model, folder, type(slow).__name__)
-    with needing(model, "tokenizer that can be used"):  # what its parts name of each other is not looked at before
-        tokenizer([_WRITTEN, (_WRITTEN, _WRITTEN)])
-    backend = tokenizer.backend_tokenizer
-    for part in filter(None, (backend.normalizer, backend.pre_tokenizer, backend.post_processor, backend.decoder)):
-        try:
-            part.__getstate__()
-        except Exception as error:  # a plain one: such as RoFormer's, which cuts Chinese with rjieba
-            raise Refused(
-                f"{model}'s {type(tokenizer).__name__} does part of its work in Python, which no tokenizer.json holds; "
-                "choose a model whose tokenizer can be saved as one"
-            ) from error
-    if tokenizer.truncation_side != "right":
-        raise Refused(f"{model} cuts long texts at the front (truncation_side), the worker only at the end")
-    return tokenizer
-
-
-def _lowercase(backend: Any) -> None:
-    """Put lowercasing where sentence-transformers does; Python's str.lower differs, e.g. in Greek final sigma."""
-    from tokenizers import normalizers
-
-    steps = backend.normalizer
-    steps = list(steps) if isinstance(steps, normalizers.Sequence) else [steps] if steps else []
-    if not any(isinstance(step, normalizers.Lowercase) for step in steps):
-        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
 
 
 def texts(source: Source, examples: Sequence[Any]) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from export.recipe import Recipe
 from export.sentence_files import read_sentence_files
 from export.tasks import export_task
 from export.tasks.base import Layout
-from export.text import fast_tokenizer
+from export.tokenizer.fast import fast_tokenizer
 from tests.models import edit_json, write_json, write_sentence_files
 
 

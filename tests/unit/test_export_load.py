@@ -24,7 +24,7 @@ from export.other_task import advice
 from export.own_code import fetch_code
 from export.recipe import Recipe, _parser
 from export.tasks import export_task
-from export.text import fast_tokenizer
+from export.tokenizer.fast import fast_tokenizer
 from tests.bundles import toy_tokenizer
 from tests.models import POSITIONS, edit_json, tiny_bert, tiny_qwen3, write_json, write_sentence_files
 
@@ -119,7 +119,7 @@ def test_a_tokenizer_that_no_file_can_hold(tmp_path: Path, monkeypatch: pytest.M
 
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=toy_tokenizer())
     tokenizer.backend_tokenizer.pre_tokenizer = PreTokenizer.custom(Words())
-    monkeypatch.setattr("export.text.load_tokenizer", lambda *_, **__: tokenizer)
+    monkeypatch.setattr("export.tokenizer.fast.load_tokenizer", lambda *_, **__: tokenizer)
     with pytest.raises(Refused, match="m's PreTrainedTokenizerFast does part of its work in Python, which no token"):
         fast_tokenizer(tmp_path, "m", recipe("m"))
 

@@ -13,7 +13,8 @@ import pytest
 from export.errors import Refused
 from export.rare_tokens import rare_texts
 from export.tasks import export_task
-from export.text import _lowercase, sample_texts, texts, tokenizer_file
+from export.text import sample_texts, texts
+from export.tokenizer.fast import lowercase, tokenizer_file
 from export.vocabulary import check_tokens, without
 from tests import models
 
@@ -187,7 +188,7 @@ def test_an_added_word_that_lowercasing_hides_stays_hidden(tmp_path: Path):
     tokenizer.add_tokens(["COVID-19", "A", "mrna"])  # the second one is of the vocabulary itself
     source: Any = SimpleNamespace(tokenizer=tokenizer, max_length=64, config=None)
     assert "COVID-19" in dict(texts(source, []))["added tokens"]
-    _lowercase(tokenizer.backend_tokenizer)
+    lowercase(tokenizer.backend_tokenizer)
     found = Tokenizer.from_str(tokenizer_file(source))
     for text in ("COVID-19 in Berlin", "covid-19", "A Covid-19", "a cat", "mrna MRNA", "<mask> <MASK>"):
         assert found.encode(text).ids == tokenizer(text)["input_ids"], text

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from export.recipe import Recipe
-from export.text import fast_tokenizer
+from export.tokenizer.fast import fast_tokenizer
 from tests.models import tiny_bert, tiny_qwen3, write_json
 
 _TEXT = "a quick test"

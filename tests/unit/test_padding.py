@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks.zoo.encoders import model as write_model
-from export.esm_tokenizer import esm_tokenizer
 from export.padding import hide_padding
+from export.tokenizer.esm import esm_tokenizer
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside the libraries, at the import of some architectures
