@@ -79,9 +79,10 @@ def _check_arguments() -> None:
 
 
 def _settings() -> Settings:
-    from engine.config import Settings, misspelt
+    from engine.config import Settings
     from handler import sdk_environ
     from handler.limits import allow_files
+    from handler.misspelt import misspelt
 
     settings = Settings.from_environ(os.environ)
     sdk_environ.settle(os.environ)

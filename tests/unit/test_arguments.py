@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import Settings, misspelt
+from engine.config import Settings
 from engine.errors import ConfigError
 from handler.arguments import check
+from handler.misspelt import misspelt
 
 
 @pytest.mark.parametrize(

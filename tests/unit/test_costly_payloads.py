@@ -143,8 +143,14 @@ def test_texts_times_labels(text_bundle: Any):
     )
 
 
+def of_images(limits: Limits) -> ZeroShotImageClassification:
+    """To check payloads with, which takes no tokenizer."""
+    no_tokens: Any = None
+    return ZeroShotImageClassification({"image": {"height": 8, "width": 8}}, limits, no_tokens, ())
+
+
 def test_a_label_in_a_thousand_places(text_bundle: Any):
-    task = ZeroShotImageClassification({"image": {"height": 8, "width": 8}}, Limits(max_chars=1000), None, ())  # type: ignore[arg-type]
+    task = of_images(Limits(max_chars=1000))
     payload = {"image": IMAGE, "candidate_labels": ["a" * 1000], "hypothesis_template": "{}" * 500}
     said = refusal(task, payload)
     assert said == "`hypothesis_template` with a label has up to 500000 characters, allowed are 1000"
@@ -152,15 +158,14 @@ def test_a_label_in_a_thousand_places(text_bundle: Any):
 
 def test_a_template_for_a_thousand_labels(text_bundle: Any):
     """In all; texts of a payload are as long as it is, these are not."""
-    task = ZeroShotImageClassification({"image": {"height": 8, "width": 8}}, Limits(), None, ())  # type: ignore[arg-type]
+    task = of_images(Limits())
     payload = {"image": IMAGE, "hypothesis_template": "a " * 2000 + "{}"}
     task.parse({**payload, "candidate_labels": ["b"] * 1000})
     said = refusal(task, {**payload, "candidate_labels": ["b"] * 1049})
     assert said == (
         "`hypothesis_template` with every label has 4197049 characters in all, allowed are 4194304; shorten it"
     )
-    larger = ZeroShotImageClassification(task.config, Limits(max_chars=5_000_000), None, ())  # type: ignore[arg-type]
-    larger.parse({**payload, "candidate_labels": ["b"] * 1049})
+    of_images(Limits(max_chars=5_000_000)).parse({**payload, "candidate_labels": ["b"] * 1049})
 
 
 TEXT_INPUTS = (TensorSpec("input_ids", "int32", ("batch", "length"), 0),)
