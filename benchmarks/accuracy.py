@@ -31,7 +31,7 @@ from benchmarks.workload import texts
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle
 from engine.errors import WorkerError
-from engine.plan import PRECISIONS
+from engine.plans.sidecar import PRECISIONS
 from engine.tensors import Array
 
 SCENARIO = "accuracy"

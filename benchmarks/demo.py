@@ -16,7 +16,7 @@ from benchmarks.emulator import EmulatorThread
 from benchmarks.exported import BUILD, exported
 from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess
-from handler import sdk
+from handler.protocol import sdk
 
 RELATED = (
     ("A man is playing a guitar.", "Someone plays music on a string instrument."),

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.bert_bundle import text_of
 from engine.backends.base import Engine
-from engine.batcher import Batcher
+from engine.batching.batcher import Batcher
 from engine.bucket import Bucket
 from engine.bundle import Bundle
 from engine.config import Limits

@@ -14,10 +14,10 @@ from benchmarks.exported import BUILD
 from engine.backends.base import Engine
 from engine.boot import gather
 from engine.bundle import Bundle, open_bundle
-from engine.bundle_folder import new_bundle_folder
 from engine.config import Settings
 from engine.errors import BundleError
-from engine.plan import PRECISIONS, Machine, PlanFile, mismatch, plans_of, stale
+from engine.files.bundle_folder import new_bundle_folder
+from engine.plans.sidecar import PRECISIONS, Machine, PlanFile, mismatch, plans_of, stale
 from engine.probe import gpu, tensorrt_version
 from engine.select import Choice, select
 
@@ -146,7 +146,7 @@ def _check_int8(path: Path, engine: str, precision: str) -> None:
 def _copy_with(path: Path, precision: str, copies: Path) -> Path:
     """A copy of the bundle that has a graph of `precision` as well, made once. Raises RuntimeError."""
     from export.errors import ParityFailed, Refused
-    from export.plan_precision import add_precision
+    from export.plans.precision import add_precision
 
     copy = copies / f"{path.resolve().name}-{open_bundle(path).sha256[:12]}-{precision}"
     try:

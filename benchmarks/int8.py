@@ -85,11 +85,11 @@ def table(results: Results) -> str:
 def _forms(name: str, rounds: int) -> Iterator[Measurement]:
     from engine.bundle import open_bundle
     from engine.tensors import Row
-    from export.candidates import candidate_of, of_bundle
-    from export.dynamic_int8 import DynamicInt8
-    from export.rates import rates
-    from export.static_graphs import StaticInt8
-    from export.static_int8 import CPU
+    from export.int8.dynamic import DynamicInt8
+    from export.int8.static import CPU
+    from export.int8.static_graphs import StaticInt8
+    from export.precision.candidates import candidate_of, of_bundle
+    from export.precision.rates import rates
 
     model = BUILD / "int8" / f"{name}-model"
     if not model.exists():
@@ -115,7 +115,7 @@ def _forms(name: str, rounds: int) -> Iterator[Measurement]:
 
 def _tensorrt(count: int, seed: int) -> Iterator[Measurement]:
     from engine.bundle import open_bundle
-    from export.candidates import portable
+    from export.precision.candidates import portable
 
     path = exported(minilm_folder(), BUILD / "int8" / _MINILM, "--precision", "tensorrt=int8")
     bundle = open_bundle(path)
@@ -131,7 +131,7 @@ def _tensorrt(count: int, seed: int) -> Iterator[Measurement]:
 
 def _vectors(view: Any, count: int, seed: int) -> Any:
     from engine.backends.onnxruntime import OnnxRuntimeEngine
-    from engine.feed import run_rows
+    from engine.batching.feed import run_rows
     from engine.tasks import load_task
 
     task = load_task(view)

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.measure import markdown
 from benchmarks.results_file import Measurement, Results, earlier, environment, read, write
-from export.precision_options import PRECISIONS
+from export.precision.options import PRECISIONS
 
 RESULTS = Path(__file__).parent / "results" / "large-model.json"
 PAGE = Path(__file__).parents[1] / "docs" / "large-models.md"

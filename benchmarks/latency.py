@@ -26,7 +26,7 @@ from benchmarks.shapes import Asked, point_of
 from benchmarks.trtexec_switches import Switches, add_switches, export_times, notes, switches_of
 from engine.bucket import Bucket
 from engine.errors import WorkerError
-from engine.plan import PRECISIONS
+from engine.plans.sidecar import PRECISIONS
 
 _PUBLISHED = Path(__file__).parent / "published.json"
 _SIZES = {True: ("minilm,bert-base,bert-large", "16,128,384", "1,8,32,128"), False: ("minilm", "16,128", "1,8")}

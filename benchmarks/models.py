@@ -94,10 +94,10 @@ def row(case: Case, root: Path) -> dict[str, Any]:
 def ask(bundle: Path, payload: Mapping[str, Any], precision: str | None = None) -> Any:
     """The reply to one job, from the engine that a worker without a GPU opens; of `precision`, where it is named."""
     from engine.backends.onnxruntime import OnnxRuntimeEngine
+    from engine.batching.feed import run_rows
     from engine.bundle import open_bundle
-    from engine.feed import run_rows
     from engine.tasks import load_task
-    from export.candidates import in_precision
+    from export.precision.candidates import in_precision
 
     opened = open_bundle(bundle)
     opened.verify()

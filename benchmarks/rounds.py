@@ -13,7 +13,7 @@ from typing import Literal
 
 from benchmarks.measure import figure, times
 from benchmarks.results_file import Measurement, Results
-from engine.plan import PRECISIONS
+from engine.plans.sidecar import PRECISIONS
 
 Figures = dict[str, float]
 """Metric -> value."""

@@ -141,7 +141,7 @@ def stages(case: Stages) -> tuple[list[Round], int]:
     Of the jobs of a round, PERCENT are faster.
     """
     from engine.backends.onnxruntime import OnnxRuntimeEngine
-    from engine.feed import run_rows
+    from engine.batching.feed import run_rows
     from engine.tasks import load_task
 
     bundle = open_bundle(_kept(case))

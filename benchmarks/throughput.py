@@ -27,7 +27,7 @@ from benchmarks.weights import minilm_folder
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle
 from engine.errors import WorkerError
-from engine.plan import PRECISIONS
+from engine.plans.sidecar import PRECISIONS
 
 SCENARIO = "throughput"
 _FLOOR = "floor"

@@ -9,17 +9,18 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias
 
-from engine import plan_cache, probe
+from engine import probe
 from engine.backends import load_engine
 from engine.errors import BundleError, EngineError, EngineLost, OutOfMemory, WorkerError
-from engine.plan import plans_of, stale
+from engine.plans import plan_cache
+from engine.plans.sidecar import plans_of, stale
 from engine.select import Choice, Facts, select
 
 if TYPE_CHECKING:
     from engine.backends.base import Engine
-    from engine.build_plan import Say
     from engine.bundle import Bundle
     from engine.config import Settings
+    from engine.plans.build_plan import Say
 
 _BESIDE_TENSORRT = ("pycuda.driver", "cuda.bindings.driver")
 """What engine/backends/cuda.py imports."""
@@ -190,7 +191,7 @@ def _built(bundle: Bundle, settings: Settings, graph: str, facts: Facts, struck:
 
     A plan that was struck and is built anew is no longer struck; the build is, so that there is one at most.
     """
-    from engine import build_plan  # not at the top: a boot that builds nothing need not wait for what that takes
+    from engine.plans import build_plan  # not at the top: a boot that builds nothing need not wait for what that takes
 
     def now() -> Facts:
         return replace(facts, cached=plan_cache.cached_plans(settings.plan_cache, bundle, graph))

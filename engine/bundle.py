@@ -2,7 +2,7 @@
 
     manifest.json            schema_version first; every other file with its size and SHA-256, large ones in pieces too
     manifest.sha256          digest of manifest.json, as `sha256sum --check` reads it
-    manifest.sig             where the bundle is signed (engine/signature.py)
+    manifest.sig             where the bundle is signed (engine/files/signature.py)
     graphs/<name>/...        the ONNX files and what belongs to them
     tokenizer.json, ...      data only: no code is ever loaded from a bundle
 
@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from engine import digest
 from engine.errors import BundleError
-from engine.external_data import refuse_outside
+from engine.files import digest
+from engine.files.external_data import refuse_outside
 from engine.tensors import TensorSpec
 
 SCHEMA_VERSION = "1.3"
@@ -80,7 +80,7 @@ class Manifest:
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     """Relative path -> (size in bytes, SHA-256)."""
     pieces: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Relative path of a large file -> SHA-256 of each of its pieces (engine/digest.py)."""
+    """Relative path of a large file -> SHA-256 of each of its pieces (engine/files/digest.py)."""
     exporter: str = ""
     """What traced the graphs: optimum, dynamo (torch.export) or torchscript."""
     exporter_why: str = ""
@@ -220,7 +220,7 @@ def open_bundle(path: Path, *, sha256: str = "", public_key: str = "") -> Bundle
     """
     try:
         if not (path / MANIFEST).is_file():
-            from engine.no_bundle import no_bundle
+            from engine.files.no_bundle import no_bundle
 
             raise BundleError(no_bundle(path))
     except OSError as error:
@@ -238,7 +238,7 @@ def open_bundle(path: Path, *, sha256: str = "", public_key: str = "") -> Bundle
     if sha256 and of_manifest != sha256.lower():
         raise BundleError(f"{path} is bundle {of_manifest}, BUNDLE_SHA256 names {sha256}; change one of them")
     if public_key:
-        from engine.signature import check_signature
+        from engine.files.signature import check_signature
 
         check_signature(path, raw, public_key)
     return Bundle(path, _parse(path, raw), of_manifest)

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.bundle import REBUILD, Bundle, open_bundle
 from engine.errors import BundleError
-from engine.plan import Machine, Plan, PlanFile, mismatch, plans_of, stale
+from engine.plans.sidecar import Machine, Plan, PlanFile, mismatch, plans_of, stale
 from engine.probe import gpu, tensorrt_version
 from engine.sizes import readable
 from engine.table import table

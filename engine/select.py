@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from engine.config import Settings
 from engine.errors import ConfigError
-from engine.plan import Machine, PlanFile, mismatch
+from engine.plans.sidecar import Machine, PlanFile, mismatch
 from engine.probe import Gpu
 
 FASTEST_FIRST = ("fp16", "bf16", "int8", "tf32", "fp32")

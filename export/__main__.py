@@ -5,11 +5,11 @@ Other commands (`_COMMANDS`) are modules of their own.
 
 from __future__ import annotations
 
-from export import interrupts
+from export.command import interrupts
 
 if __name__ == "__main__":
     interrupts.hold()  # the imports take a while
-    from export.terminal import open_closed
+    from export.command.terminal import open_closed
 
     open_closed()
 
@@ -25,26 +25,26 @@ from shlex import quote
 from typing import Any
 
 from engine.bundle import SIGNATURE, Bundle, open_bundle, write_manifest
-from engine.bundle_folder import new_bundle_folder
 from engine.errors import BundleError, MissingPackage
+from engine.files.bundle_folder import new_bundle_folder
 from engine.sizes import readable
 from engine.table import table
+from export.command.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED, UNAVAILABLE
+from export.command.list_tasks import LIST_TASKS, tasks
+from export.command.outcome import Outcome, plans_added
+from export.command.progress import recorded, size_of, stage
+from export.command.terminal import only_json, settle, without_effect
 from export.errors import ParityFailed, Refused, blaming_the_disk, refusal_of
-from export.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED, UNAVAILABLE
-from export.list_tasks import LIST_TASKS, tasks
-from export.outcome import Outcome, plans_added
 from export.packages import INSTALL, other_versions
-from export.progress import recorded, size_of, stage
 from export.recipe import Command, Recipe, command_from_argv
 from export.tasks import export_task
-from export.terminal import only_json, settle, without_effect
 from export.without_model import without_model
 
 _COMMANDS = {
     "keygen": ("export.signing", "keygen"),
     "sign": ("export.signing", "sign"),
     "verify": ("export.signing", "verify"),
-    "plan --on-runpod": ("export.on_runpod", "main"),
+    "plan --on-runpod": ("export.pods.on_runpod", "main"),
 }
 """First argument -> module and function; the function takes the other arguments and returns the Outcome."""
 _ON_RUNPOD = "--on-runpod"
@@ -120,7 +120,7 @@ def _outcome(argv: Sequence[str]) -> Outcome:
 def _export(command: Command) -> Outcome:
     recipe = command.recipe
     if command.write_recipe is not None:
-        from export.recipe_file import command_of, write_recipe
+        from export.command.recipe_file import command_of, write_recipe
 
         write_recipe(command.write_recipe, recipe)
         return Outcome(OK, next=command_of(command.write_recipe, recipe))
@@ -128,7 +128,7 @@ def _export(command: Command) -> Outcome:
         figures = export(recipe)
     except SystemExit as end:  # nothing of ours
         raise Refused(f"the code of {recipe.model} ends the program ({end}); read it, and take that out") from end
-    from export.closing_table import result_of
+    from export.command.closing_table import result_of
 
     return Outcome(OK, result=result_of(recipe, figures))
 
@@ -149,7 +149,7 @@ def _command(argv: Sequence[str]) -> Callable[[Sequence[str]], Outcome] | None:
 
 
 def _plan(argv: Sequence[str]) -> Outcome:
-    from export.plan_recipe import plan_command
+    from export.plans.recipe import plan_command
 
     path, recipe = plan_command(argv)
     from export.plan_from_onnx import add_plans
@@ -182,8 +182,8 @@ def export(recipe: Recipe) -> dict[str, Any]:
         raise Refused(f"{recipe.task} needs a MODEL, a folder or an id on the Hugging Face Hub")
     builder = None
     if recipe.plan is not None:
-        from export.precision_options import wanted
-        from export.trt_builder import open_builder
+        from export.plans.builder import open_builder
+        from export.precision.options import wanted
 
         builder = open_builder(recipe.plan.of(wanted(recipe)))  # who cannot build is found out before the work
     with stage("load") as note:
@@ -191,7 +191,7 @@ def export(recipe: Recipe) -> dict[str, Any]:
         from export.exporters import graphs_of
         from export.load import load
         from export.optimize import optimize
-        from export.vocabulary import without
+        from export.tokenizer.vocabulary import without
 
         source = load(recipe)
         if recipe.task is None:
@@ -213,14 +213,14 @@ def export(recipe: Recipe) -> dict[str, Any]:
             shutil.rmtree(work)
             note(readable(size_of(folder)))
         with stage("write"):
-            from export.recipe_file import HEAD, RECIPE, resolved, text_of
+            from export.command.recipe_file import HEAD, RECIPE, resolved, text_of
             from export.write import write
 
             write(source, folder, {name: found[:2] for name, found in files.items()})
             if recipe.plan is not None:
                 recipe.plan.check(open_bundle(folder).manifest)  # lengths that the model does not take
             (folder / RECIPE).write_text(text_of(resolved(recipe, source), HEAD), encoding="utf-8")
-        from export.ladder import choose_precisions, plan_of
+        from export.precision.ladder import choose_precisions, plan_of
 
         figures = choose_precisions(recipe, source, folder, files)
         plan = recipe.plan and plan_of(recipe, figures)
@@ -238,8 +238,8 @@ def export(recipe: Recipe) -> dict[str, Any]:
 
 def _chosen(recipe: Recipe, figures: dict[str, Any], bundle: Bundle) -> str:
     """What the ladders came to, as --precision takes it; empty where speed, which is another every time, had no say."""
-    from export.ladder_cpu import precision_of
-    from export.precision_options import wanted
+    from export.precision.ladder_cpu import precision_of
+    from export.precision.options import wanted
 
     if "auto" not in recipe.precision and wanted(recipe).get("cpu") != "int8":
         return ""

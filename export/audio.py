@@ -12,11 +12,11 @@ import numpy as np
 from engine.audio.example import wav
 from engine.tasks import DEFAULT_LIMITS
 from engine.tensors import Array, Row
+from export.command.said import needing, quiet
 from export.errors import Refused
 from export.exporters import trace_module
-from export.json_files import FLAG, NUMBER, RATE, SIZE, check_keys, processor_file
+from export.model_files.json_files import FLAG, NUMBER, RATE, SIZE, check_keys, processor_file
 from export.nodes import Axes, value_info
-from export.said import needing, quiet
 from export.source import DYNAMO, OPTIMUM, TORCHSCRIPT
 from export.tasks.base import ExportTask, Layout, Probe
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.images.dual import IMAGE, TEXT
 from engine.vectors import OUTPUT
 from export.errors import Refused
+from export.gate.judged import VectorsExport
 from export.images import ImageExport, from_pixels, image_inputs, is_image_model, task_of
-from export.judged import VectorsExport
 from export.lengths import longest_row
-from export.sentence_files import read_modules
+from export.model_files.sentence_files import read_modules
+from export.model_files.weight_files import weight_files
 from export.tasks.base import Layout
 from export.text import row_tokens, texts, tokens_of
 from export.tokenizer.fast import fast_tokenizer, tokenizer_file
-from export.torch_onnx import Traced
-from export.weight_files import weight_files
+from export.tracing.torch_onnx import Traced
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json

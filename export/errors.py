@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from export.exit_codes import GATE_FAILED, REFUSED, UNAVAILABLE
+from export.command.exit_codes import GATE_FAILED, REFUSED, UNAVAILABLE
 from export.packages import lacking
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export import interrupts
+from export.command import interrupts
 from export.errors import Refused, Untraceable
 from export.own_task import check_exporter
 from export.source import CALLED, DYNAMO, OPTIMUM
@@ -15,7 +15,7 @@ from export.source import CALLED, DYNAMO, OPTIMUM
 if TYPE_CHECKING:
     from export.source import Source
     from export.tasks.base import ExportTask
-    from export.torch_onnx import Traced
+    from export.tracing.torch_onnx import Traced
 
 _ASKED = "--exporter"
 _FIX = "change that in the model, or export another architecture (docs/models.md)"
@@ -84,9 +84,9 @@ def _supported(kind: str) -> Any:
 def trace_module(source: Source, traced: Traced, path: Path) -> Path:
     """Trace a module of the task's own with the exporter of `source`; the graph's file. Raises Untraceable."""
     if source.exporter == DYNAMO:
-        from export.dynamo import trace
+        from export.tracing.dynamo import trace
     else:
-        from export.torch_onnx import trace
+        from export.tracing.torch_onnx import trace
     return trace(source, traced, path)
 
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from engine.images.geometry import EXTENT, PIXELS, Geometry
 from engine.tensors import Array
+from export.command.said import first_line, needing, quiet
 from export.errors import Refused
-from export.json_files import read_processor
-from export.said import first_line, needing, quiet
+from export.model_files.json_files import read_processor
 
 _NOISE = ((97, 131), (140, 60), (33, 33))  # (height, width): landscape, portrait, square; all odd sizes
 _TOLERANCE = 1e-5

@@ -22,12 +22,12 @@ from engine.tasks.media import bytes_of
 from export.errors import Refused
 from export.exporters import trace_module
 from export.image_processor import image_processor
-from export.json_files import read_processor
+from export.model_files.json_files import read_processor
 from export.nodes import Axes
 from export.own_task import missing
 from export.source import DYNAMO, TORCHSCRIPT
 from export.tasks.base import ExportTask, Layout, Probe
-from export.torch_onnx import Traced
+from export.tracing.torch_onnx import Traced
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json

@@ -13,26 +13,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.sizes import readable
-from export.adapters import Adapter, check_labels, files_beside, find_adapters, refuse_adapter
-from export.backbones import settle_backbone
+from export.command.said import first_line, quiet
 from export.errors import Refused, Unavailable, refusal_of
 from export.exporters import Exporter, choose_exporter
-from export.hub import download, locate, refuse_pointer
+from export.gate.data import check_payload_file
+from export.gate.limits import GateLimits
 from export.infer import claimed, infer_task
-from export.json_files import read_json
-from export.newer_config import in_older_words
+from export.model_files.adapters import Adapter, check_labels, files_beside, find_adapters, refuse_adapter
+from export.model_files.backbones import settle_backbone
+from export.model_files.hub import download, locate, refuse_pointer
+from export.model_files.json_files import read_json
+from export.model_files.newer_config import in_older_words
+from export.model_files.own_code import CODE, fetch_code, refuse_fast_paths
+from export.model_files.sentence_files import MODULES, conversion
+from export.model_files.weight_files import WHOLE, parts_of, weight_files
 from export.other_task import advice, auto_class, is_for_another
-from export.own_code import CODE, fetch_code, refuse_fast_paths
-from export.parity_data import check_payload_file
-from export.parity_limits import GateLimits
-from export.precision_options import wanted
+from export.precision.options import wanted
 from export.recipe import TASK_OPTIONS, Recipe
-from export.said import first_line, quiet
-from export.sentence_files import MODULES, conversion
 from export.source import Source
 from export.tasks import export_task
-from export.vocabulary import check_last_token, check_tokens, rows_of
-from export.weight_files import WHOLE, parts_of, weight_files
+from export.tokenizer.vocabulary import check_last_token, check_tokens, rows_of
 
 if TYPE_CHECKING:
     from export.tasks.base import ExportTask

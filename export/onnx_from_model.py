@@ -15,11 +15,11 @@ import numpy as np
 import onnx
 
 from export.errors import Refused
-from export.lean_trace import release
 from export.nodes import Nodes, drop_unused, keep_padding, rename_inputs
-from export.opset import IR_VERSION
 from export.own_task import add_head
 from export.source import Source
+from export.tracing.lean_trace import release
+from export.tracing.opset import IR_VERSION
 
 
 def onnx_from_model(source: Source, folder: Path, name: str = "model") -> Any:

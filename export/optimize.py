@@ -24,7 +24,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, numpy_helper
 
-from export.lean_trace import INSIDE_BELOW, release
+from export.tracing.lean_trace import INSIDE_BELOW, release
 
 WEIGHTS = "weights.bin"
 

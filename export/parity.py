@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from engine.bundle import open_bundle
 from engine.tensors import Row
-from export.candidates import Candidate, of_bundle, portable
 from export.errors import ParityFailed
-from export.measures import Measure
-from export.parity_answers import Answer, answers_of, batches_of, summary_of
-from export.parity_cases import cases_of, sample_cases
-from export.parity_limits import GateLimits
+from export.gate.answers import Answer, answers_of, batches_of, summary_of
+from export.gate.cases import cases_of, sample_cases
+from export.gate.limits import GateLimits
+from export.gate.measures import Measure
+from export.precision.candidates import Candidate, of_bundle, portable
 from export.source import Source
 
 if TYPE_CHECKING:

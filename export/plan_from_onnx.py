@@ -1,7 +1,7 @@
 """Stage 7: plans, built by TensorRT from the bundle's ONNX graphs and kept only if they answer like them.
 
     graphs/<name>/fp16.onnx, fp16.bin             the graph in the plan's precision, made first where it is missing
-    graphs/<name>/plans/sm_89-trt10.13.0-fp16.*   the plan and its sidecar (engine/plan.py)
+    graphs/<name>/plans/sm_89-trt10.13.0-fp16.*   the plan and its sidecar (engine/plans/sidecar.py)
     graphs/<name>/plans/timing.cache              the builder's measurements; the next build for this GPU is faster
 
 A plan of TensorRT runs through the worker's own engine at every bucket before it is kept. One of TensorRT-RTX is built
@@ -19,20 +19,20 @@ from typing import Any
 
 from engine.bucket import Bucket
 from engine.bundle import SIGNATURE, Bundle, Graph, open_bundle, write_manifest
-from engine.bundle_folder import changed_bundle_folder, finish_exchange
 from engine.errors import EngineError
-from engine.plan import TIMING_CACHE, Plan, PlanFile, Profile, source_digest, write_sidecar
+from engine.files.bundle_folder import changed_bundle_folder, finish_exchange
+from engine.plans.sidecar import TIMING_CACHE, Plan, PlanFile, Profile, source_digest, write_sidecar
 from engine.sizes import readable
-from export import interrupts
+from export.command import interrupts
+from export.command.progress import stage
 from export.errors import ParityFailed, Refused
-from export.half import TYPES
-from export.plan_gate import gate
-from export.plan_precision import add_precision, note_parity, replaced, told
-from export.plan_recipe import PlanRecipe
-from export.plan_times import latency_us
-from export.progress import stage
-from export.trt_builder import Builder, Target, open_builder
-from export.trt_network import build_plan, is_strongly_typed
+from export.plans.builder import Builder, Target, open_builder
+from export.plans.gate import gate
+from export.plans.network import build_plan, is_strongly_typed
+from export.plans.precision import add_precision, note_parity, replaced, told
+from export.plans.recipe import PlanRecipe
+from export.plans.times import latency_us
+from export.precision.half import TYPES
 
 
 def add_plans(path: Path, recipe: PlanRecipe) -> list[str]:

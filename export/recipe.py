@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from export.arguments import Parser, check_utf8, file_path
+from export.command.arguments import Parser, check_utf8, file_path
+from export.command.list_tasks import LIST_TASKS, ListTasks
+from export.command.recipe_file import MODEL, PLAN, arguments_of, options_of
 from export.errors import Refused
-from export.list_tasks import LIST_TASKS, ListTasks
-from export.plan_recipe import PlanRecipe, add_plan_arguments, plan_recipe
-from export.precision_options import add_precision_arguments, check_precision, targets_of, thresholds, wanted
-from export.recipe_file import MODEL, PLAN, arguments_of, options_of
+from export.plans.recipe import PlanRecipe, add_plan_arguments, plan_recipe
+from export.precision.options import add_precision_arguments, check_precision, targets_of, thresholds, wanted
 from export.tasks import TAGS
 
 POOLINGS = ("mean", "cls", "lasttoken", "max", "weightedmean", "pooler", "none")
@@ -50,7 +50,7 @@ class Recipe:
     max_length: int | None = None
     """In tokens, special tokens included; of sound in seconds."""
     precision: str = "fp32"
-    """Of every target, or TARGET=PRECISION with commas between (export/precision_options.py)."""
+    """Of every target, or TARGET=PRECISION with commas between (export/precision/options.py)."""
     trust_remote_code: bool = False
     parity_thresholds: Mapping[str, float] = field(default_factory=dict)
     """Limits of the task's measures, by name; the empty name stands for the first."""

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from engine.bundle import MANIFEST, SIGNATURE, open_bundle
 from engine.errors import BundleError, ConfigError
-from export.arguments import Parser, file_path, read_file
+from export.command.arguments import Parser, file_path, read_file
+from export.command.exit_codes import OK
+from export.command.outcome import Outcome
+from export.command.terminal import without_effect
 from export.errors import Refused
-from export.exit_codes import OK
-from export.outcome import Outcome
-from export.terminal import without_effect
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

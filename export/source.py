@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.command.said import first_line, quiet
 from export.errors import Refused, Untraceable, refusal_of
-from export.said import first_line, quiet
-from export.weight_files import weight_files
+from export.model_files.weight_files import weight_files
 
 if TYPE_CHECKING:
-    from export.adapters import Adapter
+    from export.model_files.adapters import Adapter
     from export.tasks.base import ExportTask
 
 OPTIMUM, DYNAMO, TORCHSCRIPT = "optimum", "dynamo", "torchscript"
@@ -54,7 +54,7 @@ class Source:
     is_changed: bool = False
     """Whether `config` is another than config.json's: in older words, or without a stranger's weights for a part.
 
-    See export/newer_config.py and export/backbones.py.
+    See export/model_files/newer_config.py and export/model_files/backbones.py.
     """
     code: Mapping[str, str] = field(default_factory=dict)
     """Repositories that its code lies in, beside its own: name -> commit."""
@@ -73,7 +73,7 @@ class Source:
         import torch
         import transformers
 
-        from export.adapters import merge, weights_alone
+        from export.model_files.adapters import merge, weights_alone
 
         brought = [name for adapter in self.adapters for name in adapter.whole]
         with quiet(), weights_alone():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from export.errors import Refused
-from export.torch_onnx import Traced
+from export.tracing.torch_onnx import Traced
 
 _TRACED_SAMPLES = (9000, 6000)
 """Lengths of the two rows of the traced batch; any will do, for every axis is dynamic."""

@@ -14,14 +14,14 @@ from onnx import helper
 
 from engine.tensors import Arrays, Row
 from export.errors import Refused
+from export.gate.rare_tokens import added_texts, rare_texts
 from export.lengths import described_length, longest_row, trained_length
 from export.nodes import Axes, Nodes
-from export.rare_tokens import added_texts, rare_texts
 from export.recipe import Recipe
 from export.source import Source
 from export.tasks.base import ExportTask, Layout, Probe
 from export.tokenizer.fast import fast_tokenizer, lowercase, tokenizer_file
-from export.vocabulary import pad_of, special_text
+from export.tokenizer.vocabulary import pad_of, special_text
 
 LONGEST_CHECKED = 2048
 """Tokens. The longest text of the gate is cut here: plain attention over 8192 tokens needs gigabytes a layer."""

@@ -6,12 +6,12 @@ from dataclasses import fields
 from typing import Any
 
 from engine.bundle import Manifest, write_manifest
-from engine.bundle_folder import new_bundle_folder
-from export import interrupts
+from engine.files.bundle_folder import new_bundle_folder
+from export.command import interrupts
+from export.command.progress import stage
+from export.command.recipe_file import key_of
 from export.errors import Refused
-from export.progress import stage
 from export.recipe import Recipe
-from export.recipe_file import key_of
 
 
 def without_model(recipe: Recipe) -> dict[str, Any]:

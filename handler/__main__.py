@@ -2,16 +2,16 @@
 
 Off RunPod (no RUNPOD_WEBHOOK_GET_JOB) the SDK's own local modes answer, in one process: `--test_input JSON`, a
 test_input.json in the working directory, or `--rp_serve_api`. So does WORKER_LOOP=sdk. With WORKER_LOOP=http the other
-process listens instead (web_front.py).
+process listens instead (handler/web/front.py).
 """
 
 from __future__ import annotations
 
-from handler import signals
+from handler.processes import signals
 
 if __name__ == "__main__":  # before what takes longer is imported
     signals.end_at_once()
-    from handler.frugal import import_less
+    from handler.startup.frugal import import_less
 
     import_less()
 
@@ -28,11 +28,11 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.errors import WorkerFault
-from handler import output
-from handler.beside import Beside
-from handler.fork import fork, wait_for
 from handler.log import log
-from handler.timeline import Timeline
+from handler.processes import output
+from handler.processes.fork import fork, wait_for
+from handler.startup.beside import Beside
+from handler.startup.timeline import Timeline
 
 if TYPE_CHECKING:
     from engine.config import Settings
@@ -55,7 +55,7 @@ _CLEAN_UP_S = 5.0  # for it to remove what it has fetched so far
 def main() -> int:
     """Serve until told to stop. The exit code: 0 after a clean stop, 1 when it cannot start or go on.
 
-    A signal before the job loop or the SDK listens ends the process in handler/signals.py.
+    A signal before the job loop or the SDK listens ends the process in handler/processes/signals.py.
     """
     timeline = Timeline()
     signals.end_at_once()
@@ -80,9 +80,9 @@ def _check_arguments() -> None:
 
 def _settings() -> Settings:
     from engine.config import Settings
-    from handler import sdk_environ
-    from handler.limits import allow_files
-    from handler.misspelt import misspelt
+    from handler.processes.limits import allow_files
+    from handler.protocol import sdk_environ
+    from handler.startup.misspelt import misspelt
 
     settings = Settings.from_environ(os.environ)
     sdk_environ.settle(os.environ)
@@ -114,10 +114,10 @@ def _is_stock() -> bool:
 
 
 def _serve_stock(timeline: Timeline) -> int:
-    from handler import sdk_environ
     from handler.boot import boot
     from handler.health import mark_ready
-    from handler.sdk import start_stock
+    from handler.protocol import sdk_environ
+    from handler.protocol.sdk import start_stock
 
     if signals.IS_SERVER:  # else a reader that has ended, such as `| head`, ends this process as well
         output.install()
@@ -206,13 +206,13 @@ def _serve(timeline: Timeline) -> int:
 
 def _import_front() -> Callable[[Settings, Timeline, socket.socket], int]:
     if _loop() == "http":
-        from handler.frugal import import_no_client
+        from handler.startup.frugal import import_no_client
 
         import_no_client()
-        from handler.web_front import serve_web
+        from handler.web.front import serve_web
 
         return serve_web
-    from handler import sdk, sdk_environ
+    from handler.protocol import sdk, sdk_environ
 
     sdk_environ.check_addresses(os.environ)
     loaded = sdk.load()
@@ -224,7 +224,7 @@ def _import_front() -> Callable[[Settings, Timeline, socket.socket], int]:
 def _serve_engine(end: socket.socket, settings: Settings, timeline: Timeline) -> None:
     signals.end_plainly()  # until there is a job to finish
     signals.release()
-    from handler import engine_process
+    from handler.processes import engine_process
 
     engine_process.serve(end, settings, timeline)
 

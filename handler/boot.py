@@ -12,23 +12,23 @@ from engine.bundle import open_bundle
 from engine.config import Settings
 from engine.errors import BundleError
 from engine.probe import has_device_file
-from handler.beside import Beside
 from handler.counts import Counts
-from handler.frugal import be_frugal
 from handler.log import log
-from handler.timeline import Timeline
-from handler.verification import Verification
+from handler.startup.beside import Beside
+from handler.startup.frugal import be_frugal
+from handler.startup.timeline import Timeline
+from handler.startup.verification import Verification
 
 if TYPE_CHECKING:
     from engine.backends.base import Engine
+    from engine.batching.passage import Passage
+    from engine.batching.router import Router
+    from engine.batching.stats import Stats
     from engine.bundle import Bundle
-    from engine.passage import Passage
-    from engine.router import Router
     from engine.select import Choice
-    from engine.stats import Stats
     from engine.tasks.base import Task
-    from handler.fetch_bundle import Copy
     from handler.handler import Handler
+    from handler.startup.fetch_bundle import Copy
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ def boot(settings: Settings, timeline: Timeline, *, on_loops: bool = True) -> Wo
         # Here and not at the top: while these modules load, the files are hashed and the driver starts.
         be_frugal()
         if bundle.manifest.graphs and settings.engine not in ("fake", "onnxruntime-cpu"):
-            from engine.kernel_cache import keep_kernels
+            from engine.plans.kernel_cache import keep_kernels
             from engine.probe import load_kernels_lazily, wake_gpu
 
             load_kernels_lazily()
@@ -143,11 +143,11 @@ def _opened(settings: Settings) -> tuple[Bundle, Path, Copy | None]:
     """The bundle, its folder, and which copy it is where it was fetched."""
     folder, copy = settings.bundle, None
     if settings.bundle_url or settings.bundle_repo:
-        from handler.bundle_source import bundle_folder
+        from handler.startup.bundle_source import bundle_folder
 
         folder = bundle_folder(settings)
     if settings.bundle_url:
-        from handler.fetch_bundle import copy_in
+        from handler.startup.fetch_bundle import copy_in
 
         copy = copy_in(folder)
     return open_bundle(folder, sha256=settings.bundle_sha256, public_key=settings.bundle_public_key), folder, copy
@@ -155,10 +155,10 @@ def _opened(settings: Settings) -> tuple[Bundle, Path, Copy | None]:
 
 def _batching(settings: Settings, engines: Mapping[str, Engine], on_loops: bool) -> tuple[Stats, Router | Passage]:
     """What makes batches for each graph's engine, and counts them."""
-    from engine.batcher import Batcher
-    from engine.passage import Passage
-    from engine.router import Router
-    from engine.stats import Stats
+    from engine.batching.batcher import Batcher
+    from engine.batching.passage import Passage
+    from engine.batching.router import Router
+    from engine.batching.stats import Stats
 
     stats = Stats()
     batchers = {
@@ -200,7 +200,7 @@ def _verified(wait: Callable[[], T], folder: Path, copy: Copy | None) -> T:
     except BundleError as error:
         if not copy:
             raise
-        from handler.fetch_bundle import discard
+        from handler.startup.fetch_bundle import discard
 
         try:
             is_removed = discard(folder, copy)  # or every worker would find it in the cache, and fail
@@ -228,9 +228,7 @@ def _lines(choices: Mapping[str, Choice]) -> Iterator[str]:
 
 def _import_serving() -> None:
     """What is of no use before an engine is there."""
-    import handler.engine_server
-    import handler.handler  # noqa: F401 - for the modules, not the name
-    from handler import shells
+    from handler.startup import shells
 
     shells.tie()
 

@@ -15,16 +15,16 @@ import uvloop
 
 from engine.config import Settings
 from engine.daemon import in_daemon
-from handler import sdk as sdk_module
-from handler import signals
-from handler.engine_client import EngineClient
 from handler.health import mark_ready, resident_mb
-from handler.heartbeat import Heartbeat
 from handler.job_loop import JobLoop
 from handler.log import log
 from handler.options import asks, is_health
-from handler.sdk import Sdk
-from handler.timeline import Timeline
+from handler.processes import signals
+from handler.processes.engine_client import EngineClient
+from handler.protocol import sdk as sdk_module
+from handler.protocol.heartbeat import Heartbeat
+from handler.protocol.sdk import Sdk
+from handler.startup.timeline import Timeline
 
 _HEARTBEAT_DELAY_S = 0.5  # its imports take a tenth of a second of the interpreter: let a waiting job go first
 _HEARTBEAT_AGAIN_S = 10.0

@@ -9,11 +9,11 @@ from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from engine.batcher import Batcher
+from engine.batching.batcher import Batcher
+from engine.batching.passage import Passage
+from engine.batching.router import Router
+from engine.batching.stats import Stats
 from engine.errors import WorkerError, in_words
-from engine.passage import Passage
-from engine.router import Router
-from engine.stats import Stats
 from engine.tasks import payload as check
 from engine.tasks.base import Json, Task
 from handler.log import log

@@ -18,14 +18,14 @@ from typing import Any
 from engine.errors import InvalidInput, Overloaded, WorkerFault, in_words
 from handler.aggregate import post_parts
 from handler.attempts import Attempt, Ended
-from handler.connections import AHEAD_S
 from handler.counts import Counts
 from handler.log import log
 from handler.options import is_health
+from handler.processes.signals import ending_signals
+from handler.protocol.connections import AHEAD_S
+from handler.protocol.sdk import Sdk
+from handler.protocol.transport import Poll, Results
 from handler.reply import ERROR, body_of, body_of_error, encode, too_late
-from handler.sdk import Sdk
-from handler.signals import ending_signals
-from handler.transport import Poll, Results
 
 _BUSY_PAUSE_S = 5.0  # after status 429: the stock SDK's
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0

@@ -16,7 +16,7 @@ OF_LEVEL = ("RUNPOD_LOG_LEVEL", "RUNPOD_DEBUG_LEVEL")
 
 
 def _is_wanted(level: str) -> bool:
-    """Before handler/sdk_environ.py has refused what is no level, everything is."""
+    """Before handler/protocol/sdk_environ.py has refused what is no level, everything is."""
     most = next((given for name in OF_LEVEL if (given := os.environ.get(name, "").strip().upper())), "INFO")
     if most == "NOTSET":
         return False

@@ -19,16 +19,16 @@ from engine.errors import EngineError, InvalidInput
 from engine.sizes import LARGEST_REPLY
 from engine.tasks import payload as check
 from handler.counts import Counts
-from handler.engine_client import CHECKS_PER_TIMEOUT, batch_too_long
 from handler.handler import Handler
 from handler.options import asks, is_health
+from handler.processes.engine_client import CHECKS_PER_TIMEOUT, batch_too_long
+from handler.protocol.take_body import UNREADABLE
 from handler.reply import body_of_error, too_late
-from handler.take_body import UNREADABLE
 
 if TYPE_CHECKING:
-    from engine.batcher import Batcher
-    from engine.passage import Passage
-    from engine.router import Router
+    from engine.batching.batcher import Batcher
+    from engine.batching.passage import Passage
+    from engine.batching.router import Router
 
 
 class Watch:

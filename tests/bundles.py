@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from engine.bundle import Graph, Manifest, open_bundle, write_manifest
-from engine.bundle_folder import new_bundle_folder
+from engine.files.bundle_folder import new_bundle_folder
 from engine.tensors import TensorSpec
 
 DIMENSION = 8

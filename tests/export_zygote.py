@@ -19,8 +19,8 @@ from importlib import import_module
 from typing import Any
 
 _IMPORTS = """torch transformers optimum.exporters.onnx onnx onnxruntime safetensors peft export.__main__ export.load
-export.onnx_from_model export.optimize export.write export.parity export.ladder export.dynamic_int8 export.smooth
-export.closing_table export.dynamo rich.progress onnxruntime.quantization""".split()
+export.onnx_from_model export.optimize export.write export.parity export.precision.ladder export.int8.dynamic
+export.int8.smooth export.command.closing_table export.tracing.dynamo rich.progress onnxruntime.quantization""".split()
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
         import_module(name)
     # As in the other tests: the models are tiny, and which form of int8 is faster on one differs from run to run,
     # and a second thread wakes up too late.
-    import_module("export.ladder_cpu").__dict__["_STATIC_WORTH"] = float("inf")
+    import_module("export.precision.ladder_cpu").__dict__["_STATIC_WORTH"] = float("inf")
     import_module("engine.backends.onnxruntime").__dict__["cpu_quota"] = lambda: 1
     print("ready", flush=True)
     for line in sys.stdin:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.batching.feed import run_rows
 from engine.bundle import open_bundle
-from engine.feed import run_rows
 from engine.tasks import load_task
 
 TEXTS = [

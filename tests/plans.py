@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.bucket import Bucket, Ladder
 from engine.bundle import Manifest, open_bundle, write_manifest
-from engine.plan import Plan, Profile, source_digest, write_sidecar
+from engine.plans.sidecar import Plan, Profile, source_digest, write_sidecar
 from engine.tensors import TensorSpec
 
 BATCHES, LENGTHS = (1, 4, 8), (8, 16, 32)

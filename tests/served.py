@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.backends.onnxruntime import OnnxRuntimeEngine
-from engine.batcher import Batcher
+from engine.batching.batcher import Batcher
+from engine.batching.router import Router
+from engine.batching.stats import Stats
 from engine.bundle import open_bundle
 from engine.config import Settings
-from engine.router import Router
-from engine.stats import Stats
 from engine.tasks import load_task
 from handler.aggregate import END
 from handler.handler import Handler

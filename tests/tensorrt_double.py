@@ -20,7 +20,7 @@ import numpy as np
 
 from engine.backends.tensorrt import TensorRtEngine
 from engine.bundle import open_bundle
-from engine.plan import Profile, plans_of
+from engine.plans.sidecar import Profile, plans_of
 from engine.tensors import Array
 from tests.bundles import DIMENSION
 from tests.cuda_double import CUresult, Device, Fault, installed

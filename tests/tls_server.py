@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.emulator.far import self_signed
-from engine.fetch import Network
+from engine.fetching.fetch import Network
 
 HOST = "media.test"
 LOOPBACK = "127.0.0.1"

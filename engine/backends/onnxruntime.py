@@ -15,8 +15,8 @@ from engine.backends.buffers import Buffers
 from engine.bucket import Bucket, Ladder, rungs
 from engine.bundle import Bundle, is_weights
 from engine.errors import EngineError
+from engine.files.same_files import SameFiles
 from engine.probe import cpu_quota, cpus_of_threads, memory_left, sums_bytes_in_16_bits
-from engine.same_files import SameFiles
 from engine.sizes import readable
 from engine.tensors import Arrays
 

@@ -28,13 +28,13 @@ from engine.backends.tensorrt_api import (
     set_scratch,
     up_to,
 )
+from engine.batching.costs import best_tokens, overhead_tokens
 from engine.bucket import Bucket, Ladder
-from engine.costs import best_tokens, overhead_tokens
 from engine.errors import EngineError, EngineLost, OutOfMemory
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
-    from engine.plan import PlanFile
+    from engine.plans.sidecar import PlanFile
     from engine.tensors import Arrays, TensorSpec
 
 _OVERHEAD_TOKENS = 512  # where the sidecar has no latencies; not measured yet
@@ -62,9 +62,9 @@ class _Run:
 class TensorRtEngine(WithoutLanes):
     """One plan of a bundle's graph on the first GPU, at the buckets of at most `max_batch` rows.
 
-    Give it only a plan whose sidecar fits (engine/plan.py) and whose bytes were verified, and only where a driver was
-    found: without one TensorRT crashes the process. When the device has no room for all buckets, those of the largest
-    batch are left out, once. Raises EngineError.
+    Give it only a plan whose sidecar fits (engine/plans/sidecar.py) and whose bytes were verified, and only where a
+    driver was found: without one TensorRT crashes the process. When the device has no room for all buckets, those of
+    the largest batch are left out, once. Raises EngineError.
     """
 
     computes_in_caller = False

@@ -14,7 +14,7 @@ from engine.errors import EngineError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engine.plan import Plan, PlanFile
+    from engine.plans.sidecar import Plan, PlanFile
 
 _KEPT_MESSAGES = 3
 

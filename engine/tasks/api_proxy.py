@@ -1,8 +1,8 @@
 """A task without a model: a request to another service, with retries. An example to copy for any call to the outside.
 
 Settings: UPSTREAM_URL, UPSTREAM_AUTHORIZATION, UPSTREAM_ATTEMPTS; FETCH_TIMEOUT_S is for each attempt, FETCH_HOSTS must
-hold the service's host, and what engine/fetch.py refuses is refused here too: only https, only public addresses.
-`task_config` is empty.
+hold the service's host, and what engine/fetching/fetch.py refuses is refused here too: only https, only public
+addresses. `task_config` is empty.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from engine.config import Limits, shown
 from engine.errors import ConfigError, InvalidInput, Unreachable
-from engine.fetch import Deadline, Network, Reply, check_url, request
+from engine.fetching.fetch import Deadline, Network, Reply, check_url, request
 from engine.tasks import payload as check
 from engine.tasks.items import ItemsTask, Part, Request
 from engine.tensors import Row

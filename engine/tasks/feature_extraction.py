@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from engine.config import Limits
 from engine.errors import InvalidInput
-from engine.spent import Spent
+from engine.fetching.spent import Spent
 from engine.tasks import payload as check
 from engine.text.bulk import FEW, are_few
 from engine.text.tokens import Tokens, usage

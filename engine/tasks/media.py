@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from engine.errors import InvalidInput, Unreachable
-from engine.spent import Spent
+from engine.fetching.spent import Spent
 from engine.tasks.items import ItemsTask, Part, Request, missing
 from engine.tasks.payload import kind
 
@@ -135,7 +135,7 @@ def _content(value: str, field: str, limits: Limits, spent: Spent) -> bytes:
 
 
 def _fetched(url: str, field: str, limits: Limits, spent: Spent) -> bytes:
-    from engine.fetch import fetch
+    from engine.fetching.fetch import fetch
 
     spent.check(field, limits)
     begin = time.monotonic()

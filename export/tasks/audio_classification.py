@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from export.audio import AudioExport
-from export.json_files import read_processor
-from export.judged import LabelsExport
+from export.gate.judged import LabelsExport
+from export.model_files.json_files import read_processor
 from export.nodes import require_output, set_outputs
 from export.tasks.base import labels
 

@@ -10,10 +10,10 @@ import numpy as np
 from onnx import TensorProto
 
 from export.audio import AudioExport
+from export.command.said import needing
 from export.errors import Refused
-from export.measures import Measure
+from export.gate.measures import Measure
 from export.nodes import Nodes, require_output, set_outputs
-from export.said import needing
 
 if TYPE_CHECKING:
     from engine.tensors import Array, Arrays

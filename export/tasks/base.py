@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.tasks import task_class
+from export.command.said import quiet
 from export.errors import Refused
 from export.exporters import trace_module
 from export.nodes import Axes, Nodes
 from export.own_task import missing
-from export.said import quiet
 from export.source import DYNAMO, OPTIMUM, untraceable
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json, Task
     from engine.tensors import Arrays, Row
-    from export.measures import Measure
+    from export.gate.measures import Measure
     from export.recipe import Recipe
     from export.source import Source
 
@@ -145,7 +145,7 @@ class ExportTask:
         """Run the exporter of `source` into `folder`; the traced graph's file. Raises Untraceable where it fails."""
         if source.exporter == OPTIMUM:
             return _by_optimum(source, folder, self.exporter_task)
-        from export.whole_model import whole_model
+        from export.tracing.whole_model import whole_model
 
         folder.mkdir(parents=True, exist_ok=True)
         return trace_module(source, whole_model(source), folder / "model.onnx")
@@ -211,10 +211,10 @@ class ExportTask:
 def _by_optimum(source: Source, folder: Path, task: str) -> Path:
     from optimum.exporters.onnx import onnx_export_from_model
 
-    from export.lean_trace import weights_outside
-    from export.opset import OPSET
     from export.padding import model_to_trace
-    from export.torch_onnx import silent
+    from export.tracing.lean_trace import weights_outside
+    from export.tracing.opset import OPSET
+    from export.tracing.torch_onnx import silent
 
     # main_export would do the same, but load weights that are missing as random numbers
     model = model_to_trace(source)

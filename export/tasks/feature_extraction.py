@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from engine.vectors import OUTPUT
-from export.dense import append_dense
 from export.errors import Refused
-from export.judged import VectorsExport
+from export.gate.judged import VectorsExport
 from export.lengths import described_length
+from export.model_files.dense import append_dense
+from export.model_files.sentence_files import read_modules, read_sentence_files
 from export.nodes import find_output
 from export.pooling import append_pooling
-from export.sentence_files import read_modules, read_sentence_files
 from export.tasks.base import Layout, Probe
 from export.text import TextExport, run, sample_texts, texts, tokens_of
 

@@ -14,7 +14,7 @@ import numpy as np
 from onnx import TensorProto
 
 from export.errors import Refused
-from export.measures import SCORES, Measure, score_difference
+from export.gate.measures import SCORES, Measure, score_difference
 from export.nodes import Nodes, require_output, set_outputs, sort_nodes
 from export.tasks.base import Layout, Probe
 from export.text import TextExport, run, texts, tokens_of

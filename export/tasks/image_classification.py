@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from export.gate.judged import LabelsExport
 from export.images import ImageExport
-from export.judged import LabelsExport
 from export.tasks.base import labels
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from engine.vectors import OUTPUT
+from export.command.said import quiet
 from export.errors import Refused
+from export.gate.judged import VectorsExport
 from export.images import ImageExport, is_image_model
-from export.judged import VectorsExport
-from export.said import quiet
 from export.source import weight_names
 from export.tasks.base import Layout
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engine.tensors import Arrays
     from export.recipe import Recipe
     from export.source import Source
-    from export.torch_onnx import Traced
+    from export.tracing.torch_onnx import Traced
 
 _CHANNELS_LAST = ("dinat", "edgetam_vision_model", "nat", "sam2_hiera_det_model", "sam2_vision_model")
 """Architectures whose maps are (height, width, channels); all others' are (channels, height, width)."""

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from export.errors import Refused
+from export.gate.measures import Measure, agreement
 from export.images import ImageExport
-from export.measures import Measure, agreement
 from export.tasks.base import Layout, labels
 
 if TYPE_CHECKING:

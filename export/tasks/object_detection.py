@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from export.gate.measures import Measure
 from export.images import ImageExport
-from export.measures import Measure
 from export.tasks.base import labels
 
 if TYPE_CHECKING:

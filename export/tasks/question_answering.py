@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine.tasks.question_answering import WINDOW
 from engine.text.scores import softmax
 from export.errors import Refused
-from export.measures import SCORES, Measure, agreement, compare_scores
+from export.gate.measures import SCORES, Measure, agreement, compare_scores
 from export.nodes import require_output, set_outputs
 from export.pairs import require_length, taken
 from export.tasks.base import Layout, Probe

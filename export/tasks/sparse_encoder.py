@@ -14,10 +14,10 @@ import numpy as np
 from onnx import TensorProto
 
 from export.errors import Refused
-from export.json_files import one_of, read_json
-from export.measures import NEIGHBOURS, VECTORS, Measure, compare_vectors, same_neighbours
+from export.gate.measures import NEIGHBOURS, VECTORS, Measure, compare_vectors, same_neighbours
+from export.model_files.json_files import one_of, read_json
+from export.model_files.sentence_files import class_name, read_modules, read_prompts, read_transformer_options
 from export.nodes import Nodes, require_output, set_outputs
-from export.sentence_files import class_name, read_modules, read_prompts, read_transformer_options
 from export.tasks.base import Layout, Probe
 from export.text import TextExport, run, sample_texts, tokens_of
 

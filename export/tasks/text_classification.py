@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.text.scores import default_function
-from export.judged import LabelsExport
+from export.gate.judged import LabelsExport
 from export.nodes import require_output, set_outputs
 from export.tasks.base import Probe, labels
 from export.text import TextExport, run, sample_texts, tokens_of

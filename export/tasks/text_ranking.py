@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from export.errors import Refused
-from export.json_files import TEXT, check_keys, read_json
-from export.measures import Measure, kendall, of_both
-from export.sentence_files import MODULES, class_name, read_modules, read_transformer_options
+from export.gate.measures import Measure, kendall, of_both
+from export.model_files.json_files import TEXT, check_keys, read_json
+from export.model_files.sentence_files import MODULES, class_name, read_modules, read_transformer_options
 from export.tasks.base import Layout, Probe
 from export.tasks.text_classification import TextClassificationExport
 from export.text import sample_texts, texts, tokens_of

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from engine.text.scores import softmax
-from export.measures import SCORES, Measure, compare_scores
+from export.gate.measures import SCORES, Measure, compare_scores
 from export.nodes import require_output, set_outputs
 from export.tasks.base import labels
 from export.text import TOKENS, TextExport, run, sample_texts

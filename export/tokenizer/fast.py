@@ -6,9 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from export.command.said import needing
 from export.errors import Refused, Unavailable
 from export.recipe import Recipe
-from export.said import needing
 from export.source import Source
 from export.tokenizer.esm import esm_tokenizer
 from export.tokenizer.in_python import class_in_python, not_convertible

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from export.errors import Refused
-from export.json_files import read_json
+from export.model_files.json_files import read_json
 
 
 def class_in_python(folder: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from export.json_files import read_json
+from export.model_files.json_files import read_json
 
 _SET_ANEW = {"CohereTokenizerFast", "GemmaTokenizerFast", "LlamaTokenizerFast"}
 _ENDS = {"add_bos_token", "add_eos_token"}

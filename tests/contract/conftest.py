@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 import uvloop
 
-from handler.signals import ending_signals
+from handler.processes.signals import ending_signals
 
 _OF_THE_FRONT = (
     "test_connections.py",

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from engine.batching.passage import Passage
+from engine.batching.stats import Stats
 from engine.config import Limits, Settings
 from engine.errors import ConfigError
-from engine.passage import Passage
-from engine.stats import Stats
 from engine.tasks.api_proxy import ApiProxy
 from handler.handler import Handler
 from tests.tls_server import HOST, Answer, TlsServer, certificate, content, raw

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from handler import sdk as sdk_module
 from handler.attempts import Attempt, Ended
 from handler.job_loop import JobLoop
-from handler.transport import Results
+from handler.protocol import sdk as sdk_module
+from handler.protocol.transport import Results
 
 OK, REFUSED, BAD, LOST = 200, 401, 400, 500
 Replies = asyncio.Future[int]

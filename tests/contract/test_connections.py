@@ -15,12 +15,12 @@ import aiohappyeyeballs
 import pytest
 
 from benchmarks.emulator import Emulator
-from handler import sdk as sdk_module
-from handler import transport
-from handler.connections import Client
-from handler.http1 import Connection
 from handler.job_loop import JobLoop
-from handler.sdk import Sdk
+from handler.protocol import sdk as sdk_module
+from handler.protocol import transport
+from handler.protocol.connections import Client
+from handler.protocol.http1 import Connection
+from handler.protocol.sdk import Sdk
 
 
 @dataclass
@@ -145,7 +145,7 @@ async def test_a_connection_that_is_being_opened_when_the_engine_is_ready_is_wai
             await asyncio.sleep(seconds)
         return await connect(*args, **options)
 
-    monkeypatch.setattr("handler.connections.start_connection", first_two_slow)
+    monkeypatch.setattr("handler.protocol.connections.start_connection", first_two_slow)
     monkeypatch.setattr("handler.job_loop.AHEAD_S", waits_s)
     monkeypatch.setattr(transport, "AHEAD_S", waits_s)
     loop = JobLoop(sdk, lambda job: 1, concurrency_modifier=lambda current: 1)
@@ -224,7 +224,7 @@ async def test_a_sandbox_without_these_options_gets_connections_all_the_same(
                 raise OSError(92, "Protocol not available")
             super().setsockopt(level, option, value)
 
-    monkeypatch.setattr("handler.connections.socket", SimpleNamespace(**{**vars(socket), "socket": Simple}))
+    monkeypatch.setattr("handler.protocol.connections.socket", SimpleNamespace(**{**vars(socket), "socket": Simple}))
     client = Client({})
     assert (await client.get(gate.url)).status == 404
     client.close()
@@ -234,7 +234,7 @@ def test_to_connect_takes_no_thread():
     """libuv ends a process that may have none for it."""
     code = """if True:
         import asyncio, os, socket, uvloop
-        from handler.connections import Client
+        from handler.protocol.connections import Client
         async def main():
             with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as closed:
                 closed.bind(("127.0.0.1", 0))  # and does not listen

@@ -19,11 +19,11 @@ from engine.backends.base import Engine
 from engine.backends.fake import FakeEngine
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
-from engine.batcher import Batcher
+from engine.batching.batcher import Batcher
+from engine.batching.feed import run_rows
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle
 from engine.errors import EngineError, EngineLost, InvalidInput, Overloaded
-from engine.feed import run_rows
 from engine.tensors import Arrays, Row
 from tests.bundles import DIMENSION, MAX_LENGTH, write_small_bundle
 from tests.plans import profiles
@@ -292,7 +292,7 @@ async def test_to_seek_a_culprit_is_not_one_long_run(small_bundle: Path, monkeyp
     engine = FakeEngine.from_bundle(open_bundle(small_bundle))
     batcher = batcher_on(engine)
     now, busy, sizes = [100.0], list[float](), list[str]()
-    monkeypatch.setattr("engine.flight.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("engine.batching.flight.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def fail_slowly(bucket: Bucket) -> None:
         busy.append(batcher.busy_s)

@@ -14,18 +14,18 @@ from typing import Any, cast
 import orjson
 import pytest
 
+from engine.batching.passage import Passage
+from engine.batching.stats import Stats
 from engine.config import Settings
 from engine.errors import EngineError, InvalidInput, WorkerFault
-from engine.passage import Passage
-from engine.stats import Stats
 from engine.tasks.base import Task
 from engine.tensors import Arrays, Row
 from handler.boot import Worker, boot
-from handler.engine_client import EngineClient
-from handler.engine_server import _Server
 from handler.handler import Handler
 from handler.parts import AHEAD
-from handler.timeline import Timeline
+from handler.processes.engine_client import EngineClient
+from handler.processes.engine_server import _Server
+from handler.startup.timeline import Timeline
 
 ROWS_OF_A_PART = 64
 
@@ -156,7 +156,7 @@ async def test_whatever_a_task_raises_on_the_event_loop_its_job_gets_an_answer(
 
 
 async def test_an_answer_that_no_frame_holds_is_replaced_by_one_that_says_so(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("handler.frames._LENGTH", struct.Struct("<H"))  # 64 KiB in place of 4 GiB
+    monkeypatch.setattr("handler.processes.frames._LENGTH", struct.Struct("<H"))  # 64 KiB in place of 4 GiB
 
     class Large(Failing):
         def postprocess(self, payload: list[str], outputs: object) -> str:
@@ -308,8 +308,8 @@ async def test_a_time_in_which_the_engine_could_not_run_is_not_held_against_it(
         for frame in frames:
             client._on_frame(*frame)
 
-    monkeypatch.setattr("handler.engine_client.time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr("handler.engine_client.asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
+    monkeypatch.setattr("handler.processes.engine_client.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("handler.processes.engine_client.asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
     with pytest.raises(Over):
         await client.watch(4 * PAUSE_S)
     assert len(failures) == bool(said)

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine.backends.fake import FakeEngine
-from engine.batcher import Batcher
+from engine.batching.batcher import Batcher
+from engine.batching.passage import Passage
+from engine.batching.stats import Stats
 from engine.bundle import Graph, open_bundle
 from engine.config import Settings
 from engine.images.task import MapTask
-from engine.passage import Passage
-from engine.stats import Stats
 from engine.tasks import load_task
 from engine.tasks.fill_mask import FillMask
 from engine.tasks.items import Request

@@ -17,15 +17,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import engine.fetch
+import engine.fetching.fetch
+from engine.batching.passage import Passage
+from engine.batching.stats import Stats
 from engine.config import Limits
 from engine.errors import InvalidInput, Unreachable
-from engine.fetch import INTERNET, Network, check_url, fetch
+from engine.fetching.fetch import INTERNET, Network, check_url, fetch
+from engine.fetching.spent import Spent
 from engine.images.examples import LANDSCAPE
 from engine.images.task import ImageTask
-from engine.passage import Passage
-from engine.spent import Spent
-from engine.stats import Stats
 from engine.tasks.image_transform import ImageTransform
 from engine.tasks.media import bytes_of, each_bytes_of
 from handler.handler import Handler
@@ -325,7 +325,7 @@ def test_several_are_fetched_at_the_same_time_and_come_in_order(server: TlsServe
         content(request.path.encode())(request)
 
     server.answers["/together"] = when_all_are_here
-    monkeypatch.setattr(engine.fetch, "INTERNET", server.network())
+    monkeypatch.setattr(engine.fetching.fetch, "INTERNET", server.network())
     limits = Limits(fetch_hosts=(server.host,), fetch_timeout_s=20)
     items = [(f"images[{index}]", server.url(f"/together?{index}")) for index in range(16)]
     assert list(each_bytes_of(items, limits, Spent())) == [f"/together?{index}".encode() for index in range(16)]
@@ -344,7 +344,7 @@ def test_who_drops_it_does_not_wait_for_what_is_fetched(server: TlsServer, monke
         content(BODY)(request)
 
     server.answers["/when-dropped"] = when_dropped
-    monkeypatch.setattr(engine.fetch, "INTERNET", server.network())
+    monkeypatch.setattr(engine.fetching.fetch, "INTERNET", server.network())
     limits = Limits(fetch_hosts=(server.host,), fetch_timeout_s=20)
     slow = server.url("/when-dropped")
     contents = each_bytes_of(
@@ -361,7 +361,7 @@ def test_who_drops_it_does_not_wait_for_what_is_fetched(server: TlsServer, monke
 
 def test_the_urls_of_a_job_are_bounded_together(server: TlsServer, monkeypatch: pytest.MonkeyPatch):
     """Bytes and seconds, over all parts of a job that is split; what is no URL costs nothing."""
-    monkeypatch.setattr(engine.fetch, "INTERNET", server.network())
+    monkeypatch.setattr(engine.fetching.fetch, "INTERNET", server.network())
     limits = Limits(fetch_hosts=(server.host,), max_fetch_bytes=3 * len(BODY), max_media_bytes=20_000)
     task = ImageTransform(limits)
     job = {"images": [*[server.url("/?bounded")] * 9, LANDSCAPE]}
@@ -394,7 +394,7 @@ def test_the_images_of_a_job_are_fetched_side_by_side(server: TlsServer, monkeyp
         content(base64.b64decode(LANDSCAPE))(request)
 
     server.answers["/image"] = wait
-    monkeypatch.setattr(engine.fetch, "INTERNET", server.network())
+    monkeypatch.setattr(engine.fetching.fetch, "INTERNET", server.network())
     config = {"image": {"height": 8, "width": 8, "resize": "exact", "size": [8, 8]}}
     task = ImageTask(config, Limits(fetch_hosts=(server.host,)))
     rows = task.preprocess(task.parse({"images": [server.url("/image")] * 4}))
@@ -406,9 +406,9 @@ def test_parts_of_a_stream_that_are_split_again_fetch_nothing_again(
     server: TlsServer, monkeypatch: pytest.MonkeyPatch, kept: int
 ):
     """Those whose answer was too large, and those behind them that were in work by then; as far as memory goes."""
-    monkeypatch.setattr("engine.spent._MOST_KEPT", kept)
+    monkeypatch.setattr("engine.fetching.spent._MOST_KEPT", kept)
     server.answers["/split"] = content(base64.b64decode(LANDSCAPE))
-    monkeypatch.setattr(engine.fetch, "INTERNET", server.network())
+    monkeypatch.setattr(engine.fetching.fetch, "INTERNET", server.network())
     monkeypatch.setattr("handler.parts._ROWS", 8)
     monkeypatch.setattr("handler.parts._LARGEST", 3000)
     task = ImageTransform(Limits(fetch_hosts=(server.host,)))
@@ -443,7 +443,7 @@ def test_a_fetch_does_not_hold_up_other_jobs(server: TlsServer, monkeypatch: pyt
 
     server.answers["/when-told"] = when_told
     limits = Limits(fetch_hosts=(server.host,), max_media_bytes=20_000)
-    monkeypatch.setattr(engine.fetch, "INTERNET", server.network())
+    monkeypatch.setattr(engine.fetching.fetch, "INTERNET", server.network())
 
     class Sizes:
         blocking = True

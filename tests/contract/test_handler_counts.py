@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.backends.fake import FakeEngine
-from engine.batcher import Batcher
+from engine.batching.batcher import Batcher
 from engine.bundle import open_bundle
 from engine.config import Settings
 from engine.tasks import load_task

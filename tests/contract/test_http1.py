@@ -15,9 +15,9 @@ import aiohappyeyeballs
 import psutil
 import pytest
 
-from handler import connections, names, trust
-from handler.connections import Client
-from handler.http1 import Connection, Interrupted, Reply
+from handler.protocol import connections, names, trust
+from handler.protocol.connections import Client
+from handler.protocol.http1 import Connection, Interrupted, Reply
 from tests.scripted_server import Server, replies, serving
 from tests.tls_server import certificate
 

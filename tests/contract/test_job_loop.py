@@ -16,11 +16,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from benchmarks.emulator import Emulator, Fault, JobRecord
-from handler import sdk as sdk_module
 from handler.job_loop import JobLoop
 from handler.options import asks
-from handler.sdk import Sdk
-from handler.transport import Poll, Results
+from handler.protocol import sdk as sdk_module
+from handler.protocol.sdk import Sdk
+from handler.protocol.transport import Poll, Results
 
 WORKER = "worker-1"
 SHUTTING_DOWN = {"error": "overloaded, please retry: the worker is shutting down"}
@@ -66,7 +66,7 @@ async def serving(
         with (
             pytest.MonkeyPatch.context() as patch
         ):  # else half a second of every test; what is about it has its own loop
-            patch.setattr("handler.transport._SETTLE_S", 0.05)
+            patch.setattr("handler.protocol.transport._SETTLE_S", 0.05)
             loop.stop()
             await asyncio.wait_for(task, 15)
         assert sdk.progress.get_job_count() == 0
@@ -647,7 +647,7 @@ async def test_a_result_that_is_refused_for_its_size_becomes_an_error(sdk: Sdk, 
 async def test_a_refusal_that_passes_costs_no_result(
     sdk: Sdk, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, status: int
 ):
-    monkeypatch.setattr("handler.transport._REFUSED_PAUSE_S", 0.1)
+    monkeypatch.setattr("handler.protocol.transport._REFUSED_PAUSE_S", 0.1)
     emulator.faults.add("job-done", Fault(status=status), times=2)
     async with serving(sdk, echo):
         record = await emulator.wait(emulator.submit({"x": 1}))
@@ -873,7 +873,7 @@ async def test_a_result_that_nobody_takes_does_not_keep_the_worker(
     sdk: Sdk, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr("handler.job_loop._LAST_WORDS_S", 0.1)
-    monkeypatch.setattr("handler.transport._SETTLE_S", 0.05)
+    monkeypatch.setattr("handler.protocol.transport._SETTLE_S", 0.05)
     emulator.faults.add("job-done", Fault(status=500), times=None)
     record = emulator.submit({"x": 1})
     loop = JobLoop(sdk, echo, concurrency_modifier=lambda current: 1, drain_timeout_s=0.0)
@@ -978,7 +978,7 @@ def test_an_option_is_asked_for_with_true(payload: Any, does: bool):
 
 
 async def test_a_poll_for_stop_signals_that_is_held_for_long_is_none(sdk: Sdk, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("handler.transport._POLL_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("handler.protocol.transport._POLL_TIMEOUT_S", 0.05)
 
     async def held(session: Any) -> None:
         await asyncio.Event().wait()

@@ -19,13 +19,13 @@ from engine.backends import load_engine
 from engine.backends import onnxruntime as backend
 from engine.backends.fake import FakeEngine
 from engine.backends.onnxruntime import OnnxRuntimeEngine
-from engine.batcher import Batcher
+from engine.batching.batcher import Batcher
+from engine.batching.feed import run_rows
 from engine.bucket import Bucket
 from engine.bundle import open_bundle, write_manifest
-from engine.bundle_folder import changed_bundle_folder
 from engine.config import Settings
 from engine.errors import EngineError, EngineLost
-from engine.feed import run_rows
+from engine.files.bundle_folder import changed_bundle_folder
 from engine.probe import cpu_quota
 from engine.select import Choice
 from tests.bundles import move_weights_out
@@ -156,7 +156,7 @@ async def test_no_row_runs_on_the_event_loop_beside_a_lane(small_bundle: Path):
 
 async def test_a_lane_that_hangs_is_busy_while_the_other_goes_on(lanes: Lanes, monkeypatch: pytest.MonkeyPatch):
     gate, stuck, now, seen = threading.Event(), threading.Event(), [100.0], list[tuple[float, str]]()
-    monkeypatch.setattr("engine.flight.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("engine.batching.flight.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def hang(bucket: Bucket) -> None:
         seen.append((lanes.batcher.busy_s, lanes.batcher.running))

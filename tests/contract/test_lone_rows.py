@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine.backends.fake import FakeEngine
-from engine.batcher import Batcher
+from engine.batching.batcher import Batcher
 from engine.bucket import Bucket
 from engine.bundle import open_bundle
 from engine.errors import EngineError, EngineLost

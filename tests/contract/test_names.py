@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from handler import connections, names
-from handler.connections import Client
+from handler.protocol import connections, names
+from handler.protocol.connections import Client
 from tests.scripted_server import replies, serving
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -126,7 +126,7 @@ def test_an_event_loop_ends_while_a_name_is_looked_up(resolver: Resolver):
 
 _SLOW = """if True:
     import asyncio, fcntl, socket, struct, sys, threading, uvloop
-    from handler import connections
+    from handler.protocol import connections
 
     with socket.socket() as any_socket:  # the loopback device of a new network is off
         lo = struct.pack("16sh14x", b"lo", 1)

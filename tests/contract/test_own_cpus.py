@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.backends.onnxruntime import OnnxRuntimeEngine
-from engine.batcher import Batcher
+from engine.batching.batcher import Batcher
 from engine.bundle import open_bundle
 from engine.probe import cpu_quota
 from tests.contract.test_engine import row

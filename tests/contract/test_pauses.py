@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from handler import job_loop
-from handler import sdk as sdk_module
 from handler.job_loop import JobLoop
+from handler.protocol import sdk as sdk_module
 
 
 class Busy(Exception):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from engine.backends.fake import FakeEngine
-from engine.batcher import Batcher
+from engine.batching.batcher import Batcher
+from engine.batching.router import Router
+from engine.batching.stats import Stats
 from engine.bucket import Bucket
 from engine.errors import EngineError, InvalidInput
-from engine.router import Router
-from engine.stats import Stats
 from engine.tensors import Row, TensorSpec
 from tests.contract.test_engine import failure_of, let_go, without_collections
 

@@ -1,4 +1,4 @@
-"""What this worker relies on inside the RunPod SDK. Red here after an upgrade of the SDK: read handler/sdk.py again."""
+"""What this worker relies on inside the RunPod SDK. Red here after an upgrade: read handler/protocol/sdk.py again."""
 
 import importlib.metadata
 import importlib.util
@@ -15,8 +15,9 @@ from types import ModuleType
 import pytest
 
 from engine.errors import ConfigError
-from handler import front, sdk, sdk_environ
+from handler import front
 from handler.log import LOG_LEVELS
+from handler.protocol import sdk, sdk_environ
 
 SDK_ENV = {
     **os.environ,
@@ -55,7 +56,7 @@ def test_the_functions_have_the_signatures_that_are_called():
 def test_a_setting_of_the_sdk_is_not_lost_when_its_init_runs_later():
     """A fork's task may call another endpoint."""
     found = python(
-        "from handler import sdk; sdk.load(); import runpod\n"
+        "from handler.protocol import sdk; sdk.load(); import runpod\n"
         "runpod.api_key = 'mine'; runpod.endpoint_url_base = 'http://here'\n"
         "print(runpod.Endpoint('e').rp_client.api_key, runpod.endpoint_url_base)"
     ).stdout.split()
@@ -64,7 +65,7 @@ def test_a_setting_of_the_sdk_is_not_lost_when_its_init_runs_later():
 
 def test_addresses_come_from_the_environment():
     found = python(
-        "from handler import sdk; s = sdk.load(); print(s.job_done_url, s.job_stream_url)\n"
+        "from handler.protocol import sdk; s = sdk.load(); print(s.job_done_url, s.job_stream_url)\n"
         "from runpod.serverless.modules import rp_job; print(rp_job._job_get_url(3), rp_job._job_stop_url())"
     ).stdout.split()
     assert found == [
@@ -80,7 +81,7 @@ def test_the_import_neither_sleeps_nor_loads_what_a_worker_does_not_need():
         "import time, sys\n"
         "def refuse(seconds): raise SystemExit('slept')\n"
         "time.sleep = refuse\n"
-        "from handler import sdk\n"
+        "from handler.protocol import sdk\n"
         "sdk.load()\n"
         "assert sys.modules['cpuinfo'].__spec__ is None, 'it measures the clock in a process of its own'\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
@@ -106,7 +107,7 @@ def test_the_import_neither_sleeps_nor_loads_what_a_worker_does_not_need():
 
 def test_the_whole_sdk_is_still_there_for_a_fork_that_asks():
     code = (
-        "from handler import sdk\n"
+        "from handler.protocol import sdk\n"
         "sdk.load()\n"
         "import runpod\n"
         "from runpod.serverless import progress_update\n"
@@ -132,7 +133,7 @@ def test_the_whole_sdk_is_still_there_for_a_fork_that_asks():
 def test_what_the_sdk_would_have_of_a_library_that_is_not_loaded_is_there_when_it_is_called():
     code = (
         "import asyncio, sys\n"
-        "from handler import sdk\n"
+        "from handler.protocol import sdk\n"
         "sdk.load()\n"
         "client = sys.modules['runpod.http_client']\n"
         "assert 'aiohttp' not in sys.modules\n"
@@ -149,7 +150,7 @@ def test_what_the_sdk_would_have_of_a_library_that_is_not_loaded_is_there_when_i
 def test_the_exception_is_the_one_that_is_raised_whenever_the_sdk_is_asked_for():
     """What the heartbeat takes of http_client runs that module again, with another class of the same name."""
     code = (
-        "from handler import sdk\n"
+        "from handler.protocol import sdk\n"
         "sdk.load(), sdk.heartbeat()\n"
         "from runpod.serverless.modules import rp_job\n"
         "print(sdk.load().too_many_requests is rp_job.TooManyRequests)"
@@ -162,7 +163,7 @@ def test_the_sdk_introduces_itself_as_it_does_without_us():
     plain = python("from runpod.user_agent import USER_AGENT; print(USER_AGENT)")
     ours = python(
         "import sys\n"
-        "from handler import sdk\n"
+        "from handler.protocol import sdk\n"
         "agent = sdk.load().auth_header()['User-Agent']\n"
         "from handler import front\n"
         "assert 'importlib.metadata' not in sys.modules\n"
@@ -175,7 +176,7 @@ def test_the_sdk_introduces_itself_as_it_does_without_us():
 def test_the_heartbeat_loads_no_second_http_client():
     code = (
         "import sys\n"
-        "from handler import sdk\n"
+        "from handler.protocol import sdk\n"
         "sdk.load()\n"
         "session = sdk.heartbeat()()._session\n"
         "import requests\n"
@@ -293,7 +294,7 @@ def test_the_level_that_the_sdk_reads(given: dict[str, str], level: str):
 def test_the_workers_own_lines_are_of_the_levels_that_the_sdk_prints(given: dict[str, str], levels: str):
     code = """
 import os
-from handler import sdk_environ
+from handler.protocol import sdk_environ
 from handler.log import log
 sdk_environ.settle(os.environ)
 from runpod.serverless.modules.rp_logger import RunPodLogger
@@ -394,7 +395,7 @@ def nobody_imported_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("nobody_imported_it")
 def test_an_sdk_of_another_layout_is_left_to_the_ordinary_import(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("handler.shells.enter", lambda name: False)
+    monkeypatch.setattr("handler.startup.shells.enter", lambda name: False)
     sdk._enter_through_shells()
     assert not [name for name in sys.modules if name.partition(".")[0] == "runpod"]
 

@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from engine.backends.fake import FakeEngine
-from engine.batcher import Batcher
+from engine.batching.batcher import Batcher
 from engine.bundle import open_bundle
 from engine.config import Limits, Settings
 from engine.errors import AnswerTooLarge

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import TensorRtEngine
+from engine.batching.feed import load, run_rows, unload
 from engine.bucket import Bucket, Ladder
 from engine.bundle import open_bundle
 from engine.errors import EngineError, EngineLost, OutOfMemory
-from engine.feed import load, run_rows, unload
 from engine.tensors import Array, Row
 from tests.bundles import write_small_bundle
 from tests.cuda_double import CUresult, Device

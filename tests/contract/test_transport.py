@@ -16,9 +16,9 @@ import orjson
 import pytest
 
 from engine.errors import WorkerFault
-from handler import connections, take_body, transport, trust
-from handler import sdk as sdk_module
-from handler.transport import Poll, Results
+from handler.protocol import connections, take_body, transport, trust
+from handler.protocol import sdk as sdk_module
+from handler.protocol.transport import Poll, Results
 from tests.scripted_server import Server, replies, serving
 from tests.tls_server import certificate
 
@@ -275,7 +275,7 @@ async def test_an_attempt_has_60_s_or_what_is_left_and_one_that_nobody_waits_for
 
     monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
-    monkeypatch.setattr("handler.transport.asyncio.timeout", timeout)
+    monkeypatch.setattr("handler.protocol.transport.asyncio.timeout", timeout)
 
     async def silent(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await server.request(reader, 0)

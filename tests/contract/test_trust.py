@@ -1,6 +1,6 @@
 """Whom the worker trusts over TLS: those whom the machine trusts, though it does not read them all at boot.
 
-RunPod's API, pings, BUNDLE_URL and the URLs in jobs go by one rule, engine/authorities.py.
+RunPod's API, pings, BUNDLE_URL and the URLs in jobs go by one rule, engine/fetching/authorities.py.
 """
 
 import os
@@ -18,7 +18,10 @@ from benchmarks.emulator.far import TlsFront
 from benchmarks.worker_process import WorkerProcess
 from tests.tls_server import certificate, searchable
 
-LOAD = "from handler import sdk, trust; sdk.load(); import asyncio, os, ssl; from handler.connections import Client\n"
+LOAD = (
+    "from handler.protocol import sdk, trust; sdk.load()\n"
+    "import asyncio, os, ssl; from handler.protocol.connections import Client\n"
+)
 ASK = "async def ask(url):\n    return (await Client({}).get(url)).status\n"
 
 
@@ -30,8 +33,8 @@ import certifi, sys
 import requests.adapters, requests.utils
 from pathlib import Path
 from engine.config import Limits
-from engine.fetch import Network, fetch
-from handler.fetch_bundle import fetch as fetch_bundle
+from engine.fetching.fetch import Network, fetch
+from handler.startup.fetch_bundle import fetch as fetch_bundle
 
 url, cache, pem, machine = sys.argv[1:]
 certifi.where = lambda: pem
@@ -171,12 +174,12 @@ def test_a_worker_answers_over_tls(way: str, small_bundle: Path, tmp_path: Path,
         env = {name: value.replace(emulator.url, front.url) for name, value in emulator.worker_env().items()}
         env |= {"BUNDLE": str(small_bundle), **named}
         code = (
-            "import os, runpy, handler.trust\n"
-            "kept = handler.trust.read_all\n"
+            "import os, runpy, handler.protocol.trust\n"
+            "kept = handler.protocol.trust.read_all\n"
             "def read_all():\n"
             "    if 'LATER' in os.environ: os.environ['SSL_CERT_FILE'] = os.environ['LATER']\n"
             "    kept()\n"
-            "handler.trust.read_all = read_all\n"
+            "handler.protocol.trust.read_all = read_all\n"
             "runpy.run_module('handler', run_name='__main__', alter_sys=True)"
         )
         with WorkerProcess(emulator, [sys.executable, "-c", code], env):

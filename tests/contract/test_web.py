@@ -11,8 +11,10 @@ import pytest
 from aiohttp.test_utils import BaseTestServer, TestClient, TestServer
 
 from engine.errors import EngineError
-from handler import web, web_bodies, web_front
-from handler.web import Routes
+from handler.web import bodies as web_bodies
+from handler.web import front as web_front
+from handler.web import routes as web
+from handler.web.routes import Routes
 
 JOB = {"input": {"text": "a"}}
 STREAM = {"input": {"text": "a", "stream": True}}
@@ -63,7 +65,7 @@ def routes(engine: Scripted) -> Routes:
 @pytest.fixture
 async def client(routes: Routes) -> AsyncIterator[TestClient[Any, Any]]:
     server = TestServer(routes.app())
-    await server.start_server(auto_decompress=False)  # and with handler_cancellation, as by web_front.py
+    await server.start_server(auto_decompress=False)  # and with handler_cancellation, as by handler/web/front.py
     async with TestClient(server) as running:
         yield running
 

@@ -18,8 +18,8 @@ from tests.cuda_driver.device import SoftwareDevice, library, replace_double, re
 
 replace_double()
 
+from engine.batching.feed import run_rows  # noqa: E402
 from engine.errors import EngineError, EngineLost  # noqa: E402
-from engine.feed import run_rows  # noqa: E402
 from engine.tensors import Row  # noqa: E402
 from tests.bundles import write_small_bundle  # noqa: E402
 from tests.plans import profiles  # noqa: E402

@@ -21,8 +21,8 @@ from tests.cuda_driver.device import SoftwareDevice, failures, library, replace_
 replace_double()
 
 from engine.backends.cuda import Cuda  # noqa: E402
+from engine.batching.feed import run_rows  # noqa: E402
 from engine.errors import EngineError, EngineLost  # noqa: E402
-from engine.feed import run_rows  # noqa: E402
 from engine.tensors import Row  # noqa: E402
 from tests.bundles import write_small_bundle  # noqa: E402
 from tests.tensorrt_double import TensorRtDouble, engine_on_double  # noqa: E402

@@ -261,7 +261,7 @@ def test_there_is_no_moment_at_the_end_when_a_signal_kills(emulator: EmulatorThr
     """Here the step from which on they are ignored comes late, as on a machine that is busy."""
     code = """if True:
         import runpy, time
-        from handler import signals
+        from handler.processes import signals
         ignore = signals.ignore
         def ignore_late():
             time.sleep(0.3)

@@ -60,7 +60,7 @@ PLANTS = {
         "batching",
         "batching",
         """
-    from engine.batch_queue import BatchQueue
+    from engine.batching.batch_queue import BatchQueue
     healthy = BatchQueue.__init__
     BatchQueue.__init__ = lambda self, **limits: healthy(self, **{**limits, "max_rows": 1})
 """,

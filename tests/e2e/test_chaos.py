@@ -31,9 +31,9 @@ import pytest
 from benchmarks.emulator import EmulatorThread, Fault, JobRecord
 from benchmarks.worker_process import WorkerProcess
 from engine.backends.fake import FakeEngine
+from engine.batching.feed import run_rows
 from engine.bundle import open_bundle
 from engine.config import Settings
-from engine.feed import run_rows
 from engine.tasks import load_task
 from tests.bundles import toy_tokenizer, write_small_bundle
 

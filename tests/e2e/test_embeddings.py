@@ -12,7 +12,7 @@ import pytest
 from benchmarks.emulator import EmulatorThread
 from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess
-from handler import sdk
+from handler.protocol import sdk
 
 SCRIPTS = {
     "latin": "the of and to in is you that it he was for on are as with his they at be this have from or one had by",

@@ -91,7 +91,7 @@ def test_the_gate_sees_what_merging_changes(
     argv = [str(base), "--adapter", str(folder), "--out", str(tmp_path / "bundle")]
     assert main(argv) == 0
     capsys.readouterr()
-    monkeypatch.setattr("export.adapters._separate", lambda adapted: None)
+    monkeypatch.setattr("export.model_files.adapters._separate", lambda adapted: None)
     assert main([*argv[:-1], str(tmp_path / "other")]) == 1
     assert " answers differ from the reference (" in capsys.readouterr().err
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import export.hub
+import export.model_files.hub
 from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.batching.feed import run_rows
 from engine.bundle import open_bundle
-from engine.feed import run_rows
 from engine.tasks import load_task
 from export.__main__ import main
 from export.load import load
@@ -254,13 +254,13 @@ def cached(bert: Path, root: Path, name: str = "owner--tiny") -> Path:
 
 
 def test_an_id_is_found_in_runpods_cache(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(export.hub, "RUNPOD_CACHE", tmp_path / "hub")
+    monkeypatch.setattr(export.model_files.hub, "RUNPOD_CACHE", tmp_path / "hub")
     repository = cached(bert, tmp_path / "hub")
     snapshot = repository / "snapshots" / COMMIT
     for model in ("owner/tiny", str(repository), str(snapshot)):
         for revision in (None, COMMIT):
-            found = export.hub.locate(model, revision, ["*.json"])
-            assert found == export.hub.Located(snapshot, "owner/tiny", COMMIT)
+            found = export.model_files.hub.locate(model, revision, ["*.json"])
+            assert found == export.model_files.hub.Located(snapshot, "owner/tiny", COMMIT)
     out = tmp_path / "bundle"
     assert main(["owner/tiny", "--out", str(out)]) == 0
     manifest = open_bundle(out).manifest
@@ -288,7 +288,7 @@ def test_what_a_cache_does_not_have(
     code: int,
     sentence: str,
 ):
-    monkeypatch.setattr(export.hub, "RUNPOD_CACHE", tmp_path / "hub")
+    monkeypatch.setattr(export.model_files.hub, "RUNPOD_CACHE", tmp_path / "hub")
     repository = cached(bert, tmp_path / "hub")
     other = Path(shutil.copytree(adapter, tmp_path / "lora"))
     edit_json(other / "adapter_config.json", base_model_name_or_path="org/base")

@@ -11,11 +11,12 @@ import onnx
 import pytest
 
 from engine.bundle import open_bundle
-from export import int8_gate, ladder_cpu
 from export.__main__ import main
-from export.dynamic_int8 import DynamicInt8
-from export.int8_search import Step
-from export.smooth import products
+from export.int8 import gate as int8_gate
+from export.int8.dynamic import DynamicInt8
+from export.int8.search import Step
+from export.int8.smooth import products
+from export.precision import ladder_cpu
 
 ZERO_POINTS = {"DynamicQuantizeMatMul": 3, "MatMulInteger": 3, "MatMulIntegerToFloat": 5}
 """Which input of a product of bytes is that of its weights: ONNX Runtime 1.18.1 ends the process of a worker on a CPU
@@ -117,7 +118,7 @@ def test_a_form_that_is_named_is_the_only_one(
     steps = json.loads((tmp_path / "bundle/parity.json").read_text())["ladder"]["cpu"]
     assert {step["step"].partition(",")[2].partition(",")[0].strip() for step in steps} == {"static"}
 
-    monkeypatch.setattr("export.static_graphs.quantizable", lambda _: False)
+    monkeypatch.setattr("export.int8.static_graphs.quantizable", lambda _: False)
     assert main([*argv[:-1], str(tmp_path / "none")]) == 2
     assert "the model has no weights that int8-static makes bytes of; take --precision" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

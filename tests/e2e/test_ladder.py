@@ -18,10 +18,10 @@ from engine.bundle import open_bundle
 from engine.config import Settings
 from engine.errors import BundleError
 from engine.tensors import Row
-from export import int8_gate
 from export.__main__ import main
-from export.half import LARGEST, lean_graph
-from export.overflow import magnitudes
+from export.int8 import gate as int8_gate
+from export.precision.half import LARGEST, lean_graph
+from export.precision.overflow import magnitudes
 from tests import models
 
 TASK = ("--task", "feature-extraction")
@@ -266,7 +266,7 @@ def test_rounding_shows_what_onnx_runtime_hides(tmp_path: Path):
     import onnxruntime as ort
     from onnx import helper
 
-    from export.rounded import rounded
+    from export.precision.rounded import rounded
 
     half, single = TensorProto.FLOAT16, TensorProto.FLOAT
     graph = helper.make_graph(

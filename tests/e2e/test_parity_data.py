@@ -16,8 +16,8 @@ from engine.audio.example import recording
 from engine.bundle import open_bundle
 from engine.tasks import load_task, task_class
 from export.__main__ import main
+from export.gate.cases import cases_of
 from export.load import load
-from export.parity_cases import cases_of
 from export.recipe import Recipe
 from export.tasks import TAGS, export_task
 

@@ -65,9 +65,9 @@ print("built", flush=True)
 """
 POD = """
 import os, sys
-from export import pod_server
-pod_server.COMMAND = (sys.executable, {builder!r})
-sys.exit(pod_server.main(port=int(os.environ["PORT_HERE"])))
+from export.pods import server
+server.COMMAND = (sys.executable, {builder!r})
+sys.exit(server.main(port=int(os.environ["PORT_HERE"])))
 """
 
 
@@ -140,7 +140,7 @@ def test_a_plan_of_every_gpu_comes_back(api: EmulatedApi, small_bundle: Path):
 
 
 def pod_piece() -> int:
-    from export.pod_server import PIECE
+    from export.pods.server import PIECE
 
     return PIECE
 
@@ -210,7 +210,7 @@ def test_a_pod_whose_creation_was_never_answered_is_ended(api: EmulatedApi, smal
 
 def test_a_pod_that_cannot_be_ended_is_named(api: EmulatedApi, small_bundle: Path, monkeypatch, capsys):
     api.drop_creation_reply, api.fail_terminations = True, 99
-    monkeypatch.setattr("export.pod._ENDING_ATTEMPTS", 1)
+    monkeypatch.setattr("export.pods.pod._ENDING_ATTEMPTS", 1)
     assert order(api, monkeypatch, small_bundle) == 2
     (name,) = (pod["name"] for pod in api.created)
     assert capsys.readouterr().err == (
@@ -245,7 +245,7 @@ def test_what_no_gpu_is_needed_to_find_out_costs_nothing(api: EmulatedApi, small
 
 def test_without_onnx_nothing_is_checked_before(api: EmulatedApi, small_bundle: Path, monkeypatch, capsys):
     overflowing(small_bundle)
-    monkeypatch.setattr("export.on_runpod.find_spec", lambda name: None)
+    monkeypatch.setattr("export.pods.on_runpod.find_spec", lambda name: None)
     api.nothing_free = True
     assert order(api, monkeypatch, small_bundle) == 3
     assert "not checked before: onnx and onnxruntime not installed here" in capsys.readouterr().out
@@ -335,7 +335,7 @@ def test_orders_that_cannot_be_filled(
 
 def test_options_for_the_pod_are_told_from_ours(small_bundle: Path):
     from export.errors import Refused
-    from export.on_runpod import order_from_argv
+    from export.pods.on_runpod import order_from_argv
 
     ours = ["--on-runpod", "NVIDIA L4, NVIDIA A40,NVIDIA L4", "--image", "x"]
     order = order_from_argv([str(small_bundle), "--precision", "fp16", *ours, "--batches", "1,8"])

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from benchmarks import zoo
 from engine.bucket import Bucket
 from engine.bundle import SIGNATURE, Bundle, open_bundle, write_manifest
-from engine.plan import Machine, mismatch, plans_of, stale
+from engine.plans.sidecar import Machine, mismatch, plans_of, stale
 from export.__main__ import export, main
 from export.recipe import Recipe
 from export.tasks import TAGS, export_task
@@ -370,7 +370,7 @@ def test_a_graph_that_half_precision_cannot_hold_fails_the_gate(bundle: Path, ca
 
 def test_a_boot_can_build_from_a_bundle_that_it_may_not_write(bundle: Path, tmp_path: Path):
     """What BUILD_ON_BOOT does, in a copy made of links, with the other builder."""
-    from engine import build_plan, plan_cache
+    from engine.plans import build_plan, plan_cache
 
     (bundle / SIGNATURE).write_text("of somebody\n")
     before = snapshot(bundle)

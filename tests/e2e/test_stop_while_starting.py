@@ -132,7 +132,7 @@ def test_a_worker_that_is_stopped_while_its_settings_are_read_stops_in_peace():
     assert subprocess.run([sys.executable, "-c", code], env=env, timeout=30).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["gc", "handler.sdk", "numpy"])
+@pytest.mark.parametrize("module", ["gc", "handler.protocol.sdk", "numpy"])
 def test_ctrl_c_while_a_module_is_imported_is_one_line(small_bundle: Path, module: str):
     """One that is written in C may turn what is raised meanwhile into errors of its own, over pages."""
     code = f"""if True:

@@ -200,11 +200,11 @@ def test_what_the_bindings_do_where_tensorrt_says_no(both: list[Bindings]):
 def test_the_files_that_call_tensorrt_are_covered():
     """Each holds its objects in variables that OBJECTS knows; else nothing would be checked, silently."""
     files = {file.name: {use.name for use in uses(file)} for file in sources(ROOT)}
-    assert {"trt_network.py", "trt_messages.py", "trt_builder.py", "tensorrt.py", "tensorrt_api.py"} <= set(files)
+    assert {"network.py", "messages.py", "builder.py", "tensorrt.py", "tensorrt_api.py"} <= set(files)
     assert all(files.values())
     running = {"Runtime", "ICudaEngine", "IExecutionContext", "TensorIOMode"}
     building = set(OBJECTS.values()) - running - {"ILogger.Severity", "ExecutionContextAllocationStrategy"}
-    for name, classes in (("trt_network.py", building), ("tensorrt.py", running)):
+    for name, classes in (("network.py", building), ("tensorrt.py", running)):
         assert classes <= {use.partition(".")[0] for use in files[name]}
 
 

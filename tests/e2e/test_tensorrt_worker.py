@@ -16,9 +16,9 @@ import pytest
 from benchmarks.emulator import EmulatorThread
 from benchmarks.worker_process import WorkerProcess
 from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.batching.feed import run_rows
 from engine.bundle import open_bundle
 from engine.config import Limits
-from engine.feed import run_rows
 from engine.tasks import load_task
 from tests.bundles import toy_tokenizer
 from tests.plans import add_plan, profiles
@@ -112,7 +112,7 @@ def test_a_build_ends_with_the_worker_however_that_ends(
         "time.sleep(600)\n"
     )
     code = (
-        "import sys; from engine import build_plan; from tests.e2e.tensorrt_worker import main\n"
+        "import sys; from engine.plans import build_plan; from tests.e2e.tensorrt_worker import main\n"
         f"build_plan.BUILD_COMMAND = (sys.executable, {str(build)!r})\n"
         "sys.exit(main())"
     )

@@ -12,7 +12,7 @@ import pytest
 from benchmarks.bert_bundle import bert_bundle
 from benchmarks.bert_graph import Shape
 from engine.bundle import open_bundle
-from engine.plan import PlanFile, plans_of
+from engine.plans.sidecar import PlanFile, plans_of
 from engine.probe import Gpu, gpu, tensorrt_version
 from tests.bundles import write_small_bundle
 

@@ -11,7 +11,7 @@ import pytest
 
 from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from engine.bundle import open_bundle
-from engine.plan import plans_of
+from engine.plans.sidecar import plans_of
 from engine.probe import onnxruntime_providers
 from tests.contract import test_engine as contract
 from tests.gpu.conftest import BUILD_TIMEOUT_S, opened

@@ -10,10 +10,10 @@ import pytest
 
 from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from engine.bundle import open_bundle
-from engine.plan import PlanFile
+from engine.plans.sidecar import PlanFile
 from engine.probe import Gpu, onnxruntime_providers, tensorrt_version
-from export.candidates import in_precision
-from export.plan_gate import gate
+from export.plans.gate import gate
+from export.precision.candidates import in_precision
 from tests.gpu.conftest import BATCHES, BUILD_TIMEOUT_S, LENGTHS, opened
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(BUILD_TIMEOUT_S)]

@@ -20,7 +20,7 @@ import pytest
 
 from benchmarks.bert_bundle import bert_bundle, text_of
 from engine.bundle import open_bundle, write_manifest
-from engine.plan import Plan, PlanFile, plans_of, write_sidecar
+from engine.plans.sidecar import Plan, PlanFile, plans_of, write_sidecar
 from engine.probe import Gpu, tensorrt_version
 from tests.gpu.conftest import BUILD_TIMEOUT_S, ENCODER, build
 
@@ -32,7 +32,7 @@ from pathlib import Path
 from engine.backends.tensorrt import TensorRtEngine
 from engine.bundle import open_bundle
 from engine.errors import EngineError
-from engine.plan import plans_of
+from engine.plans.sidecar import plans_of
 bundle = open_bundle(Path(sys.argv[1]))
 bundle.verify()
 try:
@@ -79,7 +79,7 @@ def serve(bundle: Path, text: str, **env: str) -> subprocess.CompletedProcess[st
 
 def test_the_worker_serves_from_its_plan(bundle: Path):
     from engine.backends.onnxruntime import OnnxRuntimeEngine
-    from engine.feed import run_rows
+    from engine.batching.feed import run_rows
     from engine.tasks import load_task
 
     done = serve(bundle, text_of(20))

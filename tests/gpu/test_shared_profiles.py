@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.bert_bundle import bert_bundle
 from engine.bundle import open_bundle
-from export.plan_gate import gate
+from export.plans.gate import gate
 from tests.gpu.conftest import BATCHES, BUILD_TIMEOUT_S, ENCODER, LENGTHS, build, opened
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(BUILD_TIMEOUT_S)]

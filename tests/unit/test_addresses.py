@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.addresses import is_public
+from engine.fetching.addresses import is_public
 
 V4 = st.ip_addresses(v=4)
 V6 = st.ip_addresses(v=6)

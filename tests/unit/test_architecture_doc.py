@@ -18,6 +18,11 @@ def test_a_file_is_there(file: str):
     assert Path(file).is_file()
 
 
+def test_every_package_is_named():
+    there = [path.parent for part in ("engine", "export", "handler") for path in Path(part).glob("*/__init__.py")]
+    assert not [str(folder) for folder in there if not re.search(rf"\b{folder}\b", PAGE)]
+
+
 @pytest.mark.parametrize(("file", "names"), NAMED)
 def test_a_name_is_in_its_file(file: str, names: str):
     module = import_module(file.removesuffix(".py").replace("/", "."))
@@ -29,7 +34,7 @@ def test_a_name_is_in_its_file(file: str, names: str):
 
 def test_the_diagram_was_read():
     assert len(NAMED) >= 12
-    assert ("engine/batch_queue.py", "BatchQueue.pop") in NAMED
+    assert ("engine/batching/batch_queue.py", "BatchQueue.pop") in NAMED
 
 
 def anchors(page: Path) -> set[str]:

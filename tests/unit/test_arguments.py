@@ -10,7 +10,7 @@ import pytest
 from engine.config import Settings
 from engine.errors import ConfigError
 from handler.arguments import check
-from handler.misspelt import misspelt
+from handler.startup.misspelt import misspelt
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.bert_graph import Shape, bert_graph, weights_of
 from engine.tensors import Array
-from export.half import half, lean_graph
 from export.optimize import add_graph
+from export.precision.half import half, lean_graph
 
 SHAPE = Shape(2, 64, 4, 64, vocab_size=50, max_position_embeddings=24)
 HEADS, SIZE = 2, 4

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from engine.batch_queue import BatchQueue
+from engine.batching.batch_queue import BatchQueue
 from engine.errors import InvalidInput, Overloaded
 
 lengths = st.lists(st.integers(1, 128), min_size=1, max_size=60)

@@ -15,9 +15,9 @@ from benchmarks import arguments, engines
 from benchmarks.__main__ import main
 from benchmarks.engines import prepare
 from engine.bundle import open_bundle, write_manifest
-from engine.plan import PRECISIONS
+from engine.plans.sidecar import PRECISIONS
 from engine.tensors import TensorSpec
-from export.plan_precision import add_precision
+from export.plans.precision import add_precision
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_file_in_a_folder_yet_to_be_made_and_a_bundle_made_again(small_bundle:
 
 def test_every_default_is_told_in_one_way():
     root = Path(__file__).parents[2]
-    for file in [*root.glob("benchmarks/**/*.py"), *root.glob("export/*.py"), *root.glob("handler/*.py")]:
+    for file in [*root.glob("benchmarks/**/*.py"), *root.glob("export/**/*.py"), *root.glob("handler/**/*.py")]:
         for before in re.findall(r"(.{10})%\(default\)", file.read_text()):
             assert before == "(default: ", f"{file.name}: {before}"
 

@@ -20,7 +20,7 @@ from benchmarks.measure import figure, markdown, medians, percentile, ratio, tim
 from benchmarks.results_file import Results
 from benchmarks.rounds import Round, measurements, options_of, target_of, unit
 from benchmarks.workload import arrivals, stream, texts
-from engine.plan import PlanFile
+from engine.plans.sidecar import PlanFile
 from engine.probe import Gpu
 from engine.select import Facts
 from tests.plans import plan

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from engine.errors import WorkerFault
-from handler.beside import Beside
+from handler.startup.beside import Beside
 
 
 def test_what_it_returns_or_raises_is_told_as_often_as_asked():

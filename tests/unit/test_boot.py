@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import handler.boot
-from engine import boot, build_plan, probe
+from engine import boot, probe
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import TensorRtEngine
 from engine.boot import foreseen, gather, open_engine, warmed
@@ -19,8 +19,9 @@ from engine.bucket import Bucket
 from engine.bundle import open_bundle, write_manifest
 from engine.config import Settings
 from engine.errors import BundleError, ConfigError, EngineError, EngineLost, OutOfMemory
+from engine.plans import build_plan
 from engine.probe import Gpu
-from handler.timeline import Timeline
+from handler.startup.timeline import Timeline
 from tests.bundles import move_weights_out, write_small_bundle
 from tests.cuda_double import CUresult, Device, installed
 from tests.plans import add_plan
@@ -391,12 +392,12 @@ def test_importing_ahead_decides_nothing_and_never_fails(engine: str):
 def test_a_boot_loads_nothing_that_a_lone_worker_on_a_cpu_does_not_use(small_bundle: Path):
     code = (
         "import sys\n"
-        "from handler.frugal import import_less\n"
+        "from handler.startup.frugal import import_less\n"
         "import_less()\n"
         "from pathlib import Path\n"
         "from engine.config import Settings\n"
         "from handler.boot import boot\n"
-        "from handler.timeline import Timeline\n"
+        "from handler.startup.timeline import Timeline\n"
         f"worker = boot(Settings(bundle=Path({str(small_bundle)!r}), engine='onnxruntime-cpu'), Timeline())\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))\n"
         "worker.batcher.close()"

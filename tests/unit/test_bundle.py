@@ -13,10 +13,10 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from engine import digest
 from engine.bundle import CHECKSUM, MANIFEST, SCHEMA_VERSION, Bundle, open_bundle, write_manifest
-from engine.bundle_folder import changed_bundle_folder, is_mount_point, new_bundle_folder
 from engine.errors import BundleError
+from engine.files import digest
+from engine.files.bundle_folder import changed_bundle_folder, is_mount_point, new_bundle_folder
 from engine.tasks import load_task
 from tests.bundles import write_small_bundle
 
@@ -53,7 +53,7 @@ def test_a_missing_file_is_named(small_bundle: Path, name: str):
 
 def test_a_folder_that_is_missing_is_told_from_a_volume_that_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     volume = tmp_path / "runpod-volume"
-    monkeypatch.setattr("engine.no_bundle.VOLUME", volume)
+    monkeypatch.setattr("engine.files.no_bundle.VOLUME", volume)
     with pytest.raises(BundleError, match=r"\(there is no .*/runpod-volume\); attach the network volume"):
         open_bundle(volume / "bundles")
     volume.mkdir()
@@ -346,7 +346,7 @@ def test_a_bundle_is_changed_from_within(small_bundle: Path, monkeypatch: pytest
 def test_a_volume_is_refused_before_the_work(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """Nothing can be renamed to where one is mounted, as a user of Docker meets it."""
     assert (is_mount_point(Path("/proc")), is_mount_point(small_bundle)) == (True, False)
-    monkeypatch.setattr("engine.bundle_folder.is_mount_point", lambda path: True)
+    monkeypatch.setattr("engine.files.bundle_folder.is_mount_point", lambda path: True)
     sentence = "small-bundle is where a volume is mounted, and a bundle is a folder in it; name .*small-bundle/bundle"
     with pytest.raises(BundleError, match=sentence), changed_bundle_folder(small_bundle):
         pytest.fail("the work was begun")

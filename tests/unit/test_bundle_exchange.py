@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import bundle_folder
 from engine.bundle import open_bundle, write_manifest
 from engine.errors import BundleError
+from engine.files import bundle_folder
 from export.__main__ import main
 from tests.processes import killed
 

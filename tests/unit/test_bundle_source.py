@@ -25,12 +25,12 @@ from huggingface_hub import constants
 from engine.bundle import open_bundle, write_manifest
 from engine.config import Settings
 from engine.errors import BundleError, ConfigError
-from engine.turns import mark
+from engine.files.turns import mark
 from handler.boot import boot
-from handler.bundle_source import bundle_folder
-from handler.fetch_bundle import _put, copy_in, discard, fetch
-from handler.timeline import Timeline
-from handler.verification import Verification
+from handler.startup.bundle_source import bundle_folder
+from handler.startup.fetch_bundle import _put, copy_in, discard, fetch
+from handler.startup.timeline import Timeline
+from handler.startup.verification import Verification
 from tests.bundles import move_weights_out, write_small_bundle
 from tests.processes import as_another_user, killed
 from tests.tls_server import TlsServer, certificate
@@ -94,7 +94,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handler.fetch_bundle.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("handler.startup.fetch_bundle.time.sleep", lambda seconds: None)
 
 
 def settings(**values: str) -> Settings:
@@ -142,7 +142,7 @@ def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (folder / "elsewhere").mkdir()
         for path, mode in ((folder, 0o755), (folder / "volume", 0o555), (folder / "elsewhere", 0o777)):
             path.chmod(mode)
-        monkeypatch.setattr("handler.bundle_source._ELSEWHERE", folder / "elsewhere/bundles")
+        monkeypatch.setattr("handler.startup.bundle_source._ELSEWHERE", folder / "elsewhere/bundles")
         yield folder
 
 
@@ -205,7 +205,7 @@ def test_a_fetch_that_takes_long_says_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr("handler.fetch_bundle._LONG_S", 0.0001)
+    monkeypatch.setattr("handler.startup.fetch_bundle._LONG_S", 0.0001)
     pack(small_bundle, tmp_path / "www" / "bundle.tar")
     fetched(server, small_bundle, tmp_path / "cache")
     said = re.findall(r"still fetching the bundle: [\d.]+ kB of ([\d.]+ kB) ", capsys.readouterr().out)
@@ -282,7 +282,7 @@ def test_a_reply_that_ends_in_the_middle_is_asked_for_again(
 def test_a_turn_that_never_comes_is_told(
     server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
 ):
-    monkeypatch.setattr("handler.fetch_bundle._TURN_S", 0.1)
+    monkeypatch.setattr("handler.startup.fetch_bundle._TURN_S", 0.1)
     (tmp_path / "cache").mkdir()
     with open(tmp_path / "cache" / f".{hash_of(small_bundle)}.lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -340,7 +340,7 @@ def test_a_redirect_is_followed(server: Server, small_bundle: Path, tmp_path: Pa
 def test_a_server_that_cannot_be_reached_is_named_and_what_failed(
     server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
 ):
-    monkeypatch.setattr("handler.fetch_bundle._SILENCE_S", 0.1)
+    monkeypatch.setattr("handler.startup.fetch_bundle._SILENCE_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # and does not listen
         urls = [f"https://127.0.0.1:{one.getsockname()[1]}/b.tar" for one in (silent, closed)]
@@ -520,7 +520,7 @@ def test_a_damaged_copy_is_removed_when_it_is_its_turn(
     folder = fetched(server, small_bundle, tmp_path / "cache")
     damaged = copy_in(folder)
     assert damaged
-    monkeypatch.setattr("handler.fetch_bundle._TURN_S", 0.1)
+    monkeypatch.setattr("handler.startup.fetch_bundle._TURN_S", 0.1)
     with open(folder.with_name(f".{folder.name}.lock")) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(BundleError, match=r"another worker has held .*\.lock"):
@@ -543,7 +543,7 @@ def test_a_copy_that_came_while_the_lock_was_waited_for_stays(
         shutil.copytree(small_bundle, folder)
         return nullcontext()
 
-    monkeypatch.setattr("handler.fetch_bundle._turn", late)
+    monkeypatch.setattr("handler.startup.fetch_bundle._turn", late)
     assert not discard(folder, damaged)
     open_bundle(folder).verify()
 
@@ -871,7 +871,7 @@ def test_a_branch_that_is_no_text_is_a_commit_that_is_not_there(
 
 def test_a_folder_may_be_pinned_too(small_bundle: Path):
     from handler.boot import boot
-    from handler.timeline import Timeline
+    from handler.startup.timeline import Timeline
 
     with pytest.raises(BundleError, match="BUNDLE_SHA256 names"):
         boot(settings(bundle=str(small_bundle), bundle_sha256="0" * 64), Timeline())

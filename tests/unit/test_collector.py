@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from handler.collector import LARGE, loaded
-from handler.frames import Frames, pack
-from handler.http1 import Reply
-from handler.web_replies import object_in
+from handler.processes.frames import Frames, pack
+from handler.protocol.http1 import Reply
+from handler.web.replies import object_in
 
 MANY: dict[str, Any] = {"input": {"texts": [[] for _ in range(300_000)]}}
 RAW = json.dumps(MANY).encode()

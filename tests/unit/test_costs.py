@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.batching.costs import best_tokens, overhead_tokens
 from engine.bucket import Bucket, Ladder
-from engine.costs import best_tokens, overhead_tokens
 
 LADDER = Ladder((1, 4, 8, 32), (16, 64, 256))
 

@@ -13,11 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.tensors import Array
-from export.dynamic_int8 import DynamicInt8, _loss
 from export.errors import ParityFailed
-from export.int8_search import Step, search
+from export.int8.dynamic import DynamicInt8, _loss
+from export.int8.search import Step, search
+from export.int8.smooth import maxima, products, smooth
 from export.optimize import optimize
-from export.smooth import maxima, products, smooth
 
 RNG = np.random.default_rng(0)
 WIDTH = 16

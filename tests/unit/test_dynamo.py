@@ -9,10 +9,10 @@ from typing import Any
 import onnx
 import pytest
 
-from export.dynamo import trace
 from export.errors import Refused, Untraceable
 from export.exporters import Exporter, choose_exporter
-from export.whole_model import whole_model
+from export.tracing.dynamo import trace
+from export.tracing.whole_model import whole_model
 
 
 def source(module: Any) -> Any:

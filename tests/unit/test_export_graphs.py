@@ -11,10 +11,10 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.lean_trace import INSIDE_BELOW
 from export.optimize import ALIGNMENT, WEIGHTS, add_graph, load_whole, optimize
 from export.pooling import append_pooling
 from export.tasks.feature_extraction import TASK
+from export.tracing.lean_trace import INSIDE_BELOW
 
 DIMENSION = 3
 

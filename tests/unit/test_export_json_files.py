@@ -11,11 +11,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from export.__main__ import main
-from export.dense import append_dense, read_dense
 from export.errors import Refused
-from export.json_files import read_json, read_processor
+from export.model_files.dense import append_dense, read_dense
+from export.model_files.json_files import read_json, read_processor
+from export.model_files.sentence_files import read_sentence_files
 from export.recipe import Recipe
-from export.sentence_files import read_sentence_files
 from export.tasks import export_task
 from export.tasks.base import Layout
 from export.tokenizer.fast import fast_tokenizer
@@ -211,7 +211,7 @@ def test_a_line_of_parity_data_and_a_recipe_that_are_too_deep(
     tmp_path: Path, small_bundle: Path, capsys: pytest.CaptureFixture[str]
 ):
     from engine.bundle import open_bundle
-    from export.parity_data import read_payloads
+    from export.gate.data import read_payloads
 
     (tmp_path / "lines").write_text("[" * 100_000)
     with pytest.raises(Refused, match="lines, line 1: not JSON .maximum recursion depth"):

@@ -20,8 +20,8 @@ from benchmarks.zoo.text import task_model
 from export import load
 from export.errors import Refused, Unavailable
 from export.lengths import LONGEST_DEFAULT, longest_row
+from export.model_files.own_code import fetch_code
 from export.other_task import advice
-from export.own_code import fetch_code
 from export.recipe import Recipe, _parser
 from export.tasks import export_task
 from export.tokenizer.fast import fast_tokenizer

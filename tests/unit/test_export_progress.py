@@ -19,9 +19,9 @@ import pytest
 
 from engine.sizes import readable
 from engine.table import table
-from export import interrupts
 from export.__main__ import main
-from export.progress import recorded, stage, stages
+from export.command import interrupts
+from export.command.progress import recorded, stage, stages
 
 
 def test_a_line_a_stage(capsys: pytest.CaptureFixture[str]):
@@ -107,8 +107,8 @@ def test_output_that_is_closed_is_no_error(closed: str):
     """A file of the bundle would get its number, and what is printed."""
     script = """
 import os, runpy, sys
-from export import list_tasks
-from export.progress import stage
+from export.command import list_tasks
+from export.command.progress import stage
 def tasks():
     with stage("load"):
         assert os.open(os.devnull, os.O_RDONLY) > 2

@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from benchmarks.zoo.vocabulary import word_piece_tokenizer
-from export import exit_codes, image_processor
+from export import image_processor
 from export.__main__ import main
+from export.command import exit_codes
 from export.errors import Refused
 from export.nodes import require_output
 from export.recipe import Recipe
@@ -192,8 +193,8 @@ def test_the_page_tells_every_exit_code():
 
 
 def test_the_page_tells_every_key_of_a_recipe():
+    from export.command.recipe_file import options_of
     from export.recipe import _parser
-    from export.recipe_file import options_of
 
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
     for action in _parser()._actions:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from export.dense import read_dense
 from export.errors import Refused
-from export.sentence_files import SentenceFiles, read_sentence_files
+from export.model_files.dense import read_dense
+from export.model_files.sentence_files import SentenceFiles, read_sentence_files
 from tests.models import edit_json, tiny_qwen3, write_json, write_sentence_files
 
 

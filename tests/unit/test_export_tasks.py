@@ -12,12 +12,13 @@ import pytest
 
 from benchmarks import arguments
 from engine.tasks import TASKS, task_class
-from export import adapters, recipe
+from export import recipe
 from export.__main__ import main
 from export.errors import Refused
+from export.gate.measures import Measure, agreement, compare_vectors, cosine, relative_difference, score_difference
 from export.infer import infer_task
 from export.load import load
-from export.measures import Measure, agreement, compare_vectors, cosine, relative_difference, score_difference
+from export.model_files import adapters
 from export.recipe import TASK_OPTIONS, Recipe, command_from_argv
 from export.tasks import TAGS, export_task
 from tests.models import write_json, write_sentence_files
@@ -242,7 +243,7 @@ def test_a_limit(value: float):
     ("where", "names"),
     [
         ("_ALIASES in export/recipe.py", recipe._ALIASES.values()),
-        ("_TASKS in export/adapters.py", adapters._TASKS.values()),
+        ("_TASKS in export/model_files/adapters.py", adapters._TASKS.values()),
         ("benchmarks/arguments.py", arguments.TEXTS),
     ],
 )

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from export.errors import Refused
-from export.rare_tokens import rare_texts
+from export.gate.rare_tokens import rare_texts
 from export.tasks import export_task
 from export.text import sample_texts, texts
 from export.tokenizer.fast import lowercase, tokenizer_file
-from export.vocabulary import check_tokens, without
+from export.tokenizer.vocabulary import check_tokens, without
 from tests import models
 
 

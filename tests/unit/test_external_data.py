@@ -16,9 +16,9 @@ import export.__main__ as export
 from engine.bundle import open_bundle, write_manifest
 from engine.config import Settings
 from engine.errors import BundleError
-from engine.external_data import LEADING, locations, outside
+from engine.files.external_data import LEADING, locations, outside
 from handler.boot import boot
-from handler.timeline import Timeline
+from handler.startup.timeline import Timeline
 from tests.bundles import DIMENSION, move_weights_out
 
 GRAPH = "graphs/model/fp32.onnx"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from engine.finite import rows_not_finite
+from engine.batching.finite import rows_not_finite
 from engine.tensors import Array
 
 floats = st.sampled_from([np.float16, np.float32, np.float64]).flatmap(

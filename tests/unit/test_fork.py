@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from engine.config import Settings
-from handler import engine_process, fork
-from handler.timeline import Timeline
+from handler.processes import engine_process, fork
+from handler.startup.timeline import Timeline
 
 
 @pytest.fixture

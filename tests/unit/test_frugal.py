@@ -12,7 +12,7 @@ import os, sys, threading, time
 from pathlib import Path
 from engine.config import Settings
 from handler.boot import boot
-from handler.timeline import Timeline
+from handler.startup.timeline import Timeline
 
 worker = boot(Settings(bundle=Path(sys.argv[1]), engine="fake"), Timeline())
 threads = [threading.Thread(target=lambda: [bytearray(n) for n in range(1000, 3000)]) for _ in range(4)]
@@ -42,10 +42,10 @@ def arenas():
 SERVER = """
 import sys
 from importlib.metadata import version
-from handler.frugal import import_no_client
+from handler.startup.frugal import import_no_client
 
 import_no_client()
-from handler import web_front
+from handler.web import front
 
 client = [name for name in sys.modules if name.startswith(("aiohttp.client", "aiohttp.conn"))]
 assert client == ["aiohttp.client_exceptions"], client
@@ -54,7 +54,7 @@ from aiohttp.http import SERVER_SOFTWARE
 
 assert SERVER_SOFTWARE.endswith(f" aiohttp/{version('aiohttp')}"), SERVER_SOFTWARE
 assert aiohttp.ClientSession.__module__ == "aiohttp.client"
-assert aiohttp.web is web_front.web
+assert aiohttp.web is front.web
 """
 
 

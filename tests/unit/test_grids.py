@@ -22,7 +22,7 @@ from benchmarks.results_file import Results
 from benchmarks.shapes import Found
 from engine.bundle import open_bundle, write_manifest
 from engine.probe import Gpu
-from export.plan_precision import note_parity
+from export.plans.precision import note_parity
 from tests.bundles import overflowing
 from tests.plans import add_plan
 

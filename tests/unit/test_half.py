@@ -13,8 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.bert_graph import Shape, bert_graph, weights_of
-from export.half import half
 from export.optimize import add_graph
+from export.precision.half import half
 
 FLOAT, HALF, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 SQUARE = np.eye(64, dtype=np.float32)

@@ -11,12 +11,12 @@ from runpod.serverless.modules import rp_ping
 
 from benchmarks.emulator import EmulatorThread
 from benchmarks.worker_process import WorkerProcess
-from handler.heartbeat import Heartbeat
+from handler.protocol.heartbeat import Heartbeat
 
 
 def test_it_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch):
     """The SDK's loop ends on everything but requests' errors: a broken pipe of its log, half of a surrogate pair."""
-    monkeypatch.setattr("handler.heartbeat._PAUSE_S", 0.01)
+    monkeypatch.setattr("handler.protocol.heartbeat._PAUSE_S", 0.01)
     monkeypatch.setenv("RUNPOD_WEBHOOK_PING", "http://127.0.0.1:9/ping")
     pings, thrice = 0, threading.Event()
 
@@ -36,7 +36,7 @@ def test_it_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch):
 def test_nothing_is_heard_of_a_worker_after_it_said_that_it_is_to_be_replaced(small_bundle: Path, tmp_path: Path):
     code = """if True:
         import runpy, time
-        from handler import sdk
+        from handler.protocol import sdk
         report = sdk.report_unhealthy
         def report_slowly(check, reason):
             report(check, reason)

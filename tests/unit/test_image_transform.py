@@ -11,10 +11,10 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
+from engine.batching.passage import Passage
+from engine.batching.stats import Stats
 from engine.bundle import Bundle, Manifest
 from engine.config import Limits
-from engine.passage import Passage
-from engine.stats import Stats
 from engine.tasks import load_task
 from handler.handler import Handler
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from export.images import ImageExport, from_pixels, image_inputs
-from export.torch_onnx import Traced, trace
+from export.tracing.torch_onnx import Traced, trace
 from tests.unit.test_image_processor import PROCESSORS, found
 
 

@@ -18,7 +18,7 @@ import engine.inspection
 from engine.__main__ import main
 from engine.bucket import Bucket
 from engine.bundle import open_bundle, write_manifest
-from engine.plan import Plan, Profile, source_digest, write_sidecar
+from engine.plans.sidecar import Plan, Profile, source_digest, write_sidecar
 from engine.probe import Gpu
 
 CONTENT = b"not a plan, but nothing here would load it"

@@ -15,7 +15,7 @@ from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.bucket import Bucket
 from engine.bundle import Bundle, Graph, open_bundle, write_manifest
 from engine.tensors import Array, TensorSpec
-from export.int8_graph import finish
+from export.int8.graph import finish
 from tests.bundles import write_small_bundle
 
 DEPTH = 64

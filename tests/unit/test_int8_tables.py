@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.tensors import Array
-from export.int8_tables import LARGE, bytes_of_rows, shrink
+from export.int8.tables import LARGE, bytes_of_rows, shrink
 
 WIDTH = 256
 ROWS = LARGE // WIDTH

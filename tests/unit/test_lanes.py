@@ -2,7 +2,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from engine.lanes import TOGETHER, Lanes
+from engine.batching.lanes import TOGETHER, Lanes
 
 
 class Turns(RuleBasedStateMachine):

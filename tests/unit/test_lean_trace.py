@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export.lean_trace import release, weights_outside
+from export.tracing.lean_trace import release, weights_outside
 
 VALUES = torch.rand(2, 40, generator=torch.Generator().manual_seed(0))
 

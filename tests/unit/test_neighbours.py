@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.vectors import OUTPUT
-from export.measures import NEIGHBOURS, compare_scores, neighbours
+from export.gate.measures import NEIGHBOURS, compare_scores, neighbours
 from export.tasks import export_task
 
 VECTORS = np.random.default_rng(0).standard_normal((21, 8))

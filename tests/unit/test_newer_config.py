@@ -14,7 +14,7 @@ import pytest
 
 from export import load
 from export.errors import Refused
-from export.newer_config import in_older_words
+from export.model_files.newer_config import in_older_words
 from export.recipe import Recipe
 from tests.models import POSITIONS, edit_json, tiny_qwen3
 

@@ -11,7 +11,7 @@ import pytest
 
 from engine.bundle import open_bundle
 from engine.tasks import TASKS, task_class
-from export.closing_table import Result
+from export.command.closing_table import Result
 
 
 @pytest.mark.parametrize("tag", TASKS)
@@ -25,7 +25,7 @@ def test_it_brings_a_job_of_the_task(small_bundle: Path, tag: str):
         assert json.loads(last) == {"input": json.loads(json.dumps(task_class(tag).examples[0]))}
     elif last == "handler":
         job = json.loads(Path("test_input.json").read_text())["input"]
-        said = f"test_input.json is no job of {tag}: take it out of _OF_TEST_INPUT in export/closing_table.py"
+        said = f"test_input.json is no job of {tag}: take it out of _OF_TEST_INPUT in export/command/closing_table.py"
         assert set(job) <= {"text", "texts", *getattr(task_class(tag), "option_names", ())}, said
     else:
         assert last == "--rp_serve_api"

@@ -15,8 +15,8 @@ import yaml
 from engine.bundle import CHECKSUM, MANIFEST, Bundle, open_bundle
 from engine.errors import BundleError
 from export.errors import Refused
-from export.on_runpod import _manifest, _new_files, main, order_from_argv
-from export.pod_gpus import BLACKWELL, architecture_of
+from export.pods.gpus import BLACKWELL, architecture_of
+from export.pods.on_runpod import _manifest, _new_files, main, order_from_argv
 
 PLANS = "graphs/model/plans"
 L4, A40 = f"{PLANS}/sm_89-trt10.13.0-fp16", f"{PLANS}/sm_86-trt10.13.0-fp16"

@@ -16,11 +16,11 @@ from benchmarks.bert_graph import Shape
 from engine.backends import load_engine, onnxruntime_cuda
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine, coarse, is_sticky
+from engine.batching.feed import run_rows
 from engine.bucket import Bucket
 from engine.bundle import open_bundle
 from engine.config import Settings
 from engine.errors import EngineError, EngineLost, OutOfMemory
-from engine.feed import run_rows
 from engine.select import Choice
 from engine.tensors import Row
 
@@ -83,7 +83,7 @@ import numpy as np
 from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from engine.bundle import open_bundle
 from engine.errors import OutOfMemory
-from engine.feed import run_rows
+from engine.batching.feed import run_rows
 from engine.tensors import Row
 
 bundle = open_bundle(Path(sys.argv[1]))

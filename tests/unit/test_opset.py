@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.opset import to_opset_17
+from export.tracing.opset import to_opset_17
 
 
 def model(*nodes: Any, version: int = 18) -> Any:

@@ -22,18 +22,18 @@ from engine.tasks.items import ItemsTask, Part
 from export import own_task
 from export.__main__ import main
 from export.errors import Refused
-from export.measures import Measure
+from export.gate.answers import _figures
+from export.gate.cases import _reference, _rows
+from export.gate.measures import Measure
+from export.gate.reply import check_reply
 from export.nodes import set_outputs
-from export.parity_answers import _figures
-from export.parity_cases import _reference, _rows
-from export.parity_reply import check_reply
 from export.tasks import export_task
 from export.tasks.base import ExportTask, Probe
 from export.tasks.feature_extraction import FeatureExtractionExport
 from export.text import run
 from handler.boot import boot
 from handler.reply import to_json
-from handler.timeline import Timeline
+from handler.startup.timeline import Timeline
 from tests.bundles import toy_model
 
 
@@ -49,7 +49,7 @@ def test_a_package_that_a_task_needs_is_named(
     (tmp_path / "broken_task.py").write_text("import engine.no_such_module\n")
     with pytest.raises(ModuleNotFoundError, match=r"engine\.no_such_module"):
         task_class("broken-task")
-    monkeypatch.setattr("export.list_tasks.TAGS", ("own-task",))
+    monkeypatch.setattr("export.command.list_tasks.TAGS", ("own-task",))
     assert main(["--list-tasks"]) == 3
     assert sentence in capsys.readouterr().err
 

@@ -14,16 +14,16 @@ from onnx import helper, numpy_helper
 
 from engine.bundle import open_bundle
 from engine.tensors import Row
-from export.candidates import of_bundle
 from export.errors import ParityFailed, Refused
-from export.measures import Measure
+from export.gate.answers import Answer, answers_of, batches_of, summary_of
+from export.gate.cases import Case, sample_cases
+from export.gate.limits import GateLimits
+from export.gate.measures import Measure
 from export.parity import Gate, _judge_together, _together
-from export.parity_answers import Answer, answers_of, batches_of, summary_of
-from export.parity_cases import Case, sample_cases
-from export.parity_limits import GateLimits
-from export.precision_options import FIRST
+from export.precision.candidates import of_bundle
+from export.precision.options import FIRST
+from export.precision.trials import summed
 from export.tasks import export_task
-from export.trials import summed
 
 
 def test_every_row_is_compared_alone_and_in_company():

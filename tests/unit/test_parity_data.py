@@ -10,8 +10,8 @@ import pytest
 
 from engine.bundle import open_bundle
 from export.errors import Refused
-from export.json_files import read_json
-from export.parity_data import check_payload_file, read_payloads
+from export.gate.data import check_payload_file, read_payloads
+from export.model_files.json_files import read_json
 from export.recipe import command_from_argv
 from export.signing import sign
 

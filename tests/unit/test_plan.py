@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine.bucket import Bucket
 from engine.bundle import open_bundle, write_manifest
 from engine.errors import BundleError
-from engine.plan import (
+from engine.plans.sidecar import (
     HARDWARE_COMPATIBILITY,
     REBUILD,
     Machine,

@@ -18,12 +18,14 @@ from shutil import copyfile, copytree
 
 import pytest
 
-from engine import build_plan, probe, turns
 from engine import bundle as bundle_format
-from engine.build_plan import build
+from engine import probe
 from engine.bundle import SIGNATURE, Manifest, open_bundle, write_manifest
 from engine.errors import EngineError
-from engine.plan_cache import cached_plans, folder_of, verify
+from engine.files import turns
+from engine.plans import build_plan
+from engine.plans.build_plan import build
+from engine.plans.plan_cache import cached_plans, folder_of, verify
 from engine.probe import Gpu
 from tests.bundles import write_small_bundle
 from tests.plans import add_plan
@@ -86,7 +88,7 @@ def test_a_plan_is_built_for_a_bundle_of_a_newer_version(
     with monkeypatch.context() as newer:
         newer.setattr(bundle_format, "SCHEMA_VERSION", "1.99")
         write_manifest(small_bundle, open_bundle(small_bundle).manifest)
-    refuses = "    from engine.bundle_folder import refuse_newer\n    refuse_newer(Path(sys.argv[1]))\n"
+    refuses = "    from engine.files.bundle_folder import refuse_newer\n    refuse_newer(Path(sys.argv[1]))\n"
     command(monkeypatch, tmp_path, ADDS_A_PLAN.replace("    add_plan(", f"{refuses}    add_plan("))
     before = sorted((path, path.read_bytes()) for path in small_bundle.rglob("*") if path.is_file())
     built(small_bundle, tmp_path / "cache")
@@ -255,7 +257,7 @@ def test_a_build_ends_with_the_worker_that_it_was_for(small_bundle: Path, tmp_pa
         import os, sys, time
         from pathlib import Path
         sys.path.insert(0, {str(REPOSITORY)!r})
-        from engine import build_plan
+        from engine.plans import build_plan
         from engine.bundle import open_bundle
         build_plan.BUILD_COMMAND = (sys.executable, {str(tmp_path / "build.py")!r})
         if os.fork():

@@ -21,16 +21,16 @@ from benchmarks.bert_graph import Shape, bert_graph, weights_of
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.bucket import Bucket, Ladder
 from engine.bundle import Graph, open_bundle, write_manifest
-from engine.plan import PlanFile, plans_of
+from engine.plans.sidecar import PlanFile, plans_of
 from engine.tensors import Arrays, Row, TensorSpec
-from export.candidates import candidate_of, in_precision
 from export.errors import ParityFailed
 from export.nodes import replace_all
 from export.optimize import add_graph, load_whole
 from export.plan_from_onnx import add_plans
-from export.plan_gate import MAX_DIFFERENCE, _figure, _Rows, gate
-from export.plan_recipe import PlanRecipe
-from export.trt_builder import Builder, Target
+from export.plans.builder import Builder, Target
+from export.plans.gate import MAX_DIFFERENCE, _figure, _Rows, gate
+from export.plans.recipe import PlanRecipe
+from export.precision.candidates import candidate_of, in_precision
 
 BUCKETS = list(Ladder((1, 4), (8, 32)))
 Change = Callable[[dict[str, Any]], None]

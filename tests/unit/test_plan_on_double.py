@@ -15,14 +15,14 @@ import pytest
 
 from engine.bucket import Bucket
 from engine.bundle import SIGNATURE, open_bundle
-from engine.plan import plans_of, stale
+from engine.plans.sidecar import plans_of, stale
 from engine.tensors import Array
 from export.__main__ import main
-from export.on_runpod import _new_files
 from export.plan_from_onnx import _for_target
-from export.plan_recipe import PlanRecipe
-from export.trt_builder import Builder, Target
-from export.trt_network import Built
+from export.plans.builder import Builder, Target
+from export.plans.network import Built
+from export.plans.recipe import PlanRecipe
+from export.pods.on_runpod import _new_files
 from tests.bundles import overflowing
 from tests.cuda_double import Device, installed
 from tests.plans import SPECS, profile_a_length, profiles
@@ -113,7 +113,7 @@ def test_what_overflows_on_the_gpu_fails_the_gate(
 def test_rows_that_are_not_compared_must_be_finite_all_the_same(
     plan: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: float
 ):
-    monkeypatch.setattr("export.plan_gate._REFERENCE_TOKENS", 8)  # one row of each bucket
+    monkeypatch.setattr("export.plans.gate._REFERENCE_TOKENS", 8)  # one row of each bucket
     assert plan(function=spoiled(1e-3, 8)) == 0
     assert plan(function=spoiled(value, 8)) == 1
     assert capsys.readouterr().err.startswith("error: 2 of 6 outputs in fp16 differ")

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from engine.bundle import Graph, open_bundle, write_manifest
-from engine.bundle_folder import changed_bundle_folder
+from engine.files.bundle_folder import changed_bundle_folder
 from export.errors import ParityFailed
-from export.plan_precision import add_precision, check_without_gpu
-from export.plan_recipe import PlanRecipe
+from export.plans.precision import add_precision, check_without_gpu
+from export.plans.recipe import PlanRecipe
 from tests.bundles import overflowing
 
 

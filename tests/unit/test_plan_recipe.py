@@ -12,8 +12,8 @@ from engine.bucket import Bucket, Ladder
 from engine.bundle import Graph, Manifest, open_bundle
 from engine.tensors import TensorSpec
 from export.errors import Refused
-from export.plan_recipe import NO_LIBRARY_TACTICS, PlanRecipe, plan_command
-from export.trt_network import _set_options, _set_timing_cache
+from export.plans.network import _set_options, _set_timing_cache
+from export.plans.recipe import NO_LIBRARY_TACTICS, PlanRecipe, plan_command
 
 TOKENS = Graph((TensorSpec("input_ids", "int32", ("batch", "length")),), (), {})
 PIXELS = Graph((TensorSpec("pixel_values", "uint8", ("batch", 3, 8, 8)),), (), {})

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 import pytest
 
-import export.ladder_cpu
-import export.rates
-from export.ladder_cpu import _verdict
-from export.rates import best
+import export.precision.ladder_cpu
+import export.precision.rates
+from export.precision.ladder_cpu import _verdict
+from export.precision.rates import best
 
 
 @pytest.fixture(autouse=True)
 def usual_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """tests/e2e sets another one for its whole session, which may be this one."""
-    monkeypatch.setattr(export.ladder_cpu, "_STATIC_WORTH", 1.2)
+    monkeypatch.setattr(export.precision.ladder_cpu, "_STATIC_WORTH", 1.2)
 
 
 QUIET = (100.0, 200.0, 300.0)
@@ -44,7 +44,7 @@ def test_turns_are_added_where_they_disagree(found: Sequence[Sequence[float]], t
 
 def test_after_some_seconds_none_is_added(monkeypatch: pytest.MonkeyPatch):
     for limit in ("_SECONDS", "_MOST_SECONDS"):
-        monkeypatch.setattr(export.rates, limit, 0.0)
+        monkeypatch.setattr(export.precision.rates, limit, 0.0)
     left = [QUIET, *BUSY]
     best(lambda: left.pop(0), lambda speeds: speeds)
     assert len(left) == 2

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from export.command.recipe_file import _KEYS, PLAN, options_of, resolved, text_of, write_recipe
 from export.errors import Refused
-from export.plan_recipe import PlanRecipe
+from export.plans.recipe import PlanRecipe
 from export.recipe import Recipe, _parser, command_from_argv
-from export.recipe_file import _KEYS, PLAN, options_of, resolved, text_of, write_recipe
 from export.tasks import export_task
 
 EVERYTHING = """

@@ -11,10 +11,10 @@ from uuid import UUID
 import numpy as np
 import pytest
 
+from engine.batching.passage import Passage
+from engine.batching.stats import Stats
 from engine.config import Limits
 from engine.errors import EngineError, InvalidInput, Overloaded, WorkerFault
-from engine.passage import Passage
-from engine.stats import Stats
 from engine.tasks.items import ItemsTask, Part
 from engine.tensors import Row
 from handler.handler import Handler

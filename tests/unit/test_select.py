@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from engine.config import ENGINES, PLAN_PRECISIONS, Settings
 from engine.errors import ConfigError
-from engine.plan import HARDWARE_COMPATIBILITY, PRECISIONS, Machine, PlanFile, mismatch
+from engine.plans.sidecar import HARDWARE_COMPATIBILITY, PRECISIONS, Machine, PlanFile, mismatch
 from engine.probe import Gpu
 from engine.select import FASTEST_FIRST, Facts, select
 from tests.plans import plan, profiles

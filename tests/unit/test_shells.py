@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from handler import frugal, shells
+from handler.startup import frugal, shells
 
 INIT = """
 import time
@@ -150,11 +150,11 @@ def test_who_asks_for_all_of_a_module_gets_what_a_process_without_shells_gets(as
         for name in names
     ]
     shells_first = """if True:
-        from handler.frugal import be_frugal, import_less
+        from handler.startup.frugal import be_frugal, import_less
         import_less()
         be_frugal()
-        import numpy, asyncio, handler.shells
-        handler.shells.tie()  # as the boot does
+        import numpy, asyncio, handler.startup.shells
+        handler.startup.shells.tie()  # as the boot does
     """
     said = []
     for first in ("import numpy, asyncio", shells_first):
@@ -188,7 +188,7 @@ def test_what_is_imported_or_not_there_gets_none(package: str, monkeypatch: pyte
 
 def test_numpy_works_whole_without_the_packages_that_nobody_asked_for():
     code = """if True:
-        from handler.frugal import be_frugal
+        from handler.startup.frugal import be_frugal
         be_frugal()
         import sys
         import engine.backends.onnxruntime, tokenizers

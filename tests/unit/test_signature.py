@@ -12,7 +12,7 @@ from engine.config import Settings
 from engine.errors import BundleError, ConfigError
 from export.__main__ import main
 from handler.boot import boot
-from handler.timeline import Timeline
+from handler.startup.timeline import Timeline
 
 
 def new_key(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -177,10 +177,11 @@ def test_without_the_setting_the_library_is_not_loaded(small_bundle: Path):
 import sys
 from engine.config import Settings
 from handler.boot import boot
-from handler.timeline import Timeline
+from handler.startup.timeline import Timeline
 
 boot(Settings.from_environ({"BUNDLE": sys.argv[1]}), Timeline()).batcher.close()
-print({"cryptography", "engine.signature", "handler.bundle_source", "handler.fetch_bundle"} & set(sys.modules))
+seldom = {"cryptography", "engine.files.signature", "handler.startup.bundle_source", "handler.startup.fetch_bundle"}
+print(seldom & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code, str(small_bundle)], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["set()"], done.stderr

@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.tensors import Array
-from export.calibrate import METHODS, entropy, ranges
+from export.int8.calibrate import METHODS, entropy, ranges
+from export.int8.static import COMPARED, CPU, TENSORRT, activations, quantize
 from export.optimize import fuse
-from export.static_int8 import COMPARED, CPU, TENSORRT, activations, quantize
 
 RNG = np.random.default_rng(0)
 

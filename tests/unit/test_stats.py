@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from engine.stats import Stats
+from engine.batching.stats import Stats
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from engine.passage import Passage
+from engine.batching.passage import Passage
 from handler.stock import Watch
 
 HUNG: Any = SimpleNamespace(busy_s=60.0, running="1 row")

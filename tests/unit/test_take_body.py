@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from handler.take_body import salvage
+from handler.protocol.take_body import salvage
 
 WHOLE = b'[{"id": "a", "input": 1}, '
 

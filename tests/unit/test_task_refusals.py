@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 
 from export import parity
 from export.errors import ParityFailed, Refused
+from export.gate.measures import NEIGHBOURS
 from export.images import ImageExport
-from export.measures import NEIGHBOURS
 from export.onnx_from_model import _own_inputs
 from export.recipe import Recipe
 from export.tasks import export_task

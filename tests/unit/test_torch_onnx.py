@@ -14,7 +14,7 @@ import torch
 
 from export.errors import Refused
 from export.exporters import trace_module
-from export.torch_onnx import Traced, trace
+from export.tracing.torch_onnx import Traced, trace
 
 SOURCE: Any = SimpleNamespace(
     model="m", architecture="A", exporter="torchscript", task=SimpleNamespace(traces_itself=True)

@@ -19,12 +19,15 @@ from onnx import TensorProto, helper
 from engine.bucket import Bucket
 from engine.probe import Gpu
 from engine.tensors import TensorSpec
-from export import interrupts, trt_builder, trt_messages, trt_network
 from export.__main__ import main
+from export.command import interrupts
 from export.errors import Refused, Unavailable
-from export.plan_recipe import PlanRecipe
-from export.trt_messages import deferred_interrupt, errors_of, monitor_of
-from export.trt_network import _fix, _set_hints, build_plan
+from export.plans import builder as trt_builder
+from export.plans import messages as trt_messages
+from export.plans import network as trt_network
+from export.plans.messages import deferred_interrupt, errors_of, monitor_of
+from export.plans.network import _fix, _set_hints, build_plan
+from export.plans.recipe import PlanRecipe
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, str]:

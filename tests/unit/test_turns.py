@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.turns import turn
+from engine.files.turns import turn
 from tests.processes import as_another_user
 
 

@@ -16,18 +16,18 @@ from typing import Any
 
 import pytest
 
-import handler.verification
-from engine import digest
+import handler.startup.verification
 from engine.bundle import Bundle, open_bundle, write_manifest
-from engine.bundle_folder import changed_bundle_folder
 from engine.errors import BundleError
-from handler.verification import Verification
+from engine.files import digest
+from engine.files.bundle_folder import changed_bundle_folder
+from handler.startup.verification import Verification
 
 ENDLESS = """
 import os, sys, time
 from pathlib import Path
 from engine.bundle import Bundle, open_bundle
-from handler.verification import Verification
+from handler.startup.verification import Verification
 
 Bundle.verify_common = lambda self: time.sleep(600)
 verification = Verification(open_bundle(Path(sys.argv[1])))
@@ -163,7 +163,7 @@ def test_and_no_plan_may(bundle: Path, monkeypatch: pytest.MonkeyPatch):
 def test_what_takes_long_is_said_again_whenever_it_took_twice_as_long(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(handler.verification, "_LONG_S", 0.1)
+    monkeypatch.setattr(handler.startup.verification, "_LONG_S", 0.1)
     monkeypatch.setattr(sys, "stdout", os.fdopen(1, "w", closefd=False))  # the other process closes all above 2
     (bundle / WEIGHTS).write_bytes(bytes(800_000))  # four reads, of 262144 bytes
     write_manifest(bundle, open_bundle(bundle).manifest)
@@ -317,7 +317,7 @@ def test_a_terminal_does_not_interrupt_it(bundle: Path, tmp_path: Path, monkeypa
 
 
 def test_one_whose_worker_was_killed_a_moment_ago_ends_in_peace(bundle: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("handler.verification.end_with", lambda end: None)  # which has not noticed yet
+    monkeypatch.setattr("handler.startup.verification.end_with", lambda end: None)  # which has not noticed yet
     slowly(monkeypatch, 0.2)
     verification = begun(bundle, WEIGHTS)
     verification._end.close()

@@ -12,8 +12,8 @@ from engine.bundle import open_bundle, write_manifest
 from engine.config import Settings
 from engine.errors import BundleError
 from handler.boot import boot
-from handler.timeline import Timeline
-from handler.verification import Verification
+from handler.startup.timeline import Timeline
+from handler.startup.verification import Verification
 from tests.bundles import move_weights_out
 
 

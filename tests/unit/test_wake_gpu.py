@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from engine import kernel_cache, probe
+from engine import probe
 from engine.config import Settings
+from engine.plans import kernel_cache
 from handler.boot import boot
-from handler.timeline import Timeline
+from handler.startup.timeline import Timeline
 
 LIBCUDA = """
 #include <stdio.h>

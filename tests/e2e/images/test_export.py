@@ -19,7 +19,7 @@ from export import image_processor
 from export.__main__ import main
 from export.infer import infer_task
 from handler.boot import boot
-from handler.timeline import Timeline
+from handler.startup.timeline import Timeline
 from tests.models import write_json
 from tests.served import Served
 

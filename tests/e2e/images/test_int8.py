@@ -13,12 +13,12 @@ import pytest
 
 from benchmarks.zoo.images import task_model
 from engine.bundle import open_bundle
-from export import ladder_cpu
 from export.__main__ import main
-from export.calibrate import METHODS
-from export.measures import Measure
+from export.gate.measures import Measure
+from export.int8.calibrate import METHODS
+from export.int8.static_graphs import StaticInt8
 from export.parity import Gate
-from export.static_graphs import StaticInt8
+from export.precision import ladder_cpu
 from tests.served import Served
 
 

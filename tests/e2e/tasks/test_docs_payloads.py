@@ -10,11 +10,11 @@ import pytest
 
 from benchmarks.zoo.audio import tiny_ast, tiny_speech
 from engine.audio.example import recording
+from engine.batching.passage import Passage
+from engine.batching.stats import Stats
 from engine.bundle import open_bundle
 from engine.config import Limits
 from engine.images.examples import LANDSCAPE
-from engine.passage import Passage
-from engine.stats import Stats
 from engine.tasks import load_task
 from engine.tasks.api_proxy import ApiProxy
 from export.__main__ import main

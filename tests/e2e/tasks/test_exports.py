@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.zoo.text import HEADS, task_model
 from engine.backends.fake import FakeEngine
+from engine.batching.feed import run_rows
 from engine.bundle import open_bundle
-from engine.feed import run_rows
 from export.__main__ import main
 from tests.same import assert_same
 

@@ -1,0 +1,1 @@
+"""From the rows of many jobs to batches on an engine, and back."""

@@ -1,0 +1,1 @@
+"""What jobs point to by https, fetched with care."""

@@ -1,0 +1,1 @@
+"""The command line: options, recipes, and what a user sees."""

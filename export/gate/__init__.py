@@ -1,0 +1,1 @@
+"""What the parity gate compares, and by which measures. parity.py, above, is the stage."""

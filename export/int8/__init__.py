@@ -1,0 +1,1 @@
+"""Graphs of bytes for CPUs: how they are made, and how the fastest that answers well is found."""

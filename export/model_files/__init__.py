@@ -1,0 +1,1 @@
+"""The files that a model comes as: configs, weights, adapters, code of its own."""

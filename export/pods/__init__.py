@@ -1,0 +1,1 @@
+"""GPUs rented at RunPod, to build plans on."""

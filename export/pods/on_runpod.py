@@ -1,0 +1,290 @@
+"""`python -m export plan BUNDLE --on-runpod GPU[,GPU]`: plans from rented GPUs, one pod a type, one after the other.
+
+    bundle ── price and limits ── check ── pod ── send ── build ── fetch what is new ── end the pod ── compare ── bundle
+
+The check is of what shows without a GPU: that the graph in half precision answers as in fp32, that lengths fit.
+
+What the pod may change is what plans add: every file that was there keeps its hash, except for parity.json, the timing
+cache, and plans of the pod's own architecture with their sidecars. The manifest is written here, from the one that was
+here: the pod's has to say the same, but for graphs in half precision that the plans were built from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, Manifest, open_bundle, write_manifest
+from engine.errors import BundleError
+from engine.files.bundle_folder import changed_bundle_folder, finish_exchange, refuse_newer
+from engine.plans.sidecar import SUFFIX, TIMING_CACHE
+from engine.sizes import readable
+from engine.table import table
+from export.command.arguments import Parser
+from export.command.exit_codes import OK
+from export.command.outcome import Outcome, plans_added
+from export.command.progress import stage
+from export.errors import Refused, Unavailable
+from export.plans.recipe import plan_command
+from export.pods.client import PodClient
+from export.pods.gpus import check as check_gpus
+from export.pods.pod import Pod, hourly_price, load_api, rented
+from export.pods.server import PORT
+
+PROXY = "https://{pod}-{port}.proxy.runpod.net"
+_MAY_CHANGE = re.compile(rf"parity\.json|graphs/[^/]+/plans/{re.escape(TIMING_CACHE)}")
+_OF_A_PLAN = re.compile(r"graphs/[^/]+/plans/(sm_\d+)\b[^/]*\.(?:plan|json)")
+_HALF = ("fp16", "bf16")
+_SPARE_DISK_GB = 10
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked for."""
+
+    bundle: Path
+    gpu_types: tuple[str, ...]
+    image: str
+    cloud: str
+    cost_limit: float
+    """Dollars for all pods together."""
+    time_limit_s: float
+    """For each pod."""
+    dry_run: bool
+    proxy: str
+    pause_s: float
+    """Between two looks at what a pod does."""
+    plan_arguments: tuple[str, ...]
+    """For `python -m export plan` on the pod."""
+
+
+def main(argv: Sequence[str]) -> Outcome:
+    """Add a plan for every GPU type to the bundle. Raises Refused, ParityFailed or BundleError.
+
+    GPU types that were done before one fails keep their plans.
+    """
+    order = order_from_argv(argv)
+    finish_exchange(order.bundle)
+    before = open_bundle(order.bundle)
+    refuse_newer(order.bundle)
+    before.verify()
+    api = load_api()
+    prices = {gpu_type: hourly_price(api, gpu_type, order.cloud) for gpu_type in order.gpu_types}
+    _print_prices(order, prices)
+    if order.dry_run:
+        print("dry run: no pod was created")
+        return Outcome(OK)
+    _check_here(order)
+    spent = 0.0
+    for gpu_type in order.gpu_types:
+        seconds = min(order.time_limit_s, (order.cost_limit - spent) / prices[gpu_type] * 3600)
+        begin = time.monotonic()
+        try:
+            _add_plans(api, order, gpu_type, seconds)
+        finally:
+            spent += (time.monotonic() - begin) / 3600 * prices[gpu_type]
+            print(f"{gpu_type}: {time.monotonic() - begin:.0f} s; about ${spent:.2f} of ${order.cost_limit:.2f} spent")
+    bundle = open_bundle(order.bundle)
+    names = [
+        name
+        for name, of in bundle.manifest.files.items()
+        if name.endswith(SUFFIX) and of != before.manifest.files.get(name)
+    ]
+    print(f"\nbundle    {order.bundle}")
+    return Outcome(
+        OK,
+        next="build the image again with this bundle; sign it again if it is signed",
+        more=plans_added(bundle, names),
+    )
+
+
+def order_from_argv(argv: Sequence[str]) -> Order:
+    """The order of a command line. Options that are not known here go to the pod as they are. Raises Refused."""
+    parser = _parser()
+    if {"-h", "--help"} & set(argv):
+        parser.parse_args(["--help"])  # alone: `--on-runpod --help` lacks the GPU
+    if argv and argv[0].startswith("-"):
+        # Options for the pod are not known here, nor whether a word that follows one is its value.
+        raise Refused("the bundle comes first: python -m export plan BUNDLE --on-runpod GPU --image NAME")
+    asked, others = parser.parse_known_args(argv)
+    gpu_types = tuple(dict.fromkeys(name.strip() for name in asked.on_runpod.split(",") if name.strip()))
+    if not gpu_types:
+        raise Refused("--on-runpod names no GPU; give RunPod's ids, such as 'NVIDIA L4,NVIDIA A40'")
+    check_gpus(gpu_types)
+    if not 0 < asked.cost_limit < 1000 or not 60 <= asked.time_limit <= 6 * 3600:
+        raise Refused("--cost-limit takes dollars from 0 up to 1000, --time-limit seconds from 60 to 21600")
+    plan_command([str(asked.bundle), *others])  # refuses here what the pod would refuse
+    if not asked.image.strip():
+        raise Refused("--image is empty; name this worker's image, built with WITH_BUILDER=1, which pods can pull")
+    if any(not word.isprintable() or '"' in word for word in (asked.image, *gpu_types)):
+        raise Refused("--image and --on-runpod take plain names; leave out quotes and line breaks")
+    return Order(
+        bundle=asked.bundle,
+        gpu_types=gpu_types,
+        image=asked.image,
+        cloud=asked.cloud.upper(),
+        cost_limit=asked.cost_limit,
+        time_limit_s=asked.time_limit,
+        dry_run=asked.dry_run,
+        proxy=asked.proxy,
+        pause_s=asked.pause,
+        plan_arguments=tuple(others),
+    )
+
+
+def _print_prices(order: Order, prices: dict[str, float]) -> None:
+    rows = [("GPU", "an hour", "at most")]
+    for gpu_type, price in prices.items():
+        most = min(order.cost_limit, price * order.time_limit_s / 3600)
+        rows.append((gpu_type, f"${price:.2f}", f"${most:.2f}"))
+    print(table(rows))
+    print(f"limits: {order.time_limit_s:.0f} s a GPU, ${order.cost_limit:.2f} in all; image {order.image}")
+
+
+def _check_here(order: Order) -> None:
+    """What a pod would find out for money. Raises Refused or ParityFailed."""
+    if lacking := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
+        print(f"not checked before: {' and '.join(lacking)} not installed here (requirements/export.txt)")
+        return
+    from export.plans.precision import check_without_gpu
+
+    _, recipe = plan_command([str(order.bundle), *order.plan_arguments])
+    check_without_gpu(order.bundle, recipe)
+
+
+def _add_plans(api: Any, order: Order, gpu_type: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    bundle = open_bundle(order.bundle)
+    size = sum(size for size, _ in bundle.manifest.files.values())
+    print(f"\n{gpu_type}")
+    try:
+        with (
+            rented(
+                api,
+                gpu_type,
+                order.image,
+                cloud=order.cloud,
+                disk_gb=_SPARE_DISK_GB + 4 * size // 10**9,
+                time_limit_s=seconds,
+            ) as pod,
+            changed_bundle_folder(order.bundle) as copy,
+        ):
+            _build(pod, order, bundle, copy, deadline)
+    except TimeoutError:
+        raise Refused(f"the pod had {seconds:.0f} s and was ended; raise --time-limit or --cost-limit") from None
+    except ConnectionError as error:  # of export/pods/client.py; what the disk here says is another matter
+        raise Unavailable(f"the pod cannot be reached ({error}) and was ended; try again") from error
+
+
+def _build(pod: Pod, order: Order, bundle: Bundle, copy: Path, deadline: float) -> None:
+    """Have the pod build, and bring what is new into `copy`."""
+    client = PodClient(order.proxy.format(pod=pod.id, port=PORT), pod.token, deadline, pod.is_alive, order.pause_s)
+    with stage("pod") as note:
+        state = client.wait()
+        note(pod.id)
+    with stage("send") as note:
+        # An image that was built with this bundle has it already.
+        note("the image has it" if state["baked"] == bundle.sha256 else readable(client.send(bundle)))
+    with stage("build"):
+        client.build(order.plan_arguments, show=lambda line: print(f"  | {line}", flush=True))
+    with stage("fetch") as note:
+        for name in (MANIFEST, CHECKSUM):
+            client.fetch(name, copy / name)
+        built = open_bundle(copy)
+        new, manifest = _new_files(bundle, built), _manifest(bundle, built)
+        note(readable(sum(client.fetch(name, copy / name) for name in new)))
+    built.verify()
+    (copy / SIGNATURE).unlink(missing_ok=True)  # of the bundle as it was
+    write_manifest(copy, manifest)
+
+
+def _new_files(old: Bundle, new: Bundle) -> list[str]:
+    """What `new` has beyond `old`. Raises BundleError when the pod changed or lost anything else.
+
+    A pod has one GPU, whose plans it may build anew; those of other architectures stay as they were.
+    """
+    before, after = old.manifest.files, new.manifest.files
+    new_files = [name for name in after if after[name] != before.get(name)]
+    added = [name for name in new_files if name not in before]
+    built = set(map(_architecture, added)) - {""} or set(map(_architecture, new_files)) - {""}
+    own = built if len(built) == 1 else set()
+    wrong = [
+        name
+        for name in before
+        if after.get(name) != before[name]
+        and (name not in after or not (_MAY_CHANGE.fullmatch(name) or _architecture(name) in own))
+    ]
+    if wrong:
+        raise BundleError(f"the pod changed {', '.join(wrong)}; the bundle here stays as it was")
+    halves = {path for made in _halves(old).values() for path in made.values()}
+    odd = [
+        name
+        for name in added
+        if not (_MAY_CHANGE.fullmatch(name) or _architecture(name) or re.sub(r"\.bin$", ".onnx", name) in halves)
+    ]
+    if odd:
+        raise BundleError(f"the pod added {', '.join(odd)}, which no plan needs; the bundle here stays as it was")
+    if not built:
+        raise BundleError("the pod sent no plan; the bundle here stays as it was")
+    return new_files
+
+
+def _manifest(old: Bundle, new: Bundle) -> Manifest:
+    """That of `old`, with the graphs in half precision that `new` brings.
+
+    Raises BundleError where that of `new` says anything else; an older image leaves out what it does not know.
+    """
+    graphs = dict(old.manifest.graphs)
+    for name, halves in _halves(old).items():
+        brought = {one: path for one, path in halves.items() if path in new.manifest.files}
+        graphs[name] = replace(graphs[name], onnx={**graphs[name].onnx, **brought})
+    manifest = replace(old.manifest, graphs=graphs)
+    names = [field.name for field in fields(Manifest) if field.name not in ("files", "pieces")]
+    if changed := [name for name in names if getattr(manifest, name) != getattr(new.manifest, name)]:
+        raise BundleError(
+            f"the pod changed {', '.join(changed)} in {MANIFEST}; the bundle here stays as it was; build --image from "
+            "this version"
+        )
+    return manifest
+
+
+def _halves(bundle: Bundle) -> dict[str, dict[str, str]]:
+    """For every graph the files, by precision, of those in half precision that it lacks."""
+    return {
+        name: {one: f"graphs/{name}/{one}.onnx" for one in _HALF if one not in graph.onnx}
+        for name, graph in bundle.manifest.graphs.items()
+    }
+
+
+def _architecture(name: str) -> str:
+    """Which GPUs a plan is for, or the plan of a sidecar, as in "sm_89"; "" where `name` is neither."""
+    found = _OF_A_PLAN.fullmatch(name)
+    return found.group(1) if found else ""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m export plan --on-runpod",
+        usage="python -m export plan BUNDLE --on-runpod GPU[,GPU] --image NAME [options]",
+        description="Build plans on rented RunPod pods and bring them into a bundle. Needs RUNPOD_API_KEY.",
+        epilog="All other options go to `python -m export plan` on the pod. Every pod is terminated: when its plan is "
+        "there, on an error, on Ctrl-C, and when a limit is reached. Exit codes are those of `python -m export plan`.",
+    )
+    parser.add_bundle()
+    parser.add_argument("--on-runpod", required=True, metavar="GPU[,GPU]", help="RunPod's GPU ids, such as 'NVIDIA L4'")
+    parser.add_argument("--image", required=True, metavar="NAME", help="this worker's image, built with WITH_BUILDER=1")
+    parser.add_argument("--cloud", choices=("secure", "community"), default="secure", help="(default: %(default)s)")
+    parser.add_argument("--cost-limit", type=float, default=2.0, metavar="USD", help="for all pods (default: 2.00)")
+    parser.add_argument("--time-limit", type=float, default=1800.0, metavar="S", help="for each pod (default: 1800)")
+    parser.add_json()
+    parser.add_argument("--dry-run", action="store_true", help="show prices and limits, create nothing")
+    # For tests:
+    parser.add_argument("--proxy", default=PROXY, help=argparse.SUPPRESS)
+    parser.add_argument("--pause", type=float, default=3.0, help=argparse.SUPPRESS)
+    return parser

@@ -1,0 +1,1 @@
+"""The worker's two processes: how they begin, talk, and end."""

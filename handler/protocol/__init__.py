@@ -1,0 +1,1 @@
+"""RunPod's queue: its HTTP, and the SDK's protocol functions."""

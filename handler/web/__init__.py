@@ -1,0 +1,1 @@
+"""A load-balancing endpoint: the worker listens itself."""
