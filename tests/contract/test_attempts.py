@@ -84,7 +84,11 @@ async def serving(
 ) -> AsyncIterator[Platform]:
     platform = Platform()
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("transport._FIRST_PAUSE_S", "transport._REFUSED_PAUSE_S", "job_loop._FIRST_SIGNALS_S"):
+        for name in (
+            "protocol.transport._FIRST_PAUSE_S",
+            "protocol.transport._REFUSED_PAUSE_S",
+            "job_loop._FIRST_SIGNALS_S",
+        ):
             patch.setattr(f"handler.{name}", 0.0)
         patch.setattr("handler.job_loop._QUICK_POLLS", 1000)  # here they bring what is handed out again
         patch.setattr(Results, "_post_once", lambda self, *arguments: platform.post_once(*arguments))
