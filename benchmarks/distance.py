@@ -20,9 +20,10 @@ from benchmarks import arguments
 from benchmarks.clients import Answers, Clients, embed_jobs
 from benchmarks.emulator import JobRecord, Status
 from benchmarks.measure import MISSING, markdown, percentile
+from benchmarks.report.targets import name as target_name
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import Round, measurements, median_ratio, spread
-from benchmarks.targets.catalogue import LABELS, Needs, targets
+from benchmarks.targets.catalogue import NAMES, Needs, targets
 from benchmarks.targets.queue_worker import QueueWorker
 from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import stream
@@ -128,7 +129,7 @@ def measure(target: QueueWorker, rtt_s: float, jobs: int, pause_s: float, *, see
 def table(results: Results, rtt_ms: float, pause_s: float) -> str:
     """A line a point, a column a target: median, least and greatest, and how many times ours. Markdown."""
     found = results.of(SCENARIO)
-    names = [name for name in LABELS if any(one.target == name for one in found)]
+    names = [name for name in NAMES if any(one.target == name for one in found)]
     what: Mapping[tuple[str, str], str] = {
         (START, "first_answer_s"): "exec to the answer of a waiting job, s",
         (IN_TURN, "p50_ms"): "job after job, p50, ms",
@@ -142,7 +143,7 @@ def table(results: Results, rtt_ms: float, pause_s: float) -> str:
             behind = f" {median_ratio(results, one)}" if one and results.ratios(one) else ""
             cells.append(spread(one) + behind if one else MISSING)
         rows.append([label, *cells])
-    return markdown([f"round trip {rtt_ms:g} ms, TLS", *(LABELS[name] for name in names)], rows)
+    return markdown([f"round trip {rtt_ms:g} ms, TLS", *(target_name(name) for name in names)], rows)
 
 
 def _say(line: str) -> None:

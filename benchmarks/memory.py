@@ -16,9 +16,10 @@ import psutil
 from benchmarks import arguments, results_file, shapes
 from benchmarks.measure import MISSING, figure, markdown, ratio, times
 from benchmarks.peers import names_of
+from benchmarks.report.targets import name as target_name
 from benchmarks.results_file import Measurement, Results
 from benchmarks.targets.base import Running, Target
-from benchmarks.targets.catalogue import ALWAYS, LABELS, Needs, targets
+from benchmarks.targets.catalogue import ALWAYS, NAMES, Needs, targets
 from benchmarks.targets.pipe import PipeProcess
 from benchmarks.trtexec_switches import Switches
 from benchmarks.workload import stream, texts
@@ -191,8 +192,8 @@ def table(results: Results) -> str:
     found = results.of(SCENARIO)
     columns = list(dict.fromkeys((one.point, one.metric) for one in found))
     header = ["MB", *(f"{metric.removesuffix('_mb').upper()} {point}" for point, metric in columns)]
-    names = [name for name in LABELS if any(one.target == name for one in found)]
-    rows = [[LABELS[name], *(_cell(results, name, *column) for column in columns)] for name in names]
+    names = [name for name in NAMES if any(one.target == name for one in found)]
+    rows = [[target_name(name), *(_cell(results, name, *column) for column in columns)] for name in names]
     return "\n".join([markdown(header, rows), "", "In brackets: multiples of ours."])
 
 

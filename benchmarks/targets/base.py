@@ -75,11 +75,6 @@ class Target(Protocol):
         ...
 
     @property
-    def label(self) -> str:
-        """As in tables."""
-        ...
-
-    @property
     def way(self) -> Way:
         """How it is spoken to."""
         ...
