@@ -26,7 +26,6 @@ from benchmarks.rounds import merged, target_of
 from benchmarks.weights import minilm_folder
 
 RESULTS = Path("benchmarks/results/quick-cpu.json")
-PAGE = Path("docs/regressions.md")
 PARTS = ("load", "load-fake", "coldstart", "batching", "soak")
 _FAKE, _OF_FAKE = target_of("fake"), ("load-fake", "soak")
 
@@ -67,7 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baseline", type=Path, help="also compare with the results of an earlier quick run")
     compare.add_compare_arguments(parser)
     parser.add_argument("--json", type=arguments.new_file, help="also write the results to this file")
-    parser.add_argument("--tables", action="store_true", help=f"measure nothing: write {PAGE} anew from {RESULTS}")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -75,9 +73,6 @@ def main(args: argparse.Namespace) -> int:
 
     2 when budgets or baseline cannot be read, or have nothing to do with what was measured.
     """
-    if args.tables:
-        PAGE.write_text(rendered(PAGE.read_text()))
-        return 0
     try:
         limits, baseline = _limits(args), _baseline(args)
     except (OSError, ValueError) as error:
@@ -186,13 +181,6 @@ def _part(part: str, args: argparse.Namespace) -> Results:
     return found
 
 
-def rendered(text: str) -> str:
-    """The page with its table of budgets made anew from the committed ones and the committed results.
-
-    Raises ValueError where a marker is missing.
-    """
-    begin, end = "<!-- begin budgets -->\n", "<!-- end budgets -->"
-    if begin not in text or end not in text:
-        raise ValueError(f"{PAGE} lacks the markers {begin.strip()} and {end}")
-    before, after = text.partition(begin)[0], text.partition(end)[2]
-    return f"{before}{begin}{budgets.reasons(budgets.check(read(RESULTS), budgets.read()))}\n{end}{after}"
+def budgets_table() -> str:
+    """The committed budgets, beside the committed results."""
+    return budgets.reasons(budgets.check(read(RESULTS), budgets.read()))
