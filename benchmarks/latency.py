@@ -18,7 +18,7 @@ from benchmarks.bert_bundle import bert_bundle
 from benchmarks.bert_graph import SHAPES
 from benchmarks.engines import ENGINES, check, default_engine, default_precision, prepare
 from benchmarks.exported import BUILD
-from benchmarks.latency_table import goals, measurements, table
+from benchmarks.latency_table import measurements, table
 from benchmarks.peer_env import with_torch
 from benchmarks.results_file import Measurement, Results
 from benchmarks.rounds import target_of
@@ -111,8 +111,6 @@ def main(args: argparse.Namespace) -> int:
         print(f"latency: nothing could be measured; {next(iter(errors.values()))}", file=sys.stderr)
         return 2
     print(table(results, json.loads(_PUBLISHED.read_text())["rows"]))
-    for line in goals(results, args.models):
-        print(line)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""From the times of `latency` to a results file, its table, and the goals that it decides. Rule: pure."""
+"""From the times of `latency` to a results file, and its table. Rule: pure."""
 
 from __future__ import annotations
 
@@ -73,32 +73,6 @@ def highest(found: Iterable[Measurement]) -> str:
     return max(metrics, key=lambda metric: float(metric[1 : -len("_ms")]), default="p50_ms")
 
 
-def goals(results: Results, models: Iterable[str] = ()) -> list[str]:
-    """A line for each goal that these figures decide: whether it is met, and by what figures.
-
-    One for each of `models` without figures as well, whose goals stay open.
-    """
-    has_figures = {place_of(one.point).model for one in results.of(SCENARIO) if not math.isnan(one.median)}
-    said = [f"OPEN    {model}: no figures" for model in models if model not in has_figures]
-    for point in dict.fromkeys(one.point for one in results.of(SCENARIO)):
-        alone, copies, handler, compiled = (
-            _p50(results, name, point) for name in ("ours-alone", "ours", "ours-handler", "torch-compile")
-        )
-        place = place_of(point)
-        where = f"{place.model}, {place.seq} tokens, batch {place.batch}"
-        if place == Place("bert-base", 128, 1) and alone is not None and handler is not None:
-            said.append(_goal(alone <= 0.5, f"{where}: engine {figure(alone, 'ms')}, at most 0.5 (of an H200)"))
-            more = handler - alone
-            said.append(_goal(more <= 0.25, f"{where}: copies and handler add {figure(more, 'ms')}, at most 0.25"))
-        least = {1: 2.0, 32: 1.0}.get(place.batch)
-        if least is not None and compiled is not None and copies is not None:
-            faster = compiled / copies
-            said.append(
-                _goal(faster >= least, f"{where}: {times(faster)} as fast as torch.compile, at least {least:g}x")
-            )
-    return said
-
-
 def place_of(point: str) -> Place:
     """The model, tokens and rows of a point of this scenario. Raises ValueError for another one's."""
     found = _POINT.fullmatch(point)
@@ -122,7 +96,3 @@ def _value(results: Results, target: str, point: str, metric: str) -> float | No
 
 def _is_at(published: Mapping[str, Any], place: Place) -> bool:
     return (published["model"], published["seq"], published["batch"]) == place
-
-
-def _goal(met: bool, text: str) -> str:
-    return f"{'met   ' if met else 'MISSED'}  {text}"
