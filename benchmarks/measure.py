@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,6 @@ def percentile(values: Iterable[float], percent: float) -> float:
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
-
-
-def medians(runs: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """The median of each figure over `runs`; None where one of them has none."""
-    result: dict[str, float | None] = {}
-    for name in runs[0]:
-        values = [run[name] for run in runs]
-        result[name] = None if None in values else statistics.median(v for v in values if v is not None)
-    return result
 
 
 def ratio(value: float | None, base: float | None) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -95,9 +96,8 @@ def named_engine(target: str) -> str | None:
 
 def median_ratio(results: Results, one: Measurement) -> str:
     """The median of the ratios to the floor, as in 1.2x; "-" without a floor."""
-    ratios = sorted(results.ratios(one))
-    middle = len(ratios) // 2
-    return times((ratios[middle] + ratios[-middle - 1]) / 2) if ratios else times(None)
+    ratios = results.ratios(one)
+    return times(statistics.median(ratios) if ratios else None)
 
 
 def spread(one: Measurement) -> str:

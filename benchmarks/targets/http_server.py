@@ -21,16 +21,15 @@ import aiohttp
 import numpy as np
 
 from benchmarks.clients import Answers
+from benchmarks.processes import kill_session, stop_process, tree_memory_mb
 from benchmarks.targets.base import (
     ANSWER_TIMEOUT_S,
     START_TIMEOUT_S,
     Running,
     Way,
     batches,
-    tree_memory_mb,
 )
 from benchmarks.targets.dialects import Dialect
-from benchmarks.targets.pipe import kill_session, stop_process
 from benchmarks.targets.queue_worker import Made
 from benchmarks.workload import stream
 from engine.tensors import Array

@@ -15,9 +15,9 @@ import numpy as np
 
 from benchmarks.clients import Answers, Clients, embed_jobs
 from benchmarks.engines import served_engine, served_precision
+from benchmarks.processes import stop_process, tree_memory_mb
 from benchmarks.results_file import commit_of
-from benchmarks.targets.base import ANSWER_TIMEOUT_S, Running, Way, tree_memory_mb, vectors_of
-from benchmarks.targets.pipe import stop_process
+from benchmarks.targets.base import ANSWER_TIMEOUT_S, Running, Way, vectors_of
 from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import stream
 from engine.bundle import open_bundle
