@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks.measure import MISSING, figure, markdown, percentile, ratio, times
 from benchmarks.results_file import Measurement, Results
-from benchmarks.rounds import plain
+from benchmarks.rounds import Shape, plain, shape
 from benchmarks.shapes import Found
 
 SCENARIO = "latency"
@@ -22,16 +21,6 @@ COLUMNS: Mapping[str, str] = {
     "torch-compile": "torch compile",
 }
 """Target, without its precision, -> what the table calls it, in order."""
-
-_POINT = re.compile(r"(?P<model>.*), batch (?P<batch>\d+), (?P<seq>\d+) tokens")
-
-
-class Place(NamedTuple):
-    """Where a point lies."""
-
-    model: str
-    seq: int
-    batch: int
 
 
 def measurements(found: Found, metrics: Mapping[str, float], scenario: str = SCENARIO) -> Iterator[Measurement]:
@@ -51,8 +40,9 @@ def table(results: Results, published: Sequence[Mapping[str, Any]]) -> str:
     names = [name for name in COLUMNS if any(plain(one.target) == name for one in found)]
     lines = []
     for point in dict.fromkeys(one.point for one in found):
-        place = place_of(point)
-        cells = [place.model, str(place.seq), str(place.batch)]
+        place = shape(point)
+        assert place is not None
+        cells = [place.of, str(place.tokens), str(place.batch)]
         for name in names:
             p50 = _p50(results, name, point)
             high = _value(results, name, point, last)
@@ -73,14 +63,6 @@ def highest(found: Iterable[Measurement]) -> str:
     return max(metrics, key=lambda metric: float(metric[1 : -len("_ms")]), default="p50_ms")
 
 
-def place_of(point: str) -> Place:
-    """The model, tokens and rows of a point of this scenario. Raises ValueError for another one's."""
-    found = _POINT.fullmatch(point)
-    if found is None:
-        raise ValueError(f"{point!r} is no point of latency")
-    return Place(found["model"], int(found["seq"]), int(found["batch"]))
-
-
 def _p50(results: Results, target: str, point: str) -> float | None:
     return _value(results, target, point, "p50_ms")
 
@@ -94,5 +76,5 @@ def _value(results: Results, target: str, point: str, metric: str) -> float | No
     return None if one is None or math.isnan(one.median) else one.median
 
 
-def _is_at(published: Mapping[str, Any], place: Place) -> bool:
-    return (published["model"], published["seq"], published["batch"]) == place
+def _is_at(published: Mapping[str, Any], place: Shape) -> bool:
+    return (published["batch"], published["seq"], published["model"]) == place
