@@ -177,3 +177,13 @@ def new_file(text: str) -> Path:
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"{path} cannot be written: {above} is no folder that takes files")
     return path
+
+
+def add_bundle(parser: argparse.ArgumentParser, tasks: Sequence[str], what: str = "a bundle to serve") -> None:
+    """Declare --bundle."""
+    parser.add_argument("--bundle", type=bundle_for(tasks), help=f"{what} (default: all-MiniLM-L6-v2, exported)")
+
+
+def add_rounds(parser: argparse.ArgumentParser, default: int, what: str = "times that all is measured") -> None:
+    """Declare --rounds."""
+    parser.add_argument("--rounds", type=count, default=default, help=f"{what} (default: %(default)s)")

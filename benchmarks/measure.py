@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, aligned: b
     if aligned:
         lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     return "\n".join("|" + "|".join(f" {cell} " if cell else " " for cell in line) + "|" for line in lines)
+
+
+def say(line: str) -> None:
+    """What is no result."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def text_of(path: Path) -> str:

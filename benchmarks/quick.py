@@ -19,11 +19,10 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks import arguments, budgets, compare
-from benchmarks.exported import BUILD, exported
+from benchmarks.exported import demo_bundle
 from benchmarks.measure import figure
 from benchmarks.results_file import Results, read, write
 from benchmarks.rounds import merged, target_of
-from benchmarks.weights import minilm_folder
 
 RESULTS = Path("benchmarks/results/quick-cpu.json")
 PARTS = ("load", "load-fake", "coldstart", "batching", "soak")
@@ -33,12 +32,8 @@ _FAKE, _OF_FAKE = target_of("fake"), ("load-fake", "soak")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these (default: all)")
-    parser.add_argument(
-        "--bundle",
-        type=arguments.bundle_for(arguments.EMBEDDING),
-        help="a bundle to serve (default: all-MiniLM-L6-v2, exported)",
-    )
-    parser.add_argument("--rounds", type=arguments.count, default=5, help="of every part (default: %(default)s)")
+    arguments.add_bundle(parser, arguments.EMBEDDING)
+    arguments.add_rounds(parser, 5, "of every part")
     parser.add_argument(
         "--seconds", type=arguments.seconds, default=1.5, help="length of each loop (default: %(default)s)"
     )
@@ -78,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(f"quick: {error}", file=sys.stderr)
         return 2
-    args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
+    args.bundle = args.bundle or demo_bundle()
     begin = time.monotonic()
     results = measure(args)
     if args.json:
