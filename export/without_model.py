@@ -6,8 +6,8 @@ from dataclasses import fields
 from typing import Any
 
 from engine.bundle import Manifest, write_manifest
-from engine.files.bundle_folder import new_bundle_folder
 from engine.tasks import task_class
+from export.bundle_folder import new_bundle_folder
 from export.command import interrupts
 from export.command.progress import stage
 from export.command.recipe_file import key_of
