@@ -20,9 +20,9 @@ from typing import Any
 from engine.bucket import Bucket
 from engine.bundle import SIGNATURE, Bundle, Graph, open_bundle, write_manifest
 from engine.errors import EngineError
-from engine.files.bundle_folder import changed_bundle_folder, finish_exchange
 from engine.plans.sidecar import TIMING_CACHE, Plan, PlanFile, Profile, source_digest, write_sidecar
 from engine.sizes import readable
+from export.bundle_folder import changed_bundle_folder, finish_exchange
 from export.command import interrupts
 from export.command.progress import stage
 from export.errors import ParityFailed, Refused

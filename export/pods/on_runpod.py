@@ -22,10 +22,10 @@ from typing import Any
 
 from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, Manifest, open_bundle, write_manifest
 from engine.errors import BundleError
-from engine.files.bundle_folder import changed_bundle_folder, finish_exchange, refuse_newer
 from engine.plans.sidecar import SUFFIX, TIMING_CACHE
 from engine.sizes import readable
 from engine.table import table
+from export.bundle_folder import changed_bundle_folder, finish_exchange, refuse_newer
 from export.command.arguments import Parser
 from export.command.exit_codes import OK
 from export.command.outcome import Outcome, plans_added

@@ -51,7 +51,7 @@ class ExportTask:
 
     tag: ClassVar[str]
     has_model: ClassVar[bool] = True
-    """Without one, `tag` is all that a subclass says: its bundle has no graph (export/without_model.py)."""
+    """Without one a task needs no file here: its bundle has no graph (export/without_model.py)."""
     exporter: ClassVar[str] = ""
     """optimum's name of the task; empty: the tag."""
     traces_itself: ClassVar[bool] = False

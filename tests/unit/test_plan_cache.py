@@ -88,7 +88,7 @@ def test_a_plan_is_built_for_a_bundle_of_a_newer_version(
     with monkeypatch.context() as newer:
         newer.setattr(bundle_format, "SCHEMA_VERSION", "1.99")
         write_manifest(small_bundle, open_bundle(small_bundle).manifest)
-    refuses = "    from engine.files.bundle_folder import refuse_newer\n    refuse_newer(Path(sys.argv[1]))\n"
+    refuses = "    from export.bundle_folder import refuse_newer\n    refuse_newer(Path(sys.argv[1]))\n"
     command(monkeypatch, tmp_path, ADDS_A_PLAN.replace("    add_plan(", f"{refuses}    add_plan("))
     before = sorted((path, path.read_bytes()) for path in small_bundle.rglob("*") if path.is_file())
     built(small_bundle, tmp_path / "cache")

@@ -20,7 +20,7 @@ import handler.startup.verification
 from engine.bundle import Bundle, open_bundle, write_manifest
 from engine.errors import BundleError
 from engine.files import digest
-from engine.files.bundle_folder import changed_bundle_folder
+from export.bundle_folder import changed_bundle_folder
 from handler.startup.verification import Verification
 
 ENDLESS = """
