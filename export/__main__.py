@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 outcome = _outcome(argv)
             except _NO_DEFECTS:
                 raise
+            except BrokenPipeError:  # of stderr, which all goes to that is not the object
+                outcome = Outcome(INTERRUPTED, "interrupted; nothing was written")
             except BaseException as defect:
                 with without_effect():
                     traceback.print_exc()

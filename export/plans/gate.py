@@ -158,7 +158,9 @@ def _in_both(expected: Array, found: Array) -> float:
 
 
 def _distance(expected: Array, found: Array) -> tuple[float, float]:
-    with np.errstate(all="ignore"):  # zeros and NaN fail the limits, which is what they should do
+    if not expected.any() and not found.any():  # as in the export's gate
+        return 1.0, 0.0
+    with np.errstate(all="ignore"):  # zeros in one of them and NaN fail the limits, which is what they should do
         cosine = expected @ found / (np.linalg.norm(expected) * np.linalg.norm(found))
         scale = np.abs(expected).max()
         if expected.size == 1:  # a score alone may happen to be next to nothing

@@ -28,6 +28,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from engine.bundle import open_bundle
 from engine.errors import BundleError
+from export.command.exit_codes import UNAVAILABLE
 
 PORT = 8000
 PIECE = 16 << 20
@@ -73,15 +74,23 @@ class Build:
         threading.Thread(target=self._run, args=(arguments,), daemon=True).start()
 
     def _run(self, arguments: Sequence[str]) -> None:
-        with subprocess.Popen(
-            [*COMMAND, str(self.folder), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                self._lines.append(line.rstrip())
-                self._count += 1
-        self._exit_code = process.returncode
-        self._state = "failed" if process.returncode else "done"
+        command = [*COMMAND, str(self.folder), *arguments]
+        try:
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="backslashreplace"
+            ) as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    self._say(line.rstrip())
+            self._exit_code = process.returncode
+        except Exception as error:  # else it would be waited for until the time limit, which is paid
+            self._say(f"the build did not start: {error}")
+            self._exit_code = UNAVAILABLE
+        self._state = "failed" if self._exit_code else "done"
+
+    def _say(self, line: str) -> None:
+        self._lines.append(line)
+        self._count += 1
 
 
 def server(build: Build, token: str, port: int = PORT) -> ThreadingHTTPServer:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import yaml
 from engine.bundle import CHECKSUM, MANIFEST, Bundle, open_bundle
 from engine.errors import BundleError
 from export.errors import Refused
+from export.pods import server
 from export.pods.gpus import BLACKWELL, architecture_of
 from export.pods.on_runpod import _manifest, _new_files, main, order_from_argv
 
@@ -154,3 +157,23 @@ def test_a_pod_says_nothing_else_of_the_bundle(small_bundle: Path):
         sentence = rf"the pod changed {named} in manifest\.json; .* stays as it was; build --image from this version$"
         with pytest.raises(BundleError, match=sentence):
             _manifest(old, replace(old, manifest=replace(theirs, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("command", "said", "exit_code"),
+    [
+        ((sys.executable, "-c", "import os; os.write(1, b'caf\\xe9\\n')"), "caf\\xe9", 0),
+        (("/nowhere/python",), "the build did not start: [Errno 2] No such file or directory: '/nowhere/python'", 3),
+    ],
+)
+def test_a_build_ends_whatever_it_says_and_whether_it_starts_or_not(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any, said: str, exit_code: int
+):
+    """Else the pod is paid until its time limit."""
+    monkeypatch.setattr(server, "COMMAND", command)
+    (tmp_path / "folder").mkdir()
+    build = server.Build(tmp_path / "folder", small_bundle)
+    build.start([])
+    while (state := build.state())["exit_code"] is None:
+        time.sleep(0.01)
+    assert (state["lines"], state["count"], state["exit_code"]) == ([said], 1, exit_code)

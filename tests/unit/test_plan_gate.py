@@ -84,6 +84,21 @@ def test_equal_answers_pass_and_the_figures_say_so(small_bundle: Path):
     assert figures["max_relative_difference"] < 1e-6
 
 
+def test_an_answer_of_zeros_is_the_same_in_both_and_none_of_zeros_is_not(small_bundle: Path, tmp_path: Path):
+    """As sparse models have it, and layers behind a ReLU; as in the export's gate."""
+    path = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+    graph = open_bundle(path).manifest.graphs["model"].onnx["fp32"]
+    model = onnx.load(path / graph, load_external_data=False)
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(helper.make_node("Sub", ["before", "before"], ["embedding"]))
+    onnx.save(model, path / graph)
+    write_manifest(path, open_bundle(path).manifest)
+    zeros = Changed(in_precision(open_bundle(path), "model", "fp32"))
+    assert gate(open_bundle(path), "model", zeros, BUCKETS, "fp32")["min_cosine"] == 1.0
+    with pytest.raises(ParityFailed, match="4 of 4 outputs in fp32 differ"):
+        gate(open_bundle(small_bundle), "model", zeros, BUCKETS, "fp32")
+
+
 @pytest.mark.parametrize(
     ("precision", "noise", "passes"),
     [("fp32", 5e-4, True), ("fp32", 5e-3, False), ("fp16", 5e-3, True), ("fp16", 5e-2, False), ("bf16", 2e-2, True)],
