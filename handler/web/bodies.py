@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from aiohttp import web
 
@@ -27,11 +27,17 @@ class Bodies:
         self._turn = asyncio.Lock()
         self._room = asyncio.Semaphore(MOST_HELD_MB)
         self._queued: set[asyncio.Timeout] = set()
+        self._patience_s: float | None = None
         self._reading: set[asyncio.Timeout] = set()
 
     def stop(self) -> None:
-        """Who waits for room fails at once, with TimeoutError."""
+        """Who waits for others, or would have to, fails at once."""
+        self._patience_s = 0.0
         _end(self._queued)
+
+    def waiting(self) -> AbstractAsyncContextManager[None]:
+        """For a block that waits for others, as `of` does for room. Raises TimeoutError as `stop` says."""
+        return _among(self._queued, self._patience_s)
 
     def give_up(self) -> None:
         """Do not wait for the bytes of any, which fail with TooSlow."""
@@ -51,7 +57,7 @@ class Bodies:
             return
         taken = 0
         try:
-            async with _among(self._queued, None), self._turn:
+            async with self.waiting(), self._turn:
                 for _ in range(1 + (size >> 20)):
                     await self._room.acquire()
                     taken += 1
