@@ -18,6 +18,8 @@ MOST_HELD_MB = 256
 """Of longer ones, while they are read and until they have a place. Slow ones keep other long ones waiting, at most."""
 READ_TIMEOUT_S = 60.0
 """For the first SMALL_BODY bytes, and for the rest."""
+_COMPRESSED = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"}
+"""HTTP's codings (RFC 9110, 7932, 8878). What else clients write there, such as utf-8, changes no body."""
 
 
 class Bodies:
@@ -46,8 +48,8 @@ class Bodies:
     @asynccontextmanager
     async def of(self, request: web.Request) -> AsyncIterator[bytearray]:
         """The body of `request`, held meanwhile. Raises Encoded, TooLong or TooSlow, and as `stop` says."""
-        encoding = request.headers.get("Content-Encoding", "").strip().lower()
-        if encoding not in ("", "identity"):
+        encoding = ", ".join(request.headers.getall("Content-Encoding", ())).lower()
+        if not _COMPRESSED.isdisjoint(map(str.strip, encoding.split(","))):
             raise Encoded(f"the body is compressed ({encoding[:40]}); send it as it is, without `Content-Encoding`")
         size = LONGEST_BODY if request.content_length is None else request.content_length
         _refuse_longer(size)

@@ -239,13 +239,14 @@ async def test_a_body_that_waits_while_the_worker_stops_is_told_to_retry(
 )
 async def test_a_compressed_body_is_refused(client: TestClient[Any, Any], engine: Scripted, path: str, said: str):
     engine.let_go.set()
-    for encoding in ("gzip", "DEFLATE", "identity, gzip"):
+    for encoding in ("gzip", "DEFLATE", "identity, gzip", "br", "zstd ,utf-8"):
         reply = await client.post(path, data=zlib.compress(b"{}"), headers={"Content-Encoding": encoding})
         assert reply.status == 415
         sentence = f"the body is compressed ({encoding.lower()}); send it as it is, without `Content-Encoding`"
         assert f"invalid input: {sentence}" in await reply.text()
         assert said in await reply.text()
-    assert (await client.post(path, json=JOB, headers={"Content-Encoding": "identity"})).status == 200
+    for encoding in ("identity", "UTF-8", "none", "text", ""):
+        assert (await client.post(path, json=JOB, headers={"Content-Encoding": encoding})).status == 200
 
 
 async def test_a_body_that_is_longer_than_it_may_be_is_not_waited_for(client: TestClient[Any, Any]):
