@@ -140,6 +140,8 @@ def test_every_variable_of_the_page_is_in_the_readme_or_the_dockerfile():
         "UV_TORCH_BACKEND",
         "SSL_CERT_FILE",
         "SSL_CERT_DIR",
+        "NVIDIA_VISIBLE_DEVICES",
+        "NVIDIA_DRIVER_CAPABILITIES",
     }
     pools = {name for name in ours if name.startswith(("AMPERE_", "ADA_"))}
     later = {"BUILD_ON_BOOT", "HEALTHCHECK", "NAME"}
