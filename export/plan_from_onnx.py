@@ -26,7 +26,7 @@ from engine.sizes import readable
 from export.command import interrupts
 from export.command.progress import stage
 from export.errors import ParityFailed, Refused
-from export.plans.builder import Builder, Target, open_builder
+from export.plans.builder import Builder, Target, check_types, open_builder
 from export.plans.gate import gate
 from export.plans.network import build_plan, is_strongly_typed
 from export.plans.precision import add_precision, note_parity, replaced, told
@@ -60,6 +60,7 @@ def write_plans(folder: Path, recipe: PlanRecipe, builder: Builder | None = None
     recipe = recipe.of(manifest.precisions)
     recipe.check(manifest)
     builder = builder or open_builder(recipe)
+    check_types(recipe, builder.trt)  # again: when the builder was opened, an export may not have known its precision
     written: list[str] = []
     for name in manifest.graphs:
         rounding = builder.runtime != "tensorrt"
