@@ -19,7 +19,7 @@ from engine.bucket import Bucket
 from engine.bundle import open_bundle, write_manifest
 from engine.config import Settings
 from engine.errors import BundleError, ConfigError, EngineError, EngineLost, OutOfMemory
-from engine.plans import build_plan
+from engine.plans import build_plan, late
 from engine.probe import Gpu
 from handler.startup.timeline import Timeline
 from tests.bundles import move_weights_out, write_small_bundle
@@ -345,6 +345,24 @@ def test_a_build_that_fails_leads_to_the_next_best(
     engine.close()
     with pytest.raises(ConfigError, match="ENGINE=tensorrt cannot run here"):
         open_engine(open_bundle(small_bundle), replace(wanted, engine="tensorrt"))
+
+
+def test_after_a_build_that_took_too_long_the_next_best_is_taken_at_once(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    builder(monkeypatch, tmp_path)
+    bundle, wanted = open_bundle(small_bundle), settings(tmp_path, build_on_boot=True, allow_cpu=True)
+    notes = late.notes_of(bundle, wanted.plan_cache, "auto")
+    notes[0].parent.mkdir(parents=True)
+    late.note(notes, wanted.build_timeout_s)
+    engine, choice = open_engine(bundle, wanted)
+    assert choice.engine == "onnxruntime-cpu"
+    (said,) = (step.reason for step in choice.ladder if step.name == "build")
+    assert "raise BUILD_TIMEOUT_S, or build ahead with `python -m export plan`" in said
+    engine.close()
+    engine, choice = open_engine(bundle, replace(wanted, build_timeout_s=wanted.build_timeout_s + 1))
+    assert choice.engine == "tensorrt"
+    engine.close()
 
 
 @pytest.mark.parametrize("has_plans", [False, True])
