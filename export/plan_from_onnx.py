@@ -105,6 +105,7 @@ def _add_plan(folder: Path, name: str, recipe: PlanRecipe, builder: Builder, tar
             cuda_version=target.cuda_version,
             batches=ladder.batches,
             lengths=ladder.lengths,
+            max_tokens=ladder.max_tokens,
             profiles=tuple(Profile(buckets, _shapes(graph, three)) for buckets, three in profiles),
             optimization_level=recipe.optimization_level,
             workspace_bytes=(recipe.workspace_mib or 0) << 20,
@@ -152,7 +153,7 @@ def _check_on_gpu(bundle: Bundle, name: str, plan: PlanFile) -> tuple[dict[str, 
     """
     from engine.backends.tensorrt import TensorRtEngine
 
-    latencies: list[int] = []
+    latencies: dict[Bucket, int] = {}
     try:
         engine = TensorRtEngine(bundle, name, plan)
         try:
@@ -166,9 +167,9 @@ def _check_on_gpu(bundle: Bundle, name: str, plan: PlanFile) -> tuple[dict[str, 
                 engine,
                 buckets,
                 plan.plan.precision,
-                ran=lambda bucket: latencies.append(latency_us(engine, bucket)),
+                ran=lambda bucket: latencies.update({bucket: latency_us(engine, bucket)}),
             )
-            return figures, latencies
+            return figures, [latencies[bucket] for bucket in buckets]
         finally:
             engine.close()
     except EngineError as error:

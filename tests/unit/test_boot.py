@@ -61,6 +61,14 @@ def test_the_plan_of_the_bundle_is_loaded(small_bundle: Path, tmp_path: Path):
     engine.close()
 
 
+def test_of_a_plan_only_the_buckets_are_loaded_that_batches_come_to(small_bundle: Path, tmp_path: Path):
+    add_plan(small_bundle, plan_bytes())
+    for tokens, left_out in ((0, set()), (64, {Bucket(8, 32)})):
+        engine, _ = open_engine(open_bundle(small_bundle), settings(tmp_path, max_batch_tokens=tokens))
+        assert {Bucket(8, 32), Bucket(4, 32)} - set(engine.buckets) == left_out
+        engine.close()
+
+
 def test_a_plan_that_does_not_load_is_passed_over_and_said(small_bundle: Path, tmp_path: Path):
     add_plan(small_bundle, b"broken")
     add_plan(small_bundle, plan_bytes(), precision="fp32")
