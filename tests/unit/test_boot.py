@@ -96,7 +96,7 @@ def test_it_asks_for_what_it_opens_before_it_does(small_bundle: Path, tmp_path: 
     add_plan(small_bundle, b"of another GPU", compute_capability="8.6")
     bundle, wanted = open_bundle(small_bundle), settings(tmp_path, allow_cpu=True)
     plan = "graphs/model/plans/sm_89-trt10.13.0-fp16.plan"
-    assert foreseen(bundle, wanted, "model") == [plan]
+    assert foreseen(bundle, wanted, "model") == ("tensorrt", [plan])
     asked: list[list[str]] = []
     engine, _ = open_engine(bundle, wanted, need=lambda names: asked.append(list(names)))
     assert asked == [[plan], ["graphs/model/weights.bin"]]
@@ -107,9 +107,10 @@ def test_it_asks_for_what_it_opens_before_it_does(small_bundle: Path, tmp_path: 
 
     with pytest.raises(BundleError, match="damaged"):  # and no other engine is looked for
         open_engine(bundle, wanted, need=refuse)
-    assert foreseen(bundle, settings(tmp_path, engine="fake"), "model") == []
-    assert foreseen(bundle, settings(tmp_path, engine="onnxruntime-cpu"), "model") == ["graphs/model/weights.bin"]
-    assert foreseen(bundle, settings(tmp_path, engine="onnxruntime-cuda"), "model") == []  # which cannot run
+    assert foreseen(bundle, settings(tmp_path, engine="fake"), "model") == ("fake", [])
+    on_the_cpu = settings(tmp_path, engine="onnxruntime-cpu")
+    assert foreseen(bundle, on_the_cpu, "model") == ("onnxruntime-cpu", ["graphs/model/weights.bin"])
+    assert foreseen(bundle, settings(tmp_path, engine="onnxruntime-cuda"), "model") == ("", [])  # which cannot run
 
 
 def test_a_plan_of_other_weights_is_not_loaded(small_bundle: Path, tmp_path: Path):
@@ -409,10 +410,25 @@ def test_without_a_gpu_no_plan_is_looked_at(small_bundle: Path, tmp_path: Path, 
     assert not facts.struck
 
 
-@pytest.mark.parametrize("engine", ["auto", "tensorrt", "onnxruntime-cpu", "fake"])
-def test_importing_ahead_decides_nothing_and_never_fails(engine: str):
+@pytest.mark.parametrize("engine", ["", "tensorrt", "onnxruntime-cuda", "onnxruntime-cpu", "fake", "a fork's"])
+def test_importing_ahead_never_fails(engine: str):
     sys.modules["tensorrt"] = None  # type: ignore[assignment]  # restored with the doubles
-    boot.import_ahead(Settings(engine=engine))
+    boot.import_ahead(engine)
+
+
+@pytest.mark.parametrize("has_plan", [False, True])
+def test_what_is_imported_ahead_is_what_will_be_taken(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_plan: bool
+):
+    """In an image of both engines TensorRT and its two packages are left out where no plan is to be taken."""
+    if has_plan:
+        add_plan(small_bundle, plan_bytes())
+    imported = list[str]()
+    monkeypatch.setattr(boot, "import_module", imported.append)
+    wanted = settings(tmp_path, bundle=small_bundle, allow_cpu=True)
+    handler.boot.boot(wanted, Timeline()).batcher.close()
+    tensorrt = ["engine.backends.tensorrt", "pycuda.driver", "cuda.bindings.driver", "tensorrt"]
+    assert imported == (tensorrt if has_plan else ["engine.backends.onnxruntime"])
 
 
 def test_a_boot_loads_nothing_that_a_lone_worker_on_a_cpu_does_not_use(small_bundle: Path):
