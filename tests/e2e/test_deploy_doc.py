@@ -135,6 +135,7 @@ def test_every_variable_of_the_page_is_in_the_readme_or_the_dockerfile():
         "RUNPOD_API_KEY",
         "BUNDLE_SIGNING_KEY",
         "RUNPOD_LOG_LEVEL",
+        "RUNPOD_INIT_TIMEOUT",
         "PIP_INDEX_URL",
         "UV_DEFAULT_INDEX",
         "UV_TORCH_BACKEND",
