@@ -127,7 +127,7 @@ def boot(settings: Settings, timeline: Timeline, *, on_loops: bool = True) -> Wo
         _verified(verification.result, folder, copy)  # damaged weights say more than what followed from them
         raise
     timeline.stages["verify"] = _verified(verification.result, folder, copy)
-    notes = tuple(note for engine in engines.values() for note in getattr(engine, "notes", ()))
+    notes = tuple(note for engine in engines.values() for note in engine.notes)
     for line in (*_lines(choices), *notes):
         _info(line)
     stats, batcher = _batching(settings, engines, on_loops)

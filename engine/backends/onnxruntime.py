@@ -11,6 +11,7 @@ from typing import Any
 import onnxruntime as ort
 
 from engine import huge_pages
+from engine.backends.base import Engine
 from engine.backends.buffers import Buffers
 from engine.bucket import Bucket, Ladder, rungs
 from engine.bundle import Bundle, is_weights
@@ -53,15 +54,13 @@ _LOG_ERRORS_ONLY = 3
 _WARM_UP = {"cpu": (Bucket(1, 16),), "cuda": (Bucket(1, 16), Bucket(4, 32))}
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """One session with an IO binding for every bucket in use, all on buffers that were allocated at load.
 
     `provider` is "cpu" or "cuda"; choose the latter only after a device was probed, for without a driver it crashes
     the process. `threads` counts CPU threads, 0 follows the container's quota. `lanes`: on the CPU, with several
     threads, it can be opened in lanes. Raises EngineError.
     """
-
-    slots = 1
 
     def __init__(
         self,
@@ -150,11 +149,6 @@ class OnnxRuntimeEngine:
     def finish(self, slot: int = 0) -> Arrays:
         """The outputs of the run before; views that are valid until the next one."""
         return self._out.at(self._started)
-
-    def run(self, bucket: Bucket) -> Arrays:
-        """Start and finish."""
-        self.start(bucket)
-        return self.finish()
 
     def close(self) -> None:
         """Drop the session; ONNX Runtime frees its memory with the last reference."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engine.backends.base import WithoutLanes
+from engine.backends.base import Engine
 from engine.backends.buffers import DeviceBuffers
 from engine.backends.cuda import Cuda
 from engine.backends.tensorrt_api import (
@@ -59,7 +59,7 @@ class _Run:
     captures: list[Any] = field(default_factory=list)
 
 
-class TensorRtEngine(WithoutLanes):
+class TensorRtEngine(Engine):
     """One plan of a bundle's graph on the first GPU, at the buckets of at most `max_batch` rows.
 
     Give it only a plan whose sidecar fits (engine/plans/sidecar.py) and whose bytes were verified, and only where a
@@ -68,7 +68,6 @@ class TensorRtEngine(WithoutLanes):
     """
 
     computes_in_caller = False
-    caller_cpu = None
     slots = 2
 
     def __init__(self, bundle: Bundle, graph: str, plan: PlanFile, *, max_batch: int | None = None) -> None:
@@ -76,8 +75,7 @@ class TensorRtEngine(WithoutLanes):
         self.inputs: tuple[TensorSpec, ...] = found.inputs
         self.outputs: tuple[TensorSpec, ...] = found.outputs
         self.buckets = up_to(plan.plan.ladder, max_batch)
-        self.notes = notes_on_length(plan, bundle.manifest.max_length(graph))
-        """What is not as it should be and yet runs, in sentences for the health reply."""
+        self.notes: list[str] = notes_on_length(plan, bundle.manifest.max_length(graph))
         self.overhead_tokens, self.best_tokens = _OVERHEAD_TOKENS, _BEST_TOKENS
         if plan.plan.latencies_us:
             measured = dict(zip(plan.plan.ladder, plan.plan.latencies_us, strict=True))
@@ -133,11 +131,6 @@ class TensorRtEngine(WithoutLanes):
         with self._cuda.active(f"running {bucket}"):
             self._cuda.wait(self._done[slot])
         return self._buffers.results(bucket, slot)
-
-    def run(self, bucket: Bucket) -> Arrays:
-        """Start and finish in the first slot."""
-        self.start(bucket)
-        return self.finish()
 
     def close(self) -> None:
         """Free everything. Further calls are errors."""
