@@ -154,8 +154,7 @@ class OnnxRuntimeEngine(Engine):
         """Drop the session; ONNX Runtime frees its memory with the last reference."""
         self._bindings.clear()
         self._session = None
-        if self.lanes:  # a lane has the same ones
-            self._files.close()
+        self._files.close()
 
     def _bind(self, bucket: Bucket) -> Any:
         if len(self._bindings) == MOST_BINDINGS:
