@@ -400,8 +400,7 @@ def test_test_input_json_is_found(small_bundle: Path, tmp_path: Path):
     """In the working directory, where the SDK looks for it; the repository's own may be for another task."""
     assert json.loads(Path("test_input.json").read_text())["input"]
     (tmp_path / "test_input.json").write_text('{"input": {"text": "the fox", "dimensions": 2}}')
-    without_value = {"RUNPOD_REALTIME_PORT": "", "RUNPOD_REALTIME_CONCURRENCY": " "}  # as good as not set
-    done = start(small_bundle, env={"PYTHONPATH": os.getcwd(), "MAX_ITEM": "1", **without_value}, cwd=tmp_path)
+    done = start(small_bundle, env={"PYTHONPATH": os.getcwd(), "MAX_ITEM": "1"}, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "WARN  | MAX_ITEM is no setting and changes nothing; did you mean MAX_ITEMS?" in done.stdout
     assert done.stdout.count("'dimensions': 2") == 1  # the SDK's DEBUG lines would show it thrice
