@@ -1,5 +1,6 @@
-"""Handlers of a job loop in tests: functions of a job that return or yield values, or bodies that are encoded."""
+"""What tests on an event loop share: handlers of a job loop, and to wait for something."""
 
+import asyncio
 import inspect
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -9,7 +10,10 @@ from handler.reply import body_of_json, encode, to_json
 
 
 def bodies(handler: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
-    """`handler` as a job loop calls it: its values encoded, a stream of them closed by an empty list."""
+    """`handler`, a function of a job that returns or yields values or bodies, as a job loop calls it.
+
+    Values are encoded, a stream of them is closed by an empty list.
+    """
 
     async def parts(values: Any) -> AsyncGenerator[bytes, None]:
         value = None
@@ -32,6 +36,13 @@ async def each(*values: Any) -> AsyncGenerator[Any, None]:
     """A stream of `values`."""
     for value in values:
         yield value
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what happens soon."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 def _body(value: Any) -> bytes:

@@ -26,6 +26,7 @@ from handler.parts import AHEAD
 from handler.processes.engine_client import EngineClient
 from handler.processes.engine_server import _Server
 from handler.startup.timeline import Timeline
+from tests.loops import until
 
 ROWS_OF_A_PART = 64
 
@@ -45,12 +46,6 @@ async def connected(worker: Worker) -> AsyncIterator[tuple[EngineClient, _Server
     yield client, server
     client.close()
     await serving
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def test_a_stream_that_is_taken_slowly_is_not_answered_further(small_bundle: Path):

@@ -34,12 +34,6 @@ BAD_PAYLOADS: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.fixture
-def emulator() -> Iterator[EmulatorThread]:
-    with EmulatorThread(long_poll_s=5.0, stop_poll_s=5.0) as running:
-        yield running
-
-
 @pytest.fixture(params=["events", "sdk"])
 def worker(request: pytest.FixtureRequest, emulator: EmulatorThread, small_bundle: Path) -> Iterator[WorkerProcess]:
     env = {"WORKER_LOOP": request.param, "MAX_CONCURRENCY": "4"}
