@@ -84,14 +84,7 @@ class Choice(NamedTuple):
         return [step._asdict() for step in self.ladder]
 
 
-class _Taken(NamedTuple):
-    engine: str
-    reason: str
-    plan: PlanFile | None = None
-    build: bool = False
-
-
-_Outcome: TypeAlias = "tuple[str, _Taken | str]"  # a step's name, and what is taken or why nothing is
+_Outcome: TypeAlias = "tuple[str, Choice | str]"  # a step's name, and what is taken, without its ladder, or why nothing
 
 
 def select(settings: Settings, facts: Facts) -> Choice:
@@ -103,9 +96,9 @@ def select(settings: Settings, facts: Facts) -> Choice:
         return Choice(settings.engine, "asked for by ENGINE")
     steps: list[Step] = []
     for name, outcome in _WALKS[settings.engine](settings, facts):
-        if isinstance(outcome, _Taken):
+        if isinstance(outcome, Choice):
             steps.append(Step(name, True, outcome.reason))
-            return Choice(outcome.engine, outcome.reason, outcome.plan, outcome.build, tuple(steps))
+            return outcome._replace(ladder=tuple(steps))
         steps.append(Step(name, False, outcome))
     alone = len(steps) == 1
     told = "; ".join(step.reason if alone else f"{step.name}: {step.reason}" for step in steps)
@@ -136,7 +129,7 @@ def _tensorrt(settings: Settings, facts: Facts) -> Iterator[_Outcome]:
 
 def _onnxruntime_cuda(settings: Settings, facts: Facts) -> Iterator[_Outcome]:
     obstacle = _obstacle_to_cuda(facts) or _obstacle_to_provider(facts) or facts.struck.get("onnxruntime-cuda")
-    yield "ONNX Runtime on CUDA", obstacle or _Taken("onnxruntime-cuda", f"found {facts.gpu}")
+    yield "ONNX Runtime on CUDA", obstacle or Choice("onnxruntime-cuda", f"found {facts.gpu}")
 
 
 _WALKS = {"auto": _auto, "tensorrt": _tensorrt, "onnxruntime-cuda": _onnxruntime_cuda}
@@ -156,7 +149,7 @@ def _fix(settings: Settings, facts: Facts, last: Step) -> str:
     return _FIXES[settings.engine] + (", or BUILD_ON_BOOT=1 to build a plan here" if could_build else "")
 
 
-def _best(plans: Sequence[PlanFile], settings: Settings, facts: Facts) -> _Taken | str:
+def _best(plans: Sequence[PlanFile], settings: Settings, facts: Facts) -> Choice | str:
     """The plan to take, or why none of `plans` will do."""
     assert facts.gpu is not None and facts.tensorrt is not None
     obstacles = [(plan, _obstacle_to_plan(plan, settings, facts)) for plan in plans]
@@ -170,7 +163,7 @@ def _best(plans: Sequence[PlanFile], settings: Settings, facts: Facts) -> _Taken
     longest = max(plan.plan.lengths[-1] for plan in of_this_gpu)  # what is longer than a plan's lengths fails
     best, how = _fastest([p for p in of_this_gpu if p.plan.lengths[-1] == longest], settings.max_batch_rows)
     elsewhere = "" if best.plan.gpu_name == here else f", though built on {best.plan.gpu_name or 'another GPU'}"
-    return _Taken("tensorrt", f"{best.name} fits {facts.gpu} and TensorRT {facts.tensorrt}{elsewhere}{how}", best)
+    return Choice("tensorrt", f"{best.name} fits {facts.gpu} and TensorRT {facts.tensorrt}{elsewhere}{how}", best)
 
 
 def _fastest(plans: Sequence[PlanFile], max_rows: int) -> tuple[PlanFile, str]:
@@ -193,22 +186,22 @@ def _fastest(plans: Sequence[PlanFile], max_rows: int) -> tuple[PlanFile, str]:
     return min(near, key=rank), f", the fastest of {len(plans)} as measured there"
 
 
-def _build(settings: Settings, facts: Facts) -> _Taken | str:
+def _build(settings: Settings, facts: Facts) -> Choice | str:
     if not settings.build_on_boot:
         return "BUILD_ON_BOOT is not 1"
     if "build" in facts.struck:
         return facts.struck["build"]
-    return _Taken("tensorrt", f"BUILD_ON_BOOT=1, for {facts.gpu}", build=True)
+    return Choice("tensorrt", f"BUILD_ON_BOOT=1, for {facts.gpu}", build=True)
 
 
-def _cpu(settings: Settings, facts: Facts) -> _Taken | str:
+def _cpu(settings: Settings, facts: Facts) -> Choice | str:
     if not facts.providers:
         return "onnxruntime is not installed"
     why_not_cuda = _obstacle_to_cuda(facts) or _obstacle_to_provider(facts) or facts.struck.get("onnxruntime-cuda", "")
     asked_for = _who_asked_for_a_gpu(facts)
     if asked_for and not settings.allow_cpu:
         return f"a GPU was asked for ({asked_for}) and ALLOW_CPU is not 1"
-    return _Taken("onnxruntime-cpu", f"{why_not_cuda}; allowed by ALLOW_CPU=1" if asked_for else why_not_cuda)
+    return Choice("onnxruntime-cpu", f"{why_not_cuda}; allowed by ALLOW_CPU=1" if asked_for else why_not_cuda)
 
 
 def _who_asked_for_a_gpu(facts: Facts) -> str | None:

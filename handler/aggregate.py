@@ -1,17 +1,15 @@
-"""What a generator yields, and what such a job is answered with in the end: the list of its parts' outputs.
+"""What a streamed job is answered with in the end: the list of its parts' outputs.
 
 As the SDK makes it where `return_aggregate_stream` is set; RunPod makes none. Rule: no HTTP.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
 
 from engine.sizes import LARGEST_REPLY
-from handler.reply import ERROR, encode
+from handler.reply import ERROR
 
 END = b'{"output":[]}'
 """What closes a stream whose parts are only at `/stream/ID`."""
@@ -45,30 +43,16 @@ class Aggregate:
         return b"".join((_BEGIN, b"[", *self._pieces, b"]", _STOP if self._stops else b"}"))
 
 
-async def post_parts(chunks: Any, post: Callable[[bytes], Awaitable[None]]) -> bytes:
-    """Have what a generator yields posted, chunk by chunk; the final body.
-
-    Of encoded bodies each waits for the next one, because the last is not a chunk.
-    """
+async def post_parts(bodies: AsyncGenerator[bytes, None], post: Callable[[bytes], Awaitable[None]]) -> bytes:
+    """Have the bodies posted, all but the last, which closes the stream; the final body."""
     held: bytes | None = None
     whole = Aggregate()
-    async with aclosing(chunks if inspect.isasyncgen(chunks) else _asynchronous(chunks)) as parts:
-        async for chunk in parts:
+    async with aclosing(bodies):
+        async for body in bodies:
             if held is not None:
                 await post(held)
                 whole.add(held)
-            held = chunk if isinstance(chunk, bytes) else None
-            if held is not None and held.startswith(ERROR):
-                return held
-            if isinstance(chunk, dict) and chunk.get("error"):
-                return encode({"error": str(chunk["error"])})  # as the stock SDK has it
-            if held is None:
-                body = encode({"output": chunk})
-                await post(body)
-                whole.add(body)
+            if body.startswith(ERROR):
+                return body
+            held = body
     return whole.body() if held is None or held == END else held
-
-
-async def _asynchronous(chunks: Iterator[Any]) -> AsyncGenerator[Any, None]:
-    for chunk in chunks:
-        yield chunk

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_OPENING = 10  # times as long as the load of the engines may it take to open lanes: the CPUs have other work by then
+
 
 @dataclass
 class Worker:
@@ -128,7 +130,8 @@ def boot(settings: Settings, timeline: Timeline, *, on_loops: bool = True) -> Wo
         _verified(verification.result, folder, copy)  # damaged weights say more than what followed from them
         raise
     timeline.stages["verify"] = _verified(verification.result, folder, copy)
-    notes = tuple(note for engine in engines.values() for note in getattr(engine, "notes", ()))
+    notes = [note for engine in engines.values() for note in engine.notes]
+    notes += _without_lanes(engines, timeline, settings)
     for line in (*_lines(choices), *notes):
         _info(line)
     stats, batcher = _batching(settings, engines, on_loops)
@@ -152,6 +155,20 @@ def _opened(settings: Settings) -> tuple[Bundle, Path, Copy | None]:
 
         copy = copy_in(folder)
     return open_bundle(folder, sha256=settings.bundle_sha256, public_key=settings.bundle_public_key), folder, copy
+
+
+def _without_lanes(engines: Mapping[str, Engine], timeline: Timeline, settings: Settings) -> list[str]:
+    """Leave out lanes where opening them may take so long, by the interpreter's lock, that the worker seems to hang."""
+    load_ms = timeline.stages["engine load"] + timeline.stages["warm-up"]  # where another engine may have been loaded
+    opening_s = _OPENING * load_ms / 1e3
+    if opening_s <= settings.engine_timeout_s or not any(engine.lanes for engine in engines.values()):
+        return []
+    for engine in engines.values():
+        engine.lanes = 0
+    return [
+        f"batches run one after the other: to open lanes may take {opening_s:.0f} s, "
+        f"longer than ENGINE_TIMEOUT_S={settings.engine_timeout_s:g}; raise that to have them"
+    ]
 
 
 def _batching(settings: Settings, engines: Mapping[str, Engine], on_loops: bool) -> tuple[Stats, Router | Passage]:

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from handler.processes.engine_client import EngineClient
 from handler.protocol import sdk as sdk_module
 from handler.protocol.heartbeat import Heartbeat
 from handler.protocol.sdk import Sdk
+from handler.reply import encode
 from handler.startup.timeline import Timeline
 
 _HEARTBEAT_DELAY_S = 0.5  # its imports take a tenth of a second of the interpreter: let a waiting job go first
@@ -55,7 +56,7 @@ class _Front:
         self._loop = JobLoop(
             sdk,
             self.handle,
-            concurrency_modifier=lambda current: settings.max_concurrency,
+            concurrency=settings.max_concurrency,
             drain_timeout_s=settings.drain_timeout_s,
             result_timeout_s=settings.result_timeout_s,
             job_timeout_s=settings.job_timeout_s,
@@ -79,7 +80,7 @@ class _Front:
         self._timeline.stages.update(await self.engine.start())
         self._watch = asyncio.create_task(self.engine.watch(self._settings.engine_timeout_s))
 
-    async def handle(self, job: dict[str, Any]) -> bytes | dict[str, Any] | AsyncIterator[bytes]:
+    async def handle(self, job: dict[str, Any]) -> bytes | AsyncGenerator[bytes, None]:
         """The body for `job`, or its parts; health also tells what only this process knows."""
         if asks(job, "stream"):
             return self.engine.stream(job)
@@ -89,7 +90,7 @@ class _Front:
             )
         self._health_jobs += 1
         try:
-            return await self._health()
+            return encode({"output": await self._health()})
         finally:
             self._health_jobs -= 1
 

@@ -7,10 +7,9 @@ room. A job that arrives while the worker shuts down is answered. A result is se
 from __future__ import annotations
 
 import asyncio
-import inspect
 import reprlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -25,7 +24,7 @@ from handler.processes.signals import ending_signals
 from handler.protocol.connections import AHEAD_S
 from handler.protocol.sdk import Sdk
 from handler.protocol.transport import Poll, Results
-from handler.reply import ERROR, body_of, body_of_error, encode, too_late
+from handler.reply import ERROR, body_of_error, encode, too_late
 
 _BUSY_PAUSE_S = 5.0  # after status 429: the stock SDK's
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
@@ -38,18 +37,16 @@ _QUICK_POLLS = 3
 class JobLoop:
     """Takes jobs, runs `handler` on them and posts what it returns, until `stop` or a signal.
 
-    `handler` is what the SDK calls a handler: a function, coroutine function or (async) generator function of a job.
-    It may also return bytes: a body that is already encoded; or an async generator of such bodies, the last of which
-    closes the stream. A stream that ends well is answered with the list of its parts; see aggregate.py.
-    `concurrency_modifier` is asked before every take for the number of jobs to run at once, as the SDK does.
+    `handler` gives the encoded body to post for a job, or an async generator of such bodies, the last of which closes
+    the stream. A stream that ends well is answered with the list of its parts; see aggregate.py.
     """
 
     def __init__(
         self,
         sdk: Sdk,
-        handler: Callable[[dict[str, Any]], Any],
+        handler: Callable[[dict[str, Any]], Awaitable[bytes | AsyncGenerator[bytes, None]]],
         *,
-        concurrency_modifier: Callable[[int], int],
+        concurrency: int,
         drain_timeout_s: float = 20.0,
         result_timeout_s: float = 120.0,
         job_timeout_s: float = 0.0,
@@ -61,8 +58,7 @@ class JobLoop:
         self._poll = Poll(sdk)
         self._results = Results(sdk, result_timeout_s)
         self._handler = handler
-        self._concurrency = 1
-        self._modify_concurrency = concurrency_modifier
+        self._concurrency = concurrency
         self._drain_timeout_s = drain_timeout_s
         self._job_timeout_s = job_timeout_s or None
         self._debug = debug
@@ -110,7 +106,7 @@ class JobLoop:
         stop_signals = asyncio.create_task(self._follow_stop_signals())
         try:
             await self._take_until_stopped()
-        finally:  # whatever ended it, such as a concurrency modifier that raises
+        finally:  # whatever ended it
             try:
                 await self._drain()
             finally:
@@ -122,7 +118,6 @@ class JobLoop:
     async def _take_until_stopped(self) -> None:
         pause, quick_polls = _FIRST_PAUSE_S, 0
         while not self._stop.is_set():
-            self._concurrency = max(1, self._modify_concurrency(self._concurrency))
             # A job whose result is being sent needs no room at the engine, but what is not sent yet may not pile up.
             room = min(self._concurrency - len(self._busy), 2 * self._concurrency - len(self._attempts))
             if room < 1:
@@ -246,12 +241,8 @@ class JobLoop:
             if "input" not in job:
                 raise InvalidInput(job.get("unreadable") or "the job has no `input`")  # see take_body.py
             async with limit:
-                value = self._handler(job)
-                if inspect.isawaitable(value):
-                    value = await value
-                if inspect.isasyncgen(value) or inspect.isgenerator(value):
-                    return await post_parts(value, partial(self._send_chunk, attempt))
-            return value if isinstance(value, bytes) else encode(body_of(value))
+                body = await self._handler(job)
+                return body if isinstance(body, bytes) else await post_parts(body, partial(self._send_chunk, attempt))
         except TimeoutError as error:
             late = too_late(self._job_timeout_s or 0.0)
             return encode(body_of_error(late if limit.expired() else error, debug=self._debug))

@@ -46,17 +46,11 @@ def _key(key: Any) -> str:
     return key
 
 
-def body_of(value: Any) -> dict[str, Any]:
-    """The body for a handler's return value.
-
-    A dict with "error" fails the job; "refresh_worker" asks RunPod to stop the worker after it. Raises WorkerFault
-    where the stock SDK would never post a result: for values that JSON cannot carry.
-    """
-    return body_of_json(to_json(value))
-
-
 def body_of_json(value: Any) -> dict[str, Any]:
-    """The same for a value that need not be converted: one of JSON's own, or arrays that `encode` takes."""
+    """The body for a task's reply: values of JSON's own, or arrays that `encode` takes.
+
+    A dict with "error" fails the job; "refresh_worker" asks RunPod to stop the worker after it.
+    """
     if not isinstance(value, dict):
         return {"output": value}
     if "error" not in value and "refresh_worker" not in value:

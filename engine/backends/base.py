@@ -11,52 +11,28 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """One loaded model on one backend; owned by one thread at a time."""
+    """One loaded model on one backend; owned by one thread at a time. What has a value here may be left as it is."""
 
-    @property
-    def inputs(self) -> Sequence[TensorSpec]:
-        """The graph's inputs."""
-        ...
-
-    @property
-    def outputs(self) -> Sequence[TensorSpec]:
-        """The graph's outputs."""
-        ...
-
-    @property
-    def buckets(self) -> Ladder:
-        """The shapes that `run` takes, smallest first."""
-        ...
-
-    @property
-    def overhead_tokens(self) -> int:
-        """What a run costs beside its tokens, expressed in tokens: how much padding is worth saving a run."""
-        ...
-
-    @property
-    def best_tokens(self) -> int:
-        """Tokens of a batch, padding included, above which more of them bring no more rows a second."""
-        ...
-
-    @property
-    def slots(self) -> int:
-        """Buffer sets that every bucket has. With two, one may be filled while the run of the other goes on."""
-        ...
-
-    @property
-    def computes_in_caller(self) -> bool:
-        """Whether the thread that calls `start` computes; else it waits, and Python threads run meanwhile."""
-        ...
-
-    @property
-    def caller_cpu(self) -> int | None:
-        """The CPU that the thread which calls `start` should keep to; None leaves it to the scheduler."""
-        ...
-
-    @property
-    def lanes(self) -> int:
-        """How many engines `open_lanes` gives; 0 where batches side by side bring nothing."""
-        ...
+    inputs: Sequence[TensorSpec]
+    """The graph's inputs."""
+    outputs: Sequence[TensorSpec]
+    """The graph's outputs."""
+    buckets: Ladder
+    """The shapes that `run` takes, smallest first."""
+    overhead_tokens: int
+    """What a run costs beside its tokens, expressed in tokens: how much padding is worth saving a run."""
+    best_tokens: int
+    """Tokens of a batch, padding included, above which more of them bring no more rows a second."""
+    slots: int = 1
+    """Buffer sets that every bucket has. With two, one may be filled while the run of the other goes on."""
+    computes_in_caller: bool = True
+    """Whether the thread that calls `start` computes; else it waits, and Python threads run meanwhile."""
+    caller_cpu: int | None = None
+    """The CPU that the thread which calls `start` should keep to; None leaves it to the scheduler."""
+    lanes: int = 0
+    """How many engines `open_lanes` gives; 0 where batches side by side bring nothing."""
+    notes: Sequence[str] = ()
+    """What is not as it should be and yet runs, in sentences for the health reply."""
 
     def open_lanes(self) -> Sequence[Engine]:
         """Engines for the same rows that may run at the same time, each in a thread of its own, when this one does not.
@@ -65,7 +41,7 @@ class Engine(Protocol):
         the interpreter's lock, as ONNX Runtime does. They belong to the caller, and are closed before this one. Raises
         EngineError.
         """
-        ...
+        return ()
 
     def feeds(self, bucket: Bucket, slot: int = 0) -> Arrays:
         """The input buffers of `bucket`: write into them in place, then `start` or `run`. Allocated at load."""
@@ -73,7 +49,7 @@ class Engine(Protocol):
 
     def warm_up(self) -> None:
         """Run what the first job would otherwise pay for. Raises EngineError."""
-        ...
+        return
 
     def start(self, bucket: Bucket, slot: int = 0) -> None:
         """Begin to run what stands in `feeds(bucket, slot)`. Raises EngineError.
@@ -92,18 +68,9 @@ class Engine(Protocol):
 
     def run(self, bucket: Bucket) -> Arrays:
         """`start` and `finish` in the first slot."""
-        ...
+        self.start(bucket)
+        return self.finish()
 
     def close(self) -> None:
         """Free everything. Further calls are errors."""
-        ...
-
-
-class WithoutLanes:
-    """An engine that always runs one batch after the other."""
-
-    lanes = 0
-
-    def open_lanes(self) -> Sequence[Engine]:
-        """None."""
-        return ()
+        return

@@ -8,13 +8,14 @@ from typing import Self
 
 import numpy as np
 
+from engine.backends.base import Engine
 from engine.backends.buffers import Buffers
 from engine.bucket import Bucket, Ladder, rungs
 from engine.bundle import Bundle
 from engine.tensors import Array, Arrays, TensorSpec
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Answers each row with numbers drawn from the row's own sum.
 
     So a row's answer depends on the row and on nothing beside it, padding included, as a real engine's should.
@@ -24,7 +25,6 @@ class FakeEngine:
     overhead_tokens = 8
     best_tokens = 4096
     computes_in_caller = False
-    caller_cpu = None
 
     def __init__(
         self,
@@ -66,9 +66,6 @@ class FakeEngine:
         """The input buffers of `bucket`."""
         return self._in[slot].at(bucket)
 
-    def warm_up(self) -> None:
-        """Nothing to do."""
-
     def start(self, bucket: Bucket, slot: int = 0) -> None:
         """Remember what is to be run."""
         assert slot not in self._started, "a slot is finished before it is started again"
@@ -85,14 +82,6 @@ class FakeEngine:
         for output in outputs.values():
             _wave(output, real.sum(axis=1, dtype=np.float64))
         return outputs
-
-    def run(self, bucket: Bucket) -> Arrays:
-        """Start and finish in the first slot."""
-        self.start(bucket)
-        return self.finish()
-
-    def close(self) -> None:
-        """Nothing to free."""
 
 
 def _wave(output: Array, sums: Array) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import onnxruntime as ort
 
 from engine import huge_pages
+from engine.backends.base import Engine
 from engine.backends.buffers import Buffers
 from engine.batching.costs import BEST_TOKENS_OF_A_GPU
 from engine.bucket import Bucket, Ladder, rungs
@@ -54,15 +55,13 @@ _LOG_ERRORS_ONLY = 3
 _WARM_UP = {"cpu": (Bucket(1, 16),), "cuda": (Bucket(1, 16), Bucket(4, 32))}
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """One session with an IO binding for every bucket in use, all on buffers that were allocated at load.
 
     `provider` is "cpu" or "cuda"; choose the latter only after a device was probed, for without a driver it crashes
     the process. `threads` counts CPU threads, 0 follows the container's quota. `lanes`: on the CPU, with several
     threads, it can be opened in lanes. Raises EngineError.
     """
-
-    slots = 1
 
     def __init__(
         self,
@@ -152,17 +151,11 @@ class OnnxRuntimeEngine:
         """The outputs of the run before; views that are valid until the next one."""
         return self._out.at(self._started)
 
-    def run(self, bucket: Bucket) -> Arrays:
-        """Start and finish."""
-        self.start(bucket)
-        return self.finish()
-
     def close(self) -> None:
         """Drop the session; ONNX Runtime frees its memory with the last reference."""
         self._bindings.clear()
         self._session = None
-        if self.lanes:  # a lane has the same ones
-            self._files.close()
+        self._files.close()
 
     def _bind(self, bucket: Bucket) -> Any:
         if len(self._bindings) == MOST_BINDINGS:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engine.backends.base import WithoutLanes
+from engine.backends.base import Engine
 from engine.backends.buffers import DeviceBuffers
 from engine.backends.cuda import Cuda
 from engine.backends.tensorrt_api import (
@@ -59,7 +59,7 @@ class _Run:
     captures: list[Any] = field(default_factory=list)
 
 
-class TensorRtEngine(WithoutLanes):
+class TensorRtEngine(Engine):
     """One plan of a bundle's graph on the first GPU, at the buckets of at most `max_batch` rows.
 
     `max_tokens` is what batches are held to, and buckets that none comes to are left out; 0 is `best_tokens`, None
@@ -70,7 +70,6 @@ class TensorRtEngine(WithoutLanes):
     """
 
     computes_in_caller = False
-    caller_cpu = None
     slots = 2
 
     def __init__(
@@ -79,8 +78,7 @@ class TensorRtEngine(WithoutLanes):
         found = bundle.manifest.graphs[graph]
         self.inputs: tuple[TensorSpec, ...] = found.inputs
         self.outputs: tuple[TensorSpec, ...] = found.outputs
-        self.notes = notes_on_length(plan, bundle.manifest.max_length(graph))
-        """What is not as it should be and yet runs, in sentences for the health reply."""
+        self.notes: list[str] = notes_on_length(plan, bundle.manifest.max_length(graph))
         self.overhead_tokens, self.best_tokens = _OVERHEAD_TOKENS, BEST_TOKENS_OF_A_GPU
         if plan.plan.latencies_us:
             measured = dict(zip(plan.plan.ladder, plan.plan.latencies_us, strict=True))
@@ -141,11 +139,6 @@ class TensorRtEngine(WithoutLanes):
         with self._cuda.active(f"running {bucket}"):
             self._cuda.wait(self._done[slot])
         return self._buffers.results(bucket, slot)
-
-    def run(self, bucket: Bucket) -> Arrays:
-        """Start and finish in the first slot."""
-        self.start(bucket)
-        return self.finish()
 
     def close(self) -> None:
         """Free everything. Further calls are errors."""

@@ -71,8 +71,6 @@ class Batcher:
         self._closed = False
         self.on_lost: Callable[[str], None] = lambda sentence: None
         """Called once, in the engine's thread, when the engine is lost: this process can answer nothing any more."""
-        self.on_opening: Callable[[bool], None] = lambda begins: None
-        """Called in their thread before lanes are opened, and after: no other thread of Python's may run meanwhile."""
         self._flights = Flights(self.stats, self._end)
         self._may_run_on_loops = on_loops and not (max_delay_s or engine.computes_in_caller)
         self._arriving = 0
@@ -266,7 +264,7 @@ class Batcher:
         with suppress(OSError):  # this thread's CPUs are those of the engine's thread, which started it
             os.sched_setaffinity(0, os.sched_getaffinity(os.getpid()))
         try:
-            opened = self._opened()
+            opened = self._engine.open_lanes()
             self._engines += opened
             for lane in range(2, len(opened) + 1):
                 thread = _daemon(partial(self._work, lane), f"engine-{lane}")
@@ -279,13 +277,6 @@ class Batcher:
             self._lanes.open(len(opened))
         self.stats.opened(len(opened))
         self._say(f"batches run side by side from now on when {len(opened)} rows or more wait")
-
-    def _opened(self) -> Sequence[Engine]:
-        self.on_opening(True)
-        try:
-            return self._engine.open_lanes()
-        finally:
-            self.on_opening(False)
 
     def _end(self) -> None:
         """Let every thread end after what it runs."""

@@ -20,7 +20,6 @@ class Passage:
     def __init__(self, stats: Stats) -> None:
         self.stats = stats
         self.on_lost: Callable[[str], None] = lambda sentence: None
-        self.on_opening: Callable[[bool], None] = lambda begins: None
 
     async def run(self, rows: Sequence[Row], on_rows_done: Callable[[int], None] | None = None) -> list[Arrays]:
         """What the task put into `rows`, in their order."""

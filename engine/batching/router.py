@@ -45,16 +45,6 @@ class Router:
         for batcher in self._batchers.values():
             batcher.on_lost = tell
 
-    @property
-    def on_opening(self) -> Callable[[bool], None]:
-        """Called before and after lanes are opened; see Batcher."""
-        return next(iter(self._batchers.values())).on_opening
-
-    @on_opening.setter
-    def on_opening(self, tell: Callable[[bool], None]) -> None:
-        for batcher in self._batchers.values():
-            batcher.on_opening = tell
-
     async def run(self, rows: Sequence[Row], on_rows_done: Callable[[int], None] | None = None) -> list[Arrays]:
         """The outputs of `rows`, in their order. Raises as Batcher.run does; then the rest is cancelled."""
         places: dict[str, list[int]] = {}

@@ -7,15 +7,13 @@ prompts (name -> prefix) and default_prompt (a name, or null).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from engine.config import Limits
 from engine.errors import InvalidInput
-from engine.fetching.spent import Spent
 from engine.tasks import payload as check
-from engine.text.bulk import FEW, are_few
-from engine.text.tokens import Tokens, usage
+from engine.tasks.items import Part, Request
+from engine.text.task import TextTask
 from engine.vectors import FORMATS, LEAST_BYTES, encoded
 
 if TYPE_CHECKING:
@@ -25,34 +23,9 @@ if TYPE_CHECKING:
 
 _OPENAI_ROUTE = "/v1/embeddings"
 _FIELDS = ("text", "texts", "inputs")
-_OPTIONS = ("normalize", "dimensions", "encoding_format", "truncate", "prompt_name")
 
 
-@dataclass
-class Request:
-    """A checked job: the texts and how to answer.
-
-    `first` is the place of the first text in the whole job, `tokens` is counted while preprocessing. With
-    `openai_model`, which is repeated, the answer has OpenAI's form; with `openai_route` it is the one of a list.
-    """
-
-    texts: list[str]
-    single: bool
-    openai_model: str | None
-    openai_route: bool
-    normalize: bool
-    dimensions: int | None
-    encoding_format: str
-    truncate: bool
-    prompt: str
-    first: int = 0
-    is_part: bool = False
-    tokens: int = 0
-    spent: Spent = field(default_factory=Spent, compare=False)
-    """Says when nobody waits for it any more; the parts of a job that is split share it."""
-
-
-class FeatureExtraction:
+class FeatureExtraction(TextTask):
     """`{"text": ...}` or `{"texts": [...]}`, or OpenAI's embeddings: by its route, or the body alone, as infinity's."""
 
     summary: ClassVar[str] = "Text embeddings: one vector a text, as sentence-transformers makes it."
@@ -62,19 +35,16 @@ class FeatureExtraction:
         {"texts": ["The cat sits on the mat.", "Ein Satz auf Deutsch, etwas länger als der erste.", "混合的文本 🙂"]},
         {"texts": ["word " * 40, "A sentence of medium length that says little.", "x"], "normalize": False},
     )
-
-    def __init__(self, tokens: Tokens, model: str, config: Mapping[str, Any], limits: Limits) -> None:
-        self._tokens = tokens
-        self._model = model
-        self._limits = limits
-        self._dimension = int(config["dimension"])
-        self._normalize = bool(config["normalize"])
-        self._config = config
+    option_names: ClassVar[tuple[str, ...]] = ("normalize", "dimensions", "encoding_format", "truncate", "prompt_name")
+    model = ""
+    """Whose vectors these are, for an answer in OpenAI's form."""
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
         """Read the tokenizer of `bundle`."""
-        return cls(Tokens(bundle), bundle.manifest.model, bundle.manifest.task_config, limits)
+        task = super().from_bundle(bundle, limits)
+        task.model = bundle.manifest.model
+        return task
 
     def parse(self, payload: Json) -> Request:
         """Check the job's input; `inputs`, the pipelines' name, may hold one text or a list. Raises InvalidInput."""
@@ -82,7 +52,7 @@ class FeatureExtraction:
         body = check.openai_body(payload, _OPENAI_ROUTE)
         if body is not None or "input" in payload:
             return self._parse_openai(payload if body is None else body, route=body is not None)
-        check.refuse_unknown(payload, (*_FIELDS, *_OPTIONS), check.OF_EVERY_JOB)
+        check.refuse_unknown(payload, (*_FIELDS, *self.option_names), check.OF_EVERY_JOB)
         present = [name for name in _FIELDS if name in payload]
         if len(present) != 1:
             both = ", not both" if present else ""
@@ -98,90 +68,76 @@ class FeatureExtraction:
     def _parse_openai(self, body: dict[str, Any], *, route: bool) -> Request:
         # `user` is for OpenAI's abuse monitoring; clients send it, nothing depends on it.
         of_every_job = "" if route else check.OF_EVERY_JOB
-        check.refuse_unknown(body, ("input", "model", "user", *_OPTIONS), of_every_job)
+        check.refuse_unknown(body, ("input", "model", "user", *self.option_names), of_every_job)
         if "input" not in body:
             raise InvalidInput("a request for embeddings needs `input`, a string or a list of strings")
         if isinstance(body["input"], list) and body["input"] and not isinstance(body["input"][0], str):
             raise InvalidInput("`input` must be a string or a list of strings; token ids are not supported")
-        return self._request(
-            body, "input", isinstance(body["input"], str), check.model_name(body) or self._model, route
-        )
+        openai = {"openai_model": check.model_name(body) or self.model, "openai_route": route}
+        return self._request(body, "input", isinstance(body["input"], str), **openai)
 
-    def _request(
-        self,
-        body: dict[str, Any],
-        field: str,
-        single: bool,
-        openai_model: str | None = None,
-        openai_route: bool = False,
-    ) -> Request:
-        value, limits = body[field], self._limits
-        return Request(
-            texts=[check.string(value, field, limits.max_chars)]
+    def _request(self, body: dict[str, Any], field: str, single: bool, **openai: Any) -> Request:
+        value, limits = body[field], self.limits
+        # Not by `item`: a name for each of 10,000 texts would keep the event loop.
+        items = (
+            [check.string(value, field, limits.max_chars)]
             if single
-            else check.texts(value, field, limits.max_items, limits.max_chars),
-            single=single,
-            openai_model=openai_model,
-            openai_route=openai_route,
-            normalize=check.boolean(body, "normalize", self._normalize),
-            dimensions=check.whole_number(body, "dimensions", 1, self._dimension),
-            encoding_format=check.choice(body, "encoding_format", FORMATS),
-            truncate=check.boolean(body, "truncate", True),
-            prompt=check.prompt(body, self._config),
+            else check.texts(value, field, limits.max_items, limits.max_chars)
         )
+        return Request(items, single, {**self.options(body), **openai})
+
+    def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
+        """Beside them may be `openai_model`: then the answer has OpenAI's form, with `openai_route` that of a list."""
+        return {
+            "normalize": check.boolean(payload, "normalize", bool(self.config["normalize"])),
+            "dimensions": check.whole_number(payload, "dimensions", 1, self.config["dimension"]),
+            "encoding_format": check.choice(payload, "encoding_format", FORMATS),
+            "truncate": check.boolean(payload, "truncate", True),
+            "prompt": check.prompt(payload, self.config),
+        }
+
+    def texts(self, item: Any, options: Mapping[str, Any]) -> Sequence[str]:
+        """The text behind its prompt."""
+        return [options["prompt"] + item]
 
     def split(self, request: Request, rows: int) -> Sequence[Request]:
-        """Parts of `rows` texts; one text is one part, and an OpenAI request, whose reply is one object, has none."""
-        if request.openai_model is not None:
-            return []
-        if request.single:
-            return [request]
-        starts = range(0, len(request.texts), rows)
-        return [
-            replace(request, texts=request.texts[at : at + rows], first=request.first + at, is_part=True)
-            for at in starts
-        ]
-
-    def is_quick(self, request: Request) -> bool:
-        """Whether there are few texts, and short ones."""
-        return len(request.texts) <= FEW and are_few([request.prompt + text for text in request.texts])
+        """As in the base class, but an OpenAI request, whose reply is one object, has no parts."""
+        return [] if "openai_model" in request.options else super().split(request, rows)
 
     def preprocess(self, request: Request) -> Sequence[Row]:
         """A row a text. Raises InvalidInput for long texts where they are not to be cut, and for too many of them."""
-        self._refuse_many(request)
-        texts = [request.prompt + text for text in request.texts]
-        encodings = self._tokens.encode(texts, request.spent.refuse_stopped)
-        if not request.truncate:
+        self.refuse_many(request)
+        prompt = request.options["prompt"]
+        encodings = self.tokens.encode([prompt + text for text in request.items], request.spent.refuse_stopped)
+        if not request.options["truncate"]:
             for index, encoding in enumerate(encodings):
-                self._tokens.refuse_cut(encoding, self._name_of(request, index))
-        request.tokens = sum(map(len, encodings))
-        return [self._tokens.row(encoding) for encoding in encodings]
+                self.tokens.refuse_cut(encoding, self.name_of(request, index, 0))
+        request.parts = [Part((), encodings)]  # one for all: a part for each of many texts costs more than its row
+        return list(map(self.tokens.row, encodings))
 
-    def _refuse_many(self, request: Request) -> None:
+    def refuse_many(self, request: Request) -> None:
         """Raise AnswerTooLarge for more vectors than RunPod's queue takes, before they are computed."""
-        if not self._limits.posts_replies:
+        if not self.limits.posts_replies:
             return
+        options = request.options
         ways = ["send fewer texts at once"]
-        if request.encoding_format == "float":
+        if options["encoding_format"] == "float":
             ways.append("ask for `encoding_format` base64")
-        if request.openai_model is None:
+        if "openai_model" not in options:
             ways.append("ask for a `stream`")
-        numbers = len(request.texts) * (request.dimensions or self._dimension)
-        check.refuse_large_answer(int(numbers * LEAST_BYTES[request.encoding_format]), ", or ".join(ways))
-
-    def _name_of(self, request: Request, index: int) -> str:
-        """The text at `index` in words for the caller."""
-        return f"text {request.first + index}"
+        numbers = len(request.items) * (options["dimensions"] or self.config["dimension"])
+        check.refuse_large_answer(int(numbers * LEAST_BYTES[options["encoding_format"]]), ", or ".join(ways))
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """The reply: `embedding` or `embeddings`, as arrays that the handler turns into JSON, or base64 strings."""
-        vectors, dimensions = encoded(outputs, request.normalize, request.encoding_format, request.dimensions)
-        if request.openai_model is not None:
+        options, tokens = request.options, self.usage(request)
+        vectors, dimensions = encoded(outputs, options["normalize"], options["encoding_format"], options["dimensions"])
+        if "openai_model" in options:
             data = [{"object": "embedding", "index": i, "embedding": e} for i, e in enumerate(vectors)]
-            reply = {"object": "list", "data": data, "model": request.openai_model, "usage": usage(request.tokens)}
-            return [reply] if request.openai_route else reply  # RunPod's OpenAI routes reply with the first of a list
+            reply = {"object": "list", "data": data, "model": options["openai_model"], "usage": tokens}
+            return [reply] if options["openai_route"] else reply  # RunPod's routes reply with the first of a list
         key, value = ("embedding", vectors[0]) if request.single else ("embeddings", vectors)
-        return {key: value, "dimensions": dimensions, "usage": usage(request.tokens)}
+        return {key: value, "dimensions": dimensions, "usage": tokens}
 
 
 TASK = FeatureExtraction

@@ -6,30 +6,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
-from engine.tasks.feature_extraction import FeatureExtraction, Request
-from engine.text.tokens import usage
+from engine.tasks.feature_extraction import FeatureExtraction
 from engine.vectors import OUTPUT, normalized
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
+    from engine.tasks.items import Request
     from engine.tensors import Arrays
 
 _FIELDS = ("source_sentence", "source", "sentences", "text", "texts", "inputs", "input")
-
-
-@dataclass
-class Comparison(Request):
-    """The source is the first of the texts."""
-
-    source: str = "source_sentence"
-    """The field that it stood in."""
 
 
 class SentenceSimilarity(FeatureExtraction):
@@ -54,32 +46,33 @@ class SentenceSimilarity(FeatureExtraction):
         check.refuse_unknown(payload, known, check.OF_EVERY_JOB)
         if len(sources) != 1 or "sentences" not in payload:
             raise InvalidInput("`input` needs `source_sentence` (a string) and `sentences` (a list of strings)")
-        limits = self._limits
-        source = check.string(payload[sources[0]], sources[0], limits.max_chars)
-        sentences = check.texts(payload["sentences"], "sentences", limits.max_items, limits.max_chars)
+        source = check.string(payload[sources[0]], sources[0], self.limits.max_chars)
+        sentences = check.texts(payload["sentences"], "sentences", self.limits.max_items, self.limits.max_chars)
         options = {name: payload[name] for name in ("truncate", "prompt_name") if name in payload}
         request = super().parse({"text": source, **options})
-        return Comparison(**{**vars(request), "texts": [source, *sentences], "source": sources[0]})
+        return replace(request, items=[source, *sentences], options={**request.options, "source": sources[0]})
 
-    def _refuse_many(self, request: Request) -> None:
-        if not isinstance(request, Comparison):
-            super()._refuse_many(request)
+    def refuse_many(self, request: Request) -> None:
+        """None of a comparison, which is answered with a number a sentence."""
+        if "source" not in request.options:
+            super().refuse_many(request)
 
-    def _name_of(self, request: Request, index: int) -> str:
-        if not isinstance(request, Comparison):
-            return super()._name_of(request, index)
-        return f"`sentences[{index - 1}]`" if index else f"`{request.source}`"
+    def name_of(self, request: Request, index: int, row: int) -> str:
+        """As in the base class, of a comparison the field."""
+        if source := request.options.get("source"):
+            return f"`sentences[{index - 1}]`" if index else f"`{source}`"
+        return super().name_of(request, index, row)
 
     def split(self, request: Request, rows: int) -> Sequence[Request]:
-        """None of a comparison, which needs its source."""
-        return [] if isinstance(request, Comparison) else super().split(request, rows)
+        """None of a comparison, which needs its source, the first of its texts."""
+        return [] if "source" in request.options else super().split(request, rows)
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """`{"similarities": [...], "usage"}`: a cosine a sentence, in their order."""
-        if not isinstance(request, Comparison):
+        if "source" not in request.options:
             return super().postprocess(request, outputs)
         vectors = normalized(np.stack([row[OUTPUT] for row in outputs]))
-        return {"similarities": (vectors[1:] @ vectors[0]).tolist(), "usage": usage(request.tokens)}
+        return {"similarities": (vectors[1:] @ vectors[0]).tolist(), "usage": self.usage(request)}
 
 
 TASK = SentenceSimilarity

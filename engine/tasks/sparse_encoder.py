@@ -15,7 +15,6 @@ import numpy as np
 from engine.tasks import payload as check
 from engine.tasks.items import Part, Request
 from engine.text.task import TextTask
-from engine.text.tokens import usage
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -69,8 +68,7 @@ class SparseEncoder(TextTask):
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """`embedding`, or `embeddings`, and `usage`."""
         answers = super().postprocess(request, outputs)
-        tokens = sum(len(encoding) for part in request.parts for encoding in part.data)
-        return {"embedding" if request.single else "embeddings": answers, "usage": usage(tokens)}
+        return {"embedding" if request.single else "embeddings": answers, "usage": self.usage(request)}
 
 
 TASK = SparseEncoder

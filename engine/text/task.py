@@ -10,7 +10,7 @@ from engine.config import Limits
 from engine.tasks import payload as check
 from engine.tasks.items import ItemsTask, Part, Request
 from engine.text.bulk import FEW, Text, are_few
-from engine.text.tokens import Tokens
+from engine.text.tokens import Tokens, usage
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -58,6 +58,10 @@ class TextTask(ItemsTask):
                 return False
         return are_few(texts)
 
+    def usage(self, request: Request) -> Mapping[str, int]:
+        """What the texts were, in tokens, for a reply."""
+        return usage(sum(sum(map(len, part.data)) for part in request.parts))
+
     def refuse_windows(self, request: Request, most: int, counts: Iterable[int]) -> None:
         """Raise InvalidInput where `counts`, of the windows of each item, are more than can ever wait.
 
@@ -75,12 +79,12 @@ class TextTask(ItemsTask):
             texts.append(self.texts(item, request.options))
             count += len(texts[-1])
             self.refuse_rows(count)
-        encodings = iter(self.tokens.encode([text for group in texts for text in group], request.spent.refuse_stopped))
-        parts = []
+        encodings = self.tokens.encode([text for group in texts for text in group], request.spent.refuse_stopped)
+        parts, at = [], 0
         for index, group in enumerate(texts):
-            made = [next(encodings) for _ in group]
+            made = encodings[at : (at := at + len(group))]
             if not request.options["truncate"]:
                 for row, encoding in enumerate(made):
                     self.tokens.refuse_cut(encoding, self.name_of(request, index, row))
-            parts.append(Part([self.tokens.row(encoding) for encoding in made], made))
+            parts.append(Part(list(map(self.tokens.row, made)), made))
         return parts

@@ -13,6 +13,7 @@ from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.batching.feed import run_rows
 from engine.errors import InvalidInput
 from engine.tasks import load_task
+from engine.tasks.items import ItemsTask
 from export.errors import Refused
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def place_of(task: Task | ExportTask, error: Exception) -> tuple[str, str]:
 
 
 def _own_method(task: Task | ExportTask) -> str:
-    return "answer" if hasattr(task, "answer") else "postprocess"
+    return "postprocess" if getattr(type(task), "answer", ItemsTask.answer) is ItemsTask.answer else "answer"
 
 
 def _obstacle(value: Any, name: str) -> str:

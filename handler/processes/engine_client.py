@@ -43,7 +43,6 @@ class EngineClient:
         self._failure: str | None = None
         self._last_pong = 0.0
         self._busy_s = 0.0
-        self._stands_until = 0.0
         self._running = ""
 
     async def start(self) -> dict[str, float]:
@@ -116,8 +115,6 @@ class EngineClient:
         elif kind == "pong":
             self._last_pong = time.monotonic()
             _, self._busy_s, self._running = content
-        elif kind == "standstill":
-            self._stands_until = time.monotonic() + content[1]
         elif kind in ("chunk", "progress"):
             if on_part := self._on_part.get(content[0]):
                 on_part(content[1])
@@ -150,7 +147,7 @@ class EngineClient:
         """Fail when one batch runs for longer than `timeout_s`, or the process does not even say how long.
 
         A time for which this process stood still as well does not count: workers are frozen while nothing runs, and the
-        clock goes on. Nor does one for which the other process said that it would stand still.
+        clock goes on.
         """
         pause, awake_since = timeout_s / CHECKS_PER_TIMEOUT, 0.0
         while True:
@@ -162,9 +159,9 @@ class EngineClient:
                 now = time.monotonic()
                 if now - begin > 2 * pause:
                     self._last_pong = awake_since = now
-                elif now - max(self._last_pong, self._stands_until) > timeout_s:
+                elif now - self._last_pong > timeout_s:
                     self._fail(f"the engine did not answer within {timeout_s:g} s (ENGINE_TIMEOUT_S)")
-                elif min(self._busy_s, now - max(awake_since, self._stands_until)) > timeout_s:
+                elif min(self._busy_s, now - awake_since) > timeout_s:
                     self._fail(batch_too_long(self._running, timeout_s))
             await asyncio.sleep(pause)
 

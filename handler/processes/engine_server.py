@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from handler.boot import Worker
 
 _LARGE_PAGES_DELAY_S = 1.0  # a job that waited for this start goes first
-_OPENING = 10  # times as long as the engine's load may it take to open lanes: the CPUs have other work by then
-_TOLD_S = 1.0  # for the event loop to tell of it
 _NO_ANSWER = encode(
     body_of_error(WorkerFault("the answer could not be made or passed on, the worker's log says why; ask for less"))
 )
@@ -41,8 +38,6 @@ class _Server:
         self._room: dict[int, asyncio.Semaphore] = {}
         """For further parts of the jobs that stream."""
         self._frames: Frames
-        self._openings = 0
-        """Graphs whose lanes are being opened."""
 
     async def run(self, end: socket.socket) -> None:
         ended = asyncio.Event()
@@ -53,7 +48,6 @@ class _Server:
             loop.call_soon_threadsafe(self._frames.send, "lost", 0, sentence)
 
         self._worker.batcher.on_lost = tell
-        self._worker.batcher.on_opening = lambda begins: self._tell_of_opening(loop, begins)
         gc.enable()
         gc.freeze()  # what the boot made stays; a collection that walked through it would hold a job up
         if any(choice.engine == "onnxruntime-cpu" for choice in self._worker.choices.values()):
@@ -61,20 +55,6 @@ class _Server:
         choice = self._worker.choice
         self._frames.send("ready", {"engine": choice.engine, "reason": choice.reason}, self._worker.timeline.stages)
         await ended.wait()
-
-    def _tell_of_opening(self, loop: asyncio.AbstractEventLoop, begins: bool) -> None:
-        """Say that this process may say nothing for a while, or that it is over; in the thread that opens lanes."""
-        told = threading.Event()
-
-        def tell() -> None:
-            self._openings += 1 if begins else -1
-            load_s = self._worker.timeline.stages.get("engine load", 0.0) / 1e3
-            self._frames.send("standstill", 0, _OPENING * load_s if self._openings else 0.0)
-            told.set()
-
-        with suppress(RuntimeError):  # the loop is closed: the process ends
-            loop.call_soon_threadsafe(tell)
-            told.wait(_TOLD_S if begins else 0.0)
 
     def _on_frame(self, kind: str, number: int, content: Any) -> None:
         if kind == "job":

@@ -33,11 +33,10 @@ def check_addresses(environ: MutableMapping[str, str]) -> None:
 
 
 def settle(environ: MutableMapping[str, str]) -> None:
-    """Leave a log level, an interval and numbers that the SDK takes. Raises ConfigError for those that there are not.
+    """Leave a log level and an interval that the SDK takes. Raises ConfigError for a level that there is not.
 
     An interval that its heartbeat would fail on, or turn into none, is replaced.
     """
-    _settle_realtime(environ)
     given = ((name, environ.get(name, "").strip()) for name in OF_LEVEL)
     name, level = next(((name, level) for name, level in given if level), (OF_LEVEL[0], _LEVEL))
     if level.upper() not in LOG_LEVELS:
@@ -54,25 +53,3 @@ def settle(environ: MutableMapping[str, str]) -> None:
             "WARN",
             f"RUNPOD_PING_INTERVAL={interval[:80]!r} is not 1000 to 9999999 milliseconds; {_PING_INTERVAL_MS} it is",
         )
-
-
-def _settle_realtime(environ: MutableMapping[str, str]) -> None:
-    """The SDK reads these numbers after the boot, whether it serves there or not."""
-    given = {name: environ.get(name, "").strip() for name in ("RUNPOD_REALTIME_PORT", "RUNPOD_REALTIME_CONCURRENCY")}
-    for name in [name for name, value in given.items() if name in environ and not value]:
-        del environ[name]
-    port, processes = (_number(value or default) for value, default in zip(given.values(), "01", strict=True))
-    if port is None or port > 65535:
-        raise ConfigError(
-            f"RUNPOD_REALTIME_PORT={shown(given['RUNPOD_REALTIME_PORT'])!r} is not a port; set it to one from 1 to "
-            "65535, or leave it out"
-        )
-    if processes is None or (port and processes != 1):  # more it starts only of what it can import by name
-        raise ConfigError(
-            f"RUNPOD_REALTIME_CONCURRENCY={shown(given['RUNPOD_REALTIME_CONCURRENCY'])!r} is not 1: the SDK's server "
-            "runs a worker in one process; leave it out"
-        )
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 8 else None

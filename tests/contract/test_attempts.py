@@ -18,6 +18,7 @@ from handler.attempts import Attempt, Ended
 from handler.job_loop import JobLoop
 from handler.protocol import sdk as sdk_module
 from handler.protocol.transport import Results
+from tests.loops import bodies
 
 OK, REFUSED, BAD, LOST = 200, 401, 400, 500
 Replies = asyncio.Future[int]
@@ -97,7 +98,7 @@ async def serving(
         loaded.progress.clear()
         sdk = replace(loaded, get_job=platform.get_job, get_stop_signals=platform.get_stop_signals)
         handler = handler or platform.handle
-        platform.loop = JobLoop(sdk, handler, concurrency_modifier=lambda current: concurrency, **options)
+        platform.loop = JobLoop(sdk, bodies(handler), concurrency=concurrency, **options)
         running = asyncio.create_task(platform.loop.run())
         await settled()
         yield platform
@@ -218,8 +219,8 @@ async def test_a_stream_whose_parts_were_taken_is_the_answer_though_its_job_is_h
     async def handler(job: dict[str, Any]) -> AsyncIterator[str]:
         seen.append(job)
         yield "a"
+        yield "b"  # with which the first one is posted
         await goes_on.wait()
-        yield "b"
 
     async with serving(handler) as platform:
         await platform.hand_out()

@@ -21,6 +21,7 @@ from handler.protocol import transport
 from handler.protocol.connections import Client
 from handler.protocol.http1 import Connection
 from handler.protocol.sdk import Sdk
+from tests.loops import bodies
 
 
 @dataclass
@@ -114,7 +115,7 @@ async def test_the_first_take_and_the_first_result_find_connections_that_were_op
         return job["input"]
 
     ready = asyncio.Event()
-    loop = JobLoop(sdk, echo, concurrency_modifier=lambda current: 1)
+    loop = JobLoop(sdk, bodies(echo), concurrency=1)
     serving = asyncio.create_task(loop.run(ready=ready.wait()))
     await gate.has_seen(2)
     assert gate.sent == [b"", b""]  # nothing is asked for before the engine is there
@@ -148,7 +149,7 @@ async def test_a_connection_that_is_being_opened_when_the_engine_is_ready_is_wai
     monkeypatch.setattr("handler.protocol.connections.start_connection", first_two_slow)
     monkeypatch.setattr("handler.job_loop.AHEAD_S", waits_s)
     monkeypatch.setattr(transport, "AHEAD_S", waits_s)
-    loop = JobLoop(sdk, lambda job: 1, concurrency_modifier=lambda current: 1)
+    loop = JobLoop(sdk, bodies(lambda job: 1), concurrency=1)
     serving = asyncio.create_task(loop.run(ready=asyncio.sleep(0)))
     assert (await emulator.wait(emulator.submit({"x": 1}), 5)).output == 1
     loop.stop()
@@ -166,7 +167,7 @@ async def test_after_a_pause_the_connection_for_a_result_is_opened_while_its_job
         await gate.has_seen(job["input"]["connections"])
         return len(gate.of(b"/job-done/"))
 
-    loop = JobLoop(sdk, handler, concurrency_modifier=lambda current: 1)
+    loop = JobLoop(sdk, bodies(handler), concurrency=1)
     serving = asyncio.create_task(loop.run())
     assert (await emulator.wait(emulator.submit({"connections": 3}))).output == 0
     assert (await emulator.wait(emulator.submit({"connections": 3}))).output == 1  # it was kept
@@ -184,7 +185,7 @@ async def test_an_engine_that_does_not_start_leaves_no_connection_open(sdk: Sdk,
         await gate.has_seen(2)
         raise RuntimeError("no engine")
 
-    loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
+    loop = JobLoop(sdk, bodies(lambda job: None), concurrency=1)
     with pytest.raises(RuntimeError, match="no engine"):
         await loop.run(ready=failing())
     assert gate.sent == [b"", b""]

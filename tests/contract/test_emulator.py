@@ -26,6 +26,7 @@ import pytest
 from benchmarks.emulator import Emulator, EmulatorThread, Fault, JobRecord, add_arguments
 from benchmarks.emulator.exchange import Exchange
 from benchmarks.emulator.jobs import JobStore
+from tests.loops import until
 
 ROOT = Path(__file__).parents[2]
 SOON_S = 5.0  # an upper bound for what happens at once; no test waits for it to pass
@@ -141,12 +142,6 @@ def working(emulator: EmulatorThread, answer: Callable[[Worker, dict[str, Any]],
     finally:
         handles[0].call_soon_threadsafe(handles[1].cancel)
         thread.join()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(SOON_S):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def echo(worker: Worker, job: dict[str, Any]) -> None:

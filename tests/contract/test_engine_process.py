@@ -26,6 +26,7 @@ from handler.parts import AHEAD
 from handler.processes.engine_client import EngineClient
 from handler.processes.engine_server import _Server
 from handler.startup.timeline import Timeline
+from tests.loops import until
 
 ROWS_OF_A_PART = 64
 
@@ -45,12 +46,6 @@ async def connected(worker: Worker) -> AsyncIterator[tuple[EngineClient, _Server
     yield client, server
     client.close()
     await serving
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def test_a_stream_that_is_taken_slowly_is_not_answered_further(small_bundle: Path):
@@ -269,12 +264,6 @@ def busy_since(seconds: float, count: int) -> list[Step]:
     return [busy(seconds + PAUSE_S * number) for number in range(count)]
 
 
-def stands(seconds: float) -> Step:
-    """It says that it will stand still."""
-    return PAUSE_S, [("pong", 0, PAUSE_S, "1 row"), ("standstill", 0, seconds)]
-
-
-MOVES: Step = (PAUSE_S, [("standstill", 0, 0.0), ("pong", 0, 2.75, "1 row")])
 WATCHED: dict[str, tuple[list[Step], str]] = {
     "it runs short batches": ([busy(0.1)] * 9, ""),
     "it answers late": ([SILENCE] * 3 + [busy(0.1)], ""),
@@ -282,8 +271,6 @@ WATCHED: dict[str, tuple[list[Step], str]] = {
     "it runs a long batch": (busy_since(0.0, 9), "the engine did not end a batch of 1 row within 1 s"),
     "both processes were frozen": ([busy(PAUSE_S), FROZEN, *busy_since(99.25, 3)], ""),
     "and its batch does not end": ([busy(PAUSE_S), FROZEN, *busy_since(99.25, 8)], "did not end a batch of 1 row"),
-    "it stands still as it said": ([stands(5.0), *[SILENCE] * 9, MOVES, busy(3.0)], ""),
-    "it stands still for longer": ([stands(1.0), *[SILENCE] * 9], "the engine did not answer within 1 s"),
 }
 
 

@@ -88,7 +88,7 @@ class Worker:
         self.calls: list[tuple[bool, str, Any]] = []
         """Whether it was on the event loop, the method, and its arguments."""
         self.on_call: Callable[[], None] = lambda: None
-        tokens = getattr(self.task, "_tokens" if task == "feature-extraction" else "tokens")
+        tokens = vars(self.task)["tokens"]
         tokens.tokenizer = Watched(tokens.tokenizer, self._seen)
         if hasattr(tokens, "_bulk"):
             tokens._bulk._tokenizer = tokens.tokenizer

@@ -43,12 +43,9 @@ class Lanes:
         self.threads: list[str] = []
         """The thread of each run."""
         self.said: list[str] = []
-        self.opening: list[bool] = []
-        """What was told of it."""
         self.engine = FakeEngine.from_bundle(open_bundle(bundle), lanes=lanes)
         self.engine.on_run = self._run
         self.batcher = Batcher(self.engine, max_rows=8, max_tokens=1000, max_queued=5000, say=self.said.append)
-        self.batcher.on_opening = self.opening.append
 
     def _run(self, bucket: Bucket) -> None:
         self.threads.append(threading.current_thread().name)
@@ -94,7 +91,6 @@ async def test_batches_run_at_the_same_time(lanes: Lanes):
     answers = await lanes.batcher.run([row(4, seed) for seed in range(6)])
     lanes.on_run = lambda bucket: None
     assert lanes.said == ["batches run side by side from now on when 2 rows or more wait"]
-    assert lanes.opening == [True, False]
     assert sorted(lanes.threads) == ["engine", "engine-2"]
     for seed, answer in enumerate(answers):
         assert np.array_equal(answer["embedding"], run_rows(lanes.engine, [row(4, seed)])[0]["embedding"])
@@ -257,7 +253,6 @@ async def test_where_they_cannot_be_opened_everything_goes_on(small_bundle: Path
     monkeypatch.setattr(made.engine, "open_lanes", refuse)
     await made.open()
     assert made.said == ["batches go on running one after the other: no room"]
-    assert made.opening == [True, False]
     assert len(await made.batcher.run([row(4)] * 20)) == 20
     assert set(made.threads) == {"engine"}
     assert made.said[1:] == []  # tried once

@@ -11,6 +11,7 @@ import pytest
 from handler import job_loop
 from handler.job_loop import JobLoop
 from handler.protocol import sdk as sdk_module
+from tests.loops import bodies
 
 
 class Busy(Exception):
@@ -44,7 +45,7 @@ async def test_a_take_that_fails_is_tried_again_ever_later_up_to_5_s(
     lost = OSError("nobody there")
     outcomes = [*[lost] * 7, Busy(), lost, [], lost, lost, Busy(), [], lost]
     sdk = replace(sdk_module.load(), get_job=script(lambda: loop, outcomes), too_many_requests=Busy)
-    loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
+    loop = JobLoop(sdk, bodies(lambda job: None), concurrency=1)
     await asyncio.wait_for(loop.run(), 5)
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0, 0.1, 0.2, 5.0, 0.1]
     told = capsys.readouterr().out.splitlines()
@@ -61,7 +62,7 @@ async def test_a_worker_that_stops_waits_for_no_pause(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(job_loop, "_FIRST_PAUSE_S", 60.0)
     sdk = replace(sdk_module.load(), get_job=fail)
-    loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
+    loop = JobLoop(sdk, bodies(lambda job: None), concurrency=1)
     running = asyncio.create_task(loop.run())
     await paused.wait()
     loop.stop()
@@ -77,7 +78,7 @@ async def test_a_worker_that_stops_gives_jobs_20_s_and_results_another_5_s(monke
 
     monkeypatch.setattr(job_loop, "asyncio", SimpleNamespace(**{**vars(asyncio), "timeout": timeout}))
     sdk = replace(sdk_module.load(), get_job=script(lambda: loop, []))
-    loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
+    loop = JobLoop(sdk, bodies(lambda job: None), concurrency=1)
     await asyncio.wait_for(loop.run(), 5)
     assert limits == [20.0, 5.0]
 
@@ -98,7 +99,7 @@ async def test_polls_that_nobody_holds_are_asked_ever_later_up_to_half_a_second(
     monkeypatch.setattr(job_loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
     outcomes = [*[[]] * 4, held, *[[]] * 15]
     sdk = replace(sdk_module.load(), get_job=script(lambda: loop, outcomes))
-    loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
+    loop = JobLoop(sdk, bodies(lambda job: None), concurrency=1)
     await asyncio.wait_for(loop.run(), 5)
     assert pauses == [0.05, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.5, 0.5, 0.5]
 
@@ -119,7 +120,7 @@ async def test_stop_signals_are_asked_for_behind_the_first_take_and_later_where_
     outcomes = [Busy(), lost, [], [], ["unknown"], *[lost] * 6, ["unknown"], Busy(), lost, [{}, 1], lost, []]
     signals = script(lambda: loop, outcomes)
     sdk = replace(sdk_module.load(), get_job=hold, get_stop_signals=signals, too_many_requests=Busy)
-    loop = JobLoop(sdk, lambda job: None, concurrency_modifier=lambda current: 1)
+    loop = JobLoop(sdk, bodies(lambda job: None), concurrency=1)
     await asyncio.wait_for(loop.run(), 5)
     assert pauses == [0.05, 5.0, 1.0, 1, 1, 1, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0, 1, 5.0, 1.0, 1, 1.0, 1]
     assert capsys.readouterr().out.count("asking for stop signals failed (OSError: nobody there)") == 9

@@ -170,11 +170,5 @@ async def test_whoever_is_told_of_engines_is_told_by_every_graph():
         batcher.on_lost("lost")
     graphs.router.on_lost("once more")
     assert said == ["lost", "lost", "once more"]
-    opening = list[bool]()
-    graphs.router.on_opening = opening.append
-    for begins, batcher in enumerate(graphs.router._batchers.values()):
-        batcher.on_opening(bool(begins))
-    graphs.router.on_opening(True)
-    assert opening == [False, True, True]
     graphs.open()
     graphs.router.close()

@@ -321,41 +321,6 @@ def test_a_level_that_the_sdk_has_not_is_refused(name: str, level: str):
 
 
 @pytest.mark.parametrize(
-    ("given", "left"),
-    [
-        ({"RUNPOD_REALTIME_PORT": "", "RUNPOD_REALTIME_CONCURRENCY": " "}, {}),
-        ({"RUNPOD_REALTIME_PORT": "8080", "RUNPOD_REALTIME_CONCURRENCY": "1"}, None),
-        ({"RUNPOD_REALTIME_PORT": "0", "RUNPOD_REALTIME_CONCURRENCY": "4"}, None),  # it does not serve there
-    ],
-)
-def test_numbers_that_the_sdk_takes_are_left_and_empty_ones_dropped(given: dict[str, str], left: dict[str, str] | None):
-    environ = dict(given)
-    sdk_environ.settle(environ)
-    del environ["RUNPOD_LOG_LEVEL"]
-    assert environ == (given if left is None else left)
-
-
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        (
-            {"RUNPOD_REALTIME_PORT": "abc"},
-            "RUNPOD_REALTIME_PORT='abc' is not a port; set it to one from 1 to 65535, or",
-        ),
-        ({"RUNPOD_REALTIME_PORT": "70000"}, "RUNPOD_REALTIME_PORT='70000' is not a port"),
-        ({"RUNPOD_REALTIME_CONCURRENCY": "many"}, "RUNPOD_REALTIME_CONCURRENCY='many' is not 1: the SDK's server runs"),
-        (
-            {"RUNPOD_REALTIME_PORT": "8080", "RUNPOD_REALTIME_CONCURRENCY": "2"},
-            "RUNPOD_REALTIME_CONCURRENCY='2' is not 1",
-        ),
-    ],
-)
-def test_numbers_that_the_sdk_would_stumble_over_after_the_boot_are_refused(given: dict[str, str], sentence: str):
-    with pytest.raises(ConfigError, match=f"^{sentence}"):
-        sdk_environ.settle(given)
-
-
-@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("RUNPOD_WEBHOOK_GET_JOB", None),

@@ -19,7 +19,8 @@ from engine.bundle import open_bundle
 from engine.config import Limits, Settings
 from engine.errors import AnswerTooLarge
 from engine.tasks import load_task
-from engine.tasks.feature_extraction import FeatureExtraction, Request
+from engine.tasks.feature_extraction import FeatureExtraction
+from engine.tasks.items import Request
 from engine.tasks.sentence_similarity import SentenceSimilarity
 from engine.tasks.text_ranking import TextRanking
 from handler.aggregate import END
@@ -75,7 +76,7 @@ class Echo(FeatureExtraction):
     """Answers with vectors as long as the texts."""
 
     def postprocess(self, request: Request, outputs: Any) -> Any:
-        return {"embeddings": [[float(request.first + index)] * len(text) for index, text in enumerate(request.texts)]}
+        return {"embeddings": [[float(request.first + index)] * len(text) for index, text in enumerate(request.items)]}
 
 
 def test_answers_that_grow_are_measured_whenever_one_is_made(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
@@ -95,7 +96,7 @@ class Choosy(FeatureExtraction):
     """A fork's task, whose answer may be the error of its job."""
 
     def postprocess(self, request: Request, outputs: Any) -> Any:
-        return {"error": "too few"} if len(request.texts) < 64 else {"count": len(request.texts)}
+        return {"error": "too few"} if len(request.items) < 64 else {"count": len(request.items)}
 
 
 def test_a_part_that_is_an_error_fails_the_job_of_the_stock_loop(small_bundle: Path):
@@ -249,9 +250,9 @@ class Wordy(FeatureExtraction):
     """Refuses to answer more than three texts at once."""
 
     def postprocess(self, request: Request, outputs: Any) -> Any:
-        if len(request.texts) > 3 or request.texts[-1] == "long":
-            raise AnswerTooLarge("much", 1_000_000 * len(request.texts) // 3)
-        return [request.first, len(request.texts)]
+        if len(request.items) > 3 or request.items[-1] == "long":
+            raise AnswerTooLarge("much", 1_000_000 * len(request.items) // 3)
+        return [request.first, len(request.items)]
 
 
 async def test_a_part_that_is_refused_for_its_answers_size_is_split(small_bundle: Path):

@@ -15,6 +15,7 @@ from handler.web import bodies as web_bodies
 from handler.web import front as web_front
 from handler.web import routes as web
 from handler.web.routes import Routes
+from tests.loops import until
 
 JOB = {"input": {"text": "a"}}
 STREAM = {"input": {"text": "a", "stream": True}}
@@ -68,12 +69,6 @@ async def client(routes: Routes) -> AsyncIterator[TestClient[Any, Any]]:
     await server.start_server(auto_decompress=False)  # and with handler_cancellation, as by handler/web/front.py
     async with TestClient(server) as running:
         yield running
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_who_comes_when_too_many_wait_is_told_to_retry(

@@ -2,13 +2,11 @@
 
 Rows decide, not chance, so a run can be repeated and its culprits are known: a row that holds the token id in
 CHAOS_RAISE makes its batch raise, CHAOS_NAN makes the row's own output NaN, CHAOS_HANG makes the run last for ever.
-CHAOS_FLAKY is the share of runs that raise whatever they hold, CHAOS_SLEEP_MS what every run lasts. With CHAOS_OPEN_S
-there are two lanes; to open them takes so many seconds, in which no thread of Python's runs.
+CHAOS_FLAKY is the share of runs that raise whatever they hold, CHAOS_SLEEP_MS what every run lasts.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import sys
@@ -39,18 +37,6 @@ def main() -> int:
         return outputs
 
     FakeEngine.finish = finish  # type: ignore[method-assign]
-    if opening_s := int(os.environ.get("CHAOS_OPEN_S", 0)):
-        healthy_load, healthy_open = FakeEngine.from_bundle, FakeEngine.open_lanes
-
-        def load(*arguments, **options):
-            time.sleep(opening_s / 5)
-            return healthy_load(*arguments, **{**options, "lanes": 2})
-
-        def open_lanes(self):
-            ctypes.PyDLL(None).sleep(opening_s)  # with the interpreter's lock, as ONNX Runtime loads a model
-            return healthy_open(self)
-
-        FakeEngine.from_bundle, FakeEngine.open_lanes = load, open_lanes  # type: ignore[method-assign]
     return serve()
 
 

@@ -1,4 +1,4 @@
-"""What holds for all exports here."""
+"""What holds for all exports here, and the endpoint of workers."""
 
 import shutil
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.emulator import EmulatorThread
 from export.__main__ import main
 from tests import models
 from tests.exports import Export, Result
@@ -39,6 +40,12 @@ def _one_thread() -> Iterator[None]:
         yield
     if torch:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def emulator() -> Iterator[EmulatorThread]:
+    with EmulatorThread(long_poll_s=2.0, stop_poll_s=2.0) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

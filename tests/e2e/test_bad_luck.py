@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,12 +14,6 @@ from benchmarks.emulator import EmulatorThread, Fault
 from benchmarks.worker_process import WorkerProcess
 
 SHELL = ("bash", "-c")
-
-
-@pytest.fixture
-def emulator() -> Iterator[EmulatorThread]:
-    with EmulatorThread(long_poll_s=2.0, stop_poll_s=2.0) as running:
-        yield running
 
 
 def worker_env(emulator: EmulatorThread, bundle: Path, **env: str) -> dict[str, str]:

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,12 +34,6 @@ def bundle(small_bundle: Path) -> Path:
     made = profiles(BATCHES, LENGTHS)
     add_plan(small_bundle, plan_bytes(made), profiles=made, batches=BATCHES, lengths=LENGTHS)
     return small_bundle
-
-
-@pytest.fixture
-def emulator() -> Iterator[EmulatorThread]:
-    with EmulatorThread(long_poll_s=5.0, stop_poll_s=5.0) as running:
-        yield running
 
 
 def worker_on(emulator: EmulatorThread, bundle: Path, loop: str = "events") -> WorkerProcess:

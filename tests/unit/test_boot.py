@@ -14,6 +14,7 @@ import handler.boot
 from engine import boot, probe
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import TensorRtEngine
+from engine.batching.router import Router
 from engine.boot import foreseen, gather, open_engine, warmed
 from engine.bucket import Bucket
 from engine.bundle import open_bundle, write_manifest
@@ -23,6 +24,7 @@ from engine.plans import build_plan, late
 from engine.probe import Gpu
 from handler.startup.timeline import Timeline
 from tests.bundles import move_weights_out, write_small_bundle
+from tests.contract.test_engine import row
 from tests.cuda_double import CUresult, Device, installed
 from tests.plans import add_plan
 from tests.tensorrt_double import TensorRtDouble, plan_bytes
@@ -394,6 +396,25 @@ def test_a_build_that_fails_is_not_begun_again_for_the_next_graph(
     worker.batcher.close()
     assert {choice.engine for choice in worker.choices.values()} == {"onnxruntime-cpu"}
     assert builds.read_text() == "one "
+
+
+@pytest.mark.parametrize("timeout_s", [3600.0, 0.001])
+async def test_lanes_are_left_out_where_opening_them_might_count_as_hanging(
+    small_bundle: Path, tmp_path: Path, timeout_s: float, capsys: pytest.CaptureFixture[str]
+):
+    """No other thread runs meanwhile, so that the engine's process says nothing."""
+    asked = settings(tmp_path, bundle=small_bundle, engine="onnxruntime-cpu", threads=2, engine_timeout_s=timeout_s)
+    worker = handler.boot.boot(asked, Timeline())
+    assert isinstance(worker.batcher, Router)
+    batcher = worker.batcher._batchers["model"]
+    await batcher.run([row(4)] * 9)
+    threads = list(batcher._lane_threads)  # the one that opens them, should there be one
+    worker.batcher.close()
+    assert bool(threads) == (timeout_s == 3600)
+    assert len(worker.notes) == (timeout_s != 3600)
+    told = "batches run one after the other: to open lanes may take "
+    assert (told in capsys.readouterr().out) == (timeout_s != 3600)
+    assert all(told in note and "ENGINE_TIMEOUT_S=0.001; raise that" in note for note in worker.notes)
 
 
 def test_an_image_without_the_export_cannot_build(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,7 +41,6 @@ class Changed(OnnxRuntimeEngine):
     """ONNX Runtime, with outputs that `change` spoils."""
 
     change: Change = staticmethod(lambda outputs: None)
-    notes: ClassVar[list[str]] = []
 
     def finish(self, slot: int = 0) -> Arrays:
         outputs = {name: values.copy() for name, values in super().finish(slot).items()}

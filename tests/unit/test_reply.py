@@ -18,7 +18,7 @@ from engine.errors import EngineError, InvalidInput, Overloaded, WorkerFault
 from engine.tasks.items import ItemsTask, Part
 from engine.tensors import Row
 from handler.handler import Handler
-from handler.reply import body_of, body_of_error, encode, to_json
+from handler.reply import body_of_error, body_of_json, encode, to_json
 
 
 class Colour(Enum):
@@ -93,7 +93,7 @@ def test_members_that_are_texts_or_numbers_are_written_as_these(value: Any):
     ],
 )
 def test_the_stock_sdks_rules_for_return_values(value: Any, body: dict[str, Any]):
-    assert body_of(value) == body
+    assert body_of_json(value) == body
 
 
 @pytest.mark.parametrize(
