@@ -396,16 +396,20 @@ def test_test_input_runs_one_job_locally(small_bundle: Path):
     assert "`text` must be a string" in failed.stdout
 
 
-@pytest.mark.parametrize("loop", ["events", "sdk"])
-@pytest.mark.parametrize("options", [("--test_input", '{"input": {"text": "a"}}'), ("--rp_serve_api",)])
+@pytest.mark.parametrize(
+    ("wrong", "options"),
+    [
+        ({"WORKER_LOOP": "events", "RUNPOD_LOG_LEVEL": "WARNING"}, ("--test_input", '{"input": {"text": "a"}}')),
+        ({"WORKER_LOOP": "sdk", "RUNPOD_LOG_LEVEL": " ", "RUNPOD_DEBUG_LEVEL": "2"}, ("--rp_serve_api",)),
+    ],
+)
 def test_a_log_level_that_the_sdk_has_not_is_refused_before_the_boot(
-    small_bundle: Path, loop: str, options: tuple[str, ...]
+    small_bundle: Path, wrong: dict[str, str], options: tuple[str, ...]
 ):
-    for wrong in ({"RUNPOD_LOG_LEVEL": "WARNING"}, {"RUNPOD_LOG_LEVEL": " ", "RUNPOD_DEBUG_LEVEL": "2"}):
-        done = start(small_bundle, *options, env={"WORKER_LOOP": loop, **wrong})
-        name, value = list(wrong.items())[-1]
-        assert done.stdout.startswith(f"ERROR | cannot start: {name}='{value}' is not allowed; set it to one of ERROR,")
-        assert (done.returncode, done.stdout.count("\n"), done.stderr) == (1, 1, "")
+    done = start(small_bundle, *options, env=wrong)
+    name, value = list(wrong.items())[-1]
+    assert done.stdout.startswith(f"ERROR | cannot start: {name}='{value}' is not allowed; set it to one of ERROR,")
+    assert (done.returncode, done.stdout.count("\n"), done.stderr) == (1, 1, "")
 
 
 def test_the_sdks_older_name_of_its_level_counts_where_the_newer_one_is_empty(small_bundle: Path):
