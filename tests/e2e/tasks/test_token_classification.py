@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.zoo.text import ARCHITECTURES
 from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.tasks import load_task
 from engine.text.entities import STRATEGIES
+from tests.architectures import FEW_ARCHITECTURES
 from tests.same import assert_same
 
 TASK = "token-classification"
@@ -23,7 +23,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FEW_ARCHITECTURES)
 def test_every_strategy(zoo: Any, architecture: str, strategy: str):
     entry = zoo(TASK, architecture)
     options = {"aggregation_strategy": strategy}
