@@ -320,18 +320,6 @@ def test_code_in_another_repository_that_loads_the_weights_itself(
     refused(export.run(*again), 2, "lacks 1 weights of OwnBert, encoder.layer.1.output.dense.weight for one")
 
 
-def test_two_exports_by_one_recipe_have_the_same_bytes(export: Exports, bert: Path, tmp_path: Path):
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(f'model = "{bert}"\ntask = "feature-extraction"\nprecision = "int8"\n')
-    for name in ("a", "b"):
-        assert export.run("--recipe", recipe, "--out", tmp_path / name).code == 0
-    first, second = (open_bundle(tmp_path / name) for name in ("a", "b"))
-    graphs = [name for name in first.manifest.files if name.startswith("graphs/")]
-    assert "graphs/model/int8.cpu.onnx" in graphs
-    for name in graphs:
-        assert first.manifest.files[name] == second.manifest.files[name], name
-
-
 def test_the_recipe_in_a_bundle_names_what_auto_came_to(export: Exports, bert: Path, tmp_path: Path):
     ended = export.run(bert, "--precision", "auto", "--targets", "cpu,cuda", "--out", tmp_path / "bundle", "--json")
     assert ended.code == 0, ended.err
