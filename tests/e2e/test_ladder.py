@@ -247,13 +247,6 @@ def test_a_bad_line_is_named(bert: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_limit_that_the_task_does_not_have_is_refused_with_those_that_it_has(
-    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    assert main([str(bert), *TASK, "--out", str(tmp_path / "b"), "--parity-threshold", "min_cosines=0.9"]) == 2
-    assert "has min_cosine, max_relative_difference, min_neighbours" in capsys.readouterr().err
-
-
 def test_equal_recipes_give_equal_graphs(bert: Path, tmp_path: Path):
     found = []
     for name in ("a", "b"):

@@ -126,15 +126,3 @@ def test_the_payloads_are_what_the_task_takes(small_bundle: Path):
     for payload in payloads:
         payload["input"].pop("dimensions", None)  # more than the small model has
         task.parse(payload["input"])
-
-
-def test_every_file_that_the_readme_links_to_is_there():
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
-    assert links
-    assert [link for link in links if not Path(link).exists()] == []
-
-
-def test_the_tables_are_made_from_the_code_and_the_committed_results():
-    from benchmarks.readme import rendered
-
-    assert rendered(README) == README, "run `python -m benchmarks readme`"

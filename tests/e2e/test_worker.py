@@ -348,15 +348,6 @@ def test_weights_that_are_hashed_while_the_engine_loads_are_refused(small_bundle
     assert "ONNX Runtime failed" not in done.stdout
 
 
-def test_a_pipe_in_the_place_of_a_graph_is_not_waited_for(small_bundle: Path):
-    graph = move_weights_out(small_bundle)
-    graph.unlink()
-    os.mkfifo(graph)
-    done = start(small_bundle)
-    assert done.returncode == 1
-    assert f"{graph} is not a file" in done.stdout
-
-
 def test_files_of_engines_that_are_not_used_are_not_read(small_bundle: Path):
     """Of the weights of another precision, and of a plan for a GPU, not even one that was changed."""
     weights = move_weights_out(small_bundle).with_name("other.bin")
