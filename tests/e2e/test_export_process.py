@@ -42,11 +42,6 @@ def export(the_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[E
         yield found
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
-
-
 def entries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 

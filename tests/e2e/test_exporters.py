@@ -21,7 +21,6 @@ from benchmarks.zoo.audio import tiny_speech
 from benchmarks.zoo.images import task_model
 from engine.bundle import open_bundle
 from export.__main__ import main
-from tests import models
 from tests.models import edit_json
 
 CODE = '''
@@ -48,11 +47,6 @@ class OwnBertModel(BertModel):
         return found
 '''
 FEATURES = ("--task", "feature-extraction")
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
 @pytest.fixture

@@ -29,11 +29,6 @@ TASK = ("--task", "feature-extraction")
 
 
 @pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.tiny_bert(tmp_path_factory.mktemp("models") / "bert")
-
-
-@pytest.fixture(scope="module")
 def loud(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that fp32 computes well and fp16 has no numbers for: attention scores as exported, and what LayerNorm
     reads."""
