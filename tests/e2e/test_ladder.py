@@ -222,26 +222,6 @@ def test_own_rows_without_a_token_have_nothing_to_look_at(bert: Path, tmp_path: 
     assert "graphs/model/int8.cpu.onnx" in figures["graphs"]
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ('{"text": "fine"}\n{"text": 1}\n', "mine.jsonl, line 2: "),
-        ('{"text": "fine"\n', "mine.jsonl, line 1: not JSON"),
-        ("[]\n", "mine.jsonl, line 1: an object is needed, got list"),
-        ("\n", "holds no line"),
-    ],
-)
-def test_a_bad_line_is_named(bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, said: str):
-    data = tmp_path / "mine.jsonl"
-    data.write_text(content, encoding="utf-8")
-    assert main([str(bert), *TASK, "--out", str(tmp_path / "bundle"), "--parity-data", str(data)]) == 2
-    printed = capsys.readouterr().err
-    assert said in printed
-    assert "write a job's input" in printed
-    assert printed.count("\n") == 1
-    assert not (tmp_path / "bundle").exists()
-
-
 def test_equal_recipes_give_equal_graphs(bert: Path, tmp_path: Path):
     found = []
     for name in ("a", "b"):
@@ -249,31 +229,3 @@ def test_equal_recipes_give_equal_graphs(bert: Path, tmp_path: Path):
         folder = tmp_path / name / "graphs/model"
         found.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert [name for name in found[0] if found[0][name] != found[1].get(name)] == []
-
-
-def test_rounding_shows_what_onnx_runtime_hides(tmp_path: Path):
-    """A square that fp16 has no number for, with a root behind it."""
-    import onnxruntime as ort
-    from onnx import helper
-
-    from export.precision.rounded import rounded
-
-    half, single = TensorProto.FLOAT16, TensorProto.FLOAT
-    graph = helper.make_graph(
-        [
-            helper.make_node("Cast", ["x"], ["h"], to=half),
-            helper.make_node("Mul", ["h", "h"], ["p"]),
-            helper.make_node("Sqrt", ["p"], ["s"]),
-            helper.make_node("Cast", ["s"], ["y"], to=single),
-        ],
-        "g",
-        [helper.make_tensor_value_info("x", single, ["n"])],
-        [helper.make_tensor_value_info("y", single, ["n"])],
-    )
-    path = tmp_path / "fp16.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    session = ort.InferenceSession(str(rounded(path, tmp_path / "rounded.onnx")))
-    (y,) = session.run(None, {"x": np.array([3.14159, 400], np.float32)})
-    assert y[0] == pytest.approx(3.14, abs=2e-3)
-    assert np.float32(np.float16(y[0])) == y[0]
-    assert not np.isfinite(y[1])
