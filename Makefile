@@ -163,7 +163,7 @@ BUNDLE_ARGS = $(shell $(RUN_PYTHON) -c 'import json, os, shlex, sys; \
 	print(*("--build-arg " + shlex.quote(name + "=" + value) for name, value in named.items()))' $(call quoted,$(MODEL)))
 
 image: ## the image around bundle/, or around an export of MODEL=...; IMAGE=... ENGINE_SET=... WITH_BUILDER=1 BUILD_OPTIONS=...
-	$(DOCKER) build --tag $(IMAGE) $(foreach name,ENGINE_SET WITH_BUILDER,$(if $($(name)),--build-arg $(name)=$($(name)))) \
+	$(DOCKER) build --tag $(IMAGE) --platform linux/amd64 $(foreach name,ENGINE_SET WITH_BUILDER,$(if $($(name)),--build-arg $(name)=$($(name)))) \
 		$(BUNDLE_ARGS) $(if $(filter 0,$(.SHELLSTATUS)),,$(error $(PYTHON) did not tell what the image is of; name a Python with PYTHON=... or see bundle/manifest.json)) \
 		$(BUILD_OPTIONS) .
 

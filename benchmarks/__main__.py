@@ -29,10 +29,10 @@ _COMMANDS = {
     "models": "every architecture exported, opened, asked, compared with PyTorch; writes docs/models.md",
     "peers": "this worker beside the ones that users would run instead, in one run",
     "quick": "a few minutes of what can tell a regression, held against budgets and an earlier run",
-    "readme": "write the README's tables anew from settings and results",
+    "readme": "write the tables of README and docs/ anew from code, settings and results",
     "recommend": "engine, batch ladder, concurrency, precision and cost for a latency target, from results files",
     "report": "one page with plots, from results files",
-    "tasks": "every task on every architecture: exported, compared; microseconds of each stage of a job",
+    "tasks": "microseconds of each stage of a job, task by task; writes docs/tasks.md",
     "soak": "a hundred thousand jobs: does memory grow, are files or threads left open",
     "throughput": "engines alone over a grid of batch sizes and lengths, beside ONNX Runtime and PyTorch",
 }

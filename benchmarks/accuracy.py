@@ -20,7 +20,7 @@ from benchmarks import arguments, results_file, shapes
 from benchmarks.engines import ENGINES, default_engine, precisions_of, prepare_all
 from benchmarks.exported import BUILD, exported
 from benchmarks.floor import BATCH
-from benchmarks.measure import MISSING, figure, markdown, times
+from benchmarks.measure import MISSING, figure, markdown, say, times
 from benchmarks.results_file import Measurement, Results
 from benchmarks.rounds import target_of
 from benchmarks.targets.base import vectors_of
@@ -53,9 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="(default: all that it has for the engine, on a GPU fp16 as well)",
     )
     parser.add_argument("--texts", type=arguments.count, default=500, help="that are compared (default: %(default)s)")
-    parser.add_argument(
-        "--rounds", type=arguments.count, default=5, help="times that all is measured (default: %(default)s)"
-    )
+    arguments.add_rounds(parser, 5)
     parser.add_argument("--seed", type=arguments.count_or_none, default=0, help="of the texts (default: %(default)s)")
     parser.add_argument(
         "--plan-options", type=arguments.words, default="", metavar="'--x y'", help="more for `python -m export plan`"
@@ -91,7 +89,7 @@ def _run(args: argparse.Namespace) -> None:
         commands[_FLOOR] = shapes.floor(path)
     environment = results_file.environment()  # now: a file that is changed meanwhile is not what runs
     rows = token_rows(bundle, texts(args.texts, seed=args.seed))
-    with shapes.started(commands, _say) as processes:
+    with shapes.started(commands, say) as processes:
         found = measure(processes, rows, args.rounds)
     options = {"engine": args.engine, "model": bundle.manifest.model, "texts": args.texts, "seed": args.seed}
     now = open_bundle(path)  # a plan that was built for this has brought figures of its own
@@ -113,7 +111,7 @@ def measure(processes: Mapping[str, PipeProcess], rows: Sequence[Sequence[int]],
         process.ask({**question, "rows": rows[:BATCH]})
     found: dict[str, list[tuple[float, Array]]] = {name: [] for name in processes}
     for number in range(rounds):
-        _say(f"round {number + 1} of {rounds}")
+        say(f"round {number + 1} of {rounds}")
         for name, process in processes.items():
             answer = process.ask(question)
             found[name].append((len(rows) / answer["seconds"], vectors_of(answer["embeddings"])))
@@ -166,7 +164,3 @@ def _cells(bundle: Bundle) -> list[Bucket]:
 def _cosines(vectors: Any, base: Any) -> Any:
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(base, axis=1)
     return (vectors * base).sum(1) / lengths
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -11,13 +11,16 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from engine.bundle import open_bundle
 from engine.errors import BundleError
 
+N = TypeVar("N", int, float)
+
 _MOST = 1_000_000_000
-_LONGEST_S = 86400.0
+_DAY_S = 86400.0
 
 EMBEDDING = ("feature-extraction", "sentence-similarity")
 """Tasks that take texts and answer with their vectors."""
@@ -26,14 +29,25 @@ TEXTS = (*EMBEDDING, "sparse-encoder", "text-classification", "token-classificat
 _TOKENS = frozenset(("input_ids", "attention_mask", "token_type_ids"))
 
 
-def count(text: str) -> int:
-    """A whole number from 1 up."""
-    return _whole(text, 1)
+def _value(kind: type[N], is_one: Callable[[N], bool], what: str) -> Callable[[str], N]:
+    def read(text: str) -> N:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not is_one(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return read
 
 
-def count_or_none(text: str) -> int:
-    """A whole number from 0 up."""
-    return _whole(text, 0)
+count = _value(int, lambda value: 1 <= value <= _MOST, f"a whole number from 1 to {_MOST}")
+count_or_none = _value(int, lambda value: 0 <= value <= _MOST, f"a whole number from 0 to {_MOST}")
+positive = _value(float, lambda value: 0 < value < math.inf, "a number above 0")
+not_negative = _value(float, lambda value: 0 <= value < math.inf, "a number from 0 up")
+seconds = _value(float, lambda value: 0 < value <= _DAY_S, f"a number of seconds above 0 and up to {_DAY_S:.0f}")
+share = _value(float, lambda value: 0 < value < 1, "between 0 and 1")
 
 
 def counts(text: str) -> list[int]:
@@ -42,24 +56,6 @@ def counts(text: str) -> list[int]:
         return sorted({count(part) for part in text.split(",")})
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers from 1 up") from None
-
-
-def _whole(text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not least <= value <= _MOST:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {_MOST}")
-    return value
-
-
-def positive(text: str) -> float:
-    """A number above 0."""
-    value = _number(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
 
 
 def rate(text: str) -> str:
@@ -73,44 +69,13 @@ def rate(text: str) -> str:
     return text
 
 
-def not_negative(text: str) -> float:
-    """A number from 0 up."""
-    value = _number(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
-    return value
-
-
-def seconds(text: str) -> float:
-    """Seconds, above 0 and no more than a day."""
-    value = _number(text)
-    if not 0 < value <= _LONGEST_S:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and up to {_LONGEST_S:.0f}")
-    return value
-
-
-def share(text: str) -> float:
-    """A number between 0 and 1, which are none."""
-    value = _number(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
-    return value
-
-
 def percentages(text: str) -> tuple[float, ...]:
     """A list of percentages."""
-    found = tuple(_number(part) for part in text.split(","))
-    if not all(0 <= percent <= 100 for percent in found):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of percentages from 0 to 100")
-    return found
-
-
-def _number(text: str) -> float:
-    """NaN, which no comparison lets through, for what is no number."""
+    percent = _value(float, lambda value: 0 <= value <= 100, "a percentage")
     try:
-        return float(text)
-    except ValueError:
-        return math.nan
+        return tuple(map(percent, text.split(",")))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of percentages from 0 to 100") from None
 
 
 def names(known: Sequence[str], what: str) -> Callable[[str], list[str]]:
@@ -212,3 +177,13 @@ def new_file(text: str) -> Path:
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"{path} cannot be written: {above} is no folder that takes files")
     return path
+
+
+def add_bundle(parser: argparse.ArgumentParser, tasks: Sequence[str], what: str = "a bundle to serve") -> None:
+    """Declare --bundle."""
+    parser.add_argument("--bundle", type=bundle_for(tasks), help=f"{what} (default: all-MiniLM-L6-v2, exported)")
+
+
+def add_rounds(parser: argparse.ArgumentParser, default: int, what: str = "times that all is measured") -> None:
+    """Declare --rounds."""
+    parser.add_argument("--rounds", type=count, default=default, help=f"{what} (default: %(default)s)")

@@ -17,12 +17,11 @@ from collections.abc import Sequence
 from benchmarks import arguments
 from benchmarks.clients import Answers, Clients, Json, embed_jobs
 from benchmarks.engines import identity, served_precision
-from benchmarks.exported import BUILD, exported
+from benchmarks.exported import demo_bundle
 from benchmarks.load import closed_loop
 from benchmarks.measure import figure, markdown
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import Figures, Round, measurements, options_of, spread, target_of
-from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import stream, texts
 from engine.config import ENGINES
@@ -40,22 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=arguments.seconds, default=2.0, help="length of the closed loop (default: %(default)s)"
     )
-    parser.add_argument(
-        "--rounds", type=arguments.count, default=3, help="times that all is counted (default: %(default)s)"
-    )
+    arguments.add_rounds(parser, 3, "times that all is counted")
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="the worker's ENGINE (default: %(default)s)")
-    parser.add_argument(
-        "--bundle",
-        type=arguments.bundle_for(arguments.EMBEDDING),
-        help="a bundle to serve (default: all-MiniLM-L6-v2, exported)",
-    )
+    arguments.add_bundle(parser, arguments.EMBEDDING)
     parser.add_argument("--seed", type=arguments.count_or_none, default=0, help="of the texts (default: %(default)s)")
     parser.add_argument("--json", type=arguments.new_file, help="also write the results to this file")
 
 
 def main(args: argparse.Namespace) -> int:
     """Count, print the table, write the JSON. Returns 1 when a job failed."""
-    args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
+    args.bundle = args.bundle or demo_bundle()
     results = measure(args)
     print(table(results))
     if args.json:

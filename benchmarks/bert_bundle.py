@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from benchmarks.bert_graph import INPUTS, OUTPUT, SHAPES, Shape, bert_graph, weights_of
 from engine.bundle import Graph, Manifest, open_bundle, write_manifest
 from engine.errors import BundleError
-from engine.files.bundle_folder import new_bundle_folder
 from engine.tensors import TensorSpec
+from export.bundle_folder import new_bundle_folder
 from export.optimize import add_graph
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from benchmarks.report.details import details
-from benchmarks.report.stored import AUTO, CPU, Shape, Source, Stored, shape
-from benchmarks.rounds import REACHED, named_precision, plain, without_engine
+from benchmarks.report.stored import AUTO, CPU, Source, Stored
+from benchmarks.rounds import REACHED, Shape, named_precision, plain, shape, without_engine
 from engine.config import Settings
 
 _LOADS = ("load", "peers")

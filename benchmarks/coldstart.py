@@ -28,13 +28,12 @@ from typing import NamedTuple
 from benchmarks import arguments, import_times
 from benchmarks.emulator import EmulatorThread
 from benchmarks.engines import identity, served_precision
-from benchmarks.exported import BUILD, exported
+from benchmarks.exported import demo_bundle
 from benchmarks.floor_files import files
 from benchmarks.measure import figure, markdown, percentile, times
 from benchmarks.page_cache import way_to_drop
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import Figures, Round, measurements, options_of, target_of
-from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import texts
 from engine.bundle import open_bundle
@@ -52,11 +51,7 @@ _FLOORS = {"ready_s": "ready_s", "first_take_s": "ready_s", "first_answer_s": "f
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--runs", type=arguments.count, default=10, help="starts of each kind (default: %(default)s)")
-    parser.add_argument(
-        "--bundle",
-        type=arguments.bundle_for(arguments.TEXTS),
-        help="a bundle to serve (default: all-MiniLM-L6-v2, exported)",
-    )
+    arguments.add_bundle(parser, arguments.TEXTS)
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="the worker's ENGINE (default: %(default)s)")
     parser.add_argument(
         "--warm-only", action="store_true", help="leave the page cache alone; dropping it slows down the whole machine"
@@ -67,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON."""
-    args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
+    args.bundle = args.bundle or demo_bundle()
     if args.imports:
         print(import_times.table(import_times.costs(_import_lines(args.bundle, {"ENGINE": args.engine}))))
         return 0

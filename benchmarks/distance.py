@@ -13,16 +13,16 @@ At least one round trip is in each: the job travels one half, its result the oth
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 
 from benchmarks import arguments
 from benchmarks.clients import Answers, Clients, embed_jobs
 from benchmarks.emulator import JobRecord, Status
-from benchmarks.measure import MISSING, markdown, percentile
+from benchmarks.measure import MISSING, markdown, percentile, say
+from benchmarks.report.targets import name as target_name
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import Round, measurements, median_ratio, spread
-from benchmarks.targets.catalogue import LABELS, Needs, targets
+from benchmarks.targets.catalogue import NAMES, Needs, targets
 from benchmarks.targets.queue_worker import QueueWorker
 from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import stream
@@ -39,17 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rtt-ms", type=arguments.positive, default=40.0, help="there and back (default: %(default)g ms)"
     )
-    parser.add_argument("--rounds", type=arguments.count, default=3, help="starts of each (default: %(default)s)")
+    arguments.add_rounds(parser, 3, "starts of each")
     parser.add_argument("--jobs", type=arguments.count, default=20, help="in turn (default: %(default)s)")
     parser.add_argument(
         "--pause", type=arguments.seconds, default=20.0, help="s before a job (default: %(default)g; aiohttp keeps 15)"
     )
     parser.add_argument("--with", dest="peer", choices=_PEERS, default="stock", help="beside ours (default: stock)")
-    parser.add_argument(
-        "--bundle",
-        type=arguments.bundle_for(arguments.TEXTS),
-        help="a bundle to serve (default: all-MiniLM-L6-v2, exported)",
-    )
+    arguments.add_bundle(parser, arguments.TEXTS)
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="our worker's ENGINE (default: %(default)s)")
     parser.add_argument("--json", type=arguments.new_file, help="also write the figures to this file")
 
@@ -57,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON. A peer that fails in a round has no figure there."""
     if args.bundle and args.peer != "none":
-        _say(f"distance: {args.peer} would load all-MiniLM-L6-v2 beside this --bundle; add --with none")
+        say(f"distance: {args.peer} would load all-MiniLM-L6-v2 beside this --bundle; add --with none")
         return 2
     needs = Needs(bundle=args.bundle, engine=args.engine, concurrency=1)
     found, versions = [], {}
@@ -69,19 +65,19 @@ def main(args: argparse.Namespace) -> int:
         except RuntimeError as error:
             if target.name == "ours":
                 raise
-            _say(f"{target.name} is left out: {error}")
+            say(f"{target.name} is left out: {error}")
     known = environment()  # now: a file that is changed meanwhile is not what runs
     rounds = []
     for number in range(args.rounds):
         figures: Round = {}
         for target in found if number % 2 == 0 else reversed(found):
-            _say(f"round {number + 1} of {args.rounds}: {target.name}")
+            say(f"round {number + 1} of {args.rounds}: {target.name}")
             try:
                 figures |= measure(target, args.rtt_ms / 1e3, args.jobs, args.pause, seed=number)
             except (RuntimeError, TimeoutError) as error:
                 if target.name == "ours":
                     raise
-                _say(f"{target.name} failed in this round: {error}")
+                say(f"{target.name} failed in this round: {error}")
         rounds.append(figures)
     options = {name: getattr(args, name) for name in ("rtt_ms", "rounds", "jobs", "pause", "engine")}
     results = Results(
@@ -128,7 +124,7 @@ def measure(target: QueueWorker, rtt_s: float, jobs: int, pause_s: float, *, see
 def table(results: Results, rtt_ms: float, pause_s: float) -> str:
     """A line a point, a column a target: median, least and greatest, and how many times ours. Markdown."""
     found = results.of(SCENARIO)
-    names = [name for name in LABELS if any(one.target == name for one in found)]
+    names = [name for name in NAMES if any(one.target == name for one in found)]
     what: Mapping[tuple[str, str], str] = {
         (START, "first_answer_s"): "exec to the answer of a waiting job, s",
         (IN_TURN, "p50_ms"): "job after job, p50, ms",
@@ -142,8 +138,4 @@ def table(results: Results, rtt_ms: float, pause_s: float) -> str:
             behind = f" {median_ratio(results, one)}" if one and results.ratios(one) else ""
             cells.append(spread(one) + behind if one else MISSING)
         rows.append([label, *cells])
-    return markdown([f"round trip {rtt_ms:g} ms, TLS", *(LABELS[name] for name in names)], rows)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return markdown([f"round trip {rtt_ms:g} ms, TLS", *(target_name(name) for name in names)], rows)

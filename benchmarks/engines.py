@@ -16,10 +16,10 @@ from engine.boot import gather
 from engine.bundle import Bundle, open_bundle
 from engine.config import Settings
 from engine.errors import BundleError
-from engine.files.bundle_folder import new_bundle_folder
 from engine.plans.sidecar import PRECISIONS, Machine, PlanFile, mismatch, plans_of, stale
 from engine.probe import gpu, tensorrt_version
 from engine.select import Choice, select
+from export.bundle_folder import new_bundle_folder
 
 ENGINES = ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
 

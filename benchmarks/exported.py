@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.weights import minilm_folder
 from engine.bundle import open_bundle
 from engine.errors import BundleError
 
@@ -30,3 +31,8 @@ def exported(model: Path, out: Path, *options: str, task: str = "feature-extract
     else:
         print(f"{out} is there and whole; remove it to export it anew")
     return out
+
+
+def demo_bundle(*options: str, name: str = "bundle") -> Path:
+    """all-MiniLM-L6-v2, exported. Raises RuntimeError."""
+    return exported(minilm_folder(), BUILD / "demo" / name, *options)

@@ -28,9 +28,9 @@ from benchmarks.bert_graph import SHAPES
 from benchmarks.exported import BUILD
 from benchmarks.machine import machine
 from benchmarks.measure import markdown, text_of, write_json
+from benchmarks.processes import kill_session
 from benchmarks.results_file import a_list, a_mapping
 from benchmarks.shapes import torch_python
-from benchmarks.targets.pipe import kill_session
 from engine.probe import gpu
 
 STEPS = ("smoke", "plan", "tests", "coldstart", "latency", "throughput")

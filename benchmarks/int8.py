@@ -52,9 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="that TensorRT's form is compared on (default: %(default)s)",
     )
     parser.add_argument("--seed", type=arguments.count_or_none, default=1, help="of the texts (default: %(default)s)")
-    parser.add_argument(
-        "--rounds", type=arguments.count, default=3, help="times that speed is measured (default: %(default)s)"
-    )
+    arguments.add_rounds(parser, 3, "times that speed is measured")
     parser.add_argument("--json", type=arguments.new_file, help="also write the figures to this file")
 
 

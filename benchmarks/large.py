@@ -21,6 +21,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from benchmarks import readme
 from benchmarks.measure import markdown
 from benchmarks.results_file import Measurement, Results, earlier, environment, read, write
 from export.precision.options import PRECISIONS
@@ -49,17 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path("build/large"), help="for model and bundle, 4 GB (default: %(default)s)"
     )
-    parser.add_argument("--tables", action="store_true", help="only write the page anew from the results")
 
 
 def main(args: argparse.Namespace) -> int:
     """Export, boot, write results and page; 1 when the export took more than LIMIT times the weights."""
-    if not args.tables:
-        run = measured(args.folder, args.precision)
-        record(run)
-        print(_table(read(RESULTS)))
-    PAGE.write_text(rendered(PAGE.read_text(), read(RESULTS)))
-    return int(not args.tables and run.export.peak > LIMIT * run.weights)
+    run = measured(args.folder, args.precision)
+    record(run)
+    print(table())
+    readme.write(PAGE)
+    return int(run.export.peak > LIMIT * run.weights)
 
 
 @dataclass
@@ -209,19 +208,9 @@ def _megabytes(size: int) -> float:
     return round(size / _MB)
 
 
-# The page
-
-
-def rendered(text: str, results: Results) -> str:
-    """`text` with the table between its markers made anew. Raises ValueError where a marker is missing."""
-    begin, end = "<!-- begin large -->\n", "<!-- end large -->"
-    if begin not in text or end not in text:
-        raise ValueError(f"the page lacks the markers {begin.strip()} and {end}")
-    head, _, rest = text.partition(begin)
-    return f"{head}{begin}{_table(results)}\n{end}{rest.partition(end)[2]}"
-
-
-def _table(results: Results) -> str:
+def table() -> str:
+    """For the page, from RESULTS."""
+    results = read(RESULTS)
     rows = []
     for one in results.measurements:
         if one.target == "weights":

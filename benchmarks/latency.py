@@ -18,7 +18,8 @@ from benchmarks.bert_bundle import bert_bundle
 from benchmarks.bert_graph import SHAPES
 from benchmarks.engines import ENGINES, check, default_engine, default_precision, prepare
 from benchmarks.exported import BUILD
-from benchmarks.latency_table import goals, measurements, table
+from benchmarks.latency_table import measurements, table
+from benchmarks.measure import say
 from benchmarks.peer_env import with_torch
 from benchmarks.results_file import Measurement, Results
 from benchmarks.rounds import target_of
@@ -50,9 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=arguments.counts, metavar="N,N", help="rows of a run (default: 1,8,32,128; on the CPU 1,8)"
     )
-    parser.add_argument(
-        "--rounds", type=arguments.count, default=1, help="times that all is measured (default: %(default)s)"
-    )
+    arguments.add_rounds(parser, 1)
     parser.add_argument(
         "--torch-python",
         metavar="PYTHON",
@@ -86,8 +85,8 @@ def main(args: argparse.Namespace) -> int:
         print(f"latency: {error}", file=sys.stderr)
         return 2
     for note in notes(args, args.engine):
-        _say(f"latency: {note}")
-    args.torch_python = shapes.torch_python(args.torch_python, args.engine, _say)
+        say(f"latency: {note}")
+    args.torch_python = shapes.torch_python(args.torch_python, args.engine, say)
     environment = with_torch(results_file.environment(), args.torch_python)
     found: list[Measurement] = []
     times: list[tuple[str, str, Sequence[float]]] = []
@@ -97,7 +96,7 @@ def main(args: argparse.Namespace) -> int:
             measured = measure(model, args, switches)
         except (RuntimeError, WorkerError, OSError) as error:  # no plan, no room: the next may have both
             errors[model] = str(error)
-            _say(f"latency: {model} is left out: {error}")
+            say(f"latency: {model} is left out: {error}")
         else:
             errors |= measured.errors
             found += measurements(measured, switches.metrics)
@@ -111,8 +110,6 @@ def main(args: argparse.Namespace) -> int:
         print(f"latency: nothing could be measured; {next(iter(errors.values()))}", file=sys.stderr)
         return 2
     print(table(results, json.loads(_PUBLISHED.read_text())["rows"]))
-    for line in goals(results, args.models):
-        print(line)
     return 0
 
 
@@ -152,15 +149,11 @@ def measure(model: str, args: argparse.Namespace, switches: Switches) -> shapes.
     if args.torch_python is not None:
         commands |= {f"torch-{mode}": shapes.torch(args.torch_python, SHAPES[model], mode) for mode in args.torch_modes}
         asked += [Asked(f"torch-{mode}", f"torch-{mode}") for mode in args.torch_modes]
-    with shapes.started(commands, _say) as processes:
+    with shapes.started(commands, say) as processes:
         return shapes.measure(
-            processes, asked, cells, args.rounds, switches, say=_say, point=lambda cell: f"{model}, {point_of(cell)}"
+            processes, asked, cells, args.rounds, switches, say=say, point=lambda cell: f"{model}, {point_of(cell)}"
         )
 
 
 def _options(args: argparse.Namespace, switches: Switches) -> Mapping[str, object]:
     return {"engine": args.engine, "precision": args.precision, "rounds": args.rounds, **switches.as_options()}
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

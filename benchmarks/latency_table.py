@@ -1,15 +1,14 @@
-"""From the times of `latency` to a results file, its table, and the goals that it decides. Rule: pure."""
+"""From the times of `latency` to a results file, and its table. Rule: pure."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks.measure import MISSING, figure, markdown, percentile, ratio, times
 from benchmarks.results_file import Measurement, Results
-from benchmarks.rounds import plain
+from benchmarks.rounds import Shape, plain, shape
 from benchmarks.shapes import Found
 
 SCENARIO = "latency"
@@ -22,16 +21,6 @@ COLUMNS: Mapping[str, str] = {
     "torch-compile": "torch compile",
 }
 """Target, without its precision, -> what the table calls it, in order."""
-
-_POINT = re.compile(r"(?P<model>.*), batch (?P<batch>\d+), (?P<seq>\d+) tokens")
-
-
-class Place(NamedTuple):
-    """Where a point lies."""
-
-    model: str
-    seq: int
-    batch: int
 
 
 def measurements(found: Found, metrics: Mapping[str, float], scenario: str = SCENARIO) -> Iterator[Measurement]:
@@ -51,8 +40,9 @@ def table(results: Results, published: Sequence[Mapping[str, Any]]) -> str:
     names = [name for name in COLUMNS if any(plain(one.target) == name for one in found)]
     lines = []
     for point in dict.fromkeys(one.point for one in found):
-        place = place_of(point)
-        cells = [place.model, str(place.seq), str(place.batch)]
+        place = shape(point)
+        assert place is not None
+        cells = [place.of, str(place.tokens), str(place.batch)]
         for name in names:
             p50 = _p50(results, name, point)
             high = _value(results, name, point, last)
@@ -73,40 +63,6 @@ def highest(found: Iterable[Measurement]) -> str:
     return max(metrics, key=lambda metric: float(metric[1 : -len("_ms")]), default="p50_ms")
 
 
-def goals(results: Results, models: Iterable[str] = ()) -> list[str]:
-    """A line for each goal that these figures decide: whether it is met, and by what figures.
-
-    One for each of `models` without figures as well, whose goals stay open.
-    """
-    has_figures = {place_of(one.point).model for one in results.of(SCENARIO) if not math.isnan(one.median)}
-    said = [f"OPEN    {model}: no figures" for model in models if model not in has_figures]
-    for point in dict.fromkeys(one.point for one in results.of(SCENARIO)):
-        alone, copies, handler, compiled = (
-            _p50(results, name, point) for name in ("ours-alone", "ours", "ours-handler", "torch-compile")
-        )
-        place = place_of(point)
-        where = f"{place.model}, {place.seq} tokens, batch {place.batch}"
-        if place == Place("bert-base", 128, 1) and alone is not None and handler is not None:
-            said.append(_goal(alone <= 0.5, f"{where}: engine {figure(alone, 'ms')}, at most 0.5 (of an H200)"))
-            more = handler - alone
-            said.append(_goal(more <= 0.25, f"{where}: copies and handler add {figure(more, 'ms')}, at most 0.25"))
-        least = {1: 2.0, 32: 1.0}.get(place.batch)
-        if least is not None and compiled is not None and copies is not None:
-            faster = compiled / copies
-            said.append(
-                _goal(faster >= least, f"{where}: {times(faster)} as fast as torch.compile, at least {least:g}x")
-            )
-    return said
-
-
-def place_of(point: str) -> Place:
-    """The model, tokens and rows of a point of this scenario. Raises ValueError for another one's."""
-    found = _POINT.fullmatch(point)
-    if found is None:
-        raise ValueError(f"{point!r} is no point of latency")
-    return Place(found["model"], int(found["seq"]), int(found["batch"]))
-
-
 def _p50(results: Results, target: str, point: str) -> float | None:
     return _value(results, target, point, "p50_ms")
 
@@ -120,9 +76,5 @@ def _value(results: Results, target: str, point: str, metric: str) -> float | No
     return None if one is None or math.isnan(one.median) else one.median
 
 
-def _is_at(published: Mapping[str, Any], place: Place) -> bool:
-    return (published["model"], published["seq"], published["batch"]) == place
-
-
-def _goal(met: bool, text: str) -> str:
-    return f"{'met   ' if met else 'MISSED'}  {text}"
+def _is_at(published: Mapping[str, Any], place: Shape) -> bool:
+    return (published["batch"], published["seq"], published["model"]) == place

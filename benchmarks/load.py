@@ -29,13 +29,12 @@ from typing import Any
 from benchmarks import arguments
 from benchmarks.clients import Answers, Clients, Json, embed_jobs
 from benchmarks.engines import identity, served_engine, served_precision
-from benchmarks.exported import BUILD, exported
+from benchmarks.exported import demo_bundle
 from benchmarks.floor import Floor
 from benchmarks.knee import KNEE, knee
 from benchmarks.measure import figure, markdown, percentile
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import Figures, Round, measurements, median_ratio, options_of, plain, target_of
-from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import arrivals, stream, texts
 from engine.bundle import open_bundle
@@ -81,20 +80,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--floor-rows", type=arguments.count, default=200, help="texts of the floor, one by one (default: %(default)s)"
     )
-    parser.add_argument(
-        "--rounds", type=arguments.count, default=3, help="times that all is measured (default: %(default)s)"
-    )
+    arguments.add_rounds(parser, 3)
     parser.add_argument(
         "--engine",
         choices=ENGINES,
         default="auto",
         help="the worker's ENGINE; fake: all but the engine (default: auto)",
     )
-    parser.add_argument(
-        "--bundle",
-        type=arguments.bundle_for(arguments.TEXTS),
-        help="a bundle to serve (default: all-MiniLM-L6-v2, exported)",
-    )
+    arguments.add_bundle(parser, arguments.TEXTS)
     parser.add_argument(
         "--seed", type=arguments.count_or_none, default=0, help="of texts and arrivals (default: %(default)s)"
     )
@@ -112,7 +105,7 @@ def main(args: argparse.Namespace) -> int:
             f"load: a loop of --rates and --seconds has {_MOST_JOBS} jobs at most; name smaller ones", file=sys.stderr
         )
         return 2
-    args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
+    args.bundle = args.bundle or demo_bundle()
     results = measure(args)
     print(table(results))
     if args.json:

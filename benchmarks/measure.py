@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,6 @@ def percentile(values: Iterable[float], percent: float) -> float:
     below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
-
-
-def medians(runs: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """The median of each figure over `runs`; None where one of them has none."""
-    result: dict[str, float | None] = {}
-    for name in runs[0]:
-        values = [run[name] for run in runs]
-        result[name] = None if None in values else statistics.median(v for v in values if v is not None)
-    return result
 
 
 def ratio(value: float | None, base: float | None) -> float:
@@ -62,6 +53,11 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, aligned: b
     if aligned:
         lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     return "\n".join("|" + "|".join(f" {cell} " if cell else " " for cell in line) + "|" for line in lines)
+
+
+def say(line: str) -> None:
+    """What is no result."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def text_of(path: Path) -> str:

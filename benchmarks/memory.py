@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import psutil
 
 from benchmarks import arguments, results_file, shapes
-from benchmarks.measure import MISSING, figure, markdown, ratio, times
+from benchmarks.measure import MISSING, figure, markdown, ratio, say, times
 from benchmarks.peers import names_of
+from benchmarks.report.targets import name as target_name
 from benchmarks.results_file import Measurement, Results
 from benchmarks.targets.base import Running, Target
-from benchmarks.targets.catalogue import ALWAYS, LABELS, Needs, targets
+from benchmarks.targets.catalogue import ALWAYS, NAMES, Needs, targets
 from benchmarks.targets.pipe import PipeProcess
 from benchmarks.trtexec_switches import Switches
 from benchmarks.workload import stream, texts
@@ -38,9 +38,7 @@ Figures = dict[tuple[str, str], float]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--jobs", type=arguments.count, default=300, help="of one text (default: %(default)s)")
-    parser.add_argument(
-        "--rounds", type=arguments.count, default=2, help="starts of every target (default: %(default)s)"
-    )
+    arguments.add_rounds(parser, 2, "starts of every target")
     parser.add_argument(
         "--with",
         dest="peers",
@@ -52,11 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", type=arguments.folder, metavar="FOLDER", help="what the peers load (default: all-MiniLM-L6-v2)"
     )
-    parser.add_argument(
-        "--bundle",
-        type=arguments.bundle_for(arguments.EMBEDDING),
-        help="the same model's bundle (default: all-MiniLM-L6-v2, exported)",
-    )
+    arguments.add_bundle(parser, arguments.EMBEDDING, "the same model's bundle")
     parser.add_argument("--bundle-int8", type=arguments.bundle_for(arguments.EMBEDDING), help="the same for ours-int8")
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="our worker's ENGINE (default: %(default)s)")
     parser.add_argument("--json", type=arguments.new_file, help="also write the figures to this file")
@@ -66,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON. A peer that cannot be had is left out, with its reason."""
     peers = args.peers if args.engine != "fake" else []
     if bool(args.model) != bool(args.bundle) and (peers or args.model):
-        _say("memory: --model and --bundle go together, for both must be of one model; a --bundle alone, --with none")
+        say("memory: --model and --bundle go together, for both must be of one model; a --bundle alone, --with none")
         return 2
     needs = Needs(args.model, args.bundle, args.bundle_int8, engine=args.engine)
     names = [*ALWAYS, *peers] if args.engine != "fake" else ["ours"]
@@ -78,7 +72,7 @@ def main(args: argparse.Namespace) -> int:
         except RuntimeError as error:
             if target.name in ALWAYS:
                 raise
-            _say(f"{target.name} is left out: {error}")
+            say(f"{target.name} is left out: {error}")
     environment = {**results_file.environment(), "targets": versions}
     rounds = measure(found, args.jobs, args.rounds)
     if gpu() is not None:
@@ -97,13 +91,13 @@ def measure(found: Sequence[Target], jobs: int, rounds: int) -> Mapping[str, lis
     figures: dict[str, list[Figures]] = {target.name: [] for target in found}
     for number in range(rounds):
         for target in found:
-            _say(f"round {number + 1} of {rounds}: {target.name}")
+            say(f"round {number + 1} of {rounds}: {target.name}")
             try:
                 figures[target.name].append(_measure(target, jobs))
             except (RuntimeError, TimeoutError) as error:
                 if target.name in ALWAYS:
                     raise
-                _say(f"{target.name} failed in this round: {error}")
+                say(f"{target.name} failed in this round: {error}")
                 figures[target.name].append({})
     return figures
 
@@ -172,7 +166,7 @@ def _pinned(needs: Needs) -> Figures:
         with PipeProcess(command) as process:
             answer = process.ask({"memory": True})
     except RuntimeError as error:
-        _say(f"pinned memory is left out: {error}")
+        say(f"pinned memory is left out: {error}")
         return {}
     return {(BOOT, "pinned_mb"): answer["pinned_mb"]} if "pinned_mb" in answer else {}
 
@@ -191,8 +185,8 @@ def table(results: Results) -> str:
     found = results.of(SCENARIO)
     columns = list(dict.fromkeys((one.point, one.metric) for one in found))
     header = ["MB", *(f"{metric.removesuffix('_mb').upper()} {point}" for point, metric in columns)]
-    names = [name for name in LABELS if any(one.target == name for one in found)]
-    rows = [[LABELS[name], *(_cell(results, name, *column) for column in columns)] for name in names]
+    names = [name for name in NAMES if any(one.target == name for one in found)]
+    rows = [[target_name(name), *(_cell(results, name, *column) for column in columns)] for name in names]
     return "\n".join([markdown(header, rows), "", "In brackets: multiples of ours."])
 
 
@@ -202,7 +196,3 @@ def _cell(results: Results, name: str, point: str, metric: str) -> str:
     if one is None:
         return MISSING
     return figure(one.median) + (f" ({times(ratio(one.median, ours.median))})" if ours and name != "ours" else "")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks import zoo
+from benchmarks import readme, zoo
 from benchmarks.measure import markdown
 from benchmarks.results_file import Measurement, Results, earlier, environment, read, write
 from benchmarks.zoo.answers import gap, payload_of
@@ -32,7 +32,6 @@ LIMIT = 1e-3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to export."""
     parser.add_argument("--architecture", metavar="NAME", help="this one only; the others' results stay")
-    parser.add_argument("--tables", action="store_true", help="only write the page anew from the results")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -44,14 +43,14 @@ def main(args: argparse.Namespace) -> int:
         return 2
     wrong = 0
     for case in zoo.models():
-        if args.tables or args.architecture not in (None, case.architecture):
+        if args.architecture not in (None, case.architecture):
             continue
         with tempfile.TemporaryDirectory() as root:
             found = row(case, Path(root))
         print(json.dumps(found), flush=True)
         wrong += not as_expected(case, found)
         record([found])  # at once: what follows may take minutes, or fail
-    PAGE.write_text(rendered(PAGE.read_text(), read(RESULTS)))
+    readme.write(PAGE)
     return int(wrong > 0)
 
 
@@ -147,26 +146,20 @@ def record(rows: Iterable[Mapping[str, Any]], path: Path = RESULTS) -> None:
 # The page
 
 
-def rendered(text: str, results: Results) -> str:
-    """`text` with every table between its markers made anew. Raises ValueError where a marker is missing."""
-    rows = results.details["models"]
-    exported, refused = ([one for one in rows if bool(one["refused"]) == which] for which in (False, True))
-    tasks = len({one["task"] for one in exported})
-    made = {
-        "count": f"{len(exported)} architectures, {tasks} tasks.",
-        "models": _models_table(exported),
-        "refused": _refused_table(refused),
-    }
-    for name, content in made.items():
-        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
-        if begin not in text or end not in text:
-            raise ValueError(f"the page lacks the markers {begin.strip()} and {end}")
-        head, _, rest = text.partition(begin)
-        text = f"{head}{begin}{content}\n{end}{rest.partition(end)[2]}"
-    return text
+def count() -> str:
+    """How many there are."""
+    exported, _ = _rows()
+    return f"{len(exported)} architectures, {len({one['task'] for one in exported})} tasks."
 
 
-def _models_table(rows: Iterable[Mapping[str, Any]]) -> str:
+def _rows() -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Those that were exported, and those that are refused."""
+    rows = read(RESULTS).details["models"]
+    return [one for one in rows if not one["refused"]], [one for one in rows if one["refused"]]
+
+
+def exported_table() -> str:
+    """What was measured."""
     header = ("architecture", "task", "exporter", "opset", "nodes", "KB", "parity", "reply", "s", "note")
     cells = [
         (
@@ -181,11 +174,12 @@ def _models_table(rows: Iterable[Mapping[str, Any]]) -> str:
             str(one["seconds"]),
             one["note"],
         )
-        for one in rows
+        for one in _rows()[0]
     ]
     return markdown(header, cells, aligned=False)
 
 
-def _refused_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    cells = [(one["architecture"], f"`{one['task']}`", one["refused"], one["note"]) for one in rows]
+def refused_table() -> str:
+    """Why not."""
+    cells = [(one["architecture"], f"`{one['task']}`", one["refused"], one["note"]) for one in _rows()[1]]
     return markdown(("architecture", "task", "what the export says", "why"), cells, aligned=False)

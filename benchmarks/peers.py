@@ -63,9 +63,7 @@ class Load:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument(
-        "--rounds", type=arguments.count, default=3, help="times that all is measured (default: %(default)s)"
-    )
+    arguments.add_rounds(parser, 3)
     parser.add_argument(
         "--seconds", type=arguments.seconds, default=8.0, help="length of each loop (default: %(default)s)"
     )
@@ -99,11 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", type=arguments.folder, metavar="FOLDER", help="what the peers load (default: all-MiniLM-L6-v2)"
     )
-    parser.add_argument(
-        "--bundle",
-        type=arguments.bundle_for(arguments.EMBEDDING),
-        help="the same model's bundle (default: all-MiniLM-L6-v2, exported)",
-    )
+    arguments.add_bundle(parser, arguments.EMBEDDING, "the same model's bundle")
     parser.add_argument("--bundle-int8", type=arguments.bundle_for(arguments.EMBEDDING), help="the same for ours-int8")
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="our worker's ENGINE (default: %(default)s)")
     parser.add_argument(

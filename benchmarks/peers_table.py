@@ -6,8 +6,10 @@ import math
 import statistics
 
 from benchmarks.measure import MISSING, figure, markdown, times
-from benchmarks.results_file import Measurement, Results
-from benchmarks.targets.catalogue import LABELS
+from benchmarks.report.compared import compare
+from benchmarks.report.targets import name as target_name
+from benchmarks.results_file import Results
+from benchmarks.targets.catalogue import NAMES
 
 _SCENARIO, _OURS = "peers", "ours"
 _COLUMNS = (
@@ -33,7 +35,7 @@ def table(results: Results) -> str:
     ways = results.details.get("ways", {})
     rows = [
         [_label(name, ways), *(_cell(results, name, point, metric) for point, metric, _ in _COLUMNS)]
-        for name in LABELS
+        for name in NAMES
         if name in found
     ]
     lines = [markdown(["", *(label for _, _, label in _COLUMNS)], rows, aligned=False), ""]
@@ -43,7 +45,7 @@ def table(results: Results) -> str:
 
 def _label(name: str, ways: dict[str, str]) -> str:
     marks = {"http": " ¹", "pipe": " ²"}
-    return LABELS[name] + marks.get(ways.get(name, ""), "")
+    return target_name(name) + marks.get(ways.get(name, ""), "")
 
 
 def _cell(results: Results, name: str, point: str, metric: str) -> str:
@@ -52,20 +54,9 @@ def _cell(results: Results, name: str, point: str, metric: str) -> str:
         return MISSING
     if metric == "sigterm_to_exit_s" and math.isnan(one.median):
         return f"killed after {results.options['stop_timeout_s']:g} s"
-    shown = figure(one.median, one.unit)
-    better = _times_better(results, one)
-    return shown if name == _OURS or math.isnan(better) else f"{shown} ({times(better)})"
-
-
-def _times_better(results: Results, peer: Measurement) -> float:
-    """How many times better ours is, round by round; the median of the rounds that have both."""
-    ours = results.find((_SCENARIO, _OURS, peer.point, peer.metric))
-    if ours is None:
-        return math.nan
-    pairs = [(a, b) for a, b in zip(ours.repeats, peer.repeats, strict=False) if a and b]
-    if not pairs:
-        return math.nan
-    return statistics.median(a / b if peer.better == "higher" else b / a for a, b in pairs)
+    shown, mine = figure(one.median, one.unit), results.find((_SCENARIO, _OURS, point, metric))
+    both = compare(mine, one) if mine and name != _OURS else None
+    return f"{shown} ({times(both.ratio)})" if both else shown
 
 
 def _footnote(results: Results, ways: dict[str, str]) -> str:

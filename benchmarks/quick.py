@@ -19,14 +19,12 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks import arguments, budgets, compare
-from benchmarks.exported import BUILD, exported
+from benchmarks.exported import demo_bundle
 from benchmarks.measure import figure
 from benchmarks.results_file import Results, read, write
 from benchmarks.rounds import merged, target_of
-from benchmarks.weights import minilm_folder
 
 RESULTS = Path("benchmarks/results/quick-cpu.json")
-PAGE = Path("docs/regressions.md")
 PARTS = ("load", "load-fake", "coldstart", "batching", "soak")
 _FAKE, _OF_FAKE = target_of("fake"), ("load-fake", "soak")
 
@@ -34,12 +32,8 @@ _FAKE, _OF_FAKE = target_of("fake"), ("load-fake", "soak")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these (default: all)")
-    parser.add_argument(
-        "--bundle",
-        type=arguments.bundle_for(arguments.EMBEDDING),
-        help="a bundle to serve (default: all-MiniLM-L6-v2, exported)",
-    )
-    parser.add_argument("--rounds", type=arguments.count, default=5, help="of every part (default: %(default)s)")
+    arguments.add_bundle(parser, arguments.EMBEDDING)
+    arguments.add_rounds(parser, 5, "of every part")
     parser.add_argument(
         "--seconds", type=arguments.seconds, default=1.5, help="length of each loop (default: %(default)s)"
     )
@@ -67,7 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baseline", type=Path, help="also compare with the results of an earlier quick run")
     compare.add_compare_arguments(parser)
     parser.add_argument("--json", type=arguments.new_file, help="also write the results to this file")
-    parser.add_argument("--tables", action="store_true", help=f"measure nothing: write {PAGE} anew from {RESULTS}")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -75,15 +68,12 @@ def main(args: argparse.Namespace) -> int:
 
     2 when budgets or baseline cannot be read, or have nothing to do with what was measured.
     """
-    if args.tables:
-        PAGE.write_text(rendered(PAGE.read_text()))
-        return 0
     try:
         limits, baseline = _limits(args), _baseline(args)
     except (OSError, ValueError) as error:
         print(f"quick: {error}", file=sys.stderr)
         return 2
-    args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
+    args.bundle = args.bundle or demo_bundle()
     begin = time.monotonic()
     results = measure(args)
     if args.json:
@@ -186,13 +176,6 @@ def _part(part: str, args: argparse.Namespace) -> Results:
     return found
 
 
-def rendered(text: str) -> str:
-    """The page with its table of budgets made anew from the committed ones and the committed results.
-
-    Raises ValueError where a marker is missing.
-    """
-    begin, end = "<!-- begin budgets -->\n", "<!-- end budgets -->"
-    if begin not in text or end not in text:
-        raise ValueError(f"{PAGE} lacks the markers {begin.strip()} and {end}")
-    before, after = text.partition(begin)[0], text.partition(end)[2]
-    return f"{before}{begin}{budgets.reasons(budgets.check(read(RESULTS), budgets.read()))}\n{end}{after}"
+def budgets_table() -> str:
+    """The committed budgets, beside the committed results."""
+    return budgets.reasons(budgets.check(read(RESULTS), budgets.read()))

@@ -1,4 +1,4 @@
-"""Writes what README and docs/*.md say in figures from where it comes: declarations of settings, committed results.
+"""Writes what README and docs/*.md say in figures or lists from where it comes: code, settings, committed results.
 
 Between two markers on lines of their own stands a table:
 
@@ -22,31 +22,31 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
+from benchmarks import results_file
 from benchmarks.exported import BUILD
 from benchmarks.measure import figure, markdown, times
 from benchmarks.report import compared
 from benchmarks.report.stored import RESULTS, Source, Stored, stored
-from benchmarks.results_file import Results, environment, write
+from benchmarks.results_file import Results, environment
 from engine.config import settings_table
 
 README = Path("README.md")
 DOCS = Path("docs")
 NOT_MEASURED = "not measured yet"
-ELSEWHERE = {
-    **dict.fromkeys(("tasks", "architectures", "stages"), ("tasks", "--tables")),
-    **dict.fromkeys(("count", "models", "refused"), ("models", "--tables")),
-    "budgets": ("quick", "--tables"),
-    "large": ("large", "--tables"),
-}
-"""Tables that a command with results of its own writes -> that command."""
 _DEMO = RESULTS / "demo-cpu.json"
 
 
 def pages() -> list[Path]:
     """README.md and every page of docs/."""
     return [README, *sorted(DOCS.glob("*.md"))]
+
+
+def write(page: Path) -> None:
+    """Write a page anew."""
+    page.write_text(rendered(page.read_text()))
 
 
 def rendered(text: str, known: Stored | None = None) -> str:
@@ -65,8 +65,6 @@ def rendered(text: str, known: Stored | None = None) -> str:
 def _table(known: Stored) -> Callable[[re.Match[str]], str]:
     def made(found: re.Match[str]) -> str:
         name = found[1]
-        if name in ELSEWHERE:
-            return found[0]
         if name not in TABLES:
             raise ValueError(f"there is no table {name!r} for the marker <!-- begin {name} -->; {', '.join(TABLES)}")
         return f"<!-- begin {name} -->\n{TABLES[name](known)}\n"
@@ -142,11 +140,24 @@ def _demo(known: Stored) -> str:
     return "\n" + "\n".join(f"    {line}".rstrip() for line in found) + "\n"
 
 
+def _made(module: str, function: str) -> Callable[[Stored], str]:
+    """The table of a command with results of its own."""
+    return lambda known: str(getattr(import_module(f"benchmarks.{module}"), function)())
+
+
 TABLES: dict[str, Callable[[Stored], str]] = {
     "settings": lambda known: settings_table(),
     "demo": _demo,
     "peers": _peers,
     "costs": _costs,
+    "tasks": _made("tasks", "tasks_table"),
+    "architectures": _made("tasks", "architectures_table"),
+    "stages": _made("tasks", "stages_table"),
+    "count": _made("models", "count"),
+    "models": _made("models", "exported_table"),
+    "refused": _made("models", "refused_table"),
+    "budgets": _made("quick", "budgets_table"),
+    "large": _made("large", "table"),
 }
 
 
@@ -171,9 +182,7 @@ def main(args: argparse.Namespace) -> int:
         if after != before:
             page.write_text(after)
             print(f"{page} changed")
-    text = "".join(page.read_text() for page in pages())
-    commands = dict.fromkeys(command for name, command in ELSEWHERE.items() if f"<!-- begin {name} -->" in text)
-    return max((subprocess.run([sys.executable, "-m", "benchmarks", *one]).returncode for one in commands), default=0)
+    return 0
 
 
 def _recorded() -> bool:
@@ -186,5 +195,5 @@ def _recorded() -> bool:
         print(f"readme: the demo ended with exit code {done.returncode}", file=sys.stderr)
         return False
     lines = done.stdout.replace(str(bundle), str(BUILD / "demo" / "bundle")).rstrip().splitlines()
-    write(_DEMO, Results(environment(), {}, (), {"transcript": lines}))
+    results_file.write(_DEMO, Results(environment(), {}, (), {"transcript": lines}))
     return True

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from benchmarks.measure import figure, times
 from benchmarks.results_file import Measurement, Results
@@ -35,6 +36,22 @@ REACHED = 0.95
 """Of what an open loop offers; where less is answered in its time, the queue grows for as long as it lasts."""
 _PRECISION = re.compile(rf"-({'|'.join(PRECISIONS)})(?=-|$)")
 _ENGINE = re.compile(r"-(tensorrt|onnxruntime-cuda|onnxruntime-cpu)(?=-|$)")
+_SHAPE = re.compile(r"(?:(?P<of>.*), )?batch (?P<batch>\d+)(?:, (?P<tokens>\d+) tokens)?")
+
+
+class Shape(NamedTuple):
+    """Where an engine was measured: what a point such as "bert-base, batch 8, 128 tokens" says."""
+
+    batch: int
+    tokens: int
+    of: str
+    """The rest of the point: the model, or nothing."""
+
+
+def shape(point: str) -> Shape | None:
+    """The shape in the name of a point; None where there is no batch in it. Without tokens they are 0."""
+    found = _SHAPE.fullmatch(point)
+    return Shape(int(found["batch"]), int(found["tokens"] or 0), found["of"] or "") if found else None
 
 
 def unit(metric: str) -> tuple[str, Literal["higher", "lower"]]:
@@ -95,9 +112,8 @@ def named_engine(target: str) -> str | None:
 
 def median_ratio(results: Results, one: Measurement) -> str:
     """The median of the ratios to the floor, as in 1.2x; "-" without a floor."""
-    ratios = sorted(results.ratios(one))
-    middle = len(ratios) // 2
-    return times((ratios[middle] + ratios[-middle - 1]) / 2) if ratios else times(None)
+    ratios = results.ratios(one)
+    return times(statistics.median(ratios) if ratios else None)
 
 
 def spread(one: Measurement) -> str:

@@ -30,12 +30,11 @@ import psutil
 from benchmarks import arguments
 from benchmarks.emulator import EmulatorThread, Status
 from benchmarks.engines import identity, served_precision
-from benchmarks.exported import BUILD, exported
+from benchmarks.exported import demo_bundle
 from benchmarks.measure import figure, markdown
 from benchmarks.mixed_jobs import IN_FLIGHT, STALL_S, MixedLoad, mixed_jobs
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import measurements, options_of, target_of
-from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import stream
 
@@ -96,17 +95,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", choices=("auto", "fake"), default="auto", help="fake: all but the engine (default: auto)"
     )
-    parser.add_argument(
-        "--bundle",
-        type=arguments.bundle_for(arguments.EMBEDDING),
-        help="a bundle to serve (default: all-MiniLM-L6-v2, exported)",
-    )
+    arguments.add_bundle(parser, arguments.EMBEDDING)
     parser.add_argument("--json", type=arguments.new_file, help="also write the results to this file")
 
 
 def main(args: argparse.Namespace) -> int:
     """Returns 1 when memory grew by 2 % or more, files or threads were left, or an answer was wrong."""
-    args.bundle = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle")
+    args.bundle = args.bundle or demo_bundle()
     known = environment()  # now: a file that is changed meanwhile is not what runs
     report = _soak(args)
     complaints = verdict(report)

@@ -1,4 +1,4 @@
-"""Every task on every architecture of the zoo: exported, compared, served; and where a job's time goes.
+"""Where a job's time goes, task by task.
 
 Writes benchmarks/results/tasks-cpu.json and, from it, the tables of docs/tasks.md.
 
@@ -6,8 +6,7 @@ Names in results files, scenario "tasks":
     targets   ours
     points    the task's tag
     metrics   parse_us, preprocess_us, engine_us, postprocess_us: of one job, the PERCENTth of its round's jobs
-    details   architectures: task, architecture, exported, parity, tensorrt of each row; models: tag -> the measured
-              model in words, and the rows of the job; earlier: see results_file.earlier
+    details   models: tag -> the measured model in words, and the rows of the job; earlier: see results_file.earlier
 """
 
 from __future__ import annotations
@@ -15,24 +14,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import re
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from itertools import groupby
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
-from benchmarks import zoo
+from benchmarks import readme, zoo
 from benchmarks.exported import BUILD
 from benchmarks.measure import markdown, percentile
 from benchmarks.results_file import Results, earlier, environment, read, write
 from benchmarks.rounds import Round, measurements
-from benchmarks.zoo.case import Case, Stages
+from benchmarks.zoo.case import Stages
 from engine.bundle import open_bundle
 from engine.errors import BundleError
 
@@ -53,38 +48,22 @@ _STAGES = ("parse", "preprocess", "engine", "postprocess")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to measure."""
     parser.add_argument("--task", metavar="TAG", help="this task only; the others' results stay")
-    parser.add_argument("--part", choices=("architectures", "stages"), help="this table only")
-    parser.add_argument("--tables", action="store_true", help="only write the tables anew from the results")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, write the results and the page; 1 when a model of the zoo cannot be exported, 2 for an unknown task."""
-    known = sorted({case.task for case in zoo.cases()})
+    """Measure, write the results and the page; 2 for an unknown task."""
+    known = sorted(case.task for case in zoo.stages())
     if args.task not in (None, *known):
         print(f"tasks: no model of {args.task!r} in benchmarks/zoo; there are: {', '.join(known)}", file=sys.stderr)
         return 2
-    results = read(RESULTS) if RESULTS.exists() else Results({}, {}, (), {"architectures": [], "models": {}})
-    wanted: list[tuple[str, Any]] = [("architectures", case) for case in zoo.cases()]
-    wanted += [("stages", case) for case in zoo.stages()]
-    for part, case in wanted:
-        if args.tables or args.task not in (None, case.task) or args.part not in (None, part):
-            continue
-        if part == "architectures":
-            results = with_architecture(results, architecture_row(case))
-        else:
+    results = read(RESULTS) if RESULTS.exists() else Results({}, {}, (), {"models": {}})
+    for case in zoo.stages():
+        if args.task in (None, case.task):
             results = with_stages(results, case, *stages(case))
-        print(f"{case.task}: {part}", flush=True)
-        write(RESULTS, results)  # at once: what follows may take minutes, or fail
-    PAGE.write_text(rendered(PAGE.read_text(), results))
-    return int(any(not row["exported"] for row in results.details["architectures"]))
-
-
-def with_architecture(results: Results, row: dict[str, Any]) -> Results:
-    """`results` with this row, in place of an older one of the same task and architecture."""
-    same = itemgetter("task", "architecture")
-    rows = [one for one in results.details["architectures"] if same(one) != same(row)]
-    details = {**results.details, "architectures": sorted([*rows, row], key=same)}
-    return _renewed(replace(results, details=details), _architecture(row))
+            print(case.task, flush=True)
+            write(RESULTS, results)  # at once: what follows may take minutes, or fail
+    readme.write(PAGE)
+    return 0
 
 
 def with_stages(results: Results, case: Stages, rounds: Sequence[Round], rows: int) -> Results:
@@ -93,46 +72,9 @@ def with_stages(results: Results, case: Stages, rounds: Sequence[Round], rows: i
     found = sorted([*kept, *measurements(SCENARIO, rounds)], key=attrgetter("point"))
     models = {**results.details["models"], case.task: {"model": case.model, "rows": rows}}
     details = {**results.details, "models": dict(sorted(models.items()))}
-    return _renewed(replace(results, measurements=tuple(found), details=details), _stage(case.task))
-
-
-def _renewed(results: Results, row: str) -> Results:
-    """`results` as of now, but for the other rows."""
     now = environment()
-    rows = [*map(_architecture, results.details["architectures"]), *map(_stage, results.details["models"])]
-    details = {**results.details, "earlier": earlier(results, now, (one for one in rows if one != row))}
-    return replace(results, environment=now, details=details)
-
-
-def _architecture(row: Mapping[str, Any]) -> str:
-    return f"{row['task']}, {row['architecture']}"
-
-
-def _stage(task: str) -> str:
-    return f"{task}, stages"
-
-
-def _export(make: Callable[[Path], Path], task: str, root: Path, **options: Any) -> tuple[Path, dict[str, Any]]:
-    """A bundle of what `make` makes, below `root`, and the figures of its gate; the stages' lines are swallowed."""
-    from export.__main__ import export
-    from export.recipe import Recipe
-
-    model, bundle = make(root / "model"), root / "bundle"
-    with contextlib.redirect_stdout(io.StringIO()):
-        return bundle, export(Recipe(str(model), task, bundle, **options))
-
-
-def architecture_row(case: Case) -> dict[str, Any]:
-    """Whether a small model of the architecture can be exported, and how far it is from PyTorch."""
-    from export.errors import ParityFailed, Refused
-
-    row = {"task": case.task, "architecture": case.architecture}
-    with tempfile.TemporaryDirectory() as root:
-        try:
-            _, figures = _export(case.make, case.task, Path(root), **case.options)
-        except (Refused, ParityFailed) as error:
-            return {**row, "exported": False, "parity": str(error), "tensorrt": None}
-    return {**row, "exported": True, "parity": figures["worst"], "tensorrt": None}
+    details["earlier"] = earlier(results, now, (task for task in details["models"] if task != case.task))
+    return Results(now, results.options, tuple(found), details)
 
 
 def stages(case: Stages) -> tuple[list[Round], int]:
@@ -181,7 +123,11 @@ def _kept(case: Stages) -> Path:
         open_bundle(root / "bundle").verify()
     except BundleError:
         shutil.rmtree(root, ignore_errors=True)
-        _export(case.make, case.task, root)
+        from export.__main__ import export
+        from export.recipe import Recipe
+
+        with contextlib.redirect_stdout(io.StringIO()):
+            export(Recipe(str(case.make(root / "model")), case.task, root / "bundle"))
     return root / "bundle"
 
 
@@ -201,42 +147,26 @@ def outside(stages: Mapping[str, float]) -> float:
 # The page
 
 
-def rendered(text: str, results: Results) -> str:
-    """`text` with every table between its markers made anew. Raises ValueError where a marker is missing."""
-    tables = {"tasks": _tasks_table, "architectures": _architectures_table, "stages": _stages_table}
-    for name, table in tables.items():
-        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
-        if begin not in text or end not in text:
-            raise ValueError(f"{PAGE} lacks the markers {begin.strip()} and {end}")
-        made = f"{begin}{table(results)}\n{end}"
-        text = re.sub(re.escape(begin) + ".*?" + re.escape(end), lambda _: made, text, flags=re.DOTALL)  # noqa: B023
-    return text
-
-
-def _tasks_table(results: Results) -> str:
+def tasks_table() -> str:
+    """What there is."""
     from engine.tasks import TASKS, task_class
 
     rows = [(f"`{tag}`", task_class(tag).auto_class, task_class(tag).summary) for tag in TASKS]
     return markdown(("task", "model class", "what it does"), rows, aligned=False)
 
 
-def _architectures_table(results: Results) -> str:
-    header = ("task", "architecture", "exported", "parity with PyTorch", "ONNX Runtime, CPU", "TensorRT")
-    rows = [
-        (
-            f"`{row['task']}`",
-            row["architecture"],
-            "yes" if row["exported"] else "no",
-            row["parity"],
-            "yes" if row["exported"] else "no",  # the gate runs what the worker runs
-            row["tensorrt"] or "not yet",
-        )
-        for row in results.details["architectures"]
-    ]
-    return markdown(header, rows, aligned=False)
+def architectures_table() -> str:
+    """What the tests export."""
+    found: dict[str, list[str]] = {}
+    for case in zoo.cases():
+        found.setdefault(case.task, []).append(case.architecture)
+    rows = [(f"`{task}`", ", ".join(sorted(found[task]))) for task in sorted(found)]
+    return markdown(("task", "architectures"), rows, aligned=False)
 
 
-def _stages_table(results: Results) -> str:
+def stages_table() -> str:
+    """Where a job's time goes."""
+    results = read(RESULTS)
     why = {case.task: case.why for case in zoo.stages()}
     rows = []
     for task, times in sorted(microseconds(results).items()):

@@ -17,7 +17,7 @@ from benchmarks import arguments, latency_table, results_file, shapes
 from benchmarks.bert_graph import Shape
 from benchmarks.engines import ENGINES, default_engine, default_precision, prepare_all
 from benchmarks.exported import BUILD, exported
-from benchmarks.measure import MISSING, figure, markdown, times
+from benchmarks.measure import MISSING, figure, markdown, say, times
 from benchmarks.peer_env import with_torch
 from benchmarks.results_file import Measurement, Results
 from benchmarks.rounds import target_of
@@ -68,9 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan-options", type=arguments.words, default="", metavar="'--x y'", help="more for `python -m export plan`"
     )
-    parser.add_argument(
-        "--rounds", type=arguments.count, default=3, help="times that all is measured (default: %(default)s)"
-    )
+    arguments.add_rounds(parser, 3)
     parser.add_argument("--json", type=arguments.new_file, help="also write the figures to this file")
     add_switches(parser, duration_s=1.0)
 
@@ -87,7 +85,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, switches: Switches) -> None:
     for note in notes(args, args.engine):
-        _say(f"throughput: {note}")
+        say(f"throughput: {note}")
     path = args.bundle or _default_bundle(args.engine)
     bundle = open_bundle(path)
     cells = grid(bundle, args.batches, args.lengths)
@@ -105,12 +103,12 @@ def _run(args: argparse.Namespace, switches: Switches) -> None:
     if args.engine == "onnxruntime-cpu":
         commands[_FLOOR] = shapes.floor(path)
         asked.append(Asked(_FLOOR, _FLOOR))
-    python = shapes.torch_python(args.torch_python, args.engine, _say)
+    python = shapes.torch_python(args.torch_python, args.engine, say)
     environment = with_torch(environment, python)
     commands |= _torch(path, python, args.torch_modes)
     asked += [Asked(name, name) for name in commands if name.startswith("torch")]
-    with shapes.started(commands, _say) as processes:
-        found = shapes.measure(processes, asked, cells, args.rounds, switches, say=_say)
+    with shapes.started(commands, say) as processes:
+        found = shapes.measure(processes, asked, cells, args.rounds, switches, say=say)
     told = {"engine": args.engine, "precisions": list(precisions), "model": bundle.manifest.model}
     options = {**told, "rounds": args.rounds, **switches.as_options()}
     measured = tuple(measurements(found, switches.metrics))
@@ -194,7 +192,7 @@ def _torch(path: Path, python: str | None, modes: Sequence[str]) -> Mapping[str,
         return {}
     config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
     if config.get("model_type") != "bert":
-        _say("torch is left out: it is measured on BERT encoders, and this bundle is none")
+        say("torch is left out: it is measured on BERT encoders, and this bundle is none")
         return {}
     shape = Shape(**{name: config[name] for name in _SHAPE_FIELDS if name in config})
     return {f"torch-{mode}": shapes.torch(python, shape, mode) for mode in modes}
@@ -210,7 +208,3 @@ def lengths(text: str) -> list[str]:
             except argparse.ArgumentTypeError:
                 raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers from 1 up, or max") from None
     return parts
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

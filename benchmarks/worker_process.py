@@ -13,9 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, TypeVar
 
-import psutil
-
 from benchmarks.emulator import EmulatorThread
+from benchmarks.processes import kill_tree, stop_process
 from engine.daemon import in_daemon
 
 STOP_TIMEOUT_S = 20.0
@@ -90,32 +89,13 @@ class WorkerProcess:
         said = [line.strip() for line in end.splitlines() if line.strip()]
         return f"; it said last: {said[-1] if said else 'nothing'}"
 
-    def memory_mb(self) -> dict[str, float]:
-        """Memory of all processes in MB: RSS added up, which counts shared pages again, and PSS, which does not."""
-        main = psutil.Process(self.process.pid)
-        tree = [main, *main.children(recursive=True)]
-        pss = sum(process.memory_full_info().pss for process in tree)
-        rss = sum(process.memory_info().rss for process in tree)
-        return {"tree_rss_mb": rss / 1e6, "tree_pss_mb": pss / 1e6}
-
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> float | None:
         """SIGTERM; seconds until the process ended, None when it had to be killed after `timeout_s`."""
-        begin = time.perf_counter()
-        self.process.terminate()
-        try:
-            self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return None
-        return time.perf_counter() - begin
+        return stop_process(self.process, timeout_s)
 
     def kill(self) -> None:
         """Kill the process and its children."""
-        if self.process.poll() is None:
-            for child in psutil.Process(self.process.pid).children(recursive=True):
-                child.kill()
-            self.process.kill()
-        self.process.wait()
+        kill_tree(self.process)
         if self._printed is not None:
             self._printed.close()
 

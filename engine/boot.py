@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 _BESIDE_TENSORRT = ("pycuda.driver", "cuda.bindings.driver")
 """What engine/backends/cuda.py imports."""
 
+_MODULES = {
+    "tensorrt": ("engine.backends.tensorrt", *_BESIDE_TENSORRT, "tensorrt"),
+    "onnxruntime-cuda": ("engine.backends.onnxruntime_cuda",),
+    "onnxruntime-cpu": ("engine.backends.onnxruntime",),
+}
 _PROVIDERS = {"onnxruntime-cpu": "cpu", "onnxruntime-cuda": "cuda"}
 
 Need: TypeAlias = Callable[[Sequence[str]], None]
@@ -116,12 +121,16 @@ def share_build(struck: Mapping[str, dict[str, str]]) -> None:
             one.setdefault("build", why)
 
 
-def foreseen(bundle: Bundle, settings: Settings, graph: str) -> list[str]:
-    """The files that `open_engine` will probably need first. What it cannot do is told by itself."""
+def foreseen(bundle: Bundle, settings: Settings, graph: str) -> tuple[str, list[str]]:
+    """The engine that `open_engine` will probably load, and the files that it needs first.
+
+    Nothing is decided here: what it cannot load is told by `open_engine`, and is "" here.
+    """
     try:
-        return _opened_by(select(settings, gather(bundle, settings, graph)), bundle, graph)
+        choice = select(settings, gather(bundle, settings, graph))
+        return choice.engine, _opened_by(choice, bundle, graph)
     except WorkerError:
-        return []
+        return "", []
 
 
 def _opened_by(choice: Choice, bundle: Bundle, graph: str) -> list[str]:
@@ -136,17 +145,9 @@ def _opened_by(choice: Choice, bundle: Bundle, graph: str) -> list[str]:
     return [name for name in bundle.manifest.files if name not in common]  # nobody knows what a fork's engine opens
 
 
-def import_ahead(settings: Settings) -> None:
-    """Import what `open_engine` will probably come to, for a caller that waits for something else meanwhile.
-
-    Nothing is decided here, and what does not load is told by `open_engine`.
-    """
-    if settings.engine == "fake":
-        return
-    names = ["engine.backends.onnxruntime"]
-    if settings.engine in ("auto", "tensorrt") and probe.gpu() is not None and probe.tensorrt_version():
-        names = ["engine.backends.tensorrt", *_BESIDE_TENSORRT, "tensorrt"]
-    for name in names:
+def import_ahead(engine: str) -> None:
+    """Import what `engine` needs, for a caller that waits for something else meanwhile. Never fails."""
+    for name in _MODULES.get(engine, ()):
         with suppress(Exception):
             import_module(name)
 

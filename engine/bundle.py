@@ -6,7 +6,7 @@
     graphs/<name>/...        the ONNX files and what belongs to them
     tokenizer.json, ...      data only: no code is ever loaded from a bundle
 
-How it is written, whole or not at all, is in bundle_folder.py.
+How it is written, whole or not at all, is in export/bundle_folder.py.
 """
 
 from __future__ import annotations

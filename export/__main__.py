@@ -26,9 +26,9 @@ from typing import Any
 
 from engine.bundle import SIGNATURE, Bundle, open_bundle, write_manifest
 from engine.errors import BundleError, MissingPackage
-from engine.files.bundle_folder import new_bundle_folder
 from engine.sizes import readable
 from engine.table import table
+from export.bundle_folder import new_bundle_folder
 from export.command.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED, UNAVAILABLE
 from export.command.list_tasks import LIST_TASKS, tasks
 from export.command.outcome import Outcome, plans_added
@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 outcome = _outcome(argv)
             except _NO_DEFECTS:
                 raise
+            except BrokenPipeError:  # of stderr, which all goes to that is not the object
+                outcome = Outcome(INTERRUPTED, "interrupted; nothing was written")
             except BaseException as defect:
                 with without_effect():
                     traceback.print_exc()

@@ -24,7 +24,7 @@ from export.model_files.backbones import settle_backbone
 from export.model_files.hub import download, locate, refuse_pointer
 from export.model_files.json_files import read_json
 from export.model_files.newer_config import in_older_words
-from export.model_files.own_code import CODE, fetch_code, refuse_fast_paths
+from export.model_files.own_code import CODE, fetch_code, refuse_code, refuse_fast_paths
 from export.model_files.sentence_files import MODULES, conversion
 from export.model_files.weight_files import WHOLE, parts_of, weight_files
 from export.other_task import advice, auto_class, is_for_another
@@ -64,6 +64,8 @@ def load(recipe: Recipe) -> Source:
     layout = task.layout(beside or root, recipe)
     folder = root if beside else root / layout.transformer
     _check_files(folder, model, recipe.trust_remote_code)
+    if beside and not recipe.trust_remote_code:
+        refuse_code(beside, f"the adapter of {model}")
     code = fetch_code(folder, model) if recipe.trust_remote_code else {}
     with quiet():
         config, is_changed, auto, architecture, positions, embedded, exporter = _check_architecture(
@@ -140,12 +142,8 @@ def _check_files(folder: Path, model: str, trust_remote_code: bool) -> None:
     config = read_json(folder / "config.json")
     if not config:
         raise Refused(f"{model} has no config.json; a model folder as `save_pretrained` writes it is needed")
-    custom = [n for n in ("config.json", "tokenizer_config.json") if "auto_map" in read_json(folder / n)]
-    if custom and not trust_remote_code:
-        raise Refused(
-            f"{model} brings its own Python code ({custom[0]} has auto_map); read it, then allow it with "
-            "--trust-remote-code"
-        )
+    if not trust_remote_code:
+        refuse_code(folder, model)
     if "quantization_config" in config:
         raise Refused(f"{model} is quantized already; export the model that it was made from")
     _refuse_other_weights(folder, model)

@@ -20,13 +20,13 @@ from typing import Any
 from engine.bucket import Bucket
 from engine.bundle import SIGNATURE, Bundle, Graph, open_bundle, write_manifest
 from engine.errors import EngineError
-from engine.files.bundle_folder import changed_bundle_folder, finish_exchange
 from engine.plans.sidecar import TIMING_CACHE, Plan, PlanFile, Profile, source_digest, write_sidecar
 from engine.sizes import readable
+from export.bundle_folder import changed_bundle_folder, finish_exchange
 from export.command import interrupts
 from export.command.progress import stage
 from export.errors import ParityFailed, Refused
-from export.plans.builder import Builder, Target, open_builder
+from export.plans.builder import Builder, Target, check_types, open_builder
 from export.plans.gate import gate
 from export.plans.network import build_plan, is_strongly_typed
 from export.plans.precision import add_precision, note_parity, replaced, told
@@ -60,6 +60,7 @@ def write_plans(folder: Path, recipe: PlanRecipe, builder: Builder | None = None
     recipe = recipe.of(manifest.precisions)
     recipe.check(manifest)
     builder = builder or open_builder(recipe)
+    check_types(recipe, builder.trt)  # again: when the builder was opened, an export may not have known its precision
     written: list[str] = []
     for name in manifest.graphs:
         rounding = builder.runtime != "tensorrt"
@@ -104,6 +105,7 @@ def _add_plan(folder: Path, name: str, recipe: PlanRecipe, builder: Builder, tar
             cuda_version=target.cuda_version,
             batches=ladder.batches,
             lengths=ladder.lengths,
+            max_tokens=ladder.max_tokens,
             profiles=tuple(Profile(buckets, _shapes(graph, three)) for buckets, three in profiles),
             optimization_level=recipe.optimization_level,
             workspace_bytes=(recipe.workspace_mib or 0) << 20,
@@ -151,7 +153,7 @@ def _check_on_gpu(bundle: Bundle, name: str, plan: PlanFile) -> tuple[dict[str, 
     """
     from engine.backends.tensorrt import TensorRtEngine
 
-    latencies: list[int] = []
+    latencies: dict[Bucket, int] = {}
     try:
         engine = TensorRtEngine(bundle, name, plan)
         try:
@@ -165,9 +167,9 @@ def _check_on_gpu(bundle: Bundle, name: str, plan: PlanFile) -> tuple[dict[str, 
                 engine,
                 buckets,
                 plan.plan.precision,
-                ran=lambda bucket: latencies.append(latency_us(engine, bucket)),
+                ran=lambda bucket: latencies.update({bucket: latency_us(engine, bucket)}),
             )
-            return figures, latencies
+            return figures, [latencies[bucket] for bucket in buckets]
         finally:
             engine.close()
     except EngineError as error:

@@ -208,8 +208,10 @@ def sample_texts(source: Source) -> Iterator[str]:
     by_number = sorted(source.tokenizer.get_vocab().items(), key=lambda pair: pair[1])
     starts = [token.lstrip("▁Ġ") for token, _ in by_number if not token.startswith("##")]
     frequent = [word for word in starts if word.isascii() and word.isalpha() and len(word) > 1][:_FREQUENT]
+    if not words and not frequent:  # an alphabet of letters, such as proteins'
+        words = list(filter(None, _pieces(source.tokenizer, _FREQUENT))) or ["word"]
     for number in range(_SAMPLES):
-        out_of = (frequent if number % 2 else words) or words or frequent or ["word"]
+        out_of = (frequent if number % 2 else words) or words or frequent
         yield " ".join(draw.choices(out_of, k=draw.randint(1, _MOST_WORDS)))
 
 

@@ -6,7 +6,8 @@ from dataclasses import fields
 from typing import Any
 
 from engine.bundle import Manifest, write_manifest
-from engine.files.bundle_folder import new_bundle_folder
+from engine.tasks import task_class
+from export.bundle_folder import new_bundle_folder
 from export.command import interrupts
 from export.command.progress import stage
 from export.command.recipe_file import key_of
@@ -17,6 +18,9 @@ from export.recipe import Recipe
 def without_model(recipe: Recipe) -> dict[str, Any]:
     """Write the bundle of `recipe`, and return what there is to say in place of parity figures. Raises Refused."""
     assert recipe.task is not None
+    if task_class(recipe.task).auto_class:
+        name = recipe.task.replace("-", "_")
+        raise Refused(f"{recipe.task} needs a model, and export/tasks/{name}.py is missing; see docs/adding-a-task.md")
     if recipe.model:
         raise Refused(f"{recipe.task} has no model; leave {recipe.model} out")
     if recipe.plan is not None:

@@ -99,10 +99,11 @@ def boot(settings: Settings, timeline: Timeline, *, on_loops: bool = True) -> Wo
         from engine.select import Choice
 
         _verified(verification.wait, folder, copy)  # nothing but the manifest is parsed before this line
-        for graph in bundle.manifest.graphs:
-            verification.ask(foreseen(bundle, settings, graph))
-        if bundle.manifest.graphs:
-            import_ahead(settings)
+        ahead = [foreseen(bundle, settings, graph) for graph in bundle.manifest.graphs]
+        for _, files in ahead:
+            verification.ask(files)
+        for name, _ in ahead:
+            import_ahead(name)
     if verification.delays:
         _import_serving()
     choices, engines = {}, {}

@@ -15,7 +15,7 @@ import uvloop
 
 from engine.config import Settings
 from engine.daemon import in_daemon
-from handler.health import mark_ready, resident_mb
+from handler.health import mark_ready, of_front
 from handler.job_loop import JobLoop
 from handler.log import log
 from handler.options import asks, is_health
@@ -95,15 +95,9 @@ class _Front:
 
     async def _health(self) -> dict[str, Any]:
         report = await self.engine.health()
-        memory = {name: resident_mb(pid) for name, pid in (("front", os.getpid()), ("engine", report["engine_pid"]))}
-        return {
-            **report,
-            **self._loop.counts.report(),
-            "boot_ms": self._timeline.stages,
-            "jobs_running": self._sdk.progress.get_job_count() - self._health_jobs,
-            "memory_mb": memory,
-            "pid": os.getpid(),
-        }
+        running = self._sdk.progress.get_job_count() - self._health_jobs
+        counts = self._loop.counts.report()
+        return {**report, **of_front(counts, self._timeline.stages, running, report["engine_pid"])}
 
     def _on_first_take(self) -> None:
         self._timeline.mark("first take")

@@ -26,10 +26,13 @@ def ready_pids(proc: Path = Path("/proc")) -> list[int]:
     return [int(entry.parent.name) for entry in proc.glob("[0-9]*/comm") if _read(entry) == READY and _alive(entry)]
 
 
-def resident_mb(pid: int) -> float:
-    """Resident memory in MB (10^6 bytes); /proc/PID/statm counts pages."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+def of_front(counts: dict[str, int], boot_ms: dict[str, float], running: int, engine_pid: int) -> dict[str, object]:
+    """What this process, to which clients talk, adds to the engine's report; `running`: jobs, but those that ask."""
+    try:
+        memory = {"front": _resident_mb(os.getpid()), "engine": _resident_mb(engine_pid)}
+    except OSError:  # so many clients that there is no file left to read it from
+        memory = {}
+    return {**counts, "boot_ms": boot_ms, "jobs_running": running, "memory_mb": memory, "pid": os.getpid()}
 
 
 def main() -> int:
@@ -37,6 +40,12 @@ def main() -> int:
     pids = ready_pids()
     print(f"ready: process {pids[0]}" if pids else "no worker is ready")
     return 0 if pids else 1
+
+
+def _resident_mb(pid: int) -> float:
+    """Resident memory in MB (10^6 bytes); /proc/PID/statm counts pages."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
 def _alive(comm: Path) -> bool:

@@ -13,6 +13,7 @@ LOG_LEVELS = ("ERROR", "WARN", "INFO", "DEBUG", "TRACE", "NOTSET")
 """The SDK's, which takes them in small letters as well. Each has more lines than the one before; NOTSET has none."""
 OF_LEVEL = ("RUNPOD_LOG_LEVEL", "RUNPOD_DEBUG_LEVEL")
 """The variables; the second is the SDK's older name, which counts without the first."""
+_LONG_S = 10.0
 
 
 def _is_wanted(level: str) -> bool:
@@ -46,6 +47,24 @@ def log(level: str, message: str, job_id: str | None = None, **fields: Any) -> N
             print(line.encode("ascii", "backslashreplace").decode(), flush=True)
     except (OSError, ValueError):
         pass
+
+
+class Progress:
+    """Lines about what takes `_LONG_S`: how much of `size` bytes is done; again when it has taken twice as long."""
+
+    def __init__(self, size: int | None) -> None:
+        self._size, self._done = size, 0
+        self._began, self._due_s = time.monotonic(), _LONG_S
+
+    def add(self, done: int, what: str) -> None:
+        """`done` bytes more; `what` begins the line. In any thread, of which two may say the same."""
+        self._done += done
+        if (seconds := time.monotonic() - self._began) >= self._due_s:
+            self._due_s *= 2
+            from engine.sizes import readable
+
+            of = f" of {readable(self._size)}" if self._size else ""
+            log("INFO", f"{what}: {readable(self._done)}{of}", seconds=round(seconds, 1))
 
 
 class Seldom:

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from engine.bundle import Graph, Manifest, open_bundle, write_manifest
-from engine.files.bundle_folder import new_bundle_folder
 from engine.tensors import TensorSpec
+from export.bundle_folder import new_bundle_folder
 
 DIMENSION = 8
 MAX_LENGTH = 32

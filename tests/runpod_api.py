@@ -1,4 +1,4 @@
-"""RunPod's pod API on localhost, as the SDK's functions for pods use it: a GraphQL endpoint that starts real processes.
+"""RunPod's REST API v2 on localhost, as far as pods need it: it starts real processes.
 
 A pod here is the command of its creation, run with the environment of its creation. Its address, through what stands in
 for RunPod's proxy, is /pod/ID on this server.
@@ -7,7 +7,6 @@ for RunPod's proxy, is /pod/ID on this server.
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import unquote
 
 KEY = "emulated-key"
 PRICES = {"NVIDIA L4": (0.44, 0.39), "NVIDIA A40": (0.40, None), "NVIDIA H100 80GB HBM3": (2.99, 2.69)}
@@ -37,6 +37,8 @@ class EmulatedApi:
         self.fail_terminations = 0
         self.drop_creation_reply = False
         self.nothing_free = False
+        self.refuse_with: tuple[int, Any] | None = None
+        """Status and content of every reply."""
         self._program, self._start_s, self._scratch = program, start_s, scratch
         api = self
 
@@ -62,41 +64,46 @@ class EmulatedApi:
         for pod_id in list(self.pods):
             self._terminate(pod_id)
 
-    def answer(self, query: str) -> Any:
-        """The `data` of the reply. Raises LookupError for what is not there, ConnectionError to send nothing."""
-        if match := re.search(r'gpuTypes\(input: {id: "(.*?)"', query):
-            return {"gpuTypes": [_gpu(name) for name in PRICES if name == match[1]]}
-        if "podFindAndDeployOnDemand" in query:
-            created = None if self.nothing_free else {"id": self._create(query)}
-            if self.drop_creation_reply:
-                raise ConnectionError
-            return {"podFindAndDeployOnDemand": created}
-        if match := re.search(r'podTerminate\(input: { podId: "(.*?)"', query):
-            if self.fail_terminations:
-                self.fail_terminations -= 1
-                raise LookupError("please try again")
-            self._terminate(match[1])
-            return {"podTerminate": None}
-        if match := re.search(r'pod\(input: {podId: "(.*?)"', query):
-            return {"pod": self.pods.get(match[1])}
-        if "myPods" in query:
-            return {"myself": {"pods": list(self.pods.values())}}
-        raise LookupError(f"unknown query: {query}")
+    def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        """Status and content of a reply. Raises ConnectionError to send nothing."""
+        if self.refuse_with is not None:
+            return self.refuse_with
+        match [method, *path.strip("/").split("/")]:
+            case ["GET", "v2", "catalog", "gpus", name] if unquote(name) in PRICES:
+                secure, community = PRICES[unquote(name)]
+                return 200, {"id": unquote(name), "price": {"secure": secure, "community": community}}
+            case ["POST", "v2", "pods"]:
+                if self.nothing_free:
+                    return _problem(
+                        400, "There are no longer any instances available with the requested specifications."
+                    )
+                pod_id = self._create(body)
+                if self.drop_creation_reply:
+                    raise ConnectionError
+                return 201, self.pods[pod_id]
+            case ["GET", "v2", "pods"]:
+                return 200, {"pods": list(self.pods.values())}
+            case ["GET", "v2", "pods", pod_id] if pod_id in self.pods:
+                return 200, self.pods[pod_id]
+            case ["DELETE", "v2", "pods", pod_id] if pod_id in self.pods:
+                if self.fail_terminations:
+                    self.fail_terminations -= 1
+                    return _problem(500, "please try again")
+                self._terminate(pod_id)
+                return 204, None
+        return _problem(404, "resource not found")
 
-    def _create(self, query: str) -> str:
-        fields = {name: json.loads(value) for name, value in re.findall(r'(\w+): ("[^"]*"|\d+|true|false)', query)}
-        env = dict(re.findall(r'{ key: "(.*?)", value: "(.*?)" }', query))
-        self.created.append({**fields, "env": env})
+    def _create(self, order: Any) -> str:
+        self.created.append(order)
         pod_id = f"pod{len(self.created)}"
         port = _free_port()
-        command = [*self._program, *shlex.split(fields["dockerArgs"])[1:]]
+        command = [*self._program, *shlex.split(order["args"])[1:]]
         process = subprocess.Popen(
             command,
-            env={**env, "PORT_HERE": str(port), "RUNPOD_POD_ID": pod_id, "RUNPOD_API_BASE_URL": self.url}
+            env={**order["env"], "PORT_HERE": str(port), "RUNPOD_POD_ID": pod_id, "RUNPOD_API_BASE_URL": self.url}
             | {"RUNPOD_API_KEY": KEY, "PATH": "/usr/bin:/bin", "BUNDLE": "/nonexistent", "TMPDIR": self._scratch},
         )
-        pod = {"id": pod_id, "name": fields["name"], "desiredStatus": "RUNNING"}
-        self.pods[pod_id] = pod
+        self.pods[pod_id] = {"id": pod_id, "name": order["name"], "status": "RUNNING"}
         self._processes = {**getattr(self, "_processes", {}), pod_id: (process, port, time.monotonic())}
         return pod_id
 
@@ -112,34 +119,39 @@ class EmulatedApi:
             return None
         process, port, started = self._processes[pod_id]
         if process.poll() is not None:
-            self.pods[pod_id]["desiredStatus"] = "EXITED"
+            self.pods[pod_id]["status"] = "EXITED"
         return port if time.monotonic() - started > self._start_s else None
 
 
 class _Handler(BaseHTTPRequestHandler):
     api: EmulatedApi
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path != "/graphql":
-            self._pass_on(body)
-        elif self.headers["Authorization"] != f"Bearer {KEY}":
-            self._reply(401, b"")
-        else:
-            try:
-                reply = {"data": self.api.answer(json.loads(body)["query"])}
-            except LookupError as error:
-                reply = {"errors": [{"message": str(error)}]}
-            except ConnectionError:
-                self.close_connection = True
-                return
-            self._reply(200, json.dumps(reply).encode())
+    def _do(self) -> None:
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if not self.path.startswith("/v2/"):
+            self._pass_on(content if self.command in ("PUT", "POST") else None)
+            return
+        try:
+            if self.headers["Authorization"] != f"Bearer {KEY}":
+                status, reply = _problem(401, "missing bearer token")
+            else:
+                status, reply = self.api.answer(self.command, self.path, json.loads(content or "null"))
+        except ConnectionError:
+            self.close_connection = True
+            return
+        self._reply(status, reply if isinstance(reply, bytes) else b"" if reply is None else json.dumps(reply).encode())
 
     def do_GET(self) -> None:
-        self._pass_on(None)
+        self._do()
 
     def do_PUT(self) -> None:
-        self._pass_on(self.rfile.read(int(self.headers["Content-Length"])))
+        self._do()
+
+    def do_POST(self) -> None:
+        self._do()
+
+    def do_DELETE(self) -> None:
+        self._do()
 
     def _pass_on(self, body: bytes | None) -> None:
         _, _, pod_id, *rest = self.path.split("/", 3)
@@ -169,9 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: Any) -> None: ...
 
 
-def _gpu(name: str) -> dict[str, Any]:
-    secure, community = PRICES[name]
-    return {"id": name, "securePrice": secure, "communityPrice": community}
+def _problem(status: int, detail: str) -> tuple[int, Any]:
+    return status, {"title": "of a problem", "status": status, "detail": detail}
 
 
 def _free_port() -> int:

@@ -289,11 +289,12 @@ def engine_on_double(
     trt: TensorRtDouble | None = None,
     content: bytes | None = None,
     max_batch: int | None = None,
+    held_to: int | None = None,
     **changes: Any,
 ) -> TensorRtEngine:
     """A TensorRT engine on the doubles, from a plan that is added to the toy bundle in `folder`.
 
-    `changes` are of the sidecar; `content` replaces the plan's bytes.
+    `changes` are of the sidecar; `content` replaces the plan's bytes; `held_to` is the engine's `max_tokens`.
     """
     device = device or Device()
     trt = trt or TensorRtDouble(device)
@@ -304,4 +305,4 @@ def engine_on_double(
     bundle = open_bundle(folder)
     (plan,) = [found for found in plans_of(bundle) if found.plan == made]
     with installed(device, tensorrt=trt):
-        return TensorRtEngine(bundle, "model", plan, max_batch=max_batch)
+        return TensorRtEngine(bundle, "model", plan, max_batch=max_batch, max_tokens=held_to)

@@ -6,7 +6,7 @@ Here live sockets, start and stop, and the variables that point a worker here.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from aiohttp import web
 
@@ -16,8 +16,6 @@ from .faults import Faults
 from .records import JobRecord, Rejection, WorkerRecord
 from .replies import BODY_LIMIT
 from .worker_routes import WorkerRoutes
-
-T = TypeVar("T")
 
 # A ping lists every job in progress in its query, up to the SDK's PING_MIRROR_CAPACITY of 65,536 bytes.
 LONGEST_LINE = 128 * 1024

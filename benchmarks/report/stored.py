@@ -167,26 +167,3 @@ def stored(files: Iterable[Path]) -> Stored:
 def committed() -> list[Path]:
     """The results files of the checkout, by name."""
     return sorted(RESULTS.glob("*.json"))
-
-
-class Shape(NamedTuple):
-    """Where an engine was measured: what a point such as "bert-base, batch 8, 128 tokens" says."""
-
-    batch: int
-    tokens: int
-    of: str
-    """The rest of the point: the model, or nothing."""
-
-
-def shape(point: str) -> Shape | None:
-    """The shape in the name of a point; None where there is no batch in it. Without tokens they are 0."""
-    rest, numbers = [], {"batch": 0, "tokens": 0}
-    for part in (part.strip() for part in point.split(",")):
-        found = re.fullmatch(r"(?:batch|seq) (\d+)|(\d+) (?:tokens|rows)", part)
-        if not found:
-            rest.append(part)
-        elif part.startswith("batch") or part.endswith("rows"):
-            numbers["batch"] = int(found[1] or found[2])
-        else:
-            numbers["tokens"] = int(found[1] or found[2])
-    return Shape(numbers["batch"], numbers["tokens"], ", ".join(rest)) if numbers["batch"] else None

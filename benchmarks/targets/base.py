@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
-import psutil
 
 from benchmarks.clients import Answers
 from engine.tensors import Array
@@ -75,11 +74,6 @@ class Target(Protocol):
         ...
 
     @property
-    def label(self) -> str:
-        """As in tables."""
-        ...
-
-    @property
     def way(self) -> Way:
         """How it is spoken to."""
         ...
@@ -91,19 +85,6 @@ class Target(Protocol):
     def start(self) -> AbstractContextManager[Running]:
         """Start it and wait until it is ready. Raises RuntimeError when it ends or is not ready in time."""
         ...
-
-
-def tree_memory_mb(pid: int) -> dict[str, float]:
-    """Memory of a process and its children in MB: RSS added up, which counts shared pages again, and PSS."""
-    main = psutil.Process(pid)
-    rss = pss = 0.0
-    for process in [main, *main.children(recursive=True)]:
-        try:
-            found = process.memory_full_info()
-        except psutil.NoSuchProcess:
-            continue  # it ended in between
-        rss, pss = rss + found.rss, pss + found.pss
-    return {"rss_mb": rss / 1e6, "pss_mb": pss / 1e6}
 
 
 def vectors_of(encoded: Sequence[str]) -> Array:

@@ -72,39 +72,17 @@ class Needs:
         return made()
 
 
-LABELS: Mapping[str, str] = {
-    "ours": "ours",
-    "ours-int8": "ours in int8",
-    "ours-web": "ours, load-balancing",
-    "ours-http": "ours, the SDK's test server",
-    "floor": "onnxruntime and tokenizers alone",
-    "stock": "stock SDK + sentence-transformers",
-    "fastembed": "stock SDK + fastembed",
-    "infinity": "stock SDK + infinity",
-    "infinity-http": "infinity's own server",
-    "litserve": "LitServe + sentence-transformers",
-    "sentence-transformers": "sentence-transformers",
-    "transformers-pipeline": "transformers.pipeline",
-    "torch-eager": "PyTorch",
-    "torch-compile": "torch.compile",
-    "tei": "Text Embeddings Inference",
-    "triton": "Triton",
-}
-"""Name -> what tables call it, in their order."""
-
 ALWAYS = ("ours", "floor")
 BY_URL = ("tei", "triton")
-PEERS = tuple(name for name in LABELS if name not in (*ALWAYS, *BY_URL))
-"""Those that `--with` names."""
 
 
 def targets(names: Sequence[str], needs: Needs) -> list[Target]:
-    """The targets of these names, in the order of LABELS."""
-    return [_MADE[name](needs) for name in LABELS if name in names]
+    """The targets of these names, in the order of NAMES."""
+    return [made(needs) for name, made in _MADE.items() if name in names]
 
 
 def _worker(name: str, bundle: Callable[[Needs], Path], needs: Needs) -> Target:
-    return ours(name, LABELS[name], partial(bundle, needs), needs.concurrency, needs.engine)
+    return ours(name, partial(bundle, needs), needs.concurrency, needs.engine)
 
 
 def _stock(needs: Needs) -> Target:
@@ -116,7 +94,7 @@ def _stock(needs: Needs) -> Target:
             _installed("runpod", "sentence-transformers", *_TORCH),
         )
 
-    return QueueWorker("stock", LABELS["stock"], needs.concurrency, made)
+    return QueueWorker("stock", made, needs.concurrency)
 
 
 def _fastembed(needs: Needs) -> Target:
@@ -129,7 +107,7 @@ def _fastembed(needs: Needs) -> Target:
         found = peer_env.versions(python, ("fastembed", "onnxruntime", "runpod"))
         return Command([str(python), str(_SCRIPTS / "stock_fastembed.py")], env, found)
 
-    return QueueWorker("fastembed", LABELS["fastembed"], needs.concurrency, made)
+    return QueueWorker("fastembed", made, needs.concurrency)
 
 
 def _infinity(needs: Needs) -> Target:
@@ -139,7 +117,7 @@ def _infinity(needs: Needs) -> Target:
         found = peer_env.versions(python, ("infinity-emb", "runpod", *_TORCH))
         return Command([str(python), str(_SCRIPTS / "infinity.py")], env, found)
 
-    return QueueWorker("infinity", LABELS["infinity"], _INFINITY_JOBS, made)
+    return QueueWorker("infinity", made, _INFINITY_JOBS)
 
 
 def _infinity_http(needs: Needs) -> Target:
@@ -151,7 +129,7 @@ def _infinity_http(needs: Needs) -> Target:
         command += ["--device", _device()["DEVICE"], "--host", "127.0.0.1", "--port", PORT, "--log-level", "error"]
         return Command(command, _infinity_env(python), peer_env.versions(python, ("infinity-emb", *_TORCH)))
 
-    return HttpServer("infinity-http", LABELS["infinity-http"], OPENAI, made)
+    return HttpServer("infinity-http", made, OPENAI)
 
 
 def _infinity_env(python: Path) -> Mapping[str, str]:
@@ -165,7 +143,7 @@ def _litserve(needs: Needs) -> Target:
         found = peer_env.versions(python, ("litserve", "sentence-transformers", *_TORCH))
         return Command(command, {"HF_HUB_OFFLINE": "1"}, found)
 
-    return HttpServer("litserve", LABELS["litserve"], LITSERVE, made)
+    return HttpServer("litserve", made, LITSERVE)
 
 
 def _ours_http(needs: Needs) -> Target:
@@ -174,7 +152,7 @@ def _ours_http(needs: Needs) -> Target:
         env = {**QUIET, "BUNDLE": str(bundle), "ENGINE": needs.engine}
         return Command(command, env, served(bundle, needs.engine))
 
-    return HttpServer("ours-http", LABELS["ours-http"], SDK_TEST_SERVER, made)
+    return HttpServer("ours-http", made, SDK_TEST_SERVER)
 
 
 def _ours_web(needs: Needs) -> Target:
@@ -183,7 +161,7 @@ def _ours_web(needs: Needs) -> Target:
         env = {**QUIET, "BUNDLE": str(bundle), "ENGINE": needs.engine, "WORKER_LOOP": "http"}
         return Command(command, env, served(bundle, needs.engine))
 
-    return HttpServer("ours-web", LABELS["ours-web"], OURS_WEB, made)
+    return HttpServer("ours-web", made, OURS_WEB)
 
 
 def _floor(needs: Needs) -> Target:
@@ -195,7 +173,7 @@ def _floor(needs: Needs) -> Target:
         command = [sys.executable, str(_SCRIPTS / "library.py"), "onnxruntime", *arguments]
         return Command(command, {}, _installed("onnxruntime", "tokenizers", "numpy"))
 
-    return Library("floor", LABELS["floor"], made)
+    return Library("floor", made)
 
 
 def _library(name: str, needs: Needs) -> Target:
@@ -204,12 +182,12 @@ def _library(name: str, needs: Needs) -> Target:
         packages = ("sentence-transformers", *_TORCH) if name == "sentence-transformers" else _TORCH
         return Command(command, {"HF_HUB_OFFLINE": "1"}, _installed(*packages))
 
-    return Library(name, LABELS[name], made)
+    return Library(name, made)
 
 
 def _tei(needs: Needs) -> Target:
     assert needs.tei is not None
-    return RemoteServer("tei", LABELS["tei"], TEI, needs.tei)
+    return RemoteServer("tei", TEI, needs.tei)
 
 
 def _triton(needs: Needs) -> Target:
@@ -217,7 +195,7 @@ def _triton(needs: Needs) -> Target:
     bundle = open_bundle(needs.fp32())
     longest = int(bundle.manifest.task_config["max_length"])
     dialect = triton(needs.triton_model, bundle.file("tokenizer.json"), longest)
-    return RemoteServer("triton", LABELS["triton"], dialect, needs.triton)
+    return RemoteServer("triton", dialect, needs.triton)
 
 
 _MADE: Mapping[str, Callable[[Needs], Target]] = {
@@ -238,6 +216,9 @@ _MADE: Mapping[str, Callable[[Needs], Target]] = {
     "tei": _tei,
     "triton": _triton,
 }
+NAMES = tuple(_MADE)
+PEERS = tuple(name for name in NAMES if name not in (*ALWAYS, *BY_URL))
+"""Those that `--with` names."""
 
 
 def _with_torch(python: P) -> P:

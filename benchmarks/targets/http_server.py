@@ -10,10 +10,9 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self
@@ -22,17 +21,16 @@ import aiohttp
 import numpy as np
 
 from benchmarks.clients import Answers
+from benchmarks.processes import kill_session, stop_process, tree_memory_mb
 from benchmarks.targets.base import (
     ANSWER_TIMEOUT_S,
     START_TIMEOUT_S,
     Running,
     Way,
     batches,
-    tree_memory_mb,
 )
 from benchmarks.targets.dialects import Dialect
-from benchmarks.targets.pipe import kill_session, stop_process
-from benchmarks.targets.queue_worker import Command
+from benchmarks.targets.queue_worker import Made
 from benchmarks.workload import stream
 from engine.tensors import Array
 
@@ -44,22 +42,11 @@ _POLL_S = 0.05
 
 
 @dataclass
-class HttpServer:
+class HttpServer(Made):
     """A server that `made` says how to start, and that is asked as `dialect` says."""
 
-    name: str
-    label: str
     dialect: Dialect
-    made: Callable[[], Command]
-    """Meets the server's needs, once. Raises RuntimeError."""
     way: Way = "http"
-
-    def __post_init__(self) -> None:
-        self.made = cache(self.made)
-
-    def prepare(self) -> Mapping[str, str]:
-        """See Target."""
-        return self.made().versions
 
     @contextmanager
     def start(self) -> Iterator[Running]:
@@ -84,7 +71,6 @@ class RemoteServer:
     """A server that the user started: it can be asked, and neither started, weighed nor stopped."""
 
     name: str
-    label: str
     dialect: Dialect
     url: str
     way: Way = "http"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 
 from benchmarks.clients import Answers
 from benchmarks.targets.base import Running, Way, vectors_of
 from benchmarks.targets.pipe import PipeProcess
-from benchmarks.targets.queue_worker import Command
+from benchmarks.targets.queue_worker import Made
 from benchmarks.workload import stream
 from engine.tensors import Array
 
@@ -20,21 +19,10 @@ _WARM_UP = 10
 
 
 @dataclass
-class Library:
+class Library(Made):
     """A script that embeds the texts of every line that it reads; targets/library.py is one."""
 
-    name: str
-    label: str
-    made: Callable[[], Command]
-    """Meets the library's needs, once. Raises RuntimeError."""
     way: Way = "pipe"
-
-    def __post_init__(self) -> None:
-        self.made = cache(self.made)
-
-    def prepare(self) -> Mapping[str, str]:
-        """See Target."""
-        return self.made().versions
 
     @contextmanager
     def start(self) -> Iterator[Running]:

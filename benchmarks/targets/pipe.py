@@ -8,16 +8,14 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any, Self
 
-import psutil
-
-from benchmarks.targets.base import ANSWER_TIMEOUT_S, START_TIMEOUT_S, tree_memory_mb
+from benchmarks.processes import kill_tree, stop_process, tree_memory_mb
+from benchmarks.targets.base import ANSWER_TIMEOUT_S, START_TIMEOUT_S
 
 Json = dict[str, Any]
 
@@ -122,36 +120,3 @@ class PipeProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
-
-
-def stop_process(process: subprocess.Popen[Any], timeout_s: float) -> float | None:
-    """SIGTERM; seconds until `process` ended, None when it and its children had to be killed after `timeout_s`."""
-    begin = time.perf_counter()
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        kill_tree(process)
-        return None
-    return time.perf_counter() - begin
-
-
-def kill_tree(process: subprocess.Popen[Any]) -> None:
-    """Kill `process` and its children."""
-    if process.poll() is None:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            try:
-                child.kill()
-            except psutil.NoSuchProcess:
-                pass  # it ended by itself
-        process.kill()
-    process.wait()
-
-
-def kill_session(process: subprocess.Popen[Any]) -> None:
-    """Kill `process`, which leads a session, and everything that it left behind there."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # nothing is left of it
-    process.wait()

@@ -15,9 +15,9 @@ import numpy as np
 
 from benchmarks.clients import Answers, Clients, embed_jobs
 from benchmarks.engines import served_engine, served_precision
+from benchmarks.processes import stop_process, tree_memory_mb
 from benchmarks.results_file import commit_of
-from benchmarks.targets.base import ANSWER_TIMEOUT_S, Running, Way, tree_memory_mb, vectors_of
-from benchmarks.targets.pipe import stop_process
+from benchmarks.targets.base import ANSWER_TIMEOUT_S, Running, Way, vectors_of
 from benchmarks.worker_process import WorkerProcess, watched
 from benchmarks.workload import stream
 from engine.bundle import open_bundle
@@ -39,15 +39,11 @@ class Command:
 
 
 @dataclass
-class QueueWorker:
-    """A worker that takes `concurrency` jobs at once from an endpoint of its own."""
+class Made:
+    """A target that this run starts; `made` meets what it needs, once. Raises RuntimeError."""
 
     name: str
-    label: str
-    concurrency: int
     made: Callable[[], Command]
-    """Meets the worker's needs, once. Raises RuntimeError."""
-    way: Way = "queue"
 
     def __post_init__(self) -> None:
         self.made = cache(self.made)
@@ -55,6 +51,14 @@ class QueueWorker:
     def prepare(self) -> Mapping[str, str]:
         """See Target."""
         return self.made().versions
+
+
+@dataclass
+class QueueWorker(Made):
+    """A worker that takes `concurrency` jobs at once from an endpoint of its own."""
+
+    concurrency: int
+    way: Way = "queue"
 
     @contextmanager
     def start(self) -> Iterator[Running]:
@@ -70,14 +74,14 @@ class QueueWorker:
         return found.command, {**QUIET, **concurrency, **found.env}
 
 
-def ours(name: str, label: str, bundle: Callable[[], Path], concurrency: int, engine: str = "auto") -> QueueWorker:
+def ours(name: str, bundle: Callable[[], Path], concurrency: int, engine: str = "auto") -> QueueWorker:
     """This project's worker."""
 
     def made() -> Command:
         path = bundle()
         return Command([sys.executable, "-m", "handler"], {"BUNDLE": str(path), "ENGINE": engine}, served(path, engine))
 
-    return QueueWorker(name, label, concurrency, made)
+    return QueueWorker(name, made, concurrency)
 
 
 def served(bundle: Path, engine: str) -> dict[str, str]:

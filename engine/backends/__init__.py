@@ -22,7 +22,9 @@ def load_engine(choice: Choice, bundle: Bundle, settings: Settings, graph: str =
         from engine.backends.tensorrt import TensorRtEngine
 
         assert choice.plan is not None
-        return TensorRtEngine(bundle, graph, choice.plan, max_batch=settings.max_batch_rows)
+        return TensorRtEngine(
+            bundle, graph, choice.plan, max_batch=settings.max_batch_rows, max_tokens=settings.max_batch_tokens
+        )
     if choice.engine == "onnxruntime-cuda":
         from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
 

@@ -76,7 +76,7 @@ class Memory(Protocol):
 
 
 class DeviceBuffers:
-    """One arena on the device and one, page-locked, on the host, both made for the largest bucket.
+    """One arena on the device and one, page-locked, on the host, both large enough for every bucket.
 
     The host's holds `slots` buffer sets. The device's holds one: in a single stream the copies and runs of all slots
     follow each other, so a second would never be used beside the first, and every bucket's tensors keep one address.
@@ -91,7 +91,7 @@ class DeviceBuffers:
         slots: int,
     ) -> None:
         self._in, self._out = Layout(inputs), Layout(outputs)
-        self._in_size, out_size = self._in.size(buckets.largest), self._out.size(buckets.largest)
+        self._in_size, out_size = (max(map(side.size, buckets)) for side in (self._in, self._out))
         set_size = self._in_size + out_size
         self._address = memory.device(set_size)
         arena = memory.pinned(slots * set_size)

@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from engine import huge_pages
 from engine.backends.buffers import Buffers
+from engine.batching.costs import BEST_TOKENS_OF_A_GPU
 from engine.bucket import Bucket, Ladder, rungs
 from engine.bundle import Bundle, is_weights
 from engine.errors import EngineError
@@ -30,7 +31,7 @@ MOST_BINDINGS = 1024
 # token, in int8 0.5 ms and 27 us; so a run costs 16 and 18 tokens.
 _OVERHEAD_TOKENS = {"cpu": 16, "cuda": 512}  # cuda: not measured yet
 # There 512 tokens are the cheapest a token; larger batches only keep others waiting and memory taken.
-_BEST_TOKENS = {"cpu": 512, "cuda": 16_384}  # cuda: not measured yet
+_BEST_TOKENS = {"cpu": 512, "cuda": BEST_TOKENS_OF_A_GPU}
 # Of a lane, which has one thread. With 512 tokens 32 clients got as many answers, 8 clients 4 to 6 % fewer; p99 was a
 # tenth to a sixth longer, and 11 to 13 MB more were held. With 128 tokens 32 clients got 4 to 6 % fewer.
 _BEST_TOKENS_OF_LANE = 256
@@ -95,7 +96,7 @@ class OnnxRuntimeEngine:
         if self.lanes:  # and so an arena of that size, which is there now
             huge_pages.ask(_ARENA_BYTES)
         self._bindings: dict[Bucket, Any] = {}
-        self._started = self.buckets[0]
+        self._started = self.buckets.fit(1, 1)
         self._cpus, self._bundle, self._graph = cpus, bundle, graph
 
     def open_lanes(self) -> list[OnnxRuntimeEngine]:
@@ -126,7 +127,7 @@ class OnnxRuntimeEngine:
         lane = copy(self)
         lane.best_tokens = _BEST_ROWS_OF_THREAD if self._of_one_size else _BEST_TOKENS_OF_LANE
         lane.lanes, lane.caller_cpu = 0, self._cpus[number] if self._cpus else None
-        lane._session, lane._bindings, lane._started = session, {}, self.buckets[0]
+        lane._session, lane._bindings, lane._started = session, {}, self.buckets.fit(1, 1)
         lane._in, lane._out = Buffers(self.inputs, self.buckets), Buffers(self.outputs, self.buckets)
         return lane
 

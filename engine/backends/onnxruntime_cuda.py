@@ -55,19 +55,18 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         """Run every bucket that batches come to: memory for all of them is then there, and their kernels are chosen.
 
         Those with the most scores of attention first, which take the most memory: what is there for them is enough for
-        the others. The whole ladder may be no batch's: 32 rows of 8,192 tokens are sixteen times `best_tokens`, and one
-        tensor of their scores is larger than any GPU. May lower `best_tokens`. Raises OutOfMemory or EngineError.
+        the others. May lower `best_tokens`. Raises OutOfMemory or EngineError.
         """
         for bucket in sorted(self.buckets, key=lambda b: (b.batch * b.length**2, b.tokens), reverse=True):
-            least = self.buckets.least(bucket)
-            if least.batch == 1 or least.tokens <= (self._max_tokens or self.best_tokens):
+            if self.buckets.is_for(bucket, self._max_tokens or self.best_tokens):
                 try:
                     self.run(bucket)
                 except OutOfMemory as error:
-                    self._hold_below(bucket, least, str(error).strip())
+                    self._hold_below(bucket, str(error).strip())
 
-    def _hold_below(self, bucket: Bucket, least: Bucket, reason: str) -> None:
-        """Let no batch come to `bucket`, for which there is no memory; `least` is the smallest that would."""
+    def _hold_below(self, bucket: Bucket, reason: str) -> None:
+        """Let no batch come to `bucket`, for which there is no memory."""
+        least = self.buckets.least(bucket)
         self._values.pop(bucket, None)
         self._bindings.pop(bucket, None)
         left = least.tokens - 1

@@ -23,12 +23,13 @@ from engine.backends.tensorrt_api import (
     make_execution_context,
     messages,
     notes_on_length,
+    notes_on_tokens,
     scratch_size,
     set_profile,
     set_scratch,
     up_to,
 )
-from engine.batching.costs import best_tokens, overhead_tokens
+from engine.batching.costs import BEST_TOKENS_OF_A_GPU, best_tokens, overhead_tokens
 from engine.bucket import Bucket, Ladder
 from engine.errors import EngineError, EngineLost, OutOfMemory
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from engine.tensors import Arrays, TensorSpec
 
 _OVERHEAD_TOKENS = 512  # where the sidecar has no latencies; not measured yet
-_BEST_TOKENS = 16_384  # likewise
 
 
 @dataclass(eq=False)
@@ -62,6 +62,8 @@ class _Run:
 class TensorRtEngine(WithoutLanes):
     """One plan of a bundle's graph on the first GPU, at the buckets of at most `max_batch` rows.
 
+    `max_tokens` is what batches are held to, and buckets that none comes to are left out; 0 is `best_tokens`, None
+    leaves none out.
     Give it only a plan whose sidecar fits (engine/plans/sidecar.py) and whose bytes were verified, and only where a
     driver was found: without one TensorRT crashes the process. When the device has no room for all buckets, those of
     the largest batch are left out, once. Raises EngineError.
@@ -71,17 +73,23 @@ class TensorRtEngine(WithoutLanes):
     caller_cpu = None
     slots = 2
 
-    def __init__(self, bundle: Bundle, graph: str, plan: PlanFile, *, max_batch: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, graph: str, plan: PlanFile, *, max_batch: int | None = None, max_tokens: int | None = None
+    ) -> None:
         found = bundle.manifest.graphs[graph]
         self.inputs: tuple[TensorSpec, ...] = found.inputs
         self.outputs: tuple[TensorSpec, ...] = found.outputs
-        self.buckets = up_to(plan.plan.ladder, max_batch)
         self.notes = notes_on_length(plan, bundle.manifest.max_length(graph))
         """What is not as it should be and yet runs, in sentences for the health reply."""
-        self.overhead_tokens, self.best_tokens = _OVERHEAD_TOKENS, _BEST_TOKENS
+        self.overhead_tokens, self.best_tokens = _OVERHEAD_TOKENS, BEST_TOKENS_OF_A_GPU
         if plan.plan.latencies_us:
             measured = dict(zip(plan.plan.ladder, plan.plan.latencies_us, strict=True))
             self.overhead_tokens, self.best_tokens = overhead_tokens(measured), best_tokens(measured)
+        self.best_tokens = min(self.best_tokens, plan.plan.max_tokens or self.best_tokens)
+        self.buckets = up_to(plan.plan.ladder, max_batch)
+        if max_tokens is not None:
+            self.notes += notes_on_tokens(plan, self.buckets, max_tokens)
+            self.buckets = self.buckets.within(max_tokens or self.best_tokens)
         self._plan = plan.plan
         self._name = plan.name
         self._whole = self.buckets
@@ -198,7 +206,7 @@ class TensorRtEngine(WithoutLanes):
         # Only now, for the error's traceback holds on to what is to be freed.
         with self._cuda.active("making room"):
             self._free()
-        self.buckets = Ladder(self._whole.batches[:-1], self._whole.lengths)
+        self.buckets = Ladder(self._whole.batches[:-1], self._whole.lengths).within(self._whole.max_tokens)
         left_out, kept = self._whole.batches[-1], self.buckets.batches[-1]
         self.notes.append(f"no room for batches of {left_out}, at most {kept} rows run at once: {reason}")
         self._allocate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from bisect import bisect_left
 from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,18 @@ def up_to(ladder: Ladder, max_batch: int | None) -> Ladder:
     """`ladder` without the batch sizes above the first that holds `max_batch` rows."""
     if max_batch is None or max_batch >= ladder.largest.batch:
         return ladder
-    return Ladder([b for b in ladder.batches if b <= ladder.fit(max_batch, 1).batch], ladder.lengths)
+    above = bisect_left(ladder.batches, max_batch) + 1
+    return Ladder(ladder.batches[:above], ladder.lengths).within(ladder.max_tokens)
+
+
+def notes_on_tokens(plan: PlanFile, ladder: Ladder, max_tokens: int) -> list[str]:
+    """A sentence where `ladder`, of `plan`, has no buckets for batches as large as MAX_BATCH_TOKENS asks for."""
+    if not 0 < ladder.max_tokens < max_tokens:
+        return []
+    return [
+        f"at most {ladder.max_tokens} tokens run at once, though MAX_BATCH_TOKENS={max_tokens} allows more: "
+        f"{plan.name} was built without buckets for them; to have them all build it again and name its --lengths"
+    ]
 
 
 def notes_on_length(plan: PlanFile, takes: int) -> list[str]:

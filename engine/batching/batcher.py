@@ -57,7 +57,7 @@ class Batcher:
     ) -> None:
         self.stats = stats or Stats()
         self._engine = engine
-        self._max_tokens = max_tokens
+        self._max_tokens = max_tokens = min(max_tokens, engine.buckets.max_tokens or max_tokens)
         self._queue: BatchQueue[Group, tuple[int, Row]] = BatchQueue(
             max_rows=min(max_rows, engine.buckets.largest.batch),
             max_tokens=max_tokens or engine.best_tokens,

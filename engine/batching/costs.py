@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from engine.bucket import Bucket
 
+BEST_TOKENS_OF_A_GPU = 16_384
+"""Where nothing was measured. Not measured itself yet."""
 _NEAR = 0.95
 """Of the highest rate of tokens: a rate above this counts as the highest, for a larger bucket that is faster by no more
 than timings vary is no reason to wait for more rows."""

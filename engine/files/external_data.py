@@ -95,6 +95,8 @@ def _locations(content: bytes | mmap) -> set[bytes]:
             if wire == _SIZED:
                 size, begin = _number(content, at)
                 at = begin + size
+                if at > end:  # no number of a file's bytes either, perhaps
+                    break
                 if inner := leading.get(number):
                     if inner in _LARGE or content.find(_KEY, begin, at) >= 0:
                         pending.append((inner, begin, at))

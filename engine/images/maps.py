@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,12 @@ def _bilinear(size: int, out: int) -> tuple[Array, Array, Array]:
     return first, np.minimum(first + 1, size - 1), at - first.astype(np.float32)
 
 
-def class_map(logits: Array, height: int, width: int) -> Array:
+def class_map(logits: Array, height: int, width: int, go_on: Callable[[], None] = lambda: None) -> Array:
     """The best class of every pixel: argmax of `logits`, float32 (classes, h, w), enlarged bilinearly.
 
     What interpolate(mode="bilinear", align_corners=False) and argmax give, in the smallest dtype that holds it. Where
-    the pixels around agree on a class, the interpolated ones do, so that only the others are computed.
+    the pixels around agree on a class, the interpolated ones do, so that only the others are computed. `go_on` is asked
+    between pieces of them, and may raise what ends the work.
     """
     rows, columns = _bilinear(logits.shape[1], height), _bilinear(logits.shape[2], width)
     best = logits.argmax(axis=0).astype(np.min_scalar_type(len(logits) - 1))
@@ -40,6 +41,7 @@ def class_map(logits: Array, height: int, width: int) -> Array:
     step = max(1, _AT_ONCE // len(logits))
     for y, x in _between_classes(best, found, rows, columns):
         for start in range(0, len(y), step):
+            go_on()
             part = slice(start, start + step)
             found[y[part], x[part]] = _mixed(flat, logits.shape[2], rows, columns, y[part], x[part]).argmax(axis=1)
     return found

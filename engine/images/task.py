@@ -79,7 +79,7 @@ class MapTask(ImageTask):
 
 
 def _pixels(parts: Sequence[Part]) -> int:
-    return sum(height * width for height, width in (part.data for part in parts))
+    return sum(height * width for height, width, *_ in (part.data for part in parts))
 
 
 def _refuse(size: float) -> None:

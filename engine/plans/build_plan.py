@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,12 +18,12 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from shutil import copyfile, copytree, ignore_patterns
 
-from engine import probe
 from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, is_newer, open_bundle, write_manifest
 from engine.errors import BundleError, EngineError
 from engine.files import turns
 from engine.files.same_files import SameFiles
-from engine.plans.plan_cache import folder_of
+from engine.plans import late
+from engine.plans.plan_cache import folder_of, machine
 from engine.plans.sidecar import TIMING_CACHE, plans_of, sidecar_of
 
 BUILD_COMMAND = (sys.executable, "-m", "export", "plan")
@@ -33,6 +33,8 @@ _LEASH = (sys.executable, "-m", "engine.plans.leash")
 Say = Callable[[str], None]
 """Takes a line for the log."""
 
+_NEARLY = 0.9
+"""Share of its time limit that a build must have had at least to say that so much is too little."""
 _WATCH_S = 0.5
 _STILL_AT_IT_S = 15.0
 
@@ -43,17 +45,19 @@ def build(
     """Build plans for every graph of `bundle` on this GPU into `cache`, within `timeout_s` seconds.
 
     `precision` is the setting: with `auto` the export chooses. One worker builds at a time; who waited for another asks
-    `is_there` before building again. Raises EngineError.
+    `is_there` before building again. What took too long once is not begun again (late.py). Raises EngineError.
     """
     deadline = time.monotonic() + timeout_s
+    notes = late.notes_of(bundle, cache, precision)
+    late.refuse_again(notes, timeout_s)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _turn(cache, deadline, say) as is_held:
-            if not os.access(cache, os.W_OK | os.X_OK, effective_ids=True):  # found out before it has cost minutes
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            _remove_abandoned(cache, is_held)
             if is_there():
                 return say("another worker has built it meanwhile")
+            late.refuse_again(notes, timeout_s)
+            _make_folders(bundle, cache)
+            _remove_abandoned(cache, is_held)
             files = SameFiles(bundle.path / name for name in bundle.manifest.files)
             with closing(files), _workplace() as work:
                 copy = _copy(bundle, Path(work) / "bundle")
@@ -64,7 +68,13 @@ def build(
                 with _worth_no_failure(say):
                     _bring_timings(bundle, cache, copy)
                 asked = [] if precision == "auto" else ["--precision", precision]
-                _run([*BUILD_COMMAND, str(copy), *asked], work, deadline, timeout_s, say)
+                has_it_all = deadline - time.monotonic() > _NEARLY * timeout_s
+                try:
+                    _run([*BUILD_COMMAND, str(copy), *asked], work, deadline, timeout_s, say)
+                except late.TooLong:
+                    if has_it_all:  # and has not waited for another worker, who built something else
+                        late.note(notes, timeout_s)
+                    raise
                 if files.changed():
                     raise _exchanged(bundle)
                 _keep(open_bundle(copy), bundle, cache)
@@ -77,6 +87,33 @@ def build(
         ) from error
     except BundleError as error:
         raise EngineError(f"the build left no bundle: {error}") from error
+
+
+def _make_folders(bundle: Bundle, cache: Path) -> None:
+    """The folder of every graph. Raises OSError or EngineError where nothing can be kept: before it has cost minutes.
+
+    Who may write to the cache may write to them, too: a pod's root may be the first to build there.
+    """
+    if not _is_writable(cache):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    kept = cache.stat()
+    for folder in (folder_of(cache, bundle, graph) for graph in bundle.manifest.graphs):
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            if not _is_writable(folder):
+                raise EngineError(
+                    f"a plan cannot be kept in {folder}, which belongs to another user; let the worker write there, or "
+                    "remove it"
+                ) from None
+        else:
+            with suppress(OSError):
+                folder.chmod(stat.S_IMODE(kept.st_mode))
+                os.chown(folder, kept.st_uid, kept.st_gid)
+
+
+def _is_writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=True)
 
 
 def _exchanged(bundle: Bundle) -> EngineError:
@@ -105,9 +142,9 @@ def _workplace() -> tempfile.TemporaryDirectory[str]:
 
 def _turn(cache: Path, deadline: float, say: Say) -> AbstractContextManager[bool]:
     """Where the volume knows no locks two may build the same at once, which wastes time: the last to end is kept."""
-    late = EngineError("another worker builds a plan and does not end (BUILD_TIMEOUT_S)")
+    unended = EngineError("another worker builds a plan and does not end (BUILD_TIMEOUT_S)")
     waits = "another worker builds a plan on this volume; waiting for it"
-    return turns.turn(cache / ".lock", deadline, lambda: say(waits), late)
+    return turns.turn(cache / ".lock", deadline, lambda: say(waits), unended)
 
 
 def _remove_abandoned(cache: Path, is_held: bool) -> None:
@@ -146,7 +183,8 @@ def _run(command: list[str], work: str, deadline: float, timeout_s: float, say: 
         start_new_session=True,
     )
     assert process.stdin is not None and process.stdout is not None
-    leash, ended, parent, why = process.stdin, threading.Event(), os.getppid(), ""
+    leash, ended, parent = process.stdin, threading.Event(), os.getppid()
+    why: EngineError | None = None
 
     def watch() -> None:
         nonlocal why
@@ -154,9 +192,11 @@ def _run(command: list[str], work: str, deadline: float, timeout_s: float, say: 
         while not ended.wait(min(_WATCH_S, max(0.0, deadline - time.monotonic()))):
             now = time.monotonic()
             if now >= deadline:
-                why = f"the build took longer than {timeout_s:g} s (BUILD_TIMEOUT_S) and was ended"
+                why = late.TooLong(
+                    f"the build took longer than {timeout_s:g} s (BUILD_TIMEOUT_S) and was ended; {late.FIX}"
+                )
             elif os.getppid() != parent:
-                why = "the worker that the build was for has ended"
+                why = EngineError("the worker that the build was for has ended")
             elif now - said >= _STILL_AT_IT_S:
                 said = now
                 say(f"building a plan: {now - begin:.0f} s")
@@ -179,7 +219,7 @@ def _run(command: list[str], work: str, deadline: float, timeout_s: float, say: 
         leash.close()
         process.wait()
     if why:
-        raise EngineError(why)
+        raise why
     if code:
         raise EngineError(f"the build ended with code {code}: {last or 'it said nothing'}")
     say(f"building a plan: done after {time.monotonic() - begin:.0f} s")
@@ -196,7 +236,6 @@ def _keep(built: Bundle, before: Bundle, cache: Path) -> None:
     if not new:
         raise EngineError("the build added no plan")
     for plan, folder in new:
-        folder.mkdir(exist_ok=True)
         sources = plan.path, plan.path.with_name(sidecar_of(plan.name))  # the sidecar last: it says "whole"
         _put(*((source, folder / source.name) for source in sources))
 
@@ -237,10 +276,8 @@ def _timing_caches(bundle: Bundle, cache: Path, copy: Path) -> Iterator[tuple[Pa
 
     TensorRT takes a timing cache on the GPU and by the version only that it comes from.
     """
-    found, version = probe.gpu(), probe.tensorrt_version()
-    if found is None or version is None:
+    if (here := machine()) is None:
         return
-    name = re.sub(r"[^A-Za-z0-9]+", "_", found.name)
     for graph in bundle.manifest.graphs:
-        kept = cache / f"{graph}-{name}-trt{version}.{TIMING_CACHE}"
+        kept = cache / f"{graph}-{here}.{TIMING_CACHE}"
         yield kept, copy / "graphs" / graph / "plans" / TIMING_CACHE

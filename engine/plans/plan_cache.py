@@ -1,6 +1,7 @@
 """Plans that a boot built on the GPU that it woke up on, kept on the volume for the boots after it.
 
     PLAN_CACHE/<graph>-<digest>/sm_89-trt10.13.0-fp16.plan + .json     digest: of all that a build goes by (`folder_of`)
+    PLAN_CACHE/<graph>-<digest>/NVIDIA_L4-trt10.13.0.35-auto.late      late.py's
     PLAN_CACHE/model-NVIDIA_L4-trt10.13.0.35.timing.cache              what the builder measured, for one kind of GPU
     PLAN_CACHE/.lock                                                   held while a worker builds
     PLAN_CACHE/cuda-550.54.15/                                         kernel_cache.py's
@@ -15,9 +16,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine import probe
 from engine.errors import BundleError, EngineError
 from engine.plans.sidecar import SUFFIX, PlanFile, read_sidecar, sidecar_of, source_digest
 
@@ -70,3 +73,11 @@ def folder_of(cache: Path, bundle: Bundle, graph: str) -> Path:
         "inputs": [(spec.name, spec.dtype, spec.shape) for spec in described.inputs],
     }
     return cache / f"{graph}-{hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}"
+
+
+def machine() -> str | None:
+    """The kind of GPU and the version of TensorRT, for a file's name."""
+    found, version = probe.gpu(), probe.tensorrt_version()
+    if found is None or version is None:
+        return None
+    return f"{re.sub(r'[^A-Za-z0-9]+', '_', found.name)}-trt{version}"

@@ -81,6 +81,8 @@ class Plan:
     latencies_us: tuple[int, ...] = ()
     """Microseconds of a run with its copies on `gpu_name`, the median, for every bucket in the ladder's order; empty
     where that was not measured."""
+    max_tokens: int = 0
+    """The ladder's: buckets that only larger batches would come to are left out, unless 0."""
 
     def __post_init__(self) -> None:
         """Raises ValueError that names the field and what is allowed."""
@@ -89,7 +91,7 @@ class Plan:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {', '.join(allowed)}")
         _numbers(self.compute_capability, "compute_capability", 2)
         _numbers(self.tensorrt_version, "tensorrt_version", _VERSION_PARTS)
-        for bucket in Ladder(self.batches, self.lengths):
+        for bucket in self.ladder:
             if not any(bucket in profile.buckets for profile in self.profiles):
                 raise ValueError(f"no profile serves {bucket}")
         if len(self.latencies_us) not in (0, len(self.ladder)) or not all(us > 0 for us in self.latencies_us):
@@ -102,7 +104,7 @@ class Plan:
     @property
     def ladder(self) -> Ladder:
         """The buckets that it serves."""
-        return Ladder(self.batches, self.lengths)
+        return Ladder(self.batches, self.lengths, self.max_tokens)
 
     @property
     def architecture(self) -> str:

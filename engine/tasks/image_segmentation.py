@@ -18,7 +18,7 @@ from engine.tasks import payload as check
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
-    from engine.tasks.items import Part
+    from engine.tasks.items import Part, Request
     from engine.tensors import Array, Arrays
 
 _FORMATS = ("png", "rle")
@@ -39,18 +39,27 @@ class ImageSegmentation(MapTask):
         """`mask_format`: how a mask is written."""
         return {"mask_format": check.choice(payload, "mask_format", _FORMATS)}
 
+    def parts(self, request: Request) -> list[Part]:
+        """As in the base class; `data` also has what ends the work of a job that was stopped."""
+        parts = super().parts(request)
+        for part in parts:
+            part.data = (*part.data, request.spent.refuse_stopped)
+        return parts
+
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`[{"score": null, "label": ..., "mask": ...}, ...]`, a class that has a pixel each, in their order.
 
         A mask in PNG is grey, 255 inside and 0 outside, in base64. In rle it is `{"size": [height, width], "counts":
         [...]}`: row by row the lengths of runs, outside first.
         """
-        found = class_map(outputs[0]["logits"], *part.data)
+        height, width, refuse_stopped = part.data
+        found = class_map(outputs[0]["logits"], height, width, refuse_stopped)
         write = _png if options["mask_format"] == "png" else _rle
-        return [
-            {"score": None, "label": self.config["labels"][index], "mask": write(found == index)}
-            for index in np.unique(found)
-        ]
+        masks = []
+        for index in np.unique(found):
+            refuse_stopped()  # an image may take minutes
+            masks.append({"score": None, "label": self.config["labels"][index], "mask": write(found == index)})
+        return masks
 
 
 def _png(mask: Array) -> Json:

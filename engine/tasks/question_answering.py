@@ -29,8 +29,8 @@ _OVERLAP, _OVERLAP_FIELD = 128, "doc_stride"
 _ENTRY = 60
 """Bytes of an answer's JSON beside its text, about."""
 _ANSWER_TOKENS = 15
-_MOST_SPANS = 1 << 21
-"""Of one context, from all its windows: each is some twenty bytes for a while."""
+_MOST_SPANS = 1 << 18
+"""Of one context, from all its windows: each is a text that is compared with the others."""
 _PAIRS = 1 << 12
 """Of tokens, that take about as long to look through as an answer takes to be put together."""
 

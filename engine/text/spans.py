@@ -14,9 +14,8 @@ from engine.text.windows import Window
 
 _SLICE = 1 << 16
 """Spans that are looked through at a time; those of a long window may be as many as its tokens squared."""
-_FEW = 64
-"""Spans whose texts are sooner compared than arrays are made."""
-_BASE = 0x9E37_79B9_7F4A_7C15  # odd, and as good as random
+_LONG = 256
+"""Characters of a text that is compared with others; longer ones would take seconds, and hardly stand there twice."""
 _IMPOSSIBLE = -10_000.0  # a logit that leaves no probability; the pipelines' value
 
 _Spans: TypeAlias = tuple[Array, Array, Array]
@@ -136,25 +135,7 @@ def _best_texts(context: str, found: Sequence[_Spans], count: int) -> list[dict[
 
 
 def _keys(context: str, begins: Array, stops: Array) -> Array:
-    """A number for the text of every span, in lower case; of many their polynomials in one base, modulo 2 ** 64."""
-    if len(begins) <= _FEW:
-        texts = [context[begin:stop].lower() for begin, stop in zip(begins.tolist(), stops.tolist(), strict=True)]
-        numbers = {text: number for number, text in enumerate(texts)}
-        return np.array([numbers[text] for text in texts], np.uint64)
-    first, stops = begins.min(), np.maximum(begins, stops)  # as slices are: there are tokens of no place
-    context, begins, stops = context[first : stops.max()], begins - first, stops - first
-    lower = context.lower()
-    if len(lower) != len(context):  # one letter of Turkish is two then
-        lower = "".join(one.lower()[:1] for one in context)
-    codes = np.frombuffer(lower.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64) + np.uint64(1)
-    sums = np.zeros(len(codes) + 1, np.uint64)
-    powers, inverses = (_powers(base, len(sums)) for base in (_BASE, pow(_BASE, -1, 1 << 64)))
-    np.cumsum(codes * powers[:-1], out=sums[1:])
-    keys: Array = (sums[stops] - sums[begins]) * inverses[begins]
-    return keys
-
-
-def _powers(base: int, count: int) -> Array:
-    powers = np.full(count, base, np.uint64)
-    powers[0] = 1
-    return np.cumprod(powers, out=powers)
+    """A number for the text of every span, in lower case; for that of a long one's place."""
+    places = zip(begins.tolist(), stops.tolist(), strict=True)
+    texts = (context[begin:stop].lower() if stop - begin <= _LONG else (begin, stop) for begin, stop in places)
+    return np.fromiter(map(hash, texts), np.int64, len(begins))

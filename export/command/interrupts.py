@@ -15,7 +15,7 @@ _came = False
 
 def hold() -> None:
     """Note the signals that end a program until `install`: while modules are imported nobody could answer one."""
-    _handle(_note)
+    _handle(note)
 
 
 def install() -> None:
@@ -33,13 +33,14 @@ def _handle(handler: Callable[[int, object], None]) -> None:
             signal.signal(number, handler)
 
 
-def _note(signum: int, frame: object) -> None:
+def note(signum: int, frame: object) -> None:
+    """A signal's handler: `came` says so from now on, and `check` raises."""
     global _came
     _came = True
 
 
 def _interrupt(signum: int, frame: object) -> None:
-    _note(signum, frame)
+    note(signum, frame)
     raise KeyboardInterrupt
 
 

@@ -30,14 +30,15 @@ class VectorsExport(ExportTask):
 
     measures: ClassVar[Sequence[Measure]] = VECTORS
     measures_of_all: ClassVar[Sequence[Measure]] = (NEIGHBOURS,)
+    output: ClassVar[str] = OUTPUT
 
     def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
         """Cosine, and the largest difference relative to the norm of what was expected."""
-        return compare_vectors(expected[OUTPUT], found[OUTPUT])
+        return compare_vectors(expected[self.output], found[self.output])
 
     def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
         """Whether the neighbours of every row are the same; of several graphs, among the rows of its own."""
-        return [same_neighbours(expected, found, OUTPUT)]
+        return [same_neighbours(expected, found, self.output)]
 
 
 class LabelsExport(ExportTask):

@@ -40,7 +40,7 @@ def open_builder(recipe: PlanRecipe) -> Builder:
     if recipe.builder == "tensorrt-rtx":
         trt = _import(("tensorrt_rtx", "tensorrt_rtx_bindings"), "tensorrt-rtx-cu12-bindings tensorrt-rtx-cu12-libs")
         _check_precision(recipe.precision, recipe.compute_capabilities)
-        _check_form(recipe, trt)
+        check_types(recipe, trt)
         known = targets_of(trt)
         if unknown := [pair for pair in recipe.compute_capabilities if pair not in known]:
             raise Refused(
@@ -55,7 +55,7 @@ def open_builder(recipe: PlanRecipe) -> Builder:
         )
     _check_precision(recipe.precision, [found.compute_capability])
     trt = _import(("tensorrt",), "requirements/all.txt")
-    _check_form(recipe, trt)
+    check_types(recipe, trt)
     levels = hardware_levels(trt)
     if recipe.hardware_compatibility not in levels:
         raise Refused(
@@ -80,9 +80,15 @@ def _check_precision(precision: str, capabilities: Iterable[tuple[int, int]]) ->
         raise Refused(f"a GPU of compute capability {_list(lacking)} has no {precision}; use fp16 or fp32")
 
 
-def _check_form(recipe: PlanRecipe, trt: Any) -> None:
+def check_types(recipe: PlanRecipe, trt: Any) -> None:
+    """Raise Refused for types that `trt` does not build; its parser, given bf16, may end the process (8.6)."""
     if recipe.form == "hints" and is_strongly_typed(trt):
         raise Refused("--form hints is for TensorRT 8; later versions run the types of the graph as they are")
+    if recipe.precision == "bf16" and not is_strongly_typed(trt) and not hasattr(trt.BuilderFlag, "BF16"):
+        raise Refused(
+            f"TensorRT {trt.__version__} has no bf16; use fp16 or fp32 (--precision, --plan-precision; of a worker that"
+            " builds at its boot PRECISION), or TensorRT 10"
+        )
 
 
 def _list(capabilities: Iterable[tuple[int, int]]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +43,8 @@ MIN_EQUAL = 0.9
 the best tokens, the share that is in both: their order is what the scores beside them say, and those are compared."""
 
 _REFERENCE_TOKENS = 4096
-"""Of a bucket, at most so many are computed again on the CPU, in rows spread over the batch. The plan runs them all,
-and none may hold NaN or infinity."""
+"""Of a bucket, at most so many are computed again on the CPU, in rows spread over the batch, each once for all batch
+sizes of a length. The plan runs them all, and none may hold NaN or infinity."""
 
 _FIX = "build with another --precision, or export the model anew with --targets tensorrt --precision auto"
 
@@ -78,21 +80,23 @@ def gate(
     """Compare `engine` at every bucket with the bundle's fp32 graph in ONNX Runtime on the CPU; figures for a sidecar.
 
     int8 is compared with the int8 graph: how far that is from fp32 the export has found out on the task's own rows, and
-    on rows drawn from a seed it says little. `ran` is called with every bucket that was run, while the rows still stand
-    in its buffers. Raises ParityFailed.
+    on rows drawn from a seed it says little. `ran` is called with every bucket that was run, length by length, while
+    the rows still stand in its buffers. Raises ParityFailed.
     """
     exact = "int8" if precision == "int8" else "fp32"
     buckets = list(buckets)
     described = bundle.manifest.graphs[graph]
     rows = _Rows(described, bundle.file(described.onnx["fp32"]), _example(bundle, graph))
-    reference = OnnxRuntimeEngine(in_precision(bundle, graph, exact), graph, max_batch=max(b.batch for b in buckets))
+    reference = OnnxRuntimeEngine(in_precision(bundle, graph, exact), graph, max_batch=1)
     try:
         figures: list[_Figure] = []
-        for bucket in buckets:
-            of_bucket = rows.at(bucket)
-            found = run_rows(engine, of_bucket)
-            ran(bucket)
-            figures += _compare(reference, engine, bucket, of_bucket, found)
+        for _, of_length in groupby(sorted(buckets, key=itemgetter(1, 0)), key=itemgetter(1)):
+            known: dict[int, Arrays] = {}
+            for bucket in of_length:
+                of_bucket = rows.at(bucket)
+                found = run_rows(engine, of_bucket)
+                ran(bucket)
+                figures += _compare(reference, known, engine, bucket, of_bucket, found)
     finally:
         reference.close()
     figures.sort(key=lambda figure: -figure.badness)
@@ -120,17 +124,20 @@ def _cells(figure: _Figure) -> tuple[str, ...]:
 
 
 def _compare(
-    reference: Engine, engine: Engine, bucket: Bucket, rows: Sequence[Row], found: Sequence[Arrays]
+    reference: Engine,
+    known: dict[int, Arrays],
+    engine: Engine,
+    bucket: Bucket,
+    rows: Sequence[Row],
+    found: Sequence[Arrays],
 ) -> Iterator[_Figure]:
+    """`known` are answers of the reference to these rows, by their places, and gets those that were still missing."""
     checked = max(1, min(len(rows), _REFERENCE_TOKENS // bucket.length))
     indices = sorted({round(index) for index in np.linspace(0, len(rows) - 1, checked)})
-    expected = {index: run_rows(reference, [rows[index]])[0] for index in indices}
+    known |= {index: run_rows(reference, [rows[index]])[0] for index in indices if index not in known}
     for output in engine.outputs:
         ours = [without_padding(one[output.name], output, row) for one, row in zip(found, rows, strict=True)]
-        pairs = [
-            (without_padding(answer[output.name], output, rows[index]), ours[index])
-            for index, answer in expected.items()
-        ]
+        pairs = [(without_padding(known[index][output.name], output, rows[index]), ours[index]) for index in indices]
         figure = _figure(bucket, output, pairs)
         # Rows that are not compared must not hold NaN or infinity either.
         is_finite = not output.dtype.startswith("float") or all(np.isfinite(one).all() for one in ours)
@@ -158,7 +165,9 @@ def _in_both(expected: Array, found: Array) -> float:
 
 
 def _distance(expected: Array, found: Array) -> tuple[float, float]:
-    with np.errstate(all="ignore"):  # zeros and NaN fail the limits, which is what they should do
+    if not expected.any() and not found.any():  # as in the export's gate
+        return 1.0, 0.0
+    with np.errstate(all="ignore"):  # zeros in one of them and NaN fail the limits, which is what they should do
         cosine = expected @ found / (np.linalg.norm(expected) * np.linalg.norm(found))
         scale = np.abs(expected).max()
         if expected.size == 1:  # a score alone may happen to be next to nothing
@@ -187,12 +196,16 @@ class _Rows:
         self._example = {} if example is None else example.feeds
 
     def at(self, bucket: Bucket) -> list[Row]:
-        """As many rows as `bucket` holds, the first as long as it, the others of any length."""
-        rng = np.random.default_rng([bucket.batch, bucket.length])
-        lengths = [bucket.length, *(int(n) for n in rng.integers(1, bucket.length + 1, bucket.batch - 1))]
-        return [
-            Row({spec.name: self._values(spec, length, rng) for spec in self._inputs}, length) for length in lengths
-        ]
+        """As many rows as `bucket` holds, the first as long as it, the others of any length.
+
+        Larger batches of that length have the same rows, and more.
+        """
+        return [self._row(bucket.length, place) for place in range(bucket.batch)]
+
+    def _row(self, longest: int, place: int) -> Row:
+        rng = np.random.default_rng([longest, place])
+        length = int(rng.integers(1, longest + 1)) if place else longest
+        return Row({spec.name: self._values(spec, length, rng) for spec in self._inputs}, length)
 
     def _values(self, spec: TensorSpec, length: int, rng: np.random.Generator) -> Array:
         shape = _shape(spec, length)

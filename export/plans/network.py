@@ -19,7 +19,8 @@ from export.plans.messages import deferred_interrupt, errors_of, kernels_of, log
 from export.plans.recipe import PlanRecipe
 
 _FLAGS = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
-"""Builder flags of a network whose types are only hints, which is every network before TensorRT 10."""
+"""Builder flags of a network whose types are only hints, which is every network before TensorRT 10. builder.py refuses
+bf16 where there is no such flag."""
 _DEFAULT_LEVEL = 3  # TensorRT's own, and PlanRecipe's
 
 
@@ -179,10 +180,7 @@ def _set_hints(trt: Any, config: Any, network: Any, recipe: PlanRecipe) -> None:
     name = _FLAGS.get(recipe.precision)
     if name is None:
         return
-    flag = getattr(trt.BuilderFlag, name, None)
-    if flag is None:
-        raise Refused(f"TensorRT {trt.__version__} has no {recipe.precision}; use fp16, or TensorRT 10")
-    config.set_flag(flag)
+    config.set_flag(getattr(trt.BuilderFlag, name))
     if not recipe.pin_types or recipe.precision == "int8":  # there Q and DQ say what is fp32
         return
     config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)

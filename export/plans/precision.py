@@ -26,8 +26,8 @@ from typing import Any
 
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle, write_manifest
-from engine.files.bundle_folder import changed_bundle_folder
 from engine.sizes import readable
+from export.bundle_folder import changed_bundle_folder
 from export.command.progress import stage
 from export.errors import ParityFailed, Refused
 from export.optimize import remove_graph

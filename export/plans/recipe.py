@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.batching.costs import BEST_TOKENS_OF_A_GPU
 from engine.bucket import Bucket, Ladder
 from engine.plans.sidecar import HARDWARE_COMPATIBILITY, PRECISIONS
 from export.command.arguments import Parser
@@ -91,23 +92,27 @@ class PlanRecipe:
             raise Refused(f"--form is for plans in fp16 and bf16, not in {self.precision}")
 
     def ladder(self, manifest: Manifest, graph: str) -> Ladder:
-        """The buckets of one graph. Raises Refused when a length is over what the model takes."""
+        """The buckets of one graph, by default without those that a worker's batches do not come to.
+
+        Raises Refused when a length is over what the model takes.
+        """
         if not any(spec.length_axis is not None for spec in manifest.graphs[graph].inputs):
             return Ladder(self.batches, (1,))
         longest = manifest.max_length(graph)
         if self.lengths is None:
             powers = (_SHORTEST << step for step in range(longest.bit_length()))
-            return Ladder(self.batches, (*(length for length in powers if length < longest), longest))
-        lengths = sorted({length or longest for length in self.lengths})
-        if lengths[-1] > longest:
-            raise Refused(f"--lengths holds {lengths[-1]}, and {manifest.model} takes at most {longest}; write max")
-        return Ladder(self.batches, lengths)
+            lengths = (*(length for length in powers if length < longest), longest)
+            return Ladder(self.batches, lengths).within(BEST_TOKENS_OF_A_GPU)
+        asked = sorted({length or longest for length in self.lengths})
+        if asked[-1] > longest:
+            raise Refused(f"--lengths holds {asked[-1]}, and {manifest.model} takes at most {longest}; write max")
+        return Ladder(self.batches, asked)
 
     def shapes(self, ladder: Ladder) -> list[tuple[tuple[Bucket, ...], tuple[Bucket, Bucket, Bucket]]]:
         """For every optimization profile the buckets that it serves, and the smallest, best and largest shape."""
         if self.profiles == "bucket":
             return [((bucket,), (bucket, bucket, bucket)) for bucket in ladder]
-        rows = [tuple(Bucket(batch, length) for batch in ladder.batches) for length in ladder.lengths]
+        rows = [tuple(bucket for bucket in ladder if bucket.length == length) for length in ladder.lengths]
         return [(row, (row[0], row[-1], row[-1])) for row in rows]
 
 
@@ -129,7 +134,10 @@ def add_plan_arguments(parser: argparse._ActionsContainer, precision: str) -> No
         help="batch sizes of the ladder (default: 1,4,8,16,32)",
     )
     parser.add_argument(
-        "--lengths", type=_lengths, metavar="N,max", help="lengths of the ladder (default: 16,32,64 ... and max)"
+        "--lengths",
+        type=_lengths,
+        metavar="N,max",
+        help="lengths of the ladder (default: 16,32,64 ... and max, without batches that are too large to suit a GPU)",
     )
     parser.add_argument(
         "--profiles",

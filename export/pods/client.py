@@ -9,16 +9,22 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 from engine.bundle import CHECKSUM, MANIFEST, Bundle
-from export.command.exit_codes import GATE_FAILED, UNAVAILABLE
+from export.command.exit_codes import DEFECT, GATE_FAILED, REFUSED
 from export.errors import ParityFailed, Refused, Unavailable
 from export.pods.server import PIECE
 
 _SILENCE_S = 60.0
 _ATTEMPTS = 5
+
+
+class _Defect(Refused):
+    """A mistake of ours, whose traceback is among the pod's lines."""
+
+    exit_code: ClassVar[int] = DEFECT
 
 
 class PodClient:
@@ -59,7 +65,7 @@ class PodClient:
     def build(self, arguments: Sequence[str], show: Callable[[str], None]) -> None:
         """Build plans and `show` the lines that this prints.
 
-        Raises ParityFailed, Unavailable or Refused when the build fails, by its exit code.
+        Raises ParityFailed or a kind of Refused when the build fails, with its exit code.
         """
         self._ask("POST", "/build", json.dumps(list(arguments)).encode())
         shown = 0
@@ -72,10 +78,7 @@ class PodClient:
             if state["state"] == "done":
                 return
             if state["state"] == "failed":
-                sentence = "the plans could not be built on the pod; its lines above say why"
-                if state.get("exit_code") == GATE_FAILED:
-                    raise ParityFailed(sentence, ())
-                raise (Unavailable if state.get("exit_code") == UNAVAILABLE else Refused)(sentence)
+                raise _failure(state.get("exit_code"))
             self._pause()
 
     def fetch(self, name: str, target: Path) -> int:
@@ -122,3 +125,15 @@ class PodClient:
     def _check_deadline(self) -> None:
         if time.monotonic() >= self._deadline:
             raise TimeoutError
+
+
+def _failure(exit_code: int | None) -> Exception:
+    """What stands for a build that ended with another code than 0; a negative one is the signal that killed it."""
+    sentence = "the plans could not be built on the pod; its lines above say why"
+    if exit_code == GATE_FAILED:
+        return ParityFailed(sentence, ())
+    if exit_code is not None and exit_code < 0:
+        return Unavailable(
+            f"the build on the pod was killed (signal {-exit_code}), as where memory ends; try another GPU"
+        )
+    return {REFUSED: Refused, DEFECT: _Defect}.get(exit_code or 0, Unavailable)(sentence)

@@ -15,26 +15,29 @@ import argparse
 import re
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, Manifest, open_bundle, write_manifest
 from engine.errors import BundleError
-from engine.files.bundle_folder import changed_bundle_folder, finish_exchange, refuse_newer
 from engine.plans.sidecar import SUFFIX, TIMING_CACHE
 from engine.sizes import readable
 from engine.table import table
+from export.bundle_folder import changed_bundle_folder, finish_exchange, refuse_newer
+from export.command import interrupts
 from export.command.arguments import Parser
 from export.command.exit_codes import OK
 from export.command.outcome import Outcome, plans_added
 from export.command.progress import stage
+from export.command.terminal import without_effect
 from export.errors import Refused, Unavailable
 from export.plans.recipe import plan_command
+from export.pods.api import Api
 from export.pods.client import PodClient
 from export.pods.gpus import check as check_gpus
-from export.pods.pod import Pod, hourly_price, load_api, rented
+from export.pods.pod import Pod, load_api, rented
 from export.pods.server import PORT
 
 PROXY = "https://{pod}-{port}.proxy.runpod.net"
@@ -74,8 +77,9 @@ def main(argv: Sequence[str]) -> Outcome:
     before = open_bundle(order.bundle)
     refuse_newer(order.bundle)
     before.verify()
+    _refuse_form(order, before)
     api = load_api()
-    prices = {gpu_type: hourly_price(api, gpu_type, order.cloud) for gpu_type in order.gpu_types}
+    prices = {gpu_type: api.hourly_price(gpu_type, order.cloud) for gpu_type in order.gpu_types}
     _print_prices(order, prices)
     if order.dry_run:
         print("dry run: no pod was created")
@@ -83,20 +87,25 @@ def main(argv: Sequence[str]) -> Outcome:
     _check_here(order)
     spent = 0.0
     for gpu_type in order.gpu_types:
+        interrupts.check()  # for what came while a pod was ended
         seconds = min(order.time_limit_s, (order.cost_limit - spent) / prices[gpu_type] * 3600)
-        begin = time.monotonic()
+        begin, goes_on = time.monotonic(), False
         try:
             _add_plans(api, order, gpu_type, seconds)
+            goes_on = gpu_type != order.gpu_types[-1]
         finally:
-            spent += (time.monotonic() - begin) / 3600 * prices[gpu_type]
-            print(f"{gpu_type}: {time.monotonic() - begin:.0f} s; about ${spent:.2f} of ${order.cost_limit:.2f} spent")
+            took = time.monotonic() - begin
+            spent += took / 3600 * prices[gpu_type]
+            with nullcontext() if goes_on else without_effect():  # no more is paid for what nobody reads
+                print(f"{gpu_type}: {took:.0f} s; about ${spent:.2f} of ${order.cost_limit:.2f} spent", flush=True)
     bundle = open_bundle(order.bundle)
     names = [
         name
         for name, of in bundle.manifest.files.items()
         if name.endswith(SUFFIX) and of != before.manifest.files.get(name)
     ]
-    print(f"\nbundle    {order.bundle}")
+    with without_effect():
+        print(f"\nbundle    {order.bundle}")
     return Outcome(
         OK,
         next="build the image again with this bundle; sign it again if it is signed",
@@ -138,6 +147,18 @@ def order_from_argv(argv: Sequence[str]) -> Order:
     )
 
 
+def _refuse_form(order: Order, bundle: Bundle) -> None:
+    """Raise Refused where the pod would make a graph anew that is there, and may change none."""
+    _, recipe = plan_command([str(order.bundle), *order.plan_arguments])
+    precision = recipe.of(bundle.manifest.precisions).precision
+    there = [graph.onnx[precision] for graph in bundle.manifest.graphs.values() if precision in graph.onnx]
+    if there and precision in _HALF and recipe.form not in ("", "hints"):
+        raise Refused(
+            f"--form {recipe.form} makes {there[0]} anew, and a pod may change no graph of the bundle; leave --form "
+            "out, or build where the GPU is"
+        )
+
+
 def _print_prices(order: Order, prices: dict[str, float]) -> None:
     rows = [("GPU", "an hour", "at most")]
     for gpu_type, price in prices.items():
@@ -158,7 +179,7 @@ def _check_here(order: Order) -> None:
     check_without_gpu(order.bundle, recipe)
 
 
-def _add_plans(api: Any, order: Order, gpu_type: str, seconds: float) -> None:
+def _add_plans(api: Api, order: Order, gpu_type: str, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     bundle = open_bundle(order.bundle)
     size = sum(size for size, _ in bundle.manifest.files.values())
@@ -178,6 +199,8 @@ def _add_plans(api: Any, order: Order, gpu_type: str, seconds: float) -> None:
             _build(pod, order, bundle, copy, deadline)
     except TimeoutError:
         raise Refused(f"the pod had {seconds:.0f} s and was ended; raise --time-limit or --cost-limit") from None
+    except BrokenPipeError:  # of stdout, whose reader has ended
+        raise
     except ConnectionError as error:  # of export/pods/client.py; what the disk here says is another matter
         raise Unavailable(f"the pod cannot be reached ({error}) and was ended; try again") from error
 

@@ -19,21 +19,27 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from engine.bundle import open_bundle
 from engine.errors import BundleError
+from export.command.exit_codes import UNAVAILABLE
+from export.pods.api import GONE, Api
 
 PORT = 8000
 PIECE = 16 << 20
 TOKEN, TIME_LIMIT = "PLAN_TOKEN", "PLAN_TIME_LIMIT_S"
 COMMAND: Sequence[str] = (sys.executable, "-u", "-m", "export", "plan")
 _LINES = 200
+_PAUSES_S = (1, 2, 5, 10, 30, 60)
+"""Between tries of a pod to end itself; the last one from then on."""
 
 
 class Build:
@@ -73,15 +79,23 @@ class Build:
         threading.Thread(target=self._run, args=(arguments,), daemon=True).start()
 
     def _run(self, arguments: Sequence[str]) -> None:
-        with subprocess.Popen(
-            [*COMMAND, str(self.folder), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                self._lines.append(line.rstrip())
-                self._count += 1
-        self._exit_code = process.returncode
-        self._state = "failed" if process.returncode else "done"
+        command = [*COMMAND, str(self.folder), *arguments]
+        try:
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="backslashreplace"
+            ) as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    self._say(line.rstrip())
+            self._exit_code = process.returncode
+        except Exception as error:  # else it would be waited for until the time limit, which is paid
+            self._say(f"the build did not start: {error}")
+            self._exit_code = UNAVAILABLE
+        self._state = "failed" if self._exit_code else "done"
+
+    def _say(self, line: str) -> None:
+        self._lines.append(line)
+        self._count += 1
 
 
 def server(build: Build, token: str, port: int = PORT) -> ThreadingHTTPServer:
@@ -169,11 +183,22 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def end_pod(environ: Mapping[str, str]) -> None:
-    """Terminate the pod that this runs on, with the key that RunPod gives to every pod."""
-    import runpod
+    """Terminate the pod that this runs on, with the key that RunPod gives to every pod, until RunPod has it no more.
 
-    runpod.api_key = environ["RUNPOD_API_KEY"]
-    runpod.terminate_pod(environ["RUNPOD_POD_ID"])
+    It costs money as long as it is there, and a program that ends is started again: so this never gives up.
+    """
+    for attempt in count():
+        try:
+            api = Api(environ["RUNPOD_API_KEY"], environ)
+            api.terminate(environ["RUNPOD_POD_ID"])
+            if api.status(environ["RUNPOD_POD_ID"]) == GONE:
+                return
+            failure = "RunPod still has it"
+        except Exception as error:  # the network, the API: none may leave a pod running
+            failure = f"{type(error).__name__}: {error}"
+        pause = _PAUSES_S[min(attempt, len(_PAUSES_S) - 1)]
+        print(f"this pod could not end itself ({failure}); trying again in {pause} s", flush=True)
+        time.sleep(pause)
 
 
 def main(environ: Mapping[str, str] = os.environ, port: int = PORT) -> int:

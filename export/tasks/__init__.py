@@ -6,22 +6,27 @@ Nothing here is imported to list the tags: help and wrong arguments need no torc
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from engine.tasks import tags_beside
+from engine.tasks import TASKS, tags_beside
 from export.errors import Refused
 from export.own_task import check_class
 
 if TYPE_CHECKING:
     from export.tasks.base import ExportTask
 
-TAGS = tags_beside(__file__, "base")
-"""The tags that a model can be exported for."""
+TAGS = tuple(sorted({*TASKS, *tags_beside(__file__, "base")}))
+"""The tags that a bundle can be made for. Those without a file here have no model, of which there is nothing to say."""
 
 
 def export_task(tag: str) -> ExportTask:
     """The offline side of one of TAGS. Raises Refused for a file that ends otherwise or misspells a name."""
     name = tag.replace("-", "_")
+    if find_spec(f"export.tasks.{name}") is None:
+        from export.tasks.base import ExportTask
+
+        return type("WithoutModel", (ExportTask,), {"tag": tag, "has_model": False})()
     found: ExportTask | None = getattr(import_module(f"export.tasks.{name}"), "TASK", None)
     if found is None or isinstance(found, type):
         raise Refused(f"export/tasks/{name}.py must end with `TASK = ` and an instance of the task's class")

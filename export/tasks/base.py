@@ -7,6 +7,7 @@ ends with `TASK = ItsClass()`. Stages call the methods in the order in which the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -51,7 +52,7 @@ class ExportTask:
 
     tag: ClassVar[str]
     has_model: ClassVar[bool] = True
-    """Without one, `tag` is all that a subclass says: its bundle has no graph (export/without_model.py)."""
+    """Without one a task needs no file here: its bundle has no graph (export/without_model.py)."""
     exporter: ClassVar[str] = ""
     """optimum's name of the task; empty: the tag."""
     traces_itself: ClassVar[bool] = False
@@ -218,12 +219,27 @@ def _by_optimum(source: Source, folder: Path, task: str) -> Path:
 
     # main_export would do the same, but load weights that are missing as random numbers
     model = model_to_trace(source)
-    with quiet(), silent(), weights_outside():
+    with quiet(), silent(), weights_outside(), _graph_alone():
         try:
             onnx_export_from_model(model, folder, opset=OPSET, task=task, do_validation=False)
         except Exception as error:  # whatever the tracer comes across, it is this model that it cannot do
             raise untraceable(source, error) from error
     return folder / "model.onnx"
+
+
+@contextmanager
+def _graph_alone() -> Iterator[None]:
+    """Inside the block, optimum saves no tokenizer or processor beside the graph, where nobody reads it.
+
+    transformers makes the names of a tokenizer's chat templates names of files, wherever they lead (CVE-2026-9856).
+    """
+    from optimum.exporters.onnx import convert
+
+    before, convert.maybe_save_preprocessors = convert.maybe_save_preprocessors, lambda *_, **__: None
+    try:
+        yield
+    finally:
+        convert.maybe_save_preprocessors = before
 
 
 def labels(model: str, config: Any) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from onnx import TensorProto
 
 from export.errors import Refused
-from export.gate.measures import NEIGHBOURS, VECTORS, Measure, compare_vectors, same_neighbours
+from export.gate.judged import VectorsExport
 from export.model_files.json_files import one_of, read_json
 from export.model_files.sentence_files import class_name, read_modules, read_prompts, read_transformer_options
 from export.nodes import Nodes, require_output, set_outputs
@@ -31,13 +31,12 @@ _TRANSFORMER = "fill-mask"
 _POOLING_KEYS = {"pooling_strategy": one_of("max", "sum"), "activation_function": one_of("relu", "log1p_relu")}
 
 
-class SparseEncoderExport(TextExport):
+class SparseEncoderExport(VectorsExport, TextExport):
     """Models as sentence-transformers' SparseEncoder loads them: a masked language model and SpladePooling."""
 
     tag: ClassVar[str] = "sparse-encoder"
     exporter: ClassVar[str] = "fill-mask"
-    measures: ClassVar[Sequence[Measure]] = VECTORS
-    measures_of_all: ClassVar[Sequence[Measure]] = (NEIGHBOURS,)
+    output: ClassVar[str] = "weights"
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A SparseEncoder's files."""
@@ -109,14 +108,6 @@ class SparseEncoderExport(TextExport):
         for _ in range(source.settings["logs"]):
             values = np.log1p(values)
         return {"weights": values.max(0) if source.settings["strategy"] == "max" else values.sum(0)}
-
-    def compare(self, source: Source, expected: Arrays, found: Arrays) -> Sequence[float]:
-        """Cosine, and the largest difference of a weight relative to the norm."""
-        return compare_vectors(expected["weights"], found["weights"])
-
-    def compare_all(self, source: Source, expected: Sequence[Arrays], found: Sequence[Arrays]) -> Sequence[float]:
-        """Whether the neighbours of every text are the same."""
-        return [same_neighbours(expected, found, "weights")]
 
 
 def _logarithm(nodes: Nodes, values: str, times: int, output: str) -> str:

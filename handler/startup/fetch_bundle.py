@@ -29,13 +29,12 @@ from engine.errors import BundleError, ConfigError
 from engine.fetching.authorities import advice, client_context
 from engine.files.turns import is_abandoned, mark, turn
 from engine.sizes import readable
-from handler.log import log
+from handler.log import Progress, log
 from handler.processes import signals
 from handler.startup.unpack import unpack
 
 _ATTEMPTS = 3
 _SILENCE_S = 30.0  # of a server, before the attempt counts as failed
-_LONG_S = 10.0
 _TURN_S = 400.0  # to wait for another worker; RunPod gives up on a worker that takes longer than 7 minutes to start
 _PARTIAL = re.compile(r"\.[0-9a-f]{64}\.partial-")
 # What a server, or a connection, makes of a reply; ValueError is http.client's for a chunk of negative size.
@@ -224,15 +223,11 @@ def _proxy(url: str) -> str:
 
 
 class _Reply(io.RawIOBase):
-    """Reads a reply so that what the network fails with (no route, say) does not look like the disk's fault.
-
-    What takes `_LONG_S` is told with how much of `length` bytes has come; again when it has taken twice as long.
-    """
+    """Reads a reply so that what the network fails with (no route, say) does not look like the disk's fault."""
 
     def __init__(self, reply: IO[bytes], length: int | None) -> None:
         self._reply = reply
-        self._of = f" of {readable(length)}" if length else ""
-        self._came, self._begin, self._due_s = 0, time.monotonic(), _LONG_S
+        self._progress = Progress(length)
 
     def read(self, size: int = -1, /) -> bytes:
         """Up to `size` bytes, none at the end. Raises what is in `_BROKEN`."""
@@ -242,10 +237,7 @@ class _Reply(io.RawIOBase):
             raise
         except OSError as error:
             raise urllib.error.URLError(error) from error
-        self._came += len(content)
-        if (seconds := time.monotonic() - self._begin) >= self._due_s:
-            self._due_s *= 2
-            log("INFO", f"still fetching the bundle: {readable(self._came)}{self._of}", seconds=round(seconds, 1))
+        self._progress.add(len(content), "still fetching the bundle")
         return content
 
 

@@ -20,11 +20,10 @@ from typing import TypeAlias
 from engine.bundle import Bundle, is_weights
 from engine.errors import BundleError
 from engine.files.same_files import SameFiles
-from handler.log import log
+from handler.log import Progress
 from handler.processes import signals
 from handler.processes.fork import end_with, fork
 
-_LONG_S = 10.0
 _NICENESS = 8  # while nobody waits for it, so that the engine has a CPU of two for itself
 
 _Files: TypeAlias = "Sequence[str] | None"  # None: those that every boot reads
@@ -49,7 +48,6 @@ class Verification:
         self._took_ms = 0.0
         self._damage: BundleError | None = None
         self._pid = 0
-        self._progress = _Progress(bundle)
         with suppress(OSError):  # there is no other process to be had
             self._pid, self._end = fork(self._serve)
 
@@ -149,7 +147,7 @@ class Verification:
         files, is_nice = list(self._numbers), False
         with suppress(Exception):  # no thread, no memory, a defect: found out, and told, by the process that forked
             end_with(end)
-            self._bundle = replace(self._bundle, told=self._progress.read)
+            self._bundle = replace(self._bundle, told=self._read)
             self._tell(end, None)
             for line in end.makefile("rb"):
                 names = [files[int(number)] for number in line.split()]
@@ -160,35 +158,16 @@ class Verification:
 
     def _tell(self, end: socket.socket, names: _Files) -> None:
         begin, why = time.perf_counter(), ""
+        files, read = self._bundle.manifest.files, self._bundle.common if names is None else names
+        self._progress = Progress(sum(files[name][0] for name in read))
         try:
-            self._progress.begin(names)
             _compare(self._bundle, names)
         except BundleError as error:
             why = str(error)
         end.sendall(json.dumps([_ms_since(begin), why]).encode() + b"\n")
 
-
-class _Progress:
-    """Says in the log what is read and how much of it, where that takes `_LONG_S`; again when it took twice as long."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
-
-    def begin(self, names: _Files) -> None:
-        """These files are compared from now on."""
-        files, names = self._bundle.manifest.files, self._bundle.common if names is None else names
-        self._read, self._all = 0, sum(files[name][0] for name in names)
-        self._began, self._due_s = time.monotonic(), _LONG_S
-
-    def read(self, name: str, size: int) -> None:
-        """`size` bytes more of the file `name`; in any thread, of which two may say the same."""
-        self._read += size
-        if (seconds := time.monotonic() - self._began) >= self._due_s:
-            self._due_s *= 2
-            from engine.sizes import readable
-
-            read = f"{readable(self._read)} of {readable(self._all)}"
-            log("INFO", f"still reading {name}, to compare its SHA-256: {read}", seconds=round(seconds, 1))
+    def _read(self, name: str, size: int) -> None:
+        self._progress.add(size, f"still reading {name}, to compare its SHA-256")
 
 
 def _compare(bundle: Bundle, names: _Files) -> None:

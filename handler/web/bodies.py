@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from aiohttp import web
 
@@ -18,6 +18,8 @@ MOST_HELD_MB = 256
 """Of longer ones, while they are read and until they have a place. Slow ones keep other long ones waiting, at most."""
 READ_TIMEOUT_S = 60.0
 """For the first SMALL_BODY bytes, and for the rest."""
+_COMPRESSED = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"}
+"""HTTP's codings (RFC 9110, 7932, 8878). What else clients write there, such as utf-8, changes no body."""
 
 
 class Bodies:
@@ -27,11 +29,17 @@ class Bodies:
         self._turn = asyncio.Lock()
         self._room = asyncio.Semaphore(MOST_HELD_MB)
         self._queued: set[asyncio.Timeout] = set()
+        self._patience_s: float | None = None
         self._reading: set[asyncio.Timeout] = set()
 
     def stop(self) -> None:
-        """Who waits for room fails at once, with TimeoutError."""
+        """Who waits for others, or would have to, fails at once."""
+        self._patience_s = 0.0
         _end(self._queued)
+
+    def waiting(self) -> AbstractAsyncContextManager[None]:
+        """For a block that waits for others, as `of` does for room. Raises TimeoutError as `stop` says."""
+        return _among(self._queued, self._patience_s)
 
     def give_up(self) -> None:
         """Do not wait for the bytes of any, which fail with TooSlow."""
@@ -40,8 +48,8 @@ class Bodies:
     @asynccontextmanager
     async def of(self, request: web.Request) -> AsyncIterator[bytearray]:
         """The body of `request`, held meanwhile. Raises Encoded, TooLong or TooSlow, and as `stop` says."""
-        encoding = request.headers.get("Content-Encoding", "").strip().lower()
-        if encoding not in ("", "identity"):
+        encoding = ", ".join(request.headers.getall("Content-Encoding", ())).lower()
+        if not _COMPRESSED.isdisjoint(map(str.strip, encoding.split(","))):
             raise Encoded(f"the body is compressed ({encoding[:40]}); send it as it is, without `Content-Encoding`")
         size = LONGEST_BODY if request.content_length is None else request.content_length
         _refuse_longer(size)
@@ -51,7 +59,7 @@ class Bodies:
             return
         taken = 0
         try:
-            async with _among(self._queued, None), self._turn:
+            async with self.waiting(), self._turn:
                 for _ in range(1 + (size >> 20)):
                     await self._room.acquire()
                     taken += 1

@@ -9,7 +9,6 @@ import asyncio
 import errno
 import gc
 import logging
-import os
 import socket
 from contextlib import suppress
 from typing import Any
@@ -19,7 +18,7 @@ from aiohttp import web
 
 from engine.config import Settings
 from engine.errors import ConfigError, Overloaded, in_words
-from handler.health import mark_ready, resident_mb
+from handler.health import mark_ready, of_front
 from handler.log import log
 from handler.processes import signals
 from handler.processes.engine_client import EngineClient
@@ -122,19 +121,8 @@ class _WebFront:
 
     async def _health(self) -> dict[str, Any]:
         report = await self._engine.health()
-        memory = {}
-        with suppress(OSError):  # so many clients that there is no file left to read it from
-            memory = {
-                name: resident_mb(pid) for name, pid in (("front", os.getpid()), ("engine", report["engine_pid"]))
-            }
-        return {
-            **report,
-            **self._routes.counts.report(),
-            "boot_ms": self._timeline.stages,
-            "jobs_running": self._routes.running,
-            "memory_mb": memory,
-            "pid": os.getpid(),
-        }
+        running, counts = self._routes.running, self._routes.counts.report()
+        return {**report, **of_front(counts, self._timeline.stages, running, report["engine_pid"])}
 
     def _on_failure(self, sentence: str) -> None:
         self.failed = sentence

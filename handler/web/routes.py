@@ -72,7 +72,7 @@ class Routes:
     ) -> None:
         self.is_ready = self.is_stopping = False
         self.open = self.running = 0
-        """Requests whose reply is not sent yet, and those of them that have a place."""
+        """Requests whose reply is not sent yet, and those of them that the engine works on."""
         self.idle = asyncio.Event()
         """Set while there are none of the former."""
         self.idle.set()
@@ -80,7 +80,6 @@ class Routes:
         self._engine = engine
         self._health = health
         self._room = asyncio.Semaphore(most)
-        self._waiting = 0
         self._bodies = Bodies()
         self._most_open = most + MOST_WAITING
         self._timeout_s = timeout_s or None
@@ -103,11 +102,9 @@ class Routes:
         return app
 
     def stop(self) -> None:
-        """Take nothing more; those that wait for a place are told so at once."""
+        """Take nothing more; those that wait for a place, or would have to, are told so at once."""
         self.is_ready, self.is_stopping = False, True
         self._bodies.stop()
-        for _ in range(self._waiting):
-            self._room.release()
 
     def give_up(self) -> None:
         """Do not wait for bodies any more. What the engine has is not ours to end."""
@@ -197,24 +194,13 @@ class Routes:
         if self.open > self._most_open:  # this one is
             raise Overloaded(f"{MOST_WAITING} requests wait already")
         try:
-            async with self._bodies.of(request) as raw:
-                must_wait = self._room.locked()
-                self._waiting += 1
-                try:
-                    await self._room.acquire()
-                finally:
-                    self._waiting -= 1
+            async with self._bodies.of(request) as raw, self._bodies.waiting():
+                await self._room.acquire()
         except (TimeoutError, TooSlow):
             self._refuse_unless_ready()
             raise
         try:
-            if must_wait:
-                self._refuse_unless_ready()
-            self.running += 1
-            try:
-                yield raw
-            finally:
-                self.running -= 1
+            yield raw
         finally:
             self._room.release()
 
@@ -259,6 +245,7 @@ class Routes:
     @asynccontextmanager
     async def _limit(self) -> AsyncIterator[None]:
         limit = asyncio.timeout(self._timeout_s)
+        self.running += 1
         try:
             async with limit:
                 yield
@@ -266,6 +253,8 @@ class Routes:
             if not limit.expired():
                 raise
             raise TooLate(str(too_late(self._timeout_s or 0.0))) from None
+        finally:
+            self.running -= 1
 
     def _sentence(self, error: WorkerError) -> str:
         return str(body_of_error(error, debug=self._debug)["error"])

@@ -25,9 +25,9 @@ from engine.bucket import Bucket
 from engine.bundle import open_bundle, write_manifest
 from engine.config import Settings
 from engine.errors import EngineError, EngineLost
-from engine.files.bundle_folder import changed_bundle_folder
 from engine.probe import cpu_quota
 from engine.select import Choice
+from export.bundle_folder import changed_bundle_folder
 from tests.bundles import move_weights_out
 from tests.contract.test_engine import let_go, row
 

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import TensorRtEngine
+from engine.batching.batcher import Batcher
 from engine.batching.feed import load, run_rows, unload
+from engine.batching.flight import Flights
 from engine.bucket import Bucket, Ladder
 from engine.bundle import open_bundle
 from engine.errors import EngineError, EngineLost, OutOfMemory
@@ -187,6 +189,53 @@ def test_only_the_buckets_that_a_worker_may_use_are_prepared(small_bundle: Path)
     assert engine.buckets.batches == (1, 4)
     assert len(device.graphs) == 2 * 2 * len(LENGTHS)
     assert warm(small_bundle, max_batch=100).buckets.batches == BATCHES
+
+
+LARGE = {Bucket(8, 32)}
+"""What no batch of at most 64 tokens comes to."""
+
+
+@pytest.mark.parametrize("held_to", [64, 0])
+def test_buckets_that_no_batch_comes_to_are_not_prepared(tmp_path: Path, held_to: int):
+    """As MAX_BATCH_TOKENS says, or what was measured to suit the GPU."""
+    latencies = tuple(bucket.tokens + 1000 * (bucket.tokens > 64) for bucket in Ladder(BATCHES, LENGTHS))
+    device, other = Device(), Device()
+    engine = warm(write_small_bundle(tmp_path / "a"), device=device, held_to=held_to, latencies_us=latencies)
+    most = held_to or engine.best_tokens
+    assert most <= 64
+    fit, batches = Ladder(BATCHES, LENGTHS).fit, [(n, length) for n in range(1, 9) for length in range(1, 33)]
+    formed = {fit(n, length) for n, length in batches if n == 1 or n * length <= most}
+    assert set(engine.buckets) == formed
+    assert len(device.graphs) == 2 * len(engine.buckets)
+    whole = warm(write_small_bundle(tmp_path / "b"), device=other)
+    assert set(whole.buckets) - formed >= LARGE
+    assert sum(map(len, device.memory.values())) < sum(map(len, other.memory.values()))
+    assert engine.notes == []
+
+
+async def test_a_plan_without_large_buckets_is_given_no_large_batches(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever MAX_BATCH_TOKENS says; and a row alone runs, however long."""
+
+    def fail(_: Flights, batch: list[Any], flight: Any, begin: float) -> None:
+        for group, _row in batch:
+            group.settle(flight.error)
+
+    monkeypatch.setattr(Flights, "_find_culprits", fail)  # which would run such a batch in halves
+    made = tuple(one for one in profiles() if not LARGE & set(one.buckets))
+    engine = warm(small_bundle, profiles=made, max_tokens=64, held_to=1000)
+    assert engine.notes == [
+        "at most 64 tokens run at once, though MAX_BATCH_TOKENS=1000 allows more: sm_89-trt10.13.0-fp16.plan was built "
+        "without buckets for them; to have them all build it again and name its --lengths"
+    ]
+    assert engine.best_tokens == 64
+    rows = [row(length, seed=length) for length in (32, 31, 30, 29, 28, 27, 26, 25, 5, 4)]
+    expected = [answers(engine, [one])[0] for one in rows]
+    batcher = Batcher(engine, max_rows=8, max_tokens=1000, max_queued=100)
+    found = await batcher.run(rows)
+    batcher.close()
+    np.testing.assert_allclose([one["embedding"] for one in found], expected, rtol=1e-6)
 
 
 # What cannot be loaded

@@ -110,6 +110,26 @@ async def test_who_waits_while_the_worker_stops_is_told_to_retry(
     await until(routes.idle.is_set)
 
 
+@pytest.mark.parametrize("waiting", [0, 1])
+async def test_who_would_have_to_wait_behind_the_stop_is_told_to_retry(
+    client: TestClient[Any, Any], routes: Routes, engine: Scripted, waiting: int
+):
+    """Where others waited, their end makes no place either: the one there is is taken."""
+    first = asyncio.create_task(client.post("/runsync", json=JOB))
+    await until(lambda: engine.held == 1)
+    waits = [asyncio.create_task(client.post("/runsync", json=JOB)) for _ in range(waiting)]
+    late = await Asking(100, 1).begin(client)
+    await until(lambda: routes.open == 2 + waiting)
+    routes.stop()
+    assert [(await one).status for one in waits] == [503] * waiting
+    late.writer.write(late.body[1:])
+    assert await late.status() == 503
+    assert engine.held == 1
+    engine.let_go.set()
+    assert (await first).status == 200
+    await until(routes.idle.is_set)
+
+
 @pytest.mark.parametrize(
     ("path", "said"), [("/runsync", b'"status":"FAILED"'), ("/v1/embeddings", b'"type":"invalid_request_error"')]
 )
@@ -205,10 +225,12 @@ async def test_a_body_that_waits_while_the_worker_stops_is_told_to_retry(
     client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch, routes: Routes
 ):
     monkeypatch.setattr(routes._bodies, "_room", asyncio.Semaphore(0))
-    waits = await Asking(LONG, LONG).begin(client)
-    await until(lambda: len(routes._bodies._queued) == 1)
+    waits, late = await Asking(LONG, LONG).begin(client), await Asking(LONG, 1).begin(client)
+    await until(lambda: len(routes._bodies._queued) == 1 and routes.open == 2)
     routes.stop()
     assert await waits.status() == 503
+    late.writer.write(late.body[1:])  # it would have to wait
+    assert await late.status() == 503
     await until(routes.idle.is_set)
 
 
@@ -217,13 +239,14 @@ async def test_a_body_that_waits_while_the_worker_stops_is_told_to_retry(
 )
 async def test_a_compressed_body_is_refused(client: TestClient[Any, Any], engine: Scripted, path: str, said: str):
     engine.let_go.set()
-    for encoding in ("gzip", "DEFLATE", "identity, gzip"):
+    for encoding in ("gzip", "DEFLATE", "identity, gzip", "br", "zstd ,utf-8"):
         reply = await client.post(path, data=zlib.compress(b"{}"), headers={"Content-Encoding": encoding})
         assert reply.status == 415
         sentence = f"the body is compressed ({encoding.lower()}); send it as it is, without `Content-Encoding`"
         assert f"invalid input: {sentence}" in await reply.text()
         assert said in await reply.text()
-    assert (await client.post(path, json=JOB, headers={"Content-Encoding": "identity"})).status == 200
+    for encoding in ("identity", "UTF-8", "none", "text", ""):
+        assert (await client.post(path, json=JOB, headers={"Content-Encoding": encoding})).status == 200
 
 
 async def test_a_body_that_is_longer_than_it_may_be_is_not_waited_for(client: TestClient[Any, Any]):

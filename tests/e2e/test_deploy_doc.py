@@ -119,11 +119,14 @@ def test_every_variable_of_the_page_is_in_the_readme_or_the_dockerfile():
         "RUNPOD_API_KEY",
         "BUNDLE_SIGNING_KEY",
         "RUNPOD_LOG_LEVEL",
+        "RUNPOD_INIT_TIMEOUT",
         "PIP_INDEX_URL",
         "UV_DEFAULT_INDEX",
         "UV_TORCH_BACKEND",
         "SSL_CERT_FILE",
         "SSL_CERT_DIR",
+        "NVIDIA_VISIBLE_DEVICES",
+        "NVIDIA_DRIVER_CAPABILITIES",
     }
     pools = {name for name in ours if name.startswith(("AMPERE_", "ADA_"))}
     later = {"BUILD_ON_BOOT", "HEALTHCHECK", "NAME"}

@@ -14,11 +14,12 @@ import pytest
 import export.model_files.hub
 from engine.bundle import open_bundle
 from export.__main__ import main
+from export.errors import Refused
 from export.load import load
 from export.recipe import Recipe
 from tests import models
 from tests.exports import embed
-from tests.models import edit_json, lora
+from tests.models import edit_json, lora, write_json
 from tests.served import Served
 
 TEXTS = ["A quick test.", "the lazy dog sleeps on the mat " * 3, "x"]
@@ -148,6 +149,12 @@ def test_the_files_beside_an_adapter_say_the_task_before_peft_does(bert: Path, t
     edit_json(tmp_path / "lora/adapter_config.json", task_type="TOKEN_CLS")
     found = load(Recipe(str(bert), None, tmp_path / "bundle", adapters=(str(tmp_path / "lora"),)))
     assert (found.task.tag, found.max_length) == ("feature-extraction", 16)
+    # transformers reads this one for the kind of the tokenizer
+    write_json(tmp_path / "lora/config.json", {"model_type": "lightglue", "trust_remote_code": True})
+    with pytest.raises(
+        Refused, match="the adapter of .*'s config.json asks for code from elsewhere .trust_remote_code."
+    ):
+        load(Recipe(str(bert), None, tmp_path / "bundle", adapters=(str(tmp_path / "lora"),)))
 
 
 def no_weights(folder: Path) -> None:

@@ -21,6 +21,8 @@ from benchmarks.zoo.audio import tiny_speech
 from benchmarks.zoo.images import task_model
 from engine.bundle import open_bundle
 from export.__main__ import main
+from export.load import load
+from export.recipe import Recipe
 from tests.models import edit_json
 
 CODE = '''
@@ -104,6 +106,18 @@ def test_an_exporter_that_was_asked_for_is_the_only_one(
     said = capsys.readouterr().err
     assert "(OwnBertModel) cannot be traced by optimum: Exporting the operator 'aten::addcdiv'" in said
     assert said.endswith("; leave --exporter out\n")
+
+
+def test_optimum_writes_nothing_outside_its_folder(bert: Path, tmp_path: Path):
+    """transformers saves every chat template under its name, which is the model's to choose."""
+    model, outside = Path(shutil.copytree(bert, tmp_path / "model")), tmp_path / "outside"
+    outside.mkdir()
+    templates = [{"name": name, "template": "of the model"} for name in ("default", str(outside / "written"))]
+    edit_json(model / "tokenizer_config.json", chat_template=templates)
+    source = load(Recipe(str(model), "feature-extraction", tmp_path / "bundle", exporter="optimum"))
+    assert source.task.trace_graph(source, tmp_path / "traced", "model").is_file()
+    assert not list(outside.iterdir())
+    assert not list((tmp_path / "traced").rglob("*.jinja"))
 
 
 def unknown_to_optimum(folder: Path, bert: Path) -> Path:

@@ -51,11 +51,6 @@ def test_a_step_that_fails_says_what_it_said():
         large.watch([sys.executable, "-c", "import sys; print('no such luck', file=sys.stderr); sys.exit(3)"])
 
 
-def test_the_page_is_made_from_the_committed_results():
-    page = large.PAGE.read_text()
-    assert large.rendered(page, read(large.RESULTS)) == page, "run `python -m benchmarks large --tables`"
-
-
 def test_the_committed_figures_keep_the_limit():
     results = read(large.RESULTS)
     (export,) = [one for one in results.measurements if one.target == "export fp16"]

@@ -18,6 +18,8 @@ import pytest
 import urllib3
 
 from engine.bundle import open_bundle
+from export.command import interrupts
+from export.pods.api import Api
 from tests.bundles import overflowing
 from tests.runpod_api import KEY, EmulatedApi
 
@@ -81,13 +83,15 @@ def api(tmp_path: Path) -> Iterator[EmulatedApi]:
         yield api
 
 
-def start(api: EmulatedApi, bundle: Path, *arguments: str, gpus: str = GPUS, key: str = KEY) -> subprocess.Popen[str]:
+def start(
+    api: EmulatedApi, bundle: Path, *arguments: str, gpus: str = GPUS, key: str = KEY, **environ: str
+) -> subprocess.Popen[str]:
     if arguments[0] in KINDS:
         arguments = ("--optimization-level", str(KINDS.index(arguments[0])), *arguments[1:])
     fixed = ["--on-runpod", gpus, "--image", "registry.example/worker:builder", "--proxy", api.proxy, "--pause", "0.2"]
     return subprocess.Popen(
         [sys.executable, "-m", "export", "plan", str(bundle), *fixed, *arguments],
-        env={**os.environ, "RUNPOD_API_BASE_URL": api.url, "RUNPOD_API_KEY": key},
+        env={**os.environ, "RUNPOD_API_BASE_URL": api.url, "RUNPOD_API_KEY": key, **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -130,11 +134,11 @@ def test_a_plan_of_every_gpu_comes_back(api: EmulatedApi, small_bundle: Path):
     graphs = {"model": replace(as_it_was.graphs["model"], onnx=onnx)}
     assert bundle.manifest == replace(as_it_was, graphs=graphs, files=bundle.manifest.files)
     assert "  | building good --precision fp16" in out
-    assert [pod["gpuTypeId"] for pod in api.created] == GPUS.split(",")
+    assert [pod["gpu"] for pod in api.created] == [{"id": name, "count": 1} for name in GPUS.split(",")]
     assert [entry.name for entry in small_bundle.parent.iterdir() if "partial" in entry.name] == []
     for pod in api.created:
-        assert pod["imageName"] == "registry.example/worker:builder"
-        assert pod["ports"] == "8000/http"
+        assert pod["image"] == "registry.example/worker:builder"
+        assert (pod["ports"], pod["cloud"], pod["disk"]) == (["8000/http"], "SECURE", 10)
         assert set(pod["env"]) == {"PLAN_TOKEN", "PLAN_TIME_LIMIT_S"}
     assert api.created[0]["env"]["PLAN_TOKEN"] != api.created[1]["env"]["PLAN_TOKEN"]
 
@@ -177,7 +181,29 @@ def test_a_build_that_goes_wrong_changes_nothing(
     assert content(small_bundle) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("last", "gpus", "code", "plans"),
+    [("pod ", "NVIDIA L4", 130, 0), ("fetch ", "NVIDIA L4", 0, 1), ("fetch ", GPUS, 130, 1)],
+    ids=["before a plan is there", "behind the last plan", "between two plans"],
+)
+def test_whoever_reads_the_output_ends(
+    api: EmulatedApi, small_bundle: Path, last: str, gpus: str, code: int, plans: int
+):
+    with start(api, small_bundle, "good", gpus=gpus, PYTHONUNBUFFERED="1") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while not process.stdout.readline().startswith(last):
+            assert process.poll() is None
+        process.stdout.close()
+        said = set(process.stderr.read().splitlines())
+        assert process.wait(timeout=40) == code
+    assert said <= {"warning: the output cannot be written (Broken pipe)"}
+    assert api.pods == {}
+    assert len(api.created) == 1, "the next GPU is not paid for"
+    assert len(list(small_bundle.rglob("*.plan"))) == plans
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_ends_its_pod(api: EmulatedApi, small_bundle: Path, number: signal.Signals):
     before = content(small_bundle)
     process = start(api, small_bundle, "hang")
@@ -192,6 +218,21 @@ def test_an_interrupted_run_ends_its_pod(api: EmulatedApi, small_bundle: Path, n
     assert process.returncode == 130
     assert api.pods == {}
     assert content(small_bundle) == before
+
+
+def test_ctrl_c_while_a_pod_is_ended_rents_no_other(
+    api: EmulatedApi, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    named = Api.named
+
+    def interrupted(self: Api, name: str) -> list[str]:
+        signal.raise_signal(signal.SIGINT)
+        return named(self, name)
+
+    monkeypatch.setattr(interrupts, "_came", False)
+    monkeypatch.setattr(Api, "named", interrupted)
+    assert order(api, monkeypatch, small_bundle, "--optimization-level", "0", gpus=GPUS) == 130
+    assert (len(api.created), api.pods) == (1, {})
 
 
 def test_the_cost_limit_ends_a_pod(api: EmulatedApi, small_bundle: Path):
@@ -214,8 +255,8 @@ def test_a_pod_that_cannot_be_ended_is_named(api: EmulatedApi, small_bundle: Pat
     assert order(api, monkeypatch, small_bundle) == 2
     (name,) = (pod["name"] for pod in api.created)
     assert capsys.readouterr().err == (
-        f"error: the pod {name} may still run and cost money (QueryError: please try again); terminate it in RunPod's "
-        "console\n"
+        f"error: the pod {name} may still run and cost money (RunPod's API answered 500 (please try again); try "
+        "again later, or with a newer version of this worker); terminate it in RunPod's console\n"
     )
 
 
@@ -351,13 +392,19 @@ def test_a_gpu_that_is_not_free(api: EmulatedApi, small_bundle: Path):
     api.nothing_free = True
     code, _, err = run(api, small_bundle, "good")
     assert code == 3
-    assert err == "error: RunPod has no NVIDIA L4 free now; try again, or choose another GPU or cloud\n"
+    assert err == (
+        "error: RunPod has no NVIDIA L4 free now (There are no longer any instances available with the requested "
+        "specifications.); try again, or choose another GPU or cloud\n"
+    )
 
 
 def test_a_wrong_key_is_a_sentence(api: EmulatedApi, small_bundle: Path):
     code, _, err = run(api, small_bundle, "good", key="wrong")
     assert code == 2
-    assert err == "error: RunPod refused: Unauthorized request, please check your API key.\n"
+    assert err == (
+        "error: RunPod refused (401): missing bearer token; check RUNPOD_API_KEY, the account's balance and the names "
+        "in the order\n"
+    )
 
 
 def test_an_image_has_to_be_named(small_bundle: Path, capsys):

@@ -144,11 +144,11 @@ def test_every_network_builds(exported: Path, precision: str, tmp_path: Path):
 
 def _figures_are_of_half_precision(path: Path) -> None:
     graphs = json.loads((path / "parity.json").read_text())["graphs"]
-    for name in open_bundle(path).manifest.graphs:
+    for name, graph in open_bundle(path).manifest.graphs.items():
         figures = graphs[f"graphs/{name}/fp16.onnx"]
         assert figures["min_cosine"] >= 0.999
         assert figures["max_relative_difference"] <= 1e-2
-        if figures["min_equal"] == 1:
+        if any(output.dtype.startswith("float") for output in graph.outputs):  # ids alone may all be equal
             assert figures["max_relative_difference"] > 0  # 0 would be fp32 under another name
 
 

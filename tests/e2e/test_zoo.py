@@ -51,11 +51,6 @@ def test_an_architecture(case: Case, rows: list[dict[str, Any]], tmp_path: Path)
     assert (tmp_path / "bundle").exists() is not bool(case.refused)
 
 
-def test_the_page_is_made_from_the_committed_results():
-    page = models.PAGE.read_text()
-    assert models.rendered(page, read(models.RESULTS)) == page, "run `python -m benchmarks models --tables`"
-
-
 def test_the_results_cover_the_zoo_and_forty_architectures():
     found = {row["architecture"]: row for row in read(models.RESULTS).details["models"]}
     cases = {case.architecture: case for case in zoo.models()}
@@ -116,8 +111,3 @@ def test_a_forks_case_is_written_like_those_beside_it(tmp_path: Path, monkeypatc
     monkeypatch.setattr(images, "CASES", [case])
     monkeypatch.setitem(COMPARE, "image-flags", COMPARE["image-classification"])
     assert case in zoo.models()
-
-
-def test_a_page_without_markers_is_an_error():
-    with pytest.raises(ValueError, match="lacks the markers"):
-        models.rendered("nothing", read(models.RESULTS))

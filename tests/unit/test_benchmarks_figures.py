@@ -16,7 +16,7 @@ from benchmarks.clients import Answers
 from benchmarks.import_times import costs
 from benchmarks.import_times import table as import_table
 from benchmarks.knee import knee
-from benchmarks.measure import figure, markdown, medians, percentile, ratio, times, write_json
+from benchmarks.measure import figure, markdown, percentile, ratio, times, write_json
 from benchmarks.results_file import Results
 from benchmarks.rounds import Round, measurements, options_of, target_of, unit
 from benchmarks.workload import arrivals, stream, texts
@@ -56,11 +56,6 @@ def test_the_precision_that_is_served_is_the_plan_s(small_bundle: Path, monkeypa
     assert engines.served_precision(small_bundle, {"ENGINE": "onnxruntime-cuda"}) == "fp32"
     assert engines.served_engine(small_bundle, {}) == "tensorrt"
     assert engines.served_engine(small_bundle, {"ENGINE": "onnxruntime-cuda"}) == "onnxruntime-cuda"
-
-
-def test_medians_go_figure_by_figure():
-    runs: list[dict[str, float | None]] = [{"a": 1.0, "b": 2.0}, {"a": 5.0, "b": None}, {"a": 2.0, "b": 3.0}]
-    assert medians(runs) == {"a": 2.0, "b": None}
 
 
 def test_ratios():

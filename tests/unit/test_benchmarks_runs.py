@@ -75,7 +75,7 @@ def test_a_peer_that_fails_costs_only_its_own_figures(
     small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     command = [sys.executable, "-c", "raise SystemExit('no luck')"]
-    broken = QueueWorker("stock", "stock", 1, lambda: Command(command, {}))
+    broken = QueueWorker("stock", lambda: Command(command, {}), 1)
     monkeypatch.setattr(distance, "targets", lambda names, needs: [*targets(["ours"], needs), broken])
     out = tmp_path / "distance.json"
     short = ("--rounds", 2, "--jobs", 2, "--pause", 0.1, "--rtt-ms", 1, "--with", "none", "--engine", "fake")

@@ -19,7 +19,7 @@ from engine.bucket import Bucket
 from engine.bundle import open_bundle, write_manifest
 from engine.config import Settings
 from engine.errors import BundleError, ConfigError, EngineError, EngineLost, OutOfMemory
-from engine.plans import build_plan
+from engine.plans import build_plan, late
 from engine.probe import Gpu
 from handler.startup.timeline import Timeline
 from tests.bundles import move_weights_out, write_small_bundle
@@ -61,6 +61,14 @@ def test_the_plan_of_the_bundle_is_loaded(small_bundle: Path, tmp_path: Path):
     engine.close()
 
 
+def test_of_a_plan_only_the_buckets_are_loaded_that_batches_come_to(small_bundle: Path, tmp_path: Path):
+    add_plan(small_bundle, plan_bytes())
+    for tokens, left_out in ((0, set()), (64, {Bucket(8, 32)})):
+        engine, _ = open_engine(open_bundle(small_bundle), settings(tmp_path, max_batch_tokens=tokens))
+        assert {Bucket(8, 32), Bucket(4, 32)} - set(engine.buckets) == left_out
+        engine.close()
+
+
 def test_a_plan_that_does_not_load_is_passed_over_and_said(small_bundle: Path, tmp_path: Path):
     add_plan(small_bundle, b"broken")
     add_plan(small_bundle, plan_bytes(), precision="fp32")
@@ -88,7 +96,7 @@ def test_it_asks_for_what_it_opens_before_it_does(small_bundle: Path, tmp_path: 
     add_plan(small_bundle, b"of another GPU", compute_capability="8.6")
     bundle, wanted = open_bundle(small_bundle), settings(tmp_path, allow_cpu=True)
     plan = "graphs/model/plans/sm_89-trt10.13.0-fp16.plan"
-    assert foreseen(bundle, wanted, "model") == [plan]
+    assert foreseen(bundle, wanted, "model") == ("tensorrt", [plan])
     asked: list[list[str]] = []
     engine, _ = open_engine(bundle, wanted, need=lambda names: asked.append(list(names)))
     assert asked == [[plan], ["graphs/model/weights.bin"]]
@@ -99,9 +107,10 @@ def test_it_asks_for_what_it_opens_before_it_does(small_bundle: Path, tmp_path: 
 
     with pytest.raises(BundleError, match="damaged"):  # and no other engine is looked for
         open_engine(bundle, wanted, need=refuse)
-    assert foreseen(bundle, settings(tmp_path, engine="fake"), "model") == []
-    assert foreseen(bundle, settings(tmp_path, engine="onnxruntime-cpu"), "model") == ["graphs/model/weights.bin"]
-    assert foreseen(bundle, settings(tmp_path, engine="onnxruntime-cuda"), "model") == []  # which cannot run
+    assert foreseen(bundle, settings(tmp_path, engine="fake"), "model") == ("fake", [])
+    on_the_cpu = settings(tmp_path, engine="onnxruntime-cpu")
+    assert foreseen(bundle, on_the_cpu, "model") == ("onnxruntime-cpu", ["graphs/model/weights.bin"])
+    assert foreseen(bundle, settings(tmp_path, engine="onnxruntime-cuda"), "model") == ("", [])  # which cannot run
 
 
 def test_a_plan_of_other_weights_is_not_loaded(small_bundle: Path, tmp_path: Path):
@@ -347,6 +356,24 @@ def test_a_build_that_fails_leads_to_the_next_best(
         open_engine(open_bundle(small_bundle), replace(wanted, engine="tensorrt"))
 
 
+def test_after_a_build_that_took_too_long_the_next_best_is_taken_at_once(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    builder(monkeypatch, tmp_path)
+    bundle, wanted = open_bundle(small_bundle), settings(tmp_path, build_on_boot=True, allow_cpu=True)
+    notes = late.notes_of(bundle, wanted.plan_cache, "auto")
+    notes[0].parent.mkdir(parents=True)
+    late.note(notes, wanted.build_timeout_s)
+    engine, choice = open_engine(bundle, wanted)
+    assert choice.engine == "onnxruntime-cpu"
+    (said,) = (step.reason for step in choice.ladder if step.name == "build")
+    assert "raise BUILD_TIMEOUT_S, or build ahead with `python -m export plan`" in said
+    engine.close()
+    engine, choice = open_engine(bundle, replace(wanted, build_timeout_s=wanted.build_timeout_s + 1))
+    assert choice.engine == "tensorrt"
+    engine.close()
+
+
 @pytest.mark.parametrize("has_plans", [False, True])
 def test_a_build_that_fails_is_not_begun_again_for_the_next_graph(
     small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_plans: bool
@@ -383,10 +410,25 @@ def test_without_a_gpu_no_plan_is_looked_at(small_bundle: Path, tmp_path: Path, 
     assert not facts.struck
 
 
-@pytest.mark.parametrize("engine", ["auto", "tensorrt", "onnxruntime-cpu", "fake"])
-def test_importing_ahead_decides_nothing_and_never_fails(engine: str):
+@pytest.mark.parametrize("engine", ["", "tensorrt", "onnxruntime-cuda", "onnxruntime-cpu", "fake", "a fork's"])
+def test_importing_ahead_never_fails(engine: str):
     sys.modules["tensorrt"] = None  # type: ignore[assignment]  # restored with the doubles
-    boot.import_ahead(Settings(engine=engine))
+    boot.import_ahead(engine)
+
+
+@pytest.mark.parametrize("has_plan", [False, True])
+def test_what_is_imported_ahead_is_what_will_be_taken(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_plan: bool
+):
+    """In an image of both engines TensorRT and its two packages are left out where no plan is to be taken."""
+    if has_plan:
+        add_plan(small_bundle, plan_bytes())
+    imported = list[str]()
+    monkeypatch.setattr(boot, "import_module", imported.append)
+    wanted = settings(tmp_path, bundle=small_bundle, allow_cpu=True)
+    handler.boot.boot(wanted, Timeline()).batcher.close()
+    tensorrt = ["engine.backends.tensorrt", "pycuda.driver", "cuda.bindings.driver", "tensorrt"]
+    assert imported == (tensorrt if has_plan else ["engine.backends.onnxruntime"])
 
 
 def test_a_boot_loads_nothing_that_a_lone_worker_on_a_cpu_does_not_use(small_bundle: Path):

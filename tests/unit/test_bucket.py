@@ -40,6 +40,23 @@ def test_a_ladder_is_the_sequence_of_its_buckets(batches: list[int], lengths: li
     assert list(ladder[1:3]) == listed[1:3]
 
 
+@given(sizes, sizes, st.integers(1, 600))
+def test_within_so_many_tokens_are_the_buckets_that_batches_come_to(batches: list[int], lengths: list[int], most: int):
+    """Those of at most so many tokens, and one row alone however long."""
+    whole = Ladder(batches, lengths)
+    found = whole.within(most)
+    rows, longest = range(1, batches[-1] + 1), range(1, lengths[-1] + 1)
+    formed = {whole.fit(n, length) for n in rows for length in longest if n == 1 or n * length <= most}
+    assert list(found) == sorted(formed)
+    assert all(found.fit(*whole.least(bucket)) == bucket for bucket in formed)
+    assert found.max_tokens == (most if len(formed) < len(whole) else 0)  # so that nothing is held to it for nothing
+    assert list(found.within(0)) == list(found.within(most)) == list(found)
+    assert list(found.within(most + 100)) == list(found)
+    for bucket in set(whole) - formed:
+        with pytest.raises(ValueError, match=rf"no bucket holds .*, only up to {most} tokens"):
+            found.fit(*bucket)
+
+
 @pytest.mark.parametrize("sizes", [[], [0], [2, 1], [1, 1]])
 def test_sizes_out_of_order_are_refused(sizes: list[int]):
     with pytest.raises(ValueError, match="rising whole numbers"):

@@ -198,13 +198,6 @@ def test_the_batches_of_a_job_are_counted(small_bundle: Path, tmp_path: Path, ca
     assert "| ours-fake, 32 clients " in capsys.readouterr().out
 
 
-def test_the_page_is_made_from_the_committed_budgets_and_results():
-    page = quick.PAGE.read_text()
-    assert quick.rendered(page) == page, "run `python -m benchmarks quick --tables`"
-    with pytest.raises(ValueError, match="lacks the markers"):
-        quick.rendered("nothing")
-
-
 def test_the_committed_run_keeps_every_budget():
     outcomes = budgets.check(read(quick.RESULTS), budgets.read())
     assert len(outcomes) == len(budgets.read())

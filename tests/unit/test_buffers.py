@@ -12,7 +12,7 @@ from engine.tensors import Array, TensorSpec
 AXES: st.SearchStrategy[int | str] = st.sampled_from(["batch", "length", 1, 3, 7])
 DTYPES = st.sampled_from(["int32", "float32", "float16", "uint8", "int64", "bool"])
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=4, unique=True).map(sorted)
-ladders = st.builds(Ladder, SIZES, SIZES)
+ladders = st.builds(Ladder, SIZES, SIZES, st.sampled_from([0, 0, 50, 400]))
 
 
 @st.composite
@@ -48,6 +48,8 @@ def test_one_copy_covers_all_tensors_of_a_bucket_and_nothing_else(
     host = Host()
     buffers = DeviceBuffers(host, inputs, outputs, ladder, slots)
     assert len(host.asked) == 2
+    sides = [max(Layout(specs).size(bucket) for bucket in ladder) for specs in (inputs, outputs)]
+    assert host.asked == [sum(sides), slots * sum(sides)]  # and not for buckets that are left out
     for bucket in ladder:
         addresses = buffers.addresses(bucket)
         spans = []

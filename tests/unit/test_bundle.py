@@ -16,8 +16,8 @@ from onnx import TensorProto
 from engine.bundle import CHECKSUM, MANIFEST, SCHEMA_VERSION, Bundle, open_bundle, write_manifest
 from engine.errors import BundleError
 from engine.files import digest
-from engine.files.bundle_folder import changed_bundle_folder, is_mount_point, new_bundle_folder
 from engine.tasks import load_task
+from export.bundle_folder import changed_bundle_folder, is_mount_point, new_bundle_folder
 from tests.bundles import write_small_bundle
 
 GRAPH = "graphs/model/fp32.onnx"
@@ -346,7 +346,7 @@ def test_a_bundle_is_changed_from_within(small_bundle: Path, monkeypatch: pytest
 def test_a_volume_is_refused_before_the_work(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """Nothing can be renamed to where one is mounted, as a user of Docker meets it."""
     assert (is_mount_point(Path("/proc")), is_mount_point(small_bundle)) == (True, False)
-    monkeypatch.setattr("engine.files.bundle_folder.is_mount_point", lambda path: True)
+    monkeypatch.setattr("export.bundle_folder.is_mount_point", lambda path: True)
     sentence = "small-bundle is where a volume is mounted, and a bundle is a folder in it; name .*small-bundle/bundle"
     with pytest.raises(BundleError, match=sentence), changed_bundle_folder(small_bundle):
         pytest.fail("the work was begun")

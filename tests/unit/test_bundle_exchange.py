@@ -12,7 +12,7 @@ import pytest
 
 from engine.bundle import open_bundle, write_manifest
 from engine.errors import BundleError
-from engine.files import bundle_folder
+from export import bundle_folder
 from export.__main__ import main
 from tests.processes import killed
 

@@ -205,7 +205,7 @@ def test_a_fetch_that_takes_long_says_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr("handler.startup.fetch_bundle._LONG_S", 0.0001)
+    monkeypatch.setattr("handler.log._LONG_S", 0.0001)
     pack(small_bundle, tmp_path / "www" / "bundle.tar")
     fetched(server, small_bundle, tmp_path / "cache")
     said = re.findall(r"still fetching the bundle: [\d.]+ kB of ([\d.]+ kB) ", capsys.readouterr().out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 from typing import Any
 
 import numpy as np
@@ -345,6 +346,28 @@ def test_answers_of_a_job_that_was_stopped_are_not_made(text_bundle: Any):
     request.spent.stop()
     with pytest.raises(InvalidInput, match="^the job was stopped$"):
         next(answers)
+
+
+@pytest.mark.parametrize("place", ["engine.images.maps._mixed", "engine.tasks.image_segmentation._png"])
+def test_masks_of_a_job_that_was_stopped_are_not_made(place: str, monkeypatch: pytest.MonkeyPatch):
+    """An image may have minutes of them."""
+    task = ImageSegmentation(SMALL, Limits())
+    request = task.parse({"image": picture(100, 100)})
+    task.preprocess(request)
+    module, _, name = place.rpartition(".")
+    made, calls = getattr(sys.modules[module], name), []
+
+    def stopped(*given: Any) -> Any:
+        calls.append(given)
+        request.spent.stop()
+        return made(*given)
+
+    monkeypatch.setattr(place, stopped)
+    monkeypatch.setattr("engine.images.maps._AT_ONCE", 100)
+    logits = np.random.default_rng(0).random((2, 8, 8), np.float32)
+    with pytest.raises(InvalidInput, match="^the job was stopped$"):
+        task.postprocess(request, [{"logits": logits}])
+    assert len(calls) == 1
 
 
 def test_windows_of_a_text(text_bundle: Any, monkeypatch: pytest.MonkeyPatch):

@@ -117,6 +117,11 @@ def test_what_is_between_the_markers_is_what_the_files_say(page: Path):
     assert readme.rendered(text) == text, "run `python -m benchmarks readme`"
 
 
+def test_every_table_is_on_a_page():
+    text = "".join(page.read_text() for page in readme.pages())
+    assert [name for name in readme.TABLES if f"<!-- begin {name} -->" not in text] == []
+
+
 def test_what_is_allowed_is_still_there_and_is_a_figure():
     there = {page: snippets for page, snippets in ALLOWED.items() if Path(page).exists()}
     allowed = [(page, snippet) for page, snippets in there.items() for snippet in snippets]

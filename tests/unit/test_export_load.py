@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from benchmarks.zoo.text import task_model
 from export import load
 from export.errors import Refused, Unavailable
 from export.lengths import LONGEST_DEFAULT, longest_row
-from export.model_files.own_code import fetch_code
+from export.model_files.own_code import fetch_code, refuse_code
 from export.other_task import advice
 from export.recipe import Recipe, _parser
 from export.tasks import export_task
@@ -330,6 +331,55 @@ def test_code_of_a_processor_that_lies_elsewhere(tmp_path: Path, file: str):
     write_json(tmp_path / file, {"image_processor": settings} if file.startswith("processor") else settings)
     with pytest.raises(Unavailable, match="m takes its code from owner/code, which is not in the local Hub cache, and"):
         fetch_code(tmp_path, "m")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_config_that_trusts_code_itself_runs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool):
+    """As LightGlue's may, whose detector is another model, by itself or as a part of any other model."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    write_json(tmp_path / "code/config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}})
+    (tmp_path / "code/own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nOwnConfig = None\n")
+    detector = {"model_type": "own", "_name_or_path": str(tmp_path / "code")}
+    config = {"model_type": "lightglue", "trust_remote_code": True, "keypoint_detector_config": detector}
+    write_json(tmp_path / "m/config.json", {"model_type": "llava", "text_config": config} if nested else config)
+    key = r"text_config\.trust_remote_code" if nested else "trust_remote_code"
+    with pytest.raises(
+        Refused, match=rf"m's config.json asks for code from elsewhere \({key}\); read that, then allow"
+    ):
+        load.load(recipe(str(tmp_path / "m")))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "settings"),
+    [
+        (key, settings)
+        for name in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+        for key, settings in (
+            (name, {name: "owner/kernel"}),
+            (f"{name}.text_config", {name: {"text_config": "owner/kernel@v1:layer"}}),
+            (f"layers.1.{name}", {"layers": [{}, {name: "owner/kernel"}]}),
+        )
+    ]
+    + [("text_config.auto_map", {"text_config": {"auto_map": {"AutoModel": "own.Own"}}})],
+)
+def test_a_config_that_names_code(tmp_path: Path, key: str, settings: dict[str, Any]):
+    write_json(tmp_path / "config.json", {"model_type": "bert", **settings})
+    with pytest.raises(Refused, match=rf"'s config.json asks for code from elsewhere \({re.escape(key)}\)"):
+        load.load(recipe(str(tmp_path)))
+
+
+def test_a_config_that_has_others_in_its_place(tmp_path: Path):
+    """transformers reads the newest that it knows: what is said there would be seen by nobody before."""
+    write_json(tmp_path / "config.json", {"model_type": "bert", "configuration_files": ["config.4.0.0.json"]})
+    with pytest.raises(Refused, match="config.json names others to read in its place .configuration_files.; make a"):
+        load.load(recipe(str(tmp_path)))
+
+
+def test_words_on_code_that_ask_for_none(tmp_path: Path):
+    words = {"trust_remote_code": False, "_attn_implementation": "sdpa", "text_config": {"auto_map": {}}}
+    write_json(tmp_path / "config.json", {"model_type": "bert", "_name_or_path": "owner/name", **words})
+    refuse_code(tmp_path, "m")
 
 
 def test_code_of_a_model_that_asks_for_kernels(tmp_path: Path):

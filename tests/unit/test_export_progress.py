@@ -199,3 +199,21 @@ def test_signals_behind_the_rename_come_too_late(tmp_path: Path):
     assert (done.returncode, done.stderr) == (0, "")
     assert f"bundle    {tmp_path}/b " in done.stdout
     assert (tmp_path / "b/manifest.json").is_file()
+
+
+def test_whoever_reads_what_json_leaves_to_stderr_may_end():
+    """As with `--json 2>&1 >out.json | head`: then all but the object has nobody to read it."""
+    script = """
+import runpy, sys
+from export.command import list_tasks
+def tasks():
+    print("x" * 100_000, flush=True)
+    return []
+list_tasks.tasks = tasks
+sys.argv = ["export", "--json", "--list-tasks"]
+runpy.run_module("export", run_name="__main__")
+"""
+    command = 'exec 3>&1; { "$0" -c "$1" 2>&1 >&3; echo $? >&3; } | true'
+    done = subprocess.run(["bash", "-c", command, sys.executable, script], capture_output=True, text=True, timeout=60)
+    answer, _, code = done.stdout.rstrip().rpartition("\n")
+    assert (json.loads(answer)["status"], int(code)) == ("interrupted", 130), done.stdout

@@ -12,9 +12,10 @@ import pytest
 
 from export.errors import Refused
 from export.gate.rare_tokens import rare_texts
+from export.recipe import Recipe
 from export.tasks import export_task
 from export.text import sample_texts, texts
-from export.tokenizer.fast import lowercase, tokenizer_file
+from export.tokenizer.fast import fast_tokenizer, lowercase, tokenizer_file
 from export.tokenizer.vocabulary import check_tokens, without
 from tests import models
 
@@ -40,6 +41,18 @@ def test_attention_that_transformers_does_not_know_is_refused(name: str):
     encoder, own_code = {"model_type": "bert"}, {"auto_map": {"AutoModel": "own.Model"}}
     for known in ({"model_type": "gemma3_text"} if asked else {name: True}, encoder, own_code):
         export_task("feature-extraction").check("m", SimpleNamespace(**{**vars(config), **known}))
+
+
+def test_samples_of_an_alphabet_of_letters_are_made_of_them(tmp_path: Path):
+    """As of proteins: int8 is judged on them."""
+    from transformers import EsmTokenizer
+
+    letters, vocabulary = list("LAGVSERTIDPKQNFYMHWC"), tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *letters, "<mask>"]))
+    EsmTokenizer(str(vocabulary)).save_pretrained(tmp_path)
+    tokenizer = fast_tokenizer(tmp_path, "esm", Recipe("m", None, tmp_path))
+    source: Any = SimpleNamespace(tokenizer=tokenizer, max_length=64, config=None)
+    assert {token for text in sample_texts(source) for token in tokenizer.tokenize(text)} == set(letters)
 
 
 @pytest.mark.parametrize("make", [models.tiny_bert, models.tiny_roberta])

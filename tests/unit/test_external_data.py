@@ -176,8 +176,9 @@ def test_it_is_read_as_protobuf_reads_it(entry: bytes):
         b"\x0b\x0c",
         b"\xba\x80\x80\x80\x10\x00",
         b"\x25abc",
+        b"\x3a\x0c\x0a" + b"\xff" * 9 + b"\x01\x00",
     ],
-    ids=["empty", "text", "beyond", "no-number", "long-number", "group", "long-tag", "cut"],
+    ids=["empty", "text", "beyond", "no-number", "long-number", "group", "long-tag", "cut", "long-size"],
 )
 def test_what_protobuf_may_read_otherwise_is_refused(small_bundle: Path, content: bytes):
     (small_bundle / GRAPH).write_bytes(content)

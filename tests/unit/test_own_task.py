@@ -27,6 +27,7 @@ from export.gate.cases import _reference, _rows
 from export.gate.measures import Measure
 from export.gate.reply import check_reply
 from export.nodes import set_outputs
+from export.recipe import Recipe
 from export.tasks import export_task
 from export.tasks.base import ExportTask, Probe
 from export.tasks.feature_extraction import FeatureExtractionExport
@@ -116,6 +117,17 @@ def test_a_file_that_does_not_end_with_its_task_is_named(tmp_path: Path, monkeyp
         export_task("misnamed-task")
     with pytest.raises(BundleError, match="'no-task' is not one of .*, or add its engine/tasks/no_task.py"):
         task_class("no-task")
+
+
+def test_only_a_task_with_a_model_needs_a_file_in_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine.tasks, "TASKS", (*engine.tasks.TASKS, "half-task", "whole-task"))
+    monkeypatch.setattr(engine.tasks, "__path__", [*engine.tasks.__path__, str(tmp_path)])
+    for name, auto_class in (("half", "AutoModel"), ("whole", "")):
+        (tmp_path / f"{name}_task.py").write_text(f"class Task:\n    auto_class = {auto_class!r}\nTASK = Task\n")
+    with pytest.raises(Refused, match=r"half-task needs a model, and export/tasks/half_task\.py is missing; see docs"):
+        export.__main__.export(Recipe("m", "half-task", tmp_path / "half"))
+    export.__main__.export(Recipe("", "whole-task", tmp_path / "whole"))
+    assert open_bundle(tmp_path / "whole").manifest.task == "whole-task"
 
 
 def test_a_method_that_is_missing_is_named():

@@ -19,6 +19,7 @@ import engine.backends
 from benchmarks import bert_bundle
 from benchmarks.bert_graph import Shape, bert_graph, weights_of
 from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.batching.feed import run_rows
 from engine.bucket import Bucket, Ladder
 from engine.bundle import Graph, open_bundle, write_manifest
 from engine.plans.sidecar import PlanFile, plans_of
@@ -59,6 +60,32 @@ def add_noise(outputs: dict[str, Any], size: float) -> None:
     values += size * np.abs(values).max(axis=1, keepdims=True) * np.linspace(-1, 1, values.shape[1], dtype=np.float32)
 
 
+def test_the_reference_answers_each_row_once_for_all_batch_sizes(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """Larger batches have the rows of the smaller ones, and more."""
+    bundle = open_bundle(small_bundle)
+    engine, asked, run = changed(small_bundle, lambda _: None), list[int](), run_rows
+
+    def counted(on: OnnxRuntimeEngine, rows: Any) -> Any:
+        if on is not engine:
+            asked.extend(row.length for row in rows)
+        return run(on, rows)
+
+    monkeypatch.setattr("export.plans.gate.run_rows", counted)
+    monkeypatch.setattr("export.plans.gate._REFERENCE_TOKENS", 64)
+    order: list[Bucket] = []
+    gate(bundle, "model", engine, list(Ladder((1, 4, 8), (8, 32))), "fp32", order.append)
+    rows = _Rows(bundle.manifest.graphs["model"], bundle.file(bundle.manifest.graphs["model"].onnx["fp32"]))
+    assert asked[:8] == [row.length for row in rows.at(Bucket(8, 8))]
+    compared = {0, 3, 7}  # the first of each batch and, where 64 tokens are two rows, the last
+    assert asked[8:] == [row.length for place, row in enumerate(rows.at(Bucket(8, 32))) if place in compared]
+    assert asked.count(32) == 1
+    assert order == sorted(order, key=lambda bucket: bucket.length)
+    small, large = rows.at(Bucket(4, 32)), rows.at(Bucket(8, 32))
+    ids = [row.feeds["input_ids"].tobytes() for row in large]
+    assert [row.feeds["input_ids"].tobytes() for row in small] == ids[:4]
+    assert len(set(ids)) == 8
+
+
 def test_int8_is_compared_with_the_int8_graph(small_bundle: Path, tmp_path: Path):
     """An int8 graph that is far from fp32 on rows drawn from a seed; how far is the business of the export."""
     path = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
@@ -82,6 +109,21 @@ def test_equal_answers_pass_and_the_figures_say_so(small_bundle: Path):
     assert figures["buckets"] == 4
     assert figures["min_cosine"] == 1.0
     assert figures["max_relative_difference"] < 1e-6
+
+
+def test_an_answer_of_zeros_is_the_same_in_both_and_none_of_zeros_is_not(small_bundle: Path, tmp_path: Path):
+    """As sparse models have it, and layers behind a ReLU; as in the export's gate."""
+    path = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+    graph = open_bundle(path).manifest.graphs["model"].onnx["fp32"]
+    model = onnx.load(path / graph, load_external_data=False)
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(helper.make_node("Sub", ["before", "before"], ["embedding"]))
+    onnx.save(model, path / graph)
+    write_manifest(path, open_bundle(path).manifest)
+    zeros = Changed(in_precision(open_bundle(path), "model", "fp32"))
+    assert gate(open_bundle(path), "model", zeros, BUCKETS, "fp32")["min_cosine"] == 1.0
+    with pytest.raises(ParityFailed, match="4 of 4 outputs in fp32 differ"):
+        gate(open_bundle(small_bundle), "model", zeros, BUCKETS, "fp32")
 
 
 @pytest.mark.parametrize(

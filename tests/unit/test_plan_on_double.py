@@ -64,7 +64,8 @@ def plan(monkeypatch: pytest.MonkeyPatch, small_bundle: Path) -> Iterator[Run]:
         made = plan_bytes(profiles(BATCHES, LENGTHS, SPECS)) if content is None else content
         monkeypatch.setattr("export.plan_from_onnx.open_builder", lambda _: Builder(trt, "tensorrt", [target]))
         monkeypatch.setattr("export.plan_from_onnx.build_plan", build or (lambda *_: Built(made, b"timings")))
-        monkeypatch.setattr("export.plan_from_onnx.is_strongly_typed", lambda _: typed)
+        for module in ("plan_from_onnx", "plans.builder"):
+            monkeypatch.setattr(f"export.{module}.is_strongly_typed", lambda _: typed)
         with installed(device, tensorrt=trt):
             return main(["plan", str(small_bundle), *OPTIONS, *options])
 

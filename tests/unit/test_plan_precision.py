@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from engine.bundle import Graph, open_bundle, write_manifest
-from engine.files.bundle_folder import changed_bundle_folder
+from export.bundle_folder import changed_bundle_folder
 from export.errors import ParityFailed
 from export.plans.precision import add_precision, check_without_gpu
 from export.plans.recipe import PlanRecipe

@@ -48,6 +48,21 @@ def test_lengths_are_powers_of_two_up_to_the_models_own(max_length: int, lengths
     assert (found.batches, found.lengths) == ((1, 4, 8, 16, 32), lengths)
 
 
+def test_batches_that_no_worker_forms_have_no_buckets_unless_lengths_are_named():
+    """Of rows of 8,192 tokens; up to 1,024 there are none of that kind, and batches are held to nothing."""
+    recipe = PlanRecipe()
+    found = recipe.ladder(manifest(8192), "tokens")
+    whole = Ladder(found.batches, found.lengths)
+    assert set(whole) - set(found) == {(32, 2048), (16, 4096), (32, 4096), (8, 8192), (16, 8192), (32, 8192)}
+    assert recipe.ladder(manifest(1024), "tokens").max_tokens == 0
+    assert [shapes[0] for _, shapes in recipe.shapes(found)] == list(found)
+    rows = PlanRecipe(profiles="length").shapes(found)
+    assert [bucket for row, _ in rows for bucket in row] == sorted(found, key=lambda bucket: (bucket.length, bucket))
+    assert rows[-1][1] == (Bucket(1, 8192), Bucket(4, 8192), Bucket(4, 8192))
+    named = PlanRecipe(lengths=(16, 0)).ladder(manifest(8192), "tokens")
+    assert Bucket(32, 8192) in named
+
+
 def test_what_has_no_length_has_buckets_of_length_one():
     assert list(PlanRecipe(batches=(1, 8)).ladder(manifest(512), "pixels")) == [Bucket(1, 1), Bucket(8, 1)]
 

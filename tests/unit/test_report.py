@@ -22,8 +22,9 @@ from benchmarks.report.page import html
 from benchmarks.report.plot import GRID, INK, PAPER, SOFT, Absent, Plot
 from benchmarks.report.plots import accuracy, plots
 from benchmarks.report.plots.load import curves
-from benchmarks.report.stored import Shape, Source, Stored, shape, stored
+from benchmarks.report.stored import Source, Stored, stored
 from benchmarks.results_file import Results, write
+from benchmarks.rounds import Shape, shape
 from tests import results
 from tests.browser import CHROMIUM, chromium
 

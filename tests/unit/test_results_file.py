@@ -199,14 +199,13 @@ def test_rows_that_were_not_measured_anew_keep_their_environment(tmp_path, monke
     models.record([{**row, "architecture": name} for name in "yz"], path)
     assert read(path).details["earlier"] == []
 
-    results = Results({}, {}, (), {"architectures": [], "models": {}})
-    case = Stages("t", "small", lambda root: root, {})
-    for commit, architecture in (("a", "x"), ("b", "y")):
+    results = Results({}, {}, (), {"models": {}})
+    for commit, task in (("a", "x"), ("b", "y")):
         monkeypatch.setattr(tasks, "environment", lambda commit=commit: {"commit": commit})
-        results = tasks.with_architecture(results, {"task": "t", "architecture": architecture})
-    results = tasks.with_stages(results, case, [{("ours", "t"): {"engine_us": 1.0}}], 1)
+        case = Stages(task, "small", lambda root: root, {})
+        results = tasks.with_stages(results, case, [{("ours", task): {"engine_us": 1.0}}], 1)
     assert results.environment == {"commit": "b"}
-    assert results.details["earlier"] == [{"environment": {"commit": "a"}, "rows": ["t, x"]}]
+    assert results.details["earlier"] == [{"environment": {"commit": "a"}, "rows": ["x"]}]
 
     path = tmp_path / "large.json"
     watched = large.Watched(1.0, 1)

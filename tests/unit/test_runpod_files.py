@@ -60,6 +60,28 @@ def test_the_gpus_are_those_that_cuda_11_8_serves():
     assert TURING_TO_HOPPER.fullmatch(TESTS["config"]["gpuTypeId"])
 
 
+def test_hosts_of_newer_drivers_are_taken():
+    """The versions are a list of what a host may have, and every driver since runs CUDA 11.8."""
+    newer = [f"{major}.{minor}" for major, last in ((13, 3), (12, 9)) for minor in range(last, -1, -1)]
+    for config in (HUB["config"], TESTS["config"]):
+        assert config["allowedCudaVersions"] == [*newer, "11.8"]
+
+
+def test_actions_are_of_a_node_that_github_has():
+    first_of_node_24 = {
+        "actions/checkout": 5,
+        "actions/download-artifact": 7,
+        "actions/setup-python": 6,
+        "actions/upload-artifact": 6,
+        "docker/login-action": 4,
+    }
+    for workflow in WORKFLOWS.values():
+        for step in (step for job in workflow["jobs"].values() for step in job.get("steps", []) if "uses" in step):
+            name, _, version = step["uses"].partition("@v")
+            assert re.fullmatch(r"\d+\.\d+\.\d+", version), step
+            assert int(version.partition(".")[0]) >= first_of_node_24[name], step
+
+
 @pytest.mark.parametrize(
     "name", ["NVIDIA GeForce RTX 5090", "NVIDIA B200", "NVIDIA RTX PRO 6000 Blackwell", "Tesla V100-PCIE-16GB"]
 )

@@ -65,16 +65,15 @@ def of_texts(context: str, reads: Sequence[Read], count: int, longest: int) -> d
     return found
 
 
-@pytest.mark.parametrize("few", [0, 64], ids=["as numbers", "as texts"])
 @given(
-    st.lists(st.sampled_from(["a", "A", "b", "İ", "σ", "\0", "语"]), min_size=1, max_size=30).map("".join),
+    st.lists(st.sampled_from(["a", "A", "b", "İ", "i", "Σ", "σ", "\0", "语"]), min_size=1, max_size=30).map("".join),
     st.lists(st.tuples(st.integers(0, 29), st.integers(1, 12), st.integers(0, 9)), min_size=1, max_size=6),
     st.integers(1, 60),
     st.integers(1, 12),
     st.booleans(),
 )
 def test_equal_texts_of_all_windows_are_one_answer(
-    few: int, context: str, cuts: list[tuple[int, int, int]], top_k: int, longest: int, placeless: bool
+    context: str, cuts: list[tuple[int, int, int]], top_k: int, longest: int, placeless: bool
 ):
     """The same as with a sum for each text, which takes gigabytes."""
     reads = []
@@ -86,9 +85,7 @@ def test_equal_texts_of_all_windows_are_one_answer(
             made.offsets[-1] = 0  # a token that the normaliser made of nothing
         logits = 3 * np.random.default_rng(seed).standard_normal((2, len(made.ids))).astype(np.float32)
         reads.append(Read(made, *logits))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spans, "_FEW", few)
-        answers = ask(*reads, context=context, top_k=top_k, max_tokens=longest)
+    answers = ask(*reads, context=context, top_k=top_k, max_tokens=longest)
     expected = of_texts(context, reads, top_k, longest)
     assert [one["score"] for one in answers] == pytest.approx(
         sorted((total for _, _, total in expected.values()), reverse=True)[:top_k], rel=1e-6
@@ -97,6 +94,24 @@ def test_equal_texts_of_all_windows_are_one_answer(
         begin, stop, total = expected.pop(one["answer"].lower())  # no text twice
         assert (one["start"], one["end"], context[begin:stop]) == (begin, stop, one["answer"])
         assert one["score"] == pytest.approx(total, rel=1e-6)
+
+
+@pytest.mark.parametrize("others", [0, 100])
+def test_letters_are_compared_as_the_pipeline_does(others: int):
+    """One answer's text in lower case with another's, however many there are: İ becomes two, Σ what its text says."""
+    context = "İiaΣ σ" + CONTEXT[:others]
+    read = Read(window(2, len(context)), *np.zeros((2, len(context) + 3), np.float32))
+    texts = [one["answer"] for one in ask(read, context=context, top_k=1000, max_tokens=1)]
+    assert set(texts) == set(context) - {"σ"}
+    assert len(texts) == 5 + others
+
+
+def test_long_texts_are_compared_by_their_places(monkeypatch: pytest.MonkeyPatch):
+    """A long window has thousands that are as long as itself, nearly."""
+    monkeypatch.setattr(spans, "_LONG", 4)
+    read = Read(window(2, 10), *np.zeros((2, 13), np.float32))
+    found = ask(read, read, context="a" * 10, top_k=100, max_tokens=6)
+    assert sorted(len(one["answer"]) for one in found) == [1, 2, 3, 4] + [5] * 6 + [6] * 5
 
 
 def test_the_answers_of_many_windows_take_little_memory():

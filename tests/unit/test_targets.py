@@ -242,7 +242,7 @@ def test_a_server_of_the_users_own_is_asked_in_pieces(served: Callable[[web.Appl
 
     app = web.Application()
     app.add_routes([web.post("/embed", embed), web.get("/health", health)])
-    target = RemoteServer("tei", "TEI", TEI, served(app))
+    target = RemoteServer("tei", TEI, served(app))
     assert target.prepare() == {}
     with target.start() as running:
         vectors = running.embed(["x" * length for length in range(1, 71)])
@@ -272,7 +272,7 @@ def test_a_server_that_takes_a_request_and_does_not_answer_is_not_waited_for(
     app = web.Application()
     app.add_routes([web.get("/health", health)])
     with pytest.raises(RuntimeError, match=r"/health was not ready within 0\.2 s"):
-        RemoteServer("tei", "TEI", TEI, served(app), timeout_s=0.2).prepare()
+        RemoteServer("tei", TEI, served(app), timeout_s=0.2).prepare()
 
 
 def test_triton_gets_tokens_and_gives_back_what_the_graph_says(small_bundle: Path):
@@ -304,7 +304,7 @@ def test_requests_and_replies_of_the_other_servers():
 def test_a_server_that_ends_takes_what_it_started_with_it(tmp_path: Path):
     note = tmp_path / "child"
     command = ["sh", "-c", f"sleep 60 & echo $! > {note}; exit 5"]
-    target = HttpServer("some", "some", TEI, lambda: Command(command, {}))
+    target = HttpServer("some", lambda: Command(command, {}), TEI)
     with pytest.raises(RuntimeError, match="ended with exit code 5"), target.start():
         pass
     child = int(note.read_text())

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-
 from benchmarks import tasks, zoo
 from benchmarks.results_file import read
 from engine.tasks import TASKS
 from export.tasks import TAGS, export_task
 
 RESULTS = read(tasks.RESULTS)
-
-
-def test_the_tables_are_made_from_the_code_and_the_committed_results():
-    page = tasks.PAGE.read_text()
-    assert tasks.rendered(page, RESULTS) == page, "run `python -m benchmarks tasks --tables`"
-
-
-def test_every_model_of_the_zoo_has_a_row_and_was_exported():
-    rows = {(row["task"], row["architecture"]): row for row in RESULTS.details["architectures"]}
-    assert set(rows) == {(case.task, case.architecture) for case in zoo.cases()}, "run `python -m benchmarks tasks`"
-    assert all(row["exported"] for row in rows.values())
 
 
 def test_every_task_has_architectures_and_stages():
@@ -38,10 +25,5 @@ def test_what_is_not_the_engine_is_small_or_says_why():
     why = {one.task: one.why for one in zoo.stages()}
     for task, stages in tasks.microseconds(RESULTS).items():
         said = f"{tasks.outside(stages):.0%} of {task}'s job are outside the engine: give its Stages in benchmarks/zoo "
-        said += "a larger model, or `why`, a sentence for the table; then `python -m benchmarks tasks --tables`"
+        said += "a larger model, or `why`, a sentence for the table; then `python -m benchmarks readme`"
         assert tasks.outside(stages) <= tasks.SHARE or why[task].endswith("."), said
-
-
-def test_a_page_without_markers_is_an_error():
-    with pytest.raises(ValueError, match="lacks the markers"):
-        tasks.rendered("nothing", RESULTS)

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,16 +18,18 @@ import pytest
 from onnx import TensorProto, helper
 
 from engine.bucket import Bucket
+from engine.bundle import open_bundle, write_manifest
 from engine.probe import Gpu
 from engine.tensors import TensorSpec
 from export.__main__ import main
 from export.command import interrupts
 from export.errors import Refused, Unavailable
+from export.plan_from_onnx import write_plans
 from export.plans import builder as trt_builder
 from export.plans import messages as trt_messages
 from export.plans import network as trt_network
 from export.plans.messages import deferred_interrupt, errors_of, monitor_of
-from export.plans.network import _fix, _set_hints, build_plan
+from export.plans.network import _fix, build_plan
 from export.plans.recipe import PlanRecipe
 
 
@@ -221,11 +224,34 @@ def test_what_else_may_be_tried():
     )
 
 
-def test_bf16_before_tensorrt_10():
-    config = SimpleNamespace()
-    trt = SimpleNamespace(__version__="8.6.1", BuilderFlag=SimpleNamespace(FP16=0))
-    with pytest.raises(Refused, match=r"TensorRT 8.6.1 has no bf16; use fp16, or TensorRT 10"):
-        _set_hints(trt, config, None, PlanRecipe("bf16"))
+BEFORE_10 = SimpleNamespace(
+    __version__="8.6.1",
+    NetworkDefinitionCreationFlag=SimpleNamespace(EXPLICIT_BATCH=0),
+    BuilderFlag=SimpleNamespace(FP16=0, INT8=1),
+)
+
+
+@pytest.mark.usefixtures("l4")
+@pytest.mark.parametrize("asked", ["by an option", "by the bundle", "by an export's ladder"])
+def test_bf16_before_tensorrt_10_is_refused_before_its_parser_reads_a_graph(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, asked: str
+):
+    """Which knows no size of bf16 there, and ends the process with SIGABRT."""
+    monkeypatch.setitem(sys.modules, "tensorrt", BEFORE_10)
+    monkeypatch.setattr("export.plan_from_onnx.add_precision", lambda *_, **__: pytest.fail("a graph is made"))
+    sentence = (
+        "TensorRT 8.6.1 has no bf16; use fp16 or fp32 (--precision, --plan-precision; of a worker that builds at its "
+        "boot PRECISION), or TensorRT 10"
+    )
+    if asked == "by an option":
+        assert said(capsys, small_bundle, "--precision", "bf16") == (2, sentence)
+        return
+    write_manifest(small_bundle, replace(open_bundle(small_bundle).manifest, precisions={"tensorrt": "bf16"}))
+    if asked == "by the bundle":
+        assert said(capsys, small_bundle) == (2, sentence)
+        return
+    with pytest.raises(Refused, match=f"^{re.escape(sentence)}$"):
+        write_plans(small_bundle, PlanRecipe(), trt_builder.Builder(BEFORE_10, "tensorrt", []))
 
 
 # By a real builder

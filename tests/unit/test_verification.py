@@ -16,11 +16,10 @@ from typing import Any
 
 import pytest
 
-import handler.startup.verification
 from engine.bundle import Bundle, open_bundle, write_manifest
 from engine.errors import BundleError
 from engine.files import digest
-from engine.files.bundle_folder import changed_bundle_folder
+from export.bundle_folder import changed_bundle_folder
 from handler.startup.verification import Verification
 
 ENDLESS = """
@@ -163,7 +162,7 @@ def test_and_no_plan_may(bundle: Path, monkeypatch: pytest.MonkeyPatch):
 def test_what_takes_long_is_said_again_whenever_it_took_twice_as_long(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(handler.startup.verification, "_LONG_S", 0.1)
+    monkeypatch.setattr("handler.log._LONG_S", 0.1)
     monkeypatch.setattr(sys, "stdout", os.fdopen(1, "w", closefd=False))  # the other process closes all above 2
     (bundle / WEIGHTS).write_bytes(bytes(800_000))  # four reads, of 262144 bytes
     write_manifest(bundle, open_bundle(bundle).manifest)

@@ -11,8 +11,8 @@ from matplotlib.ticker import NullLocator
 from benchmarks.measure import figure
 from benchmarks.report import targets
 from benchmarks.report.plot import Absent, Canvas, Plot, logarithmic
-from benchmarks.report.stored import Shape, Source, Stored, shape
-from benchmarks.rounds import named_precision, plain
+from benchmarks.report.stored import Source, Stored
+from benchmarks.rounds import Shape, named_precision, plain, shape
 
 SCENARIO = "latency"
 _NAME, _TITLE = "latency", "Latency by batch"

@@ -11,8 +11,8 @@ from benchmarks.measure import figure
 from benchmarks.report import targets
 from benchmarks.report.plot import INK, SOFT, Absent, Canvas, Plot, logarithmic
 from benchmarks.report.plots.latency import SCENARIO, Row, latency_rows
-from benchmarks.report.stored import CPU, Shape, Stored
-from benchmarks.rounds import plain
+from benchmarks.report.stored import CPU, Stored
+from benchmarks.rounds import Shape, plain
 
 _NAME, _TITLE = "published", "On a GPU, beside published figures"
 PUBLISHED = Path(__file__).parents[2] / "published.json"

@@ -1,6 +1,6 @@
 """The folder that a bundle is written to: temporary, beside its destination, renamed at the end.
 
-So a bundle is whole or absent, whatever ends the writer. A worker only reads, and does not import this.
+So a bundle is whole or absent, whatever ends the writer.
 """
 
 from __future__ import annotations
