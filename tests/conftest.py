@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,7 +46,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item.get_closest_marker("alone") is None]
 
 
+@pytest.fixture(scope="session")
+def _small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_bundle(tmp_path_factory.mktemp("small") / "bundle")
+
+
 @pytest.fixture
-def small_bundle(tmp_path: Path) -> Path:
+def small_bundle(_small_bundle: Path, tmp_path: Path) -> Path:
     """A whole bundle in a few KB: a real tokenizer and a one-node ONNX graph, made without torch."""
-    return write_small_bundle(tmp_path / "small-bundle")
+    return Path(shutil.copytree(_small_bundle, tmp_path / "small-bundle"))

@@ -22,13 +22,16 @@ class Server:
     accepted: int = 0
     open: int = 0
 
-    async def request(self, reader: asyncio.StreamReader, number: int, *, with_body: bool = True) -> None:
+    async def request(self, reader: asyncio.StreamReader, number: int, *, with_body: bool = True) -> int:
+        """The length of the body, which is read as well unless it is left to the script."""
         head = await reader.readuntil(b"\r\n\r\n")
         self.heads.append(head)
         self.of.append(number)
-        length = re.search(rb"Content-Length: (\d+)", head)
+        found = re.search(rb"Content-Length: (\d+)", head)
+        length = int(found[1]) if found else 0
         if with_body:
-            self.bodies.append(await reader.readexactly(int(length[1]) if length else 0))
+            self.bodies.append(await reader.readexactly(length))
+        return length
 
     async def all_gone(self) -> None:
         async with asyncio.timeout(5):

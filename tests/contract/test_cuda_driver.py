@@ -103,29 +103,6 @@ def test_cuda_python_captures_replays_and_tells_errors_as_the_engine_takes_it_to
     run("-W", "error", "-c", CAPTURE)
 
 
-PROBE = """
-from engine import probe
-probe.tensorrt_version = lambda: "10.13.0.35"
-print(probe.gpu(), probe.gpu().cuda_version, probe.why_no_gpu())
-probe.load_kernels_lazily()
-probe.wake_gpu()
-from tests.cuda_driver.device import library, reports
-print(library().emu_retained(), library().emu_depth(), reports())
-"""
-
-
-def test_the_gpu_is_found_and_woken(run: Run):
-    assert run("-c", PROBE, EMU_VERSION="12040").split("\n")[:2] == ["NVIDIA L4 (sm_89) 12.4 ", "1 0 "]
-
-
-@pytest.mark.parametrize(
-    ("code", "name"), [(100, "CUDA_ERROR_NO_DEVICE"), (803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"), (805, "")]
-)
-def test_a_driver_that_does_not_start_says_why(run: Run, code: int, name: str):
-    said = run("-c", "from engine import probe; print(probe.gpu(), probe.why_no_gpu())", EMU_INIT=str(code))
-    assert said == f"None cuInit ends with error {code}{', ' if name else ''}{name}\n"
-
-
 # With pycuda
 
 

@@ -249,7 +249,6 @@ class TestRealClient:
         with pytest.raises(RuntimeError, match="401"):
             endpoint.health()
 
-    @pytest.mark.asyncio
     async def test_the_async_client(self, runpod: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             monkeypatch.setattr(runpod, "endpoint_url_base", emulator.endpoint_url_base)
@@ -266,7 +265,6 @@ class TestRealClient:
 class TestClientRoutes:
     """What the real clients do not ask for."""
 
-    @pytest.mark.asyncio
     async def test_half_a_surrogate_pair_reaches_the_worker(self) -> None:
         """Which is to refuse it: it is JSON."""
         async with Emulator() as emulator, connected(emulator) as worker:
@@ -291,13 +289,11 @@ class TestClientRoutes:
         ):
             return response.status, await response.json()
 
-    @pytest.mark.asyncio
     async def test_runsync_answers_with_the_status_when_wait_is_over(self) -> None:
         async with Emulator() as emulator:
             status, body = await self.ask(emulator, "POST", "runsync?wait=5", json={"input": 1})
             assert (status, body["status"]) == (200, "IN_QUEUE")
 
-    @pytest.mark.asyncio
     @pytest.mark.parametrize(
         ("output", "reply"),
         [([{"data": 1}], {"data": 1}), ({"data": 1}, {"data": 1}), ([], [])],
@@ -310,7 +306,6 @@ class TestClientRoutes:
             await worker.done(job["id"], {"output": output})
             assert await asked == (200, reply)
 
-    @pytest.mark.asyncio
     async def test_an_openai_route_without_body_that_fails(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             asked = asyncio.ensure_future(self.ask(emulator, "GET", "openai/v1/models"))
@@ -319,7 +314,6 @@ class TestClientRoutes:
             await worker.done(job["id"], {"error": {"message": "no"}})
             assert await asked == (500, {"error": {"message": "no"}})
 
-    @pytest.mark.asyncio
     @pytest.mark.parametrize(
         ("path", "data", "status", "words"),
         [
@@ -345,7 +339,6 @@ class TestClientRoutes:
             assert words in body["error"]
             assert not emulator.jobs
 
-    @pytest.mark.asyncio
     async def test_runsync_takes_what_run_does_not(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             text = "x" * 12 * 1024**2
@@ -357,7 +350,6 @@ class TestClientRoutes:
 
 
 class TestWorkerRoutes:
-    @pytest.mark.asyncio
     async def test_a_poll_that_finds_nothing_gets_204(self) -> None:
         async with Emulator(long_poll_s=0.01, stop_poll_s=0.01) as emulator, connected(emulator) as worker:
             assert await worker.take() == []
@@ -367,7 +359,6 @@ class TestWorkerRoutes:
             assert (record.takes, record.handed) == (2, 0)
             assert record.last_take_query["batch_size"] == "4"
 
-    @pytest.mark.asyncio
     async def test_a_waiting_poll_is_woken_by_a_job(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             taking = asyncio.ensure_future(worker.take())
@@ -385,7 +376,6 @@ class TestWorkerRoutes:
             assert (await emulator.wait(record)).output is None
             assert record.run_ms >= 0 and record.queue_ms >= 0
 
-    @pytest.mark.asyncio
     async def test_jobs_leave_in_order_and_in_batches(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             for number in range(6):
@@ -394,7 +384,6 @@ class TestWorkerRoutes:
             assert [job["input"] for job in await worker.take(4)] == [1, 2, 3, 4]
             assert [job["input"] for job in await worker.take(4)] == [5]
 
-    @pytest.mark.asyncio
     async def test_a_poll_whose_client_left_gets_no_job(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             _, writer = await asyncio.open_connection("127.0.0.1", int(emulator.url.rpartition(":")[2]))
@@ -421,7 +410,6 @@ class TestWorkerRoutes:
             end_a_poll_in_the_instant_of(lambda running: running.cancel(record), emulator, "job-stop")
             assert emulator.workers["leaving"].stops == [record.id]
 
-    @pytest.mark.asyncio
     async def test_a_wake_that_reaches_a_cancelled_poll_goes_to_the_next(self) -> None:
         exchange = Exchange(long_poll_s=SOON_S, stop_poll_s=SOON_S)
         exchange.open()
@@ -433,7 +421,6 @@ class TestWorkerRoutes:
         assert await staying == [record]
         assert leaving.cancelled()
 
-    @pytest.mark.asyncio
     async def test_each_waiting_poll_gets_a_job(self) -> None:
         async with Emulator() as emulator, connected(emulator, "a") as a, connected(emulator, "b") as b:
             polls = [asyncio.ensure_future(worker.take(8)) for worker in (a, b, a, b)]
@@ -443,7 +430,6 @@ class TestWorkerRoutes:
                 await until(functools.partial(getattr, record, "attempts"))
             assert sorted(jobs[0]["input"] for jobs in await asyncio.gather(*polls)) == [0, 1, 2, 3]
 
-    @pytest.mark.asyncio
     async def test_cancelling_reaches_the_stop_channel(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             record = emulator.submit(1)
@@ -456,7 +442,6 @@ class TestWorkerRoutes:
             assert await worker.done(record.id, {"output": 1}) == 200
             assert (record.status, record.output) == ("CANCELLED", None)
 
-    @pytest.mark.asyncio
     async def test_policies_end_jobs(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             queued = emulator.submit(1, policy={"ttl": 10})
@@ -468,7 +453,6 @@ class TestWorkerRoutes:
             assert running.status == "TIMED_OUT"
             assert "executionTimeout of 10 ms" in running.error
 
-    @pytest.mark.asyncio
     async def test_only_the_first_answer_of_the_holder_counts(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker, connected(emulator, "other") as other:
             record = emulator.submit(1)
@@ -482,7 +466,6 @@ class TestWorkerRoutes:
             assert [post.accepted for post in record.posts] == [False, True, False, False]
             assert len(record.answers) == 3
 
-    @pytest.mark.asyncio
     async def test_an_aggregate_is_kept_as_it_was_sent(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             record = emulator.submit(1)
@@ -491,7 +474,6 @@ class TestWorkerRoutes:
             await worker.done(record.id, {"output": ["a", "b"]}, is_stream=True)
             assert (record.output, record.chunks, record.posts[0].is_stream) == (["a", "b"], ["a"], True)
 
-    @pytest.mark.asyncio
     @pytest.mark.parametrize("body", [b"{", b"", b"[1]", b'{"output": NaN}', b'{"output": "\xff"}', b"[" * 100_000])
     async def test_a_malformed_answer_is_refused_and_remembered(self, body: bytes) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
@@ -503,7 +485,6 @@ class TestWorkerRoutes:
             assert (rejection.worker_id, rejection.job_id) == ("worker-1", record.id)
             assert rejection.body == body[:1000]
 
-    @pytest.mark.asyncio
     async def test_other_refusals_are_remembered(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             assert await worker.done("nobody", {"output": 1}) == 404
@@ -514,7 +495,6 @@ class TestWorkerRoutes:
             assert [rejection.job_id for rejection in emulator.rejected] == ["nobody", "nobody", "nobody", ""]
             assert emulator.rejected[2].reason == "the body is larger than 1 MB"
 
-    @pytest.mark.asyncio
     async def test_pings_are_remembered_however_long(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             ids = ",".join(f"{number:036}-u1" for number in range(1000))
@@ -526,7 +506,6 @@ class TestWorkerRoutes:
             assert record.unhealthy is not None
             assert record.ping_count == 2
 
-    @pytest.mark.asyncio
     async def test_a_silent_worker_loses_its_jobs_in_order(self) -> None:
         async with (
             Emulator(worker_timeout_s=0.25) as emulator,
@@ -555,7 +534,6 @@ class TestWorkerRoutes:
 
 
 class TestFaults:
-    @pytest.mark.asyncio
     async def test_a_status_replaces_the_reply_as_often_as_asked(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             emulator.faults.add("ping", Fault(status=429, body="slow down", content_type="text/plain"), times=2)
@@ -566,7 +544,6 @@ class TestFaults:
             emulator.faults.clear()
             assert await worker.ping() == 200
 
-    @pytest.mark.asyncio
     async def test_an_answer_that_is_lost_before_and_after_it_was_recorded(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             record = emulator.submit(1)
@@ -582,7 +559,6 @@ class TestFaults:
             assert await worker.done(record.id, {"output": 1}) == 200
             assert len(record.answers) == 2
 
-    @pytest.mark.asyncio
     async def test_a_recorded_answer_that_is_refused(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             record = emulator.submit(1)
@@ -591,7 +567,6 @@ class TestFaults:
             assert await worker.done(record.id, {"output": 1}) == 502
             assert record.status == "COMPLETED"
 
-    @pytest.mark.asyncio
     async def test_a_hand_out_that_is_lost_strikes_the_poll_that_got_the_job(self) -> None:
         async with Emulator(long_poll_s=0.1) as emulator, connected(emulator) as worker:
             taking = asyncio.ensure_future(worker.take())
@@ -605,7 +580,6 @@ class TestFaults:
                 2,
             )
 
-    @pytest.mark.asyncio
     async def test_a_delay_and_a_body(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             emulator.submit(1)
@@ -614,7 +588,6 @@ class TestFaults:
             emulator.faults.add("job-take", Fault(body=b"[]"))
             assert await worker.take(2) == []
 
-    @pytest.mark.asyncio
     async def test_a_chooser_sees_every_request(self) -> None:
         async with Emulator() as emulator, connected(emulator) as worker:
             seen: list[str] = []
@@ -635,7 +608,6 @@ class TestFaults:
 
 
 class TestLifecycle:
-    @pytest.mark.asyncio
     async def test_stopping_ends_what_waits(self) -> None:
         emulator = Emulator()
         async with connected(emulator) as worker:
@@ -647,7 +619,6 @@ class TestLifecycle:
             await emulator.stop()
             assert isinstance((await asyncio.gather(*waiting, return_exceptions=True))[0], TimeoutError)
 
-    @pytest.mark.asyncio
     async def test_finished_jobs_are_forgotten_oldest_first(self) -> None:
         ended: list[JobRecord] = []
         async with Emulator(keep_finished=2, on_end=ended.append) as emulator, connected(emulator) as worker:
@@ -660,7 +631,6 @@ class TestLifecycle:
             with pytest.raises(KeyError):
                 await emulator.wait(records[0].id)
 
-    @pytest.mark.asyncio
     async def test_what_submit_refuses(self) -> None:
         async with Emulator() as emulator:
             emulator.submit(1, job_id="mine")

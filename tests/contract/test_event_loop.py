@@ -143,7 +143,7 @@ PAYLOADS = {
 
 @pytest.mark.parametrize("task", PAYLOADS)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_loop_waits_for_no_turn_of_the_tokenizers_threads(workers: Any, task: str, data: Any):
     """Which a batch does, however small it is, while another job's is on all CPUs; alone, a text holds up the rest."""
     worker = workers[task]

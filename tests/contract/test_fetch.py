@@ -303,7 +303,7 @@ def test_a_url_on_the_list_passes(url: str):
     check_url(url, ("media.test", "*.cdn.test", "ports.test:8443"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(st.text(), st.text().map("https://{}".format), st.text().map("https://[{}".format)))
 def test_whatever_the_url_is_it_is_refused_with_a_sentence(url: str):
     limits = Limits(fetch_hosts=("*",), fetch_timeout_s=5)

@@ -11,15 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from benchmarks.emulator import Emulator, Fault, JobRecord
 from handler.job_loop import JobLoop
 from handler.options import asks
 from handler.protocol import sdk as sdk_module
 from handler.protocol.sdk import Sdk
-from handler.protocol.transport import Poll, Results
+from handler.protocol.transport import Poll
 from tests.loops import bodies, each
 
 WORKER = "worker-1"
@@ -217,13 +215,6 @@ async def test_a_stream_ends_with_the_list_of_its_parts(
         record = await emulator.wait(emulator.submit({}))
     assert record.answers[0].body == final
     assert record.answers[0].is_stream == bool(record.chunks)
-
-
-async def test_a_list_of_parts_that_runpod_does_not_take_is_left_out(sdk: Sdk, emulator: Emulator):
-    emulator.faults.add("job-done", Fault(status=413))
-    async with serving(sdk, lambda job: each(1, 2)):
-        record = await emulator.wait(emulator.submit({}))
-    assert (record.status, record.chunks, record.output) == ("COMPLETED", [1, 2], [])
 
 
 async def test_a_generator_that_yields_an_error_fails_the_job(sdk: Sdk, emulator: Emulator):
@@ -544,60 +535,6 @@ async def test_a_cancelled_stream_is_closed(sdk: Sdk, emulator: Emulator):
 
 
 # Results
-
-
-@pytest.mark.parametrize(
-    "fault", [Fault(status=500), Fault(status=429), Fault(hang_up=True), Fault(hang_up=True, hang_up_after="after")]
-)
-async def test_a_result_is_sent_until_it_is_taken(sdk: Sdk, emulator: Emulator, fault: Fault):
-    emulator.faults.add("job-done", fault, times=2)
-    async with serving(sdk, echo):
-        record = await emulator.wait(emulator.submit({"x": 1}))
-        while emulator.faults.pending("job-done"):
-            await asyncio.sleep(0.01)
-    assert record.status == "COMPLETED"
-    assert record.output == {"echo": {"x": 1}}
-
-
-async def test_a_result_that_is_redirected_is_not_taken_for_sent(sdk: Sdk, emulator: Emulator):
-    """A gateway that sends all callers to a page: to follow would be a GET, which is answered 200."""
-
-    async def page(request: web.Request) -> web.Response:
-        return web.Response(status=302, headers={"Location": "/page"}) if request.path != "/page" else web.Response()
-
-    app = web.Application()
-    app.router.add_route("*", "/{any:.*}", page)
-    async with TestServer(app) as gateway:
-        results = Results(replace(sdk, job_done_url=f"{gateway.make_url('/job-done/$ID')}?a=b"), 0.2)
-        assert not await results.send("1", b'{"output": 1}')
-        results.close()
-
-
-async def test_a_result_that_is_refused_for_its_size_becomes_an_error(sdk: Sdk, emulator: Emulator):
-    emulator.faults.add("job-done", Fault(status=413))
-    async with serving(sdk, echo):
-        record = await emulator.wait(emulator.submit({"x": 1}))
-    assert record.status == "FAILED"
-    assert "RunPod refused the result with status 413" in record.error
-
-
-@pytest.mark.parametrize("status", [400, 403, 404])
-async def test_a_refusal_that_passes_costs_no_result(
-    sdk: Sdk, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, status: int
-):
-    monkeypatch.setattr("handler.protocol.transport._REFUSED_PAUSE_S", 0.1)
-    emulator.faults.add("job-done", Fault(status=status), times=2)
-    async with serving(sdk, echo):
-        record = await emulator.wait(emulator.submit({"x": 1}))
-    assert (record.output, record.error) == ({"echo": {"x": 1}}, None)
-
-
-async def test_a_stream_with_a_hole_has_failed(sdk: Sdk, emulator: Emulator):
-    emulator.faults.choose = lambda route, request: Fault(status=413) if route == "job-stream" else None
-    async with serving(sdk, lambda job: each(0, 1, 2)):
-        record = await emulator.wait(emulator.submit({}))
-    assert record.status == "FAILED"
-    assert "a part of the stream (0.0 MB) was refused by RunPod with status 413" in record.error
 
 
 async def test_jobs_are_counted_by_what_runpod_got(sdk: Sdk, emulator: Emulator):

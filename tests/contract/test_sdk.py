@@ -259,54 +259,47 @@ def test_the_levels_are_those_of_the_sdk():
     assert set(LOG_LEVELS) == set(rp_logger.LOG_LEVELS)
 
 
-@pytest.mark.parametrize(
-    ("given", "level"),
-    [
-        ({}, "INFO"),
-        ({"RUNPOD_LOG_LEVEL": "", "RUNPOD_DEBUG_LEVEL": " "}, "INFO"),
-        ({"RUNPOD_LOG_LEVEL": " warn"}, "WARN"),
-        ({"RUNPOD_DEBUG_LEVEL": "ERROR"}, "ERROR"),
-        ({"RUNPOD_LOG_LEVEL": "", "RUNPOD_DEBUG_LEVEL": "debug"}, "DEBUG"),
-        ({"RUNPOD_LOG_LEVEL": "TRACE", "RUNPOD_DEBUG_LEVEL": "LOUD"}, "TRACE"),
-    ],
-)
-def test_the_level_that_the_sdk_reads(given: dict[str, str], level: str):
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")} | given
-    sdk_environ.settle(environ)
-    code = "from runpod.serverless.modules.rp_logger import RunPodLogger; print(RunPodLogger.level)"
-    read = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True)
-    assert read.stdout.strip() == level
+LEVELS = [
+    ({}, "INFO"),
+    ({"RUNPOD_LOG_LEVEL": "", "RUNPOD_DEBUG_LEVEL": " "}, "INFO"),
+    ({"RUNPOD_LOG_LEVEL": "NOTSET"}, "NOTSET"),
+    ({"RUNPOD_LOG_LEVEL": "ERROR"}, "ERROR"),
+    ({"RUNPOD_LOG_LEVEL": " warn"}, "WARN"),
+    ({"RUNPOD_LOG_LEVEL": "warn "}, "WARN"),
+    ({"RUNPOD_LOG_LEVEL": "INFO"}, "INFO"),
+    ({"RUNPOD_DEBUG_LEVEL": "ERROR"}, "ERROR"),
+    ({"RUNPOD_LOG_LEVEL": "", "RUNPOD_DEBUG_LEVEL": "debug"}, "DEBUG"),
+    ({"RUNPOD_LOG_LEVEL": " ", "RUNPOD_DEBUG_LEVEL": "WARN"}, "WARN"),
+    ({"RUNPOD_LOG_LEVEL": "ERROR", "RUNPOD_DEBUG_LEVEL": "INFO"}, "ERROR"),
+    ({"RUNPOD_LOG_LEVEL": "TRACE", "RUNPOD_DEBUG_LEVEL": "LOUD"}, "TRACE"),
+]
+PRINTED = {"NOTSET": "", "ERROR": "ERROR", "WARN": "ERROR WARN"}  # of these three; else all
 
 
-@pytest.mark.parametrize(
-    ("given", "levels"),
-    [
-        ({}, "ERROR WARN INFO"),
-        ({"RUNPOD_LOG_LEVEL": "NOTSET"}, ""),
-        ({"RUNPOD_LOG_LEVEL": "ERROR"}, "ERROR"),
-        ({"RUNPOD_LOG_LEVEL": "warn "}, "ERROR WARN"),
-        ({"RUNPOD_LOG_LEVEL": "INFO"}, "ERROR WARN INFO"),
-        ({"RUNPOD_LOG_LEVEL": "TRACE"}, "ERROR WARN INFO"),
-        ({"RUNPOD_LOG_LEVEL": " ", "RUNPOD_DEBUG_LEVEL": "WARN"}, "ERROR WARN"),
-        ({"RUNPOD_LOG_LEVEL": "ERROR", "RUNPOD_DEBUG_LEVEL": "INFO"}, "ERROR"),
-    ],
-)
-def test_the_workers_own_lines_are_of_the_levels_that_the_sdk_prints(given: dict[str, str], levels: str):
-    code = """
-import os
-from handler.protocol import sdk_environ
+def test_the_level_that_the_sdk_reads_is_that_of_the_workers_own_lines():
+    """One process, in which the SDK's logger is read anew for each environment."""
+    code = f"""
+import importlib, os
+from handler.protocol import sdk, sdk_environ
 from handler.log import log
-sdk_environ.settle(os.environ)
-from runpod.serverless.modules.rp_logger import RunPodLogger
-for level in ("ERROR", "WARN", "INFO"):
-    log(level, f"ours {level}")
-    RunPodLogger().log(f"theirs {level}", level)
+sdk.load()
+from runpod.serverless.modules import rp_logger
+plain = {{name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")}}
+for given, _ in {LEVELS}:
+    os.environ.clear()
+    os.environ.update(plain, **given)
+    sdk_environ.settle(os.environ)
+    logger = importlib.reload(rp_logger).RunPodLogger
+    print("reads", logger.level)
+    for level in ("ERROR", "WARN", "INFO"):
+        log(level, f"ours {{level}}")
+        logger().log(f"theirs {{level}}", level)
 """
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("RUNPOD_")} | given
-    read = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True)
-    assert [line.split()[-2:] for line in read.stdout.splitlines()] == [
-        [whose, level] for level in levels.split() for whose in ("ours", "theirs")
-    ]
+    expected: list[list[str]] = []
+    for _, read in LEVELS:
+        levels = PRINTED.get(read, "ERROR WARN INFO").split()
+        expected += [["reads", read], *([whose, level] for level in levels for whose in ("ours", "theirs"))]
+    assert [line.split()[-2:] for line in python(code).stdout.splitlines()] == expected
 
 
 @pytest.mark.parametrize("name", ["RUNPOD_LOG_LEVEL", "RUNPOD_DEBUG_LEVEL"])

@@ -25,16 +25,12 @@ from engine.bundle import open_bundle
 from engine.errors import EngineError, EngineLost, OutOfMemory
 from engine.tensors import Array, Row
 from tests.bundles import write_small_bundle
+from tests.contract.test_engine import row
 from tests.cuda_double import CUresult, Device
 from tests.plans import BATCHES, LENGTHS, profile_a_length, profiles
 from tests.tensorrt_double import POISON, TensorRtDouble, engine_on_double, plan_bytes
 
 PINNED_AND_DEVICE = ("cuMemAlloc", "cuMemHostAlloc")
-
-
-def row(length: int, seed: int = 0) -> Row:
-    ids = np.random.default_rng(seed).integers(1, POISON, length).astype(np.int32)
-    return Row({"input_ids": ids, "attention_mask": np.ones(length, np.int32)}, length)
 
 
 def warm(folder: Path, **options: Any) -> TensorRtEngine:
@@ -96,9 +92,7 @@ def test_one_slot_is_filled_while_the_other_runs(small_bundle: Path):
     engine.close()
 
 
-@settings(
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], max_examples=20, deadline=None
-)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], max_examples=20)
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 32), st.integers(0, 1)), min_size=1, max_size=60))
 def test_after_warm_up_nothing_is_allocated_whatever_the_mix(tmp_path_factory: Any, mix: list[tuple[int, int, int]]):
     device = Device()

@@ -6,7 +6,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from engine.config import Settings
 from tests.runpod_api import KEY, EmulatedApi
 
 DOC = Path("docs/deploy.md").read_text()
-README = Path("README.md").read_text()
 COMMANDS = [
     line.strip()
     for line in re.findall(r"^ {4,7}(\S.*)$", DOC.replace("\\\n", " "), re.MULTILINE)
@@ -102,25 +100,11 @@ def test_make_image_runs_what_the_page_shows(folder: Path):
     assert printed.split() == wanted.split()[1:]
 
 
-def test_make_image_does_not_drop_a_model_that_the_bundle_is_not_of(folder: Path):
-    """The Dockerfile then stops the build."""
-    shutil.copy("Makefile", folder)
-    printed = shell(f"make image MODEL=org/other DOCKER=echo PYTHON={PYTHON}", folder)
-    assert "--build-arg MODEL=org/other " in printed
-    assert "MODEL=toy" not in printed
-
-
 def test_make_image_changes_nothing_of_the_dockerfile_that_nobody_asked_for(folder: Path):
     shutil.copy("Makefile", folder)
     for given in ([], ["ENGINE_SET=cpu"], ["ENGINE_SET=cpu", "WITH_BUILDER=1"]):
         printed = shell(shlex.join(["make", "image", "DOCKER=echo", f"PYTHON={sys.executable}", *given]), folder)
         assert re.findall(r"--build-arg ((?:ENGINE_SET|WITH_BUILDER)=\S*)", printed.splitlines()[-1]) == given
-
-
-def test_make_image_without_a_bundle_exports(tmp_path: Path):
-    shutil.copy("Makefile", tmp_path)
-    printed = shell(f"make image MODEL=org/name DOCKER=echo PYTHON={PYTHON}", tmp_path)
-    assert "--build-arg MODEL=org/name ." in printed
 
 
 def test_every_variable_of_the_page_is_in_the_readme_or_the_dockerfile():
@@ -147,39 +131,6 @@ def test_every_variable_of_the_page_is_in_the_readme_or_the_dockerfile():
     pools = {name for name in ours if name.startswith(("AMPERE_", "ADA_"))}
     later = {"BUILD_ON_BOOT", "HEALTHCHECK", "NAME"}
     assert ours - outside - pools - later <= known
-
-
-def test_the_links_lead_somewhere():
-    anchors = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", DOC, re.MULTILINE)
-    }
-    readme = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
-    }
-    links = re.findall(r"\]\(([^)\s]+)\)", DOC.replace("\n", " "))
-    assert links
-    for link in links:
-        file, _, anchor = link.partition("#")
-        assert file in ("", "../README.md")
-        assert anchor in (readme if file else anchors), link
-
-
-def test_the_costs_follow_from_the_formula():
-    from benchmarks import readme
-    from benchmarks.report.stored import RESULTS, Stored, stored
-    from benchmarks.results_file import write
-    from tests.results import peers
-
-    assert readme.TABLES["costs"](stored(sorted(RESULTS.glob("*.json")))) in DOC, "run `python -m benchmarks readme`"
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder) / "peers-cpu.json", peers())
-        table = readme.TABLES["costs"](stored([Path(folder) / "peers-cpu.json"]))
-    rows = re.findall(r"\| ([\d.]+) \(invented\) \| ([\d.]+) \| (\d+)% \| ([\d.]+) \|", table)
-    assert len(rows) == 4
-    for price, rate, busy, cost in rows:
-        assert float(cost) == pytest.approx(float(price) / 3600 / (float(rate) * float(busy) / 100) * 1e6, rel=0.01)
-    assert "invented" not in readme.TABLES["costs"](Stored([])), "no figure without a file"
 
 
 def test_the_parts_of_the_image_are_those_that_test_image_weighs():

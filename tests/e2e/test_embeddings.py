@@ -13,6 +13,7 @@ from benchmarks.emulator import EmulatorThread
 from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess
 from handler.protocol import sdk
+from tests.e2e.test_readme import run_export
 
 SCRIPTS = {
     "latin": "the of and to in is you that it he was for on are as with his they at be this have from or one had by",
@@ -36,13 +37,8 @@ def mixed_texts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def minilm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """all-MiniLM-L6-v2, exported from its real weights by the real command line."""
-    from benchmarks.weights import minilm_folder
-    from export.__main__ import main
-
-    out = tmp_path_factory.mktemp("minilm") / "bundle"
-    assert main([str(minilm_folder()), "--task", "feature-extraction", "--out", str(out)]) == 0
-    return out
+    """all-MiniLM-L6-v2, exported from its real weights by the README's own command."""
+    return run_export(tmp_path_factory.mktemp("minilm"))
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,13 @@ import numpy as np
 import pytest
 
 import export.model_files.hub
-from engine.backends.onnxruntime import OnnxRuntimeEngine
-from engine.batching.feed import run_rows
 from engine.bundle import open_bundle
-from engine.tasks import load_task
 from export.__main__ import main
 from export.errors import Refused
 from export.load import load
 from export.recipe import Recipe
 from tests import models
+from tests.exports import embed
 from tests.models import edit_json, lora, write_json
 from tests.served import Served
 
@@ -29,23 +27,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
-
-
-@pytest.fixture(scope="module")
 def adapter(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lora(bert, tmp_path_factory.mktemp("adapters") / "lora")
-
-
-def embed(path: Path) -> Any:
-    """The worker's answers, not normalised."""
-    bundle = open_bundle(path)
-    task, engine = load_task(bundle), OnnxRuntimeEngine(bundle, threads=2)
-    request = task.parse({"texts": TEXTS, "normalize": False})
-    reply = task.postprocess(request, run_rows(engine, task.preprocess(request)))
-    engine.close()
-    return np.array(reply["embeddings"])
 
 
 def of_peft(base: Path, *adapters: Path) -> Any:
@@ -69,7 +52,7 @@ def test_a_merged_adapter_answers_like_peft(bert: Path, adapter: Path, tmp_path:
     out = tmp_path / "bundle"
     assert main([str(bert), "--adapter", str(adapter), "--out", str(out)]) == 0
     expected, without = of_peft(bert, adapter), of_peft(bert)
-    np.testing.assert_allclose(embed(out), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(embed(out, TEXTS, normalize=False), expected, atol=1e-5 * np.abs(expected).max())
     assert np.abs(expected - without).max() > 0.05 * np.abs(expected).max()
     digest = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     assert open_bundle(out).manifest.adapters == {"lora": {"revision": None, "sha256": digest}}
@@ -81,7 +64,7 @@ def test_adapters_are_merged_one_after_the_other(bert: Path, adapter: Path, tmp_
     merged, out = (adapter, other, again), tmp_path / "bundle"
     assert main([str(bert), *(f"--adapter={one}" for one in merged), "--out", str(out)]) == 0
     expected = of_peft(bert, *merged)
-    np.testing.assert_allclose(embed(out), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(embed(out, TEXTS, normalize=False), expected, atol=1e-5 * np.abs(expected).max())
     digests = [hashlib.sha256((one / "adapter_model.safetensors").read_bytes()).hexdigest() for one in merged]
     told = open_bundle(out).manifest.adapters
     assert list(told) == ["lora", "other", "lora#2"]  # of one name, none takes another's place
@@ -118,7 +101,9 @@ def test_whole_weights_beside_an_adapter_are_the_model(bert: Path, adapter: Path
     shutil.copy(other / "model.safetensors", folder)
     assert main([str(folder), "--out", str(tmp_path / "bundle")]) == 0
     expected = of_peft(other)
-    np.testing.assert_allclose(embed(tmp_path / "bundle"), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        embed(tmp_path / "bundle", TEXTS, normalize=False), expected, atol=1e-5 * np.abs(expected).max()
+    )
 
 
 def of_sentence_transformers(base: Path, folder: Path, **options: Any) -> Any:

@@ -42,11 +42,6 @@ def export(the_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[E
         yield found
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
-
-
 def entries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
@@ -318,18 +313,6 @@ def test_code_in_another_repository_that_loads_the_weights_itself(
     assert lost.shape == (32, 64)
     again = (*argv[:-1], tmp_path / "other")
     refused(export.run(*again), 2, "lacks 1 weights of OwnBert, encoder.layer.1.output.dense.weight for one")
-
-
-def test_two_exports_by_one_recipe_have_the_same_bytes(export: Exports, bert: Path, tmp_path: Path):
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(f'model = "{bert}"\ntask = "feature-extraction"\nprecision = "int8"\n')
-    for name in ("a", "b"):
-        assert export.run("--recipe", recipe, "--out", tmp_path / name).code == 0
-    first, second = (open_bundle(tmp_path / name) for name in ("a", "b"))
-    graphs = [name for name in first.manifest.files if name.startswith("graphs/")]
-    assert "graphs/model/int8.cpu.onnx" in graphs
-    for name in graphs:
-        assert first.manifest.files[name] == second.manifest.files[name], name
 
 
 def test_the_recipe_in_a_bundle_names_what_auto_came_to(export: Exports, bert: Path, tmp_path: Path):

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import export.optimize
-from export.__main__ import main
 from tests.exports import Export, command, refused
 from tests.models import edit_json, write_json, write_sentence_files
 
@@ -127,12 +126,6 @@ def changed(file: str, **changes: Any) -> Callable[[Path], None]:
 def test_models_that_are_refused(run: Export, model: Path, spoil: Callable[[Path], None], sentence: str):
     spoil(model)
     assert sentence in refused(run(model))
-
-
-def test_a_model_of_another_task_is_told_by_what_it_holds(bert: Path, tmp_path: Path, capsys: Any):
-    assert main([str(bert), "--task", "fill-mask", "--out", str(tmp_path / "out")]) == 2
-    assert "of BertForMaskedLM, cls." in (said := capsys.readouterr().err)
-    assert said.endswith("for one; it holds a BertModel, so --task may be another\n")
 
 
 def test_options_that_are_refused(run: Export, bert: Path):

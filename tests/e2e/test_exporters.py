@@ -23,7 +23,6 @@ from engine.bundle import open_bundle
 from export.__main__ import main
 from export.load import load
 from export.recipe import Recipe
-from tests import models
 from tests.models import edit_json
 
 CODE = '''
@@ -50,11 +49,6 @@ class OwnBertModel(BertModel):
         return found
 '''
 FEATURES = ("--task", "feature-extraction")
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
 @pytest.fixture

@@ -323,15 +323,6 @@ def test_weights_that_are_hashed_while_the_engine_loads_are_refused(small_bundle
     assert "ONNX Runtime failed" not in done.stdout
 
 
-def test_a_pipe_in_the_place_of_a_graph_is_not_waited_for(small_bundle: Path):
-    graph = move_weights_out(small_bundle)
-    graph.unlink()
-    os.mkfifo(graph)
-    done = start(small_bundle)
-    assert done.returncode == 1
-    assert f"{graph} is not a file" in done.stdout
-
-
 def test_files_of_engines_that_are_not_used_are_not_read(small_bundle: Path):
     """Of the weights of another precision, and of a plan for a GPU, not even one that was changed."""
     weights = move_weights_out(small_bundle).with_name("other.bin")
@@ -371,16 +362,20 @@ def test_test_input_runs_one_job_locally(small_bundle: Path):
     assert "`text` must be a string" in failed.stdout
 
 
-@pytest.mark.parametrize("loop", ["events", "sdk"])
-@pytest.mark.parametrize("options", [("--test_input", '{"input": {"text": "a"}}'), ("--rp_serve_api",)])
+@pytest.mark.parametrize(
+    ("wrong", "options"),
+    [
+        ({"WORKER_LOOP": "events", "RUNPOD_LOG_LEVEL": "WARNING"}, ("--test_input", '{"input": {"text": "a"}}')),
+        ({"WORKER_LOOP": "sdk", "RUNPOD_LOG_LEVEL": " ", "RUNPOD_DEBUG_LEVEL": "2"}, ("--rp_serve_api",)),
+    ],
+)
 def test_a_log_level_that_the_sdk_has_not_is_refused_before_the_boot(
-    small_bundle: Path, loop: str, options: tuple[str, ...]
+    small_bundle: Path, wrong: dict[str, str], options: tuple[str, ...]
 ):
-    for wrong in ({"RUNPOD_LOG_LEVEL": "WARNING"}, {"RUNPOD_LOG_LEVEL": " ", "RUNPOD_DEBUG_LEVEL": "2"}):
-        done = start(small_bundle, *options, env={"WORKER_LOOP": loop, **wrong})
-        name, value = list(wrong.items())[-1]
-        assert done.stdout.startswith(f"ERROR | cannot start: {name}='{value}' is not allowed; set it to one of ERROR,")
-        assert (done.returncode, done.stdout.count("\n"), done.stderr) == (1, 1, "")
+    done = start(small_bundle, *options, env=wrong)
+    name, value = list(wrong.items())[-1]
+    assert done.stdout.startswith(f"ERROR | cannot start: {name}='{value}' is not allowed; set it to one of ERROR,")
+    assert (done.returncode, done.stdout.count("\n"), done.stderr) == (1, 1, "")
 
 
 def test_the_sdks_older_name_of_its_level_counts_where_the_newer_one_is_empty(small_bundle: Path):

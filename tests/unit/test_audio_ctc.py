@@ -33,7 +33,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return theirs, CtcVocabulary(theirs.convert_ids_to_tokens(list(range(OUTPUTS))), config)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, OUTPUTS - 1), st.integers(1, 3)), max_size=30))
 def test_text_characters_and_words_are_the_same(both: tuple[Any, CtcVocabulary], runs: list[tuple[int, int]]):
     theirs, ours = both

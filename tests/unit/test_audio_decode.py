@@ -204,7 +204,7 @@ def test_samples_with_which_nothing_can_be_calculated_are_refused(value: float, 
 SEEDS = [file_of(tone(0.05), kind) for kind in FORMATS]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_garbage_raises_nothing_but_invalid_input(data: st.DataObject):
     content = bytearray(data.draw(st.sampled_from(SEEDS)))
@@ -216,7 +216,7 @@ def test_garbage_raises_nothing_but_invalid_input(data: st.DataObject):
     _decodes_or_refuses(kept)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from([b"RIFF\xff\xff\0\0WAVEfmt ", b"fLaC", b"OggS", b"ID3", b"\xff\xfb"]), st.binary(max_size=300))
 def test_noise_behind_the_first_bytes_neither(start: bytes, rest: bytes):
     _decodes_or_refuses(start + rest)

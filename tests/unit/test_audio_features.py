@@ -58,7 +58,7 @@ def test_a_spectrogram_of_hardly_any_sound(samples: int):
     assert (found != 0).any(axis=1).sum() == max(0, (samples - 400) // 160 + 1)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(400, 5000), st.sampled_from([((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)), ((8, 4), (4, 3))]))
 def test_frames_are_counted_as_the_convolutions_make_them(samples: int, stack: tuple[Any, Any]):
     from types import SimpleNamespace

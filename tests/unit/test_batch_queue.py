@@ -251,5 +251,5 @@ class Queue(RuleBasedStateMachine):
         assert not any(self.waiting.values())
 
 
-Queue.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Queue.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestQueue = Queue.TestCase

@@ -69,7 +69,7 @@ def expected_of(tokenizer: Tokenizer, text: Any) -> tuple[list[int], list[int], 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("kind", KINDS)
 @given(texts=TEXTS, length=st.integers(5, LENGTH), short=st.sampled_from([0, 8_000]), chars=st.integers(1, 200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whatever_the_texts_are_each_is_as_alone(kind: str, cut: str, texts: Any, length: int, short: int, chars: int):
     own, tokenizer = made(kind, length, cut)
     with pytest.MonkeyPatch.context() as patch:
@@ -89,7 +89,7 @@ def test_whatever_the_texts_are_each_is_as_alone(kind: str, cut: str, texts: Any
 @pytest.mark.parametrize("cut", ["longest_first", "only_first"])
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"pairs turned round"}))
 @given(first=st.integers(0, 40), second=st.integers(0, 40), length=st.integers(5, LENGTH))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_pairs_of_any_two_lengths_are_cut_as_the_tokenizer_cuts(
     kind: str, cut: str, first: int, second: int, length: int
 ):

@@ -54,7 +54,7 @@ def found(name: str) -> ImageProcessor:
     return FOUND[name]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     name=st.sampled_from(sorted(PROCESSORS)),
     height=st.integers(2, 200),

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -205,7 +205,6 @@ def test_a_file_that_is_cut_short_is_refused(name: str):
             decode(whole[: len(whole) // 2], "image", LIMIT)
 
 
-@settings(deadline=None)
 @given(
     name=st.sampled_from(sorted(FILES)),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
@@ -218,7 +217,6 @@ def test_damaged_files_raise_nothing_but_invalid_input(name: str, changes: list[
     decoded_or_refused(bytes(content[: round(end * len(content))]))
 
 
-@settings(deadline=None)
 @given(
     magic=st.sampled_from(
         [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\x40\0\0\0WEBPVP8 ", b"GIF89a", b"BM", b"II*\0", b""]

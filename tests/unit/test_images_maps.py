@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -61,7 +61,6 @@ def test_depths(h: int, w: int, height: int, width: int):
     )
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**36))
 def test_run_lengths(height: int, width: int, bits: int):
     mask = np.array([bits >> place & 1 for place in range(height * width)], bool).reshape(height, width)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import signal
@@ -16,44 +15,15 @@ import pytest
 
 import engine.inspection
 from engine.__main__ import main
-from engine.bucket import Bucket
 from engine.bundle import open_bundle, write_manifest
-from engine.plans.sidecar import Plan, Profile, source_digest, write_sidecar
+from engine.plans.sidecar import Plan
 from engine.probe import Gpu
-
-CONTENT = b"not a plan, but nothing here would load it"
+from tests import plans
 
 
 def add_plan(bundle: Path, **changes: Any) -> Plan:
-    """A sidecar and some bytes, as the build would have left them."""
-    shapes = dict.fromkeys(("input_ids", "attention_mask"), ((1, 16), (1, 16), (1, 16)))
-    plan = Plan(
-        runtime="tensorrt",
-        tensorrt_version="10.13.0.35",
-        compute_capability="8.9",
-        hardware_compatibility="none",
-        version_compatible=False,
-        precision="fp16",
-        gpu_name="NVIDIA L4",
-        driver_version="535.104",
-        cuda_version="12.2",
-        batches=(1,),
-        lengths=(16,),
-        profiles=(Profile((Bucket(1, 16),), shapes),),
-        optimization_level=3,
-        workspace_bytes=0,
-        size=len(CONTENT),
-        sha256=hashlib.sha256(CONTENT).hexdigest(),
-        onnx="graphs/model/fp32.onnx",
-        onnx_sha256=source_digest(open_bundle(bundle).manifest.files, "graphs/model/fp32.onnx"),
-    )
-    plan = replace(plan, **changes)
-    folder = bundle / "graphs/model/plans"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{plan.stem}.plan").write_bytes(CONTENT)
-    write_sidecar(plan, folder)
-    write_manifest(bundle, open_bundle(bundle).manifest)
-    return plan
+    """Of one bucket; nothing here would load it."""
+    return plans.add_plan(bundle, batches=(1,), lengths=(16,), profiles=plans.profiles((1,), (16,)), **changes)
 
 
 def described(bundle: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The user's own rows for the gate, where the file itself is at fault; bad lines are in tests/e2e/test_ladder.py."""
+"""The user's own rows for the gate: the file, and its lines."""
 
 from __future__ import annotations
 
@@ -46,6 +46,24 @@ def test_a_file_without_an_end_is_not_read(tmp_path: Path):
     (tmp_path / "config.json").symlink_to("/dev/zero")
     with pytest.raises(Refused, match=pipe):
         read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"text": "fine"}\n{"text": 1}\n', "mine.jsonl, line 2: "),
+        ('{"text": "fine"\n', "mine.jsonl, line 1: not JSON"),
+        ("[]\n", "mine.jsonl, line 1: an object is needed, got list"),
+        ("\n", "holds no line"),
+    ],
+)
+def test_a_bad_line_is_named(small_bundle: Path, tmp_path: Path, content: str, said: str):
+    (tmp_path / "mine.jsonl").write_text(content)
+    with pytest.raises(Refused) as refused:
+        read_payloads(tmp_path / "mine.jsonl", open_bundle(small_bundle))
+    assert said in str(refused.value)
+    assert "write a job's input" in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("line", [r'{"text": "a\ud83d b"}', r'{"text": "ok", "\udc00": 1}'])

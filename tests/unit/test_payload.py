@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import InvalidInput
@@ -113,7 +113,6 @@ def test_a_large_payload_is_not_walked_through():
 
 
 @given(st.lists(st.text("a{} é", max_size=4), min_size=1, max_size=4), st.text("b{}", max_size=3))
-@settings(deadline=None)
 def test_a_template_is_a_format_string(around: list[str], label: str):
     written = "{}".join(one.replace("{", "{{").replace("}", "}}") for one in around)
     assert check.template({}, "template", written, 99) == around
@@ -121,7 +120,6 @@ def test_a_template_is_a_format_string(around: list[str], label: str):
 
 
 @given(st.text("{}ab!:.0[] ", max_size=6))
-@settings(deadline=None)
 def test_what_is_taken_for_a_template_is_a_format_string(written: str):
     with suppress(InvalidInput):
         found = check.template({"template": written}, "template", "", 99)

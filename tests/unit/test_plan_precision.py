@@ -7,13 +7,18 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 
 from engine.bundle import Graph, open_bundle, write_manifest
 from export.bundle_folder import changed_bundle_folder
 from export.errors import ParityFailed
 from export.plans.precision import add_precision, check_without_gpu
 from export.plans.recipe import PlanRecipe
+from export.precision.rounded import rounded
 from tests.bundles import overflowing
 
 
@@ -77,3 +82,26 @@ def test_a_check_without_a_gpu_changes_nothing(small_bundle: Path):
         check_without_gpu(small_bundle, PlanRecipe())
     check_without_gpu(small_bundle, PlanRecipe("bf16"))
     assert content(small_bundle) == before
+
+
+def test_rounding_shows_what_onnx_runtime_hides(tmp_path: Path):
+    """A square that fp16 has no number for, with a root behind it."""
+    half, single = TensorProto.FLOAT16, TensorProto.FLOAT
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["x"], ["h"], to=half),
+            helper.make_node("Mul", ["h", "h"], ["p"]),
+            helper.make_node("Sqrt", ["p"], ["s"]),
+            helper.make_node("Cast", ["s"], ["y"], to=single),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", single, ["n"])],
+        [helper.make_tensor_value_info("y", single, ["n"])],
+    )
+    path = tmp_path / "fp16.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    session = ort.InferenceSession(str(rounded(path, tmp_path / "rounded.onnx")))
+    (y,) = session.run(None, {"x": np.array([3.14159, 400], np.float32)})
+    assert y[0] == pytest.approx(3.14, abs=2e-3)
+    assert np.float32(np.float16(y[0])) == y[0]
+    assert not np.isfinite(y[1])

@@ -431,14 +431,3 @@ def _check_tensorrt(wanted: Settings, facts: Facts, chosen: PlanFile | None) -> 
 
 def _is_plain(one: PlanFile) -> bool:
     return not one.plan.version_compatible and one.plan.hardware_compatibility == "none"
-
-
-@given(any_settings, any_facts())
-def test_the_same_facts_give_the_same_choice(wanted: Settings, facts: Facts):
-    def decide() -> Any:
-        try:
-            return select(wanted, facts)
-        except ConfigError as error:
-            return str(error)
-
-    assert decide() == decide()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.text import spans
@@ -35,7 +35,6 @@ def ask(*reads: Read, context: str = CONTEXT, **options: Any) -> list[dict[str, 
 
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 50), st.integers(1, 70), st.integers(0, 9))
-@settings(deadline=None)
 def test_the_best_spans_are_those_of_all_pairs(context: int, longest: int, top_k: int, cells: int, seed: int):
     """However many are looked through at a time."""
     draw = np.random.default_rng(seed)
@@ -73,7 +72,6 @@ def of_texts(context: str, reads: Sequence[Read], count: int, longest: int) -> d
     st.integers(1, 12),
     st.booleans(),
 )
-@settings(deadline=None)
 def test_equal_texts_of_all_windows_are_one_answer(
     context: str, cuts: list[tuple[int, int, int]], top_k: int, longest: int, placeless: bool
 ):

@@ -38,7 +38,6 @@ def reader(task: QuestionAnswering) -> Tokens:
 
 
 @given(st.integers(0, 60), st.integers(1, 12), st.integers(0, 11), st.integers(2, 40), st.none() | st.integers(0, 3))
-@settings(deadline=None)
 def test_a_window_begins_a_step_behind_the_one_before_it(
     reader: Tokens, count: int, room: int, stride: int, at_once: int, before: int | None
 ):
@@ -91,7 +90,7 @@ def test_windows_are_cut_some_at_a_time(reader: Tokens, monkeypatch: pytest.Monk
 )
 @example([("where ", 130)], "日本語の文章です", 120, 384, 0.638)  # the question takes most of what is not shared
 @example([("?", 1)], "日本語の文章です", 300, 384, 0.87)  # each character is a token
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_few_windows_are_made_on_the_loop(
     task: QuestionAnswering, questions: list[tuple[str, int]], piece: str, times: int, length: int, stride: float
 ):

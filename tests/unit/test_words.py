@@ -40,7 +40,7 @@ FAST = {name: words_of(tokenizer, tokenizer.truncation["max_length"]) for name, 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(first=ANY, second=st.none() | ANY)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_whatever_the_text_is_its_ids_are_the_tokenizers(name: str, first: str, second: str | None):
     texts = (first,) if second is None else (first, second)
     fast = FAST[name]

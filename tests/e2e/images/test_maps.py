@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.zoo.images import HEADS
+from tests.architectures import few
 from tests.e2e.images.conftest import decoded, encoded, picture
 from tests.e2e.images.test_classification import pipeline_images
 
@@ -76,7 +77,7 @@ def test_objects_of_the_bundles_own_aspect_ratio(zoo: Any):
     check_objects(entry, [*WIDE, *OTHERS])
 
 
-@pytest.mark.parametrize("architecture", HEADS[SEGMENTATION][1])
+@pytest.mark.parametrize("architecture", few(HEADS[SEGMENTATION][1], ("segformer", "beit", "dpt")))
 def test_masks(zoo: Any, images: list[str], architecture: str):
     entry = zoo(SEGMENTATION, architecture)
     expected = [entry.expect(image) for image in pipeline_images(images)]
@@ -109,7 +110,7 @@ def depth_images(architecture: str, images: list[str]) -> list[str]:
     return [encoded(picture(*sizes, seed)) for seed in range(4)]
 
 
-@pytest.mark.parametrize("architecture", HEADS[DEPTH][1])
+@pytest.mark.parametrize("architecture", few(HEADS[DEPTH][1], ("dpt", "depth-anything")))
 def test_depths(zoo: Any, images: list[str], architecture: str):
     entry = zoo(DEPTH, architecture)
     images = depth_images(architecture, images)

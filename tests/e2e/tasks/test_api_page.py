@@ -1,4 +1,7 @@
-"""Every payload of docs/api.md is answered, and the reply has the form that stands below it."""
+"""Every payload of docs/api.md is answered, and the reply has the form that stands below it.
+
+And what else holds for every text task, on the bundles of these tests.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import Any
 import pytest
 
 from benchmarks.zoo.text import HEADS
+from engine.backends.fake import FakeEngine
+from engine.batching.feed import run_rows
 from engine.tasks import task_class
 
 PAGE = Path("docs/api.md").read_text()
@@ -83,3 +88,25 @@ def test_the_tasks_own_examples_are_answered(zoo: Any, tag: str):
     entry = zoo(tag, "bert")
     for example in entry.served.task.examples:
         assert entry.served.ask(dict(example))
+
+
+@pytest.mark.parametrize("tag", ["text-classification", "token-classification", "fill-mask", "sparse-encoder"])
+def test_a_long_list_is_answered_in_parts(zoo: Any, tag: str):
+    """What a stream sends: each part like a request of its own, errors by the place in the whole."""
+    served = zoo(tag, "bert").served
+    texts = [f"text {number} with a [MASK]" for number in range(5)]
+    task = served.task
+    parts = task.split(task.parse({"texts": texts}), 2)
+    assert [part.items for part in parts] == [texts[:2], texts[2:4], texts[4:]]
+    assert [part.first for part in parts] == [0, 2, 4]
+    (whole,) = task.split(task.parse({"text": texts[0]}), 2)
+    assert whole.items == texts[:1]
+
+
+@pytest.mark.parametrize("tag", HEADS)
+def test_the_fake_engine_serves_every_task(zoo: Any, tag: str):
+    served = zoo(tag, "bert").served
+    engine = FakeEngine.from_bundle(served.bundle)
+    for example in served.task.examples:
+        request = served.task.parse(dict(example))
+        assert served.task.postprocess(request, run_rows(engine, served.task.preprocess(request)))

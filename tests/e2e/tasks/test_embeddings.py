@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.zoo.text import ARCHITECTURES
 from tests.architectures import FEW_ARCHITECTURES
 from tests.models import edit_json
 from tests.same import assert_same
@@ -33,7 +32,7 @@ def sparse(folder: Path) -> Any:
     return SparseEncoder(str(folder), device="cpu")
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FEW_ARCHITECTURES)
 def test_similarities_and_embeddings(zoo: Any, architecture: str):
     served = zoo("sentence-similarity", architecture).served
     model = dense(zoo("sentence-similarity", architecture).folder)

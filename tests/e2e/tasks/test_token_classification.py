@@ -6,11 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.zoo.text import ARCHITECTURES
-from engine.config import Limits
-from engine.errors import InvalidInput
-from engine.tasks import load_task
 from engine.text.entities import STRATEGIES
+from tests.architectures import FEW_ARCHITECTURES
 from tests.same import assert_same
 
 TASK = "token-classification"
@@ -23,7 +20,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FEW_ARCHITECTURES)
 def test_every_strategy(zoo: Any, architecture: str, strategy: str):
     entry = zoo(TASK, architecture)
     options = {"aggregation_strategy": strategy}
@@ -79,33 +76,3 @@ def test_a_text_of_nothing_has_no_entities(zoo: Any):
 )
 def test_refusals(zoo: Any, payload: Any, sentence: str):
     assert zoo(TASK, "bert").served.refusal(payload).startswith(f"invalid input: {sentence}")
-
-
-def test_a_job_may_not_make_more_rows_than_may_wait(zoo: Any):
-    task = load_task(zoo(TASK, "bert").served.bundle, Limits(max_queued_rows=10))
-    assert (
-        len(
-            task.preprocess(
-                task.parse(
-                    {
-                        "texts": ["a " * 200] * (10 // 2) + ["a"] * (10 % 2),
-                        "stride": 0,
-                        "aggregation_strategy": "simple",
-                    }
-                )
-            )
-        )
-        == 10
-    )
-    with pytest.raises(InvalidInput, match="more than 10 rows"):
-        task.preprocess(
-            task.parse(
-                {"texts": ["a " * 200] * (11 // 2) + ["a"] * (11 % 2), "stride": 0, "aggregation_strategy": "simple"}
-            )
-        )
-
-
-def test_windows_may_not_repeat_a_long_text_too_often(zoo: Any):
-    payload = {"text": "a " * 30_000, "aggregation_strategy": "simple", "stride": 120}
-    assert "windows of 126 tokens that overlap by 120 hold the text more" in zoo(TASK, "bert").served.refusal(payload)
-    assert zoo(TASK, "bert").served.ask({**payload, "text": "a " * 300})

@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 
-from engine.config import Limits
-from engine.errors import InvalidInput
-from engine.tasks import load_task
 from export.__main__ import main
 from tests.architectures import FEW_ARCHITECTURES
 from tests.same import assert_same
@@ -98,10 +95,3 @@ def test_a_model_without_entailment_is_refused(zoo: Any, tmp_path: Any, capsys: 
 )
 def test_refusals(zoo: Any, payload: Any, sentence: str):
     assert zoo(TASK, "bert").served.refusal(payload).startswith(f"invalid input: {sentence}")
-
-
-def test_a_job_may_not_make_more_rows_than_may_wait(zoo: Any):
-    task = load_task(zoo(TASK, "bert").served.bundle, Limits(max_queued_rows=10))
-    assert len(task.preprocess(task.parse({"texts": ["a"], "candidate_labels": ["b"] * 10}))) == 10
-    with pytest.raises(InvalidInput, match="more than 10 rows"):
-        task.preprocess(task.parse({"texts": ["a"], "candidate_labels": ["b"] * 11}))
