@@ -20,11 +20,10 @@ _LABELS = ("travel", "cooking")
 
 
 class ZeroShotClassificationExport(TextClassificationExport):
-    """Sequence classification models with a label that begins with `entail`."""
+    """Sequence classification models with a label that begins with `entail`; their class is text-classification's."""
 
     tag: ClassVar[str] = "zero-shot-classification"
     exporter: ClassVar[str] = "text-classification"
-    heads: ClassVar[tuple[str, ...]] = ()  # text-classification's: an NLI model does that as well
 
     def check(self, model: str, config: Any) -> None:
         """Look for the label."""
