@@ -104,9 +104,10 @@ def _rows(task: Task, probe: Probe, offline: ExportTask) -> Sequence[Row]:
     try:
         rows = task.preprocess(task.parse(probe.payload))
     except InvalidInput as error:
+        method = "probe" if hasattr(offline, "probe") else "probes"
         raise Refused(
-            f"{ours} refuses the probe {probe.label!r} that {theirs} makes: {error}; let {theirs}.probe make payloads "
-            "that `parse` takes (docs/adding-a-task.md)"
+            f"{ours} refuses the probe {probe.label!r} that {theirs} makes: {error}; let {theirs}.{method} make "
+            "payloads that `parse` takes (docs/adding-a-task.md)"
         ) from error
     if len(rows) != len(probe.inputs):
         raise Refused(

@@ -105,7 +105,11 @@ class TextRankingExport(TextClassificationExport):
     def probes(self, source: Source) -> Iterator[Probe]:
         """One query with every text."""
         for label, text in texts(source, [{"texts": ["Sarah wrote it in London.", "混合的文本 🙂"]}]):
-            yield Probe(label, {"query": _QUERY, "documents": [text]}, [tokens_of(source, _QUERY, text)])
+            yield self.probe(source, label, text)
+
+    def probe(self, source: Source, label: str, text: str) -> Probe:
+        """`text` as a document."""
+        return Probe(label, {"query": _QUERY, "documents": [text]}, [tokens_of(source, _QUERY, text)])
 
     def samples(self, source: Source) -> Iterator[Json]:
         """One query with every text."""

@@ -62,8 +62,12 @@ class ZeroShotClassificationExport(TextClassificationExport):
         """Every text with two labels, a row each."""
         for label, text in texts(source, [{"texts": ["My phone is broken.", "混合的文本 🙂"]}]):
             if text:
-                pairs = [tokens_of(source, text, _hypothesis(name), truncation="only_first") for name in _LABELS]
-                yield Probe(label, {"text": text, "candidate_labels": list(_LABELS)}, pairs)
+                yield self.probe(source, label, text)
+
+    def probe(self, source: Source, label: str, text: str) -> Probe:
+        """`text` with two labels."""
+        pairs = [tokens_of(source, text, _hypothesis(name), truncation="only_first") for name in _LABELS]
+        return Probe(label, {"text": text, "candidate_labels": list(_LABELS)}, pairs)
 
     def samples(self, source: Source) -> Iterator[Json]:
         """Every text with one label."""

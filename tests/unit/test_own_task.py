@@ -27,14 +27,16 @@ from export.gate.cases import _reference, _rows
 from export.gate.measures import Measure
 from export.gate.reply import check_reply
 from export.nodes import set_outputs
+from export.recipe import Recipe
 from export.tasks import export_task
-from export.tasks.base import ExportTask, Probe
+from export.tasks.base import ExportTask, Layout, Probe
 from export.tasks.feature_extraction import FeatureExtractionExport
-from export.text import run
+from export.text import TextExport, run
 from handler.boot import boot
 from handler.reply import to_json
 from handler.startup.timeline import Timeline
 from tests.bundles import toy_model
+from tests.models import tiny_bert
 
 
 def test_a_package_that_a_task_needs_is_named(
@@ -86,6 +88,33 @@ def test_halves_that_do_not_fit_together_are_told_apart(small_bundle: Path, payl
     task = load_task(open_bundle(small_bundle))
     with pytest.raises(Refused, match=said):
         _rows(task, Probe("odd", payload, inputs), export_task("feature-extraction"))
+
+
+def test_a_task_without_probe_is_told_of_probes(small_bundle: Path):
+    task = load_task(open_bundle(small_bundle))
+    with pytest.raises(Refused, match="let ImageClassificationExport.probes make payloads that `parse` takes"):
+        _rows(task, Probe("odd", {"review": "x"}, [{}]), export_task("image-classification"))
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Of a Source the probes read no more than this."""
+    folder = tiny_bert(tmp_path_factory.mktemp("bert"))
+    settings: Any = {"prompts": {}, "default_prompt": None}
+    made = export_task("fill-mask").processors(folder, "m", Layout(), Recipe("m", "fill-mask", folder))
+    return SimpleNamespace(max_length=32, config=None, settings=settings, **made)
+
+
+@pytest.mark.parametrize("tag", [tag for tag in export.tasks.TAGS if isinstance(export_task(tag), TextExport)])
+def test_the_probe_of_a_task_that_is_built_on_another_is_asked(tokens: Any, tag: str):
+    base: Any = type(export_task(tag))
+
+    class Own(base):
+        def probe(self, source: Any, label: str, text: str) -> Probe:
+            return Probe(label, {"review": text}, [])
+
+    pairs = {("text", "text_pair")}  # of the examples of a task that has some
+    assert {tuple(probe.payload) for probe in Own().probes(tokens)} - pairs == {("review",)}
 
 
 def test_a_tokenizer_that_panics_costs_its_job_alone(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
