@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,17 +14,18 @@ import pytest
 
 import engine.tasks
 import export.tasks
-from engine.bundle import open_bundle
+from engine.bundle import Bundle, open_bundle
 from engine.config import Limits, Settings
 from engine.errors import BundleError, MissingPackage, WorkerFault
 from engine.tasks import load_task, task_class
 from engine.tasks.feature_extraction import FeatureExtraction
 from engine.tasks.items import ItemsTask, Part
+from engine.text.task import TextTask
 from export import own_task
 from export.__main__ import main
 from export.errors import Refused
 from export.gate.answers import _figures
-from export.gate.cases import _reference, _rows
+from export.gate.cases import _reference, _rows, cases_of
 from export.gate.measures import Measure
 from export.gate.reply import check_reply
 from export.nodes import set_outputs
@@ -249,6 +251,53 @@ def test_examples_that_the_task_itself_refuses(small_bundle: Path, monkeypatch: 
     )
     with pytest.raises(Refused, match=said):
         check(small_bundle)
+
+
+def with_graphs(bundle: Path, *names: str) -> Bundle:
+    """The bundle, as if its graph were several."""
+    opened = open_bundle(bundle)
+    (graph,) = opened.manifest.graphs.values()
+    return replace(opened, manifest=replace(opened.manifest, graphs=dict.fromkeys(names, graph)))
+
+
+def test_a_text_task_names_its_graph(small_bundle: Path):
+    class Query(TextTask):
+        graph = "query"
+
+    bundle = with_graphs(small_bundle, "query", "document")
+    said = "the bundle of the task feature-extraction has no graph model; let `graph` of its class .* query, document"
+    with pytest.raises(BundleError, match=said):
+        TextTask.from_bundle(bundle, Limits())
+    task = Query.from_bundle(bundle, Limits())
+    assert [row.graph for row in task.preprocess(task.parse({"texts": ["a", "b"]}))] == ["query", "query"]
+
+
+class Probing(OwnTask):
+    def probes(self, source: Any) -> Any:
+        yield Probe("one", {"text": "the fox"}, [{}])
+
+    def reference(self, *_: Any) -> Any:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("graphs", "said"),
+    [
+        (("model",), ""),
+        (
+            ("model", "document"),
+            "rows for the graphs model, and `graphs` are document, model; each of these needs a row",
+        ),
+    ],
+)
+def test_every_graph_is_compared_with_something(small_bundle: Path, graphs: Sequence[str], said: str):
+    source: Any = SimpleNamespace(task=Probing(), load_model=lambda **_: None)
+    bundle = with_graphs(small_bundle, *graphs)
+    if not said:
+        assert cases_of(source, bundle, [])
+        return
+    with pytest.raises(Refused, match=rf"own_task\.py: Probing\.probes give {said}"):
+        cases_of(source, bundle, [])
 
 
 @pytest.fixture(scope="module")
