@@ -138,13 +138,22 @@ def exported(folder: Path, precision: str, dockerfile: str) -> list[str]:
 IN_DOCKERFILE = WORKFLOWS["image"][True]["workflow_dispatch"]["inputs"]["precision"]["default"]
 
 
+def test_the_dockerfile_has_a_precision_that_the_workflow_finds(tmp_path: Path):
+    """Whatever a fork has put there."""
+    dockerfile = Path("Dockerfile").read_text()
+    (value,) = re.findall(r"^ARG PRECISION=[\"']?([^\s\"']+)", dockerfile, re.MULTILINE)
+    words = exported(tmp_path, IN_DOCKERFILE, dockerfile)
+    assert words[words.index("--precision") + 1] == value
+
+
 def test_a_committed_bundle_is_not_exported_again(tmp_path: Path):
     """docs/without-a-model.md says to commit it; an export into a folder that is there would be refused."""
     words = ["-m", "export", "org/name", "--revision", "main", "--precision", "fp32", "--out", "bundle"]
-    assert exported(tmp_path, IN_DOCKERFILE, Path("Dockerfile").read_text()) == words
+    dockerfile = "FROM tools AS export\nARG PRECISION=fp32\n"
+    assert exported(tmp_path, IN_DOCKERFILE, dockerfile) == words
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle/manifest.json").write_text("{}")
-    assert exported(tmp_path, IN_DOCKERFILE, Path("Dockerfile").read_text()) == []
+    assert exported(tmp_path, IN_DOCKERFILE, dockerfile) == []
 
 
 @pytest.mark.parametrize(
