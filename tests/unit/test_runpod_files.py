@@ -69,7 +69,7 @@ def test_other_gpus_would_be_noticed(name: str):
 
 def test_every_variable_is_one_of_ours_and_every_default_is_allowed():
     entries = {entry["key"]: entry["input"]["default"] for entry in HUB["config"]["env"]}
-    assert set(entries) <= VARIABLES
+    assert set(entries) <= VARIABLES | SDK_VARIABLES
     Settings.from_environ({name: str(value) for name, value in entries.items()})
     for preset in HUB["config"]["presets"]:
         assert set(preset["defaults"]) <= set(entries)
@@ -92,7 +92,8 @@ def steps(workflow: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_the_workflows_are_there_and_parse():
-    assert set(WORKFLOWS) == {"test", "image", "release", "nightly"}
+    """A fork may have others, or none that run at night."""
+    assert {"test", "image", "release"} <= set(WORKFLOWS)
     for workflow in WORKFLOWS.values():
         assert workflow["name"]
         assert workflow[True], "yaml reads the key `on` as true"
@@ -248,10 +249,10 @@ def test_the_image_that_is_tested_has_a_bundle_of_the_tests_own(tmp_path: Path):
     write_small_bundle(tmp_path / "context/bundle")
 
 
-def test_every_action_is_pinned_to_a_full_version():
+def test_every_action_is_pinned_to_a_full_version_or_a_commit():
     used = [step["uses"] for workflow in WORKFLOWS.values() for step in steps(workflow) if "uses" in step]
     assert used
-    assert [action for action in used if not re.fullmatch(r"[\w./-]+@v\d+\.\d+\.\d+", action)] == []
+    assert [action for action in used if not re.fullmatch(r"[\w./-]+@(v\d+\.\d+\.\d+|[0-9a-f]{40})", action)] == []
 
 
 def test_no_workflow_may_do_more_than_it_needs():
@@ -270,7 +271,7 @@ def test_every_make_target_and_file_of_a_step_exists():
         for path in re.findall(r"(?:bash|sh|-f|--file|-r) ((?:\.ci|requirements)/[\w./-]+)", run):
             assert Path(path).is_file(), path
         for module in re.findall(r"python -m (\w+)", run):
-            assert module in {"venv", "pip"} or Path(module, "__main__.py").is_file(), module
+            assert not Path(module).is_dir() or Path(module, "__main__.py").is_file(), module
 
 
 def test_inputs_reach_a_shell_only_as_variables():
