@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from export.errors import Refused
 from export.model_files.json_files import read_json
 from export.tasks import TAGS, export_task
+
+if TYPE_CHECKING:
+    from export.tasks.base import ExportTask
 
 _CONTINUE = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel")
 _PAIR = "EncoderDecoderModel"
@@ -21,7 +25,12 @@ _FILL = "WithLMHeadModel"
 def claimed(root: Path) -> str | None:
     """The tag that the tasks' own files below `root` speak for."""
     config = read_json(root / "config.json")
-    return next((tag for tag in TAGS if export_task(tag).claims(root, config)), None)
+    return next((task.tag for task in _that_say("claims") if task.claims(root, config)), None)
+
+
+def _that_say(name: str) -> list[ExportTask]:
+    """The tasks whose own class has `name`: one that is built on another does not take that one's models over."""
+    return [task for task in map(export_task, TAGS) if name in vars(type(task))]
 
 
 def infer_task(root: Path, model: str) -> str:
@@ -29,13 +38,13 @@ def infer_task(root: Path, model: str) -> str:
 
     Raises Refused, with the tags to choose from, when nothing or more than one thing fits.
     """
-    config, tasks = read_json(root / "config.json"), [export_task(tag) for tag in TAGS]
+    config = read_json(root / "config.json")
     classes = config.get("architectures") or []
     if not any(name.endswith(_PAIR) for name in classes) and (found := claimed(root)):
         return found
     makers = [name for name in classes if name.endswith(_GENERATE) and not name.endswith(_FILL)]
     others = [name for name in classes if name not in makers]
-    fitting = [task.tag for task in tasks if any(name.endswith(task.heads) for name in others)]
+    fitting = [task.tag for task in _that_say("heads") if any(name.endswith(task.heads) for name in others)]
     if len(fitting) == 1:
         return fitting[0]
     if makers and not fitting:

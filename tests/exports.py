@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.batching.feed import run_rows
 from engine.bundle import open_bundle
 from engine.tasks import load_task
+from export.tasks import TAGS, export_task
 
 TEXTS = [
     "A quick test.",
@@ -27,6 +29,18 @@ TEXTS = [
 Result = tuple[int, str, str]
 """Exit code, and what was printed on stdout and on stderr."""
 Export = Callable[..., Result]
+
+
+def pipeline_task(tag: str) -> str:
+    """The name that transformers' pipelines have for the task of `tag`, which a fork may have renamed.
+
+    Skips the test where a fork has removed it.
+    """
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    if tag not in TAGS:
+        pytest.skip(f"there is no {tag}")
+    return tag if tag in PIPELINE_REGISTRY.get_supported_tasks() else export_task(tag).exporter_task
 
 
 def refused(result: Result, code: int = 2) -> str:

@@ -42,7 +42,7 @@ class DualTask(ImageTask):
         return [self._text_row(encoding) for encoding in self.tokens.encode(texts, check)]
 
     def _text_row(self, encoding: Plain) -> Row:
-        row = replace(self.tokens.row(encoding), graph=TEXT)
+        row = self.tokens.row(encoding)
         if self._text_inputs[0].length_axis is not None:
             return row
         # SigLIP sees padding: it was trained on texts of one length, and reads the last place, whatever is there.

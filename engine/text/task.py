@@ -22,6 +22,8 @@ class TextTask(ItemsTask):
     option_names: ClassVar[tuple[str, ...]] = ("truncate",)
     cut: ClassVar[str] = "longest_first"
     """See Tokens."""
+    graph: ClassVar[str] = "model"
+    """Which graph the rows are for; with several, `parts` may name another in each row."""
 
     def __init__(self, tokens: Tokens, config: Mapping[str, Any], limits: Limits) -> None:
         super().__init__(limits)
@@ -31,7 +33,7 @@ class TextTask(ItemsTask):
     @classmethod
     def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
         """Read the tokenizer of `bundle`, and the task_config that the subclass documents."""
-        return cls(Tokens(bundle, cut=cls.cut), bundle.manifest.task_config, limits)
+        return cls(Tokens(bundle, graph=cls.graph, cut=cls.cut), bundle.manifest.task_config, limits)
 
     def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
         """A string of at most `max_chars` characters."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from engine.errors import InvalidInput
+from engine.errors import BundleError, InvalidInput
 from engine.tensors import Array, Row
 from engine.text.bulk import FEW, Bulk, Text, are_few
 from engine.text.windows import Window, window_of
@@ -38,7 +38,7 @@ class Tokens:
     """A bundle's tokenizer, and what its graph reads.
 
     `cut` names what is shortened to `max_length` tokens: longest_first, only_first or only_second of a pair; none
-    leaves texts whole, for `windows`.
+    leaves texts whole, for `windows`. Raises BundleError where the bundle has no such graph.
     """
 
     def __init__(self, bundle: Bundle, *, graph: str = "model", cut: str = "longest_first") -> None:
@@ -57,7 +57,14 @@ class Tokens:
         else:
             self._bulk = Bulk(self.tokenizer, self.max_length, cut)
             self.tokenizer.enable_truncation(self.max_length, strategy=cut)
-        self._inputs = frozenset(spec.name for spec in bundle.manifest.graphs[graph].inputs)
+        graphs = bundle.manifest.graphs
+        if graph not in graphs:
+            raise BundleError(
+                f"the bundle of the task {bundle.manifest.task} has no graph {graph}; let `graph` of its class in "
+                f"engine/tasks name one of {', '.join(graphs)}"
+            )
+        self._graph = graph
+        self._inputs = frozenset(spec.name for spec in graphs[graph].inputs)
 
     def encode(self, texts: Sequence[Text], check: Callable[[], None] = lambda: None) -> list[Plain]:
         """What rows are made of. `check` is called between slices of many texts, and may raise.
@@ -166,7 +173,7 @@ class Tokens:
         if "token_type_ids" in self._inputs:
             feeds["token_type_ids"] = np.asarray(encoding.type_ids, np.int32)
         # A tokenizer without special tokens makes an empty row of an empty text; a bucket is at least one token long.
-        return Row(feeds, max(1, len(ids)))
+        return Row(feeds, max(1, len(ids)), self._graph)
 
 
 def _pieces(whole: Any, room: int, stride: int) -> Iterator[Any]:

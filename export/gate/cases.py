@@ -60,7 +60,19 @@ def cases_of(source: Source, bundle: Bundle, payloads: Sequence[tuple[str, Json]
                 expected = _reference(source, model, inputs, label)
                 if expected is not None:
                     cases.append(Case(label, row, expected))
+    _check_graphs(source.task, bundle, {case.row.graph for case in cases})
     return cases
+
+
+def _check_graphs(task: ExportTask, bundle: Bundle, named: set[str]) -> None:
+    """Raise Refused where not every graph of `bundle` has rows, or others have: nothing would be compared there."""
+    graphs = set(bundle.manifest.graphs)
+    if named != graphs:
+        raise Refused(
+            f"{file_of(task)}.probes give rows for the graphs {', '.join(sorted(named)) or 'none'}, and `graphs` are "
+            f"{', '.join(sorted(graphs))}; each of these needs a row at least, and no other may have one "
+            "(docs/adding-a-task.md)"
+        )
 
 
 def _reference(source: Source, model: Any, inputs: Mapping[str, Any], what: str) -> Arrays | None:
@@ -104,9 +116,10 @@ def _rows(task: Task, probe: Probe, offline: ExportTask) -> Sequence[Row]:
     try:
         rows = task.preprocess(task.parse(probe.payload))
     except InvalidInput as error:
+        method = "probe" if hasattr(offline, "probe") else "probes"
         raise Refused(
-            f"{ours} refuses the probe {probe.label!r} that {theirs} makes: {error}; let {theirs}.probe make payloads "
-            "that `parse` takes (docs/adding-a-task.md)"
+            f"{ours} refuses the probe {probe.label!r} that {theirs} makes: {error}; let {theirs}.{method} make "
+            "payloads that `parse` takes (docs/adding-a-task.md)"
         ) from error
     if len(rows) != len(probe.inputs):
         raise Refused(

@@ -60,7 +60,9 @@ class ExportTask:
     graphs: ClassVar[tuple[str, ...]] = ("model",)
     """The graphs of a bundle; a row names the one that it is for."""
     heads: ClassVar[tuple[str, ...]] = ()
-    """Endings of model classes in config.json that speak for this task when none is named, e.g. ForMaskedLM."""
+    """Endings of model classes in config.json that speak for this task when none is named, e.g. ForMaskedLM.
+
+    These and `claims` count in the task's own class alone: what is inherited speaks for the task that has it."""
     options: ClassVar[tuple[str, ...]] = ()
     """Options of the command line that mean something to this task, as attributes of a recipe."""
     poolings: ClassVar[tuple[str, ...]] = ("mean", "cls", "lasttoken", "max", "weightedmean")

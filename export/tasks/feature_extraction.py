@@ -20,7 +20,7 @@ from export.model_files.sentence_files import read_modules, read_sentence_files
 from export.nodes import find_output
 from export.pooling import append_pooling
 from export.tasks.base import Layout, Probe
-from export.text import TextExport, run, sample_texts, texts, tokens_of
+from export.text import TextExport, run, sample_texts, tokens_of
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -77,17 +77,17 @@ class FeatureExtractionExport(VectorsExport, TextExport):
 
     def probes(self, source: Source) -> Iterator[Probe]:
         """Texts with the default prompt, and one text a prompt."""
-        *others, longest = texts(source, self.online.examples)
-        prompts: Mapping[str, str] = source.settings["prompts"]
-        named = [(f"prompt {name}", name, "What is the answer?") for name in prompts]
-        for label, name, text in [
-            *((label, None, text) for label, text in others),
-            *named,
-            (longest[0], None, longest[1]),
-        ]:
-            prompt = prompts.get(name or source.settings["default_prompt"] or "", "")
-            options = {} if name is None else {"prompt_name": name}
-            yield Probe(label, {"text": text, **options}, [tokens_of(source, prompt + text)])
+        *others, longest = super().probes(source)
+        yield from others
+        text = "What is the answer?"
+        for name, prompt in source.settings["prompts"].items():
+            yield Probe(f"prompt {name}", {"text": text, "prompt_name": name}, [tokens_of(source, prompt + text)])
+        yield longest
+
+    def probe(self, source: Source, label: str, text: str) -> Probe:
+        """`text` behind the default prompt."""
+        prompt = source.settings["prompts"].get(source.settings["default_prompt"] or "", "")
+        return Probe(label, {"text": text}, [tokens_of(source, prompt + text)])
 
     def samples(self, source: Source) -> Iterator[Json]:
         """Texts, without a prompt of their own."""

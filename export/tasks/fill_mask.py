@@ -86,12 +86,14 @@ class FillMaskExport(TextExport):
 
     def probes(self, source: Source) -> Iterator[Probe]:
         """Every text with a mask in front; a row for each mask in it."""
-        mask = source.tokenizer.mask_token_id
         for label, text in texts(source, [{"texts": ["The cat sits on the mat.", "混合的文本 🙂"]}]):
-            text = f"{source.tokenizer.mask_token} {text}"
-            tokens = tokens_of(source, text)
-            places = (tokens["input_ids"][0] == mask).nonzero().flatten().tolist()
-            yield Probe(label, {"text": text}, [{**tokens, "mask_position": place} for place in places])
+            yield self.probe(source, label, f"{source.tokenizer.mask_token} {text}")
+
+    def probe(self, source: Source, label: str, text: str) -> Probe:
+        """`text`, a row for each mask in it."""
+        tokens = tokens_of(source, text)
+        places = (tokens["input_ids"][0] == source.tokenizer.mask_token_id).nonzero().flatten().tolist()
+        return Probe(label, {"text": text}, [{**tokens, "mask_position": place} for place in places])
 
     def inputs_of(self, source: Source, payload: Json, rows: Sequence[Row]) -> Sequence[Mapping[str, Any]] | None:
         """The tokens of each row, its mask, and the tokens that it asks for."""

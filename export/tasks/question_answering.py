@@ -78,7 +78,11 @@ class QuestionAnsweringExport(TextExport):
         contexts = [(f"example {n}", example["context"]) for n, example in enumerate(self.online.examples)]
         for label, context in [*contexts, *texts(source, [])]:
             if context:
-                yield Probe(label, {"question": _QUESTION, "context": context}, _windows(source, context))
+                yield self.probe(source, label, context)
+
+    def probe(self, source: Source, label: str, text: str) -> Probe:
+        """`text` as the context."""
+        return Probe(label, {"question": _QUESTION, "context": text}, _windows(source, text))
 
     def samples(self, source: Source) -> Iterator[Json]:
         """One question about every text."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from export.tasks.feature_extraction import FeatureExtractionExport
 
@@ -14,11 +12,6 @@ class SentenceSimilarityExport(FeatureExtractionExport):
 
     tag: ClassVar[str] = "sentence-similarity"
     exporter: ClassVar[str] = "feature-extraction"
-    heads: ClassVar[tuple[str, ...]] = ()
-
-    def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
-        """Never: the files say no more than that the model makes embeddings."""
-        return False
 
 
 TASK = SentenceSimilarityExport()

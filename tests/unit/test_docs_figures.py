@@ -122,11 +122,9 @@ def test_every_table_is_on_a_page():
     assert [name for name in readme.TABLES if f"<!-- begin {name} -->" not in text] == []
 
 
-def test_what_is_allowed_is_still_there_and_is_a_figure():
-    there = {page: snippets for page, snippets in ALLOWED.items() if Path(page).exists()}
-    allowed = [(page, snippet) for page, snippets in there.items() for snippet in snippets]
-    assert [one for one in allowed if one[1] not in Path(one[0]).read_text()] == []
-    assert [one for one in allowed if not list(bare(one[1]))] == []
+def test_what_is_allowed_is_a_figure():
+    """Whether it is still there, or a fork has written a page of its own."""
+    assert [snippet for snippets in ALLOWED.values() for snippet in snippets if not list(bare(snippet))] == []
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from export.load import load
 from export.model_files import adapters
 from export.recipe import TASK_OPTIONS, Recipe, command_from_argv
 from export.tasks import TAGS, export_task
+from export.tasks.feature_extraction import FeatureExtractionExport
 from tests.models import write_json, write_sentence_files
 
 
@@ -107,6 +108,31 @@ def test_files_of_sentence_transformers_say_more(tmp_path: Path):
     kinds = ["MLMTransformer", "SpladePooling"]
     write_json(tmp_path / "splade/modules.json", [{"type": f"sentence_transformers.models.{kind}"} for kind in kinds])
     assert infer_task(tmp_path / "splade", "m") == "sparse-encoder"
+
+
+@pytest.mark.parametrize("says_so", [False, True])
+def test_a_task_that_is_built_on_another_takes_its_models_where_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says_so: bool
+):
+    class Acme(FeatureExtractionExport):
+        tag = "acme-embedding"  # before feature-extraction in the alphabet
+
+    class Claiming(Acme):
+        heads = FeatureExtractionExport.heads
+        claims = FeatureExtractionExport.claims
+
+    acme = Claiming() if says_so else Acme()
+    monkeypatch.setattr("export.infer.TAGS", (acme.tag, *TAGS))
+    monkeypatch.setattr("export.infer.export_task", lambda tag: acme if tag == acme.tag else export_task(tag))
+    write_json(tmp_path / "plain/config.json", {"architectures": ["BertModel"]})
+    write_json(tmp_path / "embeds/config.json", {"architectures": ["BertModel"]})
+    write_sentence_files(tmp_path / "embeds")
+    assert infer_task(tmp_path / "embeds", "m") == (acme.tag if says_so else "feature-extraction")
+    if says_so:
+        with pytest.raises(Refused, match="its class BertModel fits acme-embedding, feature-extraction"):
+            infer_task(tmp_path / "plain", "m")
+    else:
+        assert infer_task(tmp_path / "plain", "m") == "feature-extraction"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,29 +14,31 @@ import pytest
 
 import engine.tasks
 import export.tasks
-from engine.bundle import open_bundle
+from engine.bundle import Bundle, open_bundle
 from engine.config import Limits, Settings
 from engine.errors import BundleError, MissingPackage, WorkerFault
 from engine.tasks import load_task, task_class
 from engine.tasks.feature_extraction import FeatureExtraction
 from engine.tasks.items import ItemsTask, Part
+from engine.text.task import TextTask
 from export import own_task
 from export.__main__ import main
 from export.errors import Refused
 from export.gate.answers import _figures
-from export.gate.cases import _reference, _rows
+from export.gate.cases import _reference, _rows, cases_of
 from export.gate.measures import Measure
 from export.gate.reply import check_reply
 from export.nodes import set_outputs
 from export.recipe import Recipe
 from export.tasks import export_task
-from export.tasks.base import ExportTask, Probe
+from export.tasks.base import ExportTask, Layout, Probe
 from export.tasks.feature_extraction import FeatureExtractionExport
-from export.text import run
+from export.text import TextExport, run
 from handler.boot import boot
 from handler.reply import to_json
 from handler.startup.timeline import Timeline
 from tests.bundles import toy_model
+from tests.models import tiny_bert
 
 
 def test_a_package_that_a_task_needs_is_named(
@@ -87,6 +90,33 @@ def test_halves_that_do_not_fit_together_are_told_apart(small_bundle: Path, payl
     task = load_task(open_bundle(small_bundle))
     with pytest.raises(Refused, match=said):
         _rows(task, Probe("odd", payload, inputs), export_task("feature-extraction"))
+
+
+def test_a_task_without_probe_is_told_of_probes(small_bundle: Path):
+    task = load_task(open_bundle(small_bundle))
+    with pytest.raises(Refused, match="let ImageClassificationExport.probes make payloads that `parse` takes"):
+        _rows(task, Probe("odd", {"review": "x"}, [{}]), export_task("image-classification"))
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Of a Source the probes read no more than this."""
+    folder = tiny_bert(tmp_path_factory.mktemp("bert"))
+    settings: Any = {"prompts": {}, "default_prompt": None}
+    made = export_task("fill-mask").processors(folder, "m", Layout(), Recipe("m", "fill-mask", folder))
+    return SimpleNamespace(max_length=32, config=None, settings=settings, **made)
+
+
+@pytest.mark.parametrize("tag", [tag for tag in export.tasks.TAGS if isinstance(export_task(tag), TextExport)])
+def test_the_probe_of_a_task_that_is_built_on_another_is_asked(tokens: Any, tag: str):
+    base: Any = type(export_task(tag))
+
+    class Own(base):
+        def probe(self, source: Any, label: str, text: str) -> Probe:
+            return Probe(label, {"review": text}, [])
+
+    pairs = {("text", "text_pair")}  # of the examples of a task that has some
+    assert {tuple(probe.payload) for probe in Own().probes(tokens)} - pairs == {("review",)}
 
 
 def test_a_tokenizer_that_panics_costs_its_job_alone(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
@@ -232,6 +262,53 @@ def test_examples_that_the_task_itself_refuses(small_bundle: Path, monkeypatch: 
     )
     with pytest.raises(Refused, match=said):
         check(small_bundle)
+
+
+def with_graphs(bundle: Path, *names: str) -> Bundle:
+    """The bundle, as if its graph were several."""
+    opened = open_bundle(bundle)
+    (graph,) = opened.manifest.graphs.values()
+    return replace(opened, manifest=replace(opened.manifest, graphs=dict.fromkeys(names, graph)))
+
+
+def test_a_text_task_names_its_graph(small_bundle: Path):
+    class Query(TextTask):
+        graph = "query"
+
+    bundle = with_graphs(small_bundle, "query", "document")
+    said = "the bundle of the task feature-extraction has no graph model; let `graph` of its class .* query, document"
+    with pytest.raises(BundleError, match=said):
+        TextTask.from_bundle(bundle, Limits())
+    task = Query.from_bundle(bundle, Limits())
+    assert [row.graph for row in task.preprocess(task.parse({"texts": ["a", "b"]}))] == ["query", "query"]
+
+
+class Probing(OwnTask):
+    def probes(self, source: Any) -> Any:
+        yield Probe("one", {"text": "the fox"}, [{}])
+
+    def reference(self, *_: Any) -> Any:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("graphs", "said"),
+    [
+        (("model",), ""),
+        (
+            ("model", "document"),
+            "rows for the graphs model, and `graphs` are document, model; each of these needs a row",
+        ),
+    ],
+)
+def test_every_graph_is_compared_with_something(small_bundle: Path, graphs: Sequence[str], said: str):
+    source: Any = SimpleNamespace(task=Probing(), load_model=lambda **_: None)
+    bundle = with_graphs(small_bundle, *graphs)
+    if not said:
+        assert cases_of(source, bundle, [])
+        return
+    with pytest.raises(Refused, match=rf"own_task\.py: Probing\.probes give {said}"):
+        cases_of(source, bundle, [])
 
 
 @pytest.fixture(scope="module")

@@ -337,6 +337,7 @@ def test_every_environment_has_its_pins():
         assert all("==" in line for line in lines if line.strip())
 
 
+@pytest.mark.skipif(not Path("docs/peers.md").exists(), reason="a fork may have removed the page")
 def test_the_pages_commands_are_understood_and_its_targets_are_there():
     page = Path("docs/peers.md").read_text()
     commands = [line.split()[3:] for line in page.splitlines() if line.startswith("    python -m benchmarks ")]

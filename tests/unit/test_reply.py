@@ -90,6 +90,7 @@ def test_members_that_are_texts_or_numbers_are_written_as_these(value: Any):
         ({"error": {"code": 1}, "partial": 2}, {"error": {"code": 1}, "output": {"partial": 2}}),
         ({"refresh_worker": True, "a": 1}, {"output": {"a": 1}, "stopPod": True}),
         ({"refresh_worker": True}, {"stopPod": True}),
+        ([{"refresh_worker": True}, {"error": "no"}], {"output": [{"refresh_worker": True}, {"error": "no"}]}),
     ],
 )
 def test_the_stock_sdks_rules_for_return_values(value: Any, body: dict[str, Any]):

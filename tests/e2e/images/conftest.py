@@ -18,6 +18,7 @@ from PIL import Image
 
 from benchmarks.zoo.images import EXPORT_SIZES, task_model
 from export.__main__ import main
+from tests.exports import pipeline_task
 from tests.served import Served
 
 
@@ -25,7 +26,7 @@ from tests.served import Served
 class Entry:
     """A model, its bundle behind a handler, and the pipeline."""
 
-    task: str
+    pipeline_task: str
     folder: Path
     served: Served
 
@@ -36,7 +37,7 @@ class Entry:
         transformers.utils.logging.set_verbosity_error()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return transformers.pipeline(self.task, model=str(self.folder), use_fast=False, device="cpu")
+            return transformers.pipeline(self.pipeline_task, model=str(self.folder), use_fast=False, device="cpu")
 
     def expect(self, *arguments: Any, **options: Any) -> Any:
         """What the pipeline answers."""
@@ -54,6 +55,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
     made: dict[str, Entry] = {}
 
     def get(task: str, architecture: str, *options: str, **config: Any) -> Entry:
+        pipeline = pipeline_task(task)
         key = f"{task} {architecture} {options} {sorted(config.items())}"
         if key not in made:
             root = tmp_path_factory.mktemp("zoo")
@@ -62,7 +64,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
                 options = ("--image-size", "x".join(map(str, EXPORT_SIZES[architecture])))
             arguments = ["--task", task, "--out", str(root / "bundle"), *options]
             assert main([str(folder), *arguments]) == 0
-            made[key] = Entry(task, folder, Served(root / "bundle"))
+            made[key] = Entry(pipeline, folder, Served(root / "bundle"))
         return made[key]
 
     yield get

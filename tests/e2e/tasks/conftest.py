@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.zoo.text import task_model
 from export.__main__ import main
+from tests.exports import pipeline_task
 from tests.served import Served
 
 
@@ -21,7 +22,7 @@ from tests.served import Served
 class Entry:
     """A model, its bundle behind a handler, and transformers' pipeline on the same model."""
 
-    task: str
+    pipeline_task: str
     folder: Path
     served: Served
 
@@ -32,7 +33,9 @@ class Entry:
         transformers.utils.logging.set_verbosity_error()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return transformers.pipeline(self.task, model=str(self.folder), tokenizer=str(self.folder), device="cpu")
+            return transformers.pipeline(
+                self.pipeline_task, model=str(self.folder), tokenizer=str(self.folder), device="cpu"
+            )
 
     def expect(self, *arguments: Any, **options: Any) -> Any:
         """What the pipeline answers."""
@@ -50,13 +53,14 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
     made: dict[str, Entry] = {}
 
     def get(task: str, architecture: str, make: Callable[[Path], Path] | None = None, **config: Any) -> Entry:
+        pipeline = pipeline_task(task)
         key = f"{task} {architecture} {sorted(config.items())} {make and make.__name__}"
         if key not in made:
             root = tmp_path_factory.mktemp("zoo")
             folder = task_model(root / "model", task, architecture, **config)
             folder = make(folder) if make else folder
             assert main([str(folder), "--task", task, "--out", str(root / "bundle")]) == 0
-            made[key] = Entry(task, folder, Served(root / "bundle"))
+            made[key] = Entry(pipeline, folder, Served(root / "bundle"))
         return made[key]
 
     yield get
