@@ -232,7 +232,7 @@ all-pins: $(VENV)/uv.stamp
 	@printf "%s\n" uv cyclonedx-bom | $(subst 3.11,3.10,$(PINS)) --universal --generate-hashes - -o requirements/tools.txt
 	@printf "%s\n" setuptools wheel wheel-stub "numpy<2" nvidia-cuda-runtime-cu11==11.8.89 nvidia-cuda-profiler-api-cu11==11.8.86 \
 		| $(PINS) --generate-hashes - -o requirements/build.txt
-	@echo "onnx>=1.17,<1.18" | $(PINS) --generate-hashes -c requirements/all.txt - -o requirements/builder.txt
+	@echo "onnx>=1.23,<1.24" | $(PINS) --generate-hashes -c requirements/all.txt - -o requirements/builder.txt
 	@$(PINS) --extra cpu --extra export pyproject.toml -o requirements/export.txt
 	@$(PINS) --extra cpu --extra export --extra bench --extra dev pyproject.toml -o requirements/dev.txt
 	@printf '%s\n' 'infinity-emb[torch]==0.0.78' 'optimum<2' 'transformers<4.49' 'torch==2.13.0' 'runpod==1.12.0' 'numpy<2' \

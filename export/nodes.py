@@ -51,7 +51,9 @@ class NoDtype(ValueError):
 def value_info(name: str, dtype: str, axes: Axes) -> Any:
     """What a graph declares about a tensor. Raises NoDtype."""
     try:
-        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        if (made := np.dtype(dtype)).isbuiltin > 1:
+            raise TypeError("of ml_dtypes, which onnx imports and a worker does not have")
+        kind = helper.np_dtype_to_tensor_dtype(made)
     except (KeyError, TypeError, ValueError):
         raise NoDtype(f"{name} is declared as {dtype!r}, which is no dtype of numpy's that ONNX has") from None
     return helper.make_tensor_value_info(name, kind, list(axes))

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from engine.tensors import Array, Row
 from export.command.said import unlogged
@@ -75,7 +74,9 @@ class DynamicInt8:
         if step == self._written and self.path.exists():
             return self.path
         whole, quantized = self.whole(step), self.work / "quantized.onnx"
-        with _quiet():
+        # ONNX Runtime 1.18 reads it, and onnx has removed it.
+        onnx.mapping = SimpleNamespace(TENSOR_TYPE_TO_NP_TYPE={TensorProto.INT8: np.dtype(np.int8)})
+        with unlogged(logging.WARNING):  # advice to pre-process, which the fusing afterwards does
             quantize_dynamic(
                 whole,
                 quantized,
@@ -196,11 +197,3 @@ def _loss(values: Array, matrix: Array, exact: Array | None = None) -> float:
     return float(
         np.square(bytes_ @ (np.round(matrix / columns) * columns) - exact).sum() / (np.square(exact).sum() or 1)
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back advice to pre-process, which the fusing afterwards does, and warnings of onnx.mapping's end."""
-    with unlogged(logging.WARNING), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield

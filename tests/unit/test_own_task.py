@@ -197,6 +197,7 @@ def test_a_misspelt_name_is_told():
     ("outputs", "said"),
     [
         ([("embedding", "float33", ("batch", 8))], "embedding is declared as 'float33', which is no dtype of numpy's"),
+        ([("embedding", "bfloat16", ("batch", 8))], "embedding is declared as 'bfloat16', which is no dtype of numpy"),
         ([("embeding", "float32", ("batch", 8))], "declares embeding, which no node makes; did you mean embedding"),
         (
             [("embedding", "int32", ("batch", 8))],
