@@ -44,6 +44,8 @@ class FeatureExtraction(TextTask):
         """Read the tokenizer of `bundle`."""
         task = super().from_bundle(bundle, limits)
         task.model = bundle.manifest.model
+        for name in ("normalize", "dimension"):  # a bundle that lacks one is refused at the boot, not with each job
+            task.config[name]
         return task
 
     def parse(self, payload: Json) -> Request:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -275,7 +276,7 @@ def test_a_pod_asks_for_its_end_until_it_is_gone(monkeypatch: pytest.MonkeyPatch
     with EmulatedApi() as api:
         api.answer("POST", "/v2/pods", ORDER)
         api.refuse_with = reply
-        monkeypatch.setattr("export.pods.server.time.sleep", sleep)
+        monkeypatch.setattr("export.pods.server.time", SimpleNamespace(sleep=sleep))
         end_pod({"RUNPOD_API_KEY": KEY, "RUNPOD_POD_ID": "pod1", "RUNPOD_API_BASE_URL": api.url})
         assert api.pods == {}
     said = capsys.readouterr().out.splitlines()
