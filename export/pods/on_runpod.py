@@ -3,26 +3,21 @@
     bundle ── price and limits ── check ── pod ── send ── build ── fetch what is new ── end the pod ── compare ── bundle
 
 The check is of what shows without a GPU: that the graph in half precision answers as in fp32, that lengths fit.
-
-What the pod may change is what plans add: every file that was there keeps its hash, except for parity.json, the timing
-cache, and plans of the pod's own architecture with their sidecars. The manifest is written here, from the one that was
-here: the pod's has to say the same, but for graphs in half precision that the plans were built from.
+What comes back is judged by changes.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, Manifest, open_bundle, write_manifest
-from engine.errors import BundleError
-from engine.plans.sidecar import SUFFIX, TIMING_CACHE
+from engine.bundle import CHECKSUM, MANIFEST, SIGNATURE, Bundle, open_bundle, write_manifest
+from engine.plans.sidecar import SUFFIX
 from engine.sizes import readable
 from engine.table import table
 from export.bundle_folder import changed_bundle_folder, finish_exchange, refuse_newer
@@ -35,15 +30,13 @@ from export.command.terminal import without_effect
 from export.errors import Refused, Unavailable
 from export.plans.recipe import plan_command
 from export.pods.api import Api
+from export.pods.changes import HALF, manifest_of, new_files
 from export.pods.client import PodClient
 from export.pods.gpus import check as check_gpus
 from export.pods.pod import Pod, load_api, rented
 from export.pods.server import PORT
 
 PROXY = "https://{pod}-{port}.proxy.runpod.net"
-_MAY_CHANGE = re.compile(rf"parity\.json|graphs/[^/]+/plans/{re.escape(TIMING_CACHE)}")
-_OF_A_PLAN = re.compile(r"graphs/[^/]+/plans/(sm_\d+)\b[^/]*\.(?:plan|json)")
-_HALF = ("fp16", "bf16")
 _SPARE_DISK_GB = 10
 
 
@@ -152,7 +145,7 @@ def _refuse_form(order: Order, bundle: Bundle) -> None:
     _, recipe = plan_command([str(order.bundle), *order.plan_arguments])
     precision = recipe.of(bundle.manifest.precisions).precision
     there = [graph.onnx[precision] for graph in bundle.manifest.graphs.values() if precision in graph.onnx]
-    if there and precision in _HALF and recipe.form not in ("", "hints"):
+    if there and precision in HALF and recipe.form not in ("", "hints"):
         raise Refused(
             f"--form {recipe.form} makes {there[0]} anew, and a pod may change no graph of the bundle; leave --form "
             "out, or build where the GPU is"
@@ -220,75 +213,11 @@ def _build(pod: Pod, order: Order, bundle: Bundle, copy: Path, deadline: float) 
         for name in (MANIFEST, CHECKSUM):
             client.fetch(name, copy / name)
         built = open_bundle(copy)
-        new, manifest = _new_files(bundle, built), _manifest(bundle, built)
+        new, manifest = new_files(bundle, built), manifest_of(bundle, built)
         note(readable(sum(client.fetch(name, copy / name) for name in new)))
     built.verify()
     (copy / SIGNATURE).unlink(missing_ok=True)  # of the bundle as it was
     write_manifest(copy, manifest)
-
-
-def _new_files(old: Bundle, new: Bundle) -> list[str]:
-    """What `new` has beyond `old`. Raises BundleError when the pod changed or lost anything else.
-
-    A pod has one GPU, whose plans it may build anew; those of other architectures stay as they were.
-    """
-    before, after = old.manifest.files, new.manifest.files
-    new_files = [name for name in after if after[name] != before.get(name)]
-    added = [name for name in new_files if name not in before]
-    built = set(map(_architecture, added)) - {""} or set(map(_architecture, new_files)) - {""}
-    own = built if len(built) == 1 else set()
-    wrong = [
-        name
-        for name in before
-        if after.get(name) != before[name]
-        and (name not in after or not (_MAY_CHANGE.fullmatch(name) or _architecture(name) in own))
-    ]
-    if wrong:
-        raise BundleError(f"the pod changed {', '.join(wrong)}; the bundle here stays as it was")
-    halves = {path for made in _halves(old).values() for path in made.values()}
-    odd = [
-        name
-        for name in added
-        if not (_MAY_CHANGE.fullmatch(name) or _architecture(name) or re.sub(r"\.bin$", ".onnx", name) in halves)
-    ]
-    if odd:
-        raise BundleError(f"the pod added {', '.join(odd)}, which no plan needs; the bundle here stays as it was")
-    if not built:
-        raise BundleError("the pod sent no plan; the bundle here stays as it was")
-    return new_files
-
-
-def _manifest(old: Bundle, new: Bundle) -> Manifest:
-    """That of `old`, with the graphs in half precision that `new` brings.
-
-    Raises BundleError where that of `new` says anything else; an older image leaves out what it does not know.
-    """
-    graphs = dict(old.manifest.graphs)
-    for name, halves in _halves(old).items():
-        brought = {one: path for one, path in halves.items() if path in new.manifest.files}
-        graphs[name] = replace(graphs[name], onnx={**graphs[name].onnx, **brought})
-    manifest = replace(old.manifest, graphs=graphs)
-    names = [field.name for field in fields(Manifest) if field.name not in ("files", "pieces")]
-    if changed := [name for name in names if getattr(manifest, name) != getattr(new.manifest, name)]:
-        raise BundleError(
-            f"the pod changed {', '.join(changed)} in {MANIFEST}; the bundle here stays as it was; build --image from "
-            "this version"
-        )
-    return manifest
-
-
-def _halves(bundle: Bundle) -> dict[str, dict[str, str]]:
-    """For every graph the files, by precision, of those in half precision that it lacks."""
-    return {
-        name: {one: f"graphs/{name}/{one}.onnx" for one in _HALF if one not in graph.onnx}
-        for name, graph in bundle.manifest.graphs.items()
-    }
-
-
-def _architecture(name: str) -> str:
-    """Which GPUs a plan is for, or the plan of a sidecar, as in "sm_89"; "" where `name` is neither."""
-    found = _OF_A_PLAN.fullmatch(name)
-    return found.group(1) if found else ""
 
 
 def _parser() -> argparse.ArgumentParser:

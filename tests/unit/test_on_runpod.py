@@ -28,9 +28,10 @@ from export.command import interrupts
 from export.command.interrupts import SIGNALS
 from export.errors import ParityFailed, Refused, Unavailable
 from export.pods.api import Api
+from export.pods.changes import manifest_of, new_files
 from export.pods.client import PodClient
 from export.pods.gpus import BLACKWELL, architecture_of
-from export.pods.on_runpod import _manifest, _new_files, main, order_from_argv
+from export.pods.on_runpod import main, order_from_argv
 from export.pods.pod import Pod, _end
 from export.pods.server import Build, end_pod, server
 from tests.runpod_api import KEY, EmulatedApi
@@ -89,33 +90,33 @@ def test_a_pod_may_build_its_own_plans_anew(small_bundle: Path):
     bundle = open_bundle(small_bundle)
     old = of(bundle, l4="1", l4_json="1", **{CACHE: "1", "parity.json": "1"})
     new = of(bundle, l4="2", l4_json="2", **{CACHE: "2", "parity.json": "2"})
-    assert set(_new_files(old, new)) == {f"{L4}.plan", f"{L4}.json", CACHE, "parity.json"}
-    assert set(_new_files(old, of(old, a40="1", a40_json="1", **{CACHE: "2"}))) == {f"{A40}.plan", f"{A40}.json", CACHE}
-    assert _new_files(old, of(old, l4_json="2")) == [f"{L4}.json"]  # the same plan, measured again
+    assert set(new_files(old, new)) == {f"{L4}.plan", f"{L4}.json", CACHE, "parity.json"}
+    assert set(new_files(old, of(old, a40="1", a40_json="1", **{CACHE: "2"}))) == {f"{A40}.plan", f"{A40}.json", CACHE}
+    assert new_files(old, of(old, l4_json="2")) == [f"{L4}.json"]  # the same plan, measured again
 
 
 def test_a_pod_leaves_plans_of_other_architectures_as_they_are(small_bundle: Path):
     both = of(open_bundle(small_bundle), l4="1", l4_json="1", a40="1", a40_json="1")
     with pytest.raises(BundleError, match=rf"the pod changed {L4}\.plan, {A40}\.plan; the bundle here stays as it was"):
-        _new_files(both, of(both, l4="2", a40="2"))
+        new_files(both, of(both, l4="2", a40="2"))
     one = of(open_bundle(small_bundle), l4="1", l4_json="1")
     with pytest.raises(BundleError, match=rf"the pod changed {L4}\.json; the bundle"):
-        _new_files(one, of(one, l4_json="2", a40="1", a40_json="1"))
+        new_files(one, of(one, l4_json="2", a40="1", a40_json="1"))
     with pytest.raises(BundleError, match=rf"the pod changed {L4}\.plan, {L4}\.json; the bundle"):
-        _new_files(one, of(open_bundle(small_bundle), a40="1"))  # they are gone
+        new_files(one, of(open_bundle(small_bundle), a40="1"))  # they are gone
 
 
 def test_what_a_pod_sends_is_judged(small_bundle: Path):
     old = open_bundle(small_bundle)
     with pytest.raises(BundleError, match="the pod sent no plan; the bundle here stays as it was"):
-        _new_files(old, old)
+        new_files(old, old)
     with pytest.raises(BundleError, match="the pod sent no plan; the bundle here stays as it was"):
-        _new_files(old, of(old, **{CACHE: "1"}))
+        new_files(old, of(old, **{CACHE: "1"}))
     with pytest.raises(BundleError, match=r"the pod changed graphs/model/fp32\.onnx; the bundle"):
-        _new_files(old, of(old, l4="1", **{"graphs/model/fp32.onnx": "2"}))
+        new_files(old, of(old, l4="1", **{"graphs/model/fp32.onnx": "2"}))
     for name in ("tokenizer_config.json", "graphs/model/int8.onnx", "graphs/other/fp16.onnx", "manifest.sig"):
         with pytest.raises(BundleError, match=rf"the pod added {re.escape(name)}, which no plan needs; the bundle"):
-            _new_files(old, of(old, l4="1", **{name: "1"}))
+            new_files(old, of(old, l4="1", **{name: "1"}))
 
 
 def test_for_a_bundle_of_a_newer_version_no_pod_is_rented(small_bundle: Path):
@@ -139,11 +140,11 @@ ONNX = {"fp32": "graphs/model/fp32.onnx", "fp16": "graphs/model/fp16.onnx"}
 def test_a_pod_may_make_the_graph_that_its_plan_is_built_from(small_bundle: Path):
     old = open_bundle(small_bundle)
     new = with_graph(of(old, l4="1", l4_json="1", **HALF), onnx=ONNX)
-    assert set(_new_files(old, new)) == {f"{L4}.plan", f"{L4}.json", *HALF}
-    assert _manifest(old, new).graphs["model"].onnx == ONNX
+    assert set(new_files(old, new)) == {f"{L4}.plan", f"{L4}.json", *HALF}
+    assert manifest_of(old, new).graphs["model"].onnx == ONNX
     for name in HALF:  # but not where there is one
         with pytest.raises(BundleError, match=rf"the pod added {re.escape(name)}, which no plan needs"):
-            _new_files(with_graph(old, onnx=ONNX), with_graph(of(old, l4="1", **{name: "1"}), onnx=ONNX))
+            new_files(with_graph(old, onnx=ONNX), with_graph(of(old, l4="1", **{name: "1"}), onnx=ONNX))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_a_pod_points_no_graph_to_other_files(small_bundle: Path, onnx: dict[str
     old = open_bundle(small_bundle)
     new = with_graph(of(old, l4="1", **HALF), onnx=onnx)
     with pytest.raises(BundleError, match=r"the pod changed graphs in manifest\.json; the bundle here stays as it was"):
-        _manifest(old, new)
+        manifest_of(old, new)
 
 
 def test_a_pod_says_nothing_else_of_the_bundle(small_bundle: Path):
@@ -161,7 +162,7 @@ def test_a_pod_says_nothing_else_of_the_bundle(small_bundle: Path):
     old = open_bundle(small_bundle)
     old = replace(old, manifest=replace(old.manifest, exporter="dynamo", parity_failed="cosine 0.5"))
     theirs = of(old, l4="1").manifest
-    assert _manifest(old, replace(old, manifest=theirs)) == old.manifest
+    assert manifest_of(old, replace(old, manifest=theirs)) == old.manifest
     cases: list[tuple[dict[str, Any], str]] = [
         ({"exporter": "", "parity_failed": ""}, "parity_failed, exporter"),
         ({"task_config": {**theirs.task_config, "default_prompt": "theirs"}}, "task_config"),
@@ -170,7 +171,7 @@ def test_a_pod_says_nothing_else_of_the_bundle(small_bundle: Path):
     for changes, named in cases:
         sentence = rf"the pod changed {named} in manifest\.json; .* stays as it was; build --image from this version$"
         with pytest.raises(BundleError, match=sentence):
-            _manifest(old, replace(old, manifest=replace(theirs, **changes)))
+            manifest_of(old, replace(old, manifest=replace(theirs, **changes)))
 
 
 def test_a_graph_that_is_there_is_not_asked_for_in_another_form(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
@@ -203,7 +204,7 @@ def test_a_graph_that_is_there_is_not_asked_for_in_another_form(small_bundle: Pa
     ],
 )
 def test_what_a_build_on_a_pod_ends_with_is_passed_on(
-    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, code: str, kind: type[Exception], exit_code: int
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, code: str, kind: Any, exit_code: int
 ):
     command = (sys.executable, "-ISc", f"import os, sys; sys.exit({code})")
     monkeypatch.setattr("export.pods.server.COMMAND", command)
@@ -214,7 +215,7 @@ def test_what_a_build_on_a_pod_ends_with_is_passed_on(
         )
         with pytest.raises(kind, match=sentence) as failure:
             client.build([], print)
-    assert failure.value.exit_code == exit_code  # type: ignore[attr-defined]
+    assert failure.value.exit_code == exit_code
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from export.plan_from_onnx import _for_target
 from export.plans.builder import Builder, Target
 from export.plans.network import Built
 from export.plans.recipe import PlanRecipe
-from export.pods.on_runpod import _new_files
+from export.pods.changes import new_files
 from tests.bundles import overflowing
 from tests.cuda_double import Device, installed
 from tests.plans import SPECS, profile_a_length, profiles
@@ -244,7 +244,7 @@ def test_what_pods_build_one_after_the_other_is_taken(plan: Run, small_bundle: P
             return made
 
         assert plan(gpu=gpu, build=build) == 0
-        new = _new_files(before, open_bundle(small_bundle))
+        new = new_files(before, open_bundle(small_bundle))
         stem = f"graphs/model/plans/sm_{gpu[0].replace('.', '')}-trt10.13.0-fp16"
         assert {f"{stem}.json", "graphs/model/plans/timing.cache"} <= set(new)
     assert len(plans_of(open_bundle(small_bundle))) == 2
