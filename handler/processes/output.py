@@ -14,7 +14,7 @@ import select
 import sys
 from typing import Any
 
-_PATIENCE_MS = 1000
+_PATIENCE_S = 1.0
 _PIECE = select.PIPE_BUF  # bytes for which a pipe that is ready has room
 
 
@@ -23,9 +23,7 @@ class Patient(io.RawIOBase):
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._ready = select.poll()
-        self._ready.register(number, select.POLLOUT)
-        self._patience_ms = _PATIENCE_MS
+        self._patience_s = _PATIENCE_S
         self._left_out = 0
 
     def fileno(self) -> int:
@@ -53,11 +51,12 @@ class Patient(io.RawIOBase):
 
     def _write(self, content: bytes) -> bool:
         while content:
-            if not self._ready.poll(self._patience_ms):
-                self._patience_ms = 0  # nobody is waited for twice
+            # Not select.poll, which two threads, or a signal's handler, cannot wait on at once.
+            if not select.select([], [self._number], [], self._patience_s)[1]:
+                self._patience_s = 0  # nobody is waited for twice
                 return False
             content = content[os.write(self._number, content[:_PIECE]) :]
-        self._patience_ms = _PATIENCE_MS
+        self._patience_s = _PATIENCE_S
         return True
 
 
@@ -65,7 +64,7 @@ def install() -> None:
     """Put them in the place of the interpreter's own, which are still whole; a test's are left alone."""
     for name, own, number in (("stdout", sys.__stdout__, 1), ("stderr", sys.__stderr__, 2)):
         if own is not None and getattr(sys, name) is own:
-            text = io.TextIOWrapper(
-                io.BufferedWriter(Patient(number)), own.encoding, "backslashreplace", line_buffering=True
-            )
-            setattr(sys, name, text)
+            # Nothing buffers in between: where a signal comes while a line is on its way, and its handler prints as the
+            # SDK's does, io.BufferedWriter raises "reentrant call", and the handler ends before it stops the worker.
+            raw: Any = Patient(number)
+            setattr(sys, name, io.TextIOWrapper(raw, own.encoding, "backslashreplace", line_buffering=True))

@@ -195,6 +195,39 @@ def test_output_that_nobody_reads_costs_no_job(emulator: EmulatorThread, small_b
         os.close(writer)
 
 
+PRINTS_WHILE_IT_PRINTS = """
+import os, signal, sys, threading
+from handler.processes import output
+output.install()
+def stop(number, frame):
+    print("stopping")  # as the handler of the SDK
+    os.write(2, b"stopped")
+signal.signal(signal.SIGTERM, stop)
+sent = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+sent.start()
+print("a line")
+sent.join()
+"""
+
+
+def test_a_signal_that_comes_while_a_line_is_on_its_way_stops_the_sdks_own_loop():
+    """It asks for the next job for ever where the line of its signal handler fails."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, bytes(4096))
+    except BlockingIOError:
+        os.set_blocking(writer, True)  # so each line waits a second
+    ended = subprocess.run(
+        [sys.executable, "-c", PRINTS_WHILE_IT_PRINTS], stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    for end in (reader, writer):
+        os.close(end)
+    assert ended.stderr == b"stopped"
+    assert ended.returncode == 0
+
+
 def test_a_worker_that_is_frozen_wakes_up_as_it_was(emulator: EmulatorThread, small_bundle: Path):
     """For longer than its timeouts, just after a job and in the middle of one: the clock goes on meanwhile."""
     command = [sys.executable, str(Path(__file__).with_name("chaos_worker.py"))]
