@@ -343,23 +343,23 @@ def test_what_runs_anywhere_is_taken_at_its_word(name: str):
 # All of it
 
 
-plans = st.builds(
-    lambda n, **changes: plan_file(f"{n}.plan", **changes),
-    st.integers(0, 1000),
-    runtime=st.sampled_from(["tensorrt", "tensorrt_rtx"]),
-    tensorrt_version=st.sampled_from([TRT, "10.13.0.34", "10.9.0.34", "8.6.1"]),
-    compute_capability=st.sampled_from(["7.5", "8.0", "8.9", "9.0", "10.0"]),
-    hardware_compatibility=st.sampled_from(HARDWARE_COMPATIBILITY),
-    version_compatible=st.booleans(),
-    precision=st.sampled_from(PRECISIONS),
-    gpu_name=st.sampled_from(["NVIDIA L4", "NVIDIA L40S"]),
+any_plan = st.fixed_dictionaries(
+    {
+        "runtime": st.sampled_from(["tensorrt", "tensorrt_rtx"]),
+        "tensorrt_version": st.sampled_from([TRT, "10.13.0.34", "10.9.0.34", "8.6.1"]),
+        "compute_capability": st.sampled_from(["7.5", "8.0", "8.9", "9.0", "10.0"]),
+        "hardware_compatibility": st.sampled_from(HARDWARE_COMPATIBILITY),
+        "version_compatible": st.booleans(),
+        "precision": st.sampled_from(PRECISIONS),
+        "gpu_name": st.sampled_from(["NVIDIA L4", "NVIDIA L40S"]),
+    }
 )
 
 
 @st.composite
 def any_facts(draw: st.DrawFn) -> Facts:
-    found = draw(st.lists(plans, max_size=5))
-    cached = draw(st.lists(plans, max_size=3))
+    found = [plan_file(f"{n}.plan", **changes) for n, changes in enumerate(draw(st.lists(any_plan, max_size=5)))]
+    cached = [plan_file(f"cached-{n}.plan", **c) for n, c in enumerate(draw(st.lists(any_plan, max_size=3)))]
     keys = [*(str(one.path) for one in (*found, *cached)), "build", "onnxruntime-cuda"]
     return Facts(
         gpu=draw(st.sampled_from([None, L4, H100, B200, Gpu("Tesla T4", (7, 5))])),
@@ -416,7 +416,8 @@ def _check_tensorrt(wanted: Settings, facts: Facts, chosen: PlanFile | None) -> 
 
     def fits(one: PlanFile) -> bool:
         allowed = wanted.precision in ("auto", one.plan.precision) and str(one.path) not in facts.struck
-        return allowed and mismatch(one.plan, machine) is None
+        brings_code = one in facts.cached and one.plan.version_compatible
+        return allowed and not brings_code and mismatch(one.plan, machine) is None
 
     fitting = [one for one in (*facts.plans, *facts.cached) if fits(one)]
     assert (chosen in fitting) if chosen is not None else not fitting
