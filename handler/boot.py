@@ -246,6 +246,8 @@ def _lines(choices: Mapping[str, Choice]) -> Iterator[str]:
 
 def _import_serving() -> None:
     """What is of no use before an engine is there."""
+    import handler.handler
+    import handler.processes.engine_server  # noqa: F401 - for the modules, not the name
     from handler.startup import shells
 
     shells.tie()

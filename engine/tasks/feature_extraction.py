@@ -114,7 +114,9 @@ class FeatureExtraction(TextTask):
         if not request.options["truncate"]:
             for index, encoding in enumerate(encodings):
                 self.tokens.refuse_cut(encoding, self.name_of(request, index, 0))
-        request.parts = [Part((), encodings)]  # one for all: a part for each of many texts costs more than its row
+        # One for all: a part for each of many texts costs more than its row. And only what `usage` counts, which the
+        # rows hold as well.
+        request.parts = [Part((), [encoding.ids for encoding in encodings])]
         return list(map(self.tokens.row, encodings))
 
     def refuse_many(self, request: Request) -> None:

@@ -12,6 +12,7 @@ import io
 import os
 import select
 import sys
+from _thread import RLock  # threading's own, without the rest of it
 from typing import Any
 
 _PATIENCE_S = 1.0
@@ -25,6 +26,7 @@ class Patient(io.RawIOBase):
         self._number = number
         self._patience_s = _PATIENCE_S
         self._left_out = 0
+        self._lock = RLock()
 
     def fileno(self) -> int:
         """The descriptor."""
@@ -42,10 +44,15 @@ class Patient(io.RawIOBase):
         """Write `data` or leave it out; its length."""
         content = bytes(data)
         line = f"({self._left_out} lines before this one could not be written)\n".encode() if self._left_out else b""
+        # Long lines take several writes. Not for ever: a process forked meanwhile would wait for a thread it has not.
+        is_mine = self._lock.acquire(timeout=self._patience_s)
         try:
             written = self._write(line + content)
         except OSError:  # a full disk, a reader that has gone
             written = False
+        finally:
+            if is_mine:
+                self._lock.release()
         self._left_out = 0 if written else self._left_out + 1
         return len(content)
 

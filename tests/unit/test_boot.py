@@ -461,13 +461,20 @@ def test_a_boot_loads_nothing_that_a_lone_worker_on_a_cpu_does_not_use(small_bun
         "from engine.config import Settings\n"
         "from handler.boot import boot\n"
         "from handler.startup.timeline import Timeline\n"
+        "import handler.boot\n"
+        "batching, there = handler.boot._batching, set()\n"
+        "handler.boot._batching = lambda *a, **k: there.update(sys.modules) or batching(*a, **k)\n"
         f"worker = boot(Settings(bundle=Path({str(small_bundle)!r}), engine='onnxruntime-cpu'), Timeline())\n"
+        "import handler.processes.engine_server\n"
+        "print(*sorted(set(sys.modules) - there))\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))\n"
         "worker.batcher.close()"
     )
     repository = Path(__file__).parents[2]
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=repository)
-    loaded = set(ran.stdout.splitlines()[-1].split())
+    *_, late, names = ran.stdout.splitlines()
+    assert not late.split(), "imported beside the warm-up, or before it"
+    loaded = set(names.split())
     assert {"onnxruntime", "numpy", "asyncio"} <= loaded
     assert not loaded & {
         "aiohttp", "argparse", "cryptography", "difflib", "dis", "email", "export", "http", "httptools", "onnx",
