@@ -117,11 +117,6 @@ def test_what_is_between_the_markers_is_what_the_files_say(page: Path):
     assert readme.rendered(text) == text, "run `python -m benchmarks readme`"
 
 
-def test_every_table_is_on_a_page():
-    text = "".join(page.read_text() for page in readme.pages())
-    assert [name for name in readme.TABLES if f"<!-- begin {name} -->" not in text] == []
-
-
 def test_what_is_allowed_is_a_figure():
     """Whether it is still there, or a fork has written a page of its own."""
     assert [snippet for snippets in ALLOWED.values() for snippet in snippets if not list(bare(snippet))] == []
