@@ -23,8 +23,7 @@ def test_every_argument_has_a_default():
 
 
 def test_every_argument_is_changed_in_one_place():
-    """A fork's WITH_BUILDER=1 that one stage did not get would give a builder without `export plan`; a fork's MODEL that
-    the last one alone got would be the label of an image with another model."""
+    """A fork's MODEL that the last stage alone got would be the label of an image with another model."""
     before, _, after = DOCKERFILE.partition("\nFROM ")
     assert {"MODEL", "TASK", "REVISION", "PRECISION"} <= set(re.findall(r"^ARG (\w+)=", before, re.MULTILINE))
     assert re.findall(r"^ARG (\w+)=", after, re.MULTILINE) == []
