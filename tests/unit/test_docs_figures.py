@@ -35,6 +35,7 @@ ALLOWED = {
     "docs/audio.md": {"up to 30 s at once": "the default of --max-length for speech"},
     "docs/compatibility.md": {"more than 7 minutes": "RunPod's limit for a boot"},
     "docs/deploy.md": {
+        "than 100 MB, as the": "GitHub's limit for a file",
         "within 30 minutes": "RunPod's limit for a build",
         "up to 80 GB": "RunPod's limit for an image",
         "container disk 20 GB": "a setting of the endpoint",
