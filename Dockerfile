@@ -11,6 +11,14 @@ ARG BASE_IMAGE=nvidia/cuda:11.8.0-base-ubuntu22.04
 ARG ENGINE_SET=all
 # 1 keeps what TensorRT builds plans with: for BUILD_ON_BOOT, and for pods that build plans
 ARG WITH_BUILDER=0
+# What is exported where there is no bundle/: sentence-transformers/all-MiniLM-L6-v2 unless given, for the task that the
+# model's own files say unless given, and of the branch main
+ARG MODEL=
+ARG TASK=
+ARG REVISION=
+ARG PRECISION=fp32
+# of the bundle inside, whatever it comes from
+ARG BUNDLE_SHA256=
 
 FROM ${BASE_IMAGE} AS base
 WORKDIR /app
@@ -34,13 +42,11 @@ RUN --mount=type=secret,id=build_env \
        else uv venv --managed-python --python 3.11 /opt/venv; fi
 
 FROM tools AS export
-# sentence-transformers/all-MiniLM-L6-v2 unless given
-ARG MODEL=
-# what the model's own files say unless given
-ARG TASK=
-ARG REVISION=main
-ARG PRECISION=fp32
-ARG BUNDLE_SHA256=
+ARG MODEL
+ARG TASK
+ARG REVISION
+ARG PRECISION
+ARG BUNDLE_SHA256
 COPY requirements/export.txt requirements/
 COPY bundl[e] bundle
 COPY pyproject.toml ./
@@ -57,7 +63,7 @@ RUN --mount=type=secret,id=HF_TOKEN --mount=type=secret,id=build_env \
         && uv pip install --python /opt/venv --requirement requirements/export.txt \
         && if [ -f /run/secrets/HF_TOKEN ]; then HF_TOKEN="$(cat /run/secrets/HF_TOKEN)"; export HF_TOKEN; fi \
         && python -m export "${MODEL:-sentence-transformers/all-MiniLM-L6-v2}" ${TASK:+--task "${TASK}"} \
-            --revision "${REVISION}" --precision "${PRECISION}" --out bundle; \
+            --revision "${REVISION:-main}" --precision "${PRECISION}" --out bundle; \
     fi \
     && if [ -n "${MODEL}" ] && ! grep --quiet --fixed-strings "\"model\": \"${MODEL}\"," bundle/manifest.json; then \
         echo "bundle/ is not of ${MODEL}; remove bundle/ to export it, or build without MODEL" >&2; \
@@ -161,10 +167,10 @@ ENV BUNDLE=/app/bundle PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 \
     LD_LIBRARY_PATH=/opt/venv/lib/cuda:/usr/local/nvidia/lib:/usr/local/nvidia/lib64
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-m", "handler.health"]
 CMD ["python", "-u", "-m", "handler"]
-# What is not given here stands in bundle/manifest.json; `make image` gives all three.
-ARG MODEL=
-ARG REVISION=
-ARG BUNDLE_SHA256=
+# What is not given stands in bundle/manifest.json; `make image` gives all three.
+ARG MODEL
+ARG REVISION
+ARG BUNDLE_SHA256
 LABEL org.opencontainers.image.title="worker-tensorrt" \
     worker-tensorrt.model="${MODEL:-see /app/bundle/manifest.json}" \
     worker-tensorrt.revision="${REVISION:-see /app/bundle/manifest.json}" \

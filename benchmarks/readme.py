@@ -114,23 +114,6 @@ def _peers(known: Stored) -> str:
     return f"{table}\n\nMedians of {rounds} round{'s' * (rounds > 1)} on {where}; `{RESULTS}/{source.name}.json`."
 
 
-def _costs(known: Stored) -> str:
-    """What a million requests cost, for an invented price."""
-    source = compared.chosen(known)
-    rows = []
-    for target in (compared.OURS, "ours-int8"):
-        one = source.value(compared.SCENARIO, target, "32 clients", "jobs_per_s") if source else None
-        if source is None or one is None:
-            continue
-        for busy in (1.0, 0.25):
-            dollars = 0.40 / 3600 / (one.median * busy) * 1e6
-            what = f"example: {source.machine}, {'int8' if 'int8' in target else 'fp32'}"
-            rows.append((what, "0.40 (invented)", figure(one.median), f"{busy:.0%}", f"{dollars:.2f}"))
-    if not rows:
-        return f"{NOT_MEASURED.capitalize()}: `{compared.COMMAND}`."
-    return markdown(("GPU", "price per hour", "jobs per second", "busy", "dollars per million"), rows, aligned=False)
-
-
 def _demo(known: Stored) -> str:
     found = next(
         (source.results.details.get("transcript") for source in known.sources if source.name == _DEMO.stem), None
@@ -149,7 +132,6 @@ TABLES: dict[str, Callable[[Stored], str]] = {
     "settings": lambda known: settings_table(),
     "demo": _demo,
     "peers": _peers,
-    "costs": _costs,
     "tasks": _made("tasks", "tasks_table"),
     "architectures": _made("tasks", "architectures_table"),
     "stages": _made("tasks", "stages_table"),

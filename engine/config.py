@@ -138,7 +138,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings(Limits):
-    """All settings, with the defaults that the README's table shows."""
+    """All settings, with the defaults that docs/settings.md shows."""
 
     bundle: Path = _setting("BUNDLE", Path("bundle"), (Path, "a folder"), "Folder of the bundle to serve.")
     bundle_sha256: str = _setting(
@@ -279,7 +279,7 @@ def _shown(default: Any) -> str:
 
 
 def settings_table() -> str:
-    """The README's table of settings, in Markdown."""
+    """The table of docs/settings.md, in Markdown."""
     lines = ["| variable | default | allowed | meaning |", "| --- | --- | --- | --- |"]
     for item in sorted(fields(Settings), key=lambda item: item.name not in ("bundle", "engine")):
         meta = item.metadata

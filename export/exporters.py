@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from export.tracing.torch_onnx import Traced
 
 _ASKED = "--exporter"
-_FIX = "change that in the model, or export another architecture (docs/models.md)"
+_OTHER = "export another architecture (docs/models.md)"
+_FIX = f"change that in the model, or {_OTHER}"
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,13 @@ def _check_inputs(kind: str, model: str, task: ExportTask, config: Any) -> bool:
     supported = _supported(kind)
     is_known = task.exporter_task in supported
     if config.is_encoder_decoder:
-        raise Refused(f"{model} ({kind}) does not fit {task.tag}: it is an encoder with a decoder")
+        raise Refused(f"{model} ({kind}) does not fit {task.tag}: it is an encoder with a decoder; {_OTHER}")
     taken = {*task.input_axes(), "position_ids"}
     inputs = supported[task.exporter_task](config).inputs if is_known else ()
     foreign = [one for one in inputs if one not in taken]
     if foreign:
-        raise Refused(f"{model} ({kind}) does not fit {task.tag}: it reads {', '.join(foreign)}, not just {task.reads}")
+        what = f"it reads {', '.join(foreign)}, not just {task.reads}"
+        raise Refused(f"{model} ({kind}) does not fit {task.tag}: {what}; {_OTHER}")
     return is_known
 
 

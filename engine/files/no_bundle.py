@@ -21,4 +21,6 @@ def no_bundle(path: Path) -> str:
     what = f"no {MANIFEST}" if path.exists() else "no such folder"
     # What is there already is not overwritten by an export.
     out = "bundle" if path.is_dir() and any(path.iterdir()) else shlex.quote(str(path))
-    return f"{path} is not a bundle ({what}); make one with `python -m export MODEL --out {out}`"
+    is_like_a_repository = len(path.parts) == 2 and not path.is_absolute() and not path.parent.exists()
+    other = ", or set BUNDLE_REPO where that is a repository of the Hub which holds one" if is_like_a_repository else ""
+    return f"{path} is not a bundle ({what}); make one with `python -m export MODEL --out {out}`{other}"

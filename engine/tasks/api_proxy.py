@@ -18,14 +18,11 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from urllib.parse import unquote, urlencode
 
-import numpy as np
-
 from engine.config import Limits, shown
 from engine.errors import ConfigError, InvalidInput, Unreachable
 from engine.fetching.fetch import Deadline, Network, Reply, check_url, request
 from engine.tasks import payload as check
 from engine.tasks.items import ItemsTask, Part, Request
-from engine.tensors import Row
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -106,14 +103,14 @@ class ApiProxy(ItemsTask):
         return super().split(request, 1)
 
     def parts(self, request: Request) -> list[Part]:
-        """A row with the bytes of the service's answer; `data` is the answer."""
+        """No rows; `data` is the service's answer."""
         parts = []
         for index, item in enumerate(request.items, request.first):
             field = "request" if request.single else f"requests[{index}]"
             begin = time.monotonic()
             reply = self._call(*item, check_spent=partial(request.spent.check, field, self.limits))
             request.spent.add(len(reply.body), time.monotonic() - begin)
-            parts.append(Part([Row({"body": np.frombuffer(reply.body, np.uint8)}, 1)], reply))
+            parts.append(Part([], reply))
         return parts
 
     def _call(self, method: str, url: str, body: bytes | None, *, check_spent: Callable[[], None]) -> Reply:
@@ -146,7 +143,7 @@ class ApiProxy(ItemsTask):
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:
         """`status`, and `json`, `text` or `base64` by what the service sent."""
-        content = outputs[0]["body"].tobytes()
+        content = part.data.body
         kind = part.data.headers.get("content-type", "").partition(";")[0].strip().lower()
         try:
             if kind == "application/json" or kind.endswith("+json"):

@@ -47,7 +47,7 @@ class Task(Protocol):
         ...
 
     def preprocess(self, request: Any) -> Sequence[Row]:
-        """The rows that answer `request`, at least one. Raises InvalidInput. May run off the event loop.
+        """The rows that answer `request`; none without a model. Raises InvalidInput. May run off the event loop.
 
         A task that waits here, for a server or a disk, says so with `blocking = True`, and is always run off the loop;
         without that attribute it is only for large payloads, for parts of a stream, and where a method

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Part:
-    """The rows of one item; `data` is whatever its answer needs to know about them."""
+    """The rows of one item, none without a model; `data` is whatever its answer needs beside their outputs."""
 
     rows: Sequence[Row]
     data: Any = None
@@ -117,6 +117,10 @@ class ItemsTask:
         answers = list(self.answers(request, outputs))
         return answers[0] if request.single else answers
 
+    def answers_in(self, request: Request, rows: int) -> int:
+        """An item without rows has an answer, too."""
+        return max(rows, len(request.items))
+
     def answers(self, request: Request, outputs: Sequence[Arrays]) -> Iterator[Json]:
         """The answer to each item; the next one is made when it is asked for.
 
@@ -153,7 +157,7 @@ class ItemsTask:
         return {}
 
     def parts(self, request: Request) -> list[Part]:
-        """The rows of each item, at least one. Raises InvalidInput."""
+        """The rows of each item; at least one where a model answers it. Raises InvalidInput."""
         raise missing(self, "parts")
 
     def answer(self, item: Any, part: Part, outputs: Sequence[Arrays], options: Mapping[str, Any]) -> Json:

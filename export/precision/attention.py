@@ -7,7 +7,7 @@
 4. The bias of the queries moves behind the split into heads.
 
 With 2 to 4 a builder may read keys and values where their product left them: TensorRT-RTX 1.7.1 saves two of ten
-kernels a layer of BERT, 1.4.0 none (docs/plans.md). Whatever does not look exactly like this stays as it is.
+kernels a layer of BERT, 1.4.0 none. Whatever does not look exactly like this stays as it is.
 """
 
 from __future__ import annotations

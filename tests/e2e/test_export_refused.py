@@ -101,7 +101,10 @@ def changed(file: str, **changes: Any) -> Callable[[Path], None]:
         ),
         (changed("tokenizer_config.json", truncation_side="left"), "cuts long texts at the front (truncation_side)"),
         (only_config(model_type="vit"), "(vit) does not fit feature-extraction: it reads pixel_values, not just text"),
-        (only_config(model_type="bart"), "(bart) does not fit feature-extraction: it is an encoder with a decoder"),
+        (
+            only_config(model_type="bart"),
+            "(bart) does not fit feature-extraction: it is an encoder with a decoder; export another architecture",
+        ),
         (only_config(model_type="trocr"), "(trocr) does not fit feature-extraction: AutoModel cannot load it"),
         (
             changed("config.json", vocab_size=5000),

@@ -4,15 +4,19 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from engine.config import Settings
 
 README = Path("README.md").read_text()
 COMMANDS = [
@@ -21,18 +25,22 @@ COMMANDS = [
     if re.match(r"    (make|python|docker|curl|[A-Z_]+=\S+ python) ", line)
 ]
 
-(EXPORT,) = (command for command in COMMANDS if command.startswith("python -m export "))
+(EXPORT,) = (command for command in COMMANDS if command.startswith("python -m export sentence-transformers/"))
+WALK = COMMANDS[COMMANDS.index("python -m export my-model --out bundle") :][:4]
 NOT_RUN = {
     "make test": "it is what runs this test",
     EXPORT: "it makes the bundle of test_embeddings.py",
     "docker build --platform linux/amd64 -t REGISTRY/worker:TAG .": "needs a docker daemon",
     "docker push REGISTRY/worker:TAG": "needs a registry",
+    "docker run --rm -e WORKER_LOOP=http -p 8000:80 REGISTRY/worker:TAG": "needs a docker daemon",
+    **dict.fromkeys(WALK, "test_a_folder_on_the_disk_becomes_an_image runs them"),
 }
 
 
-def run(command: str, env: dict[str, str] | None = None) -> str:
+def run(command: str, env: dict[str, str] | None = None, folder: Path | None = None) -> str:
     """Run a command of the README, `python` being the one that runs this test; its output."""
-    done = subprocess.run(shell(command), shell=True, env={**os.environ, **(env or {})}, capture_output=True, text=True)
+    environ = {**os.environ, **(env or {})}
+    done = subprocess.run(shell(command), shell=True, cwd=folder, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -110,6 +118,28 @@ def test_the_readme_opens_with_the_two_commands():
 def test_the_command_runs(command: str, tmp_path: Path):
     (runner,) = [runner for start, runner in RUNNERS.items() if command.startswith(start)]
     runner(command, tmp_path)
+
+
+def test_a_folder_on_the_disk_becomes_an_image(bert: Path, tmp_path: Path):
+    """In another folder than the checkout, which may have a bundle/; with `echo` in docker's place."""
+    shutil.copytree(bert, tmp_path / "my-model")
+    (tmp_path / "Makefile").write_text(Path("Makefile").read_text())
+    exported, inspected, tried, image = WALK
+    code = {"PYTHONPATH": str(Path.cwd())}
+    run(exported, code, tmp_path)
+    assert "my-model" in run(inspected, code, tmp_path)
+    run_until(tried.replace("BUNDLE=", f"BUNDLE={shlex.quote(str(tmp_path))}/"), "running on")
+    printed = run(f"{image} DOCKER=echo PYTHON={shlex.quote(sys.executable)}", code, tmp_path)
+    assert "--build-arg MODEL=my-model " in printed
+
+
+def test_the_settings_that_are_named_are_there():
+    section = README.partition("## Configure it")[2].partition("\n## ")[0]
+    named = [
+        name for first in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"\w+", first)
+    ]
+    assert len(named) > 5
+    assert set(named) <= {item.metadata["env"] for item in fields(Settings)}
 
 
 def test_what_is_not_run_is_still_in_the_readme():

@@ -141,7 +141,8 @@ def test_the_exporter_of_an_architecture(kind: str, tag: str, asked: str, expect
         ),
         ("bert", "feature-extraction", "torchscript", "cannot trace a bert for feature-extraction; leave it out, or"),
         ("vit", "image-classification", "optimum", "leave it out, or choose torchscript or dynamo"),
-        ("t5", "text-classification", "dynamo", "it is an encoder with a decoder"),
+        ("t5", "text-classification", "dynamo", "it is an encoder with a decoder; export another architecture (docs/"),
+        ("layoutlm", "feature-extraction", "auto", "it reads bbox, not just text; export another architecture (docs/"),
     ],
 )
 def test_an_exporter_that_does_not_fit_is_refused(kind: str, tag: str, asked: str, sentence: str):

@@ -26,6 +26,7 @@ def test_it_brings_a_job_of_the_task(small_bundle: Path, tag: str):
     elif last == "handler":
         job = json.loads(Path("test_input.json").read_text())["input"]
         said = f"test_input.json is no job of {tag}: take it out of _OF_TEST_INPUT in export/command/closing_table.py"
-        assert set(job) <= {"text", "texts", *getattr(task_class(tag), "option_names", ())}, said
+        fields = (getattr(task_class(tag), name, default) for name, default in (("one", "text"), ("many", "texts")))
+        assert set(job) <= {*fields, *getattr(task_class(tag), "option_names", ())}, said
     else:
         assert last == "--rp_serve_api"
