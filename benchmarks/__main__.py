@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is to be cleaned up yet: Ctrl-C needs no traceback
+
 import argparse
 import os
 import select
-import signal
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 from engine.errors import WorkerError
 from export.errors import Refused
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, `timeout` or a CI, a terminal that closes
 _COMMANDS = {
     "accuracy": "what each precision of a bundle costs in accuracy, beside its speed",
     "batching": "what batches texts are put in: padding and engine runs, counted",
@@ -40,6 +46,10 @@ _COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 2, with a sentence, for what cannot be measured, read or written."""
+    return _run(_asked(argv))
+
+
+def _asked(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     asked = (sys.argv[1:] if argv is None else argv)[:1]
@@ -47,7 +57,10 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=text, description=text)
         if asked == [name]:  # import only what runs: the others bring libraries that take seconds
             import_module(f"benchmarks.{name}").add_arguments(command)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         code: int = import_module(f"benchmarks.{args.command}").main(args)
         sys.stdout.flush()
@@ -72,8 +85,15 @@ def _nobody_reads() -> bool:
     return True
 
 
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    for number in _SIGNALS:  # `timeout` sends it twice: the second one would cut short what the first one ends
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout`, a CI that gives up: as above
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a terminal that closes, unless under nohup
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
-    sys.exit(main())
+    arguments = _asked(None)
+    for one in _SIGNALS:
+        if signal.getsignal(one) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(one, _interrupt)
+    sys.exit(_run(arguments))

@@ -147,6 +147,8 @@ def _serve_stock(timeline: Timeline) -> int:
             return 128 + signal.SIGINT
         print(f"cannot go on: the output cannot be written ({error.strerror}); send it elsewhere", file=sys.stderr)
         return 1
+    finally:
+        signals.ignore()  # the end is a clean one: while the interpreter ends, a second one would kill it
     worker.batcher.close()
     return 0
 

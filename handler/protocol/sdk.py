@@ -12,10 +12,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +31,7 @@ from handler.startup import shells
 
 TESTED_VERSION = "1.12.0"
 _UVICORN_DID_NOT_START = 3  # the code that it exits with
+_PR_SET_PDEATHSIG = 1
 
 _SHELLS = (
     "runpod",
@@ -223,9 +226,12 @@ def start_stock(handler: Any, max_concurrency: int) -> None:
     with trust.at_once():
         runpod = importlib.import_module("runpod")
     _salvage_what_cannot_be_read(importlib.import_module("aiohttp").ClientResponse)
-    heartbeat()
+    pings = heartbeat()
+    pings.process_loop = staticmethod(partial(_ping_until_we_end, getattr(pings, "process_loop", None)))
     if signals.IS_SERVER:
         _check_shared_memory()
+    else:  # the SDK's own would end with code 0 a job that has no answer, and the interpreter under a running engine
+        runpod.serverless._signal_handler = signal.getsignal(signal.SIGINT)
     os.register_at_fork(after_in_child=signals.end_plainly)  # the process that it pings from is stopped by a signal
     try:
         runpod.serverless.start({"handler": handler, "concurrency_modifier": lambda current: max_concurrency})
@@ -236,6 +242,14 @@ def start_stock(handler: Any, max_concurrency: int) -> None:
             "the RunPod SDK's server cannot listen, as its line above says; see --rp_api_host and --rp_api_port, or "
             "RUNPOD_REALTIME_PORT"
         ) from None
+
+
+def _ping_until_we_end(process_loop: Any, *arguments: Any) -> None:
+    """In the process that the SDK pings from: alone it would go on telling that the worker is there."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # when the thread ends that forked us: the main one
+    process_loop(*arguments)
 
 
 def _check_shared_memory() -> None:

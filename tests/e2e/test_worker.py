@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 import requests
 
@@ -22,6 +23,7 @@ from benchmarks.worker_process import WorkerProcess
 from tests import large_pages
 from tests.bundles import move_weights_out, toy_tokenizer
 from tests.plans import add_plan
+from tests.processes import wait_until_dead
 
 BAD_PAYLOADS: list[tuple[Any, str]] = [
     ({"texts": "not a list"}, "invalid input: `texts` must be a list of strings, got a string"),
@@ -268,6 +270,33 @@ def test_the_heartbeat_names_running_jobs_and_ends_with_the_worker(emulator: Emu
         assert emulator.workers["worker-1"].ping_count == pings
 
 
+def test_the_stock_loop_s_pings_end_with_a_worker_that_is_killed(emulator: EmulatorThread, small_bundle: Path):
+    with WorkerProcess.ours(emulator, small_bundle, env={"WORKER_LOOP": "sdk", "ENGINE": "fake"}) as worker:
+        (pings,) = psutil.Process(worker.process.pid).children()
+        worker.process.kill()
+        worker.process.wait()
+        wait_until_dead(pings.pid)
+
+
+def test_a_second_signal_after_a_stop_of_the_stock_loop_changes_nothing(small_bundle: Path):
+    """Python gives its handlers up before it takes the modules down."""
+    code = """if True:
+        import os, runpy, signal
+        class Late:
+            def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGTERM):
+                kill(me, number)
+        late = Late()
+        runpy.run_module("handler", run_name="__main__", alter_sys=True)
+    """
+    env = {"BUNDLE": str(small_bundle), "WORKER_LOOP": "sdk", "ENGINE": "fake"}
+    with (
+        EmulatorThread(long_poll_s=0.2, stop_poll_s=0.2) as emulator,  # a stop waits for both
+        WorkerProcess(emulator, [sys.executable, "-c", code], env) as worker,
+    ):
+        assert worker.stop(30) is not None
+        assert worker.process.returncode == 0
+
+
 @pytest.mark.parametrize("busy", [False, True])
 def test_sigterm_ends_the_worker_cleanly(emulator: EmulatorThread, small_bundle: Path, busy: bool):
     with WorkerProcess.ours(emulator, small_bundle, env={"MAX_CONCURRENCY": "1"}) as worker:
@@ -410,6 +439,24 @@ def test_ctrl_c_while_it_starts_is_no_traceback(small_bundle: Path):
     assert process.returncode == 130, said
     assert "INFO  | interrupted" in said[0]
     assert "Traceback" not in said[0] + said[1]
+
+
+def test_ctrl_c_in_a_local_job_is_no_success(small_bundle: Path):
+    """Nor does the interpreter end under an engine that runs: some threads of native code take that for a crash."""
+    code = """if True:
+        import asyncio, os, signal, sys, handler.stock
+        async def interrupted(job):
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(60)
+        handler.stock.answers = lambda *_: interrupted
+        from handler.__main__ import main
+        sys.exit(main())
+    """
+    command = [sys.executable, "-c", code, "--test_input", '{"input": {"text": "a"}}']
+    env = {**os.environ, "BUNDLE": str(small_bundle), "ENGINE": "fake"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert done.stdout.endswith("| Started.\nINFO  | interrupted\n")
 
 
 def test_ctrl_c_that_a_library_swallows_while_it_is_imported_ends_the_boot(small_bundle: Path):

@@ -18,6 +18,7 @@ from engine.bundle import open_bundle, write_manifest
 from engine.plans.sidecar import PRECISIONS
 from engine.tensors import TensorSpec
 from export.plans.precision import add_precision
+from tests.processes import wait_until_dead
 
 
 @pytest.mark.parametrize(
@@ -224,3 +225,43 @@ def test_ctrl_c_is_a_sentence_and_reaches_no_process_that_a_command_started():
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, process_group=0, cwd=Path.cwd()
     )
     assert (done.returncode, done.stderr) == (130, "throughput: interrupted\n")
+
+
+def test_a_second_signal_does_not_cut_short_what_the_first_one_ends():
+    """`timeout` of coreutils sends its signal twice, microseconds apart."""
+    code = """if True:
+        import os, runpy, signal, sys
+        from benchmarks import throughput
+        from benchmarks.targets import pipe
+        kill_tree = pipe.kill_tree
+        def interrupted_kill(process):
+            os.kill(os.getpid(), signal.SIGTERM)
+            kill_tree(process)
+        pipe.kill_tree = interrupted_kill
+        def interrupted(args):
+            child = "import time; print({}, flush=True); time.sleep(60)"
+            with pipe.PipeProcess([sys.executable, "-c", child]) as started:
+                print(started.process.pid, flush=True)
+                os.kill(os.getpid(), signal.SIGTERM)
+        throughput.main = interrupted
+        runpy.run_module("benchmarks", run_name="__main__", alter_sys=True)
+    """
+    done = subprocess.run([sys.executable, "-c", code, "throughput"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "throughput: interrupted\n")
+    wait_until_dead(int(done.stdout))
+
+
+@pytest.mark.parametrize("module", ["argparse", "aiohttp"])
+def test_ctrl_c_while_it_imports_is_no_traceback(module: str):
+    code = f"""if True:
+        import builtins, os, runpy, signal
+        kept = builtins.__import__
+        def interrupted_import(name, *arguments, **named):
+            if name == {module!r}:
+                os.kill(os.getpid(), signal.SIGINT)
+            return kept(name, *arguments, **named)
+        builtins.__import__ = interrupted_import
+        runpy.run_module("benchmarks", run_name="__main__", alter_sys=True)
+    """
+    done = subprocess.run([sys.executable, "-c", code, "emulator"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
