@@ -64,8 +64,8 @@ def held() -> Iterator[None]:
                     signal.signal(number, note)
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for deferred, handler in before.items():
+            signal.signal(deferred, handler)
 
 
 def ignore() -> None:

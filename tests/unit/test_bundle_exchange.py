@@ -111,9 +111,9 @@ def test_no_signal_keeps_the_folder_from_being_removed(
     """Neither the impatient's second one nor the first one behind an error."""
     rmtree = shutil.rmtree
 
-    def interrupted(folder: Path, **options: bool) -> None:
+    def interrupted(folder: Path, ignore_errors: bool) -> None:
         signal.raise_signal(signal.SIGINT)
-        rmtree(folder, **options)
+        rmtree(folder, ignore_errors)
 
     monkeypatch.setattr(interrupts, "_came", False)
     monkeypatch.setattr(shutil, "rmtree", interrupted)
