@@ -74,16 +74,17 @@ def rented(api: Api, gpu_type: str, image: str, *, cloud: str, disk_gb: int, tim
         "ports": [f"{PORT}/http"],
         "env": {TOKEN: token, TIME_LIMIT: f"{time_limit_s + _GRACE_S:.0f}"},
     }
-    is_sure = True
+    is_sure = False
     with ExitStack() as until_ended:
         try:
             try:
                 with interrupts.held():  # until it is known whether there is one
                     pod = Pod(api.create(gpu_type, order), token, api)
+                    is_sure = True
                 interrupts.check()
                 yield pod
-            except Unanswered:
-                is_sure = False
+            except Refused as error:
+                is_sure = not isinstance(error, Unanswered)
                 raise
             finally:
                 until_ended.enter_context(interrupts.held())
