@@ -25,16 +25,15 @@ from shlex import quote
 from typing import Any
 
 from engine.bundle import SIGNATURE, Bundle, open_bundle, write_manifest
-from engine.errors import BundleError, MissingPackage
 from engine.sizes import readable
 from engine.table import table
 from export.bundle_folder import new_bundle_folder
-from export.command.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED, UNAVAILABLE
+from export.command.exit_codes import DEFECT, INTERRUPTED, OK, REFUSED
 from export.command.list_tasks import LIST_TASKS, tasks
-from export.command.outcome import Outcome, plans_added
+from export.command.outcome import NOTHING_WRITTEN, Outcome, outcome_of, plans_added
 from export.command.progress import recorded, size_of, stage
 from export.command.terminal import only_json, settle, without_effect
-from export.errors import ParityFailed, Refused, blaming_the_disk, refusal_of
+from export.errors import Refused, blaming_the_disk
 from export.packages import INSTALL, other_versions
 from export.recipe import Command, Recipe, command_from_argv
 from export.tasks import export_task
@@ -55,7 +54,8 @@ _NO_DEFECTS = (KeyboardInterrupt, SystemExit, GeneratorExit)
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the arguments say and return the exit code. Whatever else than 0 it is, no bundle is there or changed.
 
-    What comes behind that has no say in it, a signal as little as output that cannot be written.
+    But for plans of GPUs that were done before (--on-runpod), which the sentence names. What comes behind that has
+    no say in it, a signal as little as output that cannot be written.
     With --json a defect of ours is an answer like the others; without, it comes out as the exception that it is.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except _NO_DEFECTS:
                 raise
             except BrokenPipeError:  # of stderr, which all goes to that is not the object
-                outcome = Outcome(INTERRUPTED, "interrupted; nothing was written")
+                outcome = Outcome(INTERRUPTED, NOTHING_WRITTEN)
             except BaseException as defect:
                 with without_effect():
                     traceback.print_exc()
@@ -97,26 +97,10 @@ def _outcome(argv: Sequence[str]) -> Outcome:
         if "--json" in argv and LIST_TASKS in argv:
             return Outcome(OK, more={"status": "listed", "tasks": tasks()})
         return _export(command_from_argv(argv))
-    except ParityFailed as failure:
-        return Outcome(failure.exit_code, str(failure), failure.header, failure.rows)
-    except Refused as refusal:
-        return Outcome(refusal.exit_code, str(refusal))
-    except BundleError as refusal:
-        return Outcome(REFUSED, str(refusal))
-    except MissingPackage as refusal:  # of a task: one that the project installs, or one that a fork's task brought
-        known = refusal_of(refusal.__cause__) if refusal.__cause__ is not None else None
-        return Outcome(UNAVAILABLE, str(known or refusal))
-    except KeyboardInterrupt:
-        return Outcome(INTERRUPTED, "interrupted; nothing was written")
-    except _NO_DEFECTS:
-        raise
     except BaseException as error:
-        if interrupts.came():  # inside a library that made something else of it
-            return Outcome(INTERRUPTED, "interrupted; nothing was written")
-        refused = refusal_of(error)
-        if refused is None:
+        if (outcome := outcome_of(error)) is None:
             raise
-        return Outcome(refused.exit_code, str(refused))
+        return outcome
 
 
 def _export(command: Command) -> Outcome:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from engine.bundle import CHECKSUM, MANIFEST, is_newer
 from engine.errors import BundleError
+from export.command import interrupts
 
 
 @contextmanager
@@ -194,7 +195,8 @@ def _partial_folder(out: Path) -> Iterator[Path]:
         lock = _locked_folder(folder)
         yield folder
     except BaseException:
-        _remove(folder)
+        with interrupts.held():
+            _remove(folder)
         raise
     finally:
         if lock is not None:

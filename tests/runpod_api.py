@@ -36,6 +36,8 @@ class EmulatedApi:
         self.created: list[dict[str, Any]] = []
         self.fail_terminations = 0
         self.drop_creation_reply = False
+        self.hidden_for = 0
+        """How often pods are listed before one that was created shows."""
         self.nothing_free = False
         self.refuse_with: tuple[int, Any] | None = None
         """Status and content of every reply."""
@@ -81,6 +83,9 @@ class EmulatedApi:
                 if self.drop_creation_reply:
                     raise ConnectionError
                 return 201, self.pods[pod_id]
+            case ["GET", "v2", "pods"] if self.hidden_for and self.pods:
+                self.hidden_for -= 1
+                return 200, {"pods": []}
             case ["GET", "v2", "pods"]:
                 return 200, {"pods": list(self.pods.values())}
             case ["GET", "v2", "pods", pod_id] if pod_id in self.pods:

@@ -28,21 +28,23 @@ def stages() -> list[Stages]:
 def models() -> list[Case]:
     """Every architecture once, across all tasks: what `make test-zoo` exports; with those that are refused.
 
-    Of tasks whose replies are compared with PyTorch's, which those of a fork need not be.
+    Of tasks whose replies are compared with PyTorch's, which those of a fork need not be, and that are there.
     """
     from benchmarks.zoo.answers import COMPARE
+    from engine.tasks import TASKS
 
     chosen: dict[str, Case] = {}
     uses: Counter[str] = Counter()
     for case in sorted(cases(), key=lambda one: one.architecture):
-        if case.task not in COMPARE:
+        if case.task not in COMPARE or case.task not in TASKS:
             continue
         before = chosen.get(case.architecture)
         if before is None or uses[case.task] < uses[before.task] - 1:
             uses.subtract([before.task] if before else [])
             uses[case.task] += 1
             chosen[case.architecture] = case
-    return [*chosen.values(), *(case for case in _of_families("MORE") if case.refused or case.task in COMPARE)]
+    more = [case for case in _of_families("MORE") if case.task in TASKS and (case.refused or case.task in COMPARE)]
+    return [*chosen.values(), *more]
 
 
 def _of_families(name: str) -> list[Any]:

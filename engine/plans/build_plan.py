@@ -183,7 +183,7 @@ def _run(command: list[str], work: str, deadline: float, timeout_s: float, say: 
         start_new_session=True,
     )
     assert process.stdin is not None and process.stdout is not None
-    leash, ended, parent = process.stdin, threading.Event(), os.getppid()
+    leash, ended = process.stdin, threading.Event()
     why: EngineError | None = None
 
     def watch() -> None:
@@ -195,8 +195,6 @@ def _run(command: list[str], work: str, deadline: float, timeout_s: float, say: 
                 why = late.TooLong(
                     f"the build took longer than {timeout_s:g} s (BUILD_TIMEOUT_S) and was ended; {late.FIX}"
                 )
-            elif os.getppid() != parent:
-                why = EngineError("the worker that the build was for has ended")
             elif now - said >= _STILL_AT_IT_S:
                 said = now
                 say(f"building a plan: {now - begin:.0f} s")

@@ -7,7 +7,11 @@ between the stages.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _came = False
@@ -41,7 +45,27 @@ def note(signum: int, frame: object) -> None:
 
 def _interrupt(signum: int, frame: object) -> None:
     note(signum, frame)
-    raise KeyboardInterrupt
+    if not isinstance(sys.exception(), KeyboardInterrupt):  # a second one would cut short what cleans up for the first
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Only note the signals while the block runs; `check` behind it raises. One that is ignored stays so.
+
+    Nothing but a flag is set: a second signal comes while the handler of the first one runs.
+    """
+    before: dict[int, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None):  # None: not Python's
+                    before[number] = handler
+                    signal.signal(number, note)
+        yield
+    finally:
+        for deferred, handler in before.items():
+            signal.signal(deferred, handler)
 
 
 def ignore() -> None:

@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
+from engine.errors import BundleError, MissingPackage
 from engine.table import table
-from export.command.exit_codes import INTERRUPTED, STATUS
+from export.command import interrupts
+from export.command.exit_codes import INTERRUPTED, REFUSED, STATUS, UNAVAILABLE
 from export.command.progress import Done, stages
+from export.errors import ParityFailed, Refused, refusal_of
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
     from export.command.closing_table import Result
+
+NOTHING_WRITTEN = "interrupted; nothing was written"
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,25 @@ class Outcome:
         if self.next:
             answer["next"] = self.next
         return {**answer, **self.more, "stages": stages(done)}
+
+
+def outcome_of(error: BaseException) -> Outcome | None:
+    """What a run comes to that `error` ends; None where it is a defect, or ends the program."""
+    if isinstance(error, ParityFailed):
+        return Outcome(error.exit_code, str(error), error.header, error.rows)
+    if isinstance(error, Refused):
+        return Outcome(error.exit_code, str(error))
+    if isinstance(error, BundleError):
+        return Outcome(REFUSED, str(error))
+    if isinstance(error, MissingPackage):  # of a task: one that the project installs, or one that a fork's task brought
+        known = refusal_of(error.__cause__) if error.__cause__ is not None else None
+        return Outcome(UNAVAILABLE, str(known or error))
+    if isinstance(error, (SystemExit, GeneratorExit)):
+        return None
+    if isinstance(error, KeyboardInterrupt) or interrupts.came():  # inside a library that made something else of it
+        return Outcome(INTERRUPTED, NOTHING_WRITTEN)
+    refused = refusal_of(error)
+    return None if refused is None else Outcome(refused.exit_code, str(refused))
 
 
 def plans_added(bundle: Bundle, names: Sequence[str]) -> dict[str, Any]:

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -76,39 +74,27 @@ def errors_of(logger: Any) -> str:
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[threading.Event]:
+def deferred_interrupt() -> Iterator[None]:
     """Note Ctrl-C, SIGTERM and SIGHUP while TensorRT works and raise KeyboardInterrupt afterwards.
 
     Raised in one of its callbacks, of which the logger is one, an exception would be swallowed by TensorRT's bindings.
-    A signal that is ignored stays so.
     """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
     interrupts.check()
-    before: dict[int, Any] = {}
     try:
-        for number in interrupts.SIGNALS:
-            if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None):  # None: not Python's
-                before[number] = handler
-                signal.signal(number, lambda *_: asked.set())
-        yield asked
+        with interrupts.held():
+            yield
     finally:
-        for deferred, handler in before.items():
-            signal.signal(deferred, handler)
-        if asked.is_set():
-            raise KeyboardInterrupt
+        interrupts.check()
 
 
 def _show(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def monitor_of(trt: Any, stop: threading.Event, show: Callable[[str], None] = _show) -> Any | None:
+def monitor_of(trt: Any, show: Callable[[str], None] = _show) -> Any | None:
     """A progress monitor that shows at most a line in ten seconds, or None where `trt` (before 10) has none.
 
-    The build ends early when `stop` is set. Must live as long as the builder's configuration does.
+    The build ends early when a signal has come. Must live as long as the builder's configuration does.
     """
     base: Any = getattr(trt, "IProgressMonitor", None)
     if base is None:
@@ -128,7 +114,7 @@ def monitor_of(trt: Any, stop: threading.Event, show: Callable[[str], None] = _s
             if time.monotonic() - self._shown >= _PERIOD_S:
                 self._shown = time.monotonic()
                 show(f"    {phase_name}: {step + 1} of {self._steps.get(phase_name, 0)}")
-            return not stop.is_set()
+            return not interrupts.came()
 
         def phase_finish(self, phase_name: str) -> None:
             self._steps.pop(phase_name, None)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from engine.bucket import Bucket
 from engine.tensors import TensorSpec
+from export.command import interrupts
 from export.errors import Refused, Unavailable
 from export.plans.messages import deferred_interrupt, errors_of, kernels_of, logger_of, monitor_of
 from export.plans.recipe import PlanRecipe
@@ -51,8 +51,8 @@ def build_plan(
     """
     logger = logger_of(trt)
     logger.clear()
-    with deferred_interrupt() as stop:
-        return _build(trt, logger, onnx, inputs, profiles, recipe, timing_cache, stop)
+    with deferred_interrupt():
+        return _build(trt, logger, onnx, inputs, profiles, recipe, timing_cache)
 
 
 def _build(
@@ -63,7 +63,6 @@ def _build(
     profiles: Sequence[tuple[Bucket, Bucket, Bucket]],
     recipe: PlanRecipe,
     timing_cache: bytes,
-    stop: Event,
 ) -> Built:
     builder = _start(trt, logger)
     network = builder.create_network(_network_flags(trt))
@@ -77,11 +76,10 @@ def _build(
     for shapes in profiles:
         _add_profile(builder, config, inputs, shapes)
     cache = _set_timing_cache(config, timing_cache) if _has_timing_cache(recipe) else None
-    monitor = monitor_of(trt, stop)  # referenced until this function returns
+    monitor = monitor_of(trt)  # referenced until this function returns
     if monitor is not None:
         config.progress_monitor = monitor
-    if stop.is_set():  # since parsing began; before TensorRT 10 nothing ends a build
-        raise KeyboardInterrupt
+    interrupts.check()  # for what came since parsing began; before TensorRT 10 nothing ends a build
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise Refused(

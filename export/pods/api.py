@@ -21,6 +21,10 @@ GONE = "TERMINATED"
 """The status of a pod that is none any more."""
 
 
+class Unanswered(Unavailable):
+    """What was asked for may have been done all the same, or may still be."""
+
+
 class Api:
     """Pods of the account of a key. Methods raise Refused, or Unavailable where the same may pass later."""
 
@@ -39,7 +43,10 @@ class Api:
         return float(price)
 
     def create(self, gpu_type: str, order: Mapping[str, Any]) -> str:
-        """Create a pod with one such GPU; its id. `order` has the other fields of the request."""
+        """Create a pod with one such GPU; its id. `order` has the other fields of the request.
+
+        Raises Unanswered where there may be one all the same.
+        """
         reply = self._send("POST", "/pods", {**order, "gpu": {"id": gpu_type, "count": 1}})
         if reply.status_code == 400:  # above all that none is free, which has no status of its own
             raise Unavailable(
@@ -67,7 +74,7 @@ class Api:
         try:
             return requests.request(method, f"{self._url}{path}", json=body, headers=self._headers, timeout=_SILENCE_S)
         except OSError as error:  # as all of requests' are
-            raise Unavailable(f"RunPod's API cannot be reached ({type(error).__name__}); try again") from error
+            raise Unanswered(f"RunPod's API cannot be reached ({type(error).__name__}); try again") from error
 
 
 def _content(reply: requests.Response) -> dict[str, Any]:
@@ -80,7 +87,8 @@ def _content(reply: requests.Response) -> dict[str, Any]:
             f"RunPod refused ({reply.status_code}): {_detail(reply)}; check RUNPOD_API_KEY, the account's balance and "
             "the names in the order"
         )
-    raise Unavailable(
+    kind = Unavailable if 400 <= reply.status_code < 500 else Unanswered  # another's word, such as a proxy's
+    raise kind(
         f"RunPod's API answered {reply.status_code} ({_detail(reply)}); try again later, or with a newer version of "
         "this worker"
     )

@@ -12,7 +12,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,8 +23,8 @@ from engine.table import table
 from export.bundle_folder import changed_bundle_folder, finish_exchange, refuse_newer
 from export.command import interrupts
 from export.command.arguments import Parser
-from export.command.exit_codes import OK
-from export.command.outcome import Outcome, plans_added
+from export.command.exit_codes import INTERRUPTED, OK
+from export.command.outcome import Outcome, outcome_of, plans_added
 from export.command.progress import stage
 from export.command.terminal import without_effect
 from export.errors import Refused, Unavailable
@@ -63,7 +63,7 @@ class Order:
 def main(argv: Sequence[str]) -> Outcome:
     """Add a plan for every GPU type to the bundle. Raises Refused, ParityFailed or BundleError.
 
-    GPU types that were done before one fails keep their plans.
+    GPU types that were done before one fails, or is interrupted, keep their plans: the outcome names them.
     """
     order = order_from_argv(argv)
     finish_exchange(order.bundle)
@@ -78,6 +78,23 @@ def main(argv: Sequence[str]) -> Outcome:
         print("dry run: no pod was created")
         return Outcome(OK)
     _check_here(order)
+    try:
+        _rent_each(api, order, prices)
+    except BaseException as error:
+        if (outcome := _with_plans(order, before, error)) is None:
+            raise
+        return outcome
+    bundle, names = _added(order, before)
+    with without_effect():
+        print(f"\nbundle    {order.bundle}")
+    return Outcome(
+        OK,
+        next="build the image again with this bundle; sign it again if it is signed",
+        more=plans_added(bundle, names),
+    )
+
+
+def _rent_each(api: Api, order: Order, prices: dict[str, float]) -> None:
     spent = 0.0
     for gpu_type in order.gpu_types:
         interrupts.check()  # for what came while a pod was ended
@@ -91,19 +108,24 @@ def main(argv: Sequence[str]) -> Outcome:
             spent += took / 3600 * prices[gpu_type]
             with nullcontext() if goes_on else without_effect():  # no more is paid for what nobody reads
                 print(f"{gpu_type}: {took:.0f} s; about ${spent:.2f} of ${order.cost_limit:.2f} spent", flush=True)
+
+
+def _added(order: Order, before: Bundle) -> tuple[Bundle, list[str]]:
+    """The bundle as it is now, and the plans that it has and `before` had not."""
     bundle = open_bundle(order.bundle)
-    names = [
-        name
-        for name, of in bundle.manifest.files.items()
-        if name.endswith(SUFFIX) and of != before.manifest.files.get(name)
-    ]
-    with without_effect():
-        print(f"\nbundle    {order.bundle}")
-    return Outcome(
-        OK,
-        next="build the image again with this bundle; sign it again if it is signed",
-        more=plans_added(bundle, names),
-    )
+    old = before.manifest.files
+    return bundle, [name for name, of in bundle.manifest.files.items() if name.endswith(SUFFIX) and of != old.get(name)]
+
+
+def _with_plans(order: Order, before: Bundle, error: BaseException) -> Outcome | None:
+    """What `error` comes to behind plans that are in the bundle by now; None without any, and of a defect."""
+    bundle, names = _added(order, before)
+    outcome = outcome_of(KeyboardInterrupt() if isinstance(error, BrokenPipeError) else error)
+    if outcome is None or not names:
+        return None
+    why = "interrupted" if outcome.code == INTERRUPTED else outcome.sentence
+    kept = f"{', '.join(names)} had come by then and stays; sign the bundle again if it was signed"
+    return replace(outcome, sentence=f"{why}; {kept}", more=plans_added(bundle, names))
 
 
 def order_from_argv(argv: Sequence[str]) -> Order:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from export.command import interrupts
 from export.command.said import first_line
+from export.command.terminal import without_effect
 from export.errors import Refused
-from export.pods.api import Api
+from export.pods.api import Api, Unanswered
 from export.pods.server import PORT, TIME_LIMIT, TOKEN
 
 _ENDING_ATTEMPTS = 10
-"""They take longer than the minute that RunPod counts requests over."""
+"""They take longer than the minute that RunPod counts requests over, and that a pod may take to appear."""
 _ALIVE = ("PROVISIONING", "STARTING", "RUNNING")
 _GRACE_S = 60.0
 """How much longer than ours the pod's own time limit is."""
@@ -45,13 +45,15 @@ class Pod:
 
 def load_api() -> Api:
     """Raises Refused without an API key: neither RUNPOD_API_KEY nor `runpod config` has one."""
-    key = os.environ.get("RUNPOD_API_KEY")
+    key = os.environ.get("RUNPOD_API_KEY", "").strip()
     if not key:
         import runpod
 
-        key = runpod.api_key
+        key = (runpod.api_key or "").strip()
     if not key:
         raise Refused("no RunPod API key; set RUNPOD_API_KEY to one that may create pods")
+    if not (key.isascii() and key.isprintable()):
+        raise Refused("RUNPOD_API_KEY holds what no key does, such as quotes of a text; copy it from RunPod's console")
     return Api(key)
 
 
@@ -72,31 +74,42 @@ def rented(api: Api, gpu_type: str, image: str, *, cloud: str, disk_gb: int, tim
         "ports": [f"{PORT}/http"],
         "env": {TOKEN: token, TIME_LIMIT: f"{time_limit_s + _GRACE_S:.0f}"},
     }
-    try:
-        yield Pod(api.create(gpu_type, order), token, api)
-    finally:
-        _end(api, name)
-
-
-def _end(api: Api, name: str) -> None:
-    """Terminate every pod called `name` and see that it is gone. Signals wait until that is done."""
-    ours = [number for number in interrupts.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, interrupts.note) for number in ours}
-    try:
-        failure = ""
-        for attempt in range(_ENDING_ATTEMPTS):
+    is_sure = False
+    with ExitStack() as until_ended:
+        try:
             try:
-                left = api.named(name)
-                if not left:
-                    return
-                for pod_id in left:
-                    api.terminate(pod_id)
-                failure = "it does not go"
-            except Exception as error:  # the network, the API: none may leave a pod running
-                failure = first_line(error)
-            if attempt:  # the first time it is looked again at once
-                time.sleep(min(2 ** (attempt - 1), 10))
-        raise Refused(f"the pod {name} may still run and cost money ({failure}); terminate it in RunPod's console")
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+                with interrupts.held():  # until it is known whether there is one
+                    pod = Pod(api.create(gpu_type, order), token, api)
+                    is_sure = True
+                interrupts.check()
+                yield pod
+            except Refused as error:
+                is_sure = not isinstance(error, Unanswered)
+                raise
+            finally:
+                until_ended.enter_context(interrupts.held())
+        finally:  # also where a signal came in the line above
+            _end(api, name, is_sure)
+
+
+def _end(api: Api, name: str, is_sure: bool) -> None:
+    """Terminate every pod called `name` and see that it is gone. Unless it `is_sure` to show by now, wait for it."""
+    failure = ""
+    for attempt in range(_ENDING_ATTEMPTS):
+        try:
+            left = api.named(name)
+            if is_sure and not left:
+                return
+            for pod_id in left:
+                api.terminate(pod_id)
+            is_sure = is_sure or bool(left)
+            failure = "it does not go" if is_sure else "its creation was not answered, and it did not appear"
+        except Exception as error:  # the network, the API: none may leave a pod running
+            failure = first_line(error)
+        if not attempt:
+            if not is_sure:
+                with without_effect():
+                    print(f"its creation was not answered; waiting a minute for the pod {name} to appear", flush=True)
+            continue  # the first time it is looked again at once
+        time.sleep(min(2 ** (attempt - 1), 10))
+    raise Refused(f"the pod {name} may still run and cost money ({failure}); terminate it in RunPod's console")

@@ -74,13 +74,13 @@ class Build:
         if self._state != "waiting":
             return
         self._state = "building"
-        if not any(self.folder.iterdir()):
-            shutil.copytree(self._baked, self.folder, dirs_exist_ok=True)
         threading.Thread(target=self._run, args=(arguments,), daemon=True).start()
 
     def _run(self, arguments: Sequence[str]) -> None:
         command = [*COMMAND, str(self.folder), *arguments]
         try:
+            if not any(self.folder.iterdir()):
+                shutil.copytree(self._baked, self.folder, dirs_exist_ok=True)
             with subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="backslashreplace"
             ) as process:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from handler.startup.timeline import Timeline
 
 _GRACE_S = 2.0
-"""As long as the other process would give this one. A build of a plan notices by itself, and ends what it started."""
+"""As long as the other process would give this one. A build of a plan ends with this process."""
 
 
 def serve(end: socket.socket, settings: Settings, timeline: Timeline) -> None:

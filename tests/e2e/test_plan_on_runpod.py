@@ -65,6 +65,8 @@ if kind == "lie":
     plan.write_bytes(plan.read_bytes()[:-1] + b"!")
 print("built", flush=True)
 """
+PLAN = "graphs/model/plans/sm_0.plan"
+KEPT = f"; {PLAN} had come by then and stays; sign the bundle again if it was signed"
 POD = """
 import os, sys
 from export.pods import server
@@ -197,7 +199,8 @@ def test_whoever_reads_the_output_ends(
         process.stdout.close()
         said = set(process.stderr.read().splitlines())
         assert process.wait(timeout=40) == code
-    assert said <= {"warning: the output cannot be written (Broken pipe)"}
+    kept = {f"interrupted{KEPT}"} if code and plans else set()
+    assert said - {"warning: the output cannot be written (Broken pipe)"} == kept
     assert api.pods == {}
     assert len(api.created) == 1, "the next GPU is not paid for"
     assert len(list(small_bundle.rglob("*.plan"))) == plans
@@ -220,9 +223,11 @@ def test_an_interrupted_run_ends_its_pod(api: EmulatedApi, small_bundle: Path, n
     assert content(small_bundle) == before
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
 def test_ctrl_c_while_a_pod_is_ended_rents_no_other(
-    api: EmulatedApi, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    api: EmulatedApi, small_bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, options: tuple[str, ...]
 ):
+    """The plan that has come stays, and is named."""
     named = Api.named
 
     def interrupted(self: Api, name: str) -> list[str]:
@@ -231,8 +236,30 @@ def test_ctrl_c_while_a_pod_is_ended_rents_no_other(
 
     monkeypatch.setattr(interrupts, "_came", False)
     monkeypatch.setattr(Api, "named", interrupted)
-    assert order(api, monkeypatch, small_bundle, "--optimization-level", "0", gpus=GPUS) == 130
+    assert order(api, monkeypatch, small_bundle, "--optimization-level", "0", *options, gpus=GPUS) == 130
     assert (len(api.created), api.pods) == (1, {})
+    out, err = capfd.readouterr()
+    assert err.splitlines()[-1] == f"interrupted{KEPT}"
+    if options:
+        answer = json.loads(out)
+        assert (answer["status"], answer["error"]) == ("interrupted", f"interrupted{KEPT}")
+        assert list(answer["plans"]) == [PLAN]
+        assert answer["sha256"] == open_bundle(small_bundle).sha256
+
+
+def test_a_plan_stays_where_the_next_gpu_is_not_free(
+    api: EmulatedApi, small_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    create = Api.create
+
+    def created(self: Api, gpu_type: str, order: Any) -> str:
+        api.nothing_free = bool(api.created)
+        return create(self, gpu_type, order)
+
+    monkeypatch.setattr(Api, "create", created)
+    assert order(api, monkeypatch, small_bundle, "--optimization-level", "0", gpus=GPUS) == 3
+    assert capsys.readouterr().err.endswith(f"; try again, or choose another GPU or cloud{KEPT}\n")
+    assert len(list(small_bundle.rglob("*.plan"))) == 1
 
 
 def test_the_cost_limit_ends_a_pod(api: EmulatedApi, small_bundle: Path):

@@ -90,6 +90,14 @@ def test_a_wrong_answer_is_not_as_expected():
     assert models.as_expected(refused, {"refused": "model (t5) is an encoder with a decoder"})
 
 
+def test_architectures_of_a_task_that_a_fork_has_taken_out_are_not_asked(monkeypatch: pytest.MonkeyPatch):
+    """Their lines in the tables of a family may stay."""
+    gone = "feature-extraction"  # of which some are refused
+    assert gone in {case.task for case in zoo.models()}
+    monkeypatch.setattr(engine.tasks, "TASKS", tuple(tag for tag in engine.tasks.TASKS if tag != gone))
+    assert gone not in {case.task for case in zoo.models()}
+
+
 def test_a_forks_case_is_written_like_those_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """For images; what it is compared with may be missing, and then it is not among the models that are asked."""
     (tmp_path / "image_flags.py").write_text(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from engine.bundle import open_bundle, write_manifest
 from engine.errors import BundleError
 from export import bundle_folder
 from export.__main__ import main
+from export.command import interrupts
 from tests.processes import killed
 
 
@@ -100,6 +102,29 @@ def test_a_new_folder_that_another_run_took_for_a_left_over_is_made_again(
     assert len(locked) == 2
     assert os.path.samestat(os.fstat(descriptor), os.stat(tmp_path / "new"))
     os.close(descriptor)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_no_signal_keeps_the_folder_from_being_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+):
+    """Neither the impatient's second one nor the first one behind an error."""
+    rmtree = shutil.rmtree
+
+    def interrupted(folder: Path, ignore_errors: bool) -> None:
+        signal.raise_signal(signal.SIGINT)
+        rmtree(folder, ignore_errors)
+
+    monkeypatch.setattr(interrupts, "_came", False)
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    before = signal.signal(signal.SIGINT, interrupts._interrupt)
+    try:
+        with pytest.raises(error), bundle_folder.new_bundle_folder(tmp_path / "out"):
+            raise error
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert interrupts.came()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_locks_are_let_go_of(tmp_path: Path):

@@ -79,6 +79,21 @@ def test_an_interrupt_that_a_library_swallowed_ends_the_stage(monkeypatch: pytes
             pass
 
 
+def test_a_second_interrupt_cuts_no_clean_up_short_and_raises_again_where_the_first_was_swallowed(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(interrupts, "_came", False)
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            interrupts._interrupt(2, None)
+        finally:
+            interrupts._interrupt(2, None)
+            done = True
+    assert done
+    with pytest.raises(KeyboardInterrupt):
+        interrupts._interrupt(2, None)
+
+
 def test_a_signal_that_the_export_was_started_to_ignore_stays_ignored(monkeypatch: pytest.MonkeyPatch):
     """As nohup starts it, whose user then logs out."""
     installed: dict[int, Any] = {}

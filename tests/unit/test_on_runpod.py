@@ -1,4 +1,4 @@
-"""What of `export plan --on-runpod` needs no pod: which GPUs may be named, what one may change, how the API replies."""
+"""What of `export plan --on-runpod` needs no pod: which GPUs may be named, what one may change, how its build ends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,18 +21,12 @@ import yaml
 
 from engine.bundle import CHECKSUM, MANIFEST, Bundle, open_bundle, write_manifest
 from engine.errors import BundleError
-from export.__main__ import main as command
-from export.command import interrupts
-from export.command.interrupts import SIGNALS
 from export.errors import ParityFailed, Refused, Unavailable
-from export.pods.api import Api
 from export.pods.changes import manifest_of, new_files
 from export.pods.client import PodClient
 from export.pods.gpus import BLACKWELL, architecture_of
 from export.pods.on_runpod import main, order_from_argv
-from export.pods.pod import Pod, _end
-from export.pods.server import Build, end_pod, server
-from tests.runpod_api import KEY, EmulatedApi
+from export.pods.server import Build, server
 
 PLANS = "graphs/model/plans"
 L4, A40 = f"{PLANS}/sm_89-trt10.13.0-fp16", f"{PLANS}/sm_86-trt10.13.0-fp16"
@@ -228,105 +220,3 @@ def serving(running: ThreadingHTTPServer) -> Iterator[str]:
         running.shutdown()
         thread.join()
         running.server_close()
-
-
-GONE = {"title": "Gone", "status": 410, "detail": "this API was retired"}
-BUSY = {"title": "Too Many Requests", "status": 429, "detail": "rate limit exceeded for the minute window"}
-
-
-@pytest.mark.parametrize(
-    ("reply", "code", "sentence"),
-    [
-        ((410, GONE), 3, "RunPod's API answered 410 (this API was retired); try again later, or with a newer version"),
-        ((429, BUSY), 3, "RunPod's API answered 429 (rate limit exceeded for the minute window); try again later"),
-        ((410, b"Gone"), 3, "RunPod's API answered 410 (Gone); try again later"),
-        ((503, b"<html>"), 3, "RunPod's API answered 503 (Service Unavailable); try again later"),
-        ((200, b"<html>"), 3, "RunPod's API answered 200 (OK); try again later"),
-        (
-            (402, {"detail": "Insufficient balance."}),
-            2,
-            "RunPod refused (402): Insufficient balance.; check RUNPOD_API_KEY",
-        ),
-    ],
-)
-def test_replies_of_another_kind_are_sentences(
-    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, reply: tuple[int, Any], code: int, sentence: str
-):
-    with EmulatedApi() as api:
-        api.refuse_with = reply
-        monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
-        monkeypatch.setenv("RUNPOD_API_KEY", KEY)
-        argv = ["plan", str(small_bundle), "--on-runpod", "NVIDIA L4", "--image", "x"]
-        assert command(argv) == code
-        assert Pod("pod1", "token", Api(KEY)).is_alive(), "which is no sign of death"
-    assert capsys.readouterr().err.startswith(f"error: {sentence}")
-
-
-ORDER = {"name": "plan-1", "args": "python -c pass", "env": {}}
-
-
-@pytest.mark.parametrize("reply", [(410, GONE), (429, BUSY), (503, b"<html>"), (403, {"detail": "access denied"})])
-def test_a_pod_asks_for_its_end_until_it_is_gone(monkeypatch: pytest.MonkeyPatch, capsys: Any, reply: Any):
-    pauses = []
-
-    def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 3:
-            api.refuse_with, api.fail_terminations = None, 2
-
-    with EmulatedApi() as api:
-        api.answer("POST", "/v2/pods", ORDER)
-        api.refuse_with = reply
-        monkeypatch.setattr("export.pods.server.time", SimpleNamespace(sleep=sleep))
-        end_pod({"RUNPOD_API_KEY": KEY, "RUNPOD_POD_ID": "pod1", "RUNPOD_API_BASE_URL": api.url})
-        assert api.pods == {}
-    said = capsys.readouterr().out.splitlines()
-    assert pauses == [1, 2, 5, 10, 30]
-    assert len(said) == 5
-    assert all(line.startswith("this pod could not end itself (") for line in said)
-    assert "API answered 500 (please try again)" in said[-1]
-    assert said[-1].endswith("; trying again in 30 s")
-
-
-def test_no_signal_interrupts_the_end_of_a_pod(monkeypatch: pytest.MonkeyPatch):
-    """A terminal that closes sends SIGHUP more than once."""
-
-    class Interrupted(Api):
-        def named(self, name: str) -> list[str]:
-            for number in SIGNALS:
-                signal.raise_signal(number)
-            return super().named(name)
-
-    with EmulatedApi() as api:
-        api.answer("POST", "/v2/pods", ORDER)
-        monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
-        before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
-        try:
-            monkeypatch.setattr(interrupts, "_came", False)
-            _end(Interrupted(KEY), "plan-1")
-            assert interrupts.came()  # it is answered once the pod is gone
-            assert {signal.getsignal(number) for number in SIGNALS} == {signal.default_int_handler}
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        assert api.pods == {}
-
-
-@pytest.mark.parametrize(
-    ("command", "said", "exit_code"),
-    [
-        ((sys.executable, "-c", "import os; os.write(1, b'caf\\xe9\\n')"), "caf\\xe9", 0),
-        (("/nowhere/python",), "the build did not start: [Errno 2] No such file or directory: '/nowhere/python'", 3),
-    ],
-)
-def test_a_build_ends_whatever_it_says_and_whether_it_starts_or_not(
-    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any, said: str, exit_code: int
-):
-    """Else the pod is paid until its time limit."""
-    monkeypatch.setattr("export.pods.server.COMMAND", command)
-    (tmp_path / "folder").mkdir()
-    build = Build(tmp_path / "folder", small_bundle)
-    build.start([])
-    while (state := build.state())["exit_code"] is None:
-        time.sleep(0.01)
-    assert (state["lines"], state["count"], state["exit_code"]) == ([said], 1, exit_code)

@@ -314,28 +314,58 @@ def test_who_waited_does_not_repeat_the_build_that_took_too_long(
         assert str(waiting.exception()).startswith("an earlier build here took longer than 60 s (BUILD_TIMEOUT_S)")
 
 
-def test_a_build_ends_with_the_worker_that_it_was_for(small_bundle: Path, tmp_path: Path):
-    """A worker is two processes: when the one that talks to RunPod dies, the one that boots must not build on."""
-    (tmp_path / "build.py").write_text(
-        "import os, sys, time; open(sys.argv[0] + '.pids', 'w').write(str(os.getpid())); time.sleep(600)"
-    )
-    script = f"""
-        import os, sys, time
-        from pathlib import Path
-        sys.path.insert(0, {str(REPOSITORY)!r})
-        from engine.plans import build_plan, late
-        from engine.bundle import open_bundle
-        build_plan.BUILD_COMMAND = (sys.executable, {str(tmp_path / "build.py")!r})
-        if os.fork():
-            while not os.path.exists({str(tmp_path / "build.py.pids")!r}):
-                time.sleep(0.01)
-            os._exit(0)
-        bundle = open_bundle(Path({str(small_bundle)!r}))
-        build_plan.build(bundle, Path({str(tmp_path / "cache")!r}), 600, "auto", lambda line: None, lambda: False)
+BUILDS = """
+    import os, sys, time
+    from pathlib import Path
+    sys.path.insert(0, {repository!r})
+    from engine.plans import build_plan
+    from engine.bundle import open_bundle
+    from handler.processes.fork import end_with, fork
+    build_plan.BUILD_COMMAND = (sys.executable, {command!r})
+    build_plan._WATCH_S = 0.01
+    def serve(end):
+        {ends}
+        bundle = open_bundle(Path({bundle!r}))
+        build_plan.build(bundle, Path({cache!r}), 60, "auto", lambda line: print(line, flush=True), lambda: False)
+    _, end = fork(serve)
+    while not os.path.exists({command!r} + ".pids"):
+        time.sleep(0.01)
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("of_two", [True, False])
+def test_a_build_ends_with_the_worker_that_it_was_for(small_bundle: Path, tmp_path: Path, of_two: bool):
+    """A worker is two processes: when the one that talks to RunPod dies, the one that boots must not build on.
+
+    With the SDK's loop it is one, and whoever started that, such as a shell, may end.
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
-    assert "the worker that the build was for has ended" in done.stderr  # closed by the last of the two
-    wait_until_dead(int((tmp_path / "build.py.pids").read_text()))
+    build_py, ended = tmp_path / "build.py", tmp_path / "ended"
+    waits = f"""
+    import os, pathlib, time
+    pathlib.Path({str(build_py)!r} + ".pids").write_text(str(os.getpid()))
+    while not os.path.exists({str(ended)!r}):
+        time.sleep(0.01)
+    time.sleep(0.1)
+    """
+    build_py.write_text(textwrap.dedent(waits + ADDS_A_PLAN).format(repository=str(REPOSITORY)))
+    script = textwrap.dedent(BUILDS).format(
+        repository=str(REPOSITORY),
+        command=str(build_py),
+        bundle=str(small_bundle),
+        cache=str(tmp_path / "cache"),
+        ends="end_with(end)" if of_two else "pass",
+    )
+    command = [sys.executable, "-c", script]
+    # Its output is closed by the last of the two.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.wait(60) == 0
+        if of_two:
+            wait_until_dead(int(Path(f"{build_py}.pids").read_text()))
+        ended.touch()
+        assert process.stdout is not None
+        said = process.stdout.read()
+    assert ("building a plan: done after" in said) is not of_two, said
 
 
 def test_a_long_build_says_what_it_prints_at_once_and_that_it_is_at_it(

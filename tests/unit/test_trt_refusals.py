@@ -6,8 +6,8 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +31,7 @@ from export.plans import network as trt_network
 from export.plans.messages import deferred_interrupt, errors_of, monitor_of
 from export.plans.network import _fix, build_plan
 from export.plans.recipe import PlanRecipe
+from tests.processes import killed
 
 
 def said(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> tuple[int, str]:
@@ -298,8 +299,9 @@ def test_shapes_that_do_not_go_together_are_the_builders_words(tmp_path: Path):
 
 
 @pytest.fixture(params=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def interrupt(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
+def interrupt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[signal.Signals]:
     """One of the signals that end an export, and would end the tests."""
+    monkeypatch.setattr(interrupts, "_came", False)
     before = signal.signal(request.param, signal.default_int_handler)
     yield request.param
     assert signal.signal(request.param, before) is signal.default_int_handler
@@ -323,7 +325,7 @@ def test_an_interrupt_ends_a_build_and_leaves_the_bundle_as_it_was(
         os.kill(os.getpid(), interrupt)
 
     monkeypatch.setattr(trt_messages, "_PERIOD_S", 0)
-    monkeypatch.setattr(trt_network, "monitor_of", lambda trt, stop: monitor_of(trt, stop, show))
+    monkeypatch.setattr(trt_network, "monitor_of", lambda trt: monitor_of(trt, show))
     if phase == "before":  # where the first line is logged
         logger = type(trt_messages.logger_of(trt))
         log, sent = logger.log, list[str]()
@@ -343,13 +345,14 @@ def test_an_interrupt_ends_a_build_and_leaves_the_bundle_as_it_was(
     assert {path: path.read_bytes() for path in small_bundle.rglob("*") if path.is_file()} == before
 
 
-def test_a_signal_that_is_ignored_does_not_end_a_build():
+def test_a_signal_that_is_ignored_does_not_end_a_build(monkeypatch: pytest.MonkeyPatch):
     """As a shell without job control has it ignore Ctrl-C."""
+    monkeypatch.setattr(interrupts, "_came", False)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with suppress(KeyboardInterrupt), deferred_interrupt() as asked:
+        with deferred_interrupt():
             os.kill(os.getpid(), signal.SIGINT)
-        assert not asked.is_set()
+        assert not interrupts.came()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -359,3 +362,27 @@ def test_a_signal_that_was_swallowed_before_a_build_is_not_forgotten(monkeypatch
     monkeypatch.setattr(interrupts, "_came", True)
     with pytest.raises(KeyboardInterrupt), deferred_interrupt():
         pytest.fail("the build began")
+
+
+def test_a_signal_within_the_handler_of_another_holds_no_build_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As `timeout` sends SIGTERM twice."""
+    monkeypatch.setattr(interrupts, "_came", False)
+
+    def again(frame: Any, event: str, arg: object) -> Any:
+        if event == "line":
+            signal.raise_signal(signal.SIGTERM)
+        return again
+
+    def build() -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with deferred_interrupt():
+                sys.settrace(again)
+                signal.raise_signal(signal.SIGTERM)
+                sys.settrace(None)
+        except KeyboardInterrupt:
+            (tmp_path / "ended").touch()
+
+    deadline = time.monotonic() + 10
+    killed(build, lambda: time.monotonic() > deadline)
+    assert (tmp_path / "ended").exists(), "it waits for itself"
