@@ -45,7 +45,7 @@ def test_nothing_is_heard_of_a_worker_after_it_said_that_it_is_to_be_replaced(sm
         report = sdk.report_unhealthy
         def report_slowly(check, reason):
             report(check, reason)
-            time.sleep(2.5)  # of a reply that takes long; there is a ping a second
+            time.sleep(1.5)  # of a reply that takes long; there is a ping a second
         sdk.report_unhealthy = report_slowly
         runpy.run_module("handler", run_name="__main__", alter_sys=True)
     """
