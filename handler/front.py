@@ -73,8 +73,7 @@ class _Front:
             self.engine.close()
             signals.ignore()  # uvloop leaves that as it is; to remove its handlers first would let a signal kill
         if self.failed:
-            self._heartbeat.stop()  # a ping behind the report would say that all is well
-            _report_unhealthy(self.failed)
+            _report_unhealthy(self._heartbeat, self.failed)
 
     async def _start_engine(self) -> None:
         self._timeline.stages.update(await self.engine.start())
@@ -119,7 +118,12 @@ class _Front:
         self._loop.stop()
 
 
-def _report_unhealthy(sentence: str) -> None:
+def _report_unhealthy(heartbeat: Heartbeat, sentence: str) -> None:
     """Best effort, and not for long: the SDK limits each step of it, not the whole, and the worker has to end."""
+
+    def report() -> None:
+        heartbeat.stop()  # a ping behind the report would say that all is well
+        sdk_module.report_unhealthy("engine", sentence)
+
     with suppress(RuntimeError, TimeoutError):  # the first: no further thread
-        in_daemon(partial(sdk_module.report_unhealthy, "engine", sentence), "report").result(_REPORT_S)
+        in_daemon(report, "report").result(_REPORT_S)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import socket
 import subprocess
 import sys
 import threading
@@ -16,10 +15,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote
+
+from tests.ports import held_port
 
 KEY = "emulated-key"
 PRICES = {"NVIDIA L4": (0.44, 0.39), "NVIDIA A40": (0.40, None), "NVIDIA H100 80GB HBM3": (2.99, 2.69)}
@@ -42,6 +44,7 @@ class EmulatedApi:
         self.refuse_with: tuple[int, Any] | None = None
         """Status and content of every reply."""
         self._program, self._start_s, self._scratch = program, start_s, scratch
+        self._ports = ExitStack()
         api = self
 
         class Handler(_Handler):
@@ -65,6 +68,7 @@ class EmulatedApi:
         self._server.server_close()
         for pod_id in list(self.pods):
             self._terminate(pod_id)
+        self._ports.close()
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         """Status and content of a reply. Raises ConnectionError to send nothing."""
@@ -101,7 +105,7 @@ class EmulatedApi:
     def _create(self, order: Any) -> str:
         self.created.append(order)
         pod_id = f"pod{len(self.created)}"
-        port = _free_port()
+        port = self._ports.enter_context(held_port())
         command = [*self._program, *shlex.split(order["args"])[1:]]
         process = subprocess.Popen(
             command,
@@ -188,9 +192,3 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _problem(status: int, detail: str) -> tuple[int, Any]:
     return status, {"title": "of a problem", "status": status, "detail": detail}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

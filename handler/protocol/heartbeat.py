@@ -9,12 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from handler.log import log
 from handler.protocol import sdk
 
 _NEEDED = ("RUNPOD_AI_API_KEY", "RUNPOD_POD_ID", "RUNPOD_WEBHOOK_PING")
 _PAUSE_S = 1.0
+_UNDER_WAY_S = 1.0
 
 
 class _Stopped(Exception):
@@ -29,6 +31,7 @@ class Heartbeat:
         self._wanted = all(environ.get(name) for name in _NEEDED)  # the stock SDK's own conditions
         self._told = False
         self._is_stopped = False
+        self._under_way = threading.Lock()
 
     def start(self) -> bool:
         """Ping from now on, where the environment says that this is a worker. False where there is no thread for it."""
@@ -46,18 +49,31 @@ class Heartbeat:
         return True
 
     def stop(self) -> None:
-        """Begin no further ping."""
+        """Begin no further ping, and wait for the one that is under way, though not for long."""
         self._is_stopped = True
+        if self._under_way.acquire(timeout=_UNDER_WAY_S):
+            self._under_way.release()
 
     def _ping(self) -> None:
         while True:
             try:
-                sdk.heartbeat().process_loop(self)
+                self._ping_on(sdk.heartbeat()())
             except _Stopped:
                 return
             except Exception as error:  # a worker that stops to ping loses its jobs to another one
                 log("ERROR", f"the heartbeat failed ({type(error).__name__}: {error}); it goes on")
                 time.sleep(_PAUSE_S)
+
+    def _ping_on(self, pings: Any) -> None:
+        """As the SDK's `process_loop` does, which makes `pings` itself; what `stop` waits for holds the lock."""
+        send = pings._send_ping
+
+        def send_one() -> None:
+            with self._under_way:
+                send()
+
+        pings._mirror, pings._send_ping = self, send_one
+        pings.ping_loop()
 
     def set(self, job_ids: str | None) -> None:
         """Take the comma-separated ids of the running jobs."""

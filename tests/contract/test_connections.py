@@ -21,7 +21,7 @@ from handler.protocol import transport
 from handler.protocol.connections import Client
 from handler.protocol.http1 import Connection
 from handler.protocol.sdk import Sdk
-from tests.loops import bodies
+from tests.loops import bodies, until
 
 
 @dataclass
@@ -171,6 +171,7 @@ async def test_after_a_pause_the_connection_for_a_result_is_opened_while_its_job
     serving = asyncio.create_task(loop.run())
     assert (await emulator.wait(emulator.submit({"connections": 3}))).output == 0
     assert (await emulator.wait(emulator.submit({"connections": 3}))).output == 1  # it was kept
+    await until(lambda: not sdk.progress.get_job_count())  # it has heard of that
     (of_results,) = gate.of(b"/job-done/")
     gate.writers[of_results].close()  # by the server, which has seen nothing for too long
     assert (await emulator.wait(emulator.submit({"connections": 4}))).output == 1

@@ -18,7 +18,7 @@ from handler.options import asks
 from handler.protocol import sdk as sdk_module
 from handler.protocol.sdk import Sdk
 from handler.protocol.transport import Poll
-from tests.loops import bodies, each
+from tests.loops import bodies, each, until
 
 WORKER = "worker-1"
 SHUTTING_DOWN = {"error": "overloaded, please retry: the worker is shutting down"}
@@ -433,9 +433,13 @@ async def test_a_job_is_with_the_handler_before_the_next_poll_is_written(sdk: Sd
     assert at[2] - at[1] < 0.9
 
 
-async def test_a_job_handed_out_twice_at_once_is_answered_once(sdk: Sdk, emulator: Emulator):
+async def test_a_job_handed_out_twice_at_once_is_answered_once(
+    sdk: Sdk, emulator: Emulator, capsys: pytest.CaptureFixture[str]
+):
+    handed_out = asyncio.Event()
+
     async def handler(job: dict[str, Any]) -> Any:
-        await asyncio.sleep(0.2)
+        await handed_out.wait()
         return 1
 
     record = emulator.submit({"x": 1})
@@ -444,6 +448,8 @@ async def test_a_job_handed_out_twice_at_once_is_answered_once(sdk: Sdk, emulato
             await asyncio.sleep(0.01)
         emulator.faults.add("job-take", Fault(status=200, body=f'[{{"id": "{record.id}", "input": 1}}]'))
         emulator.submit({"y": 1})
+        await until(lambda: "RunPod sent a job again that is running" in capsys.readouterr().out)
+        handed_out.set()
         await emulator.wait(record)
     assert answered_once(record)
 

@@ -18,6 +18,7 @@ from engine.errors import ConfigError
 from handler import front
 from handler.log import LOG_LEVELS
 from handler.protocol import sdk, sdk_environ
+from handler.protocol.heartbeat import Heartbeat
 
 SDK_ENV = {
     **os.environ,
@@ -47,10 +48,11 @@ def test_the_functions_have_the_signatures_that_are_called():
     assert "Authorization" in loaded.auth_header()
     assert loaded.progress.get_job_list() is None
     assert callable(loaded.progress.set_mirror)
-    from runpod.serverless.modules.rp_ping import Heartbeat
+    from runpod.serverless.modules.rp_ping import Heartbeat as Pings
 
-    assert list(inspect.signature(Heartbeat.process_loop).parameters) == ["mirror", "test"]
-    assert "_mirror.get()" in inspect.getsource(Heartbeat)
+    assert list(inspect.signature(Pings.ping_loop).parameters) == ["self", "test"]
+    assert "self._send_ping()" in inspect.getsource(Pings.ping_loop)
+    assert "_mirror.get()" in inspect.getsource(Pings._send_ping)
 
 
 def test_a_setting_of_the_sdk_is_not_lost_when_its_init_runs_later():
@@ -221,7 +223,7 @@ def test_a_report_whose_reply_never_ends_holds_nobody_up(monkeypatch: pytest.Mon
         monkeypatch.setenv("RUNPOD_WEBHOOK_PING", f"http://127.0.0.1:{listener.getsockname()[1]}/ping")
         monkeypatch.setenv("RUNPOD_AI_API_KEY", "a key")
         monkeypatch.setattr(front, "_REPORT_S", 0.5)
-        front._report_unhealthy("it died")  # returns
+        front._report_unhealthy(Heartbeat({}), "it died")  # returns
         assert dripping.is_alive()
         done.set()
         dripping.join()
@@ -281,6 +283,7 @@ def test_the_level_that_the_sdk_reads_is_that_of_the_workers_own_lines():
     code = f"""
 import importlib, os
 from handler.protocol import sdk, sdk_environ
+from handler.protocol.heartbeat import Heartbeat
 from handler.log import log
 sdk.load()
 from runpod.serverless.modules import rp_logger

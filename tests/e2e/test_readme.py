@@ -112,6 +112,7 @@ def test_the_readme_opens_with_the_two_commands():
     assert COMMANDS[:2] == ["make demo", "make test"]
 
 
+@pytest.mark.timeout(600)  # the first `make demo` exports a model of 90 MB
 @pytest.mark.parametrize(
     "command", [command for command in COMMANDS if command not in NOT_RUN and command[:5] != "curl "]
 )

@@ -20,20 +20,17 @@ import pytest
 import requests
 
 from tests.bundles import write_small_bundle
+from tests.ports import held_port
 from tests.processes import wait_until_dead
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class Served:
     """A worker's process and its address."""
 
-    def __init__(self, bundle: Path, command: Sequence[str] = (sys.executable, "-m", "handler"), **env: str) -> None:
-        self.port = int(env.get("PORT") or free_port())
+    def __init__(
+        self, bundle: Path, port: int, command: Sequence[str] = (sys.executable, "-m", "handler"), **env: str
+    ) -> None:
+        self.port = port
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = subprocess.Popen(
             command,
@@ -70,15 +67,16 @@ class Served:
 
 @contextmanager
 def served(bundle: Path, *, ready: bool = True, **options: Any) -> Iterator[Served]:
-    worker = Served(bundle, **options)
-    try:
-        if ready:
-            worker.wait_until_ready()
-        yield worker
-    finally:
-        if worker.process.poll() is None:
-            worker.process.kill()
-        worker.process.communicate()
+    with held_port() as port:
+        worker = Served(bundle, port, **options)
+        try:
+            if ready:
+                worker.wait_until_ready()
+            yield worker
+        finally:
+            if worker.process.poll() is None:
+                worker.process.kill()
+            worker.process.communicate()
 
 
 def holds_connections(pid: int) -> bool:
@@ -208,8 +206,7 @@ def test_other_paths_and_methods_are_refused(worker: Served):
 
 def test_a_worker_that_starts_says_so(tmp_path: Path):
     """On both ports; its bundle comes from a server that never answers."""
-    port_health = free_port()
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with held_port() as port_health, socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/bundle.tar"
         source = {"BUNDLE_URL": url, "BUNDLE_SHA256": "0" * 64, "BUNDLE_CACHE": str(tmp_path)}
         with served(tmp_path, ready=False, PORT_HEALTH=str(port_health), **source) as starting:
@@ -250,13 +247,13 @@ def test_sigterm_answers_what_was_taken(small_bundle: Path, drain: str, status: 
 
 
 def test_a_request_that_takes_too_long_fails(small_bundle: Path):
-    with served(small_bundle, JOB_TIMEOUT_S="0.3") as running:
+    with served(small_bundle, JOB_TIMEOUT_S="1") as running:
         engine = running.engine_pid()
         os.kill(engine, signal.SIGSTOP)
         for stream in (False, True):
             late = running.ask({"input": {"text": "a", "stream": stream}})
             assert late.status_code == 504
-            assert late.json()["error"] == "worker fault: the job took longer than 0.3 s (JOB_TIMEOUT_S)"
+            assert late.json()["error"] == "worker fault: the job took longer than 1.0 s (JOB_TIMEOUT_S)"
         os.kill(engine, signal.SIGCONT)
         assert running.ask({"input": {"text": "a"}}).status_code == 200
 

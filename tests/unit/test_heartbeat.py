@@ -9,7 +9,7 @@ import psutil
 import pytest
 from runpod.serverless.modules import rp_ping
 
-from benchmarks.emulator import EmulatorThread
+from benchmarks.emulator import EmulatorThread, Fault
 from benchmarks.worker_process import WorkerProcess
 from handler.protocol.heartbeat import Heartbeat
 
@@ -17,6 +17,7 @@ from handler.protocol.heartbeat import Heartbeat
 def test_it_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch):
     """The SDK's loop ends on everything but requests' errors: a broken pipe of its log, half of a surrogate pair."""
     monkeypatch.setattr("handler.protocol.heartbeat._PAUSE_S", 0.01)
+    monkeypatch.setattr("handler.protocol.heartbeat._UNDER_WAY_S", 0.01)
     monkeypatch.setenv("RUNPOD_WEBHOOK_PING", "http://127.0.0.1:9/ping")
     pings, thrice = 0, threading.Event()
 
@@ -29,18 +30,22 @@ def test_it_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch):
         raise BrokenPipeError
 
     monkeypatch.setattr(rp_ping.Heartbeat, "_send_ping", send)
-    Heartbeat(dict.fromkeys(("RUNPOD_AI_API_KEY", "RUNPOD_POD_ID", "RUNPOD_WEBHOOK_PING"), "x")).start()
+    heartbeat = Heartbeat(dict.fromkeys(("RUNPOD_AI_API_KEY", "RUNPOD_POD_ID", "RUNPOD_WEBHOOK_PING"), "x"))
+    heartbeat.start()
     assert thrice.wait(10)
+    heartbeat.stop()  # which the ping that never ends does not hold up
 
 
 def test_nothing_is_heard_of_a_worker_after_it_said_that_it_is_to_be_replaced(small_bundle: Path, tmp_path: Path):
+    """Not by a ping that was under way before, nor by the next one."""
     code = """if True:
         import runpy, time
-        from handler.protocol import sdk
+        from handler.protocol import heartbeat, sdk
+        heartbeat._UNDER_WAY_S = 20.0
         report = sdk.report_unhealthy
         def report_slowly(check, reason):
             report(check, reason)
-            time.sleep(2.5)  # of a reply that takes long; there is a ping a second
+            time.sleep(1.5)  # of a reply that takes long; there is a ping a second
         sdk.report_unhealthy = report_slowly
         runpy.run_module("handler", run_name="__main__", alter_sys=True)
     """
@@ -51,6 +56,10 @@ def test_nothing_is_heard_of_a_worker_after_it_said_that_it_is_to_be_replaced(sm
             while not emulator.workers["worker-1"].ping_count:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
+            emulator.inject("ping", Fault(delay_s=0.5))
+            while not emulator.emulator.faults.struck["ping"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
             psutil.Process(worker.process.pid).children()[0].kill()
             assert worker.process.wait(20) == 1
         assert emulator.workers["worker-1"].pings[-1].get("status") == "unhealthy"

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,7 +163,9 @@ def test_and_no_plan_may(bundle: Path, monkeypatch: pytest.MonkeyPatch):
 def test_what_takes_long_is_said_again_whenever_it_took_twice_as_long(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
+    now = [0.0]
     monkeypatch.setattr("handler.log._LONG_S", 0.1)
+    monkeypatch.setattr("handler.log.time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(sys, "stdout", os.fdopen(1, "w", closefd=False))  # the other process closes all above 2
     (bundle / WEIGHTS).write_bytes(bytes(800_000))  # four reads, of 262144 bytes
     write_manifest(bundle, open_bundle(bundle).manifest)
@@ -170,7 +173,7 @@ def test_what_takes_long_is_said_again_whenever_it_took_twice_as_long(
 
     def slow(path: Path, told: Any) -> str:
         def told_late(size: int) -> None:
-            time.sleep(0.11 if path.name == "weights.bin" else 0)
+            now[0] += 0.11 if path.name == "weights.bin" else 0
             told(size)
 
         return sha256(path, told_late)
@@ -179,9 +182,7 @@ def test_what_takes_long_is_said_again_whenever_it_took_twice_as_long(
     begun(bundle, WEIGHTS).result()
     lines = [line.partition(' {"seconds"')[0] for line in capfd.readouterr().out.splitlines()]
     said = f"INFO  | still reading {WEIGHTS}, to compare its SHA-256:"
-    assert lines[0] == f"{said} 0.3 MB of 0.8 MB"
-    assert lines[-1] in (f"{said} 0.5 MB of 0.8 MB", f"{said} 0.8 MB of 0.8 MB")
-    assert 1 < len(lines) < 4
+    assert lines == [f"{said} {done} MB of 0.8 MB" for done in ("0.3", "0.5", "0.8")]
 
 
 @pytest.mark.parametrize("how", ["changed", "cut", "gone"])
@@ -278,6 +279,8 @@ def test_a_descriptor_above_the_limit_is_closed_as_well(bundle: Path, monkeypatc
     """And one that select() could not wait for is waited for."""
     slowly(monkeypatch, 600)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] <= 1030:
+        pytest.skip(f"needs more than 1030 open files, and the hard limit (ulimit -Hn) is {limits[1]}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
     ours, theirs = socket.socketpair()
     high = socket.socket(fileno=fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, 1030))
