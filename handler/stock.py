@@ -66,12 +66,15 @@ class Watch:
             self._running.discard(task)
 
     def _watch(self, batcher: Batcher | Router | Passage) -> None:
-        pause, awake_since = self._timeout_s / CHECKS_PER_TIMEOUT, 0.0
-        while min(batcher.busy_s, time.monotonic() - awake_since) <= self._timeout_s:
-            begin = time.monotonic()
+        pause, awake_since, seen = self._timeout_s / CHECKS_PER_TIMEOUT, 0.0, time.monotonic()
+        while True:
             time.sleep(pause)
-            if time.monotonic() - begin > 2 * pause:  # this process stood still, engine and all
-                awake_since = time.monotonic()
+            busy_s, now = batcher.busy_s, time.monotonic()  # in this order: a stop between the two is noticed as well
+            if now - seen > 2 * pause:  # this process stood still, engine and all
+                awake_since = now
+            elif min(busy_s, now - awake_since) > self._timeout_s:
+                break
+            seen = now
         self._sentence = batch_too_long(batcher.running, self._timeout_s)
         for task in list(self._running):  # a copy in one step, which no other thread comes between
             task.get_loop().call_soon_threadsafe(self._give_up, task)

@@ -150,20 +150,22 @@ class EngineClient:
         clock goes on.
         """
         pause, awake_since = timeout_s / CHECKS_PER_TIMEOUT, 0.0
+        seen = self._last_pong = time.monotonic()
         while True:
-            self._last_pong, self._busy_s = time.monotonic(), 0.0
-            while self._waiting and not self._failure:
+            is_asked = bool(self._waiting) and not self._failure
+            if is_asked:
                 self._send("ping", 0, None)
-                begin = time.monotonic()
-                await asyncio.sleep(pause)
-                now = time.monotonic()
-                if now - begin > 2 * pause:
-                    self._last_pong = awake_since = now
-                elif now - self._last_pong > timeout_s:
-                    self._fail(f"the engine did not answer within {timeout_s:g} s (ENGINE_TIMEOUT_S)")
-                elif min(self._busy_s, now - awake_since) > timeout_s:
-                    self._fail(batch_too_long(self._running, timeout_s))
             await asyncio.sleep(pause)
+            now = time.monotonic()
+            if now - seen > 2 * pause:  # also where no job was there yet, or between two lines
+                self._last_pong = awake_since = now
+            elif not is_asked:
+                self._last_pong, self._busy_s = now, 0.0
+            elif now - self._last_pong > timeout_s:
+                self._fail(f"the engine did not answer within {timeout_s:g} s (ENGINE_TIMEOUT_S)")
+            elif min(self._busy_s, now - awake_since) > timeout_s:
+                self._fail(batch_too_long(self._running, timeout_s))
+            seen = now
 
     def close(self) -> None:
         """Close the connection; the engine's process ends when it notices."""

@@ -253,6 +253,8 @@ Step = tuple[float, list[tuple[Any, ...]]]
 PAUSE_S = 0.25
 SILENCE: Step = (PAUSE_S, [])
 FROZEN: Step = (99.0, [])
+FROZEN_AS_A_JOB_CAME: Step = (99.0, [("job",)])
+FROZEN_AS_IT_ASKS: Step = (PAUSE_S, [("pong", 0, 99.25, "1 row")])
 
 
 def busy(seconds: float) -> Step:
@@ -270,6 +272,8 @@ WATCHED: dict[str, tuple[list[Step], str]] = {
     "it says nothing": ([SILENCE] * 9, "the engine did not answer within 1 s"),
     "it runs a long batch": (busy_since(0.0, 9), "the engine did not end a batch of 1 row within 1 s"),
     "both processes were frozen": ([busy(PAUSE_S), FROZEN, *busy_since(99.25, 3)], ""),
+    "as soon as a job was there": ([FROZEN_AS_A_JOB_CAME, *busy_since(99.25, 3)], ""),
+    "between two lines": ([busy(PAUSE_S), FROZEN_AS_IT_ASKS, *busy_since(99.5, 2)], ""),
     "and its batch does not end": ([busy(PAUSE_S), FROZEN, *busy_since(99.25, 8)], "did not end a batch of 1 row"),
 }
 
@@ -282,10 +286,16 @@ async def test_a_time_in_which_the_engine_could_not_run_is_not_held_against_it(
     now, left, failures = [100.0], list(steps), list[str]()
     ours, theirs = socket.socketpair()
     client = EngineClient(ours, failures.append)
-    monkeypatch.setattr(client, "_send", lambda *frame: None)
+
+    def send(*frame: Any) -> None:
+        now[0] += FROZEN[0] if left[:1] == [FROZEN_AS_IT_ASKS] else 0.0
+
+    monkeypatch.setattr(client, "_send", send)
     client._started = asyncio.get_running_loop().create_future()
     client._started.set_result({})
-    client._waiting[1] = job = asyncio.get_running_loop().create_future()
+    job = asyncio.get_running_loop().create_future()
+    if FROZEN_AS_A_JOB_CAME not in left:
+        client._waiting[1] = job
 
     async def sleep(seconds: float) -> None:
         if not left or failures:
@@ -293,7 +303,10 @@ async def test_a_time_in_which_the_engine_could_not_run_is_not_held_against_it(
         took, frames = left.pop(0)
         now[0] += took
         for frame in frames:
-            client._on_frame(*frame)
+            if frame == ("job",):
+                client._waiting[1] = job
+            else:
+                client._on_frame(*frame)
 
     monkeypatch.setattr("handler.processes.engine_client.time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr("handler.processes.engine_client.asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
