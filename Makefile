@@ -127,8 +127,8 @@ imports: setup
 	@$(BIN)/lint-imports
 
 unit: setup
-	@echo "== pytest, a process for each CPU and one more"
-	@$(BIN)/python -m pytest -n auto --dist loadfile
+	@echo "== pytest, a process for each CPU and one more; files in their order, so that the short ones come last"
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 ifeq ($(EXTRA),gpu)
 test-gpu: setup

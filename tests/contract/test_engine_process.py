@@ -288,7 +288,7 @@ async def test_a_time_in_which_the_engine_could_not_run_is_not_held_against_it(
     client = EngineClient(ours, failures.append)
 
     def send(*frame: Any) -> None:
-        now[0] += FROZEN[0] if left[:1] == [FROZEN_AS_IT_ASKS] else 0.0
+        now[0] += FROZEN[0] if left and left[0] is FROZEN_AS_IT_ASKS else 0.0
 
     monkeypatch.setattr(client, "_send", send)
     client._started = asyncio.get_running_loop().create_future()
