@@ -21,6 +21,18 @@ def worker_env(emulator: EmulatorThread, bundle: Path, **env: str) -> dict[str, 
     return {**os.environ, **emulator.worker_env(), **ours, **env}
 
 
+def full_pipe() -> tuple[int, int]:
+    """Both ends of a pipe that has no room left."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, bytes(4096))
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    return reader, writer
+
+
 @pytest.mark.parametrize(
     ("output", "loop"),
     [
@@ -170,13 +182,7 @@ def test_pings_take_the_way_that_jobs_take(emulator: EmulatorThread, small_bundl
 
 def test_output_that_nobody_reads_costs_no_job(emulator: EmulatorThread, small_bundle: Path):
     """A pipe whose reader hangs, full from the start: the first line would wait for ever."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    try:
-        while True:
-            os.write(writer, bytes(4096))
-    except BlockingIOError:
-        os.set_blocking(writer, True)
+    reader, writer = full_pipe()
     try:
         env = {"BUNDLE": str(small_bundle), "ENGINE": "fake", "RUNPOD_LOG_LEVEL": "INFO"}
         with WorkerProcess(emulator, [sys.executable, "-m", "handler"], env, log=writer) as worker:
@@ -212,13 +218,7 @@ sent.join()
 
 def test_a_signal_that_comes_while_a_line_is_on_its_way_stops_the_sdks_own_loop():
     """It asks for the next job for ever where the line of its signal handler fails."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    try:
-        while True:
-            os.write(writer, bytes(4096))
-    except BlockingIOError:
-        os.set_blocking(writer, True)  # so each line waits a second
+    reader, writer = full_pipe()  # so each line waits a second
     ended = subprocess.run(
         [sys.executable, "-c", PRINTS_WHILE_IT_PRINTS], stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
     )
