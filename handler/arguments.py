@@ -92,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="All settings are environment variables, BUNDLE first (default: the folder bundle); docs/settings.md "
         "lists them. Exit codes: 0 after a clean stop, or a local job that was answered; 1 when the worker cannot "
         "start or go on, or a local job failed: a sentence says why; 130 by Ctrl-C while it starts, and where nobody "
-        "reads any more what a local mode prints; 143 by SIGTERM, and 129 by SIGHUP, before a local job was answered.",
+        "reads any more what a local mode prints; 130 by Ctrl-C, 143 by SIGTERM, and 129 by SIGHUP, before a local job "
+        "was answered.",
         allow_abbrev=False,
     )
     parser.add_argument("--test_input", metavar="JSON", help=f"answer this job and exit, such as {_JOB}")
