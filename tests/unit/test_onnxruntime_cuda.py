@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -130,8 +131,8 @@ def test_no_room_for_one_row(small_bundle: Path):
         engine.warm_up()
 
 
-def test_fp32_on_cuda_is_fp32(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
-    """Left alone the provider multiplies in TF32 from sm_80 on."""
+def test_the_provider_is_not_left_to_its_defaults(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """It would multiply in TF32 from sm_80 on, and try every algorithm for each convolution and bucket."""
     asked: list[Any] = []
 
     class Session:
@@ -143,9 +144,8 @@ def test_fp32_on_cuda_is_fp32(small_bundle: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(ort, "InferenceSession", Session)
     OnnxRuntimeEngine(open_bundle(small_bundle), provider="cuda")
-    ((name, options), last) = asked
-    assert (name, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
-    assert options["use_tf32"] == "0"
+    options = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    assert asked == [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
 
 class Device:
@@ -153,29 +153,25 @@ class Device:
 
     def __init__(self, engine: OnnxRuntimeCudaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.run = self.breaks = self.copy = ""
-        session, values = engine._session, engine._values
+        session = engine._session
 
-        class Session:
-            io_binding = staticmethod(session.io_binding)
+        def run(binding: object) -> None:
+            if self.run:
+                self.copy = self.breaks
+                raise RuntimeError(self.run)
+            session.run_with_iobinding(binding)
 
-            def run_with_iobinding(_, binding: object) -> None:
-                if self.run:
-                    self.copy = self.breaks
-                    raise RuntimeError(self.run)
-                session.run_with_iobinding(binding)
+        def copy(value: Any, source: object) -> None:
+            if self.copy:
+                raise RuntimeError(self.copy)
+            value.update_inplace(source)
 
-        class Value:
-            def __init__(_, value: Any) -> None:
-                _.value = value
-
-            def update_inplace(_, source: object) -> None:
-                if self.copy:
-                    raise RuntimeError(self.copy)
-                _.value.update_inplace(source)
-
-        wrapped = {bucket: {name: Value(value) for name, value in of.items()} for bucket, of in values.items()}
-        monkeypatch.setattr(engine, "_session", Session())
-        monkeypatch.setattr(engine, "_values", wrapped)
+        values = {
+            bucket: {name: SimpleNamespace(update_inplace=partial(copy, value)) for name, value in bound.items()}
+            for bucket, bound in engine._values.items()
+        }
+        monkeypatch.setattr(engine, "_session", SimpleNamespace(run_with_iobinding=run))
+        monkeypatch.setattr(engine, "_values", values)
 
 
 NODE = "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Add node. Status Message: "
@@ -212,9 +208,7 @@ async def test_a_context_that_broke_in_a_kernel_ends_the_engine_at_once(
     assert "CUDA failure 700" in sentence
 
 
-async def test_a_row_that_fails_on_a_device_that_works_fails_alone(
-    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
-):
+async def test_a_row_that_fails_on_a_device_that_works_fails_alone(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     engine = OnnxRuntimeCudaEngine(open_bundle(small_bundle), device="cpu")
     engine.warm_up()
     device = Device(engine, monkeypatch)
