@@ -67,12 +67,10 @@ async def timed_awaiting(
 class Times:
     """Measures `engine` as `timed` does, run as trtexec's switches say. `cuda_graph` False takes its captures away."""
 
-    def __init__(
-        self, bundle: Bundle, engine: Engine, *, cuda_graph: bool = True, spin_wait: bool = False, **limits: float
-    ) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, *, cuda_graph: bool = True, **limits: float) -> None:
         self._engine = engine
         self._bundle = bundle
-        self._cuda_graph, self._spin_wait = cuda_graph, spin_wait
+        self._cuda_graph = cuda_graph
         self._limits: Any = limits
         if not cuda_graph:
             for run in getattr(engine, "_runs", {}).values():
@@ -104,24 +102,14 @@ class Times:
             def run() -> None:
                 start()
                 cuda.record(done)
-                self._wait(cuda, done)
+                cuda.wait(done)
 
             return timed(run, **self._limits)
 
     def with_copies(self, bucket: Bucket) -> Took:
         """`Engine.run`: inputs from host memory, outputs back in it."""
         self._fill(bucket)
-        engine: Any = self._engine
-        if not self._spin_wait:
-            return timed(lambda: engine.run(bucket), **self._limits)
-
-        def run() -> None:
-            engine.start(bucket)
-            with engine._cuda.active("measuring"):
-                self._wait(engine._cuda, engine._done[0])
-            engine.finish()
-
-        return timed(run, **self._limits)
+        return timed(lambda: self._engine.run(bucket), **self._limits)
 
     def through_handler(self, bucket: Bucket) -> Took:
         """`handler(job)`: texts in, vectors out, and the batcher between them."""
@@ -141,13 +129,6 @@ class Times:
                 await asyncio.to_thread(batcher.close)
 
         return asyncio.run(measured())
-
-    def _wait(self, cuda: Any, event: Any) -> None:
-        if self._spin_wait:
-            while not event.query():
-                pass
-        else:
-            cuda.wait(event)
 
     def _fill(self, bucket: Bucket) -> None:
         rng = np.random.default_rng(0)

@@ -8,8 +8,9 @@
                        how a TensorRT engine is run; other engines have nothing of the kind, and refuse them by name
     --exportTimes FILE every single time, as JSON
 
-The defaults differ where the worker does: it always replays a CUDA graph, so here that is the default. None of those
-for TensorRT has run on a GPU yet.
+The defaults differ where the worker does: it always replays a CUDA graph, and CUDA spins while it waits for the GPU, as
+it does for trtexec with --useSpinWait alone; so here both are the default. None of those for TensorRT has run on a GPU
+yet.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ class Switches:
     percentiles: tuple[float, ...] = (90.0, 95.0, 99.0)
     cuda_graph: bool = True
     data_transfers: bool = True
-    spin_wait: bool = False
     streams: int = 1
     export_times: Path | None = None
 
@@ -48,7 +48,7 @@ class Switches:
     @property
     def engine(self) -> dict[str, Any]:
         """How our engine is to be run."""
-        return {"cuda_graph": self.cuda_graph, "spin_wait": self.spin_wait, "streams": self.streams}
+        return {"cuda_graph": self.cuda_graph, "streams": self.streams}
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -95,7 +95,9 @@ def add_switches(parser: argparse.ArgumentParser, *, duration_s: float) -> None:
     )
     graph.add_argument("--noCudaGraph", action="store_true", help="queue copies and kernels one by one")
     group.add_argument("--noDataTransfers", action="store_true", help="the run alone, its inputs on the device already")
-    group.add_argument("--useSpinWait", action="store_true", help="wait for the GPU by asking, not by sleeping")
+    group.add_argument(
+        "--useSpinWait", action="store_true", help="spin while the GPU runs, as the worker does (default: on)"
+    )
     group.add_argument(
         "--streams", type=arguments.count, default=1, metavar="N", help="so many engines at once (default: %(default)s)"
     )
@@ -119,7 +121,6 @@ def switches_of(args: argparse.Namespace, engine: str) -> Switches:
         percentiles=args.percentile,
         cuda_graph=not args.noCudaGraph,
         data_transfers=not args.noDataTransfers,
-        spin_wait=args.useSpinWait,
         streams=args.streams,
         export_times=args.exportTimes,
     )

@@ -48,9 +48,9 @@ def open_engine(
 
     `say` gets a line for the log about everything that takes long or fails on the way, and `struck` what is out from
     now on, as `Facts` has it; `warmed` goes on from there. `need` is for a bundle of which `verify_common` has passed
-    and no more. Raises ConfigError when nothing works that the settings
-    allow, EngineError when the engine asked for does not load, BundleError when the bundle failed its parity gate and
-    the settings do not allow that.
+    and no more. For a plan that the GPU has no room for only what runs on the GPU is taken, and nothing is built.
+    Raises ConfigError when nothing works that the settings allow, EngineError when the engine asked for does not load,
+    BundleError when the bundle failed its parity gate and the settings do not allow that.
     """
     struck = {} if struck is None else struck
     if bundle.manifest.parity_failed and not settings.allow_parity_failure:
@@ -69,14 +69,11 @@ def open_engine(
                 plan_cache.verify(choice.plan)
             need(_opened_by(choice, bundle, graph))
             return load_engine(choice, bundle, settings, graph), choice
-        except (EngineLost, OutOfMemory):
-            raise  # the next best would meet the same
         except EngineError as error:
-            key = _key(choice)
-            if _is_last(key, settings):
+            if _ends(error, choice, settings):
                 raise
-            say(f"{key}: {error}")
-            struck[key] = str(error)
+            say(f"{_key(choice)}: {error}")
+            struck.update(_strikes(error, choice))
 
 
 def warmed(
@@ -99,15 +96,13 @@ def warmed(
         try:
             engine.warm_up()
             return engine, choice
-        except (EngineLost, OutOfMemory):
-            raise  # as above
         except EngineError as error:
-            key, reason = _key(choice), str(error)
-            if _is_last(key, settings):
+            if _ends(error, choice, settings):
                 raise
+            strikes = _strikes(error, choice)
         engine.close()  # only now, for the error's traceback holds on to what is to be freed
-        say(f"{key}: {reason}")
-        struck[key] = reason
+        say(f"{_key(choice)}: {strikes[_key(choice)]}")
+        struck.update(strikes)
         engine, choice = open_engine(bundle, settings, graph, say, struck, need)
 
 
@@ -182,9 +177,24 @@ def _key(choice: Choice) -> str:
     return "build" if choice.build else str(choice.plan.path) if choice.plan else choice.engine
 
 
-def _is_last(key: str, settings: Settings) -> bool:
-    """Whether there is nothing below it."""
-    return key in ("onnxruntime-cpu", settings.engine)
+def _ends(error: EngineError, choice: Choice, settings: Settings) -> bool:
+    """Whether the next best would meet the same `error`, or there is none below `choice`.
+
+    Memory that ends is met again but by what follows a plan, which may hold its weights once for each of its
+    optimization profiles: another plan may have fewer, and ONNX Runtime holds them once.
+    """
+    if isinstance(error, OutOfMemory) and choice.plan is None:
+        return True
+    return isinstance(error, EngineLost) or _key(choice) in ("onnxruntime-cpu", settings.engine)
+
+
+def _strikes(error: EngineError, choice: Choice) -> dict[str, str]:
+    """What is out from now on, since `choice` failed with `error`, and why."""
+    strikes = {_key(choice): str(error)}
+    if isinstance(error, OutOfMemory) and choice.plan is not None:
+        strikes["build"] = f"this GPU has no room for {choice.plan.name}, and a build takes minutes"
+        strikes["onnxruntime-cpu"] = "a GPU without room is no reason to serve on the CPU"
+    return strikes
 
 
 def _built(bundle: Bundle, settings: Settings, graph: str, facts: Facts, struck: dict[str, str], say: Say) -> Facts:

@@ -143,6 +143,8 @@ _INSTALL = "pip install -r requirements/cpu.txt, or run with the Python of .venv
 
 def _fix(settings: Settings, facts: Facts, last: Step) -> str:
     """What to change; a build is named only where it could be done."""
+    if settings.engine == "auto" and "onnxruntime-cpu" in facts.struck:
+        return "take a GPU with more memory"
     if settings.engine == "auto" and not facts.providers:
         return _INSTALL
     could_build = last.name == "build" and not settings.build_on_boot and "build" not in facts.struck
@@ -197,6 +199,8 @@ def _build(settings: Settings, facts: Facts) -> Choice | str:
 def _cpu(settings: Settings, facts: Facts) -> Choice | str:
     if not facts.providers:
         return "onnxruntime is not installed"
+    if "onnxruntime-cpu" in facts.struck:
+        return facts.struck["onnxruntime-cpu"]
     why_not_cuda = _obstacle_to_cuda(facts) or _obstacle_to_provider(facts) or facts.struck.get("onnxruntime-cuda", "")
     asked_for = _who_asked_for_a_gpu(facts)
     if asked_for and not settings.allow_cpu:

@@ -136,12 +136,6 @@ class PycudaDouble(ModuleType):
                         device.drain(1)
                 return self
 
-            def query(self) -> bool:
-                with guarded("cuEventQuery"):
-                    device.call("cuEventQuery", unsafe=True)
-                    device.drain(1)  # time passes while somebody asks
-                return bool(self.passed)
-
         def pagelocked_empty(shape: int, dtype: Any) -> Array:
             assert dtype is np.uint8
             return np.asarray(HostAllocation(shape))

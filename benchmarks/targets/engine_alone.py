@@ -1,7 +1,7 @@
 """Our engine in a process of its own, run at shapes or on rows that are asked for; see pipe.py for the lines.
 
 python -m benchmarks.targets.engine_alone '{"bundle": ..., "engine": ..., "precision": ..., "batches": [1],
-    "lengths": [16], "cuda_graph": true, "spin_wait": false, "streams": 1}'
+    "lengths": [16], "cuda_graph": true, "streams": 1}'
 
 {"how": "copies", "batch": 1, "length": 16, "warm_up_ms": 200, "duration_s": 3, "iterations": 10}
     -> {"ms": [...], "seconds": 3.0}; "alone" and "handler" as Times has them; null ms where there is no such thing
@@ -40,7 +40,7 @@ def main(asked: Mapping[str, Any]) -> None:
     bundle = open_bundle(path)
     for engine in engines:
         engine.warm_up()
-    run = {name: asked[name] for name in ("cuda_graph", "spin_wait") if name in asked}
+    run = {"cuda_graph": asked.get("cuda_graph", True)}
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         try:

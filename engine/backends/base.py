@@ -26,7 +26,8 @@ class Engine(Protocol):
     slots: int = 1
     """Buffer sets that every bucket has. With two, one may be filled while the run of the other goes on."""
     computes_in_caller: bool = True
-    """Whether the thread that calls `start` computes; else it waits, and Python threads run meanwhile."""
+    """Whether the thread that calls `start` computes; else it waits, for which CUDA spins, and Python threads
+    run meanwhile."""
     caller_cpu: int | None = None
     """The CPU that the thread which calls `start` should keep to; None leaves it to the scheduler."""
     lanes: int = 0

@@ -170,7 +170,11 @@ class Cuda:
         event.record(self._stream)
 
     def wait(self, event: Any) -> None:
-        """Wait until the stream has passed `event`; other Python threads run meanwhile."""
+        """Wait until the stream has passed `event`; other Python threads run meanwhile.
+
+        CUDA spins for so long, which takes a CPU, and a run ends sooner than for a thread that has to be woken: only an
+        event with CU_EVENT_BLOCKING_SYNC would let it sleep.
+        """
         event.synchronize()
 
     def wait_all(self) -> None:

@@ -17,12 +17,10 @@ from engine.bundle import Bundle
 from engine.errors import EngineError, EngineLost, OutOfMemory
 
 _SHORTEST = 16
-_CUDA_FAILURE = re.compile(r"CUDA failure (\d+):")
-# Those that cudaError_t's documentation says leave the process in a state in which all further work fails, and
-# uncorrectable errors of the hardware.
-_STICKY = frozenset((214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999))
-# Of the arena, of CUDA, of cuBLAS and cuDNN; and of the CPU, in tests.
-_NO_ROOM = re.compile(r"Failed to allocate memory|CUDA failure 2:|STATUS_ALLOC_FAILED|bad_alloc")
+# Of the arena, of CUDA, of a kernel, of cuBLAS and cuDNN; and of the CPU, in tests.
+_NO_ROOM = re.compile(
+    r"Failed to allocate memory|CUDA failure 2:|cudaErrorMemoryAllocation|STATUS_ALLOC_FAILED|bad_alloc"
+)
 
 
 class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
@@ -96,8 +94,8 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             super().start(bucket)
         except EngineError as error:
             said = str(error)
-            if is_sticky(said):
-                raise EngineLost(said) from error
+            if sticky := self._sticky():
+                raise EngineLost(said if sticky in said else f"{said} ({sticky})") from error
             if _NO_ROOM.search(said):
                 raise OutOfMemory(said) from error
             raise
@@ -106,6 +104,22 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         """Drop the device's memory before the session that it belongs to."""
         self._values.clear()
         super().close()
+
+    def _sticky(self) -> str | None:
+        """The error that every further call would meet; None when the device works, or when nothing is bound yet.
+
+        Asked of the device, as in cuda.py: a sticky error is one that comes back. In the first report it can hardly be
+        known, for kernels, cuBLAS and cuDNN have words of their own. The question is a copy to memory that is there, of
+        the bucket that was bound last: of the smallest.
+        """
+        for bucket, values in reversed(self._values.items()):
+            for name, value in values.items():
+                try:
+                    value.update_inplace(self._in.at(bucket)[name])
+                except Exception as error:  # as in the base class
+                    return str(error)
+                return None
+        return None
 
     def _bind(self, bucket: Bucket) -> Any:
         binding = self._session.io_binding()
@@ -121,12 +135,6 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             binding.bind_output(name, "cpu", 0, view.dtype.type, view.shape, view.ctypes.data)
         self._values[bucket], self._bindings[bucket] = values, binding
         return binding
-
-
-def is_sticky(message: str) -> bool:
-    """Whether ONNX Runtime tells of a CUDA error that every further call in this process meets again."""
-    found = _CUDA_FAILURE.search(message)
-    return found is not None and int(found.group(1)) in _STICKY
 
 
 def coarse(largest: Bucket) -> Ladder:

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from engine.backends.base import Engine
     from engine.bucket import Bucket
 
-_IDLE_RUNS = 3
-"""Runs before any is timed: the GPU was idle while the CPU computed the reference, and has lowered its clock."""
+_WARM_UP_S = 0.1
+"""For so long it runs before any run is timed: the GPU was idle while the CPU computed the reference, for seconds at
+times, and has lowered its clock, which by a few short runs it does not raise again."""
 _RUNS = 5, 100
 """At least and at most; between these, as many as fit into _SECONDS."""
 _SECONDS = 0.1
@@ -19,7 +20,8 @@ _SECONDS = 0.1
 
 def latency_us(engine: Engine, bucket: Bucket) -> int:
     """Microseconds of a run with its copies, the median, at least 1; of what stands in the buffers of `bucket`."""
-    for _ in range(_IDLE_RUNS):
+    end = time.perf_counter() + _WARM_UP_S
+    while time.perf_counter() < end:
         engine.run(bucket)
     least, most = _RUNS
     took: list[float] = []

@@ -1,18 +1,24 @@
 """From a bundle to an engine, on facts that are made up where this machine has no GPU."""
 
+import gc
 import re
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from shutil import copytree
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import handler.boot
 from engine import boot, probe
+from engine.backends import load_engine, onnxruntime_cuda
 from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
 from engine.backends.tensorrt import TensorRtEngine
 from engine.batching.router import Router
 from engine.boot import foreseen, gather, open_engine, warmed
@@ -22,12 +28,13 @@ from engine.config import Settings
 from engine.errors import BundleError, ConfigError, EngineError, EngineLost, OutOfMemory
 from engine.plans import build_plan, late
 from engine.probe import Gpu
+from engine.select import Choice
 from handler.startup.timeline import Timeline
 from tests.bundles import move_weights_out, write_small_bundle
 from tests.contract.test_engine import row
 from tests.cuda_double import CUresult, Device, installed
 from tests.plans import add_plan
-from tests.tensorrt_double import TensorRtDouble, plan_bytes
+from tests.tensorrt_double import Severity, TensorRtDouble, plan_bytes
 
 L4 = Gpu("NVIDIA L4", (8, 9), "550.54.15", "12.4")
 
@@ -121,13 +128,136 @@ def test_a_plan_of_other_weights_is_not_loaded(small_bundle: Path, tmp_path: Pat
         open_engine(open_bundle(small_bundle), settings(tmp_path, engine="tensorrt"))
 
 
-def test_memory_that_does_not_suffice_is_no_reason_to_take_the_next_best(
+def with_onnxruntime_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the build of ONNX Runtime for CUDA were installed: its engine, on the CPU."""
+    monkeypatch.setattr(probe, "onnxruntime_providers", lambda: ("CUDAExecutionProvider", "CPUExecutionProvider"))
+    monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCudaEngine", partial(OnnxRuntimeCudaEngine, device="cpu"))
+
+
+def without_room(trt: ModuleType, *plans: bytes) -> None:
+    """Let `trt` find no memory for the weights of `plans`, or of any."""
+    load = trt.Runtime.deserialize_cuda_engine
+
+    def deserialize(self: Any, content: Any) -> Any:
+        if plans and bytes(content) not in plans:
+            return load(self, content)
+        self.logger.log(Severity.ERROR, "[defaultAllocator.cpp::allocate] Error Code 1: Cuda Runtime (out of memory)")
+        return None
+
+    trt.Runtime.deserialize_cuda_engine = deserialize
+
+
+def test_memory_that_does_not_suffice_is_no_reason_to_serve_on_the_cpu(
     small_bundle: Path, tmp_path: Path, device: Device
 ):
+    """Where ONNX Runtime knows no CUDA; and a build takes minutes, for a plan that is as large."""
     add_plan(small_bundle, plan_bytes())
     device.capacity = 1000
-    with pytest.raises(OutOfMemory):
-        open_engine(open_bundle(small_bundle), settings(tmp_path, allow_cpu=True))
+    wanted = settings(tmp_path, allow_cpu=True, build_on_boot=True)
+    name = "sm_89-trt10.13.0-fp16.plan"
+    with pytest.raises(ConfigError) as error:
+        open_engine(open_bundle(small_bundle), wanted)
+    said = str(error.value)
+    assert f"exact plan: {name}: CUDA failed while allocating the buffers of {name}: cuMemAlloc failed" in said
+    assert f"build: this GPU has no room for {name}" in said
+    assert "ONNX Runtime on the CPU: a GPU without room is no reason to serve on the CPU" in said
+    assert said.endswith("take a GPU with more memory")
+    with pytest.raises(ConfigError, match="set ENGINE=auto to take the next best$"):
+        open_engine(open_bundle(small_bundle), replace(wanted, engine="tensorrt"))
+
+
+def test_a_plan_without_room_is_passed_over_for_what_may_fit_the_gpu(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It may hold its weights once a profile: a smaller one has room, or ONNX Runtime, which holds them once."""
+    with_onnxruntime_on_cuda(monkeypatch)
+    small = plan_bytes(scratch=999)
+    add_plan(small_bundle, plan_bytes())
+    add_plan(small_bundle, small, precision="fp32")
+    without_room(sys.modules["tensorrt"], plan_bytes())
+    said: list[str] = []
+    bundle = open_bundle(small_bundle)
+    engine, choice = open_engine(bundle, settings(tmp_path), say=said.append)
+    assert choice.plan is not None
+    assert choice.plan.plan.precision == "fp32"
+    assert len(said) == 1
+    assert "fp16.plan: TensorRT 10.13.0.35 does not load" in said[0]
+    assert "out of memory" in said[0]
+    engine.close()
+    without_room(sys.modules["tensorrt"])
+    engine, choice = open_engine(bundle, settings(tmp_path, build_on_boot=True, allow_cpu=True))
+    assert (choice.engine, choice.ladder[-1].name) == ("onnxruntime-cuda", "ONNX Runtime on CUDA")
+    assert "out of memory" in choice.ladder[0].reason
+    engine.close()
+    with pytest.raises(ConfigError, match="ENGINE=tensorrt cannot run here: .*out of memory"):
+        open_engine(bundle, settings(tmp_path, engine="tensorrt"))
+
+
+def test_nor_does_what_follows_a_plan_without_room_lead_to_the_cpu(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """ONNX Runtime's engine fails in another way, or has no room either."""
+    with_onnxruntime_on_cuda(monkeypatch)
+    add_plan(small_bundle, plan_bytes())
+    without_room(sys.modules["tensorrt"])
+    bundle, wanted = open_bundle(small_bundle), settings(tmp_path, allow_cpu=True)
+    opened = open_engine(bundle, wanted, struck=(struck := dict[str, str]()))
+    assert opened[1].engine == "onnxruntime-cuda"
+
+    for error, raised in ((OutOfMemory("CUDA failure 2"), OutOfMemory), (EngineError("no kernel"), ConfigError)):
+
+        def fail(error: EngineError = error) -> None:
+            raise error
+
+        monkeypatch.setattr(opened[0], "warm_up", fail)
+        with pytest.raises(raised):
+            warmed(*opened, bundle, wanted, struck=dict(struck))
+
+
+@pytest.mark.parametrize("ends_at", ["buffers", "execution contexts", "warm-up"])
+def test_what_a_plan_without_room_held_is_free_before_the_next_is_opened(
+    small_bundle: Path, tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch, ends_at: str
+):
+    """Without the cyclic collector, which does not run during a boot."""
+    with_onnxruntime_on_cuda(monkeypatch)
+    add_plan(small_bundle, plan_bytes())
+    trt = sys.modules["tensorrt"]
+    held: list[Any] = []
+    load = trt.Runtime.deserialize_cuda_engine
+
+    def deserialize(self: Any, content: Any) -> Any:
+        found = load(self, content)
+        held.extend((weakref.ref(self), weakref.ref(found)))
+        return found
+
+    monkeypatch.setattr(trt.Runtime, "deserialize_cuda_engine", deserialize)
+    opened: list[str] = []
+
+    def open_next(choice: Choice, *rest: Any) -> Any:
+        if choice.engine == "onnxruntime-cuda":
+            assert not [one for one in held if one() is not None]
+            assert (device.memory, device.pinned) == ({}, [])
+        opened.append(choice.engine)
+        return load_engine(choice, *rest)
+
+    monkeypatch.setattr(boot, "load_engine", open_next)
+    if ends_at == "buffers":
+        device.capacity = 10_000
+    elif ends_at == "execution contexts":
+        monkeypatch.setattr(trt, "most_contexts", 1)
+    else:
+        refusing("Error Code 2: OutOfMemory (no further information)")
+    bundle, wanted, said = open_bundle(small_bundle), settings(tmp_path), list[str]()
+    gc.disable()
+    try:
+        struck = dict[str, str]()
+        engine, choice = warmed(*open_engine(bundle, wanted, "model", said.append, struck), bundle, wanted)
+    finally:
+        gc.enable()
+    assert opened == ["tensorrt", "onnxruntime-cuda"]
+    assert held
+    assert choice.engine == "onnxruntime-cuda"
+    engine.close()
 
 
 def test_nor_is_a_broken_context(small_bundle: Path, tmp_path: Path, device: Device):
@@ -308,12 +438,28 @@ def test_by_name_nothing_else_is_taken(small_bundle: Path, tmp_path: Path):
         warmed(*open_engine(bundle, wanted), bundle, wanted)
 
 
-def test_one_that_runs_out_of_memory_is_no_reason_for_the_next_best(small_bundle: Path, tmp_path: Path):
+def test_one_that_runs_out_of_memory_is_no_reason_to_serve_on_the_cpu(small_bundle: Path, tmp_path: Path):
     add_plan(small_bundle, plan_bytes())
     refusing("Error Code 2: OutOfMemory (no further information)")
     bundle, wanted = open_bundle(small_bundle), settings(tmp_path, allow_cpu=True)
-    with pytest.raises(OutOfMemory):
+    with pytest.raises(ConfigError, match="OutOfMemory .*no reason to serve on the CPU; take a GPU with more memory"):
         warmed(*open_engine(bundle, wanted), bundle, wanted)
+
+
+def test_a_plan_on_the_volume_without_room_is_not_built_at_every_boot(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with_onnxruntime_on_cuda(monkeypatch)
+    builder(monkeypatch, tmp_path)
+    bundle, wanted = open_bundle(small_bundle), settings(tmp_path, build_on_boot=True)
+    open_engine(bundle, wanted)[0].close()
+    builder(monkeypatch, tmp_path, content="1 / 0")  # the next build would say so
+    without_room(sys.modules["tensorrt"])
+    said: list[str] = []
+    engine, choice = open_engine(bundle, wanted, say=said.append)
+    assert choice.engine == "onnxruntime-cuda"
+    assert len(said) == 1
+    engine.close()
 
 
 def test_a_plan_that_was_built_and_does_not_run_is_not_built_again(

@@ -1,10 +1,12 @@
 """What can be tried of the CUDA provider's engine without a GPU: everything on the CPU but its ladder and its words."""
 
+import asyncio
 import re
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from benchmarks.bert_bundle import bert_bundle
 from benchmarks.bert_graph import Shape
 from engine.backends import load_engine, onnxruntime_cuda
 from engine.backends.onnxruntime import OnnxRuntimeEngine
-from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine, coarse, is_sticky
+from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine, coarse
+from engine.batching.batcher import Batcher
 from engine.batching.feed import run_rows
 from engine.bucket import Bucket
 from engine.bundle import open_bundle
@@ -23,6 +26,7 @@ from engine.config import Settings
 from engine.errors import EngineError, EngineLost, OutOfMemory
 from engine.select import Choice
 from engine.tensors import Row
+from tests.contract.test_engine import row
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,7 @@ from engine.bundle import open_bundle
 from engine.errors import OutOfMemory
 from engine.batching.feed import run_rows
 from engine.tensors import Row
+from tests.contract.test_engine import row
 
 bundle = open_bundle(Path(sys.argv[1]))
 engine = OnnxRuntimeCudaEngine(bundle, threads=1, device="cpu")
@@ -126,8 +131,8 @@ def test_no_room_for_one_row(small_bundle: Path):
         engine.warm_up()
 
 
-def test_fp32_on_cuda_is_fp32(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
-    """Left alone the provider multiplies in TF32 from sm_80 on."""
+def test_the_provider_is_not_left_to_its_defaults(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """It would multiply in TF32 from sm_80 on, and try every algorithm for each convolution and bucket."""
     asked: list[Any] = []
 
     class Session:
@@ -139,24 +144,85 @@ def test_fp32_on_cuda_is_fp32(small_bundle: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(ort, "InferenceSession", Session)
     OnnxRuntimeEngine(open_bundle(small_bundle), provider="cuda")
-    assert asked == [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+    options = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    assert asked == [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
 
-def test_a_sticky_error_is_told_apart(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+class Device:
+    """Under an engine on the CPU: what its runs end with, and all copies from the first such run on, if they fail."""
+
+    def __init__(self, engine: OnnxRuntimeCudaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.run = self.breaks = self.copy = ""
+        session = engine._session
+
+        def run(binding: object) -> None:
+            if self.run:
+                self.copy = self.breaks
+                raise RuntimeError(self.run)
+            session.run_with_iobinding(binding)
+
+        def copy(value: Any, source: object) -> None:
+            if self.copy:
+                raise RuntimeError(self.copy)
+            value.update_inplace(source)
+
+        values = {
+            bucket: {name: SimpleNamespace(update_inplace=partial(copy, value)) for name, value in bound.items()}
+            for bucket, bound in engine._values.items()
+        }
+        monkeypatch.setattr(engine, "_session", SimpleNamespace(run_with_iobinding=run))
+        monkeypatch.setattr(engine, "_values", values)
+
+
+NODE = "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Add node. Status Message: "
+COPY = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=x ; expr=cudaMemcpy(...)"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        NODE + "CUDA error cudaErrorIllegalAddress:an illegal memory access was encountered",
+        NODE + "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0 ; hostname=x",
+        NODE + "CUDNN failure 8: CUDNN_STATUS_EXECUTION_FAILED ; GPU=0 ; hostname=x",
+        NODE + COPY,
+    ],
+)
+async def test_a_context_that_broke_in_a_kernel_ends_the_engine_at_once(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, first: str
+):
+    """A kernel and the libraries tell of it in words of their own; every copy from then on says what it is."""
     engine = OnnxRuntimeCudaEngine(open_bundle(small_bundle), device="cpu")
     engine.warm_up()
+    device = Device(engine, monkeypatch)
+    batcher = Batcher(engine, max_rows=8, max_tokens=1000, max_queued=100)
+    lost = list[str]()
+    batcher.on_lost = lost.append
+    assert len(await batcher.run([row(4)])) == 1
+    device.run, device.breaks = first, COPY
+    with pytest.raises(EngineLost, match=re.escape(first)):
+        await batcher.run([row(4), row(4)])
+    with pytest.raises(EngineLost):
+        await batcher.run([row(4)])
+    await asyncio.to_thread(batcher.close)
+    (sentence,) = lost
+    assert "CUDA failure 700" in sentence
 
-    class Broken:
-        def run_with_iobinding(self, binding: object) -> None:
-            raise RuntimeError(self.says)
 
-        says = "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=x"
-
-    engine._session = Broken()
-    with pytest.raises(EngineLost, match="CUDA failure 700"):
-        engine.run(Bucket(1, 16))
-    Broken.says = "CUDA failure 2: out of memory ; GPU=0"
-    with pytest.raises(EngineError) as error:
-        engine.run(Bucket(1, 16))
-    assert type(error.value) is OutOfMemory
-    assert not is_sticky("no CUDA failure")
+async def test_a_row_that_fails_on_a_device_that_works_fails_alone(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    engine = OnnxRuntimeCudaEngine(open_bundle(small_bundle), device="cpu")
+    engine.warm_up()
+    device = Device(engine, monkeypatch)
+    batcher = Batcher(engine, max_rows=8, max_tokens=1000, max_queued=100)
+    for words, kind in (
+        ("CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED", EngineError),
+        ("CUDA error cudaErrorMemoryAllocation:out of memory", OutOfMemory),
+        ("CUDA failure 2: out of memory ; GPU=0", OutOfMemory),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED", OutOfMemory),
+    ):
+        device.run = NODE + words
+        with pytest.raises(EngineError, match=words) as error:
+            await batcher.run([row(4)])
+        assert type(error.value) is kind
+        device.run = ""
+        assert len(await batcher.run([row(4)])) == 1
+    await asyncio.to_thread(batcher.close)

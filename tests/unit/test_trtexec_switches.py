@@ -18,18 +18,18 @@ def read(*arguments: str) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def test_the_defaults_are_trtexecs_but_for_the_graph():
+def test_the_defaults_are_trtexecs_but_for_what_the_worker_does():
     assert switches_of(read(), "tensorrt") == Switches()
-    assert Switches() == Switches(200.0, 3.0, 10, (90.0, 95.0, 99.0), True, True, False, 1, None)
+    assert Switches() == Switches(200.0, 3.0, 10, (90.0, 95.0, 99.0), True, True, 1, None)
 
 
 def test_all_of_them():
     given = "--warmUp=500 --duration=10 --iterations=100 --percentile=50,99.9 --noCudaGraph --noDataTransfers".split()
     given += ["--useSpinWait", "--streams=2", "--exportTimes=t.json"]
     found = switches_of(read(*given), "tensorrt")
-    assert found == Switches(500.0, 10.0, 100, (50.0, 99.9), False, False, True, 2, Path("t.json"))
+    assert found == Switches(500.0, 10.0, 100, (50.0, 99.9), False, False, 2, Path("t.json"))
     assert found.metrics == {"p50_ms": 50.0, "p99.9_ms": 99.9}
-    assert found.engine == {"cuda_graph": False, "spin_wait": True, "streams": 2}
+    assert found.engine == {"cuda_graph": False, "streams": 2}
     assert json.loads(json.dumps(found.as_options()))["percentiles"] == [50.0, 99.9]
 
 
