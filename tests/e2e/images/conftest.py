@@ -1,14 +1,10 @@
-"""Image models of the zoo, exported and served once a session, and transformers' pipeline on the same model."""
+"""Models of the zoo on images, and pictures for them."""
 
 from __future__ import annotations
 
 import base64
 import io
-import shutil
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,60 +13,19 @@ import pytest
 from PIL import Image
 
 from benchmarks.zoo.images import EXPORT_SIZES, task_model
-from export.__main__ import main
-from tests.exports import pipeline_task
-from tests.served import Served
-
-
-@dataclass
-class Entry:
-    """A model, its bundle behind a handler, and the pipeline."""
-
-    pipeline_task: str
-    folder: Path
-    served: Served
-
-    @cached_property
-    def pipeline(self) -> Any:
-        import transformers
-
-        transformers.utils.logging.set_verbosity_error()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return transformers.pipeline(self.pipeline_task, model=str(self.folder), use_fast=False, device="cpu")
-
-    def expect(self, *arguments: Any, **options: Any) -> Any:
-        """What the pipeline answers."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return self.pipeline(*arguments, **options)
-
-
-Zoo = Callable[..., Entry]
+from tests.zoo import Zoo, exported_zoo
 
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zoo]:
     """`zoo(task, architecture, *options of the export, **config)`."""
-    made: dict[str, Entry] = {}
 
-    def get(task: str, architecture: str, *options: str, **config: Any) -> Entry:
-        pipeline = pipeline_task(task)
-        key = f"{task} {architecture} {options} {sorted(config.items())}"
-        if key not in made:
-            root = tmp_path_factory.mktemp("zoo")
-            folder = task_model(root / "model", task, architecture, **config)
-            if not options and architecture in EXPORT_SIZES:
-                options = ("--image-size", "x".join(map(str, EXPORT_SIZES[architecture])))
-            arguments = ["--task", task, "--out", str(root / "bundle"), *options]
-            assert main([str(folder), *arguments]) == 0
-            made[key] = Entry(pipeline, folder, Served(root / "bundle"))
-        return made[key]
+    def written(folder: Path, task: str, architecture: str, *options: str, **config: Any) -> tuple[Path, Sequence[str]]:
+        if not options and architecture in EXPORT_SIZES:
+            options = ("--image-size", "x".join(map(str, EXPORT_SIZES[architecture])))
+        return task_model(folder, task, architecture, **config), options
 
-    yield get
-    for entry in made.values():
-        entry.served.close()
-        shutil.rmtree(entry.folder.parent)
+    yield from exported_zoo(tmp_path_factory, written, use_fast=False)
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:
