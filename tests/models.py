@@ -1,90 +1,44 @@
-"""Hugging Face models small enough to export in a second: random weights, a tokenizer trained on the spot, no network.
+"""Models of benchmarks/zoo with the files of sentence-transformers, small enough to export in a second.
 
-Weights are drawn wider than usual, so that every token counts and a wrong pooling is far from the right one. torch is
-imported when a model is made, so that a test that writes only JSON files starts fast.
+torch is imported when a model is made, so that a test that writes only JSON files starts fast.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tokenizers
+from benchmarks.zoo.decoders import SPECS
+from benchmarks.zoo.text import HIDDEN, POSITIONS, model_of, tiny_model
 
-from benchmarks.zoo.vocabulary import word_pieces
-
-HIDDEN = 32
-POSITIONS = 128
-_SIZES: dict[str, Any] = {
-    "hidden_size": HIDDEN,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "initializer_range": 0.2,
-}
-_CORPUS = [
-    "the quick brown fox jumps over the lazy dog while a small cat sleeps on the mat",
-    "numbers 0 1 2 3 4 5 6 7 8 9 and letters a b c d e f g h i j k l m n o p q r s t u v w x y z",
-    "what is the answer to a question of medium length that says little, again and again?",
-    "ein Satz auf Deutsch, etwas länger als der erste; ὀδυσσεύς ΟΔΥΣΣΕΥΣ 机器学习 שלום مرحبا",
-]
+__all__ = ["HIDDEN", "POSITIONS"]  # of all of them
 
 
-def tiny_bert(folder: Path, **options: Any) -> Path:
-    """WordPiece, [CLS] and [SEP], segments, absolute positions."""
-    import transformers
-
-    tokenizer = transformers.BertTokenizerFast(_word_pieces(folder, "[PAD] [UNK] [CLS] [SEP] [MASK]"))
-    config = transformers.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=POSITIONS, **_SIZES)
-    return _write(folder, transformers.BertModel, config, tokenizer, **options)
-
-
-def tiny_roberta(folder: Path, **options: Any) -> Path:
-    """Byte-level BPE, no segments, positions that begin behind the index of padding."""
-    import transformers
-
-    trained = tokenizers.ByteLevelBPETokenizer()
-    trained.train_from_iterator(
-        _CORPUS, 400, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"], show_progress=False
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    trained.save_model(str(folder))
-    tokenizer = transformers.RobertaTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    config = transformers.RobertaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=POSITIONS + 2, type_vocab_size=1, **_SIZES
-    )
-    return _write(folder, transformers.RobertaModel, config, tokenizer, **options)
+def _tiny(
+    write: Callable[..., Path],
+    folder: Path,
+    *,
+    pooling: str = "mean",
+    normalize: bool = True,
+    sentence_transformers: bool = True,
+    seed: int = 0,
+    **settings: Any,
+) -> Path:
+    write(folder, seed=seed)
+    if sentence_transformers:
+        write_sentence_files(folder, pooling, normalize, **settings)
+    return folder
 
 
-def tiny_mpnet(folder: Path, **options: Any) -> Path:
-    """WordPiece with other special tokens, relative positions beside absolute ones."""
-    import transformers
-
-    tokenizer = transformers.MPNetTokenizerFast(_word_pieces(folder, "<s> <pad> </s> [UNK] <mask>"))
-    config = transformers.MPNetConfig(vocab_size=len(tokenizer), max_position_embeddings=POSITIONS + 2, **_SIZES)
-    return _write(folder, transformers.MPNetModel, config, tokenizer, **options)
-
-
-def tiny_qwen3(folder: Path, **options: Any) -> Path:
-    """A decoder: causal attention, rotary positions, an end-of-text token; pools the last token."""
-    import transformers
-
-    trained = tokenizers.ByteLevelBPETokenizer()
-    trained.train_from_iterator(_CORPUS, 400, special_tokens=["<|endoftext|>"], show_progress=False)
-    trained.post_processor = tokenizers.processors.TemplateProcessing(
-        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
-    )
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=trained._tokenizer,
-        pad_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
-        model_input_names=["input_ids", "attention_mask"],
-    )
-    config = transformers.Qwen3Config(
-        vocab_size=len(tokenizer), max_position_embeddings=POSITIONS, num_key_value_heads=2, head_dim=8, **_SIZES
-    )
-    return _write(folder, transformers.Qwen3Model, config, tokenizer, **{"pooling": "lasttoken", **options})
+tiny_bert, tiny_roberta, tiny_mpnet = (
+    partial(_tiny, partial(tiny_model, architecture=name, auto_class="AutoModel"))
+    for name in ("bert", "roberta", "mpnet")
+)
+tiny_qwen3 = partial(_tiny, partial(model_of, spec=SPECS["qwen3"], auto_class="AutoModel"), pooling="lasttoken")
+"""A decoder: causal attention, rotary positions, an end-of-text token; pools the last token."""
 
 
 def lora(base: Path, folder: Path, seed: int = 1, auto_class: str = "AutoModel", **options: Any) -> Path:
@@ -136,40 +90,3 @@ def write_sentence_files(
     write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": HIDDEN, f"pooling_mode_{key}": True})
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     write_json(folder / "config_sentence_transformers.json", {"__version__": {}, **settings})
-
-
-def _word_pieces(folder: Path, special_tokens: str) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join(word_pieces(special_tokens.split())) + "\n", encoding="utf-8")
-    return str(vocabulary)
-
-
-def _write(
-    folder: Path,
-    model_class: Any,
-    config: Any,
-    tokenizer: Any,
-    *,
-    pooling: str = "mean",
-    normalize: bool = True,
-    sentence_transformers: bool = True,
-    seed: int = 0,
-    **settings: Any,
-) -> Path:
-    import torch
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = model_class(config)
-    # Biases start at zero and normalisation at one; a graph that drops them would go unseen.
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    model.save_pretrained(folder)
-    tokenizer.model_max_length = POSITIONS
-    tokenizer.save_pretrained(folder)
-    if sentence_transformers:
-        write_sentence_files(folder, pooling, normalize, **settings)
-    return folder
