@@ -18,10 +18,11 @@ from collections.abc import Mapping, Sequence
 from benchmarks import arguments
 from benchmarks.clients import Answers, Clients, embed_jobs
 from benchmarks.emulator import JobRecord, Status
-from benchmarks.measure import MISSING, markdown, percentile, say
+from benchmarks.in_turn import Points, in_turn, prepared
+from benchmarks.measure import MISSING, markdown, percentile
 from benchmarks.report.targets import name as target_name
 from benchmarks.results_file import Results, environment, write
-from benchmarks.rounds import Round, measurements, median_ratio, spread
+from benchmarks.rounds import measurements, median_ratio, spread
 from benchmarks.targets.catalogue import NAMES, Needs, targets
 from benchmarks.targets.queue_worker import QueueWorker
 from benchmarks.worker_process import WorkerProcess, watched
@@ -56,29 +57,17 @@ def main(args: argparse.Namespace) -> int:
         say(f"distance: {args.peer} would load all-MiniLM-L6-v2 beside this --bundle; add --with none")
         return 2
     needs = Needs(bundle=args.bundle, engine=args.engine, concurrency=1)
-    found, versions = [], {}
+    found = []
     for target in targets(["ours", args.peer], needs):
         assert isinstance(target, QueueWorker)
-        try:
-            versions[target.name] = dict(target.prepare())
-            found.append(target)
-        except RuntimeError as error:
-            if target.name == "ours":
-                raise
-            say(f"{target.name} is left out: {error}")
+        found.append(target)
+    found, versions = prepared(found, ("ours",))
     known = environment()  # now: a file that is changed meanwhile is not what runs
-    rounds = []
-    for number in range(args.rounds):
-        figures: Round = {}
-        for target in found if number % 2 == 0 else reversed(found):
-            say(f"round {number + 1} of {args.rounds}: {target.name}")
-            try:
-                figures |= measure(target, args.rtt_ms / 1e3, args.jobs, args.pause, seed=number)
-            except (RuntimeError, TimeoutError) as error:
-                if target.name == "ours":
-                    raise
-                say(f"{target.name} failed in this round: {error}")
-        rounds.append(figures)
+
+    def measured(target: QueueWorker, number: int) -> Points:
+        return measure(target, args.rtt_ms / 1e3, args.jobs, args.pause, seed=number)
+
+    rounds = in_turn(found, args.rounds, measured, ("ours",))
     options = {name: getattr(args, name) for name in ("rtt_ms", "rounds", "jobs", "pause", "engine")}
     results = Results(
         {**known, "targets": versions},
@@ -93,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure(target: QueueWorker, rtt_s: float, jobs: int, pause_s: float, *, seed: int = 0) -> Round:
+def measure(target: QueueWorker, rtt_s: float, jobs: int, pause_s: float, *, seed: int = 0) -> Points:
     """One start of `target`, `rtt_s` seconds from its endpoint. Raises RuntimeError when a job fails."""
     payloads = embed_jobs(stream(seed=seed))
     command, env = target.how()
@@ -115,9 +104,9 @@ def measure(target: QueueWorker, rtt_s: float, jobs: int, pause_s: float, *, see
         raise RuntimeError(f"{target.name}: {len(errors)} jobs failed: {errors[0]}")
     assert first.done is not None
     return {
-        (target.name, START): {"first_answer_s": first.done - worker.started},
-        (target.name, IN_TURN): {"p50_ms": percentile(in_turn.ms, 50)},
-        (target.name, PAUSED): {"p50_ms": percentile(paused.ms, 50)},
+        START: {"first_answer_s": first.done - worker.started},
+        IN_TURN: {"p50_ms": percentile(in_turn.ms, 50)},
+        PAUSED: {"p50_ms": percentile(paused.ms, 50)},
     }
 
 

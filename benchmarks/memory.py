@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 
 import psutil
 
 from benchmarks import arguments, results_file, shapes
+from benchmarks.in_turn import Points, in_turn, prepared
 from benchmarks.measure import MISSING, figure, markdown, ratio, say, times
 from benchmarks.peers import names_of
 from benchmarks.report.targets import name as target_name
-from benchmarks.results_file import Measurement, Results
+from benchmarks.results_file import Results
+from benchmarks.rounds import Figures, measurements
 from benchmarks.targets.base import Running, Target
 from benchmarks.targets.catalogue import ALWAYS, NAMES, Needs, targets
 from benchmarks.targets.pipe import PipeProcess
@@ -30,9 +32,6 @@ SCENARIO = "memory"
 BOOT, FIRST = "after boot", "after the first answer"
 _PART = 32  # texts of a job
 _PINNED_CELLS = (Bucket(1, 16), Bucket(32, 128))
-
-Figures = dict[tuple[str, str], float]
-"""Point and metric -> MB."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,58 +63,39 @@ def main(args: argparse.Namespace) -> int:
         return 2
     needs = Needs(args.model, args.bundle, args.bundle_int8, engine=args.engine)
     names = [*ALWAYS, *peers] if args.engine != "fake" else ["ours"]
-    found, versions = [], {}
-    for target in targets(names, needs):
-        try:
-            versions[target.name] = dict(target.prepare())
-            found.append(target)
-        except RuntimeError as error:
-            if target.name in ALWAYS:
-                raise
-            say(f"{target.name} is left out: {error}")
+    found, versions = prepared(targets(names, needs), ALWAYS)
     environment = {**results_file.environment(), "targets": versions}
-    rounds = measure(found, args.jobs, args.rounds)
+    rounds = in_turn(found, args.rounds, lambda target, number: measure(target, args.jobs), ALWAYS)
     if gpu() is not None:
-        for figures in rounds["ours"]:
-            figures |= _pinned(needs)
+        for one in rounds:
+            one["ours", BOOT] |= _pinned(needs)
     options = {"jobs": args.jobs, "rounds": args.rounds, "engine": args.engine}
-    results = Results(environment, options, tuple(measurements(rounds)))
+    results = Results(environment, options, measurements(SCENARIO, rounds, floor_of))
     print(table(results))
     if args.json:
         results_file.write(args.json, results)
     return 0
 
 
-def measure(found: Sequence[Target], jobs: int, rounds: int) -> Mapping[str, list[Figures]]:
-    """Every target once a round, in turn; a peer that fails in a round has no figures there."""
-    figures: dict[str, list[Figures]] = {target.name: [] for target in found}
-    for number in range(rounds):
-        for target in found:
-            say(f"round {number + 1} of {rounds}: {target.name}")
-            try:
-                figures[target.name].append(_measure(target, jobs))
-            except (RuntimeError, TimeoutError) as error:
-                if target.name in ALWAYS:
-                    raise
-                say(f"{target.name} failed in this round: {error}")
-                figures[target.name].append({})
-    return figures
-
-
-def _measure(target: Target, jobs: int) -> Figures:
+def measure(target: Target, jobs: int) -> Points:
     """Memory at each point: half of the texts come in jobs of one, the first of them alone, and half in jobs of 32."""
     with target.start() as running:
-        found = _at(BOOT, running)
+        found = {BOOT: _held(running)}
         running.embed(texts(1))
-        found |= _at(FIRST, running)
+        found[FIRST] = _held(running)
         single = stream(seed=3)
         answers = running.one_by_one([next(single) for _ in range(jobs - jobs // 2 - 1)], 0.0)
         if answers.errors:
             raise RuntimeError(f"{len(answers.errors)} jobs failed: {answers.errors[0]}")
         for number, begin in enumerate(range(0, jobs // 2, _PART)):
             running.embed(texts(min(_PART, jobs // 2 - begin), seed=number))
-        found |= _at(after(jobs), running)
+        found[after(jobs)] = _held(running)
     return found
+
+
+def floor_of(target: str, point: str, metric: str) -> tuple[str, str, str] | None:
+    """The floor's at the same point."""
+    return None if target == "floor" else ("floor", point, metric)
 
 
 def after(jobs: int) -> str:
@@ -123,10 +103,10 @@ def after(jobs: int) -> str:
     return f"after {jobs} texts"
 
 
-def _at(point: str, running: Running) -> Figures:
-    found = {(point, metric): mb for metric, mb in running.memory_mb().items()}
+def _held(running: Running) -> Figures:
+    found = dict(running.memory_mb())
     if running.pid is not None and (device := device_mb(running.pid)) is not None:
-        found[point, "device_mb"] = device
+        found["device_mb"] = device
     return found
 
 
@@ -168,16 +148,7 @@ def _pinned(needs: Needs) -> Figures:
     except RuntimeError as error:
         say(f"pinned memory is left out: {error}")
         return {}
-    return {(BOOT, "pinned_mb"): answer["pinned_mb"]} if "pinned_mb" in answer else {}
-
-
-def measurements(rounds: Mapping[str, Sequence[Figures]]) -> Iterator[Measurement]:
-    """As results files have them; multiples of the floor's at the same point."""
-    for name, figures in rounds.items():
-        for point, metric in dict.fromkeys(key for one in figures for key in one):
-            repeats = tuple(one.get((point, metric)) for one in figures)
-            floor = ("floor", point, metric) if name != "floor" and "floor" in rounds else None
-            yield Measurement(SCENARIO, name, point, metric, "MB", "lower", repeats, floor)
+    return {"pinned_mb": answer["pinned_mb"]} if "pinned_mb" in answer else {}
 
 
 def table(results: Results) -> str:

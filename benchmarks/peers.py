@@ -7,16 +7,19 @@ machines are shared and noisy. docs/peers.md says what each target is and what i
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from benchmarks import arguments, results_file
 from benchmarks.clients import Answers
+from benchmarks.in_turn import Points, in_turn, prepared
 from benchmarks.peers_table import table
 from benchmarks.results_file import Measurement, Results
+from benchmarks.rounds import Round, measurements
 from benchmarks.targets.base import STOP_TIMEOUT_S, Running, Target
 from benchmarks.targets.catalogue import ALWAYS, PEERS, Needs, targets
 from benchmarks.workload import texts
@@ -24,24 +27,8 @@ from engine.config import ENGINES
 
 __all__ = ["add_arguments", "main", "table"]
 
-Figures = dict[tuple[str, str], float | None]
-"""Point and metric -> what one round found."""
-
 CLIENTS = 32
 SCENARIO = "peers"
-_UNITS = {
-    "ready_s": "s",
-    "first_answer_s": "s",
-    "p50_ms": "ms",
-    "p99_ms": "ms",
-    "jobs_per_s": "jobs/s",
-    "rows_per_s": "rows/s",
-    "rss_mb": "MB",
-    "pss_mb": "MB",
-    "sigterm_to_exit_s": "s",
-    "min_cosine": "",
-}
-_MORE_IS_BETTER = ("jobs_per_s", "rows_per_s", "min_cosine")
 # Many clients are held against what the floor gets from batches, as a worker that batches may come near it.
 _FLOORS = {(f"{CLIENTS} clients", "jobs_per_s"): ("bulk", "rows_per_s")}
 _NO_FLOOR = {(f"{CLIENTS} clients", "p50_ms"), (f"{CLIENTS} clients", "p99_ms"), ("stop", "sigterm_to_exit_s")}
@@ -143,28 +130,31 @@ def main(args: argparse.Namespace) -> int:
     urls = [name for name in ("tei", "triton") if getattr(args, name)]
     for name in {"tei", "triton"} - set(urls):
         print(f"{name} is left out: give the address of one with --{name} URL (docs/peers.md)", file=sys.stderr)
-    versions: dict[str, Mapping[str, str]] = {}
-    found = list(_prepared(targets([*ALWAYS, *args.peers, *urls], needs), versions))
+    found, versions = prepared(targets([*ALWAYS, *args.peers, *urls], needs), ALWAYS)
     load = Load(args.seconds, args.idle_jobs, args.bulk_rows, args.stop_timeout, args.seed)
     options = {**vars(load), "concurrency": args.concurrency, "engine": args.engine, "clients": CLIENTS}
     environment = {**results_file.environment(), "targets": versions}
 
-    def results_of(rounds: Rounds) -> Results:
+    def results_of(rounds: Sequence[Round]) -> Results:
         ways = {"ways": {target.name: target.way for target in found}}
-        results = Results(environment, options, tuple(measurements(rounds)), ways)
+        results = Results(environment, options, measurements(SCENARIO, rounds, floor_of), ways)
         return results if before is None else joined(before, results)
 
-    def keep(rounds: Rounds) -> None:
+    def keep(rounds: Sequence[Round]) -> None:
         if args.json:  # after every round: a run that is cut short leaves what it had
             results_file.write(args.json, results_of(rounds))
 
     try:
-        results_of({})  # before minutes are spent
+        results_of([])  # before minutes are spent
     except ValueError as error:
         print(f"peers: {error}", file=sys.stderr)
         return 2
-    rounds = measure(found, load, args.rounds, keep, say=lambda line: print(line, file=sys.stderr, flush=True))
-    print(table(results_of(rounds)))
+    reference: list[Any] = []  # the floor's vectors: all targets must answer the same
+
+    def measure(target: Target, number: int) -> Points:
+        return _measure(target, load, reference)
+
+    print(table(results_of(in_turn(found, args.rounds, measure, ALWAYS, keep))))
     return 0
 
 
@@ -177,70 +167,35 @@ def _before(args: argparse.Namespace) -> Results | None:
     return results_file.read(args.json) if args.append and args.json.exists() else None
 
 
-def _prepared(found: Iterable[Target], versions: dict[str, Mapping[str, str]]) -> Iterable[Target]:
-    for target in found:
-        try:
-            versions[target.name] = target.prepare()
-        except RuntimeError as error:
-            if target.name in ALWAYS:
-                raise
-            print(f"{target.name} is left out: {error}", file=sys.stderr)
-        else:
-            yield target
-
-
-Rounds = dict[str, list[Figures]]
-"""Name of a target -> what each round found, empty where it failed."""
-
-
-def measure(
-    found: Sequence[Target], load: Load, rounds: int, keep: Callable[[Rounds], None], *, say: Callable[[str], None]
-) -> Rounds:
-    """Every target once a round, the order turned round every time. Peers may fail in a round."""
-    figures: Rounds = {target.name: [] for target in found}
-    reference: Any = None  # the floor's vectors: all targets must answer the same
-    for number in range(rounds):
-        order = sorted(found, key=lambda target: target.name != "floor")  # first, for its vectors
-        for target in order if number % 2 == 0 else [order[0], *order[:0:-1]]:
-            say(f"round {number + 1} of {rounds}: {target.name}")
-            try:
-                one, vectors = _measure(target, load, reference)
-            except (RuntimeError, TimeoutError) as error:
-                if target.name in ALWAYS:
-                    raise
-                say(f"{target.name} failed in this round: {error}")
-                one, vectors = {}, reference
-            reference = vectors if reference is None else reference
-            figures[target.name].append(one)
-        keep(figures)
-    return figures
-
-
-def _measure(target: Target, load: Load, reference: Any) -> tuple[Figures, Any]:
+def _measure(target: Target, load: Load, reference: list[Any]) -> Points:
     """One start of one target: its first answer, idle, one client, many, bulk, memory, stop."""
-    figures: Figures = {}
+    found: Points = {}
     with target.start() as running:
         vectors = running.embed(_PROBES[:1])
         if running.started is not None:
-            figures["cold start", "ready_s"] = running.ready_s
-            figures["cold start", "first_answer_s"] = time.perf_counter() - running.started
+            assert running.ready_s is not None
+            first_answer_s = time.perf_counter() - running.started
+            found["cold start"] = {"ready_s": running.ready_s, "first_answer_s": first_answer_s}
         vectors = running.embed(_PROBES)
-        cosine = least_cosine(vectors, vectors if reference is None else reference)
+        if not reference:
+            reference.append(vectors)
+        cosine = least_cosine(vectors, reference[0])
         if cosine < _LEAST_COSINE:
             raise RuntimeError(f"its vectors are not the floor's: a cosine of {cosine:.4f}; it runs another model")
-        figures["answers", "min_cosine"] = cosine
+        found["answers"] = {"min_cosine": cosine}
         idle = _checked(running.one_by_one(texts(load.idle_jobs, seed=load.seed), _IDLE_PAUSE_S))
-        figures["idle", "p50_ms"] = idle["p50_ms"]
+        found["idle"] = {"p50_ms": idle["p50_ms"]}
         for clients in (1, CLIENTS):
             answers = running.closed_loop(clients, load.seconds, load.seed)
             if answers is not None:
-                point, found = "1 client" if clients == 1 else f"{clients} clients", _checked(answers)
-                figures |= {(point, metric): found[metric] for metric in ("jobs_per_s", "p50_ms", "p99_ms")}
-        figures["bulk", "rows_per_s"] = _bulk(running, texts(load.bulk_rows, seed=load.seed))
-        figures |= {("memory", name): mb for name, mb in running.memory_mb().items()}
+                point, summary = "1 client" if clients == 1 else f"{clients} clients", _checked(answers)
+                found[point] = {metric: summary[metric] for metric in ("jobs_per_s", "p50_ms", "p99_ms")}
+        found["bulk"] = {"rows_per_s": _bulk(running, texts(load.bulk_rows, seed=load.seed))}
+        found["memory"] = running.memory_mb()
         if running.started is not None:
-            figures["stop", "sigterm_to_exit_s"] = running.stop(load.stop_timeout_s)
-    return figures, vectors
+            took = running.stop(load.stop_timeout_s)
+            found["stop"] = {"sigterm_to_exit_s": math.nan if took is None else took}
+    return found
 
 
 def _bulk(running: Running, many: Sequence[str]) -> float:
@@ -268,16 +223,11 @@ def least_cosine(vectors: Any, reference: Any) -> float:
     return float(((vectors * reference).sum(1) / lengths).min())
 
 
-def measurements(rounds: Rounds) -> Iterable[Measurement]:
-    """What was found, as results files have it: None for a round in which a target failed or had to be killed."""
-    for name, figures in rounds.items():
-        for point, metric in dict.fromkeys(key for one in figures for key in one):
-            repeats = tuple(one.get((point, metric)) for one in figures)
-            better: Literal["higher", "lower"] = "higher" if metric in _MORE_IS_BETTER else "lower"
-            floor = None
-            if name != "floor" and (point, metric) not in _NO_FLOOR:
-                floor = ("floor", *_FLOORS.get((point, metric), (point, metric)))
-            yield Measurement(SCENARIO, name, point, metric, _UNITS[metric], better, repeats, floor)
+def floor_of(target: str, point: str, metric: str) -> tuple[str, str, str] | None:
+    """What a figure is measured against."""
+    if target == "floor" or (point, metric) in _NO_FLOOR:
+        return None
+    return "floor", *_FLOORS.get((point, metric), (point, metric))
 
 
 def joined(before: Results, after: Results) -> Results:

@@ -25,6 +25,8 @@ FloorOf = Callable[[str, str, str], tuple[str, str, str] | None]
 
 _UNITS: tuple[tuple[str, str, Literal["higher", "lower"]], ...] = (
     ("jobs_per_s", "jobs/s", "higher"),
+    ("rows_per_s", "rows/s", "higher"),
+    ("_cosine", "", "higher"),
     ("_ms", "ms", "lower"),
     ("_us", "us", "lower"),
     ("_mb", "MB", "lower"),

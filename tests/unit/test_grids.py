@@ -19,6 +19,7 @@ from benchmarks.bert_bundle import bert_bundle
 from benchmarks.bert_graph import Shape
 from benchmarks.engine_times import Took
 from benchmarks.results_file import Results
+from benchmarks.rounds import measurements
 from benchmarks.shapes import Found
 from engine.bundle import open_bundle, write_manifest
 from engine.probe import Gpu
@@ -264,8 +265,8 @@ def test_memory_of_a_worker_that_boots_and_answers(small_bundle: Path, tmp_path:
 
 
 def test_memory_beside_ours():
-    figures = {"ours": [{("after boot", "rss_mb"): 100.0}], "stock": [{("after boot", "rss_mb"): 500.0}]}
-    lines = memory.table(Results({}, {}, tuple(memory.measurements(figures)))).splitlines()
+    figures = {("ours", "after boot"): {"rss_mb": 100.0}, ("stock", "after boot"): {"rss_mb": 500.0}}
+    lines = memory.table(Results({}, {}, measurements("memory", [figures]))).splitlines()
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["stock SDK + sentence-transformers", "500 (5x)"]
 
 
@@ -282,8 +283,8 @@ def test_device_memory_that_the_driver_does_not_tell_is_no_figure(said: str):
 
 
 def test_memory_of_nothing_is_no_multiple():
-    figures = {name: [{("after boot", "device_mb"): mb}] for name, mb in (("ours", 0.0), ("stock", 500.0))}
-    assert "500 (-)" in memory.table(Results({}, {}, tuple(memory.measurements(figures))))
+    figures = {(name, "after boot"): {"device_mb": mb} for name, mb in (("ours", 0.0), ("stock", 500.0))}
+    assert "500 (-)" in memory.table(Results({}, {}, measurements("memory", [figures])))
 
 
 def test_the_commands_are_listed(capsys: pytest.CaptureFixture[str]):

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks import peer_env, peers, results_file
 from benchmarks.__main__ import main
-from benchmarks.peers import joined, least_cosine, measurements
+from benchmarks.peers import SCENARIO, floor_of, joined, least_cosine
 from benchmarks.peers_table import table
 from benchmarks.report.targets import name as target_name
 from benchmarks.results_file import Results
+from benchmarks.rounds import Round, measurements
 from benchmarks.targets import catalogue
 from benchmarks.targets.base import Target
 from benchmarks.targets.catalogue import NAMES, PEERS, Needs, targets
@@ -27,8 +30,12 @@ from engine.bundle import open_bundle
 ALL = ("cold start", "ready_s"), ("cold start", "first_answer_s"), ("idle", "p50_ms"), ("1 client", "jobs_per_s")
 
 
-def figures(**changes: float | None) -> peers.Figures:
-    found: peers.Figures = {
+Found = dict[tuple[str, str], float]
+"""Point and metric -> what one round found."""
+
+
+def figures(**changes: float) -> Found:
+    found: Found = {
         ("cold start", "first_answer_s"): 1.0,
         ("idle", "p50_ms"): 10.0,
         ("1 client", "jobs_per_s"): 50.0,
@@ -42,14 +49,23 @@ def figures(**changes: float | None) -> peers.Figures:
     return {**found, **{named[name]: value for name, value in changes.items()}}
 
 
-def results(rounds: peers.Rounds, **environment: object) -> Results:
+def round_of(found: Mapping[str, Found]) -> Round:
+    made: Round = {}
+    for name, one in found.items():
+        for (point, metric), value in one.items():
+            made.setdefault((name, point), {})[metric] = value
+    return made
+
+
+def results(found: Mapping[str, Sequence[Found]], **environment: object) -> Results:
     ways = {"ours": "queue", "stock": "queue", "litserve": "http", "floor": "pipe"}
-    count = len(next(iter(rounds.values())))
+    count = len(next(iter(found.values())))
+    rounds = [round_of({name: one[number] for name, one in found.items()}) for number in range(count)]
     return Results(
         {"targets": {}, **environment},
         {"stop_timeout_s": 20.0},
-        tuple(measurements(rounds)),
-        {"ways": {name: ways[name] for name in rounds}, "count": count},
+        measurements(SCENARIO, rounds, floor_of),
+        {"ways": {name: ways[name] for name in found}, "count": count},
     )
 
 
@@ -58,7 +74,7 @@ def test_the_table_compares_round_by_round():
         "ours": [figures(), figures(cold_start_first_answer_s=2.0)],
         "floor": [figures(), figures()],
         "stock": [figures(cold_start_first_answer_s=10.0), figures(cold_start_first_answer_s=10.0)],
-        "litserve": [figures(stop_sigterm_to_exit_s=None), figures(stop_sigterm_to_exit_s=None)],
+        "litserve": [figures(stop_sigterm_to_exit_s=math.nan), figures(stop_sigterm_to_exit_s=math.nan)],
     }
     for both in rounds["floor"]:
         for point, metric in (("32 clients", "jobs_per_s"), ("32 clients", "p99_ms")):
@@ -228,13 +244,11 @@ def test_ours_and_the_floor_for_real(
     assert table(found) in said.out
     options[1] = "none"
 
-    def measured(
-        targets: Sequence[Target], load: object, rounds: int, keep: Callable[[peers.Rounds], None], **_: object
-    ):
-        keep(found := {target.name: [figures()] * rounds for target in targets})
+    def measured(targets: Sequence[Target], rounds: int, *more: Any) -> list[Round]:
+        more[-1](found := [round_of({target.name: figures() for target in targets})] * rounds)
         return found
 
-    monkeypatch.setattr(peers, "measure", measured)
+    monkeypatch.setattr(peers, "in_turn", measured)
     assert main(["peers", *options, "--append"]) == 0
     again = results_file.read(out).find(idle := ("peers", "ours", "idle", "p50_ms"))
     first = found.find(idle)
