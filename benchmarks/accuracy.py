@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +29,6 @@ from benchmarks.weights import minilm_folder
 from benchmarks.workload import texts
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle
-from engine.errors import WorkerError
 from engine.plans.sidecar import PRECISIONS
 from engine.tensors import Array
 
@@ -62,16 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print the table, write the JSON. Returns 2, with the reason, for what cannot be measured."""
-    try:
-        _run(args)
-    except (RuntimeError, WorkerError) as error:
-        print(f"accuracy: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _run(args: argparse.Namespace) -> None:
+    """Measure, print the table, write the JSON. Raises RuntimeError or WorkerError for what cannot be measured."""
     path = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle-int8", "--precision", "int8")
     bundle = open_bundle(path)
     if bundle.manifest.task != "feature-extraction":
@@ -98,6 +87,7 @@ def _run(args: argparse.Namespace) -> None:
     print(table(results))
     if args.json:
         results_file.write(args.json, results)
+    return 0
 
 
 Rounds = Mapping[str, Sequence[tuple[float, Array]]]

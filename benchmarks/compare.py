@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import statistics
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -93,13 +92,9 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the findings. Returns 1 when something got worse, 2 when the files cannot be compared."""
-    try:
-        before, after = read(args.before), read(args.after)
-        findings = compare(before, after, confidence=args.confidence, effect=args.effect, targets=args.targets)
-    except (OSError, ValueError) as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 2
+    """Print the findings; 1 when something got worse. Raises OSError, ValueError where the files cannot be compared."""
+    before, after = read(args.before), read(args.after)
+    findings = compare(before, after, confidence=args.confidence, effect=args.effect, targets=args.targets)
     if args.json:
         told = notes(before, after, args.targets)
         print(json.dumps({"notes": told, "findings": [_as_json(one) for one in findings]}, indent=1))

@@ -54,8 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON. A peer that fails in a round has no figure there."""
     if args.bundle and args.peer != "none":
-        say(f"distance: {args.peer} would load all-MiniLM-L6-v2 beside this --bundle; add --with none")
-        return 2
+        raise ValueError(f"{args.peer} would load all-MiniLM-L6-v2 beside this --bundle; add --with none")
     needs = Needs(bundle=args.bundle, engine=args.engine, concurrency=1)
     found = []
     for target in targets(["ours", args.peer], needs):

@@ -92,14 +92,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the steps; 1 when one failed, 2 without a GPU, or for what is no list of steps."""
+    """Run the steps; 1 when one failed. Raises RuntimeError without a GPU, ValueError for what is no list of steps."""
     if args.smoke is None and "smoke" in (args.steps or ()):
-        print("gpu: --steps names smoke, and there is no script; name one with --smoke", file=sys.stderr)
-        return 2
+        raise ValueError("--steps names smoke, and there is no script; name one with --smoke")
     args.steps = args.steps or list(STEPS)
     if gpu() is None:
-        print("gpu: no NVIDIA driver or no GPU here", file=sys.stderr)
-        return 2
+        raise RuntimeError("no NVIDIA driver or no GPU here")
     end = time.monotonic() + args.total_s
     args.out.mkdir(parents=True, exist_ok=True)
     if {"latency", "throughput"} & set(args.steps):  # told now: where they run it is a line in a log

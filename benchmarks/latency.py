@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -76,14 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON.
 
-    A model that cannot be measured is told, and the next one tried. Returns 2 for options that do not go together, and
-    where not one run came to its end.
+    A model that cannot be measured is told, and the next one tried. Raises ValueError or RuntimeError for options that
+    do not go together, and where not one run came to its end.
     """
-    try:
-        switches = _settle(args)
-    except (ValueError, RuntimeError) as error:
-        print(f"latency: {error}", file=sys.stderr)
-        return 2
+    switches = _settle(args)
     for note in notes(args, args.engine):
         say(f"latency: {note}")
     args.torch_python = shapes.torch_python(args.torch_python, args.engine, say)
@@ -107,8 +102,7 @@ def main(args: argparse.Namespace) -> int:
         if switches.export_times and times:
             export_times(switches.export_times, times)
     if not any(one.median == one.median for one in found):
-        print(f"latency: nothing could be measured; {next(iter(errors.values()))}", file=sys.stderr)
-        return 2
+        raise RuntimeError(f"nothing could be measured; {next(iter(errors.values()))}")
     print(table(results, json.loads(_PUBLISHED.read_text())["rows"]))
     return 0
 

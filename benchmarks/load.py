@@ -95,16 +95,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print the table, write the JSON. Returns 1 when a job failed, 2 for options that do not go together."""
+    """Measure, print the table, write the JSON; 1 when a job failed. Raises ValueError for options that do not fit."""
     if not args.clients and any(rate.endswith("%") for rate in args.rates):
-        print("load: a rate in % is one of the best closed loop; name --clients, or --rates in jobs/s", file=sys.stderr)
-        return 2
+        raise ValueError("a rate in % is one of the best closed loop; name --clients, or --rates in jobs/s")
     fastest = max((float(rate) for rate in args.rates if not rate.endswith("%")), default=0.0)
     if fastest * args.seconds > _MOST_JOBS:
-        print(
-            f"load: a loop of --rates and --seconds has {_MOST_JOBS} jobs at most; name smaller ones", file=sys.stderr
-        )
-        return 2
+        raise ValueError(f"a loop of --rates and --seconds has {_MOST_JOBS} jobs at most; name smaller ones")
     args.bundle = args.bundle or demo_bundle()
     results = measure(args)
     print(table(results))

@@ -59,8 +59,9 @@ def main(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON. A peer that cannot be had is left out, with its reason."""
     peers = args.peers if args.engine != "fake" else []
     if bool(args.model) != bool(args.bundle) and (peers or args.model):
-        say("memory: --model and --bundle go together, for both must be of one model; a --bundle alone, --with none")
-        return 2
+        raise ValueError(
+            "--model and --bundle go together, for both must be of one model; a --bundle alone, --with none"
+        )
     needs = Needs(args.model, args.bundle, args.bundle_int8, engine=args.engine)
     names = [*ALWAYS, *peers] if args.engine != "fake" else ["ours"]
     found, versions = prepared(targets(names, needs), ALWAYS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from benchmarks import arguments, results_file
 from benchmarks.clients import Answers
 from benchmarks.in_turn import Points, in_turn, prepared
+from benchmarks.measure import say
 from benchmarks.peers_table import table
 from benchmarks.results_file import Measurement, Results
 from benchmarks.rounds import Round, measurements
@@ -112,11 +112,7 @@ def names_of(text: str) -> list[str]:
 
 def main(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON. A peer that cannot be had is left out, with its reason."""
-    try:
-        before = _before(args)
-    except (OSError, ValueError) as error:
-        print(f"peers: {error}", file=sys.stderr)
-        return 2
+    before = _before(args)
     needs = Needs(
         model=args.model,
         bundle=args.bundle,
@@ -129,7 +125,7 @@ def main(args: argparse.Namespace) -> int:
     )
     urls = [name for name in ("tei", "triton") if getattr(args, name)]
     for name in {"tei", "triton"} - set(urls):
-        print(f"{name} is left out: give the address of one with --{name} URL (docs/peers.md)", file=sys.stderr)
+        say(f"{name} is left out: give the address of one with --{name} URL (docs/peers.md)")
     found, versions = prepared(targets([*ALWAYS, *args.peers, *urls], needs), ALWAYS)
     load = Load(args.seconds, args.idle_jobs, args.bulk_rows, args.stop_timeout, args.seed)
     options = {**vars(load), "concurrency": args.concurrency, "engine": args.engine, "clients": CLIENTS}
@@ -144,11 +140,7 @@ def main(args: argparse.Namespace) -> int:
         if args.json:  # after every round: a run that is cut short leaves what it had
             results_file.write(args.json, results_of(rounds))
 
-    try:
-        results_of([])  # before minutes are spent
-    except ValueError as error:
-        print(f"peers: {error}", file=sys.stderr)
-        return 2
+    results_of([])  # raises ValueError where they cannot be joined, before minutes are spent
     reference: list[Any] = []  # the floor's vectors: all targets must answer the same
 
     def measure(target: Target, number: int) -> Points:

@@ -107,24 +107,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print what to set; 1 when nothing measured meets the target, 2 for files that cannot be used."""
+    """Print what to set; 1 when nothing measured meets the target. Raises ValueError for files that cannot be used."""
     known = stored(args.files)
     for sentence in known.unread:
         print(f"recommend: {sentence}", file=sys.stderr)
     machines = list(dict.fromkeys(source.machine for source in known.sources))
     if len(machines) != 1:
         found = "; ".join(machines) or "none"
-        print(
-            f"recommend: a price is of one machine, and these files are of: {found}; name files of one", file=sys.stderr
-        )
-        return 2
+        raise ValueError(f"a price is of one machine, and these files are of: {found}; name files of one")
     models = sorted({name for source in known.sources for name in _models(source)})
     if len(models) > 1:
         found = ", ".join(models)
-        print(
-            f"recommend: a setting is of one model, and these files are of: {found}; name files of one", file=sys.stderr
-        )
-        return 2
+        raise ValueError(f"a setting is of one model, and these files are of: {found}; name files of one")
     asked = Asked(args.p99_ms, args.price_per_hour, args.length, args.rate, args.max_accuracy_loss, args.model)
     found_or_why = recommend(known, asked)
     if isinstance(found_or_why, str):

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import io
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -51,11 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, write the results and the page; 2 for an unknown task."""
+    """Measure, write the results and the page. Raises ValueError for an unknown task."""
     known = sorted(case.task for case in zoo.stages())
     if args.task not in (None, *known):
-        print(f"tasks: no model of {args.task!r} in benchmarks/zoo; there are: {', '.join(known)}", file=sys.stderr)
-        return 2
+        raise ValueError(f"no model of {args.task!r} in benchmarks/zoo; there are: {', '.join(known)}")
     results = read(RESULTS) if RESULTS.exists() else Results({}, {}, (), {"models": {}})
     for case in zoo.stages():
         if args.task in (None, case.task):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,11 +21,10 @@ from benchmarks.peer_env import with_torch
 from benchmarks.results_file import Measurement, Results
 from benchmarks.rounds import target_of
 from benchmarks.shapes import Asked, Found
-from benchmarks.trtexec_switches import Switches, add_switches, export_times, notes, switches_of
+from benchmarks.trtexec_switches import add_switches, export_times, notes, switches_of
 from benchmarks.weights import minilm_folder
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle
-from engine.errors import WorkerError
 from engine.plans.sidecar import PRECISIONS
 
 SCENARIO = "throughput"
@@ -74,16 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Measure, print the grids, write the JSON. Returns 2, with the reason, for what cannot be measured."""
-    try:
-        _run(args, switches_of(args, args.engine))
-    except (ValueError, RuntimeError, WorkerError) as error:
-        print(f"throughput: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _run(args: argparse.Namespace, switches: Switches) -> None:
+    """Measure, print the grids, write the JSON. Raises ValueError, RuntimeError, WorkerError for what cannot be."""
+    switches = switches_of(args, args.engine)
     for note in notes(args, args.engine):
         say(f"throughput: {note}")
     path = args.bundle or _default_bundle(args.engine)
@@ -118,6 +108,7 @@ def _run(args: argparse.Namespace, switches: Switches) -> None:
         results_file.write(args.json, results)
     if switches.export_times:
         export_times(switches.export_times, found.times())
+    return 0
 
 
 def grid(bundle: Bundle, batches: Sequence[int], given: Sequence[str]) -> list[Bucket]:

@@ -4,7 +4,6 @@ Each regression is planted from outside, by a sitecustomize.py that only the wor
 emulator and measurement are the real ones, on a small bundle and short.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from benchmarks import quick
+from benchmarks.__main__ import main
 from benchmarks.results_file import read
 from tests import bundles
 
@@ -103,9 +102,7 @@ def healthy(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(bundle: Path, *options: object) -> int:
-    parser = argparse.ArgumentParser()
-    quick.add_arguments(parser)
-    return quick.main(parser.parse_args([*SHORT, "--bundle", str(bundle), *(str(one) for one in options)]))
+    return main(["quick", *SHORT, "--bundle", str(bundle), *(str(one) for one in options)])
 
 
 def is_quiet(bundle: Path, *options: object) -> bool:

@@ -1,6 +1,5 @@
 """The benchmarks themselves, as short as they get: a toy model and the fake engine."""
 
-import argparse
 import asyncio
 import math
 import os
@@ -14,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import batching, coldstart, distance, load, page_cache, soak
+from benchmarks import distance, page_cache
+from benchmarks.__main__ import main
 from benchmarks.clients import Clients, embed_jobs
 from benchmarks.emulator import Emulator, JobRecord
 from benchmarks.emulator.exchange import now
@@ -27,17 +27,9 @@ from benchmarks.workload import stream, texts
 from engine.bundle import open_bundle, write_manifest
 from engine.tensors import TensorSpec
 
-COMMANDS: dict[str, Any] = {
-    "batching": batching, "coldstart": coldstart, "distance": distance, "load": load, "soak": soak,
-}  # fmt: skip
 
-
-def run(command: str, *arguments: object) -> int:
-    module = COMMANDS[command]
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    code: int = module.main(parser.parse_args([str(argument) for argument in arguments]))
-    return code
+def run(*command: object) -> int:
+    return main([str(one) for one in command])
 
 
 def test_one_cold_start(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -99,7 +91,7 @@ def test_a_file_tells_the_code_that_began_the_model_and_the_precision_that_was_s
     command: str, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """fp32 is the bundle's; a plan's, which a GPU would serve, is stood in for."""
-    module, out, begun = COMMANDS[command], tmp_path / "out.json", []
+    out, begun = tmp_path / "out.json", []
     start = WorkerProcess.ours
 
     def ours(*arguments: Any, **named: Any) -> WorkerProcess:
@@ -107,8 +99,8 @@ def test_a_file_tells_the_code_that_began_the_model_and_the_precision_that_was_s
         return start(*arguments, **named)
 
     monkeypatch.setattr(WorkerProcess, "ours", ours)
-    monkeypatch.setattr(module, "served_precision", lambda path, environ: "fp16" if begun else "none yet")
-    monkeypatch.setattr(module, "environment", lambda: {"commit": "later" if begun else "at the start"})
+    monkeypatch.setattr(f"benchmarks.{command}.served_precision", lambda path, environ: "fp16" if begun else "none yet")
+    monkeypatch.setattr(f"benchmarks.{command}.environment", lambda: {"commit": "later" if begun else "at the start"})
     run(command, *SCENARIOS[command].split(), "--bundle", small_bundle, "--json", out)
     found = read(out)
     assert found.environment == {"commit": "at the start"}

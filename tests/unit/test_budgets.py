@@ -1,13 +1,13 @@
 """Budgets: what may be written, what is held against them, and what is said when one is exceeded."""
 
-import argparse
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import batching, budgets, quick
+from benchmarks import budgets, quick
+from benchmarks.__main__ import main
 from benchmarks.results_file import Measurement, Results, read, write
 
 RESULTS = Results(
@@ -78,11 +78,11 @@ def test_a_run_that_no_budget_is_of_is_not_called_good(
     (tmp_path / "b.toml").write_text(FDS)
     asked = ["--bundle", small_bundle, "--budgets", tmp_path / "b.toml"]
     monkeypatch.setattr(quick, "measure", lambda args: pytest.fail("it went on"))
-    assert run(quick, *asked, "--parts", "load", "load-fake", "batching") == 2
+    assert run("quick", *asked, "--parts", "load", "load-fake", "batching") == 2
     assert "b.toml has no limit for what the parts load, load-fake, batching measure" in capsys.readouterr().err
     (tmp_path / "b.toml").write_text(FDS.replace("ours-fake", "ours-fake-int8"))
     monkeypatch.setattr(quick, "measure", lambda args: RESULTS)
-    assert run(quick, *asked) == 2
+    assert run("quick", *asked) == 2
     said = capsys.readouterr()
     assert "budgets kept" not in said.out
     assert "b.toml has no limit for load of ours, soak of ours-fake; name a file" in said.err
@@ -132,19 +132,16 @@ def test_nothing_may_be_the_most_that_is_allowed():
     assert "| 0% " in budgets.table([outcome])
 
 
-def run(module: object, *arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)  # type: ignore[attr-defined]
-    code: int = module.main(parser.parse_args([str(one) for one in arguments]))  # type: ignore[attr-defined]
-    return code
+def run(*command: object) -> int:
+    return main([str(one) for one in command])
 
 
 def test_what_cannot_be_judged_is_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert run(quick, "--budgets", tmp_path / "missing.toml") == 2
+    assert run("quick", "--budgets", tmp_path / "missing.toml") == 2
     (tmp_path / "old.json").write_text("{}")
-    assert run(quick, "--baseline", tmp_path / "old.json") == 2
+    assert run("quick", "--baseline", tmp_path / "old.json") == 2
     write(tmp_path / "other.json", Results({}, {}, ()))
-    assert run(quick, "--parts", "soak", "--baseline", tmp_path / "other.json") == 2
+    assert run("quick", "--parts", "soak", "--baseline", tmp_path / "other.json") == 2
     missing, old, other = capsys.readouterr().err.splitlines()
     assert "missing.toml" in missing
     assert "measure it anew" in old
@@ -158,11 +155,11 @@ def test_a_baseline_of_another_worker_is_told_before_anything_is_measured(
     write(tmp_path / "load.json", Results({}, {}, RESULTS.of("load")))
     monkeypatch.setattr(quick, "measure", lambda args: pytest.fail("it went on"))
     asked = ["--bundle", small_bundle, "--baseline", tmp_path / "load.json", "--parts"]
-    assert run(quick, *asked, "load-fake", "soak") == 2
+    assert run("quick", *asked, "load-fake", "soak") == 2
     assert "load.json holds nothing that the parts load-fake, soak measure" in capsys.readouterr().err
     int8 = [replace(one, target="ours-int8") for one in RESULTS.of("load")]
     monkeypatch.setattr(quick, "measure", lambda args: Results({}, {}, tuple(int8)))
-    assert run(quick, *asked, "load") == 2  # which precision a worker has is seen when it runs
+    assert run("quick", *asked, "load") == 2  # which precision a worker has is seen when it runs
     assert "quick: the files have no measurement of ours* in common" in capsys.readouterr().err
 
 
@@ -176,7 +173,7 @@ def test_what_failed_fails_a_run_that_keeps_its_budgets(
     ]
     details = {"load": {"counts": counts}, "coldstart": {"stages": {}}, "soak": {"complaints": ["files grew", "b"]}}
     monkeypatch.setattr(quick, "measure", lambda args: replace(RESULTS, details=details))
-    assert run(quick, "--bundle", small_bundle, "--budgets", tmp_path / "b.toml") == 1
+    assert run("quick", "--bundle", small_bundle, "--budgets", tmp_path / "b.toml") == 1
     said = capsys.readouterr().out
     assert "OVER" not in said
     assert said.splitlines()[-2:] == [
@@ -188,7 +185,7 @@ def test_what_failed_fails_a_run_that_keeps_its_budgets(
 def test_the_batches_of_a_job_are_counted(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "batching.json"
     options = ("--rounds", 2, "--bulk-rows", 64, "--seconds", 0.1, "--engine", "fake", "--bundle", small_bundle)
-    assert run(batching, *options, "--json", out) == 0
+    assert run("batching", *options, "--json", out) == 0
     results = read(out)
     runs = results.find(("batching", "ours-fake", "bulk", "runs_per_row"))
     padding = results.find(("batching", "ours-fake", "bulk", "padding"))

@@ -1,6 +1,5 @@
 """What is called worse, and what is not."""
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import compare
+from benchmarks.__main__ import main
 from benchmarks.results_file import Measurement, Results, write
 from benchmarks.shift import critical_rank, shift, u_counts
 
@@ -203,9 +203,7 @@ def run(before: Results, after: Results, tmp_path: Path, *options: str) -> int:
 
 
 def command(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    compare.add_arguments(parser)
-    return compare.main(parser.parse_args([str(one) for one in arguments]))
+    return main(["compare", *(str(one) for one in arguments)])
 
 
 def test_what_got_worse_is_named_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

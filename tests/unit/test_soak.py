@@ -1,6 +1,5 @@
 """The soak, short, and what it makes of a worker that leaks."""
 
-import argparse
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 
 from benchmarks import mixed_jobs as mixed
 from benchmarks import soak
+from benchmarks.__main__ import main
 from benchmarks.mixed_jobs import MixedLoad, mixed_jobs
 from benchmarks.results_file import read
 from benchmarks.soak import Report, Sample
@@ -32,10 +32,8 @@ def report(last: Sample = STEADY, **changes: Any) -> Report:
 def test_a_short_soak(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Whether memory grows takes more jobs to tell; all else must hold here too."""
     out = tmp_path / "soak.json"
-    parser = argparse.ArgumentParser()
-    soak.add_arguments(parser)
     options = ["--jobs", 1500, "--warm-up", 300, "--engine", "fake", "--bundle", small_bundle, "--json", out]
-    soak.main(parser.parse_args([str(option) for option in options]))
+    main(["soak", *(str(option) for option in options)])
     results = read(out)
     found = results.details
     assert [complaint for complaint in found["complaints"] if "memory" not in complaint] == []
