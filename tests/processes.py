@@ -1,7 +1,9 @@
-"""Processes of another user or that are killed, and the end of those that a test did not start itself."""
+"""Processes of another user, that are killed or interrupted, and the end of those that a test did not start itself."""
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -53,3 +55,21 @@ def killed(work: Callable[[], object], when: Callable[[], bool] = lambda: False)
         time.sleep(0.01)
     process.kill()
     process.join()
+
+
+def interrupted_while_it_imports(
+    module: str, package: str, *argv: str, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """`python -m package argv`, which gets SIGINT as it imports `module`."""
+    code = f"""if True:
+        import builtins, os, runpy, signal
+        kept = builtins.__import__
+        def interrupted_import(name, *arguments, **named):
+            if name == {module!r}:
+                os.kill(os.getpid(), signal.SIGINT)
+            return kept(name, *arguments, **named)
+        builtins.__import__ = interrupted_import
+        runpy.run_module({package!r}, run_name="__main__", alter_sys=True)
+    """
+    command, env = [sys.executable, "-c", code, *argv], {**os.environ, **environ}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from benchmarks.emulator import EmulatorThread
+from tests.processes import interrupted_while_it_imports
 
 
 @contextmanager
@@ -135,19 +136,8 @@ def test_a_worker_that_is_stopped_while_its_settings_are_read_stops_in_peace():
 @pytest.mark.parametrize("module", ["gc", "handler.protocol.sdk", "numpy"])
 def test_ctrl_c_while_a_module_is_imported_is_one_line(small_bundle: Path, module: str):
     """One that is written in C may turn what is raised meanwhile into errors of its own, over pages."""
-    code = f"""if True:
-        import builtins, os, runpy, signal
-        kept = builtins.__import__
-        def interrupted_import(name, *arguments, **named):
-            if name == {module!r}:
-                os.kill(os.getpid(), signal.SIGINT)
-            return kept(name, *arguments, **named)
-        builtins.__import__ = interrupted_import
-        runpy.run_module("handler", run_name="__main__", alter_sys=True)
-    """
-    command = [sys.executable, "-c", code, "--test_input", '{"input": {"text": "a"}}']
-    env = {**os.environ, "BUNDLE": str(small_bundle), "ENGINE": "onnxruntime-cpu"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    argv = ("--test_input", '{"input": {"text": "a"}}')
+    done = interrupted_while_it_imports(module, "handler", *argv, BUNDLE=str(small_bundle), ENGINE="onnxruntime-cpu")
     assert (done.returncode, done.stdout, done.stderr) == (130, "INFO  | interrupted\n", "")
 
 

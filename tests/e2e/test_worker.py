@@ -425,23 +425,6 @@ def test_test_input_json_is_found(small_bundle: Path, tmp_path: Path):
     assert done.stdout.count("'dimensions': 2") == 1  # the SDK's DEBUG lines would show it thrice
 
 
-def test_ctrl_c_while_it_starts_is_no_traceback(small_bundle: Path):
-    with subprocess.Popen(
-        [sys.executable, "-m", "handler", "--test_input", '{"input": {"text": "a"}}'],
-        env={**os.environ, "BUNDLE": str(small_bundle), "MAX_ITEM": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout
-        assert "MAX_ITEM" in process.stdout.readline()  # the boot begins
-        process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=30)
-    assert process.returncode == 130, said
-    assert "INFO  | interrupted" in said[0]
-    assert "Traceback" not in said[0] + said[1]
-
-
 def test_ctrl_c_in_a_local_job_is_no_success(small_bundle: Path):
     """Nor does the interpreter end under an engine that runs: some threads of native code take that for a crash."""
     code = """if True:

@@ -18,7 +18,7 @@ from engine.bundle import open_bundle, write_manifest
 from engine.plans.sidecar import PRECISIONS
 from engine.tensors import TensorSpec
 from export.plans.precision import add_precision
-from tests.processes import wait_until_dead
+from tests.processes import interrupted_while_it_imports, wait_until_dead
 
 
 @pytest.mark.parametrize(
@@ -253,15 +253,5 @@ def test_a_second_signal_does_not_cut_short_what_the_first_one_ends():
 
 @pytest.mark.parametrize("module", ["argparse", "aiohttp"])
 def test_ctrl_c_while_it_imports_is_no_traceback(module: str):
-    code = f"""if True:
-        import builtins, os, runpy, signal
-        kept = builtins.__import__
-        def interrupted_import(name, *arguments, **named):
-            if name == {module!r}:
-                os.kill(os.getpid(), signal.SIGINT)
-            return kept(name, *arguments, **named)
-        builtins.__import__ = interrupted_import
-        runpy.run_module("benchmarks", run_name="__main__", alter_sys=True)
-    """
-    done = subprocess.run([sys.executable, "-c", code, "emulator"], capture_output=True, text=True, timeout=60)
+    done = interrupted_while_it_imports(module, "benchmarks", "emulator")
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

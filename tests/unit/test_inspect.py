@@ -19,6 +19,7 @@ from engine.bundle import open_bundle, write_manifest
 from engine.plans.sidecar import Plan
 from engine.probe import Gpu
 from tests import plans
+from tests.processes import interrupted_while_it_imports
 
 
 def add_plan(bundle: Path, **changes: Any) -> Plan:
@@ -170,17 +171,7 @@ def test_a_full_disk_is_one_sentence(small_bundle: Path, more: str):
 
 
 def test_ctrl_c_while_it_imports_is_no_traceback(small_bundle: Path):
-    code = """if True:
-        import builtins, os, runpy, signal
-        kept = builtins.__import__
-        def interrupted_import(name, *arguments, **named):
-            if name == "argparse":
-                os.kill(os.getpid(), signal.SIGINT)
-            return kept(name, *arguments, **named)
-        builtins.__import__ = interrupted_import
-        runpy.run_module("engine", run_name="__main__", alter_sys=True)
-    """
-    done = subprocess.run([sys.executable, "-c", code, "inspect", str(small_bundle)], capture_output=True, text=True)
+    done = interrupted_while_it_imports("argparse", "engine", "inspect", str(small_bundle))
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
