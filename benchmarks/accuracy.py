@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import arguments, results_file, shapes
 from benchmarks.engines import ENGINES, default_engine, precisions_of, prepare_all
-from benchmarks.exported import BUILD, exported
+from benchmarks.exported import demo_bundle
 from benchmarks.floor import BATCH
 from benchmarks.measure import MISSING, figure, markdown, say, times
 from benchmarks.results_file import Measurement, Results
@@ -25,7 +25,6 @@ from benchmarks.rounds import target_of
 from benchmarks.targets.base import vectors_of
 from benchmarks.targets.pipe import PipeProcess
 from benchmarks.trtexec_switches import Switches
-from benchmarks.weights import minilm_folder
 from benchmarks.workload import texts
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle
@@ -61,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON. Raises RuntimeError or WorkerError for what cannot be measured."""
-    path = args.bundle or exported(minilm_folder(), BUILD / "demo" / "bundle-int8", "--precision", "int8")
+    path = args.bundle or demo_bundle(int8=True)
     bundle = open_bundle(path)
     if bundle.manifest.task != "feature-extraction":
         raise RuntimeError(f"{path} is for {bundle.manifest.task}; the vectors of feature-extraction are compared")

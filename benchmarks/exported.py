@@ -33,6 +33,7 @@ def exported(model: Path, out: Path, *options: str, task: str = "feature-extract
     return out
 
 
-def demo_bundle(*options: str, name: str = "bundle") -> Path:
-    """all-MiniLM-L6-v2, exported. Raises RuntimeError."""
+def demo_bundle(*, int8: bool = False) -> Path:
+    """all-MiniLM-L6-v2, exported; with `int8`, the bundle that has int8 as well. Raises RuntimeError."""
+    name, options = ("bundle-int8", ("--precision", "int8")) if int8 else ("bundle", ())
     return exported(minilm_folder(), BUILD / "demo" / name, *options)

@@ -15,14 +15,13 @@ from pathlib import Path
 from benchmarks import arguments, latency_table, results_file, shapes
 from benchmarks.bert_graph import Shape
 from benchmarks.engines import ENGINES, default_engine, default_precision, prepare_all
-from benchmarks.exported import BUILD, exported
+from benchmarks.exported import demo_bundle
 from benchmarks.measure import MISSING, figure, markdown, say, times
 from benchmarks.peer_env import with_torch
 from benchmarks.results_file import Measurement, Results
 from benchmarks.rounds import target_of
 from benchmarks.shapes import Asked, Found
 from benchmarks.trtexec_switches import add_switches, export_times, notes, switches_of
-from benchmarks.weights import minilm_folder
 from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle
 from engine.plans.sidecar import PRECISIONS
@@ -76,7 +75,7 @@ def main(args: argparse.Namespace) -> int:
     switches = switches_of(args, args.engine)
     for note in notes(args, args.engine):
         say(f"throughput: {note}")
-    path = args.bundle or _default_bundle(args.engine)
+    path = args.bundle or demo_bundle(int8=args.engine == "onnxruntime-cpu")
     bundle = open_bundle(path)
     cells = grid(bundle, args.batches, args.lengths)
     precisions = args.precisions or _precisions(bundle, args.engine)
@@ -170,12 +169,6 @@ def _precisions(bundle: Bundle, engine: str) -> list[str]:
     """fp32 first on the CPU, as the floor is; there the bundle's other one as well."""
     first = default_precision(engine)
     return [first] if engine != "onnxruntime-cpu" else list(dict.fromkeys([first, bundle.manifest.precision]))
-
-
-def _default_bundle(engine: str) -> Path:
-    if engine == "onnxruntime-cpu":
-        return exported(minilm_folder(), BUILD / "demo" / "bundle-int8", "--precision", "int8")
-    return exported(minilm_folder(), BUILD / "demo" / "bundle")
 
 
 def _torch(path: Path, python: str | None, modes: Sequence[str]) -> Mapping[str, shapes.Command]:

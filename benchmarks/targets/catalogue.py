@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks import peer_env, shapes
-from benchmarks.exported import BUILD, exported
+from benchmarks.exported import demo_bundle
 from benchmarks.floor_files import files
 from benchmarks.optimum_graph import optimum_graph
 from benchmarks.targets.base import Target
@@ -31,7 +31,7 @@ _INFINITY_JOBS = 300  # what its worker takes at once, however many clients ther
 P = TypeVar("P", str, Path)
 
 _why_no_gpu = cache(shapes.why_no_gpu)  # seconds each
-_exported = cache(exported)  # several targets ask for the same bundle, and it is verified every time
+_demo_bundle = cache(demo_bundle)  # several targets ask for the same bundle, and it is verified every time
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,11 @@ class Needs:
 
     def fp32(self) -> Path:
         """The bundle. Raises RuntimeError."""
-        return self.bundle or self._shared("--bundle", lambda: _exported(minilm_folder(), BUILD / "demo" / "bundle"))
+        return self.bundle or self._shared("--bundle", _demo_bundle)
 
     def int8(self) -> Path:
         """The bundle with int8 in it. Raises RuntimeError."""
-        out = BUILD / "demo" / "bundle-int8"
-        made = lambda: _exported(minilm_folder(), out, "--precision", "int8")  # noqa: E731
-        return self.bundle_int8 or self._shared("--bundle-int8", made)
+        return self.bundle_int8 or self._shared("--bundle-int8", partial(_demo_bundle, int8=True))
 
     def _shared(self, option: str, made: Callable[[], Path]) -> Path:
         if self.model or self.bundle:

@@ -195,7 +195,7 @@ def test_a_file_that_holds_no_rounds_is_told(
 
 def test_what_is_not_named_is_not_taken_from_another_model(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """Nor is what all share made of it."""
-    monkeypatch.setattr(catalogue, "_exported", lambda *asked: pytest.fail(f"exported: {asked}"))
+    monkeypatch.setattr(catalogue, "_demo_bundle", lambda **asked: pytest.fail(f"exported: {asked}"))
     for needs, what, option in (
         (Needs(model=small_bundle), Needs.fp32, "--bundle"),
         (Needs(model=small_bundle, bundle=small_bundle), Needs.int8, "--bundle-int8"),
