@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.zoo.case import Case, Stages
+from benchmarks.zoo.case import Case, Stages, labelled, spread
 from engine.audio.example import recording
 
 RATE = 16_000
 LABELS = ["yes", "no", "up", "down", "left", "right", "stop"]
+_NAMES = labelled(*LABELS)
 VOCABULARY = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ", "<noise>", "."]
 _CONVOLUTIONS = {"conv_kernel": [10, 3, 3, 3, 3, 2, 2], "conv_stride": [5, 2, 2, 2, 2, 2, 2]}
 _SIZES: dict[str, Any] = {
@@ -49,8 +50,7 @@ def tiny_speech(folder: Path, architecture: str, head: str, *, seed: int = 0, **
     import transformers
 
     prefix, of_architecture, mask = SPEECH[architecture]
-    names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: index for index, name in enumerate(LABELS)}}
-    sizes = {**_SIZES, "vocab_size": len(VOCABULARY), "pad_token_id": 0, **names, **of_architecture, **settings}
+    sizes = {**_SIZES, "vocab_size": len(VOCABULARY), "pad_token_id": 0, **_NAMES, **of_architecture, **settings}
     model = _model(getattr(transformers, prefix + head), getattr(transformers, prefix + "Config")(**sizes), seed)
     extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=mask, sampling_rate=RATE)
     model.save_pretrained(folder)
@@ -64,9 +64,8 @@ def tiny_ast(folder: Path, *, seed: int = 0, **settings: Any) -> Path:
     """Write an Audio Spectrogram Transformer with its feature extractor to `folder`."""
     import transformers
 
-    names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: index for index, name in enumerate(LABELS)}}
     sizes = {name: _SIZES[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-    small = {**sizes, "intermediate_size": 64, "max_length": 128, "num_mel_bins": 64, **names, **settings}
+    small = {**sizes, "intermediate_size": 64, "max_length": 128, "num_mel_bins": 64, **_NAMES, **settings}
     config = transformers.ASTConfig(**small)
     _model(transformers.ASTForAudioClassification, config, seed).save_pretrained(folder)
     shape = {"max_length": config.max_length, "num_mel_bins": config.num_mel_bins}
@@ -80,10 +79,9 @@ def _model(model_class: Any, config: Any, seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_class(config)
-    generator = torch.Generator().manual_seed(seed)
+    spread(model, seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
             if name.startswith(("lm_head", "classifier")):
                 parameter *= 3
     return model.eval()

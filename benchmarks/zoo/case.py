@@ -34,3 +34,19 @@ class Stages:
     payload: dict[str, Any]
     why: str = ""
     """A sentence for the table, where more than a fifth of the job is outside the engine."""
+
+
+def labelled(*names: str) -> dict[str, Any]:
+    """What a config says of labels."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: at for at, name in enumerate(names)}}
+
+
+def spread(model: Any, seed: int = 0) -> Any:
+    """Biases start at zero and normalisation at one; a graph that drops them would go unseen. The generator used."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return generator

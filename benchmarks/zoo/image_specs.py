@@ -5,7 +5,7 @@ Structures are the published ones. Weights are drawn wide (`initializer_range`),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -38,6 +38,7 @@ DETR: dict[str, Any] = {
     "num_queries": 12,
     "init_std": 0.2,
 }
+_OWN_BACKBONE: dict[str, Any] = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
 DETR_SIZE = {"shortest_edge": 48, "longest_edge": 64}
 _DPT: dict[str, Any] = {
     **VIT,
@@ -52,15 +53,12 @@ _DPT: dict[str, Any] = {
 }
 
 
-def _convolutions(out_features: list[str] | None = None) -> Any:
+def with_backbone(stages: Sequence[str] = ("stage4",), **more: Any) -> dict[str, Any]:
+    """Settings of DETR and its relatives, on a small ResNet whose `stages` they read."""
     import transformers
 
-    return transformers.ResNetConfig(**{**BACKBONE, "out_features": out_features or ["stage4"]})
-
-
-def _with_backbone(**more: Any) -> dict[str, Any]:
-    own = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
-    return {**DETR, **own, "backbone_config": _convolutions(), **more}
+    backbone = transformers.ResNetConfig(**{**BACKBONE, "out_features": list(stages)})
+    return {**DETR, **_OWN_BACKBONE, "backbone_config": backbone, **more}
 
 
 def rt_detr() -> dict[str, Any]:
@@ -94,9 +92,8 @@ def _upernet() -> dict[str, Any]:
     stages = [f"stage{number}" for number in range(1, 5)]
     sizes = {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "initializer_range": 0.2}
     backbone = transformers.ConvNextConfig(**sizes, out_features=stages)
-    own = {"backbone": None, "use_timm_backbone": False, "use_pretrained_backbone": False}
     return {
-        **own,
+        **_OWN_BACKBONE,
         "backbone_config": backbone,
         "hidden_size": 16,
         "use_auxiliary_head": False,
@@ -213,10 +210,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         "GLPNImageProcessor",
         {},
     ),
-    "detr": ("DetrConfig", _with_backbone, "DetrImageProcessor", {"size": DETR_SIZE}),
+    "detr": ("DetrConfig", with_backbone, "DetrImageProcessor", {"size": DETR_SIZE}),
     "conditional-detr": (
         "ConditionalDetrConfig",
-        _with_backbone,
+        with_backbone,
         "ConditionalDetrImageProcessor",
         {"size": DETR_SIZE},
     ),

@@ -11,7 +11,7 @@ from typing import Any
 
 import tokenizers
 
-from benchmarks.zoo.case import Case, Stages
+from benchmarks.zoo.case import Case, Stages, labelled, spread
 from benchmarks.zoo.image_specs import ARCHITECTURES, Architecture, two_towers
 from benchmarks.zoo.pictures import photograph
 from engine.tasks import task_class
@@ -77,9 +77,8 @@ def _write_model(
     import transformers
 
     kind, settings, processor_class, processor_settings = architecture
-    names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: at for at, name in enumerate(LABELS)}}
     made = getattr(transformers, kind)(
-        **{**(settings() if callable(settings) else settings), **names, **config}, architectures=[]
+        **{**(settings() if callable(settings) else settings), **labelled(*LABELS), **config}, architectures=[]
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -92,13 +91,11 @@ def _write_model(
 
 
 def _spread(model: Any) -> None:
-    """Biases start at zero and normalisation at one; a graph that drops them would go unseen."""
+    """Statistics of batches, too, which start at zero and one."""
     import torch
 
-    generator = torch.Generator().manual_seed(0)
+    generator = spread(model)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
                 buffer += 0.1 * torch.randn(buffer.shape, generator=generator)

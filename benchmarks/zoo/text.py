@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from benchmarks.zoo.case import Case, Stages
+from benchmarks.zoo.case import Case, Stages, labelled, spread
 from benchmarks.zoo.vocabulary import (
     ALBERT_TOKENS,
     ROBERTA_TOKENS,
@@ -60,11 +60,7 @@ def _model_of(folder: Path, spec: Spec, auto_class: str, seed: int, config: dict
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = getattr(transformers, auto_class).from_config(getattr(transformers, kind)(**settings))
-    # Biases start at zero and normalisation at one; a graph that drops them would go unseen.
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    spread(model, seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -136,17 +132,13 @@ NLI = ("contradiction", "neutral", "entailment")
 ENTITIES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "MISC")
 
 
-def _labelled(*names: str) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(names)), "label2id": {name: at for at, name in enumerate(names)}}
-
-
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "feature-extraction": ("AutoModel", {}),
     "sentence-similarity": ("AutoModel", {}),
-    "text-classification": ("AutoModelForSequenceClassification", _labelled("good", "bad", "mixed", "none")),
+    "text-classification": ("AutoModelForSequenceClassification", labelled("good", "bad", "mixed", "none")),
     "text-ranking": ("AutoModelForSequenceClassification", {"num_labels": 1}),
-    "zero-shot-classification": ("AutoModelForSequenceClassification", _labelled(*NLI)),
-    "token-classification": ("AutoModelForTokenClassification", _labelled(*ENTITIES)),
+    "zero-shot-classification": ("AutoModelForSequenceClassification", labelled(*NLI)),
+    "token-classification": ("AutoModelForTokenClassification", labelled(*ENTITIES)),
     "question-answering": ("AutoModelForQuestionAnswering", {}),
     "fill-mask": ("AutoModelForMaskedLM", {}),
     "sparse-encoder": ("AutoModelForMaskedLM", {}),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.zoo.case import Case
-from benchmarks.zoo.image_specs import BACKBONE, DETR, DETR_SIZE, EXACT, SIDE, VIT, Architecture, rt_detr, two_towers
+from benchmarks.zoo.image_specs import DETR_SIZE, EXACT, SIDE, VIT, Architecture, rt_detr, two_towers, with_backbone
 from benchmarks.zoo.images import text_tokenizer, write_model
 
 _PROCESSOR = ("ViTImageProcessor", {"size": EXACT})
@@ -41,43 +41,24 @@ _HGNET: dict[str, Any] = {
 
 
 def _rt_detr_v2() -> dict[str, Any]:
-    import transformers
-
-    settings = {name: value for name, value in rt_detr().items() if name != "backbone_config"}
-    backbone = transformers.RTDetrResNetConfig(**{**BACKBONE, "out_features": ["stage2", "stage3", "stage4"]})
-    return {**settings, "backbone_config": backbone, "decoder_n_points": 2}
+    return {**rt_detr(), "decoder_n_points": 2}
 
 
 def _d_fine() -> dict[str, Any]:
     import transformers
 
-    settings = {name: value for name, value in rt_detr().items() if name != "backbone_config"}
     backbone = transformers.HGNetV2Config(**_HGNET, out_features=["stage2", "stage3", "stage4"])
-    return {**settings, "encoder_in_channels": [16, 32, 32], "backbone_config": backbone, "decoder_n_points": [2, 2, 2]}
+    own = {"encoder_in_channels": [16, 32, 32], "decoder_n_points": [2, 2, 2]}
+    return {**rt_detr(), **own, "backbone_config": backbone}
 
 
 def _deformable() -> dict[str, Any]:
-    import transformers
-
-    own = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None, "num_feature_levels": 2}
-    backbone = transformers.ResNetConfig(**{**BACKBONE, "out_features": ["stage3", "stage4"]})
-    return {**DETR, **own, "backbone_config": backbone, "encoder_n_points": 2, "decoder_n_points": 2}
+    return with_backbone(("stage3", "stage4"), num_feature_levels=2, encoder_n_points=2, decoder_n_points=2)
 
 
 def _dab_detr() -> dict[str, Any]:
-    import transformers
-
-    own = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
-    settings = {**DETR, **own, "hidden_size": DETR["d_model"], "backbone_config": transformers.ResNetConfig(**BACKBONE)}
-    del settings["d_model"]
-    return settings
-
-
-def _table() -> dict[str, Any]:
-    import transformers
-
-    own = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
-    return {**DETR, **own, "backbone_config": transformers.ResNetConfig(**BACKBONE)}
+    settings = with_backbone()
+    return {"hidden_size": settings.pop("d_model"), **settings}
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -206,7 +187,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "d_fine": ("DFineConfig", _d_fine, "RTDetrImageProcessor", {"size": {"height": 64, "width": 64}}),
     "deformable_detr": ("DeformableDetrConfig", _deformable, "DeformableDetrImageProcessor", {"size": DETR_SIZE}),
     "dab-detr": ("DabDetrConfig", _dab_detr, "ConditionalDetrImageProcessor", {"size": DETR_SIZE}),
-    "table-transformer": ("TableTransformerConfig", _table, "DetrImageProcessor", {"size": DETR_SIZE}),
+    "table-transformer": ("TableTransformerConfig", with_backbone, "DetrImageProcessor", {"size": DETR_SIZE}),
     "dinov3_vit": ("DINOv3ViTConfig", {**VIT, "num_register_tokens": 4}, *_PROCESSOR),
     "dinov3_convnext": (
         "DINOv3ConvNextConfig",

@@ -108,7 +108,7 @@ def test_what_make_test_asks_for(tmp_path: Path):
     models = project / "benchmarks/zoo/text.py"
     text = models.read_text()
     for name, line in (
-        ("HEADS: ", '"moderation": ("AutoModelForSequenceClassification", _labelled("insult", "threat")),'),
+        ("HEADS: ", '"moderation": ("AutoModelForSequenceClassification", labelled("insult", "threat")),'),
         ("_PAYLOADS: ", '"moderation": {"text": _TEXT},'),
     ):
         head, end, rest = text.partition(f"\n{name}")
