@@ -11,33 +11,18 @@ from benchmarks import arguments
 from .records import JobRecord
 from .server import Emulator
 
+_KEPT_JOBS = 10_000
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8008, help="port, 0 for any free one (default: %(default)s)")
-    parser.add_argument("--endpoint-id", default="EP", help="the endpoint's id (default: %(default)s)")
-    parser.add_argument("--api-key", default="emulator", help="key for worker and client (default: %(default)s)")
-    parser.add_argument("--worker-id", default="worker-1", help="id in the printed variables (default: %(default)s)")
-    parser.add_argument(
-        "--long-poll",
-        type=arguments.not_negative,
-        default=10.0,
-        metavar="S",
-        help="hold polls for S seconds (default: %(default)g)",
-    )
     parser.add_argument(
         "--worker-timeout",
         type=arguments.positive,
         metavar="S",
         help="requeue the jobs of a worker silent for S seconds (default: never)",
-    )
-    parser.add_argument(
-        "--keep-finished",
-        type=arguments.count_or_none,
-        default=10_000,
-        metavar="N",
-        help="finished jobs to remember (default: %(default)s)",
     )
 
 
@@ -63,22 +48,18 @@ async def _serve(args: argparse.Namespace) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
     async with Emulator(
-        endpoint_id=args.endpoint_id,
         host=args.host,
         port=args.port,
-        api_key=args.api_key,
-        long_poll_s=args.long_poll,
-        stop_poll_s=args.long_poll,
         worker_timeout_s=args.worker_timeout,
-        keep_finished=args.keep_finished,
+        keep_finished=_KEPT_JOBS,
         on_end=_print_job,
     ) as emulator:
-        print(_introduction(emulator, args.worker_id), flush=True)
+        print(_introduction(emulator), flush=True)
         await stopping.wait()
 
 
-def _introduction(emulator: Emulator, worker_id: str) -> str:
-    env = {**emulator.worker_env(worker_id), "RUNPOD_LOG_LEVEL": "INFO"}  # who starts it by hand wants to see it ready
+def _introduction(emulator: Emulator) -> str:
+    env = {**emulator.worker_env(), "RUNPOD_LOG_LEVEL": "INFO"}  # who starts it by hand wants to see it ready
     exports = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
     base = f"{emulator.endpoint_url_base}/{emulator.endpoint_id}"
     return "\n".join(

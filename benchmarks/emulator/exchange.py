@@ -70,7 +70,7 @@ class Line:
 class Exchange:
     """One endpoint's store together with everyone who waits on it; lives on one event loop.
 
-    long_poll_s, stop_poll_s: how long a request for jobs and one on the stop channel are held open, in seconds.
+    long_poll_s: how long a request for jobs and one on the stop channel are held open, in seconds.
     on_end: called with each job that reaches a final status.
     """
 
@@ -78,7 +78,6 @@ class Exchange:
         self,
         *,
         long_poll_s: float,
-        stop_poll_s: float,
         worker_timeout_s: float | None = None,
         keep_finished: int | None = None,
         on_end: Callable[[JobRecord], None] | None = None,
@@ -86,7 +85,6 @@ class Exchange:
         self.store = JobStore(worker_timeout_s=worker_timeout_s, keep_finished=keep_finished, on_change=self._changed)
         self.takers = Line()
         self._long_poll_s = long_poll_s
-        self._stop_poll_s = stop_poll_s
         self._on_end = on_end
         self._stops: defaultdict[str, Line] = defaultdict(Line)
         self._watchers: dict[str, Line] = {}
@@ -135,7 +133,7 @@ class Exchange:
 
     async def stops(self, worker_id: str, is_gone: Callable[[], bool] = lambda: False) -> list[str]:
         """The ids that the worker should stop, as soon as there is one; empty when the poll is over, as in `take`."""
-        deadline = now() + self._stop_poll_s
+        deadline = now() + self._long_poll_s
         while not is_gone():
             if stops := self.store.pop_stops(worker_id, now()):
                 return stops

@@ -6,7 +6,7 @@ Here live sockets, start and stop, and the variables that point a worker here.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from aiohttp import web
 
@@ -26,10 +26,9 @@ CLOCK_TICK_MS = 1000  # the SDK's Heartbeat cuts the interval to whole seconds, 
 class Emulator:
     """A RunPod queue endpoint on localhost; an async context manager.
 
-    endpoint_id, api_key: what URLs and the Authorization header must carry.
     host, port: where to listen; port 0 picks a free one.
-    long_poll_s, stop_poll_s, stream_poll_s: how long a request for jobs, one on the stop channel, and a client's stream
-        request are held open while there is nothing to answer, in seconds.
+    long_poll_s, stream_poll_s: how long a request for jobs or on the stop channel, and a client's stream request are
+        held open while there is nothing to answer, in seconds.
     worker_timeout_s: a worker that is silent for longer has its jobs put back at the head of the queue (None: never).
     keep_finished: how many finished jobs to remember (None: all); a later request for a forgotten one gets 404.
     on_end: called on the event loop with each job that reaches a final status.
@@ -38,26 +37,24 @@ class Emulator:
     limit. Webhooks reach the worker and are not called.
     """
 
+    endpoint_id: ClassVar[str] = "EP"
+    api_key: ClassVar[str] = "emulator"
+    """What URLs and the Authorization header must carry."""
+
     def __init__(
         self,
         *,
-        endpoint_id: str = "EP",
         host: str = "127.0.0.1",
         port: int = 0,
-        api_key: str = "emulator",
         long_poll_s: float = 10.0,
-        stop_poll_s: float = 10.0,
         stream_poll_s: float = 1.0,
         worker_timeout_s: float | None = None,
         keep_finished: int | None = None,
         on_end: Callable[[JobRecord], None] | None = None,
     ) -> None:
-        self.endpoint_id = endpoint_id
-        self.api_key = api_key
         self.faults = Faults()
         self._exchange = Exchange(
             long_poll_s=long_poll_s,
-            stop_poll_s=stop_poll_s,
             worker_timeout_s=worker_timeout_s,
             keep_finished=keep_finished,
             on_end=on_end,

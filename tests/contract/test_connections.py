@@ -79,7 +79,7 @@ async def gate_to(url: str) -> AsyncIterator[Gate]:
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[Emulator]:
-    async with Emulator(long_poll_s=1.0, stop_poll_s=1.0) as running:
+    async with Emulator(long_poll_s=1.0) as running:
         yield running
 
 

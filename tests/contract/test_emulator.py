@@ -351,7 +351,7 @@ class TestClientRoutes:
 
 class TestWorkerRoutes:
     async def test_a_poll_that_finds_nothing_gets_204(self) -> None:
-        async with Emulator(long_poll_s=0.01, stop_poll_s=0.01) as emulator, connected(emulator) as worker:
+        async with Emulator(long_poll_s=0.01) as emulator, connected(emulator) as worker:
             assert await worker.take() == []
             assert await worker.take(4) == []
             assert await worker.stops() == []
@@ -411,7 +411,7 @@ class TestWorkerRoutes:
             assert emulator.workers["leaving"].stops == [record.id]
 
     async def test_a_wake_that_reaches_a_cancelled_poll_goes_to_the_next(self) -> None:
-        exchange = Exchange(long_poll_s=SOON_S, stop_poll_s=SOON_S)
+        exchange = Exchange(long_poll_s=SOON_S)
         exchange.open()
         leaving = asyncio.ensure_future(exchange.take("leaving", 1))
         staying = asyncio.ensure_future(exchange.take("staying", 1))
@@ -727,7 +727,7 @@ if __name__ == "__main__":
 
 def test_the_stock_sdk_loop_answers_jobs(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(STOCK_WORKER)
-    with EmulatorThread(long_poll_s=0.2, stop_poll_s=0.2) as emulator:
+    with EmulatorThread(long_poll_s=0.2) as emulator:
         env = os.environ | emulator.worker_env() | {"HOME": str(tmp_path)}
         done = emulator.submit({"text": "hé"}, policy={"ttl": 60_000})
         failed = emulator.submit("fail")

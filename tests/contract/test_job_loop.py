@@ -26,7 +26,7 @@ SHUTTING_DOWN = {"error": "overloaded, please retry: the worker is shutting down
 
 @pytest.fixture
 async def emulator() -> AsyncIterator[Emulator]:
-    async with Emulator(long_poll_s=2.0, stop_poll_s=2.0) as running:
+    async with Emulator(long_poll_s=2.0) as running:
         yield running
 
 

@@ -44,7 +44,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def emulator() -> Iterator[EmulatorThread]:
-    with EmulatorThread(long_poll_s=2.0, stop_poll_s=2.0) as running:
+    with EmulatorThread(long_poll_s=2.0) as running:
         yield running
 
 

@@ -222,7 +222,7 @@ def start_platform(bundle: Path, tmp_path: Path) -> Iterator[Callable[..., Platf
     with ExitStack() as stack:
 
         def start(worker_timeout_s: float | None = None) -> Platform:
-            settings = {"long_poll_s": 2.0, "stop_poll_s": 2.0, "worker_timeout_s": worker_timeout_s}
+            settings = {"long_poll_s": 2.0, "worker_timeout_s": worker_timeout_s}
             platform = Platform(stack.enter_context(EmulatorThread(**settings)), bundle, log)
             stack.callback(platform.close)
             return platform

@@ -291,7 +291,7 @@ def test_a_second_signal_after_a_stop_of_the_stock_loop_changes_nothing(small_bu
     """
     env = {"BUNDLE": str(small_bundle), "WORKER_LOOP": "sdk", "ENGINE": "fake"}
     with (
-        EmulatorThread(long_poll_s=0.2, stop_poll_s=0.2) as emulator,  # a stop waits for both
+        EmulatorThread(long_poll_s=0.2) as emulator,  # a stop waits for both
         WorkerProcess(emulator, [sys.executable, "-c", code], env) as worker,
     ):
         assert worker.stop(30) is not None
