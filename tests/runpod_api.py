@@ -10,7 +10,6 @@ import json
 import shlex
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote
 
-from tests.ports import held_port
+from tests.ports import held_port, serving
 
 KEY = "emulated-key"
 PRICES = {"NVIDIA L4": (0.44, 0.39), "NVIDIA A40": (0.40, None), "NVIDIA H100 80GB HBM3": (2.99, 2.69)}
@@ -52,20 +51,17 @@ class EmulatedApi:
 
         Handler.api = api
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self.proxy = f"{self.url}/pod/{{pod}}"
+        self._running = ExitStack()
 
     def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
-        self._thread.start()
+        self.url = self._running.enter_context(serving(self._server))
+        self.proxy = f"{self.url}/pod/{{pod}}"
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._running.close()
         for pod_id in list(self.pods):
             self._terminate(pod_id)
         self._ports.close()

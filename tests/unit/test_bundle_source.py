@@ -32,6 +32,7 @@ from handler.startup.fetch_bundle import _put, copy_in, discard, fetch
 from handler.startup.timeline import Timeline
 from handler.startup.verification import Verification
 from tests.bundles import move_weights_out, write_small_bundle
+from tests.ports import serving
 from tests.processes import as_another_user, killed
 from tests.tls_server import TlsServer, certificate
 
@@ -77,19 +78,15 @@ class Server:
         self.server = http.server.ThreadingHTTPServer(
             ("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))
         )
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.url = ""
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     (tmp_path / "www").mkdir()
     server = Server(tmp_path / "www")
-    thread = threading.Thread(target=server.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.server.shutdown()
-    thread.join()
-    server.server.server_close()
+    with serving(server.server) as server.url:
+        yield server
 
 
 @pytest.fixture

@@ -7,12 +7,8 @@ import json
 import re
 import shutil
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +23,7 @@ from export.pods.client import PodClient
 from export.pods.gpus import BLACKWELL, architecture_of
 from export.pods.on_runpod import main, order_from_argv
 from export.pods.server import Build, server
+from tests.ports import serving
 
 PLANS = "graphs/model/plans"
 L4, A40 = f"{PLANS}/sm_89-trt10.13.0-fp16", f"{PLANS}/sm_86-trt10.13.0-fp16"
@@ -208,15 +205,3 @@ def test_what_a_build_on_a_pod_ends_with_is_passed_on(
         with pytest.raises(kind, match=sentence) as failure:
             client.build([], print)
     assert failure.value.exit_code == exit_code
-
-
-@contextmanager
-def serving(running: ThreadingHTTPServer) -> Iterator[str]:
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{running.server_port}"
-    finally:
-        running.shutdown()
-        thread.join()
-        running.server_close()
