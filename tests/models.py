@@ -47,6 +47,7 @@ def lora(base: Path, folder: Path, seed: int = 1, auto_class: str = "AutoModel",
     import torch
     import transformers
 
+    transformers.utils.logging.set_verbosity_error()  # its words would go to the stderr of whichever test imported it
     model = getattr(transformers, auto_class).from_pretrained(base)
     config = peft.LoraConfig(**{"r": 4, "target_modules": ["query", "value"], **options})
     adapted = peft.get_peft_model(model, config)
