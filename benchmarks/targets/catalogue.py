@@ -231,8 +231,8 @@ def _device(needs: Needs, python: str | Path) -> dict[str, str]:
         return {"DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # the latter for libraries, which choose for themselves
     if why := _why_no_gpu(str(python)):
         raise RuntimeError(
-            f"{why}, beside which ours would run; compare on the CPU with --engine onnxruntime-cpu, or give it a torch "
-            "for this GPU"
+            f"{why}, beside which ours would run; compare on the CPU (--engine onnxruntime-cpu), compare engines alone "
+            "(`latency` takes another Python's torch with --torch-python), or give this one a torch for the GPU"
         )
     return {"DEVICE": "cuda"}
 

@@ -201,7 +201,9 @@ def test_a_torch_without_the_gpu_is_not_set_beside_a_worker_on_it(
 ):
     monkeypatch.setattr(probe, "onnxruntime_providers", lambda: ("CUDAExecutionProvider", "CPUExecutionProvider"))
     (target,) = targets([name], Needs(model=small_bundle, bundle=small_bundle))
-    sentence = r"has torch 2\.13\.0\+cpu, which sees no GPU, beside which ours would run; .* --engine onnxruntime-cpu"
+    sentence = (
+        r"has torch 2\.13\.0\+cpu, which sees no GPU, beside which ours would run; .* \(--engine onnxruntime-cpu\)"
+    )
     with pytest.raises(RuntimeError, match=sentence):
         target.prepare()
 
