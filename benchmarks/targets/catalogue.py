@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
 
 from benchmarks import peer_env, shapes
 from benchmarks.exported import demo_bundle
@@ -21,14 +20,13 @@ from benchmarks.targets.in_process import Library
 from benchmarks.targets.queue_worker import QUIET, Command, QueueWorker, ours, served
 from benchmarks.weights import minilm_folder
 from engine.bundle import open_bundle
-from engine.probe import cpu_quota, gpu
+from engine.probe import cpu_quota
 
 _SCRIPTS = Path(__file__).parent
 _TORCH = ("torch", "transformers")
 _FASTEMBED_POOLINGS = ("mean", "cls")
 _INFINITY_JOBS = 300  # what its worker takes at once, however many clients there are
-
-P = TypeVar("P", str, Path)
+_ON_GPU = ("tensorrt", "onnxruntime-cuda")
 
 _why_no_gpu = cache(shapes.why_no_gpu)  # seconds each
 _demo_bundle = cache(demo_bundle)  # several targets ask for the same bundle, and it is verified every time
@@ -62,6 +60,10 @@ class Needs:
         """The bundle with int8 in it. Raises RuntimeError."""
         return self.bundle_int8 or self._shared("--bundle-int8", partial(_demo_bundle, int8=True))
 
+    def on_gpu(self) -> bool:
+        """Whether our worker computes on a GPU: one may be there, and packages for it not. Raises RuntimeError."""
+        return served(self.fp32(), self.engine)["engine"] in _ON_GPU
+
     def _shared(self, option: str, made: Callable[[], Path]) -> Path:
         if self.model or self.bundle:
             raise RuntimeError(
@@ -85,12 +87,9 @@ def _worker(name: str, bundle: Callable[[Needs], Path], needs: Needs) -> Target:
 
 def _stock(needs: Needs) -> Target:
     def made() -> Command:
-        command = [_with_torch(sys.executable), str(_SCRIPTS / "stock_sentence_transformers.py")]
-        return Command(
-            command,
-            {"MODEL_FOLDER": str(needs.folder()), **_device()},
-            _installed("runpod", "sentence-transformers", *_TORCH),
-        )
+        command = [sys.executable, str(_SCRIPTS / "stock_sentence_transformers.py")]
+        env = {"MODEL_FOLDER": str(needs.folder()), **_device(needs, sys.executable)}
+        return Command(command, env, _installed("runpod", "sentence-transformers", *_TORCH))
 
     return QueueWorker("stock", made, needs.concurrency)
 
@@ -110,8 +109,8 @@ def _fastembed(needs: Needs) -> Target:
 
 def _infinity(needs: Needs) -> Target:
     def made() -> Command:
-        python = _with_torch(peer_env.python_of("infinity"))
-        env = {"MODEL_FOLDER": str(needs.folder()), **_device(), **_infinity_env(python)}
+        python = peer_env.python_of("infinity")
+        env = {"MODEL_FOLDER": str(needs.folder()), **_device(needs, python), **_infinity_env(python)}
         found = peer_env.versions(python, ("infinity-emb", "runpod", *_TORCH))
         return Command([str(python), str(_SCRIPTS / "infinity.py")], env, found)
 
@@ -121,11 +120,12 @@ def _infinity(needs: Needs) -> Target:
 def _infinity_http(needs: Needs) -> Target:
     def made() -> Command:
         # Not the worker's: its server and the SDK want different versions of click.
-        python = _with_torch(peer_env.python_of("infinity-server"))
+        python = peer_env.python_of("infinity-server")
+        env = {**_device(needs, python), **_infinity_env(python)}
         command = [str(python), "-c", "from infinity_emb.cli import cli; cli()", "v2"]
         command += ["--model-id", str(needs.folder()), "--served-model-name", "model", "--engine", "torch"]
-        command += ["--device", _device()["DEVICE"], "--host", "127.0.0.1", "--port", PORT, "--log-level", "error"]
-        return Command(command, _infinity_env(python), peer_env.versions(python, ("infinity-emb", *_TORCH)))
+        command += ["--device", env["DEVICE"], "--host", "127.0.0.1", "--port", PORT, "--log-level", "error"]
+        return Command(command, env, peer_env.versions(python, ("infinity-emb", *_TORCH)))
 
     return HttpServer("infinity-http", made, OPENAI)
 
@@ -136,10 +136,10 @@ def _infinity_env(python: Path) -> Mapping[str, str]:
 
 def _litserve(needs: Needs) -> Target:
     def made() -> Command:
-        python = _with_torch(peer_env.python_of("litserve"))
+        python = peer_env.python_of("litserve")
+        env = {"HF_HUB_OFFLINE": "1", **_device(needs, python)}
         command = [str(python), str(_SCRIPTS / "litserve_server.py"), str(needs.folder()), PORT]
-        found = peer_env.versions(python, ("litserve", "sentence-transformers", *_TORCH))
-        return Command(command, {"HF_HUB_OFFLINE": "1"}, found)
+        return Command(command, env, peer_env.versions(python, ("litserve", "sentence-transformers", *_TORCH)))
 
     return HttpServer("litserve", made, LITSERVE)
 
@@ -176,9 +176,10 @@ def _floor(needs: Needs) -> Target:
 
 def _library(name: str, needs: Needs) -> Target:
     def made() -> Command:
-        command = [_with_torch(sys.executable), str(_SCRIPTS / "library.py"), name, str(needs.folder())]
+        command = [sys.executable, str(_SCRIPTS / "library.py"), name, str(needs.folder())]
         packages = ("sentence-transformers", *_TORCH) if name == "sentence-transformers" else _TORCH
-        return Command(command, {"HF_HUB_OFFLINE": "1"}, _installed(*packages))
+        env = {"HF_HUB_OFFLINE": "1", **_device(needs, sys.executable)}
+        return Command(command, env, _installed(*packages))
 
     return Library(name, made)
 
@@ -219,15 +220,19 @@ PEERS = tuple(name for name in NAMES if name not in (*ALWAYS, *BY_URL))
 """Those that `--with` names."""
 
 
-def _with_torch(python: P) -> P:
-    """`python`, whose torch runs where our worker does. Raises RuntimeError where that is a GPU which it cannot use."""
-    if gpu() and (why := _why_no_gpu(str(python))):
-        raise RuntimeError(f"{why}, beside which ours would run; give it a torch for this GPU")
-    return python
+def _device(needs: Needs, python: str | Path) -> dict[str, str]:
+    """Variables with which the torch of `python` runs where our worker does, on its GPU or on the CPU.
 
-
-def _device() -> dict[str, str]:
-    return {"DEVICE": "cuda" if gpu() else "cpu"}
+    Raises RuntimeError where that is a GPU which it cannot use.
+    """
+    if not needs.on_gpu():
+        return {"DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": ""}  # the latter for libraries, which choose for themselves
+    if why := _why_no_gpu(str(python)):
+        raise RuntimeError(
+            f"{why}, beside which ours would run; compare on the CPU (--engine onnxruntime-cpu), compare engines alone "
+            "(`latency` takes another Python's torch with --torch-python), or give this one a torch for the GPU"
+        )
+    return {"DEVICE": "cuda"}
 
 
 def _installed(*packages: str) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """sentence-transformers behind LitServe, with its dynamic batching on: up to 32 requests, waiting 10 ms for company.
 
-Run as a script, in an environment of requirements/peers-litserve.txt: MODEL_FOLDER PORT.
+Run as a script, in an environment of requirements/peers-litserve.txt: MODEL_FOLDER PORT. DEVICE is cpu or cuda: left to
+itself LitServe takes a GPU that it is not shown.
 """
 
 import base64
+import os
 import sys
 
 import litserve  # type: ignore[import-not-found]  # has its own environment
@@ -42,5 +44,6 @@ class Embedding(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Embedding(max_batch_size=32, batch_timeout=0.01), timeout=180)
+    served = Embedding(max_batch_size=32, batch_timeout=0.01)
+    server = litserve.LitServer(served, accelerator=os.environ["DEVICE"], timeout=180)
     server.run(host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", generate_client_file=False)

@@ -14,6 +14,8 @@ from export.plans.network import hardware_levels, is_strongly_typed, targets_of
 from export.plans.recipe import PlanRecipe
 
 _AMPERE = (8, 0)
+_PACKAGES = "requirements/all.txt (in a checkout `make setup EXTRA=gpu` does, in .venv-gpu)"
+"""Not into an environment with ONNX Runtime for the CPU, whose files are the same as those of the one for CUDA."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def open_builder(recipe: PlanRecipe) -> Builder:
             "machine, or add --builder tensorrt-rtx --compute-capability 8.9 for a plan of TensorRT-RTX"
         )
     _check_precision(recipe.precision, [found.compute_capability])
-    trt = _import(("tensorrt",), "requirements/all.txt")
+    trt = _import(("tensorrt",), _PACKAGES)
     check_types(recipe, trt)
     levels = hardware_levels(trt)
     if recipe.hardware_compatibility not in levels:
@@ -66,8 +68,7 @@ def open_builder(recipe: PlanRecipe) -> Builder:
         raise Refused(f"plans for ampere-plus are built on sm_80 and newer, and this GPU is {found}")
     if lacking := missing_packages("pycuda", "cuda"):  # found out before the build, not after it
         raise Unavailable(
-            f"{' and '.join(lacking)} not installed, by which a plan is run before it is kept; install "
-            "requirements/all.txt"
+            f"{' and '.join(lacking)} not installed, by which a plan is run before it is kept; install {_PACKAGES}"
         )
     trt.init_libnvinfer_plugins(logger_of(trt), "")  # the parser makes InstanceNormalization a plugin
     capability = ".".join(map(str, found.compute_capability))
@@ -103,5 +104,5 @@ def _import(names: Sequence[str], packages: str) -> Any:
             if isinstance(error, ModuleNotFoundError) and error.name == name:
                 continue
             # Not it, but a package or a library that it loads.
-            raise Unavailable(f"{name} does not load ({error}); install {packages} again") from error
+            raise Unavailable(f"{name} does not load ({error}); install again {packages}") from error
     raise Unavailable(f"{names[-1]} is not installed; install {packages}")

@@ -47,6 +47,8 @@ class Order:
     bundle: Path
     gpu_types: tuple[str, ...]
     image: str
+    registry: str
+    """RunPod's id of the credential that the image is pulled with; empty for a public one."""
     cloud: str
     cost_limit: float
     """Dollars for all pods together."""
@@ -146,12 +148,13 @@ def order_from_argv(argv: Sequence[str]) -> Order:
     plan_command([str(asked.bundle), *others])  # refuses here what the pod would refuse
     if not asked.image.strip():
         raise Refused("--image is empty; name this worker's image, built with WITH_BUILDER=1, which pods can pull")
-    if any(not word.isprintable() or '"' in word for word in (asked.image, *gpu_types)):
-        raise Refused("--image and --on-runpod take plain names; leave out quotes and line breaks")
+    if any(not word.isprintable() or '"' in word for word in (asked.image, asked.registry, *gpu_types)):
+        raise Refused("--image, --registry and --on-runpod take plain names; leave out quotes and line breaks")
     return Order(
         bundle=asked.bundle,
         gpu_types=gpu_types,
         image=asked.image,
+        registry=asked.registry.strip(),
         cloud=asked.cloud.upper(),
         cost_limit=asked.cost_limit,
         time_limit_s=asked.time_limit,
@@ -205,6 +208,7 @@ def _add_plans(api: Api, order: Order, gpu_type: str, seconds: float) -> None:
                 api,
                 gpu_type,
                 order.image,
+                registry=order.registry,
                 cloud=order.cloud,
                 disk_gb=_SPARE_DISK_GB + 4 * size // 10**9,
                 time_limit_s=seconds,
@@ -223,8 +227,16 @@ def _add_plans(api: Api, order: Order, gpu_type: str, seconds: float) -> None:
 def _build(pod: Pod, order: Order, bundle: Bundle, copy: Path, deadline: float) -> None:
     """Have the pod build, and bring what is new into `copy`."""
     client = PodClient(order.proxy.format(pod=pod.id, port=PORT), pod.token, deadline, pod.is_alive, order.pause_s)
+    begin = time.monotonic()
     with stage("pod") as note:
-        state = client.wait()
+        try:
+            state = client.wait()
+        except TimeoutError:  # as behind an image that is never pulled, which no status tells
+            raise Refused(
+                f"the pod did not answer in {time.monotonic() - begin:.0f} s and was ended; RunPod may not find "
+                f"{order.image}, or may not pull it: check --image, name a credential with --registry if it is private,"
+                " or raise --time-limit or --cost-limit"
+            ) from None
         note(pod.id)
     with stage("send") as note:
         # An image that was built with this bundle has it already.
@@ -253,6 +265,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_bundle()
     parser.add_argument("--on-runpod", required=True, metavar="GPU[,GPU]", help="RunPod's GPU ids, such as 'NVIDIA L4'")
     parser.add_argument("--image", required=True, metavar="NAME", help="this worker's image, built with WITH_BUILDER=1")
+    parser.add_argument(
+        "--registry", default="", metavar="ID", help="RunPod's id of the credential that a private image is pulled with"
+    )
     parser.add_argument("--cloud", choices=("secure", "community"), default="secure", help="(default: %(default)s)")
     parser.add_argument("--cost-limit", type=float, default=2.0, metavar="USD", help="for all pods (default: 2.00)")
     parser.add_argument("--time-limit", type=float, default=1800.0, metavar="S", help="for each pod (default: 1800)")

@@ -58,10 +58,12 @@ def load_api() -> Api:
 
 
 @contextmanager
-def rented(api: Api, gpu_type: str, image: str, *, cloud: str, disk_gb: int, time_limit_s: float) -> Iterator[Pod]:
-    """A pod with one GPU while the block runs. Raises Refused when it cannot be created, or cannot be ended.
+def rented(
+    api: Api, gpu_type: str, image: str, *, cloud: str, disk_gb: int, time_limit_s: float, registry: str = ""
+) -> Iterator[Pod]:
+    """A pod with one GPU while the block runs. `registry` is the id of the credential that pulls a private image.
 
-    Unavailable when the same may pass later.
+    Raises Refused when it cannot be created, or cannot be ended; Unavailable when the same may pass later.
     """
     name = f"plan-{secrets.token_hex(6)}"
     token = secrets.token_hex(32)
@@ -73,6 +75,7 @@ def rented(api: Api, gpu_type: str, image: str, *, cloud: str, disk_gb: int, tim
         "args": "python -u -m export.pods.server",
         "ports": [f"{PORT}/http"],
         "env": {TOKEN: token, TIME_LIMIT: f"{time_limit_s + _GRACE_S:.0f}"},
+        **({"registry": registry} if registry else {}),
     }
     is_sure = False
     with ExitStack() as until_ended:

@@ -117,6 +117,7 @@ def test_every_variable_of_the_page_is_in_the_readme_or_the_dockerfile():
         "HF_HUB_CACHE",
         "HF_HOME",
         "RUNPOD_API_KEY",
+        "RUNPOD_REGISTRY",
         "BUNDLE_SIGNING_KEY",
         "RUNPOD_LOG_LEVEL",
         "RUNPOD_INIT_TIMEOUT",

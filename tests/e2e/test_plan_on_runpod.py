@@ -389,7 +389,8 @@ def test_only_who_knows_the_token_is_answered(api: EmulatedApi, small_bundle: Pa
         (["--time-limit", "5"], "NVIDIA L4", "--time-limit seconds from 60"),
         (["--image", ""], "NVIDIA L4", "--image is empty; name this worker's image, built with WITH_BUILDER=1"),
         (["--image", " \t"], "NVIDIA L4", "--image is empty; name this worker's image"),
-        (["--image", 'a"b'], "NVIDIA L4", "--image and --on-runpod take plain names; leave out quotes"),
+        (["--image", 'a"b'], "NVIDIA L4", "--image, --registry and --on-runpod take plain names; leave out"),
+        (["--registry", "a\nb"], "NVIDIA L4", "--image, --registry and --on-runpod take plain names; leave out"),
         (["--cloud", "moon"], "NVIDIA L4", "invalid choice: 'moon' (choose from"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -119,6 +120,37 @@ def rent(api: EmulatedApi, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> int
     monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
     monkeypatch.setenv("RUNPOD_API_KEY", KEY)
     return command(["plan", str(bundle), "--on-runpod", "NVIDIA L4", "--image", "x"])
+
+
+def unanswered(bundle: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> dict[str, Any]:
+    """What a pod was created with that never answers, as when its image cannot be pulled; it is paid for 2 s."""
+    with EmulatedApi(("sh", "-c", "exec sleep 60", "sh"), start_s=1e9) as api:
+        monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
+        monkeypatch.setenv("RUNPOD_API_KEY", KEY)
+        fixed = ["--on-runpod", "NVIDIA L4", "--image", "ghcr.io/org/worker:1", "--proxy", api.proxy]
+        fixed += ["--pause", "0.1", "--cost-limit", str(2 * 0.44 / 3600)]
+        assert command(["plan", str(bundle), *fixed, *options]) == 2
+        assert api.pods == {}
+    (created,) = api.created
+    return created
+
+
+def test_a_pod_that_never_answers_may_have_no_image(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert "registry" not in unanswered(small_bundle, monkeypatch)
+    error = capsys.readouterr().err
+    assert re.match(
+        r"error: the pod did not answer in \d+ s and was ended; RunPod may not find ghcr\.io/org/worker:1,", error
+    )
+    assert "name a credential with --registry if it is private, or raise --time-limit or --cost-limit\n" in error
+
+
+def test_a_private_image_is_pulled_with_the_credential_that_is_named(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The field is of RunPod's API v2, for pods as for templates and endpoints."""
+    assert unanswered(small_bundle, monkeypatch, "--registry", "cr123")["registry"] == "cr123"
 
 
 def test_a_pod_is_ended_whose_creation_was_on_its_way_when_ctrl_c_came(

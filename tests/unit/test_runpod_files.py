@@ -122,12 +122,38 @@ def test_the_workflows_are_there_and_parse():
             assert "uses" in job or (job["runs-on"] and job["timeout-minutes"] and job["steps"])
 
 
+def named(tmp_path: Path, **environ: str) -> str:
+    """What the workflow calls the image, with these variables and the inputs' defaults."""
+    workflow = WORKFLOWS["image"]
+    (step,) = [step for step in steps(workflow) if "GITHUB_ENV" in step.get("run", "")]
+    assert workflow["env"]["TAG"] == "${{ inputs.tag }}"
+    tag = workflow[True]["workflow_dispatch"]["inputs"]["tag"].get("default", "")
+    given = {"GITHUB_REPOSITORY": "Some-Org/Worker", "GITHUB_SHA": "0123456789abcdef" * 2, "GITHUB_RUN_NUMBER": "7"}
+    file = tmp_path / "env"
+    file.write_text("")
+    subprocess.run(
+        ["bash", "-c", step["run"]], env={**given, "TAG": tag, "GITHUB_ENV": str(file), **environ}, check=True
+    )
+    return file.read_text()
+
+
 def test_the_image_has_a_name_that_registries_take(tmp_path: Path):
     """Owners and repositories on GitHub may have capitals."""
-    (step,) = [step for step in steps(WORKFLOWS["image"]) if "GITHUB_ENV" in step.get("run", "")]
-    environ = {"GITHUB_REPOSITORY": "Some-Org/Worker", "TAG": "E5", "GITHUB_ENV": str(tmp_path / "env")}
-    subprocess.run(["bash", "-c", step["run"]], env=environ, check=True)
-    assert (tmp_path / "env").read_text() == "IMAGE=ghcr.io/some-org/worker:E5\n"
+    assert named(tmp_path, TAG="E5") == "IMAGE=ghcr.io/some-org/worker:E5\n"
+
+
+def test_every_image_has_a_tag_of_its_own(tmp_path: Path):
+    """Workers may go on with the image that was cached under a tag. One commit makes images of several models."""
+    assert named(tmp_path) == "IMAGE=ghcr.io/some-org/worker:0123456789ab-7\n"
+    others = ({"GITHUB_RUN_NUMBER": "8"}, {"GITHUB_SHA": "f" * 40})
+    assert len({named(tmp_path, **other) for other in ({}, *others)}) == 3
+
+
+def test_a_bundle_on_its_way_to_the_image_is_not_kept_for_months():
+    """Whoever may read the repository can download it, and it may be of a gated model."""
+    uploads = [step["with"] for step in steps(WORKFLOWS["image"]) if "/upload-artifact@" in step.get("uses", "")]
+    assert [upload["path"] for upload in uploads] == ["bundle"] * 3
+    assert [upload.get("retention-days") for upload in uploads] == [1] * 3
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -248,6 +274,22 @@ def test_no_image_is_pushed_without_the_plans_that_were_asked_for():
     assert set(job["needs"]) == {"export", "plans-here", "plans-on-runpod"}
     for result in ("failure", "cancelled"):
         assert f"!contains(needs.*.result, '{result}')" in job["if"]
+
+
+@pytest.mark.parametrize(("registry", "given"), [("", []), ("cr 1", ["--registry", "cr 1"])])
+def test_pods_are_told_what_pulls_a_private_image(tmp_path: Path, registry: str, given: list[str]):
+    """The credential is a variable of the repository, as keys are its secrets."""
+    (step,) = [step for step in steps(WORKFLOWS["image"]) if "--on-runpod" in step.get("run", "")]
+    assert step["env"]["REGISTRY"] == "${{ vars.RUNPOD_REGISTRY }}"
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" > told\n")
+    python.chmod(0o755)
+    environ = {"PATH": os.environ["PATH"], "GPU_TYPES": "NVIDIA L4", "BUILDER": "image", "REGISTRY": registry}
+    subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environ, check=True)
+    words = (tmp_path / "told").read_text().splitlines()
+    assert words[3:8] == ["bundle", "--on-runpod", "NVIDIA L4", "--image", "image"]
+    assert words[8:-4] == given
 
 
 def test_the_image_that_is_tested_has_a_bundle_of_the_tests_own(tmp_path: Path):

@@ -22,14 +22,15 @@ from aiohttp import web
 from benchmarks import coldstart, peer_env
 from benchmarks.floor import Floor
 from benchmarks.floor_files import files
-from benchmarks.targets import catalogue, library
+from benchmarks.targets import library
 from benchmarks.targets.base import Running
 from benchmarks.targets.catalogue import Needs, targets
 from benchmarks.targets.dialects import OPENAI, SDK_TEST_SERVER, TEI, triton
 from benchmarks.targets.http_server import HttpServer, RemoteServer
 from benchmarks.targets.in_process import Library
 from benchmarks.targets.pipe import PipeProcess
-from benchmarks.targets.queue_worker import Command
+from benchmarks.targets.queue_worker import Command, Made
+from engine import probe
 from engine.bundle import open_bundle, write_manifest
 from engine.probe import Gpu
 from engine.tasks import load_task
@@ -182,19 +183,45 @@ TORCH = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TORCH)
-def test_a_torch_without_the_gpu_is_not_set_beside_a_worker_on_it(
-    name: str, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.fixture
+def torch_for_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with a GPU."""
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho 2.13.0+cpu False\n")
+    python.write_text("#!/bin/sh\ncase $2 in *torch.cuda*) echo 2.13.0+cpu False;; *) echo {};; esac\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr(peer_env, "python_of", lambda of: python)
-    monkeypatch.setattr(catalogue, "gpu", lambda: Gpu("NVIDIA L4", (8, 9)))
+    monkeypatch.setattr(probe, "gpu", lambda: Gpu("NVIDIA L4", (8, 9)))
+
+
+@pytest.mark.usefixtures("torch_for_the_cpu")
+@pytest.mark.parametrize("name", TORCH)
+def test_a_torch_without_the_gpu_is_not_set_beside_a_worker_on_it(
+    name: str, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(probe, "onnxruntime_providers", lambda: ("CUDAExecutionProvider", "CPUExecutionProvider"))
     (target,) = targets([name], Needs(model=small_bundle, bundle=small_bundle))
-    with pytest.raises(RuntimeError, match=r"has torch 2\.13\.0\+cpu, which sees no GPU"):
+    sentence = (
+        r"has torch 2\.13\.0\+cpu, which sees no GPU, beside which ours would run; .* \(--engine onnxruntime-cpu\)"
+    )
+    with pytest.raises(RuntimeError, match=sentence):
         target.prepare()
+
+
+@pytest.mark.usefixtures("torch_for_the_cpu")
+@pytest.mark.parametrize("engine", ["auto", "onnxruntime-cpu"])
+@pytest.mark.parametrize("name", TORCH)
+def test_a_torch_is_on_the_cpu_beside_a_worker_that_is(
+    name: str, engine: str, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Whether the machine has a GPU or not: ours needs packages for it, or is told."""
+    providers = ("CPUExecutionProvider", *(["CUDAExecutionProvider"] if engine != "auto" else []))
+    monkeypatch.setattr(probe, "onnxruntime_providers", lambda: providers)
+    (target,) = targets([name], Needs(model=small_bundle, bundle=small_bundle, engine=engine))
+    assert isinstance(target, Made)
+    command = target.made()
+    assert (command.env["DEVICE"], command.env["CUDA_VISIBLE_DEVICES"]) == ("cpu", "")
+    assert "cuda" not in command.command
 
 
 # HTTP

@@ -52,7 +52,8 @@ def test_a_gpu_without_tensorrt(
     small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # as Python notes that there is none
-    assert said(capsys, small_bundle) == (3, "tensorrt is not installed; install requirements/all.txt")
+    packages = "requirements/all.txt (in a checkout `make setup EXTRA=gpu` does, in .venv-gpu)"
+    assert said(capsys, small_bundle) == (3, f"tensorrt is not installed; install {packages}")
     monkeypatch.delitem(sys.modules, "tensorrt")
     (tmp_path / "packages/tensorrt").mkdir(parents=True)
     monkeypatch.syspath_prepend(str(tmp_path / "packages"))
@@ -64,7 +65,7 @@ def test_a_gpu_without_tensorrt(
         ("from tensorrt_bindings import *", "No module named 'tensorrt_bindings'"),  # of a wheel of its own
     ):
         (tmp_path / "packages/tensorrt/__init__.py").write_text(source)
-        sentence = f"tensorrt does not load ({why}); install requirements/all.txt again"
+        sentence = f"tensorrt does not load ({why}); install again {packages}"
         assert said(capsys, small_bundle) == (3, sentence)
 
 
@@ -90,7 +91,8 @@ def test_tensorrt_without_what_runs_a_plan_is_refused_before_the_build(
     monkeypatch.setattr(trt_builder, "missing_packages", lambda *names: names)
     assert said(capsys, small_bundle) == (
         3,
-        "pycuda and cuda not installed, by which a plan is run before it is kept; install requirements/all.txt",
+        "pycuda and cuda not installed, by which a plan is run before it is kept; install requirements/all.txt (in a "
+        "checkout `make setup EXTRA=gpu` does, in .venv-gpu)",
     )
 
 
