@@ -108,7 +108,8 @@ class Reviews:
 def test_what_is_no_item_of_ones_own_is_refused_in_its_words(
     small_bundle: Path, base: Any, payload: Any, sentence: str
 ):
-    task = type("Own", (Reviews, base), {}).from_bundle(open_bundle(small_bundle), Limits(max_items=2))
+    own: Any = type("Own", (Reviews, base), {})
+    task = own.from_bundle(open_bundle(small_bundle), Limits(max_items=2))
     with pytest.raises(InvalidInput, match=sentence):
         task.preprocess(task.parse(payload))
 
