@@ -63,6 +63,12 @@ _HOST = re.compile(r"(\*|(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?)(:[1-9][0-9]{0,4}
 _LAST_PORT = 65_535
 
 
+def _path(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.~/-]+", text):
+        raise ValueError
+    return "/" + text.removeprefix("/")
+
+
 def _hosts(text: str) -> tuple[str, ...]:
     hosts = tuple(host.strip().lower() for host in text.split(",") if host.strip())
     for host in hosts:
@@ -231,6 +237,12 @@ class Settings(Limits):
     port: int = _setting("PORT", 80, _whole(1, _LAST_PORT), "Where `WORKER_LOOP=http` listens.")
     port_health: int = _setting(
         "PORT_HEALTH", 0, _whole(0, _LAST_PORT), "Where it answers RunPod's `/ping`; 0 is the same port."
+    )
+    health_check_path: str = _setting(
+        "HEALTH_CHECK_PATH",
+        "/ping",
+        (_path, "a path, such as /health"),
+        "Path that RunPod's balancer asks for the worker's health; `/ping` is answered as well.",
     )
     debug: bool = _setting(
         "WORKER_DEBUG", False, (_switch, "1 or 0"), "Tracebacks in the errors of jobs that failed by our fault."

@@ -192,7 +192,8 @@ def _check_architecture(
     if kind is None or (kind not in CONFIG_MAPPING_NAMES and not custom):
         raise Refused(
             f"{model} is of type {kind}, which transformers {transformers.__version__} does not know; choose another "
-            "model"
+            "model, or save your own with its code, by register_for_auto_class, for --trust-remote-code "
+            "(docs/export.md, A module of your own)"
         )
     with _blaming_config(model, custom):
         newer = {} if custom else in_older_words(raw, CONFIG_MAPPING[kind], model)

@@ -255,7 +255,10 @@ def _import_serving() -> None:
 
 def _load_task(bundle: Bundle, settings: Settings, timeline: Timeline) -> Task:
     _import_serving()
-    from engine.tasks import load_task
+    from engine.tasks import task_class
+    from handler.records import show_records
 
     with timeline.stage("task"):
-        return load_task(bundle, settings)
+        kind = task_class(bundle.manifest.task)
+        show_records()  # not earlier: what a task's file says of `logging` when it is imported holds
+        return kind.from_bundle(bundle, settings)

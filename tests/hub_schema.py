@@ -18,6 +18,13 @@ TURING_TO_HOPPER = re.compile(
 )
 """RunPod's ids of single GPUs from compute capability 7.5 to 9.0."""
 
+
+def unserved(gpu_ids: str) -> list[str]:
+    """What `gpuIds` lets in that CUDA 11.8 does not serve; a GPU behind a minus is one that a pool goes without."""
+    taken = [one.strip() for one in gpu_ids.split(",") if not one.strip().startswith("-")]
+    return [one for one in taken if one not in CUDA_11_8_POOLS and not TURING_TO_HOPPER.fullmatch(one)]
+
+
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 Cuda = Annotated[str, StringConstraints(pattern=r"^1[0-9]\.[0-9]+$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
@@ -42,6 +49,8 @@ class Input(Strict):
     options: list[Option] | None = None
     min: int | float | None = None
     max: int | float | None = None
+    true_value: str | None = None
+    false_value: str | None = None
 
     @model_validator(mode="after")
     def default_is_of_the_type(self) -> Input:
@@ -57,20 +66,45 @@ class EnvEntry(Strict):
     input: Input | None = None
     value: str | None = None
 
+    @model_validator(mode="after")
+    def is_asked_for_or_static(self) -> EnvEntry:
+        if (self.input is None) == (self.value is None):
+            raise ValueError(f"{self.key}: either an input or a value")
+        return self
+
 
 class Preset(Strict):
     name: Text
     defaults: dict[Variable, str | int | float | bool]
 
 
-class HubConfig(Strict):
+class Machine(Strict):
+    """GPUs, or a flavor of CPU."""
+
+    gpu_count: Annotated[int, Field(ge=1, le=8)] | None = None
+    allowed_cuda_versions: list[Cuda] = []
+    cpu_flavor: Text | None = None
+
+    def check(self, gpus: str | None, *, cpu: bool) -> None:
+        of_gpus = (gpus, self.gpu_count, self.allowed_cuda_versions or None)
+        if (self.cpu_flavor is not None) != cpu or (cpu and any(one is not None for one in of_gpus)):
+            raise ValueError("a CPU needs cpuFlavor and nothing of a GPU, a GPU no cpuFlavor")
+        if not cpu and None in of_gpus[:2]:
+            raise ValueError("a GPU needs its id and gpuCount")
+
+
+class HubConfig(Machine):
     runs_on: Literal["GPU", "CPU"]
+    endpoint_type: Literal["LB"] | None = None
     container_disk_in_gb: Annotated[int, Field(ge=5, le=1000)]
-    gpu_ids: Text
-    gpu_count: Annotated[int, Field(ge=1, le=8)]
-    allowed_cuda_versions: list[Cuda]
+    gpu_ids: Text | None = None
     presets: list[Preset] = []
     env: list[EnvEntry] = []
+
+    @model_validator(mode="after")
+    def has_what_its_machine_needs(self) -> HubConfig:
+        self.check(self.gpu_ids, cpu=self.runs_on == "CPU")
+        return self
 
 
 class Hub(Strict):
@@ -94,11 +128,14 @@ class EnvValue(Strict):
     value: str
 
 
-class TestsConfig(Strict):
-    gpu_type_id: Text
-    gpu_count: Annotated[int, Field(ge=1, le=8)]
+class TestsConfig(Machine):
+    gpu_type_id: Text | None = None
     env: list[EnvValue] = []
-    allowed_cuda_versions: list[Cuda] = []
+
+    @model_validator(mode="after")
+    def has_what_its_machine_needs(self) -> TestsConfig:
+        self.check(self.gpu_type_id, cpu=self.cpu_flavor is not None)
+        return self
 
 
 class Tests(Strict):

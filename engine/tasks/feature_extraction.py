@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from engine.config import Limits
-from engine.errors import InvalidInput
+from engine.errors import InvalidInput, WorkerFault
 from engine.tasks import payload as check
 from engine.tasks.items import Part, Request
 from engine.text.task import TextTask
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from engine.bundle import Bundle
     from engine.tasks.base import Json
     from engine.tensors import Arrays, Row
+    from engine.text.bulk import Text
 
 _OPENAI_ROUTE = "/v1/embeddings"
-_FIELDS = ("text", "texts", "inputs")
 
 
 class FeatureExtraction(TextTask):
@@ -50,22 +50,12 @@ class FeatureExtraction(TextTask):
 
     def parse(self, payload: Json) -> Request:
         """Check the job's input; `inputs`, the pipelines' name, may hold one text or a list. Raises InvalidInput."""
-        payload = check.without_nulls(check.require_object(payload), (*_FIELDS, "input", *check.OF_ROUTES))
+        fields = (self.one, self.many, "inputs", "input", *check.OF_ROUTES)
+        payload = check.without_nulls(check.require_object(payload), fields)
         body = check.openai_body(payload, _OPENAI_ROUTE)
         if body is not None or "input" in payload:
             return self._parse_openai(payload if body is None else body, route=body is not None)
-        check.refuse_unknown(payload, (*_FIELDS, *self.option_names), check.OF_EVERY_JOB)
-        present = [name for name in _FIELDS if name in payload]
-        if len(present) != 1:
-            both = ", not both" if present else ""
-            raise InvalidInput(f"`input` needs either `text` (a string) or `texts` (a list of strings){both}")
-        (field,) = present
-        single = field == "text" or (field == "inputs" and not isinstance(payload[field], list))
-        if single and not isinstance(payload[field], str):
-            raise InvalidInput(
-                f"`{field}` must be a string, got {check.kind(payload[field])}; a list goes into `texts`"
-            )
-        return self._request(payload, field, single)
+        return self._request(payload)
 
     def _parse_openai(self, body: dict[str, Any], *, route: bool) -> Request:
         # `user` is for OpenAI's abuse monitoring; clients send it, nothing depends on it.
@@ -75,18 +65,16 @@ class FeatureExtraction(TextTask):
             raise InvalidInput("a request for embeddings needs `input`, a string or a list of strings")
         if isinstance(body["input"], list) and body["input"] and not isinstance(body["input"][0], str):
             raise InvalidInput("`input` must be a string or a list of strings; token ids are not supported")
+        value, single = body["input"], isinstance(body["input"], str)
+        items = [self.item(value, "input", body)] if single else self.items(value, "input", body)
         openai = {"openai_model": check.model_name(body) or self.model, "openai_route": route}
-        return self._request(body, "input", isinstance(body["input"], str), **openai)
-
-    def _request(self, body: dict[str, Any], field: str, single: bool, **openai: Any) -> Request:
-        value, limits = body[field], self.limits
-        # Not by `item`: a name for each of 10,000 texts would keep the event loop.
-        items = (
-            [check.string(value, field, limits.max_chars)]
-            if single
-            else check.texts(value, field, limits.max_items, limits.max_chars)
-        )
         return Request(items, single, {**self.options(body), **openai})
+
+    def items(self, values: Any, name: str, payload: dict[str, Any]) -> list[Any]:
+        """As in the base class; strings without a name for each, which of 10,000 would keep the event loop."""
+        if type(self).item is not TextTask.item:
+            return super().items(values, name, payload)
+        return check.texts(values, name, self.limits.max_items, self.limits.max_chars)
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """Beside them may be `openai_model`: then the answer has OpenAI's form, with `openai_route` that of a list."""
@@ -98,8 +86,8 @@ class FeatureExtraction(TextTask):
             "prompt": check.prompt(payload, self.config),
         }
 
-    def texts(self, item: Any, options: Mapping[str, Any]) -> Sequence[str]:
-        """The text behind its prompt."""
+    def texts(self, item: Any, options: Mapping[str, Any]) -> Sequence[Text]:
+        """The text behind its prompt: one, for a vector answers an item."""
         return [options["prompt"] + item]
 
     def split(self, request: Request, rows: int) -> Sequence[Request]:
@@ -107,10 +95,20 @@ class FeatureExtraction(TextTask):
         return [] if "openai_model" in request.options else super().split(request, rows)
 
     def preprocess(self, request: Request) -> Sequence[Row]:
-        """A row a text. Raises InvalidInput for long texts where they are not to be cut, and for too many of them."""
+        """A row an item. Raises InvalidInput for long texts where they are not to be cut, and for too many of them.
+
+        Raises WorkerFault where `texts` does not give one text for each item.
+        """
         self.refuse_many(request)
-        prompt = request.options["prompt"]
-        encodings = self.tokens.encode([prompt + text for text in request.items], request.spent.refuse_stopped)
+        texts: list[Text] = []
+        for item in request.items:
+            texts += self.texts(item, request.options)
+        if len(texts) != len(request.items):
+            raise WorkerFault(
+                f"{type(self).__name__}.texts gives {len(texts)} texts for {len(request.items)} items; let it return "
+                "a list of one text for each"
+            )
+        encodings = self.tokens.encode(texts, request.spent.refuse_stopped)
         if not request.options["truncate"]:
             for index, encoding in enumerate(encodings):
                 self.tokens.refuse_cut(encoding, self.name_of(request, index, 0))

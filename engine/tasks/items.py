@@ -68,17 +68,16 @@ class ItemsTask:
 
     def parse(self, payload: Json) -> Request:
         """Check the job's input; `inputs`, the pipelines' name, may hold one item or a list. Raises InvalidInput."""
-        payload = check.without_nulls(check.require_object(payload), (self.one, self.many, "inputs"))
+        return self._request(check.without_nulls(check.require_object(payload), (self.one, self.many, "inputs")))
+
+    def _request(self, payload: dict[str, Any]) -> Request:
         check.refuse_unknown(payload, (self.one, self.many, "inputs", *self.option_names), check.OF_EVERY_JOB)
-        field_name, values, single = self._values(payload)
-        if not single and not 1 <= len(values) <= self.limits.max_items:
-            raise InvalidInput(f"`{field_name}` must hold 1 to {self.limits.max_items} items, got {len(values)}")
-        names = [field_name] if single else [f"{field_name}[{index}]" for index in range(len(values))]
-        items = [self.item(value, name, payload) for value, name in zip(values, names, strict=True)]
+        field_name, value, single = self._field(payload)
+        items = [self.item(value, field_name, payload)] if single else self.items(value, field_name, payload)
         return Request(items, single, self.options(payload))
 
-    def _values(self, payload: dict[str, Any]) -> tuple[str, list[Any], bool]:
-        """The field that holds the items, the items, and whether it is one alone."""
+    def _field(self, payload: dict[str, Any]) -> tuple[str, Any, bool]:
+        """The field that holds the items, its value, and whether that is one item alone."""
         present = [name for name in (self.one, self.many, "inputs") if name in payload]
         if len(present) != 1:
             both = ", not both" if present else ""
@@ -87,15 +86,17 @@ class ItemsTask:
             )
         (name,) = present
         value = payload[name]
-        if name == "inputs":
-            return name, value if isinstance(value, list) else [value], not isinstance(value, list)
-        if name == self.one:
-            if isinstance(value, list):
-                raise InvalidInput(f"`{name}` must be {self.noun}, got a list, which goes into `{self.many}`")
-            return name, [value], True
-        if not isinstance(value, list):
-            raise InvalidInput(f"`{name}` must be a list, got {check.kind(value)}; one item goes into `{self.one}`")
-        return name, value, False
+        if name == self.one and isinstance(value, list):
+            raise InvalidInput(f"`{name}` must be {self.noun}, got a list, which goes into `{self.many}`")
+        return name, value, name == self.one or (name == "inputs" and not isinstance(value, list))
+
+    def items(self, values: Any, name: str, payload: dict[str, Any]) -> list[Any]:
+        """What the field `name` holds, a list of 1 to `max_items` items, checked. Raises InvalidInput."""
+        if not isinstance(values, list):
+            raise InvalidInput(f"`{name}` must be a list, got {check.kind(values)}; one item goes into `{self.one}`")
+        if not 1 <= len(values) <= self.limits.max_items:
+            raise InvalidInput(f"`{name}` must hold 1 to {self.limits.max_items} items, got {len(values)}")
+        return [self.item(value, f"{name}[{index}]", payload) for index, value in enumerate(values)]
 
     def split(self, request: Request, rows: int) -> Sequence[Request]:
         """Parts of `rows` items; one item stays whole."""

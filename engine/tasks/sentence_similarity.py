@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,14 +13,14 @@ import numpy as np
 from engine.errors import InvalidInput
 from engine.tasks import payload as check
 from engine.tasks.feature_extraction import FeatureExtraction
+from engine.tasks.items import Request
 from engine.vectors import OUTPUT, normalized
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
-    from engine.tasks.items import Request
     from engine.tensors import Arrays
 
-_FIELDS = ("source_sentence", "source", "sentences", "text", "texts", "inputs", "input")
+_FIELDS = ("source_sentence", "source", "sentences", "inputs", "input")
 
 
 class SentenceSimilarity(FeatureExtraction):
@@ -38,7 +37,7 @@ class SentenceSimilarity(FeatureExtraction):
         payload = check.require_object(payload)
         if isinstance(payload.get("inputs"), dict):  # the form of Hugging Face's own endpoints
             payload = {**{name: value for name, value in payload.items() if name != "inputs"}, **payload["inputs"]}
-        payload = check.without_nulls(payload, _FIELDS)
+        payload = check.without_nulls(payload, (*_FIELDS, self.one, self.many))
         sources = [name for name in ("source_sentence", "source") if name in payload]
         if not sources and "sentences" not in payload:
             return super().parse(payload)
@@ -46,11 +45,9 @@ class SentenceSimilarity(FeatureExtraction):
         check.refuse_unknown(payload, known, check.OF_EVERY_JOB)
         if len(sources) != 1 or "sentences" not in payload:
             raise InvalidInput("`input` needs `source_sentence` (a string) and `sentences` (a list of strings)")
-        source = check.string(payload[sources[0]], sources[0], self.limits.max_chars)
-        sentences = check.texts(payload["sentences"], "sentences", self.limits.max_items, self.limits.max_chars)
-        options = {name: payload[name] for name in ("truncate", "prompt_name") if name in payload}
-        request = super().parse({"text": source, **options})
-        return replace(request, items=[source, *sentences], options={**request.options, "source": sources[0]})
+        source = self.item(payload[sources[0]], sources[0], payload)
+        sentences = self.items(payload["sentences"], "sentences", payload)
+        return Request([source, *sentences], True, {**self.options(payload), "source": sources[0]})
 
     def refuse_many(self, request: Request) -> None:
         """None of a comparison, which is answered with a number a sentence."""

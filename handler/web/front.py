@@ -63,6 +63,7 @@ class _WebFront:
             self._health,
             most=settings.max_concurrency,
             timeout_s=settings.job_timeout_s,
+            ping_path=settings.health_check_path,
             debug=settings.debug,
         )
 

@@ -1,7 +1,7 @@
 """What the worker answers over HTTP on a load-balancing endpoint, which has no queue: routes, and bodies of both ways.
 
 Paths are those of a queue endpoint's clients, so that the same client speaks to either: `/runsync`, and OpenAI's below
-`/v1` or `/openai/v1`. RunPod asks `/ping`.
+`/v1` or `/openai/v1`. RunPod asks `/ping`, or what HEALTH_CHECK_PATH names.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Engine(Protocol):
 class Routes:
     """Turns requests into jobs for `engine`, at most `most` at a time, and its bodies into replies.
 
-    Others wait their turn. `health` is what `GET /health` tells. Every request is answered, and who is told to
-    retry is not kept waiting for it.
+    Others wait their turn. `health` is what `GET /health` tells, unless that is `ping_path`, where `/ping` is answered
+    as well. Every request is answered, and who is told to retry is not kept waiting for it.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Routes:
         *,
         most: int,
         timeout_s: float = 0.0,
+        ping_path: str = "/ping",
         debug: bool = False,
     ) -> None:
         self.is_ready = self.is_stopping = False
@@ -83,19 +84,21 @@ class Routes:
         self._bodies = Bodies()
         self._most_open = most + MOST_WAITING
         self._timeout_s = timeout_s or None
+        self._ping_path = ping_path
         self._debug = debug
 
     def ping_app(self) -> web.Application:
         """What listens on PORT_HEALTH, where that is another port."""
         app = web.Application()
-        app.router.add_get("/ping", self.ping)
+        for path in dict.fromkeys(("/ping", self._ping_path)):
+            app.router.add_get(path, self.ping)
         return app
 
     def app(self) -> web.Application:
         """What listens on PORT."""
-        app = web.Application()
-        app.router.add_get("/ping", self.ping)
-        app.router.add_get("/health", self.health)
+        app = self.ping_app()
+        if self._ping_path != "/health":
+            app.router.add_get("/health", self.health)
         app.router.add_post("/runsync", self._sent(self.runsync))
         for base in ("/v1", "/openai/v1"):
             app.router.add_route("*", base + "/{route:.+}", self._sent(self.openai))

@@ -50,7 +50,7 @@ async def connected(worker: Worker) -> AsyncIterator[tuple[EngineClient, _Server
 
 async def test_a_stream_that_is_taken_slowly_is_not_answered_further(small_bundle: Path):
     """Else the whole result would wait in memory for a platform that is slow."""
-    worker = boot(Settings(bundle=small_bundle, engine="fake"), Timeline())
+    worker = boot(Settings(bundle=small_bundle, engine="fake", max_items=20 * ROWS_OF_A_PART), Timeline())
     async with connected(worker) as (client, _):
         texts = ["a"] * (20 * ROWS_OF_A_PART)
         parts = client.stream({"id": "1", "input": {"texts": texts, "stream": True}})
@@ -64,7 +64,7 @@ async def test_a_stream_that_is_taken_slowly_is_not_answered_further(small_bundl
 
 
 async def test_a_stream_that_nobody_reads_any_more_is_not_answered_further(small_bundle: Path):
-    worker = boot(Settings(bundle=small_bundle, engine="fake"), Timeline())
+    worker = boot(Settings(bundle=small_bundle, engine="fake", max_items=20 * ROWS_OF_A_PART), Timeline())
     async with connected(worker) as (client, server):
         parts = client.stream({"id": "1", "input": {"texts": ["a"] * (20 * ROWS_OF_A_PART), "stream": True}})
         await anext(parts)

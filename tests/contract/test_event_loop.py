@@ -82,7 +82,7 @@ class Worker:
         outputs = tuple(TensorSpec(name, "float32", shape) for name, shape in OUTPUTS[task])
         graphs = {"model": Graph(inputs, outputs, {"fp32": "graphs/model/fp32.onnx"})}
         bundle = open_bundle(write_small_bundle(folder / task, task=task, task_config=CONFIG, graphs=graphs))
-        self.task: Any = load_task(bundle, Settings.from_environ({"MAX_ITEMS": "5000"}))
+        self.task: Any = load_task(bundle, Settings.from_environ({"MAX_ITEMS": "5000", "MAX_CHARS": "200000"}))
         self.batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=32, max_tokens=0, max_queued=100_000)
         self.handler = Handler(self.task, self.batcher, dict)
         self.calls: list[tuple[bool, str, Any]] = []
@@ -277,7 +277,9 @@ async def test_large_pictures_keep_nobody_waiting_whose_are_small(size: tuple[in
 
     content = io.BytesIO()
     Image.new("1", size).save(content, "PNG")
-    task: Any = Drawn({"image": {"height": 8, "width": 8, "resize": "exact", "size": (8, 8)}}, Settings())
+    task: Any = Drawn(
+        {"image": {"height": 8, "width": 8, "resize": "exact", "size": (8, 8)}}, Settings(max_pixels=5_000_000)
+    )
     payload = {"image": base64.b64encode(content.getvalue()).decode()}
     assert await Handler(task, Passage(Stats()), dict).handle({"input": payload}) == {}
     assert where == [is_soon_done]

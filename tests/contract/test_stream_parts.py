@@ -32,6 +32,7 @@ from tests.contract.test_engine import failure_of, let_go, without_collections
 __all__ = ["without_collections"]
 
 TEXTS = [" ".join("abcdefgh"[: 1 + index % 8]) for index in range(150)]
+LIMITS = Limits(max_items=1000)
 
 
 def parts_of(handler: Handler, texts: list[str], limit: int, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
@@ -62,7 +63,7 @@ def test_parts_are_as_large_as_is_allowed(
 ):
     bundle = open_bundle(small_bundle)
     batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=32, max_tokens=0, max_queued=10_000)
-    bodies = parts_of(Handler(load_task(bundle, Settings()), batcher, dict), TEXTS, limit, monkeypatch)
+    bodies = parts_of(Handler(load_task(bundle, LIMITS), batcher, dict), TEXTS, limit, monkeypatch)
     batcher.close()
     parts = [orjson.loads(body)["output"]["embeddings"] for body in bodies]
     if sizes is None:
@@ -84,7 +85,7 @@ def test_answers_that_grow_are_measured_whenever_one_is_made(small_bundle: Path,
     bundle = open_bundle(small_bundle)
     batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=32, max_tokens=0, max_queued=10_000)
     texts = [*["a"] * 64, *["b" * 50] * 64, *["c" * 400] * 64, *["d"] * 64]
-    bodies = parts_of(Handler(Echo.from_bundle(bundle, Limits()), batcher, dict), texts, 5000, monkeypatch)
+    bodies = parts_of(Handler(Echo.from_bundle(bundle, LIMITS), batcher, dict), texts, 5000, monkeypatch)
     batcher.close()
     assert max(map(len, bodies)) <= 5000
     sizes = [len(orjson.loads(body)["output"]["embeddings"]) for body in bodies]
@@ -102,7 +103,7 @@ class Choosy(FeatureExtraction):
 def test_a_part_that_is_an_error_fails_the_job_of_the_stock_loop(small_bundle: Path):
     bundle = open_bundle(small_bundle)
     batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=32, max_tokens=0, max_queued=10_000)
-    answer = answers(Handler(Choosy.from_bundle(bundle, Limits()), batcher, dict), Settings(), Counts())
+    answer = answers(Handler(Choosy.from_bundle(bundle, LIMITS), batcher, dict), Settings(), Counts())
 
     async def ask() -> tuple[Any, Any]:
         jobs = [{"input": {"texts": TEXTS[:count], "stream": True}} for count in (128, 150)]
@@ -136,7 +137,7 @@ async def test_a_reply_in_one_piece_is_not_streamed(small_bundle: Path, task: An
     """As one part it could be more than RunPod takes of a stream."""
     bundle = open_bundle(small_bundle)
     batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=32, max_tokens=0, max_queued=10_000)
-    handler = Handler(task.from_bundle(bundle, Limits()), batcher, dict)
+    handler = Handler(task.from_bundle(bundle, LIMITS), batcher, dict)
     bodies: list[bytes] = []
 
     async def keep(body: bytes) -> None:
@@ -156,7 +157,7 @@ async def streaming(bundle: Path, **options: Any) -> AsyncIterator[tuple[FakeEng
     opened = open_bundle(bundle)
     engine = FakeEngine.from_bundle(opened)
     batcher = Batcher(engine, max_rows=32, max_tokens=0, **options)
-    handler = Handler(load_task(opened, Settings()), batcher, dict)
+    handler = Handler(load_task(opened, LIMITS), batcher, dict)
     bodies: list[bytes] = []
 
     async def keep(body: bytes) -> None:
@@ -228,7 +229,7 @@ async def test_a_stream_that_ended_early_is_let_go_of_at_once(
     engine = FakeEngine.from_bundle(bundle)
     engine.on_run = on_run
     batcher = Batcher(engine, max_rows=32, max_tokens=0, max_queued=40 if how == "too large to wait" else 150)
-    handler = Handler(Held.from_bundle(bundle, Limits()), batcher, dict)
+    handler = Handler(Held.from_bundle(bundle, LIMITS), batcher, dict)
 
     async def ignore(body: bytes) -> None:
         pass
@@ -258,7 +259,7 @@ class Wordy(FeatureExtraction):
 async def test_a_part_that_is_refused_for_its_answers_size_is_split(small_bundle: Path):
     bundle = open_bundle(small_bundle)
     batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=32, max_tokens=0, max_queued=10_000)
-    handler = Handler(Wordy.from_bundle(bundle, Limits()), batcher, dict)
+    handler = Handler(Wordy.from_bundle(bundle, LIMITS), batcher, dict)
     bodies: list[bytes] = []
 
     async def keep(body: bytes) -> None:

@@ -111,6 +111,7 @@ def changed(file: str, **changes: Any) -> Callable[[Path], None]:
             "tiny-bert cannot be loaded: size mismatch for weight: copying a param with shape",
         ),
         (only_config(model_type="brand-new"), "tiny-bert is of type brand-new, which transformers 4."),
+        (only_config(model_type="brand-new"), "save your own with its code, by register_for_auto_class, for --trust-"),
         (only_config(architectures=["BertModel"]), "tiny-bert is of type None, which transformers 4."),
         (slow_tokenizer, "its CanineTokenizer cannot be converted into one; the worker needs that file"),
         (

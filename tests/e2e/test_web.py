@@ -19,6 +19,7 @@ import psutil
 import pytest
 import requests
 
+from engine.config import Settings
 from tests.bundles import write_small_bundle
 from tests.ports import held_port
 from tests.processes import wait_until_dead
@@ -40,10 +41,10 @@ class Served:
             text=True,
         )
 
-    def ping(self, port: int | None = None) -> int:
+    def ping(self, port: int | None = None, path: str = "/ping") -> int:
         """The status; 0 where nobody listens."""
         with suppress(requests.ConnectionError):
-            return requests.get(f"http://127.0.0.1:{port or self.port}/ping", timeout=10).status_code
+            return requests.get(f"http://127.0.0.1:{port or self.port}{path}", timeout=10).status_code
         return 0
 
     def wait_until_ready(self) -> None:
@@ -113,7 +114,7 @@ def test_a_job_is_answered_as_by_a_queue_endpoint(worker: Served):
         (
             b'{"input": {"texts": [], "stream": true}}',
             400,
-            "invalid input: `texts` must hold 1 to 10000 strings, got 0",
+            f"invalid input: `texts` must hold 1 to {Settings().max_items} strings, got 0",
         ),
         (
             b'{"input": ' + b"[" * 3000 + b"]" * 3000 + b"}",
@@ -220,6 +221,24 @@ def test_a_worker_that_starts_says_so(tmp_path: Path):
             assert requests.get(starting.url + "/health", timeout=10).status_code == 503
             starting.process.terminate()
             assert starting.end()[0] == 0
+
+
+@pytest.mark.parametrize("path", ["/healthz", "status/ready", "/health"])
+def test_the_balancer_asks_where_it_was_told_to(small_bundle: Path, path: str):
+    """On both ports, from the start to the end, and at /ping as well; also where the report would be."""
+    asked = "/" + path.removeprefix("/")
+    with held_port() as port_health:
+        options = {"PORT_HEALTH": str(port_health), "HEALTH_CHECK_PATH": path}
+        with served(small_bundle, ready=False, **options) as running:
+            while (status := running.ping(path=asked)) in (0, 204):
+                assert running.process.poll() is None, running.end()
+                time.sleep(0.02)
+            assert status == 200
+            for port in (running.port, port_health):
+                assert {running.ping(port, one) for one in (asked, "/ping")} == {200}
+            assert "output" in running.ask({"input": {"health": True}}).json()
+            assert running.ask({"input": {"text": "a"}}).status_code == 200
+            assert running.ping(path="/healthy") == 404
 
 
 @pytest.mark.parametrize(("drain", "status"), [("20", 200), ("0.2", 503)])

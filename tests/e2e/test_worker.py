@@ -20,6 +20,7 @@ import requests
 
 from benchmarks.emulator import EmulatorThread, Fault
 from benchmarks.worker_process import WorkerProcess
+from engine.config import Settings
 from tests import large_pages
 from tests.bundles import move_weights_out, toy_tokenizer
 from tests.plans import add_plan
@@ -30,8 +31,14 @@ BAD_PAYLOADS: list[tuple[Any, str]] = [
     ({"texts": "not a list"}, "invalid input: `texts` must be a list of strings, got a string"),
     ({"wrong": 1}, "invalid input: unknown field `wrong`"),
     ({"normalize": True}, "invalid input: `input` needs either `text`"),
-    ({"texts": ["a"] * 10_001}, "invalid input: `texts` must hold 1 to 10000 strings, got 10001"),
-    ({"text": "x" * 9_000_000}, "invalid input: `text` has 9000000 characters, allowed are 100000"),
+    (
+        {"texts": ["a"] * (Settings().max_items + 1)},
+        f"invalid input: `texts` must hold 1 to {Settings().max_items} strings, got {Settings().max_items + 1}",
+    ),
+    (
+        {"text": "x" * 9_000_000},
+        f"invalid input: `text` has 9000000 characters, allowed are {Settings().max_chars}",
+    ),
     ({"text": "a", "dimensions": "NaN"}, "invalid input: `dimensions` must be a whole number"),
     ([1, 2], "invalid input: `input` must be an object, got a list"),
 ]

@@ -56,7 +56,7 @@ def _doubles(device: Device, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def settings(tmp_path: Path, **changes: Any) -> Settings:
-    return Settings(plan_cache=tmp_path / "cache", **changes)
+    return Settings(**{"plan_cache": tmp_path / "cache", "allow_cpu": False, **changes})
 
 
 def test_the_plan_of_the_bundle_is_loaded(small_bundle: Path, tmp_path: Path):

@@ -182,7 +182,10 @@ def test_what_failed_fails_a_run_that_keeps_its_budgets(
     ]
 
 
-def test_the_batches_of_a_job_are_counted(small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_batches_of_a_job_are_counted(
+    small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MAX_BATCH_ROWS", "32")
     out = tmp_path / "batching.json"
     options = ("--rounds", 2, "--bulk-rows", 64, "--seconds", 0.1, "--engine", "fake", "--bundle", small_bundle)
     assert run("batching", *options, "--json", out) == 0

@@ -78,7 +78,7 @@ TOO_LARGE = "the reply would have more than 100000000 bytes; send fewer images, 
 @pytest.mark.parametrize(("kind", "pixels"), [("base64", 18_750_000), ("float", 10_000_000)])
 def test_depths_of_images_of_a_few_kilobytes(kind: str, pixels: int):
     """Refused before the engine runs."""
-    task = of("depth-estimation")(SMALL, Limits())
+    task = of("depth-estimation")(SMALL, Limits(max_pixels=50_000_000))
     half = picture(5000, pixels // 10_000)
     payload = {"images": [half] * 2, "predicted_depth": kind}
     task.preprocess(task.parse(payload))
@@ -155,21 +155,21 @@ def test_a_label_in_a_thousand_places(text_bundle: Any):
 
 def test_a_template_for_a_thousand_labels(text_bundle: Any):
     """In all; texts of a payload are as long as it is, these are not."""
-    task = of_images(Limits())
+    task = of_images(Limits(max_items=2000))
     payload = {"image": IMAGE, "hypothesis_template": "a " * 2000 + "{}"}
     task.parse({**payload, "candidate_labels": ["b"] * 1000})
     said = refusal(task, {**payload, "candidate_labels": ["b"] * 1049})
     assert said == (
         "`hypothesis_template` with every label has 4197049 characters in all, allowed are 4194304; shorten it"
     )
-    of_images(Limits(max_chars=5_000_000)).parse({**payload, "candidate_labels": ["b"] * 1049})
+    of_images(Limits(max_items=2000, max_chars=5_000_000)).parse({**payload, "candidate_labels": ["b"] * 1049})
 
 
 TEXT_INPUTS = (TensorSpec("input_ids", "int32", ("batch", "length"), 0),)
 
 
 def of_texts_and_images(bundle: Any) -> Any:
-    return of("zero-shot-image-classification")(SMALL, Limits(), Tokens(bundle), TEXT_INPUTS)
+    return of("zero-shot-image-classification")(SMALL, Limits(max_items=2000), Tokens(bundle), TEXT_INPUTS)
 
 
 LABELS = [f"label {index}" for index in range(1000)]
@@ -210,7 +210,7 @@ MANY_LABELS = {**SMALL, "labels": LABELS, "function": "none"}
             "lower `top_k`, or send less at once",
         ),
         (
-            lambda bundle: of("zero-shot-classification").from_bundle(bundle, Limits()),
+            lambda bundle: of("zero-shot-classification").from_bundle(bundle, Limits(max_items=2000)),
             {"texts": ["abc"] * 20, "candidate_labels": LABELS},
             20 * (7 * 1000 + 8890 + 3),
             "send fewer texts or labels at once",
@@ -308,7 +308,7 @@ def test_a_word_of_the_vocabulary_may_be_called_values(text_bundle: Any):
     [
         (of_texts_and_images, {"image": IMAGE, "candidate_labels": ["a", "b"]}),
         (
-            lambda bundle: of("image-text-embedding")(SMALL, Limits(), Tokens(bundle), TEXT_INPUTS),
+            lambda bundle: of("image-text-embedding")(SMALL, Limits(max_items=2000), Tokens(bundle), TEXT_INPUTS),
             {"texts": ["a"] * 100},
         ),
         (lambda _: ImageTask(SMALL, Limits()), {"images": [IMAGE] * 3}),

@@ -140,8 +140,11 @@ def test_without_a_gpu_nothing_is_usable(
 
 
 def test_what_is_no_bundle_is_refused_with_a_command_that_would_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    (tmp_path / "here" / "build").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+
     def said(path: Path) -> str:
         assert main(["inspect", str(path)]) == 2
         return capsys.readouterr().err

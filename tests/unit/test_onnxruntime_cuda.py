@@ -70,7 +70,7 @@ def test_only_buckets_that_batches_come_to_are_warmed(long_bundle: Path, monkeyp
     """32 rows of 512 at once are 32 times what the queue may form here."""
     monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCudaEngine", partial(OnnxRuntimeCudaEngine, device="cpu"))
     for tokens in (0, 2048, 256):  # of which a row alone may have more
-        settings = Settings.from_environ({"MAX_BATCH_TOKENS": str(tokens)})
+        settings = Settings.from_environ({"MAX_BATCH_TOKENS": str(tokens), "MAX_BATCH_ROWS": "32"})
         engine = load_engine(Choice("onnxruntime-cuda", ""), open_bundle(long_bundle), settings)
         engine.warm_up()
         most = tokens or engine.best_tokens

@@ -159,7 +159,11 @@ def test_no_setting_is_over_what_the_worker_takes():
 
 @pytest.mark.parametrize(
     ("options", "concurrency", "more"),
-    [({}, 32, True), ({"concurrency": 64}, 64, True), ({"concurrency": 1000}, 1000, False)],
+    [
+        ({}, Settings().max_concurrency, Settings().max_concurrency < MOST_AT_ONCE),
+        ({"concurrency": 64}, 64, True),
+        ({"concurrency": 1000}, 1000, False),
+    ],
 )
 def test_concurrency_is_what_the_measured_worker_took_at_once(options: Options, concurrency: int, more: bool):
     found = recommended(files(a=(options, load("ours", {"rate 0.9": (1200.0, 900.0)}))), Asked(1000, 0.4))

@@ -20,7 +20,7 @@ from engine.tasks import load_task
 from tests import hub_schema
 from tests.bundles import write_small_bundle
 from tests.checkouts import copy_checkout
-from tests.hub_schema import CUDA_11_8_POOLS, TURING_TO_HOPPER, Hub
+from tests.hub_schema import TURING_TO_HOPPER, Hub, unserved
 
 HUB = json.loads(Path(".runpod/hub.json").read_text())
 TESTS = json.loads(Path(".runpod/tests.json").read_text())
@@ -28,6 +28,14 @@ WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(Path
 VARIABLES = {item.metadata["env"] for item in fields(Settings)}
 VERSIONS = ("2.0.0", "1.10.0", "1.1.0")
 SDK_VARIABLES = {"RUNPOD_LOG_LEVEL", "RUNPOD_PING_INTERVAL"}
+ON_CPU = {"runsOn": "CPU", "cpuFlavor": "cpu3c", "containerDiskInGb": 20}
+ON_GPU = {
+    "runsOn": "GPU",
+    "containerDiskInGb": 20,
+    "gpuCount": 1,
+    "gpuIds": "ADA_24",
+    "allowedCudaVersions": ["12.0", "11.8"],
+}
 
 
 def test_the_hub_file_has_the_fields_of_the_guide():
@@ -46,6 +54,11 @@ def test_the_tests_file_has_the_fields_of_the_guide():
         {"titel": "x"},
         {"config": {**HUB["config"], "gpuCount": "1"}},
         {"title": ""},
+        {"config": ON_GPU | {"runsOn": "CPU"}},
+        {"config": ON_GPU | {"cpuFlavor": "cpu3c"}},
+        {"config": {name: value for name, value in ON_GPU.items() if name != "gpuIds"}},
+        {"config": ON_GPU | {"endpointType": "QUEUE"}},
+        {"config": ON_GPU | {"env": [{"key": "BUNDLE"}]}},
     ],
 )
 def test_the_schema_refuses_what_the_guide_does_not_know(change: dict[str, Any]):
@@ -53,18 +66,41 @@ def test_the_schema_refuses_what_the_guide_does_not_know(change: dict[str, Any])
         Hub.model_validate({**HUB, **change})
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        ON_CPU,
+        ON_CPU | {"endpointType": "LB"},
+        ON_GPU | {"endpointType": "LB"},
+        ON_GPU | {"env": [{"key": "WORKER_LOOP", "value": "http"}]},
+        {name: value for name, value in ON_GPU.items() if name != "allowedCudaVersions"},
+        ON_GPU | {"gpuIds": "ADA_24,AMPERE_24,-NVIDIA L4"},
+    ],
+)
+def test_a_fork_may_list_what_the_guide_knows(config: dict[str, Any]):
+    """https://docs.runpod.io/hub/publishing-guide."""
+    Hub.model_validate({**HUB, "config": config})
+    given = {"env": TESTS["config"].get("env", [])}
+    machine = {"cpuFlavor": "cpu3c"} if "cpuFlavor" in config else {"gpuTypeId": "NVIDIA L4", "gpuCount": 1}
+    hub_schema.Tests.model_validate({**TESTS, "config": machine | given})
+
+
 def test_the_gpus_are_those_that_cuda_11_8_serves():
-    pools = HUB["config"]["gpuIds"].split(",")
-    assert pools
-    assert set(pools) <= CUDA_11_8_POOLS
-    assert TURING_TO_HOPPER.fullmatch(TESTS["config"]["gpuTypeId"])
+    """A listing may be one of CPUs."""
+    assert unserved(HUB["config"].get("gpuIds", "ADA_24")) == []
+    assert TURING_TO_HOPPER.fullmatch(TESTS["config"].get("gpuTypeId", "NVIDIA L4"))
+
+
+def test_a_gpu_that_a_pool_goes_without_may_be_any():
+    assert unserved("ADA_24,AMPERE_24,-NVIDIA L4") == unserved("NVIDIA RTX A4000, -NVIDIA B200") == []
+    assert unserved("ADA_24,ADA_32_PRO,NVIDIA B200") == ["ADA_32_PRO", "NVIDIA B200"]
 
 
 def test_hosts_of_newer_drivers_are_taken():
     """The versions are a list of what a host may have, and every driver since runs CUDA 11.8."""
     newer = [f"{major}.{minor}" for major, last in ((13, 3), (12, 9)) for minor in range(last, -1, -1)]
     for config in (HUB["config"], TESTS["config"]):
-        assert config["allowedCudaVersions"] == [*newer, "11.8"]
+        assert config.get("allowedCudaVersions") in ([*newer, "11.8"], None)
 
 
 def test_actions_are_of_a_node_that_github_has():
@@ -88,14 +124,22 @@ def test_other_gpus_would_be_noticed(name: str):
     assert not TURING_TO_HOPPER.fullmatch(name)
 
 
-def test_every_variable_is_one_of_ours_and_every_default_is_allowed():
-    entries = {entry["key"]: entry["input"]["default"] for entry in HUB["config"]["env"]}
+def defaults_of(config: dict[str, Any]) -> dict[str, str]:
+    """The variables of a listing, as a worker gets them where nobody fills in anything."""
+    values = {entry["key"]: entry.get("input", {}).get("default", entry.get("value")) for entry in config["env"]}
+    return {name: str("" if value is None else value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize("more", [[], [{"key": "WORKER_LOOP", "value": "http"}]], ids=["", "static"])
+def test_every_variable_is_one_of_ours_and_every_default_is_allowed(more: list[dict[str, str]]):
+    config = {"env": [], "presets": [], **HUB["config"]}
+    entries = defaults_of({"env": [*config["env"], *more]})
     assert set(entries) <= VARIABLES | SDK_VARIABLES
-    Settings.from_environ({name: str(value) for name, value in entries.items()})
-    for preset in HUB["config"]["presets"]:
+    Settings.from_environ(entries)
+    for preset in config["presets"]:
         assert set(preset["defaults"]) <= set(entries)
         Settings.from_environ({name: str(value) for name, value in preset["defaults"].items()})
-    assert {entry["key"] for entry in TESTS["config"]["env"]} <= VARIABLES | SDK_VARIABLES
+    assert {entry["key"] for entry in TESTS["config"].get("env", [])} <= VARIABLES | SDK_VARIABLES
 
 
 def test_every_test_is_a_job_that_the_worker_takes(small_bundle: Path):

@@ -22,7 +22,7 @@ def plan_file(name: str = "a.plan", **changes: Any) -> PlanFile:
 
 
 def settings(**changes: Any) -> Settings:
-    return Settings(**changes)
+    return Settings(**{"engine": "auto", "allow_cpu": False, "build_on_boot": False, "precision": "auto", **changes})
 
 
 def gpu_facts(**changes: Any) -> Facts:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.zoo.images import HEADS, LABELS
+from engine.config import Settings
 from tests.architectures import few
 from tests.same import assert_same
 
@@ -112,7 +113,7 @@ BASE64 = "base64, a data URI (`data:...;base64,...`) or an https URL"
         ({}, f"`input` needs either `image` ({BASE64}) or `images`"),
         ({"image": 3}, f"`image` must be {BASE64}, got a number"),
         ({"image": ["a"]}, "got a list, which goes into `images`"),
-        ({"images": []}, "`images` must hold 1 to 10000 items, got 0"),
+        ({"images": []}, f"`images` must hold 1 to {Settings().max_items} items, got 0"),
         ({"images": ["AAAA", None]}, f"`images[1]` must be {BASE64}, got null"),
         ({"image": "AAAA"}, "`image` is no image of a known format; send JPEG, PNG"),
         ({"image": "?"}, "`image` is neither a URL nor valid base64"),

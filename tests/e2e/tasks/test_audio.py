@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.zoo.audio import LABELS, RATE, tiny_ast, tiny_speech
-from engine.config import Limits
+from engine.config import Limits, Settings
 from engine.errors import InvalidInput
 from export.__main__ import main
 from tests.architectures import few
@@ -196,7 +196,7 @@ def test_another_rate_is_resampled(served: Served):
     [
         ({}, "needs either `audio` (base64, a data URI"),
         ({"audio": 3}, "`audio` must be base64, a data URI (`data:...;base64,...`) or an https URL, got a number"),
-        ({"audios": []}, "`audios` must hold 1 to 10000 items, got 0"),
+        ({"audios": []}, f"`audios` must hold 1 to {Settings().max_items} items, got 0"),
         ({"audio": "https://example.org/a.wav"}, "`audio`: this worker does not fetch URLs"),
         ({"audios": ["aGVsbG8gd29ybGQ="]}, "`audios[0]` is not a WAV, FLAC, Ogg or MP3 recording"),
         ({"audio": "$", "language": "en"}, "unknown field `language`; known are `audio`, `audios`, `chunk_length_s`"),

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.zoo.decoders import SPECS
 from benchmarks.zoo.text import ARCHITECTURES, HEADS, model_of, task_model
+from engine.config import Settings
 from export.__main__ import main
 from export.tasks.base import ExportTask
 from export.text import TextExport
@@ -127,7 +128,7 @@ def test_other_heads(zoo: Any, architecture: str, config: dict[str, Any]):
 @pytest.mark.parametrize(
     ("payload", "sentence"),
     [
-        ({"texts": []}, "`texts` must hold 1 to 10000 items, got 0"),
+        ({"texts": []}, f"`texts` must hold 1 to {Settings().max_items} items, got 0"),
         ({}, "`input` needs either `text` (a string) or `texts` (a list of them)"),
         ({"text": "a", "texts": ["b"]}, "`input` needs either `text` (a string) or `texts` (a list of them), not both"),
         ({"text": ["a"]}, "`text` must be a string, got a list, which goes into `texts`"),

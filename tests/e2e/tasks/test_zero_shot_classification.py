@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from engine.config import Settings
 from export.__main__ import main
 from tests.architectures import FEW_ARCHITECTURES
 from tests.same import assert_same
@@ -61,7 +62,10 @@ def test_a_model_without_entailment_is_refused(zoo: Any, tmp_path: Any, capsys: 
     ("payload", "sentence"),
     [
         ({"text": "a"}, "`candidate_labels` is missing"),
-        ({"text": "a", "candidate_labels": []}, "`candidate_labels` must hold 1 to 10000 strings, got 0"),
+        (
+            {"text": "a", "candidate_labels": []},
+            f"`candidate_labels` must hold 1 to {Settings().max_items} strings, got 0",
+        ),
         ({"text": "", "candidate_labels": ["b"]}, "`text` must not be empty"),
         (
             {"text": "a", "candidate_labels": ["b"], "hypothesis_template": "no place"},
