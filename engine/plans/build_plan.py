@@ -45,17 +45,18 @@ def build(
     """Build plans for every graph of `bundle` on this GPU into `cache`, within `timeout_s` seconds.
 
     `precision` is the setting: with `auto` the export chooses. One worker builds at a time; who waited for another asks
-    `is_there` before building again. What took too long once is not begun again (late.py). Raises EngineError.
+    `is_there` before building again. What took too long once is not begun again in the same way (late.py). Raises
+    EngineError.
     """
     deadline = time.monotonic() + timeout_s
     notes = late.notes_of(bundle, cache, precision)
-    late.refuse_again(notes, timeout_s)
+    late.way(notes, timeout_s)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _turn(cache, deadline, say) as is_held:
             if is_there():
                 return say("another worker has built it meanwhile")
-            late.refuse_again(notes, timeout_s)
+            way = late.way(notes, timeout_s)
             _make_folders(bundle, cache)
             _remove_abandoned(cache, is_held)
             files = SameFiles(bundle.path / name for name in bundle.manifest.files)
@@ -67,13 +68,13 @@ def build(
                     write_manifest(copy, bundle.manifest)
                 with _worth_no_failure(say):
                     _bring_timings(bundle, cache, copy)
-                asked = [] if precision == "auto" else ["--precision", precision]
+                asked = [*late.WAYS[way], *([] if precision == "auto" else ["--precision", precision])]
                 has_it_all = deadline - time.monotonic() > _NEARLY * timeout_s
                 try:
                     _run([*BUILD_COMMAND, str(copy), *asked], work, deadline, timeout_s, say)
                 except late.TooLong:
                     if has_it_all:  # and has not waited for another worker, who built something else
-                        late.note(notes, timeout_s)
+                        late.note(notes, way, timeout_s)
                     raise
                 if files.changed():
                     raise _exchanged(bundle)

@@ -1,8 +1,9 @@
 """Builds that took too long here, noted beside the plans: else every boot would wait for one, and end as the first.
 
-    PLAN_CACHE/<graph>-<digest>/NVIDIA_L4-trt10.13.0.35-auto.late      the limit in seconds that was too short
+    PLAN_CACHE/<graph>-<digest>/NVIDIA_L4-trt10.13.0.35-auto.late      the limits in seconds that were too short
 
-The name says what was tried: another GPU, version of TensorRT, PRECISION or graph has no such note.
+The name says what was tried: another GPU, version of TensorRT, PRECISION or graph has no such note. Its lines are those
+of WAYS: the boot after one that was too slow takes the next, and after the last none is tried.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from engine.plans.plan_cache import folder_of, machine
 if TYPE_CHECKING:
     from engine.bundle import Bundle
 
+WAYS: tuple[tuple[str, ...], ...] = ((), ("--profiles", "length"))
+"""Options of `python -m export plan`, the best plan first: a profile a bucket is a search for kernels each, and most of
+a build's time; one a length is a fraction of them, and best for the largest batch."""
 FIX = "raise BUILD_TIMEOUT_S, or build ahead with `python -m export plan`"
 
 
@@ -32,22 +36,29 @@ def notes_of(bundle: Bundle, cache: Path, precision: str) -> list[Path]:
     return [folder_of(cache, bundle, graph) / f"{here}-{precision}.late" for graph in bundle.manifest.graphs]
 
 
-def refuse_again(notes: Sequence[Path], timeout_s: float) -> None:
-    """Raise EngineError where `timeout_s` or more was too short before."""
-    try:
-        late_s = min(float(note.read_text()) for note in notes)
-    except (OSError, ValueError):  # none, or none of some graph
-        return
-    if late_s >= timeout_s:
-        raise EngineError(
-            f"an earlier build here took longer than {late_s:g} s (BUILD_TIMEOUT_S) and was ended; {FIX}; to try again "
-            f"as it is remove {notes[0]}"
-        )
+def way(notes: Sequence[Path], timeout_s: float) -> int:
+    """Which of WAYS to try. Raises EngineError where `timeout_s` or more was too short for every one."""
+    limits = _limits(notes)
+    for number in range(len(WAYS)):
+        if number >= len(limits) or limits[number] < timeout_s:
+            return number
+    raise EngineError(
+        f"an earlier build here took longer than {min(limits):g} s (BUILD_TIMEOUT_S) and was ended; {FIX}; to try "
+        f"again as it is remove {notes[0]}"
+    )
 
 
-def note(notes: Sequence[Path], timeout_s: float) -> None:
-    """Leave word that `timeout_s` is too short."""
+def note(notes: Sequence[Path], number: int, timeout_s: float) -> None:
+    """Leave word that `timeout_s` is too short for way `number`."""
+    limits = [*_limits(notes)[:number], timeout_s]
     with suppress(OSError):
         for path in notes:
             path.unlink(missing_ok=True)  # it may be another user's
-            path.write_text(f"{timeout_s:g}\n")
+            path.write_text("".join(f"{limit:g}\n" for limit in limits))
+
+
+def _limits(notes: Sequence[Path]) -> list[float]:
+    try:
+        return min([float(line) for line in path.read_text().split()] for path in notes)
+    except (OSError, ValueError):  # none, or none of some graph
+        return []

@@ -1,5 +1,6 @@
 """The boot's side of BUILD_ON_BOOT. The command that builds is replaced by scripts; the real one needs a GPU."""
 
+import argparse
 import fcntl
 import os
 import re
@@ -27,6 +28,7 @@ from engine.plans import build_plan, late
 from engine.plans.build_plan import build
 from engine.plans.plan_cache import cached_plans, folder_of, verify
 from engine.probe import Gpu
+from export.plans.recipe import add_plan_arguments
 from tests.bundles import write_small_bundle
 from tests.plans import add_plan
 from tests.processes import as_another_user, killed, wait_until_dead
@@ -234,7 +236,7 @@ def test_a_build_that_fails_says_why(
 def test_a_build_that_takes_too_long_is_ended_with_all_that_it_started(
     small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """And not begun again, unless what was tried is something else now."""
+    """And not begun again in the same way, unless what was tried is something else now."""
     script = """
         import os, signal, subprocess, sys, time
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -261,6 +263,8 @@ def test_a_build_that_takes_too_long_is_ended_with_all_that_it_started(
     tried = "the build ended with code 1: it is tried"
     command(monkeypatch, tmp_path, "raise SystemExit('it is tried')")
     (note,) = cache.rglob("*.late")
+    assert again() == tried
+    late.note([note], 1, 2)  # fewer profiles are too slow as well
     assert again() == (
         f"an earlier build here took longer than 2 s (BUILD_TIMEOUT_S) and was ended; {fix}; to try again as it is "
         f"remove {note}"
@@ -277,6 +281,31 @@ def test_a_build_that_takes_too_long_is_ended_with_all_that_it_started(
         version = "10.14.1" if change == "version" else "10.13.0.35"
         with pytest.raises(pytest.fail.Exception, match="it is tried"):
             built(other if change == "graph" else small_bundle, cache, timeout_s=2)
+
+
+def test_the_boot_after_a_build_that_took_too_long_asks_for_fewer_profiles(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[list[str]] = []
+
+    def run(command: list[str], *_: object) -> None:
+        asked.append(command[len(build_plan.BUILD_COMMAND) + 1 :])
+        raise late.TooLong("too long")
+
+    monkeypatch.setattr(build_plan, "_run", run)
+    monkeypatch.setattr(build_plan, "_NEARLY", 0.0)
+    monkeypatch.setattr(probe, "gpu", lambda: Gpu("NVIDIA L4", (8, 9)))
+    monkeypatch.setattr(probe, "tensorrt_version", lambda: "10.13.0.35")
+    for timeout_s, ways in ((60, [[], ["--profiles", "length"], None]), (90, [[], ["--profiles", "length"], None])):
+        for way in ways:
+            before = len(asked)
+            with pytest.raises(EngineError, match="too long" if way is not None else "an earlier build here took"):
+                built(small_bundle, tmp_path, timeout_s)
+            assert asked[before:] == ([] if way is None else [way])
+    parser = argparse.ArgumentParser()
+    add_plan_arguments(parser, "--precision")
+    for options in late.WAYS:
+        parser.parse_args(options)
 
 
 def test_a_build_that_had_to_wait_for_most_of_its_time_says_nothing_of_the_limit(
@@ -310,7 +339,8 @@ def test_who_waited_does_not_repeat_the_build_that_took_too_long(
             fcntl.flock(lock, fcntl.LOCK_EX)
             waiting = pool.submit(build, bundle, cache, 60, "auto", lambda _: waits.set(), lambda: False)
             assert waits.wait(20)
-            late.note([note], 60)
+            for way in range(len(late.WAYS)):
+                late.note([note], way, 60)
         assert str(waiting.exception()).startswith("an earlier build here took longer than 60 s (BUILD_TIMEOUT_S)")
 
 
