@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from export.source import Source
 
 
+UNUSED_OF_DPT = ("neck.fusion_stage.layers.0.residual_layer1.",)
+"""Weights of a layer that runs never, for the first one has nothing to fuse: Intel's checkpoints have none of them."""
+
 _SAMPLES = 64
 
 
