@@ -173,7 +173,9 @@ def from_pixels(source: Source, model: Any) -> Any:
                 rows = torch.arange(found.geometry.height, dtype=torch.int32)[None, :, None] < extent[:, 0, None, None]
                 columns = torch.arange(found.geometry.width, dtype=torch.int32)[None, None] < extent[:, 1, None, None]
                 mask = rows & columns
-                inputs = {"pixel_values": values * mask[:, None], "pixel_mask": mask.to(torch.int64)}
+                inputs = {"pixel_values": values * mask[:, None]}
+                if found.masks:
+                    inputs["pixel_mask"] = mask.to(torch.int64)
             return answer(source, self.model, inputs)
 
     return FromPixels().eval()
