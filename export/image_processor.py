@@ -148,7 +148,7 @@ def _geometry(processor: Any, model: str, asked: tuple[int, int] | None) -> tupl
 
 def _settings(processor: Any) -> Mapping[str, Any]:
     """What its class reads; other keys of its file stay on it as attributes, and change nothing."""
-    known = {name for kind in type(processor).__mro__ for name in signature(kind.__init__).parameters}
+    known = {name for kind in type(processor).__mro__ for name in signature(kind).parameters}
     return {name: getattr(processor, name) for name in known if hasattr(processor, name)}
 
 
