@@ -8,7 +8,8 @@ numbers is refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class ImageProcessor:
 
     A pixel value of channel c is `scale[c]` * (channel `order[c]` of the image) + `offset[c]`, and 0 beside the image
     on a canvas. `fixed`: whether the worker resizes to a size of its own, because the processor leaves the size open.
+    `masks`: whether it says where on a canvas the image is.
     """
 
     processor: Any
@@ -44,6 +46,7 @@ class ImageProcessor:
     scale: tuple[float, ...] = ()
     offset: tuple[float, ...] = ()
     order: tuple[int, ...] = ()
+    masks: bool = False
 
     def inputs(self, image: Any) -> Mapping[str, Any]:
         """What transformers' processor makes of a Pillow image in RGB: tensors with a batch of one."""
@@ -65,7 +68,7 @@ class ImageProcessor:
 
     def _fits(self, image: Any) -> bool:
         """Whether the processor's own size of `image` is one that the canvas holds."""
-        free = Geometry(1 << 30, 1 << 30, "bounded", self.geometry.size, canvas=True)
+        free = Geometry(1 << 30, 1 << 30, self.geometry.resize, self.geometry.size, canvas=True)
         height, width = free.target(image.height, image.width)
         return height <= self.geometry.height and width <= self.geometry.width
 
@@ -100,7 +103,8 @@ def take_apart(processor: Any, model: str, asked: tuple[int, int] | None) -> Ima
     """See image_processor."""
     try:
         geometry, fixed = _geometry(processor, model, asked)
-        found = _measured(ImageProcessor(processor, geometry, fixed), model)
+        masks = geometry.canvas and _returns_mask(processor)
+        found = _measured(ImageProcessor(processor, geometry, fixed, masks=masks), model)
         _compare(found, model)
     except (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:
         # Settings that it has not, or odd ones.
@@ -113,39 +117,74 @@ def take_apart(processor: Any, model: str, asked: tuple[int, int] | None) -> Ima
 
 def _geometry(processor: Any, model: str, asked: tuple[int, int] | None) -> tuple[Geometry, bool]:
     """The geometry, and whether its size is the worker's own."""
-    size = dict(getattr(processor, "size", None) or {})
-    resample = int(getattr(processor, "resample", None) or 0)
-    resizes = bool(getattr(processor, "do_resize", True))
-    crop = dict(processor.crop_size) if getattr(processor, "do_center_crop", False) else {}
-    if resizes and "shortest_edge" in size and "longest_edge" in size and _returns_mask(processor):
-        longest = int(size["longest_edge"])
-        height, width = asked or (longest, longest)
-        bounds = (int(size["shortest_edge"]), longest)
-        return Geometry(height, width, "bounded", bounds, resample, canvas=True), False
-    is_open = not resizes or "shortest_edge" in size or getattr(processor, "keep_aspect_ratio", False) or not size
-    if is_open and not crop and not hasattr(processor, "crop_pct"):
-        return _open(model, size, resample, asked), True
+    said = _settings(processor)
+    resizes = bool(said.get("do_resize", True))
+    size = dict(said.get("size") or {}) if resizes else {}
+    resample = int(said.get("resample") or 0)
+    crop = dict(said["crop_size"]) if said.get("do_center_crop") else {}
+    pad = dict(said.get("pad_size") or {}) if said.get("do_pad") else {}
+    laid = _on_canvas(processor, size, pad, resample)
+    if laid and not pad:
+        height, width = asked or (laid.height, laid.width)
+        return replace(laid, height=height, width=width), False
+    shares = resizes and "crop_pct" in said
+    is_open = not size or said.get("keep_aspect_ratio") or not {"shortest_edge", "max_height"}.isdisjoint(size)
+    if is_open and not laid and not crop and not shares:
+        return _open(said, model, size, resample, asked), True
     if asked is not None:
         raise Refused(
-            f"{model}'s image processor says the size itself ({_told({**size, **crop})}); leave --image-size out"
+            f"{model}'s image processor says the size itself ({_told({**size, **crop, **pad})}); leave --image-size out"
         )
+    if laid:
+        return laid, False
     if crop and not resizes:
         return Geometry(int(crop["height"]), int(crop["width"]), resample=resample, crop=True), False
-    if hasattr(processor, "crop_pct"):
-        return _cropping_by_share(int(size["shortest_edge"]), processor.crop_pct, resample), False
+    if shares:
+        return _cropping_by_share(int(size["shortest_edge"]), said["crop_pct"], resample), False
     if "shortest_edge" in size:
         size["shortest_edge"] = int(_ENLARGED.get(type(processor).__name__, 1) * size["shortest_edge"])
-    return _closed(size, crop, resample, getattr(processor, "ensure_multiple_of", None) or 1), False
+    return _closed(size, crop, resample, said.get("ensure_multiple_of") or 1), False
 
 
-def _open(model: str, size: Mapping[str, Any], resample: int, asked: tuple[int, int] | None) -> Geometry:
-    """Every image at one size, though the processor would keep its aspect ratio."""
+def _settings(processor: Any) -> Mapping[str, Any]:
+    """What its class reads; other keys of its file stay on it as attributes, and change nothing."""
+    known = {name for kind in type(processor).__mro__ for name in signature(kind).parameters}
+    return {name: getattr(processor, name) for name in known if hasattr(processor, name)}
+
+
+def _on_canvas(processor: Any, size: Mapping[str, Any], pad: Mapping[str, Any], resample: int) -> Geometry | None:
+    """Where images of any aspect ratio are padded: to the size that is said, else to the least that holds them all."""
+    if {"shortest_edge", "longest_edge"} <= size.keys():
+        resize, bounds = "bounded", (int(size["shortest_edge"]), int(size["longest_edge"]))
+        canvas = (bounds[1], bounds[1])
+    elif {"max_height", "max_width"} <= size.keys():
+        resize, bounds = "fit", (int(size["max_height"]), int(size["max_width"]))
+        canvas = bounds
+    else:
+        return None
+    if pad:
+        canvas = (int(pad["height"]), int(pad["width"]))
+    elif not _returns_mask(processor):
+        return None
+    return Geometry(*canvas, resize, bounds, resample, canvas=True)
+
+
+def _open(
+    said: Mapping[str, Any], model: str, size: Mapping[str, Any], resample: int, asked: tuple[int, int] | None
+) -> Geometry:
+    """Every image at one size, though the processor would keep its aspect ratio, or its size."""
     if asked is None and "height" not in size:
         raise Refused(
             f"{model}'s image processor makes every image another size ({_told(size) or 'its own'}), and a bundle has "
             "one: name it with --image-size HEIGHTxWIDTH; images of another aspect ratio will be squeezed"
         )
     height, width = asked or (int(size["height"]), int(size["width"]))
+    multiple = said.get("do_pad") and said.get("size_divisor")
+    if multiple and (height % multiple or width % multiple):
+        raise Refused(
+            f"{model}'s image processor pads images to multiples of {multiple}; give --image-size such a height and "
+            f"width, not {height}x{width}"
+        )
     return Geometry(height, width, "exact", (height, width), resample)
 
 
@@ -173,7 +212,7 @@ def _returns_mask(processor: Any) -> bool:
 
 
 def _told(size: Mapping[str, Any]) -> str:
-    names = ("height", "width", "shortest_edge", "longest_edge")
+    names = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
     return ", ".join(f"{name} {size[name]}" for name in names if size.get(name) is not None)
 
 
@@ -187,9 +226,7 @@ def _measured(found: ImageProcessor, model: str) -> ImageProcessor:
     for channel in range(3):
         guesses = [scale[channel] * shade + offset[channel] for shade in _COLOUR]
         order.append(int(np.argmin([abs(guess - colour[channel]) for guess in guesses])))
-    return ImageProcessor(
-        found.processor, found.geometry, found.fixed, tuple(scale.tolist()), tuple(offset.tolist()), tuple(order)
-    )
+    return replace(found, scale=tuple(scale.tolist()), offset=tuple(offset.tolist()), order=tuple(order))
 
 
 def _plain(found: ImageProcessor, shade: tuple[int, int, int], model: str) -> Array:

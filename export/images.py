@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from export.source import Source
 
 
+UNUSED_OF_DPT = ("neck.fusion_stage.layers.0.residual_layer1.",)
+"""Weights of a layer that runs never, for the first one has nothing to fuse: Intel's checkpoints have none of them."""
+
 _SAMPLES = 64
 
 
@@ -170,7 +173,9 @@ def from_pixels(source: Source, model: Any) -> Any:
                 rows = torch.arange(found.geometry.height, dtype=torch.int32)[None, :, None] < extent[:, 0, None, None]
                 columns = torch.arange(found.geometry.width, dtype=torch.int32)[None, None] < extent[:, 1, None, None]
                 mask = rows & columns
-                inputs = {"pixel_values": values * mask[:, None], "pixel_mask": mask.to(torch.int64)}
+                inputs = {"pixel_values": values * mask[:, None]}
+                if found.masks:
+                    inputs["pixel_mask"] = mask.to(torch.int64)
             return answer(source, self.model, inputs)
 
     return FromPixels().eval()

@@ -15,11 +15,13 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from engine.errors import InvalidInput
+from engine.errors import BundleError, InvalidInput
 from engine.tensors import Array
 
 PIXELS, EXTENT = "pixels", "extent"
 """Inputs of a graph: uint8 (height, width, 3); and, with a canvas, how much of it is image: int32 (height, width)."""
+
+_RESIZES = (None, "exact", "shortest", "bounded", "fit")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Geometry:
     """`height` and `width` are what comes out. The other fields say how, in the order in which they apply.
 
     resize: None; "exact" to `size` (height, width); "shortest": the shorter side becomes `size[0]`, the longer one
-    follows; "bounded": the same, but the longer side stays within `size[1]`. `resample` is Pillow's number of a filter.
+    follows; "bounded": the same, but the longer side stays within `size[1]`; "fit": as large as `size` (height, width)
+    holds. `resample` is Pillow's number of a filter.
     crop: from the middle, black where the image is smaller. canvas: at the upper left, with zeros beside it; an image
     that is larger is resized to fit.
     """
@@ -42,7 +45,9 @@ class Geometry:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read `image` of a task_config."""
+        """Read `image` of a task_config. Raises BundleError where it names a way of resizing that is none of these."""
+        if (resize := config.get("resize")) not in _RESIZES:
+            raise BundleError(f"the bundle resizes images by {resize!r}, which this worker does not know; update it")
         values = {name: config[name] for name in cls.__dataclass_fields__ if name in config}
         return cls(**{**values, "size": tuple(values.get("size", (0, 0)))})
 
@@ -71,6 +76,9 @@ class Geometry:
             return self.size
         if self.resize == "shortest":
             return _shortest(height, width, self.size[0])
+        if self.resize == "fit":  # as get_image_size_for_max_height_width of DETR's image processor
+            ratio = min(self.size[0] / height, self.size[1] / width)
+            height, width = max(1, int(height * ratio)), max(1, int(width * ratio))
         if self.resize == "bounded":  # of an image 1 pixel wide, where DETR's processor fails, one is left
             height, width = (max(1, side) for side in _bounded(height, width, *self.size))
         if self.canvas and (height > self.height or width > self.width):

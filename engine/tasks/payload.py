@@ -145,13 +145,14 @@ def boolean(payload: dict[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def whole_number(payload: dict[str, Any], name: str, low: int, high: int) -> int | None:
-    """The field `name` as an integer from `low` to `high`; None when it is absent or null."""
+def whole_number(payload: dict[str, Any], name: str, low: int, high: int | None = None) -> int | None:
+    """The field `name` as an integer from `low` to `high`, if there is one; None when it is absent or null."""
     value = payload.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidInput(f"`{name}` must be a whole number from {low} to {high}, got {_quoted(value)}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        to = "up" if high is None else f"to {high}"
+        raise InvalidInput(f"`{name}` must be a whole number from {low} {to}, got {_quoted(value)}")
     return value
 
 

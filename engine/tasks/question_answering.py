@@ -74,7 +74,7 @@ class QuestionAnswering(TextTask):
             "length": length,
             "stride": min(length // 2, _OVERLAP) if stride is None else stride,
             "top_k": check.whole_number(payload, "top_k", 1, 1000) or 1,
-            "max_answer_len": check.whole_number(payload, "max_answer_len", 1, longest) or _ANSWER_TOKENS,
+            "max_answer_len": min(check.whole_number(payload, "max_answer_len", 1) or _ANSWER_TOKENS, longest),
             "impossible": check.boolean(payload, "handle_impossible_answer", False),
             "align": check.boolean(payload, "align_to_words", True),
         }

@@ -1,7 +1,8 @@
 """Labels and scores of a text, or of a pair of texts.
 
 `task_config` of the manifest: labels (names, in the order of the logits), function (softmax, sigmoid or none: the
-default of `function_to_apply`), max_length (tokens).
+default of `function_to_apply`), max_length (tokens), pairs (false where the model has no segment for a second text; by
+default true).
 """
 
 from __future__ import annotations
@@ -43,8 +44,15 @@ class TextClassification(TextTask):
             check.refuse_unknown(value, ("text", "text_pair"))
             value, pair, of = value.get("text"), value.get("text_pair"), f"{name}."
         text = super().item(value, f"{of}text" if of else name, payload)
-        # An empty second text is none, as the pipelines have it.
-        return (text, super().item(pair, f"{of}text_pair", payload)) if pair not in (None, "") else text
+        if pair in (None, ""):  # an empty second text is none, as the pipelines have it
+            return text
+        second = super().item(pair, f"{of}text_pair", payload)
+        if not self.config.get("pairs", True):
+            raise InvalidInput(
+                f"`{of}text_pair` is nothing that this model can read: it was trained on single texts, and knows no "
+                "segment but the first; leave it out"
+            )
+        return text, second
 
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """`top_k`: the best label unless it says otherwise; null gives all."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from export.errors import Refused
 from export.gate.measures import Measure
-from export.images import ImageExport
+from export.images import UNUSED_OF_DPT, ImageExport
 from export.tasks.base import Layout
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class DepthEstimationExport(ImageExport):
 
     tag: ClassVar[str] = "depth-estimation"
     heads: ClassVar[tuple[str, ...]] = ("ForDepthEstimation",)
+    may_miss: ClassVar[tuple[str, ...]] = UNUSED_OF_DPT
     # Relative to the largest depth of the image.
     measures: ClassVar[Sequence[Measure]] = (
         Measure("relative_difference", 1e-3, 0.1, column="difference", half_limit=0.02),

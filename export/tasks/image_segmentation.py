@@ -13,7 +13,7 @@ import numpy as np
 
 from export.errors import Refused
 from export.gate.measures import Measure, agreement
-from export.images import ImageExport
+from export.images import UNUSED_OF_DPT, ImageExport
 from export.tasks.base import Layout, labels
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class ImageSegmentationExport(ImageExport):
 
     tag: ClassVar[str] = "image-segmentation"
     heads: ClassVar[tuple[str, ...]] = ("ForSemanticSegmentation",)
+    may_miss: ClassVar[tuple[str, ...]] = UNUSED_OF_DPT
     measures: ClassVar[Sequence[Measure]] = (
         # Of the logits, relative to the largest.
         Measure("difference", 1e-4, 0.1, column="difference", half_limit=0.02),

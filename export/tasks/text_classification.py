@@ -29,16 +29,20 @@ class TextClassificationExport(LabelsExport, TextExport):
         set_outputs(graph, [("logits", "float32", ("batch", source.config.num_labels))])
 
     def task_config(self, source: Source, outputs: Mapping[str, Sequence[int | str]]) -> dict[str, Any]:
-        """Labels, and the function that the model was trained with."""
+        """Labels, the function that the model was trained with, and whether it can be asked about pairs."""
         names = labels(source.model, source.config)
-        return {**super().task_config(source, outputs), "labels": names, "function": self.function(source)}
+        own = {"labels": names, "function": self.function(source), "pairs": _takes_pairs(source)}
+        return {**super().task_config(source, outputs), **own}
 
     def probes(self, source: Source) -> Iterator[Probe]:
-        """Texts, and the pairs among the examples, which the model may never have seen, but a job may ask for."""
+        """Texts, and the pairs among the examples, which the model may never have seen, but a job may ask for.
+
+        No pairs where the task refuses them, for a segment that the model has no embedding of.
+        """
         *others, longest = super().probes(source)
         yield from others
         for example in self.online.examples:
-            if "text_pair" in example:
+            if "text_pair" in example and _takes_pairs(source):
                 text, pair = example["text"], example["text_pair"]
                 yield Probe("pair", {"text": text, "text_pair": pair}, [tokens_of(source, text, pair)])
         yield longest
@@ -54,6 +58,13 @@ class TextClassificationExport(LabelsExport, TextExport):
     def function(self, source: Source) -> str:
         """The model's own."""
         return default_function(source.config.problem_type, source.config.num_labels)
+
+
+def _takes_pairs(source: Source) -> bool:
+    """Whether the model knows every segment that its tokenizer makes of a pair; RoBERTas know one."""
+    segments = tokens_of(source, "one", "two").get("token_type_ids")
+    known = getattr(source.config, "type_vocab_size", None) or 0
+    return segments is None or not known or int(segments.max()) < known
 
 
 TASK = TextClassificationExport()

@@ -20,6 +20,8 @@ from export.image_processor import ImageProcessor, image_processor, take_apart
 
 SIDE = {"height": 32, "width": 32}
 EDGES = {"shortest_edge": 40, "longest_edge": 64}
+BOX, ROOM = {"max_height": 120, "max_width": 150}, {"height": 128, "width": 150}
+IGNORED = {"do_center_crop": True, "crop_size": 24, "crop_pct": 0.9, "keep_aspect_ratio": True}
 PROCESSORS: dict[str, tuple[str, dict[str, Any], tuple[int, int] | None]] = {
     "exact": ("ViTImageProcessor", {"size": SIDE}, None),
     "exact, other filter": ("SiglipImageProcessor", {"size": {"height": 24, "width": 40}}, None),
@@ -37,9 +39,22 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any], tuple[int, int] | None]] = {
     "multiples": ("DPTImageProcessor", {"size": {"height": 45, "width": 59}, "ensure_multiple_of": 14}, None),
     "canvas": ("DetrImageProcessor", {"size": EDGES}, None),
     "wide canvas": ("ConditionalDetrImageProcessor", {"size": EDGES}, (40, 60)),
+    "canvas of its own size": ("DetrImageProcessor", {"size": EDGES, "pad_size": {"height": 72, "width": 64}}, None),
+    "box on a canvas": ("DetrImageProcessor", {"size": BOX, "pad_size": ROOM}, None),
+    "box on a canvas, no mask": ("YolosImageProcessor", {"size": BOX, "pad_size": ROOM}, None),
+    "box on a canvas, if asked to": ("RTDetrImageProcessor", {"size": BOX, "do_pad": True, "pad_size": ROOM}, None),
+    "box that is a canvas": ("ConditionalDetrImageProcessor", {"size": BOX}, None),
+    "box on a smaller canvas": ("DetrImageProcessor", {"size": BOX}, (70, 90)),
+    "box, fixed by us": ("RTDetrImageProcessor", {"size": BOX}, (48, 64)),
+    "settings that are another's": ("ViTImageProcessor", {"size": SIDE, **IGNORED}, None),
     "fixed by us": ("YolosImageProcessor", {"size": EDGES}, (48, 64)),
     "fixed by its size": ("DPTImageProcessor", {"size": SIDE, "keep_aspect_ratio": True}, None),
     "fixed by us, no size": ("GLPNImageProcessor", {}, (32, 64)),
+    "fixed by us, not resized": (
+        "DPTImageProcessor",
+        {"do_resize": False, "do_pad": True, "size_divisor": 14},
+        (28, 42),
+    ),
 }
 FOUND: dict[str, ImageProcessor] = {}
 
@@ -90,6 +105,30 @@ def test_pixels_of_any_image(name: str, height: int, width: int, seed: int):
             {"size": SIDE},
             (64, 64),
             "says the size itself (height 32, width 32); leave --image-size",
+        ),
+        (
+            "YolosImageProcessor",
+            {"size": BOX},
+            None,
+            "makes every image another size (max_height 120, max_width 150)",
+        ),
+        (
+            "DetrImageProcessor",
+            {"size": BOX, "pad_size": ROOM},
+            (64, 64),
+            "says the size itself (height 128, width 150, max_height 120, max_width 150); leave --image-size out",
+        ),
+        (
+            "DPTImageProcessor",
+            {"do_resize": False, "do_pad": True, "size_divisor": 14},
+            None,
+            "makes every image another size (its own), and a bundle has one: name it with --image-size",
+        ),
+        (
+            "DPTImageProcessor",
+            {"do_resize": False, "do_pad": True, "size_divisor": 14},
+            (28, 40),
+            "pads images to multiples of 14; give --image-size such a height and width, not 28x40",
         ),
         ("ZoeDepthImageProcessor", {}, None, "ZoeDepthImageProcessor does something to an image of 131 x 97 beside"),
         ("ImageGPTImageProcessor", {}, None, "fails on a plain image"),

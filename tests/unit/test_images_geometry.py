@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.errors import InvalidInput
+from engine.errors import BundleError, InvalidInput
 from engine.images.geometry import EXTENT, PIXELS, Geometry
 
 
@@ -23,6 +23,19 @@ def test_an_image_larger_than_its_canvas_is_made_to_fit():
         assert feeds[PIXELS].shape == (40, 60, 3)
         assert (feeds[PIXELS][: extent[0], : extent[1]] == 255).all()
         assert feeds[PIXELS].sum() == extent[0] * extent[1] * 3 * 255
+
+
+def test_an_image_that_is_to_fit_a_box_touches_it():
+    geometry = Geometry(64, 64, "fit", (40, 60), canvas=True)
+    for size, extent in (((300, 100), (20, 60)), ((10, 30), (40, 13)), ((60, 40), (40, 60)), ((1, 4000), (40, 1))):
+        assert tuple(geometry.feeds(Image.new("RGB", size), "image", 1 << 20)[EXTENT]) == extent
+    assert Geometry(30, 40, "fit", (40, 60), canvas=True).target(20, 30) == (26, 40)
+
+
+def test_a_way_of_resizing_that_a_later_version_brought_is_refused():
+    with pytest.raises(BundleError, match="resizes images by 'stretch', which this worker does not know; update it"):
+        Geometry.from_config({"height": 32, "width": 32, "resize": "stretch"})
+    assert Geometry.from_config({"height": 32, "width": 32}) == Geometry(32, 32)
 
 
 def test_an_image_of_the_right_size_is_taken_as_it_is():

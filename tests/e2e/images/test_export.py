@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from benchmarks.zoo import vision
 from benchmarks.zoo.images import task_model
@@ -112,6 +113,21 @@ def test_a_checkpoint_without_a_pooler_gives_its_first_vector(vit: Path, tmp_pat
     assert open_bundle(out).manifest.task_config["pooling"] == "cls"
     served = Served(out)
     assert served.ask({"image": images[0]})["dimensions"] == 32
+    served.close()
+
+
+@pytest.mark.parametrize("task", ["depth-estimation", "image-segmentation"])
+def test_a_dpt_without_the_weights_that_it_never_uses(zoo: Any, tmp_path: Path, images: list[str], task: str):
+    """As Intel published them: of the first fusion layer half is missing, and the pipeline answers all the same."""
+    whole = zoo(task, "dpt")
+    folder = Path(shutil.copytree(whole.folder, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    used = {name: value for name, value in weights.items() if "fusion_stage.layers.0.residual_layer1." not in name}
+    assert len(weights) - len(used) == 12  # two convolutions, two normalisations of five each
+    save_file(used, folder / "model.safetensors", metadata={"format": "pt"})
+    assert main([str(folder), "--task", task, "--out", str(tmp_path / "bundle")]) == 0
+    served = Served(tmp_path / "bundle")
+    assert served.ask({"images": images}) == whole.served.ask({"images": images})
     served.close()
 
 

@@ -70,6 +70,13 @@ def test_objects_of_the_canvas_own_aspect_ratio(zoo: Any):
     check_objects(zoo(DETECTION, "detr", "--image-size", "48x64"), WIDE)
 
 
+@pytest.mark.parametrize("architecture", ["detr", "yolos"])
+def test_objects_in_a_box_on_a_canvas(zoo: Any, architecture: str):
+    """As transformers' guide to fine-tuning has it; YOLOS is not told where on the canvas the image is."""
+    padded = {"size": {"max_height": 64, "max_width": 56}, "do_pad": True, "pad_size": {"height": 64, "width": 64}}
+    check_objects(zoo(DETECTION, architecture, "--precision", "fp32", processor=padded), [*WIDE, *OTHERS])
+
+
 def test_objects_at_a_fixed_size(zoo: Any):
     check_objects(zoo(DETECTION, "rt-detr"), [*WIDE, *OTHERS])
 

@@ -109,6 +109,7 @@ def test_a_special_token_in_the_question_is_no_answer(zoo: Any):
         {"top_k": 3, "handle_impossible_answer": True},
         {"max_answer_len": 3},
         {"top_k": 5, "max_answer_len": 1},
+        {"top_k": 2, "max_answer_len": 5000},
         {"max_seq_len": 40, "doc_stride": 10, "top_k": 2},
         {"max_seq_len": 64, "doc_stride": 0},
     ],
@@ -185,6 +186,10 @@ def test_forms_of_a_job(zoo: Any):
             {"question": ["a", "where " * 20], "context": SHORT * 9, "max_seq_len": 99, "doc_stride": 50},
             "`question[1]` has 60 tokens, which leaves 36 of a window's 99 for the context, and windows overlap by 50; "
             "shorten it, or lower `doc_stride`, or raise `max_seq_len`",
+        ),
+        (
+            {"question": "a", "context": SHORT, "max_answer_len": 0},
+            "`max_answer_len` must be a whole number from 1 up, got 0",
         ),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.zoo.decoders import SPECS
-from benchmarks.zoo.text import ARCHITECTURES, HEADS, model_of, task_model
+from benchmarks.zoo.text import ARCHITECTURES, HEADS, model_of
 from engine.config import Settings
 from export.__main__ import main
 from export.tasks.base import ExportTask
@@ -58,17 +58,45 @@ def without_segments(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow  # torch.export traces both, for optimum cannot
-def test_pairs_that_the_model_has_no_segment_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The tokenizer makes two of a pair; transformers' error is no defect of the export."""
-    folder = task_model(tmp_path / "model", TASK, "bert", type_vocab_size=1)
-    argv = [str(folder), "--task", TASK, "--out", str(tmp_path / "bundle")]
-    assert main(argv) == 2
-    assert capsys.readouterr().err == (
-        "error: model fails in PyTorch on the probe 'pair': index out of range in self; its own files make the inputs "
-        "(input_ids, token_type_ids, attention_mask), so correct what they say of these, or export another model\n"
+def of_one_segment(folder: Path) -> Path:
+    """A RoBERTa with BERT's tokenizer, which gives a second text a segment of its own; as klue/roberta-base."""
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "max_position_embeddings": 130}
+    config = transformers.RobertaConfig(**sizes, **ids, type_vocab_size=1, initializer_range=0.5, num_labels=3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.RobertaForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def of_one_segment_unsaid(folder: Path) -> Path:
+    return without_segments(of_one_segment(folder))
+
+
+def test_pairs_that_the_model_has_no_segment_for(zoo: Any, monkeypatch: pytest.MonkeyPatch):
+    """Texts alone are answered, and pairs where the tokenizer makes no segments."""
+    entry = zoo(TASK, "bert", of_one_segment)
+    assert_same(entry.served.ask({"texts": TEXTS, "top_k": None}), entry.expect(TEXTS, top_k=None, truncation=True))
+    pair = {"text": TEXTS[0], "text_pair": TEXTS[1]}
+    with pytest.raises(IndexError):
+        entry.expect(pair)
+    assert entry.served.refusal(pair) == (
+        "invalid input: `text_pair` is nothing that this model can read: it was trained on single texts, and knows no "
+        "segment but the first; leave it out"
     )
-    assert main([str(without_segments(folder)), *argv[1:]]) == 0
+    assert "`texts[1].text_pair` is nothing that this model" in entry.served.refusal({"texts": ["a", pair]})
+    monkeypatch.delitem(entry.served.task.config, "pairs")  # as in bundles of older exports, which knew every segment
+    assert entry.served.task.parse(pair).items == [(TEXTS[0], TEXTS[1])]
+
+
+def test_pairs_of_which_no_segments_are_made(zoo: Any):
+    entry = zoo(TASK, "bert", of_one_segment_unsaid)
+    pair = {"text": TEXTS[0], "text_pair": TEXTS[1]}
+    assert_same(entry.served.ask(pair), entry.expect([pair], top_k=1)[0])
 
 
 def test_a_decoder_whose_tokenizer_pads_with_another_token(tmp_path: Path):
