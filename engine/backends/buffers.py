@@ -17,6 +17,9 @@ from engine.tensors import Array, TensorSpec
 
 ALIGNMENT = 256
 """Bytes. TensorRT wants every tensor's address to be a multiple of this."""
+MOST_VIEWS = 512
+"""Of the buckets, for those of an engine that takes any length are thousands: their views would hold 1 kB each, a model's
+inputs and outputs together. The oldest are made anew when they are needed again, in some us."""
 
 
 class Buffers:
@@ -28,9 +31,11 @@ class Buffers:
         self._views: dict[Bucket, dict[str, Array]] = {}
 
     def at(self, bucket: Bucket) -> dict[str, Array]:
-        """The views of `bucket`; the same objects at every call."""
+        """The views of `bucket`; the same objects at every call, until MOST_VIEWS other buckets were asked for."""
         views = self._views.get(bucket)
         if views is None:
+            if len(self._views) == MOST_VIEWS:
+                del self._views[next(iter(self._views))]
             views = {s.name: self._flat[s.name][: _size(s, bucket)].reshape(s.shape_at(bucket)) for s in self._specs}
             self._views[bucket] = views
         return views

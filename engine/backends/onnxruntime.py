@@ -25,8 +25,8 @@ from engine.tensors import Arrays
 LENGTH_STEP = 1
 """Lengths are rounded up to multiples of this. The CPU takes any shape, and every token of padding costs it time."""
 
-MOST_BINDINGS = 1024
-"""The oldest are made anew when they are needed again: 30 us each, where all of them would hold 1.7 kB each."""
+MOST_BINDINGS = 512
+"""The oldest are made anew when they are needed again: 30 us each, where all of them would hold 2 kB each."""
 
 # all-MiniLM-L6-v2 on two cores, least squares over 16 buckets of 8 to 1,024 tokens: in fp32 1.0 ms a run and 60 us a
 # token, in int8 0.5 ms and 27 us; so a run costs 16 and 18 tokens.

@@ -1,3 +1,4 @@
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.backends.buffers import ALIGNMENT, Buffers, DeviceBuffers, Layout
+from engine.backends.buffers import ALIGNMENT, MOST_VIEWS, Buffers, DeviceBuffers, Layout
 from engine.bucket import Ladder
 from engine.tensors import Array, TensorSpec
 
@@ -88,6 +89,19 @@ def test_views_are_the_same_at_every_call():
         assert buffers.results(ladder[1], slot)["a"] is buffers.results(ladder[1], slot)["a"]
     assert np.shares_memory(buffers.feeds(ladder[0], 0)["a"], buffers.feeds(ladder[1], 0)["a"])
     assert not np.shares_memory(buffers.feeds(ladder[1], 0)["a"], buffers.feeds(ladder[1], 1)["a"])
+
+
+def test_views_of_thousands_of_buckets_are_not_kept():
+    """As seldom ones come, these would make a worker larger for days."""
+    specs = [TensorSpec("ids", "int32", ("batch", "length"))]
+    ladder = Ladder(range(1, 33), range(1, 33))
+    buffers = Buffers(specs, ladder)
+    first = buffers.at(ladder.fit(1, 1))["ids"]
+    first[:] = 7
+    del first
+    kept = [weakref.ref(buffers.at(bucket)["ids"]) for bucket in ladder]
+    assert sum(view() is not None for view in kept) == MOST_VIEWS < len(kept)
+    assert buffers.at(ladder.fit(1, 1))["ids"].tolist() == [[7]]  # the same memory as ever
 
 
 @given(tensors("t"), ladders)
