@@ -18,8 +18,8 @@ from engine.tensors import Array, TensorSpec
 ALIGNMENT = 256
 """Bytes. TensorRT wants every tensor's address to be a multiple of this."""
 MOST_VIEWS = 512
-"""Of the buckets, for those of an engine that takes any length are thousands: their views would hold 1 kB each, a model's
-inputs and outputs together. The oldest are made anew when they are needed again, in some us."""
+"""Of the buckets, for those of an engine that takes any length are thousands: their views would hold 1 kB each, inputs
+and outputs together. The oldest are made anew when they are needed again, in some us."""
 
 
 class Buffers:
