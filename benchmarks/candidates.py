@@ -9,14 +9,13 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from benchmarks.report.details import details
-from benchmarks.report.stored import AUTO, CPU, Source, Stored
+from benchmarks.report.stored import AUTO, Source, Stored
 from benchmarks.rounds import REACHED, Shape, named_precision, plain, shape, without_engine
 from engine.config import Settings
 
 _LOADS = ("load", "peers")
 _GRIDS = ("throughput", "latency")
 """The grid of the bundle itself goes before that of encoders with random weights."""
-_MEAN = " (mean times, which a p99 is above)"
 
 _OURS = "ours"
 """Without its engine and precision; others of us, as ours-web and ours-alone, are no settings of their own."""
@@ -83,7 +82,7 @@ class Grid:
 def our_settings(known: Stored) -> list[Setting]:
     """This worker's engines and precisions, in the order of the files; not the one without a model."""
     found = _measured(known, (*_LOADS, *_GRIDS))
-    return list(dict.fromkeys(setting_of(known, *where) for where in found))
+    return list(dict.fromkeys(setting_of(*where) for where in found))
 
 
 def _measured(known: Stored, scenarios: Sequence[str]) -> list[tuple[Source, str, str]]:
@@ -93,31 +92,10 @@ def _measured(known: Stored, scenarios: Sequence[str]) -> list[tuple[Source, str
     return [one for one in found if without_engine(plain(one[2])) == _OURS]
 
 
-def setting_of(known: Stored, source: Source, scenario: str, target: str) -> Setting:
-    """The engine by the target's name or by the options, and the precision.
-
-    On a GPU `auto` is the engine that the files name for this precision, TensorRT where they name both: it is what
-    `auto` prefers.
-    """
-    engine, precision = source.engine(scenario, target), _precision(source, scenario, target)
-    if engine == AUTO:
-        told = {
-            one.engine(each, name)
-            for one, each, name in _measured(known, (*_LOADS, *_GRIDS, "accuracy"))
-            if _precision(one, each, name) == precision
-        }
-        engine = max(told - {CPU, AUTO}, default=AUTO)  # of onnxruntime-cuda and tensorrt the latter
-    return Setting(engine, precision)
-
-
-def _precision(source: Source, scenario: str, target: str) -> str:
-    """By what `peers` saw served, whose names are its bundles'; else by the target's name, "ours" being fp32.
-
-    Files of `latency` from when it called every precision "ours" say it in their options.
-    """
+def setting_of(source: Source, scenario: str, target: str) -> Setting:
+    """The engine, and the precision that `peers` saw served, whose names are its bundles'; else the name's."""
     found = source.results.environment.get("targets", {}).get(target, {}).get("precision")
-    named = named_precision(target) or source.options(scenario).get("precision")
-    return str(found or named or "fp32")
+    return Setting(source.engine(scenario, target), str(found or named_precision(target) or "fp32"))
 
 
 def points_of(known: Stored, setting: Setting, length: int | None, model: str | None) -> Iterator[Point]:
@@ -140,7 +118,7 @@ def points_of(known: Stored, setting: Setting, length: int | None, model: str | 
 
 def _targets(known: Stored, scenario: str, setting: Setting) -> list[tuple[Source, str]]:
     found = _measured(known, (scenario,))
-    return [(source, target) for source, _, target in found if setting_of(known, source, scenario, target) == setting]
+    return [(source, target) for source, _, target in found if setting_of(source, scenario, target) == setting]
 
 
 def _loads(source: Source, scenario: str, setting: Setting, target: str) -> Iterator[Point]:
@@ -184,7 +162,7 @@ def grid_of(known: Stored, setting: Setting, length: int | None, model: str | No
     for scenario in _GRIDS:
         for source, target in _targets(known, scenario, setting):
             for place, run in _runs(source, scenario, target):
-                where = f"{source.name}, {scenario}, {target}, {_length_of(place)}{_MEAN * (run[0] == run[1])}"
+                where = f"{source.name}, {scenario}, {target}, {_length_of(place)}"
                 grids = made.setdefault((scenario, place.of), {})
                 grid = grids.setdefault(place.tokens, Grid(target, place.tokens, where, {}, set()))
                 if place.batch > MOST_ROWS:
@@ -199,18 +177,13 @@ def grid_of(known: Stored, setting: Setting, length: int | None, model: str | No
 
 
 def _runs(source: Source, scenario: str, target: str) -> Iterator[tuple[Shape, tuple[float, float]]]:
-    """Shape, and p50 and p99 of a run in ms, where it has both; the mean for both where only a rate was kept."""
+    """Shape, and p50 and p99 of a run in ms, where it has both."""
     for one in source.of(scenario):
         place = shape(one.point)
-        if one.target != target or not place or not one.median > 0:
-            continue
-        if one.metric.endswith("p50_ms"):
-            p99 = source.value(scenario, target, one.point, one.metric.replace("p50_ms", "p99_ms"))
+        if one.target == target and place and one.metric == "p50_ms" and one.median > 0:
+            p99 = source.value(scenario, target, one.point, "p99_ms")
             if p99 is not None:  # `latency` was asked for another percentile: nothing stands in for it
                 yield place, (one.median, p99.median)
-        elif one.metric == "rows_per_s" and source.value(scenario, target, one.point, "p50_ms") is None:
-            mean = place.batch / one.median * 1e3
-            yield place, (mean, mean)
 
 
 def _length_of(place: Shape) -> str:

@@ -281,7 +281,7 @@ def _losses(known: Stored) -> dict[Setting, tuple[float, tuple[str, ...]]]:
 
     found: dict[Setting, tuple[float, tuple[str, ...]]] = {}
     for one in losses(known.sources):
-        setting = setting_of(known, one.source, SCENARIO, one.target)
+        setting = setting_of(one.source, SCENARIO, one.target)
         worst, files = found.get(setting, (0.0, ()))
         found[setting] = max(worst, one.loss), tuple(dict.fromkeys((*files, one.source.name)))
     return found

@@ -83,6 +83,15 @@ def load() -> Results:
     return Results(CPU, {"seed": 0, "clients": [1, 8, 32]}, tuple(found), {"knee": knee})
 
 
+def loops(target: str, found: dict[str, tuple[float, float]]) -> list[Measurement]:
+    """Of a load: point -> jobs/s and p99 in ms."""
+    return [
+        one("load", target, point, metric, [value], floor=False)
+        for point, both in found.items()
+        for metric, value in zip(("jobs_per_s", "p99_ms"), both, strict=True)
+    ]
+
+
 def coldstart() -> Results:
     """Stages that overlap, of two page caches, and of the floor."""
     stages = {

@@ -14,16 +14,7 @@ from benchmarks.recommend import Asked, Recommendation, cost_per_million, recomm
 from benchmarks.report.stored import Source, Stored
 from benchmarks.results_file import Measurement, Results, write
 from tests.results import CPU, GPU, one
-
-
-def load(target: str, loops: dict[str, tuple[float, float]]) -> list[Measurement]:
-    """Point -> jobs/s and p99 in ms."""
-    figures = [
-        (point, metric, value)
-        for point, both in loops.items()
-        for metric, value in zip(("jobs_per_s", "p99_ms"), both, strict=True)
-    ]
-    return [one("load", target, point, metric, [value], floor=False) for point, metric, value in figures]
+from tests.results import loops as load
 
 
 def grid(target: str, tokens: int, runs: dict[int, tuple[float, float]]) -> list[Measurement]:
@@ -106,13 +97,8 @@ HALF = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("target", "options"),
-    [("ours-fp16", {}), ("ours", {"precision": "fp16"})],
-    ids=["named", "told, as files were once"],
-)
-def test_the_loss_is_that_of_the_precision_which_was_measured(target: str, options: dict[str, object]):
-    files = stored(latency=(options, grid(target, 128, {1: (10.0, 12.0)})), accuracy=({}, HALF))
+def test_the_loss_is_that_of_the_precision_which_was_measured():
+    files = stored(latency=({}, grid("ours-fp16", 128, {1: (10.0, 12.0)})), accuracy=({}, HALF))
     found = recommend(files, Asked(100, 1.0))
     assert isinstance(found, Recommendation)
     assert found.precision == "fp16"
@@ -136,14 +122,6 @@ def test_peers_are_in_the_precision_that_was_served():
     assert found.accuracy_loss == pytest.approx(0.01)
 
 
-def test_one_name_of_two_precisions_is_two_settings():
-    """As `latency` once called every precision: its grid is not the ladder of what was loaded in fp32."""
-    files = stored(load=({}, OURS), latency=({"precision": "fp16"}, GRID), accuracy=({}, HALF))
-    found = recommend(files, Asked(100, 1.0))
-    assert isinstance(found, Recommendation)
-    assert (found.precision, found.accuracy_loss, found.ladder) == ("fp32", 0.0, ())
-
-
 def test_two_runs_of_a_batch_fit_into_the_target_and_larger_ones_must_gain():
     found = recommend(known(OURS, GRID), Asked(400, 1.0))
     short = recommend(known(OURS, GRID), Asked(80, 1.0))
@@ -162,13 +140,14 @@ def test_the_least_length_that_is_long_enough_is_looked_at():
 
 
 def test_the_bundle_s_own_grid_goes_before_random_encoders_and_a_model_can_be_named():
-    rates = {1: 100.0, 8: 400.0}
-    own = [one("throughput", "ours", f"batch {n}, 64 tokens", "rows_per_s", [rate], False) for n, rate in rates.items()]
+    own = [
+        replace(one, scenario="throughput", point=one.point.removeprefix("minilm, "))
+        for one in grid("ours", 64, {1: (10.0, 12.0), 8: (20.0, 25.0)})
+    ]
     found = recommend(known(OURS, GRID, own), Asked(100, 1.0))
     named = recommend(known(OURS, GRID, own), Asked(100, 1.0, model="minilm"))
     assert isinstance(found, Recommendation) and isinstance(named, Recommendation)
     assert (found.length, found.ladder) == (64, (1, 8))
-    assert "mean" in found.measured[1]
     assert named.length == 128
 
 
@@ -177,13 +156,6 @@ def test_without_a_load_the_engine_alone_stands_in_and_says_so():
     assert isinstance(found, Recommendation)
     assert (found.jobs_per_s, found.p99_ms) == (200.0, 90.0)  # batch 8 in 40 ms; two of its p99
     assert "the engine alone" in found.measured[0]
-
-
-def test_the_precision_is_in_the_target_s_name_or_what_the_command_was_told():
-    told = Stored([Source("gpu", Results(GPU, {"precision": "fp16"}, tuple(GRID)))])
-    found = recommend(told, Asked(100, 1.0))
-    assert isinstance(found, Recommendation)
-    assert found.precision == "fp16"
 
 
 def test_another_percentile_does_not_stand_in_for_p99():

@@ -15,6 +15,7 @@ from benchmarks.report.stored import Source, Stored
 from benchmarks.results_file import Measurement, Results, write
 from engine.config import Settings
 from tests.results import CPU, GPU, one
+from tests.results import loops as load
 
 Options = dict[str, Any]
 
@@ -26,19 +27,13 @@ def files(**found: tuple[Options, list[Measurement]] | tuple[Options, list[Measu
     )
 
 
-def load(target: str, loops: dict[str, tuple[float, float]]) -> list[Measurement]:
-    """Point -> jobs/s and p99 in ms."""
-    return [
-        one("load", target, point, metric, [value], floor=False)
-        for point, both in loops.items()
-        for metric, value in zip(("jobs_per_s", "p99_ms"), both, strict=True)
-    ]
-
-
 def throughput(target: str, tokens: int, rates: dict[int, float]) -> list[Measurement]:
-    """Batch -> rows/s."""
-    points = {f"batch {batch}, {tokens} tokens": rate for batch, rate in rates.items()}
-    return [one("throughput", target, point, "rows_per_s", [rate], floor=False) for point, rate in points.items()]
+    """Batch -> rows/s, of runs that all take as long."""
+    return [
+        one("throughput", target, f"batch {batch}, {tokens} tokens", metric, [batch / rate * 1e3], floor=False)
+        for batch, rate in rates.items()
+        for metric in ("p50_ms", "p99_ms")
+    ]
 
 
 def accuracy(**cosines: float) -> list[Measurement]:
@@ -72,9 +67,8 @@ def test_a_loss_is_found_in_whichever_file_has_it(order: tuple[str, str]):
     [
         ("ours-tensorrt-fp16", TENSORRT),
         ("ours-fp16", {"engine": "auto", "served_engine": "tensorrt"}),
-        ("ours-fp16", {"engine": "auto"}),
     ],
-    ids=["told", "picked", "not known"],
+    ids=["told", "picked"],
 )
 def test_what_ran_on_one_engine_belongs_together(target: str, options: Options):
     known = files(
@@ -98,20 +92,6 @@ def test_peers_of_auto_belong_to_the_engine_that_was_picked(engine: str):
     assert (found.engine, found.precision, found.ladder) == (engine, "fp16", (1, 8) if engine == "tensorrt" else ())
 
 
-def test_only_rates_are_called_means():
-    """Files of `throughput` from when it kept no percentiles have nothing else."""
-    rates = throughput("ours-fp16", 16, {1: 1e3, 8: 4e3})
-    times = [
-        one("throughput", "ours-fp16", f"batch {rows}, 16 tokens", f"p{percent}_ms", [ms * percent / 50], floor=False)
-        for rows, ms in ((1, 1.0), (8, 2.0))
-        for percent in (50, 99)
-    ]
-    for made, mean in ((rates, True), ([*times, *rates], False), ([*rates, *times], False)):
-        found = recommended(files(a=(TENSORRT, made)), Asked(1000, 0.4))
-        assert ("mean times" in " ".join(found.measured)) is mean
-        assert found.p99_ms == pytest.approx(2 * (2.0 if mean else 2 * 99 / 50))
-
-
 def test_a_cpu_s_grid_and_loss_are_not_those_of_the_gpu_beside_it():
     known = files(
         load=({"engine": "auto"}, load("ours", RATES)),
@@ -121,15 +101,6 @@ def test_a_cpu_s_grid_and_loss_are_not_those_of_the_gpu_beside_it():
     found = recommended(known, Asked(50, 0.4))
     assert (found.engine, found.jobs_per_s, found.ladder, found.accuracy_loss) == ("auto", 800.0, (), None)
     assert "not known: no run of `latency` or `throughput` of this engine and precision" in said(found, Asked(50, 0.4))
-    both = files(
-        load=({"engine": "auto"}, load("ours", RATES)),
-        cpu=(ON_CPU, throughput("ours", 16, {1: 500.0})),
-        cuda=({"engine": "onnxruntime-cuda"}, throughput("ours", 16, {4: 5e3})),
-    )
-    assert (recommended(both, Asked(50, 0.4)).engine, recommended(both, Asked(50, 0.4)).ladder) == (
-        "onnxruntime-cuda",
-        (4,),
-    )
 
 
 def test_a_load_in_which_jobs_failed_is_out_and_named():
