@@ -155,7 +155,7 @@ def test_what_is_no_bundle_is_refused_with_a_command_that_would_work(
     assert "notes.txt is a file, and a bundle is a folder" in said(tmp_path / "notes.txt")
     assert "cannot be read (File name too long)" in said(tmp_path / ("a" * 300))
     assert "--out org/bundle`, or set BUNDLE_REPO where that is a repository" in said(Path("org/bundle"))
-    assert "BUNDLE_REPO" not in said(Path("docs/no-such")) + said(Path("no-such")) + said(Path("/no/such"))
+    assert "BUNDLE_REPO" not in said(Path("build/no-such")) + said(Path("no-such")) + said(Path("/no/such"))
 
 
 def test_a_reader_that_has_read_enough_is_no_error(small_bundle: Path):
