@@ -50,7 +50,7 @@ def build(
     """
     deadline = time.monotonic() + timeout_s
     notes = late.notes_of(bundle, cache, precision)
-    late.way(notes, timeout_s)
+    late.way(notes, timeout_s)  # refuses before anything is waited for
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _turn(cache, deadline, say) as is_held:

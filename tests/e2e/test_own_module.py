@@ -40,7 +40,7 @@ def test_what_the_page_says_of_a_module_of_ones_own(here: Path, capsys: pytest.C
 
     tokenizer: Any = word_piece_tokenizer("BertTokenizerFast")(here)
     tokenizer.model_max_length = 64
-    from tower import Tower, TowerConfig  # type: ignore[import-not-found]
+    from tower import Tower, TowerConfig  # type: ignore[import-not-found]  # the page's, written just now
 
     torch.manual_seed(0)
     model = Tower(TowerConfig(vocab_size=len(tokenizer))).eval()
