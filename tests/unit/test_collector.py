@@ -32,7 +32,12 @@ def runs() -> Iterator[list[str]]:
 
 def received(raw: bytes) -> Any:
     found: list[Any] = []
-    Frames(lambda *frame: found.extend(frame), lambda: None).data_received(raw)
+    frames = Frames(lambda *frame: found.extend(frame), lambda: None)
+    while not found:
+        room = frames.get_buffer(-1)
+        part, raw = raw[: len(room)], raw[len(room) :]
+        room[: len(part)] = part
+        frames.buffer_updated(len(part))
     return found[0]
 
 
