@@ -33,30 +33,43 @@ _LEASH = (sys.executable, "-m", "engine.plans.leash")
 Say = Callable[[str], None]
 """Takes a line for the log."""
 
-_NEARLY = 0.9
-"""Share of its time limit that a build must have had at least to say that so much is too little."""
+_LEAST = 0.1
+"""Share of the time limit that must be left for a build to begin: it takes minutes."""
 _WATCH_S = 0.5
 _STILL_AT_IT_S = 15.0
 
 
 def build(
-    bundle: Bundle, cache: Path, timeout_s: float, precision: str, say: Say, is_there: Callable[[], bool]
+    bundle: Bundle,
+    cache: Path,
+    timeout_s: float,
+    precision: str,
+    say: Say,
+    is_there: Callable[[], bool],
+    *,
+    spent_s: float = 0.0,
 ) -> None:
     """Build plans for every graph of `bundle` on this GPU into `cache`, within `timeout_s` seconds.
 
-    `precision` is the setting: with `auto` the export chooses. One worker builds at a time; who waited for another asks
-    `is_there` before building again. What took too long once is not begun again in the same way (late.py). Raises
-    EngineError.
+    `spent_s` of them are over already. `precision` is the setting: with `auto` the export chooses. One worker builds at
+    a time; who waited for another asks `is_there` before building again. What took too long once is not begun again in
+    the same way (late.py), and nothing is where hardly any time is left. Raises EngineError.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s - spent_s
     notes = late.notes_of(bundle, cache, precision)
-    late.way(notes, timeout_s)  # refuses before anything is waited for
+    late.way(notes, late.limit(deadline - time.monotonic(), timeout_s))  # refuses before anything is waited for
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _turn(cache, deadline, say) as is_held:
             if is_there():
                 return say("another worker has built it meanwhile")
-            way = late.way(notes, timeout_s)
+            if (left_s := deadline - time.monotonic()) < _LEAST * timeout_s:
+                raise EngineError(
+                    f"no plan can be built in the {max(left_s, 0):.0f} s that are left of BUILD_TIMEOUT_S="
+                    f"{timeout_s:g}, which counts from the start of the worker; {late.FIX}"
+                )
+            limit_s = late.limit(left_s, timeout_s)
+            way = late.way(notes, limit_s)
             _make_folders(bundle, cache)
             _remove_abandoned(cache, is_held)
             files = SameFiles(bundle.path / name for name in bundle.manifest.files)
@@ -69,12 +82,10 @@ def build(
                 with _worth_no_failure(say):
                     _bring_timings(bundle, cache, copy)
                 asked = [*late.WAYS[way], *([] if precision == "auto" else ["--precision", precision])]
-                has_it_all = deadline - time.monotonic() > _NEARLY * timeout_s
                 try:
                     _run([*BUILD_COMMAND, str(copy), *asked], work, deadline, timeout_s, say)
                 except late.TooLong:
-                    if has_it_all:  # and has not waited for another worker, who built something else
-                        late.note(notes, way, timeout_s)
+                    late.note(notes, way, limit_s)
                     raise
                 if files.changed():
                     raise _exchanged(bundle)
@@ -194,7 +205,8 @@ def _run(command: list[str], work: str, deadline: float, timeout_s: float, say: 
             now = time.monotonic()
             if now >= deadline:
                 why = late.TooLong(
-                    f"the build took longer than {timeout_s:g} s (BUILD_TIMEOUT_S) and was ended; {late.FIX}"
+                    f"the build took longer than the {deadline - begin:.0f} s that were left of "
+                    f"BUILD_TIMEOUT_S={timeout_s:g}, and was ended; {late.FIX}"
                 )
             elif now - said >= _STILL_AT_IT_S:
                 said = now

@@ -4,6 +4,7 @@ import gc
 import re
 import subprocess
 import sys
+import time
 import weakref
 from dataclasses import replace
 from functools import partial
@@ -50,6 +51,7 @@ def _doubles(device: Device, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(probe, "gpu", lambda: L4)
     monkeypatch.setattr(probe, "tensorrt_version", lambda: "10.13.0.35")
     monkeypatch.setattr(probe, "missing_packages", lambda *names: ())
+    monkeypatch.setattr(boot, "uptime_s", lambda: 0.0)  # this process has run other tests before
     monkeypatch.delenv("RUNPOD_GPU_COUNT", raising=False)
     with installed(device, tensorrt=TensorRtDouble(device)):
         yield
@@ -521,6 +523,26 @@ def test_after_a_build_that_took_too_long_the_next_best_is_taken_at_once(
     engine, choice = open_engine(bundle, replace(wanted, build_timeout_s=wanted.build_timeout_s + 1))
     assert choice.engine == "tensorrt"
     engine.close()
+
+
+def test_what_the_boot_took_before_is_part_of_a_builds_time(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A bundle may have been fetched, and RunPod counts from the start."""
+    builder(monkeypatch, tmp_path)
+    bundle, wanted = open_bundle(small_bundle), settings(tmp_path, build_on_boot=True, allow_cpu=True)
+    for spent_s, engine_name in ((wanted.build_timeout_s - 5, "onnxruntime-cpu"), (30, "tensorrt")):
+        monkeypatch.setattr(boot, "uptime_s", lambda spent_s=spent_s: spent_s)
+        engine, choice = open_engine(bundle, wanted)
+        assert choice.engine == engine_name
+        engine.close()
+
+
+def test_the_kernel_tells_how_long_a_process_has_run():
+    script = "import time; time.sleep(0.2); from engine.uptime import uptime_s; print(uptime_s())"
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 0.1 < float(done.stdout) < time.monotonic() - begin + 0.1
 
 
 @pytest.mark.parametrize("has_plans", [False, True])
