@@ -248,7 +248,7 @@ def _open_session(
     # Where a provider fails, ONNX Runtime's Python side prints so, and may open the model again without its options.
     if provider == "cuda" and not asked.items() <= session.get_provider_options()["CUDAExecutionProvider"].items():
         raise EngineError(
-            "ONNX Runtime failed on CUDA with the options that it was given and went on without them; its `EP Error` in "
-            "the log says why"
+            "ONNX Runtime failed on CUDA with the options that it was given and went on without them; its `EP Error` "
+            "in the log says why"
         )
     return session
