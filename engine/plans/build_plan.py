@@ -75,10 +75,6 @@ def build(
             files = SameFiles(bundle.path / name for name in bundle.manifest.files)
             with closing(files), _workplace() as work:
                 copy = _copy(bundle, Path(work) / "bundle")
-                if open_bundle(copy).sha256 != bundle.sha256:  # long ago, perhaps, while another worker built
-                    raise _exchanged(bundle)
-                if is_newer(copy):  # the export refuses to write one anew, and of this one nothing but plans is kept
-                    write_manifest(copy, bundle.manifest)
                 with _worth_no_failure(say):
                     _bring_timings(bundle, cache, copy)
                 asked = [*late.WAYS[way], *([] if precision == "auto" else ["--precision", precision])]
@@ -144,7 +140,7 @@ def _worth_no_failure(say: Say) -> Iterator[None]:
 
 def _workplace() -> tempfile.TemporaryDirectory[str]:
     try:
-        return tempfile.TemporaryDirectory(prefix="build-plan-")
+        return tempfile.TemporaryDirectory(prefix="build-plan-", ignore_cleanup_errors=True)
     except OSError as error:  # which is not PLAN_CACHE's
         raise EngineError(
             f"there is no temporary folder to build a plan in ({error.strerror}); set TMPDIR to one that the worker "
@@ -170,10 +166,23 @@ def _remove_abandoned(cache: Path, is_held: bool) -> None:
 def _copy(bundle: Bundle, to: Path) -> Path:
     """A bundle of links to the files of `bundle`: it lies in an image, which the worker may not write."""
     unsigned = ignore_patterns(SIGNATURE)  # the copy is to be changed, and nobody is to sign that
-    copytree(bundle.path.resolve(), to, copy_function=os.symlink, ignore=unsigned)
-    for name in (MANIFEST, CHECKSUM):
-        (to / name).unlink()
-        copyfile(bundle.path / name, to / name)
+    try:
+        try:
+            copytree(bundle.path.resolve(), to, copy_function=os.symlink, ignore=unsigned)
+        finally:
+            for folder, _, _ in os.walk(to):  # which got the modes of the bundle's own; also to be removed again
+                os.chmod(folder, stat.S_IRWXU)
+        for name in (MANIFEST, CHECKSUM):
+            (to / name).unlink()
+            copyfile(bundle.path / name, to / name)
+        if open_bundle(to).sha256 != bundle.sha256:  # long ago, perhaps, while another worker built
+            raise _exchanged(bundle)
+        if is_newer(to):  # the export refuses to write one anew, and of this one nothing but plans is kept
+            write_manifest(to, bundle.manifest)
+    except OSError as error:
+        raise EngineError(
+            f"no plan can be built in {to.parent} ({error.strerror or error}); set TMPDIR to a folder that has room"
+        ) from error
     return to
 
 
@@ -184,16 +193,19 @@ def _run(command: list[str], work: str, deadline: float, timeout_s: float, say: 
     """
     begin, last = time.monotonic(), ""
     say(f"building a plan: {' '.join(command)}")
-    process = subprocess.Popen(
-        [*_LEASH, work, *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},  # lines when they are printed
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    try:
+        process = subprocess.Popen(
+            [*_LEASH, work, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # lines when they are printed
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise EngineError(f"the build does not start: {error}; build ahead with `python -m export plan`") from error
     assert process.stdin is not None and process.stdout is not None
     leash, ended = process.stdin, threading.Event()
     why: EngineError | None = None

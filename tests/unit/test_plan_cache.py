@@ -4,6 +4,7 @@ import argparse
 import fcntl
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -706,4 +707,47 @@ def test_without_a_temporary_folder_the_volume_is_not_to_blame(
 ):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(EngineError, match=r"no temporary folder to build a plan in \(No such file .*set TMPDIR"):
+        built(small_bundle, tmp_path / "cache")
+
+
+def test_a_bundle_in_folders_that_may_not_be_written_to_gets_its_plan(for_all: Path, monkeypatch: pytest.MonkeyPatch):
+    """As in an image. Nothing of the copy stays behind, and nothing of the bundle is touched to have it so."""
+    bundle, cache, temporary = write_small_bundle(for_all / "bundle"), for_all / "cache", for_all / "tmp"
+    for folder in (cache, temporary):
+        folder.mkdir()
+        folder.chmod(0o777)
+    for path in (bundle, *bundle.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(build_plan, "_run", lambda command, *_: add_plan(Path(command[-1]), b"built here"))
+    assert as_another_user(lambda: built(bundle, cache)) == []
+    assert len(cached_plans(cache, open_bundle(bundle), "model")) == 1
+    assert not list(temporary.iterdir())
+    assert {path.stat().st_mode & 0o777 for path in (bundle, *bundle.rglob("*"))} == {0o555, 0o444}
+
+
+def test_a_full_temporary_folder_is_not_blamed_on_the_volume(for_all: Path, monkeypatch: pytest.MonkeyPatch):
+    bundle = write_small_bundle(for_all / "bundle")
+    monkeypatch.setattr(tempfile, "tempdir", str(for_all))
+    for_all.chmod(0o777)
+
+    def no_room() -> object:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        return built(bundle, for_all / "cache")
+
+    found = as_another_user(no_room)
+    assert isinstance(found, EngineError)
+    assert re.fullmatch(
+        rf"no plan can be built in {for_all}/build-plan-\w+ \(File too large\); set TMPDIR to a folder that has room",
+        str(found),
+    )
+
+
+def test_a_build_that_does_not_start_is_not_blamed_on_the_volume(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(build_plan, "_LEASH", (str(tmp_path / "python"),))
+    with pytest.raises(
+        EngineError, match=r"^the build does not start: .*No such file.*/python'; build ahead with `pyt"
+    ):
         built(small_bundle, tmp_path / "cache")
