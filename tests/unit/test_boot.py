@@ -1,6 +1,7 @@
 """From a bundle to an engine, on facts that are made up where this machine has no GPU."""
 
 import gc
+import os
 import re
 import subprocess
 import sys
@@ -584,6 +585,26 @@ async def test_lanes_are_left_out_where_opening_them_might_count_as_hanging(
     told = "batches run one after the other: to open lanes may take "
     assert (told in capsys.readouterr().out) == (timeout_s != 3600)
     assert all(told in note and "ENGINE_TIMEOUT_S=0.001; raise that" in note for note in worker.notes)
+
+
+def test_an_onnxruntime_that_does_not_load_is_no_traceback(small_bundle: Path, tmp_path: Path):
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libonnxruntime.so: cannot open shared object file')")
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path), "BUNDLE": str(small_bundle), "ENGINE": "onnxruntime-cpu"}
+    command = [sys.executable, "-m", "handler", "--test_input", '{"input": {"text": "hello"}}']
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    said = "onnxruntime does not load: libonnxruntime.so: cannot open shared object file; install requirements/cpu.txt"
+    assert done.returncode == 1
+    assert f"cannot start: {said}" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_onnxruntime_for_cuda_the_boot_says_what_to_install(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with_onnxruntime_on_cuda(monkeypatch)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EngineError, match=r"^onnxruntime does not load: .*; install requirements/all\.txt$"):
+        open_engine(open_bundle(small_bundle), settings(tmp_path, engine="onnxruntime-cuda"))
 
 
 def test_an_image_without_the_export_cannot_build(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
