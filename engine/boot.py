@@ -15,6 +15,7 @@ from engine.errors import BundleError, EngineError, EngineLost, OutOfMemory, Wor
 from engine.plans import plan_cache
 from engine.plans.sidecar import plans_of, stale
 from engine.select import Choice, Facts, select
+from engine.uptime import uptime_s
 
 if TYPE_CHECKING:
     from engine.backends.base import Engine
@@ -200,7 +201,8 @@ def _strikes(error: EngineError, choice: Choice) -> dict[str, str]:
 def _built(bundle: Bundle, settings: Settings, graph: str, facts: Facts, struck: dict[str, str], say: Say) -> Facts:
     """`facts` with the plan that was built, or that another worker has built meanwhile. Raises EngineError.
 
-    A plan that was struck and is built anew is no longer struck; the build is, so that there is one at most.
+    A plan that was struck and is built anew is no longer struck; the build is, so that there is one at most. What the
+    boot has taken so far, to fetch and compare a bundle perhaps, is part of what RunPod gives it, and of the limit.
     """
     from engine.plans import build_plan  # not at the top: a boot that builds nothing need not wait for what that takes
 
@@ -210,7 +212,8 @@ def _built(bundle: Bundle, settings: Settings, graph: str, facts: Facts, struck:
     def is_there() -> bool:
         return not select(settings, replace(now(), struck={**facts.struck, **struck})).build
 
-    build_plan.build(bundle, settings.plan_cache, settings.build_timeout_s, settings.precision, say, is_there)
+    limit_s = settings.build_timeout_s
+    build_plan.build(bundle, settings.plan_cache, limit_s, settings.precision, say, is_there, spent_s=uptime_s())
     for plan in now().cached:
         struck.pop(str(plan.path), None)
     if not is_there():

@@ -191,7 +191,7 @@ class Settings(Limits):
         "BUILD_ON_BOOT", False, (_switch, "1 or 0"), "Build a TensorRT plan before the first job where none fits."
     )
     build_timeout_s: float = _setting(
-        "BUILD_TIMEOUT_S", 390.0, _seconds(1, 86_400), "Seconds that such a build may take; RunPod gives a boot 420."
+        "BUILD_TIMEOUT_S", 390.0, _seconds(1, 86_400), "Seconds into the boot at which a build ends; RunPod gives 420."
     )
     plan_cache: Path = _setting(
         "PLAN_CACHE", Path("/runpod-volume/plans"), (Path, "a folder"), "Where plans built at boot are kept and found."

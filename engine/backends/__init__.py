@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.errors import EngineError
 from engine.select import Choice
 
 if TYPE_CHECKING:
@@ -25,7 +26,13 @@ def load_engine(choice: Choice, bundle: Bundle, settings: Settings, graph: str =
         return TensorRtEngine(
             bundle, graph, choice.plan, max_batch=settings.max_batch_rows, max_tokens=settings.max_batch_tokens
         )
-    if choice.engine == "onnxruntime-cuda":
+    on_cuda = choice.engine == "onnxruntime-cuda"
+    try:
+        import onnxruntime  # noqa: F401 - for what it raises, which our own modules below do not
+    except Exception as error:  # ImportError, or whatever a library of its that does not load raises
+        packages = f"requirements/{'all' if on_cuda else 'cpu'}.txt"
+        raise EngineError(f"onnxruntime does not load: {error}; install {packages}") from error
+    if on_cuda:
         from engine.backends.onnxruntime_cuda import OnnxRuntimeCudaEngine
 
         return OnnxRuntimeCudaEngine(

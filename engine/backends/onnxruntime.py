@@ -245,4 +245,10 @@ def _open_session(
         raise EngineError(
             "ONNX Runtime fell back from CUDA to the CPU; its CUDA 11.8 or cuDNN 8.9 libraries are missing"
         )
+    # Where a provider fails, ONNX Runtime's Python side prints so, and may open the model again without its options.
+    if provider == "cuda" and not asked.items() <= session.get_provider_options()["CUDAExecutionProvider"].items():
+        raise EngineError(
+            "ONNX Runtime failed on CUDA with the options that it was given and went on without them; its `EP Error` "
+            "in the log says why"
+        )
     return session

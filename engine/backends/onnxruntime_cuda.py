@@ -28,7 +28,8 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
 
     `max_tokens` is what batches are held to; 0 is `best_tokens`, which then becomes smaller where memory ends.
 
-    Choose it only after a device was probed, for without a driver the provider crashes the process. Raises EngineError.
+    Choose it only after a device was probed, for without a driver the provider crashes the process. Raises OutOfMemory
+    where there is no room for the weights, else EngineError.
     """
 
     def __init__(
@@ -41,7 +42,12 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
         max_tokens: int = 0,
         device: str = "cuda",
     ) -> None:
-        super().__init__(bundle, graph, provider=device, threads=threads, max_batch=max_batch)
+        try:
+            super().__init__(bundle, graph, provider=device, threads=threads, max_batch=max_batch)
+        except EngineError as error:
+            if _NO_ROOM.search(said := str(error).strip()):
+                raise OutOfMemory(f"{said}; there is no room for the weights: take a GPU with more memory") from error
+            raise
         self.buckets = coarse(self.buckets.largest)
         self.notes: list[str] = []
         """What is not as it should be and yet runs, in sentences for the health reply."""

@@ -187,14 +187,17 @@ class Batcher:
         answer, and nobody would know: the engine counts as lost then.
         """
         _keep_to(self._engines[lanes[0]].caller_cpu)
+        flight: Flight | None = None
         try:
             while (taken := self._next(lanes)) is not None:
-                flight: Flight | None = self._begin(*taken)
+                flight = self._begin(*taken)
                 taken = None  # while this waits, it would hold the jobs of the batch, and all that they were answered
                 while flight is not None:
                     flight = self._turn(flight)
         except Exception as error:
-            self._flights.lose(EngineLost(f"batching failed with {in_words(error)}"))
+            self._flights.lose(lost := EngineLost(f"batching failed with {in_words(error)}"))
+            for group, _ in flight.batch if flight else ():  # what waits is drained; these were under way
+                group.settle(lost)
 
     def _next(self, lanes: Sequence[int]) -> tuple[int, list[Waiting]] | None:
         """Wait for a batch, and the one of `lanes` to run it in; None when closed."""

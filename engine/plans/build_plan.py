@@ -33,48 +33,55 @@ _LEASH = (sys.executable, "-m", "engine.plans.leash")
 Say = Callable[[str], None]
 """Takes a line for the log."""
 
-_NEARLY = 0.9
-"""Share of its time limit that a build must have had at least to say that so much is too little."""
+_LEAST = 0.1
+"""Share of the time limit that must be left for a build to begin: it takes minutes."""
 _WATCH_S = 0.5
 _STILL_AT_IT_S = 15.0
 
 
 def build(
-    bundle: Bundle, cache: Path, timeout_s: float, precision: str, say: Say, is_there: Callable[[], bool]
+    bundle: Bundle,
+    cache: Path,
+    timeout_s: float,
+    precision: str,
+    say: Say,
+    is_there: Callable[[], bool],
+    *,
+    spent_s: float = 0.0,
 ) -> None:
     """Build plans for every graph of `bundle` on this GPU into `cache`, within `timeout_s` seconds.
 
-    `precision` is the setting: with `auto` the export chooses. One worker builds at a time; who waited for another asks
-    `is_there` before building again. What took too long once is not begun again in the same way (late.py). Raises
-    EngineError.
+    `spent_s` of them are over already. `precision` is the setting: with `auto` the export chooses. One worker builds at
+    a time; who waited for another asks `is_there` before building again. What took too long once is not begun again in
+    the same way (late.py), and nothing is where hardly any time is left. Raises EngineError.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s - spent_s
     notes = late.notes_of(bundle, cache, precision)
-    late.way(notes, timeout_s)  # refuses before anything is waited for
+    late.way(notes, late.limit(deadline - time.monotonic(), timeout_s))  # refuses before anything is waited for
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _turn(cache, deadline, say) as is_held:
             if is_there():
                 return say("another worker has built it meanwhile")
-            way = late.way(notes, timeout_s)
+            if (left_s := deadline - time.monotonic()) < _LEAST * timeout_s:
+                raise EngineError(
+                    f"no plan can be built in the {max(left_s, 0):.0f} s that are left of BUILD_TIMEOUT_S="
+                    f"{timeout_s:g}, which counts from the start of the worker; {late.FIX}"
+                )
+            limit_s = late.limit(left_s, timeout_s)
+            way = late.way(notes, limit_s)
             _make_folders(bundle, cache)
             _remove_abandoned(cache, is_held)
             files = SameFiles(bundle.path / name for name in bundle.manifest.files)
             with closing(files), _workplace() as work:
                 copy = _copy(bundle, Path(work) / "bundle")
-                if open_bundle(copy).sha256 != bundle.sha256:  # long ago, perhaps, while another worker built
-                    raise _exchanged(bundle)
-                if is_newer(copy):  # the export refuses to write one anew, and of this one nothing but plans is kept
-                    write_manifest(copy, bundle.manifest)
                 with _worth_no_failure(say):
                     _bring_timings(bundle, cache, copy)
                 asked = [*late.WAYS[way], *([] if precision == "auto" else ["--precision", precision])]
-                has_it_all = deadline - time.monotonic() > _NEARLY * timeout_s
                 try:
                     _run([*BUILD_COMMAND, str(copy), *asked], work, deadline, timeout_s, say)
                 except late.TooLong:
-                    if has_it_all:  # and has not waited for another worker, who built something else
-                        late.note(notes, way, timeout_s)
+                    late.note(notes, way, limit_s)
                     raise
                 if files.changed():
                     raise _exchanged(bundle)
@@ -133,7 +140,7 @@ def _worth_no_failure(say: Say) -> Iterator[None]:
 
 def _workplace() -> tempfile.TemporaryDirectory[str]:
     try:
-        return tempfile.TemporaryDirectory(prefix="build-plan-")
+        return tempfile.TemporaryDirectory(prefix="build-plan-", ignore_cleanup_errors=True)
     except OSError as error:  # which is not PLAN_CACHE's
         raise EngineError(
             f"there is no temporary folder to build a plan in ({error.strerror}); set TMPDIR to one that the worker "
@@ -159,10 +166,23 @@ def _remove_abandoned(cache: Path, is_held: bool) -> None:
 def _copy(bundle: Bundle, to: Path) -> Path:
     """A bundle of links to the files of `bundle`: it lies in an image, which the worker may not write."""
     unsigned = ignore_patterns(SIGNATURE)  # the copy is to be changed, and nobody is to sign that
-    copytree(bundle.path.resolve(), to, copy_function=os.symlink, ignore=unsigned)
-    for name in (MANIFEST, CHECKSUM):
-        (to / name).unlink()
-        copyfile(bundle.path / name, to / name)
+    try:
+        try:
+            copytree(bundle.path.resolve(), to, copy_function=os.symlink, ignore=unsigned)
+        finally:
+            for folder, _, _ in os.walk(to):  # which got the modes of the bundle's own; also to be removed again
+                os.chmod(folder, stat.S_IRWXU)
+        for name in (MANIFEST, CHECKSUM):
+            (to / name).unlink()
+            copyfile(bundle.path / name, to / name)
+        if open_bundle(to).sha256 != bundle.sha256:  # long ago, perhaps, while another worker built
+            raise _exchanged(bundle)
+        if is_newer(to):  # the export refuses to write one anew, and of this one nothing but plans is kept
+            write_manifest(to, bundle.manifest)
+    except OSError as error:
+        raise EngineError(
+            f"no plan can be built in {to.parent} ({error.strerror or error}); set TMPDIR to a folder that has room"
+        ) from error
     return to
 
 
@@ -173,16 +193,19 @@ def _run(command: list[str], work: str, deadline: float, timeout_s: float, say: 
     """
     begin, last = time.monotonic(), ""
     say(f"building a plan: {' '.join(command)}")
-    process = subprocess.Popen(
-        [*_LEASH, work, *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},  # lines when they are printed
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    try:
+        process = subprocess.Popen(
+            [*_LEASH, work, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},  # lines when they are printed
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise EngineError(f"the build does not start: {error}; build ahead with `python -m export plan`") from error
     assert process.stdin is not None and process.stdout is not None
     leash, ended = process.stdin, threading.Event()
     why: EngineError | None = None
@@ -194,7 +217,8 @@ def _run(command: list[str], work: str, deadline: float, timeout_s: float, say: 
             now = time.monotonic()
             if now >= deadline:
                 why = late.TooLong(
-                    f"the build took longer than {timeout_s:g} s (BUILD_TIMEOUT_S) and was ended; {late.FIX}"
+                    f"the build took longer than the {deadline - begin:.0f} s that were left of "
+                    f"BUILD_TIMEOUT_S={timeout_s:g}, and was ended; {late.FIX}"
                 )
             elif now - said >= _STILL_AT_IT_S:
                 said = now

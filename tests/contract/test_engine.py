@@ -222,6 +222,42 @@ async def test_batching_that_fails_loses_the_engine(small_bundle: Path, monkeypa
     assert said == ["batching failed with IndexError: off by one"]
 
 
+@pytest.mark.parametrize("batches", [1, 2])
+async def test_batching_that_fails_answers_the_batch_under_way(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+):
+    """With two slots a batch is chosen between a run and its answers, and, where a whole one waits, during the run."""
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle), max_batch=8, slots=2)
+    gate, started, popped = threading.Event(), threading.Event(), list[object]()
+
+    def hold(bucket: Bucket) -> None:
+        started.set()
+        gate.wait(10)
+
+    engine.on_run = hold
+    batcher, lost = batcher_on(engine), list[str]()
+    batcher.on_lost = lost.append
+    pop = batcher._queue.pop
+
+    def wrong(*arguments: Any) -> Any:
+        if len(popped) == batches:
+            raise IndexError("off by one")
+        popped.append(batch := pop(*arguments))
+        return batch
+
+    monkeypatch.setattr(batcher._queue, "pop", wrong)
+    first = asyncio.ensure_future(batcher.run([row(4)]))
+    await asyncio.to_thread(started.wait, 10)
+    others = [asyncio.ensure_future(batcher.run([row(4, seed)])) for seed in range(16)]
+    await arrived()
+    gate.set()
+    async with asyncio.timeout(10):
+        found = await asyncio.gather(first, *others, return_exceptions=True)
+    assert [isinstance(one, EngineLost) for one in found] == [batches == 1] + [True] * 16
+    batcher.close()
+    assert lost == ["batching failed with IndexError: off by one"]
+
+
 async def test_jobs_share_batches_while_the_engine_is_busy(small_bundle: Path):
     gate, started, runs = threading.Event(), threading.Event(), []
 

@@ -1,9 +1,11 @@
 """From a bundle to an engine, on facts that are made up where this machine has no GPU."""
 
 import gc
+import os
 import re
 import subprocess
 import sys
+import time
 import weakref
 from dataclasses import replace
 from functools import partial
@@ -50,6 +52,7 @@ def _doubles(device: Device, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(probe, "gpu", lambda: L4)
     monkeypatch.setattr(probe, "tensorrt_version", lambda: "10.13.0.35")
     monkeypatch.setattr(probe, "missing_packages", lambda *names: ())
+    monkeypatch.setattr(boot, "uptime_s", lambda: 0.0)  # this process has run other tests before
     monkeypatch.delenv("RUNPOD_GPU_COUNT", raising=False)
     with installed(device, tensorrt=TensorRtDouble(device)):
         yield
@@ -523,6 +526,26 @@ def test_after_a_build_that_took_too_long_the_next_best_is_taken_at_once(
     engine.close()
 
 
+def test_what_the_boot_took_before_is_part_of_a_builds_time(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A bundle may have been fetched, and RunPod counts from the start."""
+    builder(monkeypatch, tmp_path)
+    bundle, wanted = open_bundle(small_bundle), settings(tmp_path, build_on_boot=True, allow_cpu=True)
+    for spent_s, engine_name in ((wanted.build_timeout_s - 5, "onnxruntime-cpu"), (30, "tensorrt")):
+        monkeypatch.setattr(boot, "uptime_s", lambda spent_s=spent_s: spent_s)
+        engine, choice = open_engine(bundle, wanted)
+        assert choice.engine == engine_name
+        engine.close()
+
+
+def test_the_kernel_tells_how_long_a_process_has_run():
+    script = "import time; time.sleep(0.2); from engine.uptime import uptime_s; print(uptime_s())"
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 0.1 < float(done.stdout) < time.monotonic() - begin + 0.1
+
+
 @pytest.mark.parametrize("has_plans", [False, True])
 def test_a_build_that_fails_is_not_begun_again_for_the_next_graph(
     small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_plans: bool
@@ -562,6 +585,26 @@ async def test_lanes_are_left_out_where_opening_them_might_count_as_hanging(
     told = "batches run one after the other: to open lanes may take "
     assert (told in capsys.readouterr().out) == (timeout_s != 3600)
     assert all(told in note and "ENGINE_TIMEOUT_S=0.001; raise that" in note for note in worker.notes)
+
+
+def test_an_onnxruntime_that_does_not_load_is_no_traceback(small_bundle: Path, tmp_path: Path):
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libonnxruntime.so: cannot open shared object file')")
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path), "BUNDLE": str(small_bundle), "ENGINE": "onnxruntime-cpu"}
+    command = [sys.executable, "-m", "handler", "--test_input", '{"input": {"text": "hello"}}']
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    said = "onnxruntime does not load: libonnxruntime.so: cannot open shared object file; install requirements/cpu.txt"
+    assert done.returncode == 1
+    assert f"cannot start: {said}" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_onnxruntime_for_cuda_the_boot_says_what_to_install(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with_onnxruntime_on_cuda(monkeypatch)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EngineError, match=r"^onnxruntime does not load: .*; install requirements/all\.txt$"):
+        open_engine(open_bundle(small_bundle), settings(tmp_path, engine="onnxruntime-cuda"))
 
 
 def test_an_image_without_the_export_cannot_build(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from onnxruntime.capi import onnxruntime_inference_collection
 
 from benchmarks.bert_bundle import bert_bundle
 from benchmarks.bert_graph import Shape
@@ -131,21 +132,73 @@ def test_no_room_for_one_row(small_bundle: Path):
         engine.warm_up()
 
 
-def test_the_provider_is_not_left_to_its_defaults(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
-    """It would multiply in TF32 from sm_80 on, and try every algorithm for each convolution and bucket."""
-    asked: list[Any] = []
+def with_cuda(monkeypatch: pytest.MonkeyPatch, *failures: str) -> list[dict[str, dict[str, str]]]:
+    """Let ONNX Runtime believe that it was built for CUDA, and fail with each of `failures` before it loads a model.
 
-    class Session:
-        def __init__(self, path: str, options: ort.SessionOptions, providers: list[Any]) -> None:
-            asked.extend(providers)
+    Returns the options of every attempt, by provider. All but the innermost class is ONNX Runtime's own.
+    """
+    tried: list[dict[str, dict[str, str]]] = []
+    own = onnxruntime_inference_collection.C
+
+    class Inner:
+        inputs_meta = outputs_meta = overridable_initializers = model_meta = get_profiling_start_time_ns = None
+
+        def __init__(self, options: ort.SessionOptions, *_: object) -> None:
+            self.session_options = options
+
+        def initialize_session(self, providers: list[str], options: list[dict[str, str]], disabled: object) -> None:
+            tried.append(dict(zip(providers, options, strict=True)))
+            if len(tried) <= len(failures):
+                raise RuntimeError(failures[len(tried) - 1])
 
         def get_providers(self) -> list[str]:
-            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+            return list(tried[-1])
 
-    monkeypatch.setattr(ort, "InferenceSession", Session)
+        def get_provider_options(self) -> dict[str, dict[str, str]]:
+            return tried[-1]
+
+    def there() -> list[str]:
+        return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    names = {**vars(own), "InferenceSession": Inner, "get_available_providers": there}
+    monkeypatch.setattr(onnxruntime_inference_collection, "C", SimpleNamespace(**names))
+    monkeypatch.setattr(ort.InferenceSession, "_register_ep_custom_ops", lambda *_: None)  # of TensorRT's plugins
+    return tried
+
+
+def test_the_provider_is_not_left_to_its_defaults(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """It would multiply in TF32 from sm_80 on, and try every algorithm for each convolution and bucket."""
+    tried = with_cuda(monkeypatch)
     OnnxRuntimeEngine(open_bundle(small_bundle), provider="cuda")
     options = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-    assert asked == [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+    assert tried == [{"CUDAExecutionProvider": options, "CPUExecutionProvider": {}}]
+
+
+def test_a_provider_that_went_back_to_its_defaults_is_not_taken(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """ONNX Runtime itself opens the model again without options where the provider fails with them."""
+    tried = with_cuda(monkeypatch, "CUDNN failure 4: CUDNN_STATUS_INTERNAL_ERROR")
+    with pytest.raises(EngineError, match=r"with the options that it was given and went on without them; its `EP Err"):
+        OnnxRuntimeEngine(open_bundle(small_bundle), provider="cuda")
+    assert tried[1]["CUDAExecutionProvider"] == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 4294967296", OutOfMemory),
+        ("CUDA failure 2: out of memory ; GPU=0 ; hostname=x ; expr=cudaMalloc(&p, size);", OutOfMemory),
+        ("CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version", EngineError),
+    ],
+)
+def test_memory_that_ends_while_the_weights_load(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, words: str, kind: type[EngineError]
+):
+    with_cuda(monkeypatch, words, words)
+    with pytest.raises(EngineError, match=re.escape(words)) as error:
+        OnnxRuntimeCudaEngine(open_bundle(small_bundle))
+    assert type(error.value) is kind
+    advised = str(error.value).endswith("; there is no room for the weights: take a GPU with more memory")
+    assert advised is (kind is OutOfMemory)
 
 
 class Device:
