@@ -218,19 +218,22 @@ class Routes:
 
     async def _stream(self, request: web.Request, job: dict[str, Any]) -> web.StreamResponse:
         """Parts as they come, without the end. Until there is one, what fails has a status of its own."""
-        reply, is_failed = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"}), False
+        reply = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        is_failed = ends = False
         if request.version < (1, 1):  # knows no chunks: the end of the connection is that of the reply
             reply.force_close()
         try:
             async with self._limit(), aclosing(self._engine.stream(job)) as bodies:
                 async for body in bodies:
+                    if ends:  # it was a part, whose answer is an empty list
+                        await reply.write(END + b"\n")
+                    if ends := reply.prepared and body == END:
+                        continue
                     if not reply.prepared:
                         if body.startswith(ERROR):
                             self.counts.ended(failed=True)
                             return _failed_job(job["id"], error_in(body))
                         await reply.prepare(request)
-                    elif body == END:
-                        break
                     is_failed = body.startswith(ERROR)
                     await reply.write(body + b"\n")
                     if is_failed:
@@ -239,7 +242,8 @@ class Routes:
             if not reply.prepared:
                 raise
             is_failed = True
-            await reply.write(encode(body_of_error(error, debug=self._debug)) + b"\n")
+            held = END + b"\n" if ends else b""
+            await reply.write(held + encode(body_of_error(error, debug=self._debug)) + b"\n")
         except ConnectionError:  # the client has gone
             return reply
         self.counts.ended(is_failed)

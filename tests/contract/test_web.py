@@ -11,6 +11,7 @@ import pytest
 from aiohttp.test_utils import BaseTestServer, TestClient, TestServer
 
 from engine.errors import EngineError
+from handler.aggregate import END
 from handler.web import bodies as web_bodies
 from handler.web import front as web_front
 from handler.web import routes as web
@@ -381,6 +382,25 @@ async def test_a_reply_that_has_no_parts_is_a_line(client: TestClient[Any, Any],
         engine.bodies = [b'{"output":1}']
         assert (await client.post(route, json=JOB)).status == 200
     assert routes.counts.report() == {"jobs_done": 5, "jobs_failed": 0}
+
+
+@pytest.mark.parametrize(
+    ("bodies", "lines"),
+    [
+        ([b'{"output":[1]}', END, b'{"output":[2]}', END], [[1], [], [2]]),
+        ([b'{"output":[1]}', END, END, END], [[1], [], []]),
+        ([END, b'{"output":[1]}', END], [[], [1]]),
+        ([b'{"output":[1]}', END, b'{"error":"no"}'], [[1], [], "no"]),
+        ([b'{"output":[1]}', END, EngineError("no")], [[1], [], "worker fault: no"]),
+    ],
+)
+async def test_a_part_that_is_an_empty_list_is_a_line_and_ends_no_stream(
+    client: TestClient[Any, Any], engine: Scripted, bodies: list[bytes | Exception], lines: list[Any]
+):
+    engine.let_go.set()
+    engine.bodies = bodies
+    reply = await client.post("/runsync", json=STREAM)
+    assert [next(iter(json.loads(line).values())) async for line in reply.content] == lines
 
 
 async def test_a_client_that_leaves_a_stream_makes_room(
