@@ -145,15 +145,15 @@ class Poll:
         elif session.reply is None:  # it connects; where there is a reply, it is looked through for jobs
             limit.reschedule(0.0)  # long ago, on the event loop's clock
 
-    async def stop_signals(self) -> list[str]:
-        """Ids of jobs to stop, from the SDK's long poll; empty when there are none. Raises what the SDK raises."""
+    async def stop_signals(self) -> list[str] | None:
+        """Ids of jobs to stop, from the SDK's long poll; None when nobody has answered. Raises what the SDK raises."""
         limit = asyncio.timeout(_POLL_TIMEOUT_S)
         try:
             async with limit:  # wait_for loses a cancellation that comes as the poll ends
                 return list(await self._sdk.get_stop_signals(self._signals_session))
         except TimeoutError:
             if limit.expired():  # a platform that holds it for longer, or a machine that was frozen
-                return []
+                return None
             raise
 
     def close(self) -> None:
