@@ -425,12 +425,42 @@ async def test_openai_clients_get_what_is_in_the_list_or_the_whole(client: TestC
         assert await (await client.get("/openai/v1/models")).json() == answer
 
 
-async def test_what_only_asks_for_a_fresh_worker_is_no_failure(client: TestClient[Any, Any], engine: Scripted):
+@pytest.mark.parametrize(
+    ("body", "plain", "asks"),
+    [
+        (b'{"output":{"a":1},"stopPod":true}', {"output": {"a": 1}}, True),
+        (b'{"stopPod":true}', {"output": None}, True),
+        (b'{"error":"no","output":1,"stopPod":true}', {"error": "no", "output": 1}, True),
+        (b'{"output":{"stopPod":true}}', {"output": {"stopPod": True}}, False),
+    ],
+)
+async def test_what_asks_for_a_fresh_worker_is_told_apart_from_the_reply(
+    client: TestClient[Any, Any],
+    routes: Routes,
+    engine: Scripted,
+    monkeypatch: pytest.MonkeyPatch,
+    body: bytes,
+    plain: dict[str, Any],
+    asks: bool,
+):
+    asked: list[bool] = []
+    monkeypatch.setattr(routes, "_on_refresh", lambda: asked.append(True))
     engine.let_go.set()
-    engine.bodies = [b'{"stopPod":true}']
-    reply = await client.post("/runsync", json=JOB)
-    assert (reply.status, (await reply.json())["status"]) == (200, "COMPLETED")
-    assert await (await client.post("/v1/x", json={})).json() is None
+    failed = "error" in plain
+    for path in ("/runsync", "/v1/x"):
+        engine.bodies = [body]
+        reply = await client.post(path, json=JOB)
+        found = await reply.json()
+        assert reply.status == (500 if failed else 200)
+        if failed:
+            assert "stopPod" not in found
+        else:
+            assert (found if path == "/v1/x" else found["output"]) == plain["output"]
+            assert path == "/v1/x" or set(found) == {"id", "status", "output"}
+    engine.bodies = [b'{"output":1}', body, END]
+    reply = await client.post("/runsync", json=STREAM)
+    assert [json.loads(line) async for line in reply.content] == [{"output": 1}, plain]
+    assert asked == [True] * 3 * asks
 
 
 async def test_health_of_an_engine_that_fails_is_a_failure(client: TestClient[Any, Any]):
