@@ -13,7 +13,9 @@ from handler.reply import ERROR
 
 END = b'{"output":[]}'
 """What closes a stream whose parts are only at `/stream/ID`."""
-_BEGIN, _STOP = b'{"output":', b',"stopPod":true}'
+STOP = b',"stopPod":true}'
+"""How a body ends that asks RunPod for a fresh worker, and no other: that of an output has one more brace."""
+_BEGIN = b'{"output":'
 
 
 class Aggregate:
@@ -21,14 +23,14 @@ class Aggregate:
 
     def __init__(self) -> None:
         self._pieces: list[bytes | memoryview] = []
-        self._size = len(END) + len(_STOP)
+        self._size = len(END) + len(STOP)
         self._stops = False
 
     def add(self, body: bytes) -> None:
         """One more part."""
         end = -1
-        if body.endswith(_STOP):  # of the body: that of an output would be followed by one more brace
-            self._stops, end = True, -len(_STOP)
+        if body.endswith(STOP):
+            self._stops, end = True, -len(STOP)
         if not body.startswith(_BEGIN):
             return
         output = memoryview(body)[len(_BEGIN) : end]
@@ -40,7 +42,7 @@ class Aggregate:
 
     def body(self) -> bytes:
         """The final body; of too many parts it holds none."""
-        return b"".join((_BEGIN, b"[", *self._pieces, b"]", _STOP if self._stops else b"}"))
+        return b"".join((_BEGIN, b"[", *self._pieces, b"]", STOP if self._stops else b"}"))
 
 
 async def post_parts(bodies: AsyncGenerator[bytes, None], post: Callable[[bytes], Awaitable[None]]) -> bytes:

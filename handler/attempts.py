@@ -17,7 +17,7 @@ from typing import Any
 from handler.log import log
 
 _LATE_S = 5.0
-_KEPT_S = 10.0  # longer than stop signals are not asked for after a poll that failed
+_MOST_KEPT = 20_000  # some MB: while nobody answers about stop signals, or holds the poll open for long
 
 
 class Attempt:
@@ -87,9 +87,11 @@ class Attempt:
 
 
 class Ended:
-    """Remembers for a while what has ended: its job may be handed out again before an old signal for it comes.
+    """Remembers what has ended: its job may be handed out again before an old signal for it comes.
 
-    The price: a signal for such a job that comes in its first seconds, and is no old one, may not stop it.
+    Until a poll for signals was answered that began well behind its end, however long such polls fail or hang: that
+    one brought the signal, if there was any. The price: a signal for such a job that comes in its first seconds, and is
+    no old one, may not stop it.
     """
 
     def __init__(self) -> None:
@@ -98,15 +100,18 @@ class Ended:
 
     def add(self, attempt: Attempt) -> None:
         """`attempt` has ended, and none follows."""
-        now = time.monotonic()
         self._kept.pop(attempt.job_id, None)
-        self._kept[attempt.job_id] = (now, attempt._hand_outs, attempt._stops)
-        while now - self._kept[first := next(iter(self._kept))][0] > _KEPT_S:
+        self._kept[attempt.job_id] = (time.monotonic(), attempt._hand_outs, attempt._stops)
+        if len(self._kept) > _MOST_KEPT:
+            self._kept.popitem(last=False)
+
+    def answered(self, asked_at: float) -> None:
+        """RunPod has answered a poll for stop signals that began at `asked_at`, on the clock time.monotonic."""
+        while self._kept and self._kept[first := next(iter(self._kept))][0] + _LATE_S < asked_at:
             del self._kept[first]
 
     def attempt_at(self, job_id: str) -> Attempt:
         """A new one, at a job that is handed out while no attempt at it is under way."""
-        kept = self._kept.get(job_id)
-        if kept is None or time.monotonic() - kept[0] > _KEPT_S:
+        if (kept := self._kept.get(job_id)) is None:
             return Attempt(job_id)
         return Attempt(job_id, kept[1] + 1, kept[2])

@@ -281,8 +281,10 @@ class JobLoop:
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
                 continue
             pause = 1.0
-            known = {job_id for job_id in job_ids if isinstance(job_id, str)} & self._attempts.keys()
+            known = {job_id for job_id in job_ids or () if isinstance(job_id, str)} & self._attempts.keys()
             news = [self._attempts[job_id].stop(asked_at) for job_id in known]
+            if job_ids is not None:
+                self._ended.answered(asked_at)
             if not any(news):
                 # The stock SDK's, for a platform that does not hold the poll open, or repeats what it said.
                 await asyncio.sleep(1)

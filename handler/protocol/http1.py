@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import zlib
 from dataclasses import dataclass
 from typing import Any, cast
@@ -95,6 +96,8 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self.replying = False
         """The headers of a reply are here, and its end is not."""
+        self.heard_at = float("-inf")
+        """When bytes of a reply came last, on the clock time.monotonic."""
         self._parser = httptools.HttpResponseParser(self)
         self._parser.set_dangerous_leniencies(**_AS_AIOHTTP)
         self._answer: asyncio.Future[Reply] | None = None
@@ -198,7 +201,7 @@ class Connection(asyncio.Protocol):
         if self._answer is None or self._answer.done():  # nobody asked: a server that says why it will close, say
             self.close()
             return
-        self._begun = True
+        self._begun, self.heard_at = True, time.monotonic()
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:

@@ -16,13 +16,13 @@ from handler.aggregate import END
 from handler.log import Seldom, log
 from handler.protocol import trust
 from handler.protocol.connections import AHEAD_S, Client
-from handler.protocol.http1 import Connection, Reply
+from handler.protocol.http1 import Connection, Interrupted, Reply
 from handler.protocol.sdk import Sdk
 from handler.reply import body_of_error, encode
 
 _POLL_TIMEOUT_S = 90.0  # the stock SDK's
 _LEAVE_S = 1.0
-_BODY_S = 20.0  # for the rest of a reply that has begun: jobs are on their way, and nobody else will answer them
+_BODY_S = 20.0  # for more of a reply that has begun: jobs are on their way, and nobody else will answer them
 _SETTLE_S = 0.5  # 0.1 was not enough on a busy machine: the server had not yet read the request when its end came
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _TEMPORARY = (408, 425, 429)
@@ -68,6 +68,7 @@ class Poll:
         self._jobs_session, self._signals_session = _Session(self._jobs_client), _Session(self._signals_client)
         self._limit: asyncio.Timeout | None = None
         self._leaving: asyncio.Task[None] | None = None
+        self._left_at = float("inf")
 
     async def open_ahead(self) -> None:
         """Open the connection that the first take will find."""
@@ -78,12 +79,15 @@ class Poll:
 
         Raises what the SDK and its session raise.
         """
-        timer = asyncio.get_running_loop().call_later(_POLL_TIMEOUT_S, self.leave)
+        self._left_at = float("inf")
+        timer = asyncio.get_running_loop().call_later(_POLL_TIMEOUT_S, self._begin_to_leave)
         try:
             async with asyncio.timeout(None) as self._limit:
                 return await self._jobs(count)
         except Exception as error:
             if self._jobs_client.leaving:  # the server hung up, as it was asked to, or went on until the limit
+                if isinstance(error, Interrupted) and error.status is not None:
+                    log("WARN", f"RunPod's reply to a take was cut off, and what jobs it held are lost: {error}")
                 return []
             _distrusted(error)
             raise
@@ -118,6 +122,10 @@ class Poll:
 
     def leave(self) -> None:
         """End a `take` that waits, so that a job handed over at this very instant still arrives."""
+        self._left_at = min(self._left_at, time.monotonic())
+        self._begin_to_leave()
+
+    def _begin_to_leave(self) -> None:
         if self._limit is not None and self._leaving is None:
             self._leaving = asyncio.create_task(self._leave(self._limit))
 
@@ -126,7 +134,8 @@ class Poll:
 
         Closing the connection would throw away a reply that is on its way. Shutting down only our sending half tells
         the server that we are leaving, and lets us read until it has said its last word. TLS knows no half; there we
-        wait as long for a reply to begin. One that has begun is read to its end.
+        wait as long for a reply to begin. One that has begun is read to its end, with pauses of up to _BODY_S, and for
+        no longer than that after `leave`.
         """
         session = self._jobs_session
         # A server that reads a request and its end at once may choose a job and find nobody to give it to.
@@ -138,22 +147,24 @@ class Poll:
             if not connection.replying:
                 connection.end_sending()
             await asyncio.sleep(_LEAVE_S)
-            if connection.replying:
-                await asyncio.sleep(_BODY_S)
+            while connection.replying:
+                if (wait := min(self._left_at, connection.heard_at) + _BODY_S - time.monotonic()) <= 0:
+                    break
+                await asyncio.sleep(wait)
             # Not by cancelling `take`, which by now may have a reply and look through it for jobs.
-            connection.close()
+            connection.close("it took too long")
         elif session.reply is None:  # it connects; where there is a reply, it is looked through for jobs
             limit.reschedule(0.0)  # long ago, on the event loop's clock
 
-    async def stop_signals(self) -> list[str]:
-        """Ids of jobs to stop, from the SDK's long poll; empty when there are none. Raises what the SDK raises."""
+    async def stop_signals(self) -> list[str] | None:
+        """Ids of jobs to stop, from the SDK's long poll; None when nobody has answered. Raises what the SDK raises."""
         limit = asyncio.timeout(_POLL_TIMEOUT_S)
         try:
             async with limit:  # wait_for loses a cancellation that comes as the poll ends
                 return list(await self._sdk.get_stop_signals(self._signals_session))
         except TimeoutError:
             if limit.expired():  # a platform that holds it for longer, or a machine that was frozen
-                return []
+                return None
             raise
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from engine.sizes import readable
 _BEFORE_MANIFEST_BYTES = 20 * 10**9
 _LEAST_BYTES = 10**6  # for which each file of them counts, since a volume has room for so many files and no more
 _MANIFEST_BYTES = 64 * 10**6
-_KEPT_FREE = 20  # a twentieth of the volume, as long as it is not known what the tar holds
+_KEPT_FREE = 20  # a twentieth of the volume, by what comes before it is known what the tar holds
 _ODD_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 _BESIDE = (MANIFEST, CHECKSUM, SIGNATURE)
 """What a manifest does not list."""
@@ -73,7 +73,9 @@ class _Unpacking:
                     f"the tar holds more than {_BEFORE_MANIFEST_BYTES / 1e9:g} GB before {MANIFEST}; see that "
                     f"BUNDLE_URL is right, or make a tar whose first file is {MANIFEST}"
                 )
-            self._need(member.size, kept=shutil.disk_usage(self._folder).total // _KEPT_FREE)
+            # A manifest is small, and tells whether there is room: a volume may be fuller than that.
+            kept = 0 if name.name in _BESIDE else shutil.disk_usage(self._folder).total // _KEPT_FREE
+            self._need(member.size, kept)
             return True
         if name in self._wanted:
             self._compare(name, member.size)

@@ -65,6 +65,7 @@ class _WebFront:
             timeout_s=settings.job_timeout_s,
             ping_path=settings.health_check_path,
             debug=settings.debug,
+            on_refresh=self._refresh,
         )
 
     async def run(self) -> None:
@@ -124,6 +125,14 @@ class _WebFront:
         report = await self._engine.health()
         running, counts = self._routes.running, self._routes.counts.report()
         return {**report, **of_front(counts, self._timeline.stages, running, report["engine_pid"])}
+
+    def _refresh(self) -> None:
+        if not self._stop.is_set():
+            log(
+                "INFO",
+                "an answer asks for a fresh worker (refresh_worker); no more requests are taken, the worker exits",
+            )
+            self._stop.set()
 
     def _on_failure(self, sentence: str) -> None:
         self.failed = sentence

@@ -8,6 +8,7 @@ import orjson
 from aiohttp import web
 
 from engine.errors import InvalidInput, Overloaded, Unreachable, WorkerError, WorkerFault
+from handler.aggregate import STOP
 from handler.collector import loaded
 from handler.reply import encode
 
@@ -49,6 +50,13 @@ def error_in(body: bytes) -> str:
     """The sentence in the body of a job that failed, which a task of one's own may write in its own way."""
     error = orjson.loads(body)["error"]
     return error if isinstance(error, str) else orjson.dumps(error).decode()
+
+
+def without_stop(body: bytes) -> bytes:
+    """`body` without what asks RunPod's queue for a fresh worker; the same object where it does not."""
+    if body == b"{" + STOP[1:]:
+        return b'{"output":null}'
+    return body[: -len(STOP)] + b"}" if body.endswith(STOP) else body
 
 
 def object_in(raw: bytes | bytearray, what: str) -> dict[str, Any]:

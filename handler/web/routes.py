@@ -32,6 +32,7 @@ from handler.web.replies import (
     openai_failed,
     status_by,
     status_of,
+    without_stop,
 )
 
 MOST_WAITING = 512
@@ -58,7 +59,8 @@ class Routes:
     """Turns requests into jobs for `engine`, at most `most` at a time, and its bodies into replies.
 
     Others wait their turn. `health` is what `GET /health` tells, unless that is `ping_path`, where `/ping` is answered
-    as well. Every request is answered, and who is told to retry is not kept waiting for it.
+    as well. Every request is answered, and who is told to retry is not kept waiting for it. `on_refresh` is called for
+    each body that asks for a fresh worker.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Routes:
         timeout_s: float = 0.0,
         ping_path: str = "/ping",
         debug: bool = False,
+        on_refresh: Callable[[], None] = lambda: None,
     ) -> None:
         self.is_ready = self.is_stopping = False
         self.open = self.running = 0
@@ -86,6 +89,7 @@ class Routes:
         self._timeout_s = timeout_s or None
         self._ping_path = ping_path
         self._debug = debug
+        self._on_refresh = on_refresh
 
     def ping_app(self) -> web.Application:
         """What listens on PORT_HEALTH, where that is another port."""
@@ -212,25 +216,34 @@ class Routes:
             raise Overloaded("the worker is shutting down" if self.is_stopping else "the worker is starting")
 
     async def _answer(self, job: dict[str, Any]) -> bytes:
-        """The body that a queue endpoint's loop would post. Raises WorkerError."""
+        """The body that a queue endpoint's loop would post, but for what is meant for the queue. Raises WorkerError."""
         async with self._limit():
-            return await self._engine.handle(job)
+            return self._without_stop(await self._engine.handle(job))
+
+    def _without_stop(self, body: bytes) -> bytes:
+        if (plain := without_stop(body)) is not body:
+            self._on_refresh()
+        return plain
 
     async def _stream(self, request: web.Request, job: dict[str, Any]) -> web.StreamResponse:
         """Parts as they come, without the end. Until there is one, what fails has a status of its own."""
-        reply, is_failed = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"}), False
+        reply = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        is_failed = ends = False
         if request.version < (1, 1):  # knows no chunks: the end of the connection is that of the reply
             reply.force_close()
         try:
             async with self._limit(), aclosing(self._engine.stream(job)) as bodies:
-                async for body in bodies:
+                async for one in bodies:
+                    body = self._without_stop(one)
+                    if ends:  # it was a part, whose answer is an empty list
+                        await reply.write(END + b"\n")
+                    if ends := reply.prepared and body == END:
+                        continue
                     if not reply.prepared:
                         if body.startswith(ERROR):
                             self.counts.ended(failed=True)
                             return _failed_job(job["id"], error_in(body))
                         await reply.prepare(request)
-                    elif body == END:
-                        break
                     is_failed = body.startswith(ERROR)
                     await reply.write(body + b"\n")
                     if is_failed:
@@ -239,7 +252,8 @@ class Routes:
             if not reply.prepared:
                 raise
             is_failed = True
-            await reply.write(encode(body_of_error(error, debug=self._debug)) + b"\n")
+            held = END + b"\n" if ends else b""
+            await reply.write(held + encode(body_of_error(error, debug=self._debug)) + b"\n")
         except ConnectionError:  # the client has gone
             return reply
         self.counts.ended(is_failed)

@@ -414,15 +414,44 @@ async def test_a_signal_is_as_old_as_the_poll_that_brings_it(now: list[float]):
     assert platform.said == []
 
 
-async def test_a_job_that_ended_long_ago_is_stopped_at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("handler.attempts._KEPT_S", 0.0)
+@pytest.mark.parametrize("answered", [False, True])
+async def test_a_late_signal_costs_no_answer_however_long_signals_were_not_heard_of(now: list[float], answered: bool):
+    """Where a poll in between was answered, it would have brought an old one."""
+    async with serving() as platform:
+        await platform.hand_out()
+        await platform.end("of the first")
+        await platform.reply(OK)
+        now[0] = 60.0
+        if answered:
+            platform.loop._ended.answered(now[0])
+        await platform.hand_out()
+        await platform.stop()  # by the poll that began at 0
+        assert platform.runs[1].cancelled() == answered
+        if not answered:
+            await platform.end()
+            await platform.reply(OK)
+    assert platform.said == ["of the first", "right"][: 2 - answered]
+
+
+@pytest.mark.parametrize("says", ["nothing", "none", "an error"])
+async def test_what_ended_is_remembered_until_a_later_poll_is_answered(now: list[float], says: str):
+    """One that nobody answers is given up, which says nothing."""
+
+    async def stop_signals() -> list[str] | None:
+        if says == "an error":
+            raise OSError
+        return None if says == "nothing" else []
+
     async with serving() as platform:
         await platform.hand_out()
         await platform.end()
         await platform.reply(OK)
-        await platform.hand_out()
-        await platform.stop()
-        assert platform.runs[1].cancelled()
+        now[0] = 6.0
+        platform.loop._poll.stop_signals = stop_signals  # type: ignore[method-assign]
+        following = asyncio.create_task(platform.loop._follow_stop_signals())
+        await settled()
+        assert list(platform.loop._ended._kept) == ([] if says == "none" else ["j"])
+        following.cancel()
 
 
 @pytest.mark.parametrize("drain_timeout_s", [5.0, 0.0])
@@ -554,12 +583,18 @@ def test_a_signal_is_news_once_for_each_hand_out():
     assert attempt.following() is None
 
 
-def test_what_ended_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch):
+def test_what_ended_is_forgotten_when_a_poll_that_began_5_s_later_was_answered(
+    now: list[float], monkeypatch: pytest.MonkeyPatch
+):
     ended = Ended()
-    for name in ("a", "b", "a"):
+    for now[0], name in enumerate(("a", "b", "a", "c")):
         ended.add(Attempt(name))
-    assert list(ended._kept) == ["b", "a"]
-    monkeypatch.setattr("handler.attempts._KEPT_S", -1.0)
-    monkeypatch.setitem(ended._kept, "a", (float("inf"), 1, 0))
-    ended.add(Attempt("c"))
+    ended.answered(6.0)
+    assert list(ended._kept) == ["b", "a", "c"]
+    ended.answered(6.5)
     assert list(ended._kept) == ["a", "c"]
+    monkeypatch.setattr("handler.attempts._MOST_KEPT", 2)
+    ended.add(Attempt("d"))
+    assert list(ended._kept) == ["c", "d"]
+    ended.answered(100.0)
+    assert list(ended._kept) == []

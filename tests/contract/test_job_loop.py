@@ -857,7 +857,7 @@ async def test_a_poll_for_stop_signals_that_is_held_for_long_is_none(sdk: Sdk, m
         raise TimeoutError("of the connection")
 
     with closing(Poll(replace(sdk, get_stop_signals=held))) as poll:
-        assert await poll.stop_signals() == []
+        assert await poll.stop_signals() is None
     late_poll = closing(Poll(replace(sdk, get_stop_signals=late)))
     with late_poll as poll, pytest.raises(TimeoutError, match="of the connection"):
         await poll.stop_signals()

@@ -504,22 +504,71 @@ async def test_a_reply_that_has_begun_is_not_disturbed():
         poll.close()
 
 
-async def test_a_reply_that_has_begun_gets_20_s_and_no_more(monkeypatch: pytest.MonkeyPatch):
-    """Here a hundredth of them."""
+CUT = "WARN  | RunPod's reply to a take was cut off, and what jobs it held are lost: "
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+async def test_a_reply_that_has_begun_ends_its_poll_only_where_no_more_of_it_comes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stalls: bool
+):
+    """Whatever the time limit of a poll. Here each byte has a second, and all of them take two."""
 
     async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await server.request(reader, 0)
-        writer.write(job()[:-1])
-        await asyncio.sleep(0.05)
-        poll.leave()
+        head, body = job().split(b"\r\n\r\n")
+        writer.write(head + b"\r\n\r\n")
+        for number in range(len(body) - stalls):
+            writer.write(body[number : number + 1])
+            await asyncio.sleep(2 / len(body))
         await reader.read()
 
-    faster = SimpleNamespace(**{**vars(asyncio), "sleep": lambda seconds: asyncio.sleep(seconds / 100)})
+    monkeypatch.setattr(transport, "_POLL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(transport, "_BODY_S", 1.0)
     async with serving(script) as server, polling(server.url) as poll:
-        monkeypatch.setattr(transport, "asyncio", faster)
-        begin = time.monotonic()
-        assert await asyncio.wait_for(poll.take(1), 3) == []
-        assert time.monotonic() - begin > 0.25
+        taken = await asyncio.wait_for(poll.take(1), 20)
+        assert taken == ([] if stalls else [{"id": "1", "input": 2}])
+        assert (CUT + "it took too long" in capsys.readouterr().out) == stalls
+        poll.close()
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["within the poll's time", "behind it"])
+async def test_a_reply_that_has_begun_gets_20_s_after_a_stop_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_late: bool
+):
+    """Here half a second, though more of it comes all the time."""
+
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.request(reader, 0)
+        writer.write(job()[:-1].replace(b": 23", b": 99999"))
+        await until(lambda: poll._jobs_session.connection is not None and poll._jobs_session.connection.replying)
+        if is_late:
+            await until(lambda: poll._jobs_client.leaving)
+        poll.leave()
+        left.append(time.monotonic())
+        while server.open:
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    left: list[float] = []
+    monkeypatch.setattr(transport, "_POLL_TIMEOUT_S", 0.1 if is_late else 90.0)
+    monkeypatch.setattr(transport, "_BODY_S", 0.5)
+    async with serving(script) as server, polling(server.url) as poll:
+        assert await asyncio.wait_for(poll.take(1), 20) == []
+        assert time.monotonic() - left[0] > 0.45
+        assert CUT + "it took too long" in capsys.readouterr().out
+
+
+async def test_a_reply_that_the_server_cuts_off_as_its_poll_is_given_up_is_told(capsys: pytest.CaptureFixture[str]):
+    async def script(server: Server, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await server.request(reader, 0)
+        poll.leave()
+        await reader.read()
+        writer.write(job()[:-1])
+
+    async with serving(script) as server, polling(server.url) as poll:
+        assert await poll.take(1) == []
+        assert CUT + "the server has ended the connection" in capsys.readouterr().out
 
 
 async def test_a_take_over_a_connection_that_nobody_trusts_reads_more_authorities(

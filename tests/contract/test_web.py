@@ -11,6 +11,7 @@ import pytest
 from aiohttp.test_utils import BaseTestServer, TestClient, TestServer
 
 from engine.errors import EngineError
+from handler.aggregate import END
 from handler.web import bodies as web_bodies
 from handler.web import front as web_front
 from handler.web import routes as web
@@ -383,6 +384,25 @@ async def test_a_reply_that_has_no_parts_is_a_line(client: TestClient[Any, Any],
     assert routes.counts.report() == {"jobs_done": 5, "jobs_failed": 0}
 
 
+@pytest.mark.parametrize(
+    ("bodies", "lines"),
+    [
+        ([b'{"output":[1]}', END, b'{"output":[2]}', END], [[1], [], [2]]),
+        ([b'{"output":[1]}', END, END, END], [[1], [], []]),
+        ([END, b'{"output":[1]}', END], [[], [1]]),
+        ([b'{"output":[1]}', END, b'{"error":"no"}'], [[1], [], "no"]),
+        ([b'{"output":[1]}', END, EngineError("no")], [[1], [], "worker fault: no"]),
+    ],
+)
+async def test_a_part_that_is_an_empty_list_is_a_line_and_ends_no_stream(
+    client: TestClient[Any, Any], engine: Scripted, bodies: list[bytes | Exception], lines: list[Any]
+):
+    engine.let_go.set()
+    engine.bodies = bodies
+    reply = await client.post("/runsync", json=STREAM)
+    assert [next(iter(json.loads(line).values())) async for line in reply.content] == lines
+
+
 async def test_a_client_that_leaves_a_stream_makes_room(
     client: TestClient[Any, Any], routes: Routes, engine: Scripted, caplog: pytest.LogCaptureFixture
 ):
@@ -405,12 +425,42 @@ async def test_openai_clients_get_what_is_in_the_list_or_the_whole(client: TestC
         assert await (await client.get("/openai/v1/models")).json() == answer
 
 
-async def test_what_only_asks_for_a_fresh_worker_is_no_failure(client: TestClient[Any, Any], engine: Scripted):
+@pytest.mark.parametrize(
+    ("body", "plain", "asks"),
+    [
+        (b'{"output":{"a":1},"stopPod":true}', {"output": {"a": 1}}, True),
+        (b'{"stopPod":true}', {"output": None}, True),
+        (b'{"error":"no","output":1,"stopPod":true}', {"error": "no", "output": 1}, True),
+        (b'{"output":{"stopPod":true}}', {"output": {"stopPod": True}}, False),
+    ],
+)
+async def test_what_asks_for_a_fresh_worker_is_told_apart_from_the_reply(
+    client: TestClient[Any, Any],
+    routes: Routes,
+    engine: Scripted,
+    monkeypatch: pytest.MonkeyPatch,
+    body: bytes,
+    plain: dict[str, Any],
+    asks: bool,
+):
+    asked: list[bool] = []
+    monkeypatch.setattr(routes, "_on_refresh", lambda: asked.append(True))
     engine.let_go.set()
-    engine.bodies = [b'{"stopPod":true}']
-    reply = await client.post("/runsync", json=JOB)
-    assert (reply.status, (await reply.json())["status"]) == (200, "COMPLETED")
-    assert await (await client.post("/v1/x", json={})).json() is None
+    failed = "error" in plain
+    for path in ("/runsync", "/v1/x"):
+        engine.bodies = [body]
+        reply = await client.post(path, json=JOB)
+        found = await reply.json()
+        assert reply.status == (500 if failed else 200)
+        if failed:
+            assert "stopPod" not in found
+        else:
+            assert (found if path == "/v1/x" else found["output"]) == plain["output"]
+            assert path == "/v1/x" or set(found) == {"id", "status", "output"}
+    engine.bodies = [b'{"output":1}', body, END]
+    reply = await client.post("/runsync", json=STREAM)
+    assert [json.loads(line) async for line in reply.content] == [{"output": 1}, plain]
+    assert asked == [True] * 3 * asks
 
 
 async def test_health_of_an_engine_that_fails_is_a_failure(client: TestClient[Any, Any]):

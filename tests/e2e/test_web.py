@@ -330,6 +330,26 @@ def test_the_death_of_the_engine_is_told_and_ends_the_worker(small_bundle: Path)
     assert "no more requests are taken and the worker exits" in printed
 
 
+ASKS_FOR_A_FRESH_ONE = """
+import sys
+from handler import handler
+from handler.__main__ import main
+
+make = handler.body_of_json
+handler.body_of_json = lambda reply: make({**reply, "refresh_worker": True})
+sys.exit(main())
+"""
+
+
+def test_a_worker_whose_answer_asks_for_a_fresh_one_ends_when_it_is_sent(small_bundle: Path):
+    with served(small_bundle, command=(sys.executable, "-c", ASKS_FOR_A_FRESH_ONE)) as running:
+        reply = running.ask({"input": {"text": "a", "dimensions": 1}})
+        code, printed = running.end()
+    assert (reply.status_code, set(reply.json())) == (200, {"id", "status", "output"})
+    assert code == 0, printed
+    assert "an answer asks for a fresh worker (refresh_worker)" in printed
+
+
 def test_a_client_that_goes_takes_its_work_with_it(small_bundle: Path):
     with served(small_bundle, MAX_CONCURRENCY="1") as running:
         engine = running.engine_pid()

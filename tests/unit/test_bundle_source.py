@@ -649,6 +649,19 @@ def test_a_bundle_for_which_there_is_no_room_is_refused_when_its_manifest_has_co
         fetched(server, small_bundle, tmp_path / "cache", "bundle.tar.gz")
 
 
+@pytest.mark.parametrize("first", ["manifest.json", "manifest.sha256"])
+def test_a_bundle_whose_manifest_comes_first_goes_onto_a_volume_that_is_nearly_full(
+    server: Server, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+):
+    """A twentieth is left free by what comes before it, apart from what lies beside it."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**15, free=10**12))
+    others = (path.relative_to(small_bundle).as_posix() for path in small_bundle.rglob("*") if path.is_file())
+    with tarfile.open(tmp_path / "www" / "bundle.tar", "w") as archive:
+        for name in dict.fromkeys((first, "manifest.json", *others)):
+            archive.add(small_bundle / name, name)
+    open_bundle(fetched(server, small_bundle, tmp_path / "cache")).verify()
+
+
 @pytest.mark.parametrize("comes_first", [False, True])
 @pytest.mark.parametrize("inside", [".", "my-bundle"])
 def test_what_the_manifest_does_not_list_is_left_out(
