@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from engine.config import Limits
 from engine.errors import InvalidInput, WorkerFault
 from engine.tasks import payload as check
-from engine.tasks.items import Part, Request
+from engine.tasks.items import Part, Request, Room
 from engine.text.task import TextTask
 from engine.vectors import FORMATS, LEAST_BYTES, encoded
 
@@ -115,7 +115,9 @@ class FeatureExtraction(TextTask):
         # One for all: a part for each of many texts costs more than its row. And only what `usage` counts, which the
         # rows hold as well.
         request.parts = [Part((), [encoding.ids for encoding in encodings])]
-        return list(map(self.tokens.row, encodings))
+        rows = list(map(self.tokens.row, encodings))
+        Room(self).take(rows, "the job's rows")
+        return rows
 
     def refuse_many(self, request: Request) -> None:
         """Raise AnswerTooLarge for more vectors than RunPod's queue takes, before they are computed."""
