@@ -83,11 +83,13 @@ class MediaTask(ItemsTask):
     def parts(self, request: Request) -> list[Part]:
         """The part of every item, in order. Raises InvalidInput or Unreachable."""
         contents = each_bytes_of(request.items, self.limits, request.spent)
-        room, parts = Room(self), []
+        room, parts, count = Room(self), [], 0
         for index, content in enumerate(contents):
             request.spent.refuse_stopped()
             field, _ = request.items[index]
             parts.append(self.part(field, content, request.options))
+            count += len(parts[-1].rows)
+            self.refuse_rows(count)
             room.take(parts[-1].rows, f"`{field}` and what is before it")
             if request.is_part and request.spent.may_keep(len(content)):  # split again, it is not fetched a second time
                 request.items[index] = (field, content)
