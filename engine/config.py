@@ -105,7 +105,7 @@ class Limits:
         "MAX_ROW_BYTES",
         2_000_000_000,
         _whole(1, 1 << 40),
-        "Bytes that the images or recordings of one job, or of one part of a stream, become for the engine.",
+        "Bytes that the items of one job, or of one part of a stream, become for the engine, and that it answers with.",
     )
     fetch_hosts: tuple[str, ...] = _setting(
         "FETCH_HOSTS",

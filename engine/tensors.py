@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from engine.bucket import Bucket
@@ -72,6 +73,14 @@ class Row:
     feeds: Arrays
     length: int
     graph: str = "model"
+
+
+def bytes_of(specs: Sequence[TensorSpec], length: int) -> int:
+    """Bytes of tensors of `specs` for one row of `length`, without padding."""
+    from numpy import dtype
+
+    bucket = Bucket(1, length)
+    return sum(dtype(spec.dtype).itemsize * prod(spec.shape_at(bucket)) for spec in specs)
 
 
 def fill(target: Array, rows: Sequence[Row], spec: TensorSpec) -> None:

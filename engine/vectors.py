@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import numpy as np
 from engine.tasks import payload as check
 
 if TYPE_CHECKING:
+    from engine.config import Limits
     from engine.tasks.base import Json
-    from engine.tensors import Array, Arrays
+    from engine.tensors import Array, Arrays, TensorSpec
 
 OUTPUT = "embedding"
 OPTIONS = ("normalize", "encoding_format")
@@ -28,6 +30,26 @@ def options(payload: dict[str, Any], normalize: bool) -> Mapping[str, Any]:
         "normalize": check.boolean(payload, "normalize", normalize),
         "encoding_format": check.choice(payload, "encoding_format", FORMATS),
     }
+
+
+def numbers_of(outputs: Sequence[TensorSpec]) -> int:
+    """How many numbers the embedding of a row has by the graph's `outputs`, all its vectors together."""
+    return sum(prod(size for size in spec.shape if isinstance(size, int)) for spec in outputs if spec.name == OUTPUT)
+
+
+def refuse_many(numbers: int, options: Mapping[str, Any], limits: Limits, things: str, *, may_stream: bool) -> None:
+    """Raise AnswerTooLarge for more numbers than RunPod's queue takes, before they are computed.
+
+    `things` is what to send fewer of; `may_stream`, whether the job has parts.
+    """
+    if not limits.posts_replies:
+        return
+    ways = [f"send fewer {things} at once"]
+    if options["encoding_format"] == "float":
+        ways.append("ask for `encoding_format` base64")
+    if may_stream:
+        ways.append("ask for a `stream`")
+    check.refuse_large_answer(int(numbers * LEAST_BYTES[options["encoding_format"]]), ", or ".join(ways))
 
 
 def reply(outputs: Sequence[Arrays], options: Mapping[str, Any], single: bool) -> Json:

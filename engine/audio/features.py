@@ -52,19 +52,20 @@ class Waveform:
         self.rate = int(config["rate"])
         self.stride = int(config["stride"])
         self._normalize = bool(config["normalize"])
-        self._field = int(config["field"])
-        self.max_samples = max_frames * self.stride + self._field - 1
+        self.min_samples = int(config["field"])
+        """What the model makes a frame of."""
+        self.max_samples = max_frames * self.stride + self.min_samples - 1
         """What the model takes at once."""
 
     def frames(self, samples: int) -> int:
         """Frames that the model makes of so many samples; below 1 when they are too few."""
-        return (samples - self._field) // self.stride + 1
+        return (samples - self.min_samples) // self.stride + 1
 
     def row(self, samples: Array, field: str) -> Row:
         """The row for a recording that the model takes at once."""
         frames = self.frames(len(samples))
         if frames < 1:
-            least = self._field / self.rate
+            least = self.min_samples / self.rate
             raise InvalidInput(f"`{field}` lasts {len(samples) / self.rate:g} s, the model needs at least {least:g} s")
         if len(samples) > self.max_samples:
             most = self.max_samples / self.rate

@@ -38,7 +38,7 @@ class AudioTask(MediaTask):
     @classmethod
     def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
         """Read the task_config, which the subclass documents beside `features` (engine/audio/features.py)."""
-        return cls(bundle.manifest.task_config, limits)
+        return cls(bundle.manifest.task_config, limits).answered_by(bundle)
 
     def part(self, field: str, content: bytes, options: Mapping[str, Any]) -> Part:
         """The rows of one file, through its samples."""

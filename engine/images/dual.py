@@ -35,7 +35,8 @@ class DualTask(ImageTask):
     def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
         """Read the tokenizer and the task_config."""
         inputs = bundle.manifest.graphs[TEXT].inputs
-        return cls(bundle.manifest.task_config, limits, Tokens(bundle, graph=TEXT), inputs)
+        task = cls(bundle.manifest.task_config, limits, Tokens(bundle, graph=TEXT), inputs)
+        return task.answered_by(bundle)
 
     def text_rows(self, texts: Sequence[str], check: Callable[[], None]) -> list[Row]:
         """A row a text; what is longer than the model takes is cut. `check` is that of `Tokens.encode`."""

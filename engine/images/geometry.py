@@ -117,4 +117,5 @@ def _center_crop(pixels: Array, height: int, width: int) -> Array:
         padded = np.zeros((max(height, found_height), max(width, found_width), 3), np.uint8)
         padded[above : above + found_height, before : before + found_width] = pixels
         pixels, top, left = padded, max(0, top + above), max(0, left + before)
-    return pixels[top : top + height, left : left + width]
+    cut = pixels[top : top + height, left : left + width]
+    return cut if cut.shape == pixels.shape else cut.copy()  # a view would keep the whole image

@@ -43,7 +43,7 @@ class ImageTask(MediaTask):
     @classmethod
     def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
         """Read the task_config that the subclass documents."""
-        return cls(bundle.manifest.task_config, limits)
+        return cls(bundle.manifest.task_config, limits).answered_by(bundle)
 
     def part(self, field: str, content: bytes, options: Mapping[str, Any]) -> Part:
         """One row; `data` is the image's own size as (height, width)."""

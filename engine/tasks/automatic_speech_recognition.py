@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -80,6 +81,9 @@ class AutomaticSpeechRecognition(AudioTask):
             raise InvalidInput(f"`stride_length_s` must be a number or a list of two, got {len(pair)}")
         left_s, right_s = (check.number({"stride_length_s": one}, "stride_length_s", 0, _LONGEST_S, 0) for one in pair)
         length, left, right = (self._aligned(seconds) for seconds in (length_s, left_s, right_s))
+        if self.features.frames(length) < 1:
+            least = ceil(self.features.min_samples / self.features.stride) * self.features.stride / self.features.rate
+            raise InvalidInput(f"`chunk_length_s` must be at least {least:.4g}, what the model needs, or 0")
         if length <= left + right:
             raise InvalidInput(f"`chunk_length_s` ({length_s:g}) must be more than both sides of `stride_length_s`")
         if length > self.features.max_samples:

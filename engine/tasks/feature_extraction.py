@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from engine.config import Limits
 from engine.errors import InvalidInput, WorkerFault
 from engine.tasks import payload as check
-from engine.tasks.items import Part, Request
+from engine.tasks.items import Part, Request, Room
 from engine.text.task import TextTask
-from engine.vectors import FORMATS, LEAST_BYTES, encoded
+from engine.vectors import FORMATS, encoded, refuse_many
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -115,20 +115,15 @@ class FeatureExtraction(TextTask):
         # One for all: a part for each of many texts costs more than its row. And only what `usage` counts, which the
         # rows hold as well.
         request.parts = [Part((), [encoding.ids for encoding in encodings])]
-        return list(map(self.tokens.row, encodings))
+        rows = list(map(self.tokens.row, encodings))
+        Room(self).take(rows, "the job's rows")
+        return rows
 
     def refuse_many(self, request: Request) -> None:
         """Raise AnswerTooLarge for more vectors than RunPod's queue takes, before they are computed."""
-        if not self.limits.posts_replies:
-            return
         options = request.options
-        ways = ["send fewer texts at once"]
-        if options["encoding_format"] == "float":
-            ways.append("ask for `encoding_format` base64")
-        if "openai_model" not in options:
-            ways.append("ask for a `stream`")
         numbers = len(request.items) * (options["dimensions"] or self.config["dimension"])
-        check.refuse_large_answer(int(numbers * LEAST_BYTES[options["encoding_format"]]), ", or ".join(ways))
+        refuse_many(numbers, options, self.limits, "texts", may_stream="openai_model" not in options)
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """The reply: `embedding` or `embeddings`, as arrays that the handler turns into JSON, or base64 strings."""

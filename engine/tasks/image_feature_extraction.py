@@ -14,7 +14,7 @@ from engine.images.task import ImageTask
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
-    from engine.tasks.items import Request
+    from engine.tasks.items import Part, Request
     from engine.tensors import Arrays
 
 
@@ -32,6 +32,12 @@ class ImageFeatureExtraction(ImageTask):
     def options(self, payload: dict[str, Any]) -> Mapping[str, Any]:
         """`normalize`, which the pipeline does not do, and `encoding_format`."""
         return vectors.options(payload, normalize=False)
+
+    def parts(self, request: Request) -> list[Part]:
+        """A row an image. Raises AnswerTooLarge, before one is fetched, for more vectors than RunPod's queue takes."""
+        numbers = len(request.items) * vectors.numbers_of(self.outputs.get(self.graph, ()))
+        vectors.refuse_many(numbers, request.options, self.limits, self.many, may_stream=not request.single)
+        return super().parts(request)
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """`{"embedding": ..., "dimensions": ...}`, or `embeddings`."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from engine import vectors
 from engine.errors import InvalidInput
 from engine.images import examples
-from engine.images.dual import DualTask
+from engine.images.dual import IMAGE, TEXT, DualTask
 from engine.tasks import payload as check
 from engine.tasks.items import ItemsTask, Part, Request
 
@@ -63,7 +63,10 @@ class ImageTextEmbedding(DualTask):
         return {"texts": False, **vectors.options(payload, normalize=True)}
 
     def parts(self, request: Request) -> list[Part]:
-        """A row an item."""
+        """A row an item. Raises AnswerTooLarge, before one is fetched, for more vectors than RunPod's queue takes."""
+        graph, things = (TEXT, "texts") if request.options["texts"] else (IMAGE, "images")
+        numbers = len(request.items) * vectors.numbers_of(self.outputs.get(graph, ()))
+        vectors.refuse_many(numbers, request.options, self.limits, things, may_stream=not request.single)
         if not request.options["texts"]:
             return super().parts(request)
         return [Part([row]) for row in self.text_rows(request.items, request.spent.refuse_stopped)]

@@ -5,16 +5,18 @@ A subclass says what an item is, which options there are, which rows an item mak
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.fetching.spent import Spent
 from engine.tasks import payload as check
-from engine.tensors import Row
+from engine.tensors import Row, TensorSpec, bytes_of
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -58,13 +60,21 @@ class ItemsTask:
     fewer: ClassVar[str] = "lower `top_k`, or send less at once"
     """What makes an answer smaller, in words for a caller."""
 
+    outputs: Mapping[str, Sequence[TensorSpec]] = MappingProxyType({})
+    """What each graph answers a row with; of a task that was made without a bundle nothing is known."""
+
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
 
     @classmethod
     def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
         """For a task that needs nothing of its bundle."""
-        return cls(limits)
+        return cls(limits).answered_by(bundle)
+
+    def answered_by(self, bundle: Bundle) -> Self:
+        """The task, which knows the outputs of `bundle` from now on."""
+        self.outputs = {name: graph.outputs for name, graph in bundle.manifest.graphs.items()}
+        return self
 
     def parse(self, payload: Json) -> Request:
         """Check the job's input; `inputs`, the pipelines' name, may hold one item or a list. Raises InvalidInput."""
@@ -111,7 +121,9 @@ class ItemsTask:
     def preprocess(self, request: Request) -> Sequence[Row]:
         """The rows of all items, in their order. Raises InvalidInput."""
         request.parts = self.parts(request)
-        return [row for part in request.parts for row in part.rows]
+        rows = [row for part in request.parts for row in part.rows]
+        Room(self).take(rows, "the job's rows")
+        return rows
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
         """One answer, or a list of them."""
@@ -168,6 +180,28 @@ class ItemsTask:
     def least_bytes(self, answer: Json) -> int:
         """What `answer` has of a reply's bytes at least; for those that may hold many times what their item does."""
         return 0
+
+
+class Room:
+    """What the rows of one job, and their outputs, may still hold.
+
+    A hundred bytes of an image become a megabyte of pixels, and a word a weight for every word of a vocabulary, all of
+    which stay until the last row is answered.
+    """
+
+    def __init__(self, task: ItemsTask) -> None:
+        self._outputs = task.outputs
+        self._most = self._left = task.limits.max_row_bytes
+
+    def take(self, rows: Sequence[Row], what: str) -> None:
+        """Make room for `rows` and their outputs. Raises InvalidInput, in which `what` has become too much."""
+        self._left -= sum(array.nbytes for row in rows for array in row.feeds.values())
+        for (graph, length), count in Counter((row.graph, row.length) for row in rows).items():
+            self._left -= count * bytes_of(self._outputs.get(graph, ()), length)
+        if self._left < 0:
+            raise InvalidInput(
+                f"{what} become more than {self._most} bytes for the engine and from it (MAX_ROW_BYTES); split the job"
+            )
 
 
 def missing(task: object, method: str) -> NotImplementedError:

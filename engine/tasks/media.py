@@ -18,13 +18,12 @@ import numpy as np
 
 from engine.errors import InvalidInput, Unreachable
 from engine.fetching.spent import Spent
-from engine.tasks.items import ItemsTask, Part, Request, missing
+from engine.tasks.items import ItemsTask, Part, Request, Room, missing
 from engine.tasks.payload import kind
 
 if TYPE_CHECKING:
     from engine.config import Limits
     from engine.tasks.base import Json
-    from engine.tensors import Row
 
 _FETCHED_AHEAD = 8
 _DIGITS = np.array([int(chr(byte), 16) if chr(byte) in hexdigits else 16 for byte in range(256)], np.uint8)
@@ -84,12 +83,14 @@ class MediaTask(ItemsTask):
     def parts(self, request: Request) -> list[Part]:
         """The part of every item, in order. Raises InvalidInput or Unreachable."""
         contents = each_bytes_of(request.items, self.limits, request.spent)
-        room, parts = Room(self.limits), []
+        room, parts, count = Room(self), [], 0
         for index, content in enumerate(contents):
             request.spent.refuse_stopped()
             field, _ = request.items[index]
             parts.append(self.part(field, content, request.options))
-            room.take(parts[-1].rows, field)
+            count += len(parts[-1].rows)
+            self.refuse_rows(count)
+            room.take(parts[-1].rows, f"`{field}` and what is before it")
             if request.is_part and request.spent.may_keep(len(content)):  # split again, it is not fetched a second time
                 request.items[index] = (field, content)
         return parts
@@ -97,22 +98,6 @@ class MediaTask(ItemsTask):
     def part(self, field: str, content: bytes, options: Mapping[str, Any]) -> Part:
         """The rows that the bytes of one file make. Raises InvalidInput; `field` names the file in errors."""
         raise missing(self, "part")
-
-
-class Room:
-    """What the rows of one job may still hold: a hundred bytes of an image become a megabyte of pixels."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._most = self._left = limits.max_row_bytes
-
-    def take(self, rows: Sequence[Row], field: str) -> None:
-        """Make room for `rows`, which `field` became. Raises InvalidInput."""
-        self._left -= sum(array.nbytes for row in rows for array in row.feeds.values())
-        if self._left < 0:
-            raise InvalidInput(
-                f"`{field}` and what is before it become more than {self._most} bytes for the engine (MAX_ROW_BYTES); "
-                "split the job"
-            )
 
 
 def require(value: Json, field: str) -> str:

@@ -33,7 +33,8 @@ class TextTask(ItemsTask):
     @classmethod
     def from_bundle(cls, bundle: Bundle, limits: Limits) -> Self:
         """Read the tokenizer of `bundle`, and the task_config that the subclass documents."""
-        return cls(Tokens(bundle, graph=cls.graph, cut=cls.cut), bundle.manifest.task_config, limits)
+        task = cls(Tokens(bundle, graph=cls.graph, cut=cls.cut), bundle.manifest.task_config, limits)
+        return task.answered_by(bundle)
 
     def item(self, value: Any, name: str, payload: dict[str, Any]) -> Any:
         """A string of at most `max_chars` characters."""

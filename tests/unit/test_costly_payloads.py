@@ -132,6 +132,35 @@ def test_recordings_and_windows_of_one():
     assert "`audio` and what is before it" in refusal(task, {**payload, "stride_length_s": [0.5, 0.48]})
 
 
+def test_windows_of_several_recordings(monkeypatch: pytest.MonkeyPatch):
+    """Those of one job together; what is behind the one too many is not decoded."""
+    task = speech(Limits(max_queued_rows=9))
+    payload = {"audios": [recording(1.0)] * 4, "chunk_length_s": 0.3, "stride_length_s": 0}
+    request = task.parse(payload)
+    assert [len(task.preprocess(part)) for part in task.split(request, 2)] == [8, 8]
+    decoded: list[str] = []
+    part = task.part
+
+    def counting(field: str, *given: Any) -> Any:
+        decoded.append(field)
+        return part(field, *given)
+
+    monkeypatch.setattr(task, "part", counting)
+    said = refusal(task, payload)
+    assert said == "the job makes more than 9 rows, as many as may wait (MAX_QUEUED_ROWS); split it"
+    assert decoded == ["audios[0]", "audios[1]", "audios[2]"]
+
+
+def test_windows_too_short_for_a_frame():
+    """Whose fault is not the recording's: the model reads 400 samples, windows are made of steps of 320."""
+    task = speech(Limits())
+    for length_s in (0.001, 0.02, 0.025):
+        with pytest.raises(InvalidInput) as error:
+            task.parse({"audio": recording(1.0), "chunk_length_s": length_s})
+        assert str(error.value) == "`chunk_length_s` must be at least 0.04, what the model needs, or 0"
+    assert len(task.preprocess(task.parse({"audio": recording(1.0), "chunk_length_s": 0.04}))) == 25
+
+
 def test_texts_times_labels(text_bundle: Any):
     task = of("zero-shot-classification").from_bundle(text_bundle, Limits(max_queued_rows=99))
     payload = {"texts": ["a"] * 10, "candidate_labels": ["b"] * 10}

@@ -42,3 +42,12 @@ def test_an_image_of_the_right_size_is_taken_as_it_is():
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
     feeds = Geometry(32, 48, "exact", (32, 48)).feeds(Image.fromarray(pixels), "image", 1 << 20)
     assert np.array_equal(feeds[PIXELS], pixels)
+
+
+@pytest.mark.parametrize("size", [(3000, 40), (20, 4000)], ids=["cut", "cut and padded"])
+def test_what_is_cut_away_is_not_kept(size: tuple[int, int]):
+    feeds = Geometry(32, 32, crop=True).feeds(Image.new("RGB", size), "image", 1 << 20)
+    kept = feeds[PIXELS]
+    while isinstance(kept.base, np.ndarray):
+        kept = kept.base
+    assert kept.nbytes == 32 * 32 * 3
