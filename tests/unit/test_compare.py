@@ -1,8 +1,10 @@
 """What is called worse, and what is not."""
 
+import argparse
 import json
 import math
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -219,6 +221,17 @@ def test_what_is_good_near_one_is_compared_by_its_distance(metric: str, before: 
     assert found.verdict == verdict
     assert found.basis == "from 1"
     assert found.name == "peers: ours, a, " + (f"1 - {metric}" if "cosine" in metric else f"{metric} - 1")
+
+
+@pytest.mark.parametrize(
+    "command", ["accuracy", "batching", "distance", "int8", "latency", "load", "memory", "peers", "quick", "throughput"]
+)
+def test_what_a_command_measures_by_default_can_be_compared(command: str):
+    parser = argparse.ArgumentParser()
+    import_module(f"benchmarks.{command}").add_arguments(parser)
+    rounds = parser.get_default("rounds")
+    (found,) = compare.compare(results([10.0] * rounds), results([20.0] * rounds))
+    assert found.verdict == compare.WORSE
 
 
 def test_rounds_without_a_figure_are_left_out():
