@@ -216,10 +216,11 @@ def _floor(floor: Floor, args: argparse.Namespace) -> Round:
     """The floor on texts that the worker gets."""
     single = floor.one_by_one(texts(args.floor_rows, seed=args.seed))
     bulk = texts(args.bulk_rows or args.floor_rows, seed=args.seed)
-    idle = floor.one_by_one(texts(args.idle_jobs, seed=args.seed), pause_s=_PAUSE_S) if args.idle_jobs else []
+    found: Round = {}
+    if args.idle_jobs:
+        found[FLOOR, IDLE] = _percentiles(floor.one_by_one(texts(args.idle_jobs, seed=args.seed), pause_s=_PAUSE_S))
     batches, equal = floor.in_batches(bulk), floor.in_equal_lengths(bulk)
-    return {
-        (FLOOR, IDLE): _percentiles(idle),
+    return found | {
         (FLOOR, ONE_BY_ONE): {"jobs_per_s": 1e3 / statistics.mean(single), **_percentiles(single)},
         (FLOOR, BATCHES): {"jobs_per_s": batches},
         (FLOOR, EQUAL): {"jobs_per_s": equal},
@@ -228,7 +229,7 @@ def _floor(floor: Floor, args: argparse.Namespace) -> Round:
 
 
 def _percentiles(ms: Sequence[float]) -> Figures:
-    return {f"p{percent}_ms": percentile(ms, percent) for percent in (50, 90, 99)} | {"max_ms": max(ms, default=0.0)}
+    return {f"p{percent}_ms": percentile(ms, percent) for percent in (50, 90, 99)} | {"max_ms": max(ms)}
 
 
 def floor_of(target: str, point: str, metric: str) -> tuple[str, str, str] | None:

@@ -176,6 +176,14 @@ def test_the_floor_of_a_load(small_bundle: Path, tmp_path: Path, monkeypatch: py
     assert (results.options["served_engine"], results.options["concurrency"]) == ("onnxruntime-cpu", 64)
 
 
+def test_without_idle_jobs_there_is_no_figure_of_them(small_bundle: Path):
+    parser = argparse.ArgumentParser()
+    load.add_arguments(parser)
+    args = parser.parse_args(["--idle-jobs", "0", "--bulk-rows", "0", "--floor-rows", "5"])
+    found = load._floor(Floor(small_bundle), args)
+    assert [point for _, point in found] == ["one by one", "batches", "equal lengths", "bulk"]
+
+
 def test_a_rate_in_percent_needs_a_closed_loop(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
     assert run("load", "--clients", "--rates", "50%", "--bundle", small_bundle) == 2
     assert "name --clients" in capsys.readouterr().err
