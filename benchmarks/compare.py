@@ -197,15 +197,15 @@ def notes(before: Results, after: Results, targets: str = "ours*") -> list[str]:
     ):
         if differing := _differences(old, new, left_out):
             found.append(f"The {what}: {'; '.join(differing)}.")
-    apart = {
-        f"{old.scenario}: {', '.join(old.floor or ())} {figure(floors[0])} / {figure(floors[1])}": None
+    apart = [
+        f"{old.scenario}: {', '.join(old.floor or ())} {figure(floors[0])} / {figure(floors[1])}"
         for old, new in _pairs(before, after, targets)
         if old.floor == new.floor and _values(after.ratios(new)) and (floors := _floors_apart(old, before, after))
-    }
+    ]
     if apart:
+        named = "; ".join(dict.fromkeys(apart))  # many figures have one floor
         found.append(
-            f"The floor itself is more than {times(_FLOOR_APART)} apart: {'; '.join(apart)}; what is beside it is "
-            f"{NOISY}."
+            f"The floor itself is more than {times(_FLOOR_APART)} apart: {named}; what is beside it is {NOISY}."
         )
     measured = {one.key for one in before.measurements if _values(one.repeats)}
     for which, one, theirs in (("first", before, {one.key for one in after.measurements}), ("second", after, measured)):
