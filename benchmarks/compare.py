@@ -1,8 +1,9 @@
 """What got slower between two results files, and how sure that is.
 
 Measurements are paired by scenario, target, point and metric. Where one has a floor its ratios to it are compared,
-round by round, so that another day's machine counts for nothing; else its plain values. A change counts when, at the
-given confidence, it is larger than the least effect (see shift.py): one that is sure but small is not called worse, and
+round by round, so that another day's machine counts for nothing; else its plain values. A machine so much busier that
+its floor itself is far from the other file's does count, and nothing is said. A change counts when, at the given
+confidence, it is larger than the least effect (see shift.py): one that is sure but small is not called worse, and
 one that is large but unsure is not called unchanged. What has no value any more is worse, too, and what only one of the
 files has is named.
 
@@ -30,6 +31,7 @@ from benchmarks.shift import Shift, shift
 WORSE, BETTER, NOISY, UNCHANGED = "worse", "better", "too noisy to say", "unchanged"
 _VERDICTS = (WORSE, BETTER, NOISY, UNCHANGED)
 CONFIDENCE, EFFECT = 0.95, 0.05
+_FLOOR_APART = 1.5  # beyond it a busy machine does not slow worker and floor by the same
 _NOT_THE_MACHINE = ("date", "commit")  # of an environment: these are meant to differ
 _NOT_THE_LOAD = ("rounds", "runs")
 _FROM_ONE = {
@@ -116,8 +118,7 @@ def compare(
 
     Raises ValueError when they have nothing in common.
     """
-    wanted = [one for one in before.measurements if fnmatch(one.target, targets) and _values(one.repeats)]
-    pairs = [(one, same) for one in wanted if (same := after.find(one.key))]
+    pairs = list(_pairs(before, after, targets))
     if not pairs:
         raise ValueError(
             f"the files have no measurement of {targets} in common: the first holds {_scenarios(before)}, the second "
@@ -125,6 +126,25 @@ def compare(
         )
     found = [_finding(old, new, before, after, confidence, effect) for old, new in pairs]
     return sorted(found, key=lambda one: _VERDICTS.index(one.verdict))
+
+
+def _pairs(before: Results, after: Results, targets: str) -> Iterator[tuple[Measurement, Measurement]]:
+    for one in before.measurements:
+        same = after.find(one.key)
+        if same and fnmatch(one.target, targets) and _values(one.repeats) and not _is_offered(one):
+            yield one, same
+
+
+def _is_offered(one: Measurement) -> bool:
+    """Jobs a second of an open loop that is a share of its own day's best closed loop: a slower machine gets fewer."""
+    return one.metric == "jobs_per_s" and one.point.startswith("rate ") and not one.point.endswith("/s")
+
+
+def _floors_apart(old: Measurement, before: Results, after: Results) -> tuple[float, float] | None:
+    """The medians of its floor in both files, where they are more than _FLOOR_APART times each other."""
+    found = [one.find((old.scenario, *old.floor)) if old.floor else None for one in (before, after)]
+    first, second = (one.median if one else math.nan for one in found)
+    return (first, second) if max(first, second) > _FLOOR_APART * min(first, second) else None
 
 
 def _values(repeats: Iterable[float | None]) -> list[float]:
@@ -151,7 +171,9 @@ def _finding(
         first, second = ([max(distance[2], sign * (one - 1)) for one in values] for values in (first, second))
     moved = shift(first, second, confidence)
     medians = statistics.median(first), statistics.median(second)
-    return Finding(old.key, verdict(moved, better, effect), *moved, basis, *medians, (len(first), len(second)))
+    is_known = basis != "floor" or _floors_apart(old, before, after) is None
+    word = verdict(moved, better, effect) if is_known else NOISY
+    return Finding(old.key, word, *moved, basis, *medians, (len(first), len(second)))
 
 
 def _from_one(metric: str) -> tuple[str, str, float] | None:
@@ -175,6 +197,16 @@ def notes(before: Results, after: Results, targets: str = "ours*") -> list[str]:
     ):
         if differing := _differences(old, new, left_out):
             found.append(f"The {what}: {'; '.join(differing)}.")
+    apart = [
+        f"{old.scenario}: {', '.join(old.floor or ())} {figure(floors[0])} / {figure(floors[1])}"
+        for old, new in _pairs(before, after, targets)
+        if old.floor == new.floor and _values(after.ratios(new)) and (floors := _floors_apart(old, before, after))
+    ]
+    if apart:
+        named = "; ".join(dict.fromkeys(apart))  # many figures have one floor
+        found.append(
+            f"The floor itself is more than {times(_FLOOR_APART)} apart: {named}; what is beside it is {NOISY}."
+        )
     measured = {one.key for one in before.measurements if _values(one.repeats)}
     for which, one, theirs in (("first", before, {one.key for one in after.measurements}), ("second", after, measured)):
         if alone := list(_alone(one, theirs, targets)):

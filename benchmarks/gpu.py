@@ -1,8 +1,8 @@
-"""Everything that a GPU machine can check and measure, into one folder: logs, figures, and what machine it was.
+"""On a GPU machine: tests, a plan, what is measured of it, into one folder: logs, figures, and what machine it was.
 
     OUT/gpu.json        the machine, and of every step its command, exit code and seconds
     OUT/STEP.log        what the step printed
-    OUT/latency.json    the step's own figures; likewise coldstart.json, throughput.json, tests.xml
+    OUT/latency.json    the step's own figures; likewise coldstart.json, load.json, throughput.json, tests.xml
 
 A step that fails or takes too long is noted, and the next one goes on. Where a machine is lent for minutes, `--total-s`
 ends all of it in time: what is killed from outside writes nothing.
@@ -33,8 +33,8 @@ from benchmarks.results_file import a_list, a_mapping
 from benchmarks.shapes import torch_python
 from engine.probe import gpu
 
-STEPS = ("smoke", "plan", "tests", "coldstart", "latency", "throughput")
-_WITH_BUNDLE = ("plan", "coldstart", "throughput")
+STEPS = ("smoke", "plan", "tests", "coldstart", "load", "latency", "throughput")
+_WITH_BUNDLE = ("plan", "coldstart", "load", "throughput")
 _TIMED_OUT = 124  # as coreutils' timeout has it
 
 
@@ -153,6 +153,7 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     torch = ["--torch-python", args.torch_python] if args.torch_python else []
     coldstart = [python, "-m", "benchmarks", "coldstart", "--bundle", bundle, "--engine", "tensorrt", "--warm-only"]
     coldstart += shlex.split(args.coldstart_options)
+    load = [python, "-m", "benchmarks", "load", "--bundle", bundle, "--engine", "tensorrt"]
     throughput = [python, "-m", "benchmarks", "throughput", "--bundle", bundle, "--engine", "tensorrt"]
     throughput += shlex.split(args.throughput_options)
     tests = [python, "-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "--durations=0", "--junit-xml"]
@@ -162,6 +163,7 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
         "plan": plan,
         "tests": tests,
         "coldstart": [*coldstart, "--json", str(out / "coldstart.json")],
+        "load": [*load, "--json", str(out / "load.json")],
         "latency": [*latency, *torch],
         "throughput": [*throughput, "--json", str(out / "throughput.json"), *torch],
     }

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=arguments.counts, metavar="N,N", help="rows of a run (default: 1,8,32,128; on the CPU 1,8)"
     )
-    arguments.add_rounds(parser, 1)
+    arguments.add_rounds(parser, 3)
     parser.add_argument(
         "--torch-python",
         metavar="PYTHON",

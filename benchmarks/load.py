@@ -21,7 +21,7 @@ import argparse
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -102,15 +102,18 @@ def main(args: argparse.Namespace) -> int:
     if fastest * args.seconds > _MOST_JOBS:
         raise ValueError(f"a loop of --rates and --seconds has {_MOST_JOBS} jobs at most; name smaller ones")
     args.bundle = args.bundle or demo_bundle()
-    results = measure(args)
+
+    def keep(results: Results) -> None:
+        if args.json:  # after every round: a run that is cut short leaves what it had
+            write(args.json, results)
+
+    results = measure(args, keep)
     print(table(results))
-    if args.json:
-        write(args.json, results)
     return int(any(sum(found["errors"]) for found in results.details["counts"]))
 
 
-def measure(args: argparse.Namespace) -> Results:
-    """Every load as often as there are rounds, in turn with the floor.
+def measure(args: argparse.Namespace, keep: Callable[[Results], None] = lambda made: None) -> Results:
+    """Every load as often as there are rounds, in turn with the floor; `keep` is called after each with what there is.
 
     Raises RuntimeError when the worker does not start or ends, or an answer does not come.
     """
@@ -127,7 +130,9 @@ def measure(args: argparse.Namespace) -> Results:
         if bare is not None:
             workers.append(stack.enter_context(WorkerProcess(bare.emulator, [sys.executable, str(_BARE_WORKER)], {})))
 
-        def rounds() -> Iterator[_Run]:
+        runs: list[_Run] = []
+
+        def rounds() -> None:
             for each in filter(None, (clients, bare)):
                 each.one_by_one(_WARM_UP_JOBS, embed_jobs(stream(seed=args.seed)))
             for number in range(args.rounds):
@@ -138,9 +143,10 @@ def measure(args: argparse.Namespace) -> Results:
                     run.closed(bare, BARE)
                 if floor is not None:
                     run.found |= _floor(floor, args)
-                yield run
+                runs.append(run)
+                keep(_results(runs, args, known))
 
-        runs = watched(workers, lambda: list(rounds()))
+        watched(workers, rounds)
         worker.stop()
     return _results(runs, args, known)
 
@@ -164,7 +170,8 @@ class _Run:
             due = list(arrivals(per_second, args.seconds, seed=args.seed))
             self.offered[rate_point(rate)] = len(due) / args.seconds  # as drawn, which may be some percent off
             answers = clients.open_loop(due, self._jobs())
-            answers.seconds = max(answers.seconds, args.seconds)  # which it was open for, whenever the last one came
+            # Which it was open for, whenever the last answer came; beyond that only what a queue adds to a job's time.
+            answers.seconds = max(answers.seconds - statistics.median(answers.ms or [0.0]) / 1e3, args.seconds)
             self._keep(target, rate_point(rate), answers)
         if args.bulk_rows:
             payload: Json = {"texts": texts(args.bulk_rows, seed=args.seed)}
@@ -209,10 +216,11 @@ def _floor(floor: Floor, args: argparse.Namespace) -> Round:
     """The floor on texts that the worker gets."""
     single = floor.one_by_one(texts(args.floor_rows, seed=args.seed))
     bulk = texts(args.bulk_rows or args.floor_rows, seed=args.seed)
-    idle = floor.one_by_one(texts(args.idle_jobs, seed=args.seed), pause_s=_PAUSE_S) if args.idle_jobs else []
+    found: Round = {}
+    if args.idle_jobs:
+        found[FLOOR, IDLE] = _percentiles(floor.one_by_one(texts(args.idle_jobs, seed=args.seed), pause_s=_PAUSE_S))
     batches, equal = floor.in_batches(bulk), floor.in_equal_lengths(bulk)
-    return {
-        (FLOOR, IDLE): _percentiles(idle),
+    return found | {
         (FLOOR, ONE_BY_ONE): {"jobs_per_s": 1e3 / statistics.mean(single), **_percentiles(single)},
         (FLOOR, BATCHES): {"jobs_per_s": batches},
         (FLOOR, EQUAL): {"jobs_per_s": equal},
@@ -221,7 +229,7 @@ def _floor(floor: Floor, args: argparse.Namespace) -> Round:
 
 
 def _percentiles(ms: Sequence[float]) -> Figures:
-    return {f"p{percent}_ms": percentile(ms, percent) for percent in (50, 90, 99)} | {"max_ms": max(ms, default=0.0)}
+    return {f"p{percent}_ms": percentile(ms, percent) for percent in (50, 90, 99)} | {"max_ms": max(ms)}
 
 
 def floor_of(target: str, point: str, metric: str) -> tuple[str, str, str] | None:

@@ -37,7 +37,7 @@ _PINNED_CELLS = (Bucket(1, 16), Bucket(32, 128))
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--jobs", type=arguments.count, default=300, help="of one text (default: %(default)s)")
-    arguments.add_rounds(parser, 2, "starts of every target")
+    arguments.add_rounds(parser, 3, "starts of every target")
     parser.add_argument(
         "--with",
         dest="peers",

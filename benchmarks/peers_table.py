@@ -19,7 +19,7 @@ _COLUMNS = (
     ("32 clients", "jobs_per_s", "32 clients"),
     ("32 clients", "p99_ms", "32 clients, p99"),
     ("bulk", "rows_per_s", "bulk"),
-    ("memory", "rss_mb", "RSS"),
+    ("memory", "pss_mb", "PSS"),
     ("stop", "sigterm_to_exit_s", "SIGTERM to exit"),
 )
 _WAYS = {

@@ -5,8 +5,9 @@ Everything comes from measurements of one machine, for a price is of one machine
 - A precision is out when its loss is over --max-accuracy-loss, or was not measured.
 - A batch is in the ladder when two runs of it, by their p99, fit into the target: a job that arrives while one runs
   waits for its end, then for its own. A batch that brings no more rows a second than a smaller one is left out.
-- The rate of a worker is the highest measured under load (`load`, `peers`) with a p99 within the target; open loops
-  count before closed ones, for real callers do not wait for each other. A load in which a job failed does not count.
+- The rate of a worker is the highest measured under load (`load`, `peers`) with a p99 within the target; closed
+  loops count only without open ones, for real callers do not wait for each other. A load in which a job failed does
+  not count.
 - Concurrency is the closed loop's clients, or, of an open loop, rate times p99 (Little's law with the slow jobs in it);
   no more than the worker that was measured took at once.
 - Without a load measurement the engine's rows a second stand in, and the answer says so.

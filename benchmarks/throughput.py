@@ -19,7 +19,7 @@ from benchmarks.exported import demo_bundle
 from benchmarks.measure import MISSING, figure, markdown, say, times
 from benchmarks.peer_env import with_torch
 from benchmarks.results_file import Measurement, Results
-from benchmarks.rounds import target_of
+from benchmarks.rounds import shape, target_of
 from benchmarks.shapes import Asked, Found
 from benchmarks.trtexec_switches import add_switches, export_times, notes, switches_of
 from engine.bucket import Bucket
@@ -28,6 +28,7 @@ from engine.plans.sidecar import PRECISIONS
 
 SCENARIO = "throughput"
 _FLOOR = "floor"
+_RATE = "rows_per_s"
 _SHAPE_FIELDS = tuple(Shape.__dataclass_fields__)
 
 
@@ -120,17 +121,15 @@ def grid(bundle: Bundle, batches: Sequence[int], given: Sequence[str]) -> list[B
 
 
 def measurements(found: Found, metrics: Mapping[str, float]) -> Iterator[Measurement]:
-    """Times of a run, by `metrics` (name -> percentile); rows and tokens a second. By cell; multiples of the floor."""
+    """Times of a run, by `metrics` (name -> percentile); rows a second. By cell; multiples of the floor."""
     yield from latency_table.measurements(found, metrics, SCENARIO)
     has_floor = {point for target, point in found.took if target == _FLOOR}
     for (target, point), rounds in found.took.items():
-        batch, length = (int(word) for word in point.replace(",", "").split() if word.isdigit())
-        per_second = [one and len(one.ms) * batch / one.seconds for one in rounds]
-        for metric, factor in (("rows_per_s", 1), ("tokens_per_s", length)):
-            repeats = tuple(None if rate is None else rate * factor for rate in per_second)
-            floor = (_FLOOR, point, metric) if target != _FLOOR and point in has_floor else None
-            unit = metric.replace("_per_", "/")
-            yield Measurement(SCENARIO, target, point, metric, unit, "higher", repeats, floor)
+        place = shape(point)
+        assert place is not None
+        repeats = tuple(one and len(one.ms) * place.batch / one.seconds for one in rounds)
+        floor = (_FLOOR, point, _RATE) if target != _FLOOR and point in has_floor else None
+        yield Measurement(SCENARIO, target, point, _RATE, "rows/s", "higher", repeats, floor)
 
 
 def table(results: Results) -> str:
@@ -153,7 +152,7 @@ def table(results: Results) -> str:
 
 
 def _cell(results: Results, target: str, point: str) -> str:
-    one = results.find((SCENARIO, target, point, "rows_per_s"))
+    one = results.find((SCENARIO, target, point, _RATE))
     if one is None:
         return MISSING
     ratios = results.ratios(one)

@@ -58,7 +58,7 @@ def peers() -> Results:
         ("idle", "p50_ms"): 12.0,
         ("32 clients", "jobs_per_s"): 150.0,
         ("bulk", "rows_per_s"): 180.0,
-        ("memory", "rss_mb"): 178.0,
+        ("memory", "pss_mb"): 178.0,
     }
     found = []
     for (point, metric), value in points.items():

@@ -30,7 +30,7 @@ QUESTIONS = (
     Question("Idle job, p50", "idle", ("p50_ms",), "submit to answer, nothing else to do"),
     Question("32 clients", "32 clients", ("jobs_per_s",), "jobs a second, each one text"),
     Question("Bulk", "bulk", ("rows_per_s", "jobs_per_s"), "texts a second, all in one job"),
-    Question("Memory", "memory", ("rss_mb", "pss_mb"), "RSS of all its processes"),
+    Question("Memory", "memory", ("pss_mb",), "all its processes, shared pages once (PSS)"),
 )
 
 

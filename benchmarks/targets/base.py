@@ -40,6 +40,11 @@ class Running(Protocol):
         ...
 
     @property
+    def first_answer_s(self) -> float | None:
+        """Seconds from there until the first text that it was started with was answered; None without one."""
+        ...
+
+    @property
     def pid(self) -> int | None:
         """Its process; None for one that somebody else started."""
         ...
@@ -82,8 +87,11 @@ class Target(Protocol):
         """Make what it needs; the versions of what it runs. Raises RuntimeError when it cannot be had."""
         ...
 
-    def start(self) -> AbstractContextManager[Running]:
-        """Start it and wait until it is ready. Raises RuntimeError when it ends or is not ready in time."""
+    def start(self, first: str | None = None) -> AbstractContextManager[Running]:
+        """Start it and wait until it is ready and has answered `first`, a text, which a queue holds from the beginning.
+
+        Raises RuntimeError when it ends or is not ready in time.
+        """
         ...
 
 

@@ -38,7 +38,8 @@ PORT = "{port}"
 """In a command: the port that the server is to listen on."""
 _WARM_UP = 10
 _AT_ONCE = 4  # requests of one bulk call, where a server takes only so many texts in a request
-_POLL_S = 0.05
+_POLL_S = 0.005  # until it listens; its start is rounded up to this
+_ASKED_S = 0.02  # between requests to one that answers that it is not ready, which take its time
 
 
 @dataclass
@@ -49,7 +50,7 @@ class HttpServer(Made):
     way: Way = "http"
 
     @contextmanager
-    def start(self) -> Iterator[Running]:
+    def start(self, first: str | None = None) -> Iterator[Running]:
         """See Target."""
         found, port = self.made(), str(_free_port())
         command = [part.replace(PORT, port) for part in found.command]
@@ -61,6 +62,9 @@ class HttpServer(Made):
         ) as process:
             try:
                 with RunningServer(f"http://127.0.0.1:{port}", self.dialect, process, started=started) as running:
+                    if first is not None:
+                        running.embed([first])
+                        running.first_answer_s = time.perf_counter() - started
                     yield running
             finally:
                 kill_session(process)
@@ -83,8 +87,8 @@ class RemoteServer:
             return {}
 
     @contextmanager
-    def start(self) -> Iterator[Running]:
-        """Nothing is started."""
+    def start(self, first: str | None = None) -> Iterator[Running]:
+        """Nothing is started, and `first` not asked."""
         with RunningServer(self.url, self.dialect, timeout_s=self.timeout_s) as running:
             yield running
 
@@ -102,6 +106,7 @@ class RunningServer:
         timeout_s: float = START_TIMEOUT_S,
     ) -> None:
         self.started = started
+        self.first_answer_s: float | None = None
         self.pid = process.pid if process else None
         self._url, self._dialect, self._process = url.rstrip("/"), dialect, process
         self._runner = asyncio.Runner()
@@ -196,18 +201,20 @@ class RunningServer:
         """Until the health route answers 200."""
         deadline = time.perf_counter() + timeout_s
         while True:
+            pause_s = _POLL_S
             left = aiohttp.ClientTimeout(total=max(_POLL_S, deadline - time.perf_counter()))
             try:
                 async with self._session.get(self._url + self._dialect.health, timeout=left) as reply:
                     if reply.status == 200:
                         return
+                    pause_s = _ASKED_S
             except (aiohttp.ClientError, TimeoutError):
                 pass  # it does not listen, or answer, yet
             if self._process is not None and self._process.poll() is not None:
                 raise RuntimeError(f"the server ended with exit code {self._process.returncode} before it was ready")
             if time.perf_counter() > deadline:
                 raise RuntimeError(f"{self._url}{self._dialect.health} was not ready within {timeout_s:g} s")
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(pause_s)
 
     def _close(self) -> None:
         session: Any = getattr(self, "_session", None)

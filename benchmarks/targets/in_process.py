@@ -25,19 +25,23 @@ class Library(Made):
     way: Way = "pipe"
 
     @contextmanager
-    def start(self) -> Iterator[Running]:
+    def start(self, first: str | None = None) -> Iterator[Running]:
         """See Target."""
         found = self.made()
         with PipeProcess(found.command, found.env) as process:
-            yield _Running(process)
+            yield _Running(process, first)
 
 
 class _Running:
-    def __init__(self, process: PipeProcess) -> None:
+    def __init__(self, process: PipeProcess, first: str | None) -> None:
         self._process = process
         self.started: float | None = process.started
         self.ready_s: float | None = process.ready_s
+        self.first_answer_s: float | None = None
         self.pid: int | None = process.process.pid
+        if first is not None:
+            self.embed([first])
+            self.first_answer_s = time.perf_counter() - process.started
 
     def embed(self, texts: Sequence[str]) -> Array:
         return vectors_of(self._process.ask({"texts": list(texts)})["embeddings"])

@@ -155,9 +155,16 @@ def test_budgets_and_comparison_name_what_got_worse(
 ):
     part, scenario, code = PLANTS[plant]
     (tmp_path / "sitecustomize.py").write_text(SITE.format(repository=str(REPOSITORY), plant=code.strip()))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert run(bundle, "--parts", part, "--baseline", healthy, "--json", tmp_path / "planted.json") == 1
-    printed = capsys.readouterr().out
-    assert f"OVER BUDGET {scenario}: " in printed
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(tmp_path))
+            assert run(bundle, "--parts", part, "--baseline", healthy, "--json", tmp_path / "planted.json") == 1
+        printed = capsys.readouterr().out
+        assert f"OVER BUDGET {scenario}: " in printed
+        if "The floor itself is more than" not in printed:
+            break
+        healthy = tmp_path / "healthy.json"  # other work on the machine began or ended in between
+        run(bundle, "--parts", part, "--json", healthy)
+        capsys.readouterr()
     assert f"WORSE {scenario}: " in printed
     assert len(read(tmp_path / "planted.json").measurements) > 0

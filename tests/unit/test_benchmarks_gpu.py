@@ -12,7 +12,7 @@ import pytest
 
 import benchmarks.gpu
 from benchmarks.__main__ import main
-from benchmarks.gpu import Step, run, steps_of
+from benchmarks.gpu import STEPS, Step, run, steps_of
 from engine.probe import Gpu
 from tests.processes import wait_until_dead
 
@@ -44,6 +44,16 @@ def test_steps_are_those_asked_for(tmp_path: Path):
     assert [step.name for step in with_smoke] == ["smoke", "tests", "coldstart", "latency"]
     assert with_smoke[0].command[1:] == ["smoke.py"]
     assert list(with_smoke[3].command[-2:]) == ["--torch-python", "/usr/bin/python3"]
+
+
+def test_everything_of_the_bundle_comes_behind_its_plan(tmp_path: Path):
+    steps = steps_of(asked(tmp_path, steps=list(STEPS)))
+    names = [step.name for step in steps]
+    commands = {step.name: " ".join(step.command) for step in steps}
+    for name in ("coldstart", "load", "throughput"):
+        assert names.index("plan") < names.index(name)
+        assert f" {name} --bundle {tmp_path / 'work' / 'minilm'} --engine tensorrt" in commands[name]
+        assert f"--json {tmp_path / 'out' / name}.json" in commands[name]
 
 
 def test_options_for_a_step_are_taken_apart_as_a_shell_does(tmp_path: Path):

@@ -1,5 +1,6 @@
 """The benchmarks themselves, as short as they get: a toy model and the fake engine."""
 
+import argparse
 import asyncio
 import math
 import os
@@ -8,18 +9,21 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import distance, page_cache
+from benchmarks import clients as clients_module
+from benchmarks import distance, load, page_cache
 from benchmarks.__main__ import main
 from benchmarks.clients import Clients, embed_jobs
 from benchmarks.emulator import Emulator, JobRecord
 from benchmarks.emulator.exchange import now
 from benchmarks.floor import Floor
 from benchmarks.results_file import read
+from benchmarks.rounds import REACHED
 from benchmarks.targets.catalogue import targets
 from benchmarks.targets.queue_worker import Command, QueueWorker
 from benchmarks.worker_process import WorkerProcess
@@ -172,6 +176,14 @@ def test_the_floor_of_a_load(small_bundle: Path, tmp_path: Path, monkeypatch: py
     assert (results.options["served_engine"], results.options["concurrency"]) == ("onnxruntime-cpu", 64)
 
 
+def test_without_idle_jobs_there_is_no_figure_of_them(small_bundle: Path):
+    parser = argparse.ArgumentParser()
+    load.add_arguments(parser)
+    args = parser.parse_args(["--idle-jobs", "0", "--bulk-rows", "0", "--floor-rows", "5"])
+    found = load._floor(Floor(small_bundle), args)
+    assert [point for _, point in found] == ["one by one", "batches", "equal lengths", "bulk"]
+
+
 def test_a_rate_in_percent_needs_a_closed_loop(small_bundle: Path, capsys: pytest.CaptureFixture[str]):
     assert run("load", "--clients", "--rates", "50%", "--bundle", small_bundle) == 2
     assert "name --clients" in capsys.readouterr().err
@@ -185,9 +197,12 @@ def test_the_floor_embeds_every_text(small_bundle: Path):
 
 
 class Instant:
-    """Answers each job on the emulator's loop as soon as it is queued; fails those whose text is "bad"."""
+    """Answers each job on the emulator's loop, seconds `after_s` it is queued; fails those whose text is "bad"."""
+
+    after_s: Iterator[float] = repeat(0.0)
 
     def __init__(self, clients: Clients) -> None:
+        self.clients = clients
         self.exchange = clients.emulator.emulator._exchange
         clients.emulator.call(self.start)
 
@@ -198,15 +213,23 @@ class Instant:
         while True:
             for job in await self.exchange.take("worker-1", 10):
                 body = {"error": "no"} if job.input["text"] == "bad" else {"output": 1}
-                self.exchange.store.post("worker-1", job.id, body, False, now())
+                asyncio.get_running_loop().call_later(next(self.after_s), self.post, job.id, body)
+
+    def post(self, job: str, body: dict[str, Any]) -> None:
+        self.exchange.store.post("worker-1", job, body, False, now())
 
 
 @pytest.fixture
-def clients() -> Iterator[Clients]:
+def instant() -> Iterator[Instant]:
     with Clients() as clients:
         instant = Instant(clients)
-        yield clients
+        yield instant
         clients.emulator.call(lambda emulator: instant.task.cancel())
+
+
+@pytest.fixture
+def clients(instant: Instant) -> Clients:
+    return instant.clients
 
 
 def test_closed_loops_count_what_is_answered_in_time(clients: Clients):
@@ -240,6 +263,46 @@ def test_open_loops_send_everything(clients: Clients):
     assert len(answers.ms) == 4
     assert 0.1 <= answers.seconds <= time.perf_counter() - begin
     assert clients.open_loop([], embed_jobs(stream())).ms == []
+
+
+def test_a_worker_that_takes_its_time_for_each_job_keeps_up(instant: Instant):
+    """The last job comes shortly before the end of the loop, and its answer after it."""
+    instant.after_s = repeat(0.5)
+    parser = argparse.ArgumentParser()
+    load.add_arguments(parser)
+    run = load._Run(parser.parse_args("--clients --rates 20 --seconds 1 --idle-jobs 0 --bulk-rows 0".split()))
+    run.load(instant.clients, "ours")
+    figures = run.found["ours", "rate 20/s"]
+    assert figures["p50_ms"] >= 500
+    assert REACHED * run.offered["rate 20/s"] < figures["jobs_per_s"] <= run.offered["rate 20/s"]
+
+
+def test_a_loop_waits_for_as_long_as_answers_come(instant: Instant, monkeypatch: pytest.MonkeyPatch):
+    """What an overloaded worker has to catch up on may take it longer than any one answer does."""
+    monkeypatch.setattr(clients_module, "_GRACE_S", 1.0)
+    instant.after_s = count(0.4, 0.4)
+    assert len(instant.clients.open_loop([0.0] * 5, embed_jobs(stream())).ms) == 5
+    instant.after_s = repeat(60.0)
+    with pytest.raises(RuntimeError, match="2 jobs were not answered, and no answer came for 1 s"):
+        instant.clients.open_loop([0.0, 0.0], embed_jobs(stream()))
+
+
+def test_a_load_that_fails_leaves_the_rounds_before(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run_round, begun = load._Run.load, []
+
+    def fails_later(self: load._Run, *arguments: Any) -> None:
+        begun.append(True)
+        if len(begun) > 2:
+            raise RuntimeError("no answer came")
+        run_round(self, *arguments)
+
+    monkeypatch.setattr(load._Run, "load", fails_later)
+    out = tmp_path / "load.json"
+    loops = SCENARIOS["load"].replace("--rounds 1", "--rounds 3").split()
+    assert run("load", *loops, "--bundle", small_bundle, "--engine", "fake", "--json", out) == 2
+    assert {len(one.repeats) for one in read(out).measurements} == {2}
 
 
 def test_the_last_job_of_an_open_loop_is_waited_for(clients: Clients, monkeypatch: pytest.MonkeyPatch):

@@ -1,8 +1,10 @@
 """What is called worse, and what is not."""
 
+import argparse
 import json
 import math
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from benchmarks import compare
 from benchmarks.__main__ import main
 from benchmarks.results_file import Measurement, Results, write
+from benchmarks.rounds import unit
 from benchmarks.shift import critical_rank, shift, u_counts
 
 
@@ -120,11 +123,42 @@ def test_what_fell_to_nothing_has_bounds(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_with_a_floor_a_slower_machine_is_no_change():
     before = results(HEALTHY, (5.0, 5.05, 4.95, 5.1))
-    after = results([2 * value for value in HEALTHY], (10.0, 10.1, 9.9, 10.2))
+    after = results([1.4 * value for value in HEALTHY], [1.4 * value for value in (5.0, 5.05, 4.95, 5.1)])
     (found,) = compare.compare(before, after)
     assert (found.verdict, found.basis, found.before, found.after) == (compare.UNCHANGED, "floor", 2.0, 2.0)
     (plain,) = compare.compare(results(HEALTHY), after)
     assert (plain.verdict, plain.basis) == (compare.WORSE, "value")
+
+
+@pytest.mark.parametrize("times", [0.5, 1.6])
+def test_beside_a_floor_that_is_another_day_s_nothing_is_said(
+    times: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A machine that is so much busier slows worker and floor, and not by the same."""
+    before = results(HEALTHY, (5.0, 5.05, 4.95, 5.1))
+    for ours in (1.5 * times, times, times / 1.5):
+        after = results([ours * value for value in HEALTHY], [times * value for value in (5.0, 5.05, 4.95, 5.1)])
+        (found,) = compare.compare(before, after)
+        assert (found.verdict, found.basis) == (compare.NOISY, "floor")
+        assert run(before, after, tmp_path) == 0
+        said = f"The floor itself is more than 1.5x apart: load: floor, idle, p50_ms 5.03 / {5.025 * times:.3g};"
+        assert said in capsys.readouterr().out
+    gone = results([None] * 4, (10.0, 10.1, 9.9, 10.2))  # type: ignore[list-item]
+    assert [one.verdict for one in compare.compare(before, gone)] == [compare.WORSE]
+
+
+def test_what_a_share_of_the_day_s_best_loop_served_is_not_compared():
+    def day(times: float) -> Results:
+        found = [
+            Measurement("load", "ours", point, metric, *unit(metric), tuple(times * n for n in (1.0, 1.01, 0.99)))
+            for point in ("rate 0.25", "rate 20/s")
+            for metric in ("jobs_per_s", "p50_ms")
+        ]
+        return Results({}, {}, tuple(found))
+
+    assert {one.key[2:] for one in compare.compare(day(1.0), day(0.8))} == {
+        ("rate 0.25", "p50_ms"), ("rate 20/s", "jobs_per_s"), ("rate 20/s", "p50_ms"),
+    }  # fmt: skip
 
 
 def files(**repeats: Sequence[float | None]) -> Results:
@@ -188,6 +222,17 @@ def test_what_is_good_near_one_is_compared_by_its_distance(metric: str, before: 
     assert found.verdict == verdict
     assert found.basis == "from 1"
     assert found.name == "peers: ours, a, " + (f"1 - {metric}" if "cosine" in metric else f"{metric} - 1")
+
+
+@pytest.mark.parametrize(
+    "command", ["accuracy", "batching", "distance", "int8", "latency", "load", "memory", "peers", "quick", "throughput"]
+)
+def test_what_a_command_measures_by_default_can_be_compared(command: str):
+    parser = argparse.ArgumentParser()
+    import_module(f"benchmarks.{command}").add_arguments(parser)
+    rounds = parser.get_default("rounds")
+    (found,) = compare.compare(results([10.0] * rounds), results([20.0] * rounds))
+    assert found.verdict == compare.WORSE
 
 
 def test_rounds_without_a_figure_are_left_out():

@@ -51,11 +51,6 @@ def test_a_small_grid(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     for one in found.measurements:
         assert len(one.repeats) == 2
         assert len(found.ratios(one)) == (2 if one.target == "ours" else 0)
-    rows, tokens = (
-        found.find(("throughput", "ours", "batch 4, 64 tokens", name)) for name in ("rows_per_s", "tokens_per_s")
-    )
-    assert rows is not None and tokens is not None
-    assert tokens.repeats == tuple(rate and rate * 64 for rate in rows.repeats)
     for target in ("ours", "floor"):
         p50, p90 = (found.find(("throughput", target, "batch 4, 64 tokens", name)) for name in ("p50_ms", "p90_ms"))
         assert p50 is not None and p90 is not None and 0 < p50.median <= p90.median
@@ -111,10 +106,9 @@ def test_a_precision_that_the_model_does_not_fit_is_a_sentence(
 def test_rates_are_of_runs_and_wall_time():
     """Two streams, each ten runs of 100 ms in one second: 20 runs a second."""
     found = Found({("ours", "batch 8, 16 tokens"): [Took([100.0] * 20, 1.0), None]})
-    p50, rows, tokens = throughput.measurements(found, {"p50_ms": 50.0})
+    p50, rows = throughput.measurements(found, {"p50_ms": 50.0})
     assert p50.repeats == (100.0, None)
     assert rows.repeats == (160.0, None)
-    assert tokens.repeats == (2560.0, None)
     assert rows.floor is None
 
 

@@ -73,7 +73,7 @@ def test_latency_runs_on_the_cpu_beside_torch(
     for one in found.measurements:
         p50, p99 = (found.find((*one.key[:3], metric)) for metric in ("p50_ms", "p99_ms"))
         assert p50 is not None and p99 is not None and 0 < p50.median <= p99.median
-        assert len(found.ratios(one)) == (0 if one.target == "floor" else 1)
+        assert len(found.ratios(one)) == (0 if one.target == "floor" else 3)
     times = json.loads((tmp_path / "times.json").read_text())
     assert len([one for one in times if one["target"] == "ours"]) >= 20  # ten iterations at least, at two points
     said = capsys.readouterr().out

@@ -42,7 +42,7 @@ def figures(**changes: float) -> Found:
         ("32 clients", "jobs_per_s"): 80.0,
         ("32 clients", "p99_ms"): 300.0,
         ("bulk", "rows_per_s"): 100.0,
-        ("memory", "rss_mb"): 150.0,
+        ("memory", "pss_mb"): 150.0,
         ("stop", "sigterm_to_exit_s"): 0.1,
     }
     named = {f"{point} {metric}".replace(" ", "_"): (point, metric) for point, metric in found}

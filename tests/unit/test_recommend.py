@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.__main__ import main
 from benchmarks.recommend import Asked, Recommendation, cost_per_million, recommend
@@ -53,10 +55,29 @@ def test_open_loops_decide_and_little_s_law_gives_the_concurrency():
     assert found.ladder == ()
 
 
-def test_closed_loops_decide_where_no_open_one_meets_the_target():
-    found = recommend(known(load("ours", {"8 clients": (150.0, 90.0), "rate 0.5": (100.0, 200.0)})), Asked(100, 1.0))
+def test_closed_loops_decide_only_where_there_is_no_open_one():
+    """Clients that wait for their answers meet a target at rates at which jobs that come by themselves miss it."""
+    closed = {"8 clients": (150.0, 90.0)}
+    found = recommend(known(load("ours", closed)), Asked(100, 1.0))
     assert isinstance(found, Recommendation)
     assert (found.jobs_per_s, found.concurrency) == (150.0, 8)
+    both = known(load("ours", {**closed, "rate 0.5": (100.0, 200.0)}))
+    assert "the nearest is fp32 on onnxruntime-cpu with p99 200 ms" in str(recommend(both, Asked(100, 1.0)))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["1 client", "8 clients", "32 clients", "rate 0.25", "rate 0.5", "rate 0.8"]),
+        st.tuples(st.floats(1, 500), st.floats(1, 500)),
+    ),
+    st.floats(1, 500),
+    st.floats(1, 500),
+)
+def test_a_stricter_target_is_never_cheaper(points: dict[str, tuple[float, float]], one_ms: float, another_ms: float):
+    strict, loose = (recommend(known(load("ours", points)), Asked(ms, 1.0)) for ms in sorted((one_ms, another_ms)))
+    if isinstance(strict, Recommendation):
+        assert isinstance(loose, Recommendation)
+        assert loose.cost_per_million <= strict.cost_per_million
 
 
 def test_a_precision_that_was_seen_in_a_closed_loop_only_is_named():

@@ -71,6 +71,29 @@ def test_another_percentile_does_not_stand_in_for_p99():
     assert {row[5] for row in figures(made, "latency")} == {"-"}
 
 
+def test_the_grid_of_a_bundle_is_beside_that_of_encoders():
+    def grid(environment: dict[str, Any]) -> Source:
+        rows = [
+            replace(one, scenario="throughput", point=one.point.removeprefix("minilm, "))
+            for one in results.latency(environment, 2.0).measurements
+            if one.target == "ours" and one.point.startswith("minilm, ")
+        ]
+        return Source("throughput-cpu", Results(environment, {"model": "some/minilm"}, tuple(rows)))
+
+    encoders = Source("latency-cpu", results.latency(results.CPU, 1.0))
+    here = figures(plots(Stored([grid(results.CPU), encoders])), "latency")
+    assert next(row[:4] for row in here if row[0] == "bundle of minilm") == [
+        "bundle of minilm", "16", "1", "this worker's engine, with copies",
+    ]  # fmt: skip
+    assert len({tuple(row[:4]) for row in here}) == len(here)
+    both = plots(Stored([grid(results.GPU), encoders]))
+    assert {row[3] for row in figures(both, "latency") if row[0] == "bundle of minilm"} == {
+        "this worker's engine, with copies (NVIDIA Invented 80GB)"
+    }
+    assert "throughput-cpu, NVIDIA Invented 80GB" in next(one.source for one in both if one.name == "latency")  # type: ignore[union-attr]
+    assert "published" not in [one.name for one in both if isinstance(one, Plot)]
+
+
 def test_published_figures_stand_beside_a_gpu_s_only(known: Stored):
     without = Stored([source for source in known.sources if not source.results.environment["gpu"]])
     (found,) = [one for one in plots(without) if one.name == "published"]

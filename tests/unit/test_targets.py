@@ -29,7 +29,7 @@ from benchmarks.targets.dialects import OPENAI, SDK_TEST_SERVER, TEI, triton
 from benchmarks.targets.http_server import HttpServer, RemoteServer
 from benchmarks.targets.in_process import Library
 from benchmarks.targets.pipe import PipeProcess
-from benchmarks.targets.queue_worker import Command, Made
+from benchmarks.targets.queue_worker import Command, Made, QueueWorker
 from engine import probe
 from engine.bundle import open_bundle, write_manifest
 from engine.probe import Gpu
@@ -115,6 +115,19 @@ def test_a_worker_that_dies_is_told_without_waiting_for_its_answers(small_bundle
         for ask in asks:
             with pytest.raises(RuntimeError, match="the worker was killed by signal 9 in the middle of its work"):
                 ask(running)
+
+
+def test_a_worker_finds_its_first_job_waiting(small_bundle: Path):
+    """One that is sent when it is seen to be ready waits for whoever looks."""
+    (ours,) = targets(["ours"], Needs(model=small_bundle, bundle=small_bundle, engine="fake"))
+    assert isinstance(ours, QueueWorker)
+    with ours.start("a") as running:
+        (job,) = running._clients.emulator.jobs.values()  # type: ignore[attr-defined]
+        assert running.started is not None and job.submitted < running.started
+        assert running.first_answer_s == job.done - running.started
+    with ours.start() as running:
+        assert running.first_answer_s is None
+        assert not running._clients.emulator.jobs  # type: ignore[attr-defined]
 
 
 def test_floors_do_the_work_of_a_default_prompt(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

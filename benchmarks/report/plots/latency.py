@@ -1,4 +1,7 @@
-"""Latency by batch: the median as a line, up to the 99th percentile as a band."""
+"""Latency by batch: the median as a line, up to the 99th percentile as a band.
+
+Of `latency`, whose encoders have random weights, and of `throughput`, which runs a bundle.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from benchmarks.report.plot import Absent, Canvas, Plot, logarithmic
 from benchmarks.report.stored import Source, Stored
 from benchmarks.rounds import Shape, named_precision, plain, shape
 
-SCENARIO = "latency"
+SCENARIO, _OF_A_BUNDLE = "latency", "throughput"
 _NAME, _TITLE = "latency", "Latency by batch"
 _PANELS = 6
 """At most so many shapes are drawn, the rest is in the table."""
@@ -42,22 +45,34 @@ class Row:
         return ", ".join(filter(None, ["this worker's engine, with copies", named_precision(self.target)]))
 
 
-def latency_rows(known: Stored) -> list[Row]:
+def latency_rows(known: Stored, scenarios: Sequence[str] = (SCENARIO,)) -> list[Row]:
     """All that was measured at a shape, with its median."""
     made = []
-    for source in known.having(SCENARIO):
-        where = tuple(known.differing(source, SCENARIO, by_file=False))
-        for one in source.of(SCENARIO):
+    found = [(scenario, source) for scenario in scenarios for source in known.having(scenario)]
+    machines = {source.machine for _, source in found}
+    for scenario, source in found:
+        where = tuple(known.differing(source, scenario, by_file=False))
+        if len(machines) > 1 and source.machine not in where:  # it is the scenario's only one
+            where = (source.machine, *where)
+        for one in source.of(scenario):
             place = shape(one.point)
             if place and one.metric == "p50_ms" and one.median == one.median:
-                above = source.value(SCENARIO, one.target, one.point, "p99_ms")
+                if scenario == _OF_A_BUNDLE:
+                    place = place._replace(of=_bundle(source))
+                above = source.value(scenario, one.target, one.point, "p99_ms")
                 made.append(Row(source, one.target, place, one.median, above.median if above else None, where))
     return made
 
 
+def _bundle(source: Source) -> str:
+    model = str(source.options(_OF_A_BUNDLE).get("model") or "")
+    return f"bundle of {model.rpartition('/')[2]}" if model else "bundle"
+
+
 def plot(known: Stored) -> Plot | Absent:
     """See the top."""
-    found = latency_rows(known)
+    scenarios = SCENARIO, _OF_A_BUNDLE
+    found = latency_rows(known, scenarios)
     if not found:
         return Absent(_NAME, _TITLE, "python -m benchmarks latency --json benchmarks/results/latency-cpu.json")
     panels = _panels(found)
@@ -79,7 +94,7 @@ def plot(known: Stored) -> Plot | Absent:
             for row in found
         ],
         lambda canvas: _draw(canvas, panels[:_PANELS]),
-        known.credits(SCENARIO),
+        "; ".join(filter(None, map(known.credits, scenarios))),
     )  # fmt: skip
 
 
