@@ -320,20 +320,33 @@ def test_no_image_is_pushed_without_the_plans_that_were_asked_for():
         assert f"!contains(needs.*.result, '{result}')" in job["if"]
 
 
+def told(folder: Path, script: str, registry: str = "") -> int:
+    """Run the step that rents pods, with `script` in place of Python; what GitHub signals when the job is cancelled."""
+    (step,) = [step for step in steps(WORKFLOWS["image"]) if "--on-runpod" in step.get("run", "")]
+    assert step["env"]["REGISTRY"] == "${{ vars.RUNPOD_REGISTRY }}"
+    python = folder / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    (folder / "step.sh").write_text(step["run"] + "\n")  # a file, as GitHub makes one: bash -c may exec by itself
+    environ = {"PATH": os.environ["PATH"], "GPU_TYPES": "NVIDIA L4", "BUILDER": "image", "REGISTRY": registry}
+    with subprocess.Popen(["bash", "-e", "step.sh"], cwd=folder, env=environ) as shell:
+        assert shell.wait() == 0
+    return shell.pid
+
+
 @pytest.mark.parametrize(("registry", "given"), [("", []), ("cr 1", ["--registry", "cr 1"])])
 def test_pods_are_told_what_pulls_a_private_image(tmp_path: Path, registry: str, given: list[str]):
     """The credential is a variable of the repository, as keys are its secrets."""
-    (step,) = [step for step in steps(WORKFLOWS["image"]) if "--on-runpod" in step.get("run", "")]
-    assert step["env"]["REGISTRY"] == "${{ vars.RUNPOD_REGISTRY }}"
-    python = tmp_path / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" > told\n")
-    python.chmod(0o755)
-    environ = {"PATH": os.environ["PATH"], "GPU_TYPES": "NVIDIA L4", "BUILDER": "image", "REGISTRY": registry}
-    subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environ, check=True)
+    told(tmp_path, "printf '%s\\n' \"$@\" > told", registry)
     words = (tmp_path / "told").read_text().splitlines()
     assert words[3:8] == ["bundle", "--on-runpod", "NVIDIA L4", "--image", "image"]
     assert words[8:-4] == given
+
+
+def test_a_workflow_that_is_cancelled_signals_what_ends_its_pods(tmp_path: Path):
+    """Not a shell that waits for it: both would be killed a moment later, and the pod stay."""
+    assert told(tmp_path, "echo $$ > pid") == int((tmp_path / "pid").read_text())
 
 
 def test_the_image_that_is_tested_has_a_bundle_of_the_tests_own(tmp_path: Path):
