@@ -231,6 +231,7 @@ def _build(pod: Pod, order: Order, bundle: Bundle, copy: Path, deadline: float) 
     with stage("pod") as note:
         try:
             state = client.wait()
+            pod.was_seen = True
         except TimeoutError:  # as behind an image that is never pulled, which no status tells
             raise Refused(
                 f"the pod did not answer in {time.monotonic() - begin:.0f} s and was ended; RunPod may not find "
