@@ -205,3 +205,20 @@ def test_what_a_build_on_a_pod_ends_with_is_passed_on(
         with pytest.raises(kind, match=sentence) as failure:
             client.build([], print)
     assert failure.value.exit_code == exit_code
+
+
+def test_a_pod_that_is_started_again_while_it_builds_is_not_waited_for(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """RunPod starts a container again that ended; what it held is gone."""
+    command = (sys.executable, "-uISc", "import time; print('tactic 1'); time.sleep(2)")
+    monkeypatch.setattr("export.pods.server.COMMAND", command)
+    running = server(Build(small_bundle, small_bundle), "token", 0)
+
+    def start_again(line: str) -> None:
+        running.RequestHandlerClass.build = Build(small_bundle, small_bundle)  # type: ignore[attr-defined]
+
+    with serving(running) as url:
+        client = PodClient(url, "token", time.monotonic() + 20, lambda: True, 0.02)
+        with pytest.raises(Unavailable, match="the pod was started again while it built, as where memory ends; try an"):
+            client.build([], start_again)
