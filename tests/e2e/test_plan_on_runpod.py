@@ -325,8 +325,8 @@ def test_with_json_stdout_is_one_object(api: EmulatedApi, small_bundle: Path, mo
     answer = json.loads(found.out)
     assert (answer["status"], answer["exit_code"]) == ("written", 0)
     assert "no pod was created" in found.err
-    assert order(api, monkeypatch, small_bundle, "--json", gpus="NVIDIA K80") == 2
-    assert json.loads(capfd.readouterr().out)["error"].startswith("RunPod knows no GPU 'NVIDIA K80'")
+    assert order(api, monkeypatch, small_bundle, "--json", gpus="NVIDIA L5") == 2
+    assert json.loads(capfd.readouterr().out)["error"].startswith("RunPod knows no GPU 'NVIDIA L5'")
 
 
 def test_a_termination_that_fails_is_tried_again(api: EmulatedApi, small_bundle: Path):
@@ -382,7 +382,7 @@ def test_only_who_knows_the_token_is_answered(api: EmulatedApi, small_bundle: Pa
     [
         ([], "NVIDIA GeForce RTX 5090", "RTX 5090: Blackwell needs CUDA 12, this worker is built on 11.8; choose"),
         ([], "NVIDIA B200,NVIDIA L4", "NVIDIA B200: Blackwell"),
-        ([], "NVIDIA K80", "RunPod knows no GPU 'NVIDIA K80'"),
+        ([], "NVIDIA L5", "RunPod knows no GPU 'NVIDIA L5'"),
         ([], " , ", "--on-runpod names no GPU; give RunPod's ids"),
         (["--cloud", "community"], "NVIDIA A40", "offers no NVIDIA A40 in its community cloud"),
         (["--cost-limit", "0"], "NVIDIA L4", "--cost-limit takes dollars"),
