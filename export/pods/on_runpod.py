@@ -39,6 +39,8 @@ from export.pods.server import PORT
 
 PROXY = "https://{pod}-{port}.proxy.runpod.net"
 _SPARE_DISK_GB = 10
+_LEAST_S = 60.0
+"""What --time-limit takes at least, and what the cost limit has to buy."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,9 @@ def _rent_each(api: Api, order: Order, prices: dict[str, float]) -> None:
     for gpu_type in order.gpu_types:
         interrupts.check()  # for what came while a pod was ended
         seconds = min(order.time_limit_s, (order.cost_limit - spent) / prices[gpu_type] * 3600)
+        if seconds < _LEAST_S:
+            left = max(seconds, 0)
+            raise Refused(f"--cost-limit leaves {left:.0f} s of {gpu_type}, and a pod needs a minute; raise it")
         begin, goes_on = time.monotonic(), False
         try:
             _add_plans(api, order, gpu_type, seconds)
@@ -144,7 +149,7 @@ def order_from_argv(argv: Sequence[str]) -> Order:
     if not gpu_types:
         raise Refused("--on-runpod names no GPU; give RunPod's ids, such as 'NVIDIA L4,NVIDIA A40'")
     check_gpus(gpu_types)
-    if not 0 < asked.cost_limit < 1000 or not 60 <= asked.time_limit <= 6 * 3600:
+    if not 0 < asked.cost_limit < 1000 or not _LEAST_S <= asked.time_limit <= 6 * 3600:
         raise Refused("--cost-limit takes dollars from 0 up to 1000, --time-limit seconds from 60 to 21600")
     _, recipe = plan_command([str(asked.bundle), *others])  # refuses here what the pod would refuse
     check_recipe(recipe, gpu_types)

@@ -127,6 +127,7 @@ def unanswered(bundle: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> 
     with EmulatedApi(("sh", "-c", "exec sleep 60", "sh"), start_s=1e9) as api:
         monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
         monkeypatch.setenv("RUNPOD_API_KEY", KEY)
+        monkeypatch.setattr("export.pods.on_runpod._LEAST_S", 0)
         fixed = ["--on-runpod", "NVIDIA L4", "--image", "ghcr.io/org/worker:1", "--proxy", api.proxy]
         fixed += ["--pause", "0.1", "--cost-limit", str(2 * 0.44 / 3600)]
         assert command(["plan", str(bundle), *fixed, *options]) == 2
