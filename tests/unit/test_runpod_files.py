@@ -200,6 +200,13 @@ def test_a_bundle_on_its_way_to_the_image_is_not_kept_for_months():
     assert [upload.get("retention-days") for upload in uploads] == [1] * 3
 
 
+def test_plans_that_were_paid_are_kept_where_a_later_gpu_is_not_free():
+    """The command then ends with an error, and the bundle has those that had come."""
+    job = WORKFLOWS["image"]["jobs"]["plans-on-runpod"]
+    (upload,) = [step for step in job["steps"] if "/upload-artifact@" in step.get("uses", "")]
+    assert upload["if"] == "${{ !cancelled() }}"
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_release_has_all_notes_of_its_version(tmp_path: Path, version: str):
     """The first section, one in between and the last one."""
