@@ -173,6 +173,7 @@ def named(tmp_path: Path, **environ: str) -> str:
     assert workflow["env"]["TAG"] == "${{ inputs.tag }}"
     tag = workflow[True]["workflow_dispatch"]["inputs"]["tag"].get("default", "")
     given = {"GITHUB_REPOSITORY": "Some-Org/Worker", "GITHUB_SHA": "0123456789abcdef" * 2, "GITHUB_RUN_NUMBER": "7"}
+    given |= {"GITHUB_RUN_ATTEMPT": "1"}
     file = tmp_path / "env"
     file.write_text("")
     subprocess.run(
@@ -188,9 +189,9 @@ def test_the_image_has_a_name_that_registries_take(tmp_path: Path):
 
 def test_every_image_has_a_tag_of_its_own(tmp_path: Path):
     """Workers may go on with the image that was cached under a tag. One commit makes images of several models."""
-    assert named(tmp_path) == "IMAGE=ghcr.io/some-org/worker:0123456789ab-7\n"
-    others = ({"GITHUB_RUN_NUMBER": "8"}, {"GITHUB_SHA": "f" * 40})
-    assert len({named(tmp_path, **other) for other in ({}, *others)}) == 3
+    assert named(tmp_path) == "IMAGE=ghcr.io/some-org/worker:0123456789ab-7-1\n"
+    others = ({"GITHUB_RUN_NUMBER": "8"}, {"GITHUB_RUN_ATTEMPT": "2"}, {"GITHUB_SHA": "f" * 40})
+    assert len({named(tmp_path, **other) for other in ({}, *others)}) == 4
 
 
 def test_a_bundle_on_its_way_to_the_image_is_not_kept_for_months():
@@ -217,6 +218,20 @@ def test_a_release_has_all_notes_of_its_version(tmp_path: Path, version: str):
     subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environ, check=True)
     notes = (tmp_path / "notes.md").read_text()
     assert notes.strip() == f"### Added\n\n- first of {version}\n- last of {version}"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_release_that_was_made_in_the_browser_stays(tmp_path: Path, is_there: bool):
+    """Its tag is what starts the workflow, which would make another one of the same name."""
+    (step,) = [step for step in steps(WORKFLOWS["release"]) if "gh release" in step.get("run", "")]
+    gh = tmp_path / "gh"
+    gh.write_text(f'#!/bin/sh\necho "$1 $2 $3" >> asked\n[ $2 = create ] {"||" if is_there else "&&"} exit 0\nexit 1\n')
+    gh.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environ = {"PATH": path, "GITHUB_REF_NAME": "v1.2.3", "RUNNER_TEMP": str(tmp_path)}
+    subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environ, check=True)
+    created = [] if is_there else ["release create v1.2.3"]
+    assert (tmp_path / "asked").read_text().splitlines() == ["release view v1.2.3", *created]
 
 
 def exported(folder: Path, precision: str, dockerfile: str) -> list[str]:
