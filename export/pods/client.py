@@ -65,8 +65,8 @@ class PodClient:
     def build(self, arguments: Sequence[str], show: Callable[[str], None]) -> None:
         """Build plans and `show` the lines that this prints.
 
-        Raises ParityFailed or a kind of Refused when the build fails, with its exit code; Unavailable when the pod knows
-        nothing of it any more.
+        Raises ParityFailed or a kind of Refused when the build fails, with its exit code; Unavailable when the pod
+        knows nothing of it any more.
         """
         self._ask("POST", "/build", json.dumps(list(arguments)).encode())
         shown = 0

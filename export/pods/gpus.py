@@ -38,8 +38,8 @@ def check(gpu_types: tuple[str, ...]) -> None:
         )
     if unserved := [name for name in gpu_types if architecture_of(name) == UNSERVED]:
         raise Refused(
-            f"{', '.join(unserved)}: this worker's TensorRT runs on NVIDIA's Turing to Hopper; choose one of these, such "
-            "as 'NVIDIA L4'"
+            f"{', '.join(unserved)}: this worker's TensorRT runs on NVIDIA's Turing to Hopper; choose one of these, "
+            "such as 'NVIDIA L4'"
         )
     by_architecture: dict[str, str] = {}
     for name in gpu_types:

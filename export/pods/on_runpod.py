@@ -173,7 +173,7 @@ def order_from_argv(argv: Sequence[str]) -> Order:
 
 
 def _check_bundle(order: Order, bundle: Bundle) -> None:
-    """Raise Refused for a precision of the bundle's that a GPU lacks, and for a graph to be made anew: a pod may not."""
+    """Raise Refused for a precision of the bundle's that a GPU lacks, and for a graph that a pod would make anew."""
     _, recipe = plan_command([str(order.bundle), *order.plan_arguments])
     recipe = recipe.of(bundle.manifest.precisions)
     check_recipe(recipe, order.gpu_types)
