@@ -36,7 +36,7 @@ class Pod:
     token: str
     api: Api
     was_seen: bool = False
-    """Whether it has shown, so that it is gone where RunPod does not find it."""
+    """Whether it has shown, so that it is gone where RunPod does not show it."""
 
     def is_alive(self) -> bool:
         """Whether RunPod still has it and wants it to run. An API that does not answer is no sign of death."""
@@ -106,20 +106,23 @@ def _end(api: Api, name: str, pod: Pod | None, is_sure: bool) -> None:
 
     Unless it `is_sure` that there is none but those that RunPod lists, wait until one was found.
     """
-    unseen = "its creation was not answered" if pod is None else "RunPod does not find it"
+    unseen = "its creation was not answered" if pod is None else "RunPod does not show it"
     known = set() if pod is None else {pod.id}
     was_seen = pod is not None and pod.was_seen
     failure = ""
     for attempt in range(_ENDING_ATTEMPTS):
         try:
-            left = api.named(name)
+            for pod_id in known:  # first, for a list may lack it or not come
+                is_sure = api.terminate(pod_id) or was_seen or is_sure
+            left = set(api.named(name))
             if is_sure and not left:
                 return
-            known.update(left)
             was_seen = was_seen or bool(left)
-            for pod_id in known:
-                is_sure = api.terminate(pod_id) or was_seen or is_sure
-            failure = "it does not go" if is_sure else f"{unseen}, and it did not appear"
+            for pod_id in left - known:
+                known.add(pod_id)
+                api.terminate(pod_id)
+                is_sure = True
+            failure = "it does not go" if was_seen else f"{unseen}, and it did not appear"
         except Exception as error:  # the network, the API: none may leave a pod running
             failure = first_line(error)
         if not attempt:

@@ -221,6 +221,23 @@ def test_a_pod_is_ended_by_its_id_before_it_is_listed(
     assert capsys.readouterr().out == ""
 
 
+def test_a_pod_is_ended_by_its_id_where_pods_cannot_be_listed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("export.pods.pod.time", SimpleNamespace(sleep=lambda seconds: None))
+
+    class Unlisted(EmulatedApi):
+        def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+            return (500, BUSY) if (method, path) == ("GET", "/v2/pods") else super().answer(method, path, body)
+
+    with Unlisted(("true",)) as api:
+        monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
+        with (
+            pytest.raises(Refused, match="API answered 500 .* terminate it in RunPod's console"),
+            rented(Api(KEY), "NVIDIA L4", "image", **LIMITS),
+        ):
+            assert len(api.pods) == 1
+        assert api.pods == {}
+
+
 def test_a_pod_that_was_ended_elsewhere_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
     """As in RunPod's console, or by itself."""
     pauses: list[float] = []
@@ -252,11 +269,11 @@ def test_a_pod_that_nothing_shows_any_more_may_still_run(
     monkeypatch.setattr("export.pods.pod.time", SimpleNamespace(sleep=pauses.append))
     with EmulatedApi(("true",)) as api:
         monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
-        sentence = r"may still run and cost money \(RunPod does not find it, and it did not appear\); terminate it in"
+        sentence = r"may still run and cost money \(RunPod does not show it, and it did not appear\); terminate it in"
         with pytest.raises(Refused, match=sentence), rented(Api(KEY), "NVIDIA L4", "image", **LIMITS) as pod:
             api.answer("DELETE", f"/v2/pods/{pod.id}", None)
     assert sum(pauses) > 60
-    assert "RunPod does not find it; waiting a minute for the pod plan-" in capsys.readouterr().out
+    assert "RunPod does not show it; waiting a minute for the pod plan-" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("key", ["\N{LEFT DOUBLE QUOTATION MARK}rpa_1\N{RIGHT DOUBLE QUOTATION MARK}", "rpa_1\nrpa_2"])
