@@ -65,8 +65,10 @@ RUN --mount=type=secret,id=HF_TOKEN --mount=type=secret,id=build_env \
         && python -m export "${MODEL:-sentence-transformers/all-MiniLM-L6-v2}" ${TASK:+--task "${TASK}"} \
             --revision "${REVISION:-main}" --precision "${PRECISION}" --out bundle; \
     fi \
-    && if [ -n "${MODEL}" ] && ! grep --quiet --fixed-strings "\"model\": \"${MODEL}\"," bundle/manifest.json; then \
-        echo "bundle/ is not of ${MODEL}; remove bundle/ to export it, or build without MODEL" >&2; \
+    && if [ -n "${MODEL}" ] && ! python -c 'import json, sys; \
+        sys.exit(json.load(open("bundle/manifest.json", "rb"))["model"] != sys.argv[1])' "${MODEL}"; then \
+        printf 'bundle/ is not of %s; remove bundle/ to export that, or build with --build-arg MODEL= to take it\n' \
+            "${MODEL}" >&2; \
         exit 1; \
     fi \
     && if [ -n "${BUNDLE_SHA256}" ] && [ "$(cut -c -64 bundle/manifest.sha256)" != "${BUNDLE_SHA256}" ]; then \

@@ -39,6 +39,8 @@ class EmulatedApi:
         self.drop_creation_reply = False
         self.hidden_for = 0
         """How often pods are listed before one that was created shows."""
+        self.unknown_for = 0
+        """How often one is asked for by its id before it is known."""
         self.nothing_free = False
         self.refuse_with: tuple[int, Any] | None = None
         """Status and content of every reply."""
@@ -88,6 +90,8 @@ class EmulatedApi:
                 return 200, {"pods": []}
             case ["GET", "v2", "pods"]:
                 return 200, {"pods": list(self.pods.values())}
+            case ["GET", "v2", "pods", _] if self.unknown_for:
+                self.unknown_for -= 1
             case ["GET", "v2", "pods", pod_id] if pod_id in self.pods:
                 return 200, self.pods[pod_id]
             case ["DELETE", "v2", "pods", pod_id] if pod_id in self.pods:

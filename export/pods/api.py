@@ -59,16 +59,18 @@ class Api:
         pods = _content(self._send("GET", "/pods"))["pods"]
         return [pod["id"] for pod in pods if pod["name"] == name and pod["status"] != GONE]
 
-    def status(self, pod_id: str) -> str:
-        """One of RunPod's words for it, GONE where there is no such pod."""
+    def status(self, pod_id: str) -> str | None:
+        """One of RunPod's words for it; None where it finds no such pod, as of one that is gone, or that is new."""
         reply = self._send("GET", f"/pods/{quote(pod_id, safe='')}")
-        return GONE if reply.status_code == 404 else str(_content(reply).get("status"))
+        return None if reply.status_code == 404 else str(_content(reply).get("status"))
 
-    def terminate(self, pod_id: str) -> None:
-        """Ask for its end; one that is gone is no error."""
+    def terminate(self, pod_id: str) -> bool:
+        """Ask for its end; whether RunPod found it. One that is gone is no error."""
         reply = self._send("DELETE", f"/pods/{quote(pod_id, safe='')}")
-        if reply.status_code != 404:
-            _content(reply)
+        if reply.status_code == 404:
+            return False
+        _content(reply)
+        return True
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> requests.Response:
         try:

@@ -65,12 +65,15 @@ class PodClient:
     def build(self, arguments: Sequence[str], show: Callable[[str], None]) -> None:
         """Build plans and `show` the lines that this prints.
 
-        Raises ParityFailed or a kind of Refused when the build fails, with its exit code.
+        Raises ParityFailed or a kind of Refused when the build fails, with its exit code; Unavailable when the pod
+        knows nothing of it any more.
         """
         self._ask("POST", "/build", json.dumps(list(arguments)).encode())
         shown = 0
         while True:
             state = self._state()
+            if state["state"] == "waiting":  # which it was before the request; RunPod starts again what ended
+                raise Unavailable("the pod was started again while it built, as where memory ends; try another GPU")
             new = min(state["count"] - shown, len(state["lines"]))
             for line in state["lines"][len(state["lines"]) - new :]:
                 show(line)

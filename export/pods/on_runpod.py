@@ -33,11 +33,14 @@ from export.pods.api import Api
 from export.pods.changes import HALF, manifest_of, new_files
 from export.pods.client import PodClient
 from export.pods.gpus import check as check_gpus
+from export.pods.gpus import check_recipe
 from export.pods.pod import Pod, load_api, rented
 from export.pods.server import PORT
 
 PROXY = "https://{pod}-{port}.proxy.runpod.net"
 _SPARE_DISK_GB = 10
+_LEAST_S = 60.0
+"""What --time-limit takes at least, and what the cost limit has to buy."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def main(argv: Sequence[str]) -> Outcome:
     before = open_bundle(order.bundle)
     refuse_newer(order.bundle)
     before.verify()
-    _refuse_form(order, before)
+    _check_bundle(order, before)
     api = load_api()
     prices = {gpu_type: api.hourly_price(gpu_type, order.cloud) for gpu_type in order.gpu_types}
     _print_prices(order, prices)
@@ -101,6 +104,9 @@ def _rent_each(api: Api, order: Order, prices: dict[str, float]) -> None:
     for gpu_type in order.gpu_types:
         interrupts.check()  # for what came while a pod was ended
         seconds = min(order.time_limit_s, (order.cost_limit - spent) / prices[gpu_type] * 3600)
+        if seconds < _LEAST_S:
+            left = max(seconds, 0)
+            raise Refused(f"--cost-limit leaves {left:.0f} s of {gpu_type}, and a pod needs a minute; raise it")
         begin, goes_on = time.monotonic(), False
         try:
             _add_plans(api, order, gpu_type, seconds)
@@ -143,9 +149,10 @@ def order_from_argv(argv: Sequence[str]) -> Order:
     if not gpu_types:
         raise Refused("--on-runpod names no GPU; give RunPod's ids, such as 'NVIDIA L4,NVIDIA A40'")
     check_gpus(gpu_types)
-    if not 0 < asked.cost_limit < 1000 or not 60 <= asked.time_limit <= 6 * 3600:
+    if not 0 < asked.cost_limit < 1000 or not _LEAST_S <= asked.time_limit <= 6 * 3600:
         raise Refused("--cost-limit takes dollars from 0 up to 1000, --time-limit seconds from 60 to 21600")
-    plan_command([str(asked.bundle), *others])  # refuses here what the pod would refuse
+    _, recipe = plan_command([str(asked.bundle), *others])  # refuses here what the pod would refuse
+    check_recipe(recipe, gpu_types)
     if not asked.image.strip():
         raise Refused("--image is empty; name this worker's image, built with WITH_BUILDER=1, which pods can pull")
     if any(not word.isprintable() or '"' in word for word in (asked.image, asked.registry, *gpu_types)):
@@ -165,12 +172,14 @@ def order_from_argv(argv: Sequence[str]) -> Order:
     )
 
 
-def _refuse_form(order: Order, bundle: Bundle) -> None:
-    """Raise Refused where the pod would make a graph anew that is there, and may change none."""
+def _check_bundle(order: Order, bundle: Bundle) -> None:
+    """Raise Refused for a precision of the bundle's that a GPU lacks, and for a graph that a pod would make anew."""
     _, recipe = plan_command([str(order.bundle), *order.plan_arguments])
-    precision = recipe.of(bundle.manifest.precisions).precision
+    recipe = recipe.of(bundle.manifest.precisions)
+    check_recipe(recipe, order.gpu_types)
+    precision = recipe.precision
     there = [graph.onnx[precision] for graph in bundle.manifest.graphs.values() if precision in graph.onnx]
-    if there and precision in HALF and recipe.form not in ("", "hints"):
+    if there and precision in HALF and recipe.form:
         raise Refused(
             f"--form {recipe.form} makes {there[0]} anew, and a pod may change no graph of the bundle; leave --form "
             "out, or build where the GPU is"
@@ -231,6 +240,7 @@ def _build(pod: Pod, order: Order, bundle: Bundle, copy: Path, deadline: float) 
     with stage("pod") as note:
         try:
             state = client.wait()
+            pod.was_seen = True
         except TimeoutError:  # as behind an image that is never pulled, which no status tells
             raise Refused(
                 f"the pod did not answer in {time.monotonic() - begin:.0f} s and was ended; RunPod may not find "

@@ -1,7 +1,8 @@
 """A rented GPU pod. Rule: whatever happens, it is terminated.
 
-The pod is found by its name, which nothing else bears, so that one whose creation was interrupted, or whose answer got
-lost, is ended as well. Should this machine die, the pod's own time limit ends it (export/pods/server.py).
+The pod is ended by its id, and by its name, which nothing else bears, so that one whose creation was interrupted, or
+whose answer got lost, is ended as well. RunPod may find either a moment late. Should this machine die, the pod's own
+time limit ends it (export/pods/server.py).
 """
 
 from __future__ import annotations
@@ -27,20 +28,26 @@ _GRACE_S = 60.0
 """How much longer than ours the pod's own time limit is."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pod:
     """A pod that runs export/pods/server.py."""
 
     id: str
     token: str
     api: Api
+    was_seen: bool = False
+    """Whether it has shown, so that it is gone where RunPod does not show it."""
 
     def is_alive(self) -> bool:
         """Whether RunPod still has it and wants it to run. An API that does not answer is no sign of death."""
         try:
-            return self.api.status(self.id) in _ALIVE
+            status = self.api.status(self.id)
         except Refused:
             return True
+        if status is None:
+            return not self.was_seen
+        self.was_seen = True
+        return status in _ALIVE
 
 
 def load_api() -> Api:
@@ -77,42 +84,51 @@ def rented(
         "env": {TOKEN: token, TIME_LIMIT: f"{time_limit_s + _GRACE_S:.0f}"},
         **({"registry": registry} if registry else {}),
     }
-    is_sure = False
+    pod, is_sure = None, False
     with ExitStack() as until_ended:
         try:
             try:
                 with interrupts.held():  # until it is known whether there is one
                     pod = Pod(api.create(gpu_type, order), token, api)
-                    is_sure = True
                 interrupts.check()
                 yield pod
             except Refused as error:
-                is_sure = not isinstance(error, Unanswered)
+                is_sure = pod is None and not isinstance(error, Unanswered)
                 raise
             finally:
                 until_ended.enter_context(interrupts.held())
         finally:  # also where a signal came in the line above
-            _end(api, name, is_sure)
+            _end(api, name, pod, is_sure)
 
 
-def _end(api: Api, name: str, is_sure: bool) -> None:
-    """Terminate every pod called `name` and see that it is gone. Unless it `is_sure` to show by now, wait for it."""
+def _end(api: Api, name: str, pod: Pod | None, is_sure: bool) -> None:
+    """Terminate `pod`, and every other called `name`, and see that it is gone.
+
+    Unless it `is_sure` that there is none but those that RunPod lists, wait until one was found.
+    """
+    unseen = "its creation was not answered" if pod is None else "RunPod does not show it"
+    known = set() if pod is None else {pod.id}
+    was_seen = pod is not None and pod.was_seen
     failure = ""
     for attempt in range(_ENDING_ATTEMPTS):
         try:
-            left = api.named(name)
+            for pod_id in known:  # first, for a list may lack it or not come
+                is_sure = api.terminate(pod_id) or was_seen or is_sure
+            left = set(api.named(name))
             if is_sure and not left:
                 return
-            for pod_id in left:
+            was_seen = was_seen or bool(left)
+            for pod_id in left - known:
+                known.add(pod_id)
                 api.terminate(pod_id)
-            is_sure = is_sure or bool(left)
-            failure = "it does not go" if is_sure else "its creation was not answered, and it did not appear"
+                is_sure = True
+            failure = "it does not go" if was_seen else f"{unseen}, and it did not appear"
         except Exception as error:  # the network, the API: none may leave a pod running
             failure = first_line(error)
         if not attempt:
-            if not is_sure:
+            if not is_sure and not was_seen:
                 with without_effect():
-                    print(f"its creation was not answered; waiting a minute for the pod {name} to appear", flush=True)
+                    print(f"{unseen}; waiting a minute for the pod {name} to appear", flush=True)
             continue  # the first time it is looked again at once
         time.sleep(min(2 ** (attempt - 1), 10))
     raise Refused(f"the pod {name} may still run and cost money ({failure}); terminate it in RunPod's console")

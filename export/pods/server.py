@@ -191,7 +191,7 @@ def end_pod(environ: Mapping[str, str]) -> None:
         try:
             api = Api(environ["RUNPOD_API_KEY"], environ)
             api.terminate(environ["RUNPOD_POD_ID"])
-            if api.status(environ["RUNPOD_POD_ID"]) == GONE:
+            if api.status(environ["RUNPOD_POD_ID"]) in (None, GONE):
                 return
             failure = "RunPod still has it"
         except Exception as error:  # the network, the API: none may leave a pod running

@@ -5,6 +5,7 @@ What a pod would need a GPU for, the building itself, is a script here that adds
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from engine.bundle import open_bundle
 from export.command import interrupts
 from export.pods.api import Api
 from tests.bundles import overflowing
-from tests.runpod_api import KEY, EmulatedApi
+from tests.runpod_api import KEY, PRICES, EmulatedApi
 
 pytestmark = pytest.mark.slow
 
@@ -262,11 +263,24 @@ def test_a_plan_stays_where_the_next_gpu_is_not_free(
     assert len(list(small_bundle.rglob("*.plan"))) == 1
 
 
-def test_the_cost_limit_ends_a_pod(api: EmulatedApi, small_bundle: Path):
+def test_the_cost_limit_ends_a_pod(api: EmulatedApi, small_bundle: Path, monkeypatch, capsys):
     """A tenth of a cent buys 3.6 s at a dollar an hour; an H100 less."""
-    code, _, err = run(api, small_bundle, "hang", "--cost-limit", "0.005", gpus="NVIDIA H100 80GB HBM3")
-    assert code == 2
-    assert "raise --time-limit or --cost-limit" in err
+    monkeypatch.setattr("export.pods.on_runpod._LEAST_S", 0)
+    hang = ("--optimization-level", str(KINDS.index("hang")), "--cost-limit", "0.005")
+    assert order(api, monkeypatch, small_bundle, *hang, gpus="NVIDIA H100 80GB HBM3") == 2
+    assert "raise --time-limit or --cost-limit" in capsys.readouterr().err
+    assert (len(api.created), api.pods) == (1, {})
+
+
+def test_for_what_is_left_of_a_cost_limit_no_pod_is_rented(api: EmulatedApi, small_bundle: Path, monkeypatch, capsys):
+    """The limit buys a minute and a bit of either GPU, and the first one's build takes longer than the bit."""
+    monkeypatch.setitem(PRICES, "NVIDIA L4", (60.0, None))
+    monkeypatch.setitem(PRICES, "NVIDIA A40", (60.0, None))
+    options = ("--optimization-level", "0", "--cost-limit", "1.001")
+    assert order(api, monkeypatch, small_bundle, *options, gpus=GPUS) == 2
+    sentence = rf"error: --cost-limit leaves \d+ s of NVIDIA A40, and a pod needs a minute; raise it{re.escape(KEPT)}"
+    assert re.fullmatch(sentence, capsys.readouterr().err.splitlines()[-1])
+    assert [pod["gpu"]["id"] for pod in api.created] == ["NVIDIA L4"]
 
 
 def test_a_pod_whose_creation_was_never_answered_is_ended(api: EmulatedApi, small_bundle: Path):
@@ -325,8 +339,8 @@ def test_with_json_stdout_is_one_object(api: EmulatedApi, small_bundle: Path, mo
     answer = json.loads(found.out)
     assert (answer["status"], answer["exit_code"]) == ("written", 0)
     assert "no pod was created" in found.err
-    assert order(api, monkeypatch, small_bundle, "--json", gpus="NVIDIA K80") == 2
-    assert json.loads(capfd.readouterr().out)["error"].startswith("RunPod knows no GPU 'NVIDIA K80'")
+    assert order(api, monkeypatch, small_bundle, "--json", gpus="NVIDIA L5") == 2
+    assert json.loads(capfd.readouterr().out)["error"].startswith("RunPod knows no GPU 'NVIDIA L5'")
 
 
 def test_a_termination_that_fails_is_tried_again(api: EmulatedApi, small_bundle: Path):
@@ -343,7 +357,7 @@ def test_a_pod_that_ends_itself_is_noticed(api: EmulatedApi, small_bundle: Path,
 
 def test_the_pod_ends_itself_when_nobody_does(api: EmulatedApi, small_bundle: Path):
     """The machine that started it is gone: its process is killed without a chance to clean up."""
-    process = start(api, small_bundle, "hang", "--cost-limit", "0.012", gpus="NVIDIA H100 80GB HBM3")
+    process = start(api, small_bundle, "hang", "--cost-limit", "0.12", gpus="NVIDIA H100 80GB HBM3")
     deadline = time.monotonic() + 60
     while not api.pods:
         assert time.monotonic() < deadline
@@ -351,7 +365,7 @@ def test_the_pod_ends_itself_when_nobody_does(api: EmulatedApi, small_bundle: Pa
     process.kill()
     process.communicate()
     limit = float(api.created[0]["env"]["PLAN_TIME_LIMIT_S"])
-    assert limit == pytest.approx(0.012 / 2.99 * 3600 + 60, abs=5), "its own limit is a minute after ours"
+    assert limit == pytest.approx(0.12 / 2.99 * 3600 + 60, abs=5), "its own limit is a minute after ours"
 
 
 def test_only_who_knows_the_token_is_answered(api: EmulatedApi, small_bundle: Path):
@@ -382,7 +396,7 @@ def test_only_who_knows_the_token_is_answered(api: EmulatedApi, small_bundle: Pa
     [
         ([], "NVIDIA GeForce RTX 5090", "RTX 5090: Blackwell needs CUDA 12, this worker is built on 11.8; choose"),
         ([], "NVIDIA B200,NVIDIA L4", "NVIDIA B200: Blackwell"),
-        ([], "NVIDIA K80", "RunPod knows no GPU 'NVIDIA K80'"),
+        ([], "NVIDIA L5", "RunPod knows no GPU 'NVIDIA L5'"),
         ([], " , ", "--on-runpod names no GPU; give RunPod's ids"),
         (["--cloud", "community"], "NVIDIA A40", "offers no NVIDIA A40 in its community cloud"),
         (["--cost-limit", "0"], "NVIDIA L4", "--cost-limit takes dollars"),

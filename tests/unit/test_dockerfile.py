@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.weights import minilm_folder
 from export.infer import infer_task
+from tests.bundles import write_small_bundle
 
 DOCKERFILE = Path("Dockerfile").read_text()
 BUILD_ENV = Path("requirements/build_env.sh")
@@ -105,6 +106,27 @@ def fragment(begin: str, end: str) -> str:
         rf"^ *&& ({re.escape(begin)}.*?) \\\n *&& {re.escape(end)}", DOCKERFILE, re.DOTALL | re.MULTILINE
     )
     return str(found)
+
+
+@pytest.mark.parametrize(
+    ("argument", "model", "fits"),
+    [
+        ("", "org/name", True),
+        ("org/name", "org/name", True),
+        ("org/name", "org/name-2", False),
+        ("o/n", "org/name", False),
+        ('a "name" of\\ours', 'a "name" of\\ours', True),
+        ("größer", "größer", True),
+    ],
+)
+def test_a_bundle_of_another_model_is_not_what_was_asked_for(tmp_path: Path, argument: str, model: str, fits: bool):
+    """A fork's MODEL is asked for by every build, and the sentence says how one goes without."""
+    write_small_bundle(tmp_path / "bundle", model=model)
+    check = fragment('if [ -n "${MODEL}" ]', 'if [ -n "${BUNDLE_SHA256}" ]').replace("\\\n", "")
+    environ = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MODEL": argument}
+    done = subprocess.run(["sh", "-ec", check], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    said = f"bundle/ is not of {argument}; remove bundle/ to export that, or build with --build-arg MODEL= to take it\n"
+    assert (done.returncode, done.stderr) == ((0, "") if fits else (1, said))
 
 
 def build_env(folder: Path, lines: str, shell: str = "sh") -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,7 @@ from engine.errors import BundleError
 from export.errors import ParityFailed, Refused, Unavailable
 from export.pods.changes import manifest_of, new_files
 from export.pods.client import PodClient
-from export.pods.gpus import BLACKWELL, architecture_of
+from export.pods.gpus import BLACKWELL, UNSERVED, architecture_of
 from export.pods.on_runpod import main, order_from_argv
 from export.pods.server import Build, server
 from tests.ports import serving
@@ -30,21 +30,23 @@ L4, A40 = f"{PLANS}/sm_89-trt10.13.0-fp16", f"{PLANS}/sm_86-trt10.13.0-fp16"
 WORKFLOW = Path(__file__).parents[2] / ".github/workflows/image.yml"
 
 
-def order(gpu_types: str) -> tuple[str, ...]:
-    return order_from_argv(["bundle", "--on-runpod", gpu_types, "--image", "x"]).gpu_types
+def order(gpu_types: str, *options: str) -> tuple[str, ...]:
+    return order_from_argv(["bundle", "--on-runpod", gpu_types, "--image", "x", *options]).gpu_types
 
 
 @pytest.mark.parametrize(
     ("architecture", "names"),
     [
-        ("sm_75", ("Tesla T4", "Quadro RTX 4000", "NVIDIA GeForce RTX 2080 Ti")),
+        ("sm_75", ("Tesla T4", "Quadro RTX 4000", "Quadro RTX 5000", "NVIDIA GeForce RTX 2080 Ti")),
         ("sm_80", ("NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-80GB", "NVIDIA A30")),
         ("sm_86", ("NVIDIA A40", "NVIDIA A10", "NVIDIA RTX A2000", "NVIDIA RTX A6000", "NVIDIA GeForce RTX 3090 Ti")),
         ("sm_89", ("NVIDIA L4", "NVIDIA L40", "NVIDIA L40S", "NVIDIA GeForce RTX 4080 SUPER")),
         ("sm_89", ("NVIDIA RTX 2000 Ada Generation", "NVIDIA RTX 5000 Ada Generation")),
         ("sm_90", ("NVIDIA H100 80GB HBM3", "NVIDIA H100 NVL", "NVIDIA H200")),
         (BLACKWELL, ("NVIDIA B200", "NVIDIA GeForce RTX 5090", "NVIDIA RTX PRO 6000 Blackwell Server Edition")),
-        ("", ("NVIDIA K80", "AMD Instinct MI300X OAM")),
+        (UNSERVED, ("AMD Instinct MI300X OAM", "Tesla V100-SXM2-32GB", "Tesla P100-PCIE-16GB", "Tesla K80")),
+        (UNSERVED, ("NVIDIA Quadro GV100", "Quadro P4000", "NVIDIA GeForce GTX 1080 Ti", "NVIDIA TITAN V")),
+        ("", ("NVIDIA L5", "of tomorrow")),
     ],
 )
 def test_the_architecture_of_a_name(architecture: str, names: tuple[str, ...]):
@@ -58,6 +60,48 @@ def test_one_gpu_of_an_architecture():
         *("NVIDIA L4", "NVIDIA A40", "of tomorrow", "of the day after"),
     )
     assert order("NVIDIA RTX 5000 Ada Generation") == ("NVIDIA RTX 5000 Ada Generation",)  # no RTX 50
+
+
+def test_gpus_that_serve_none_of_the_plans_are_refused():
+    sentence = "^Tesla V100-PCIE-16GB, AMD Instinct MI300X OAM: this worker's TensorRT runs on NVIDIA's Turing to"
+    with pytest.raises(Refused, match=sentence):
+        order("NVIDIA L4,Tesla V100-PCIE-16GB,AMD Instinct MI300X OAM")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--builder tensorrt-rtx --compute-capability 8.9", "tensorrt-rtx builds without a GPU; leave --on-runpod out"),
+        ("--form hints", "--form hints is for TensorRT 8, and pods build with the TensorRT 10 of the image; leave it"),
+        ("--version-compatible", "--version-compatible needs libnvinfer_lean, which the image of a pod lacks; leave"),
+    ],
+)
+def test_what_the_image_of_a_pod_cannot_build_is_refused(options: str, sentence: str):
+    with pytest.raises(Refused, match=re.escape(sentence)):
+        order("NVIDIA L4", *options.split())
+
+
+@pytest.mark.parametrize("options", ["--precision tf32", "--precision bf16", "--hardware-compatibility ampere-plus"])
+def test_what_turing_cannot_run_is_refused(options: str):
+    asked = options.removeprefix("--precision ")
+    sentence = rf"^Tesla T4: Turing has no {asked}; (use fp16 or fp32|leave it out), or choose Ampere to Hopper$"
+    with pytest.raises(Refused, match=sentence):
+        order("NVIDIA L4,Tesla T4", *options.split())
+    assert order("NVIDIA L4", *options.split()) == ("NVIDIA L4",)
+
+
+def test_what_turing_cannot_run_is_refused_where_the_bundle_asks_for_it(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
+    monkeypatch.setattr("runpod.api_key", None)
+    manifest = open_bundle(small_bundle).manifest
+    write_manifest(small_bundle, replace(manifest, precisions={**manifest.precisions, "tensorrt": "bf16"}))
+    argv = [str(small_bundle), "--on-runpod", "Tesla T4", "--image", "x"]
+    with pytest.raises(Refused, match="^Tesla T4: Turing has no bf16; use fp16 or fp32"):
+        main(argv)
+    with pytest.raises(Refused, match="no RunPod API key"):
+        main([*argv, "--precision", "fp16"])
 
 
 def test_what_the_workflow_asks_for_is_taken():
@@ -176,9 +220,8 @@ def test_a_graph_that_is_there_is_not_asked_for_in_another_form(small_bundle: Pa
             Refused, match=r"--form \w+ makes graphs/model/fp16.onnx anew, and a pod may change no graph"
         ):
             main([*argv, form, *precision])
-    for form, precision in (("hints", []), ("sums", ["--precision", "bf16"])):
-        with pytest.raises(Refused, match="no RunPod API key"):
-            main([*argv, form, *precision])
+    with pytest.raises(Refused, match="no RunPod API key"):
+        main([*argv, "sums", "--precision", "bf16"])
 
 
 @pytest.mark.parametrize(
@@ -205,3 +248,20 @@ def test_what_a_build_on_a_pod_ends_with_is_passed_on(
         with pytest.raises(kind, match=sentence) as failure:
             client.build([], print)
     assert failure.value.exit_code == exit_code
+
+
+def test_a_pod_that_is_started_again_while_it_builds_is_not_waited_for(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """RunPod starts a container again that ended; what it held is gone."""
+    command = (sys.executable, "-uISc", "import time; print('tactic 1'); time.sleep(2)")
+    monkeypatch.setattr("export.pods.server.COMMAND", command)
+    running = server(Build(small_bundle, small_bundle), "token", 0)
+
+    def start_again(line: str) -> None:
+        running.RequestHandlerClass.build = Build(small_bundle, small_bundle)  # type: ignore[attr-defined]
+
+    with serving(running) as url:
+        client = PodClient(url, "token", time.monotonic() + 20, lambda: True, 0.02)
+        with pytest.raises(Unavailable, match="the pod was started again while it built, as where memory ends; try an"):
+            client.build([], start_again)

@@ -55,6 +55,7 @@ def test_replies_of_another_kind_are_sentences(
     assert capsys.readouterr().err.startswith(f"error: {sentence}")
 
 
+LIMITS: Any = {"cloud": "SECURE", "disk_gb": 1, "time_limit_s": 1}
 ORDER = {"name": "plan-1", "args": "python -c pass", "env": {}}
 
 
@@ -98,13 +99,12 @@ def test_no_signal_interrupts_the_end_of_a_pod(monkeypatch: pytest.MonkeyPatch, 
             signal.raise_signal(at_once.pop())
         return getsignal(number)
 
-    limits: Any = {"cloud": "SECURE", "disk_gb": 1, "time_limit_s": 1}
     monkeypatch.setattr(interrupts, "_came", False)
     before = {number: signal.signal(number, interrupts._interrupt) for number in SIGNALS}
     try:
         with EmulatedApi(("true",)) as api:
             monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
-            with suppress(KeyboardInterrupt), rented(Interrupted(KEY), "NVIDIA L4", "image", **limits):
+            with suppress(KeyboardInterrupt), rented(Interrupted(KEY), "NVIDIA L4", "image", **LIMITS):
                 monkeypatch.setattr(signal, "getsignal", interrupted)
                 if was_interrupted:
                     signal.raise_signal(signal.SIGINT)
@@ -127,6 +127,7 @@ def unanswered(bundle: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> 
     with EmulatedApi(("sh", "-c", "exec sleep 60", "sh"), start_s=1e9) as api:
         monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
         monkeypatch.setenv("RUNPOD_API_KEY", KEY)
+        monkeypatch.setattr("export.pods.on_runpod._LEAST_S", 0)
         fixed = ["--on-runpod", "NVIDIA L4", "--image", "ghcr.io/org/worker:1", "--proxy", api.proxy]
         fixed += ["--pause", "0.1", "--cost-limit", str(2 * 0.44 / 3600)]
         assert command(["plan", str(bundle), *fixed, *options]) == 2
@@ -203,6 +204,76 @@ def test_a_pod_whose_creation_was_not_answered_is_waited_for(
         "terminate it in RunPod's console\n"
     )
     assert sum(pauses) > 60
+
+
+@pytest.mark.parametrize("was_seen", [True, False])
+def test_a_pod_is_ended_by_its_id_before_it_is_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], was_seen: bool
+):
+    """Whether RunPod has shown it under its id by then or not."""
+    monkeypatch.setattr("export.pods.pod.time", SimpleNamespace(sleep=lambda seconds: None))
+    with EmulatedApi(("true",)) as api:
+        monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
+        api.hidden_for = 99
+        with rented(Api(KEY), "NVIDIA L4", "image", **LIMITS) as pod:
+            assert not was_seen or pod.is_alive()
+        assert (len(api.created), api.pods) == (1, {})
+    assert capsys.readouterr().out == ""
+
+
+def test_a_pod_is_ended_by_its_id_where_pods_cannot_be_listed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("export.pods.pod.time", SimpleNamespace(sleep=lambda seconds: None))
+
+    class Unlisted(EmulatedApi):
+        def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+            return (500, BUSY) if (method, path) == ("GET", "/v2/pods") else super().answer(method, path, body)
+
+    with Unlisted(("true",)) as api:
+        monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
+        with (
+            pytest.raises(Refused, match="API answered 500 .* terminate it in RunPod's console"),
+            rented(Api(KEY), "NVIDIA L4", "image", **LIMITS),
+        ):
+            assert len(api.pods) == 1
+        assert api.pods == {}
+
+
+def test_a_pod_that_was_ended_elsewhere_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+    """As in RunPod's console, or by itself."""
+    pauses: list[float] = []
+    monkeypatch.setattr("export.pods.pod.time", SimpleNamespace(sleep=pauses.append))
+    with EmulatedApi(("true",)) as api:
+        monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
+        with rented(Api(KEY), "NVIDIA L4", "image", **LIMITS) as pod:
+            assert pod.is_alive()
+            api.answer("DELETE", f"/v2/pods/{pod.id}", None)
+            assert not pod.is_alive()
+    assert pauses == []
+
+
+def test_a_pod_is_alive_until_it_is_known(monkeypatch: pytest.MonkeyPatch):
+    with EmulatedApi(("true",)) as api:
+        monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
+        api.unknown_for = 2
+        with rented(Api(KEY), "NVIDIA L4", "image", **LIMITS) as pod:
+            assert [pod.is_alive() for _ in range(3)] == [True] * 3
+            api.unknown_for = 1
+            assert not pod.is_alive()
+
+
+def test_a_pod_that_nothing_shows_any_more_may_still_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Neither its end nor that it was there is known."""
+    pauses: list[float] = []
+    monkeypatch.setattr("export.pods.pod.time", SimpleNamespace(sleep=pauses.append))
+    with EmulatedApi(("true",)) as api:
+        monkeypatch.setenv("RUNPOD_API_BASE_URL", api.url)
+        sentence = r"may still run and cost money \(RunPod does not show it, and it did not appear\); terminate it in"
+        with pytest.raises(Refused, match=sentence), rented(Api(KEY), "NVIDIA L4", "image", **LIMITS) as pod:
+            api.answer("DELETE", f"/v2/pods/{pod.id}", None)
+    assert sum(pauses) > 60
+    assert "RunPod does not show it; waiting a minute for the pod plan-" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("key", ["\N{LEFT DOUBLE QUOTATION MARK}rpa_1\N{RIGHT DOUBLE QUOTATION MARK}", "rpa_1\nrpa_2"])

@@ -173,6 +173,7 @@ def named(tmp_path: Path, **environ: str) -> str:
     assert workflow["env"]["TAG"] == "${{ inputs.tag }}"
     tag = workflow[True]["workflow_dispatch"]["inputs"]["tag"].get("default", "")
     given = {"GITHUB_REPOSITORY": "Some-Org/Worker", "GITHUB_SHA": "0123456789abcdef" * 2, "GITHUB_RUN_NUMBER": "7"}
+    given |= {"GITHUB_RUN_ATTEMPT": "1"}
     file = tmp_path / "env"
     file.write_text("")
     subprocess.run(
@@ -188,9 +189,9 @@ def test_the_image_has_a_name_that_registries_take(tmp_path: Path):
 
 def test_every_image_has_a_tag_of_its_own(tmp_path: Path):
     """Workers may go on with the image that was cached under a tag. One commit makes images of several models."""
-    assert named(tmp_path) == "IMAGE=ghcr.io/some-org/worker:0123456789ab-7\n"
-    others = ({"GITHUB_RUN_NUMBER": "8"}, {"GITHUB_SHA": "f" * 40})
-    assert len({named(tmp_path, **other) for other in ({}, *others)}) == 3
+    assert named(tmp_path) == "IMAGE=ghcr.io/some-org/worker:0123456789ab-7-1\n"
+    others = ({"GITHUB_RUN_NUMBER": "8"}, {"GITHUB_RUN_ATTEMPT": "2"}, {"GITHUB_SHA": "f" * 40})
+    assert len({named(tmp_path, **other) for other in ({}, *others)}) == 4
 
 
 def test_a_bundle_on_its_way_to_the_image_is_not_kept_for_months():
@@ -198,6 +199,13 @@ def test_a_bundle_on_its_way_to_the_image_is_not_kept_for_months():
     uploads = [step["with"] for step in steps(WORKFLOWS["image"]) if "/upload-artifact@" in step.get("uses", "")]
     assert [upload["path"] for upload in uploads] == ["bundle"] * 3
     assert [upload.get("retention-days") for upload in uploads] == [1] * 3
+
+
+def test_plans_that_were_paid_are_kept_where_a_later_gpu_is_not_free():
+    """The command then ends with an error, and the bundle has those that had come."""
+    job = WORKFLOWS["image"]["jobs"]["plans-on-runpod"]
+    (upload,) = [step for step in job["steps"] if "/upload-artifact@" in step.get("uses", "")]
+    assert upload["if"] == "${{ !cancelled() }}"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -210,6 +218,20 @@ def test_a_release_has_all_notes_of_its_version(tmp_path: Path, version: str):
     subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environ, check=True)
     notes = (tmp_path / "notes.md").read_text()
     assert notes.strip() == f"### Added\n\n- first of {version}\n- last of {version}"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_release_that_was_made_in_the_browser_stays(tmp_path: Path, is_there: bool):
+    """Its tag is what starts the workflow, which would make another one of the same name."""
+    (step,) = [step for step in steps(WORKFLOWS["release"]) if "gh release" in step.get("run", "")]
+    gh = tmp_path / "gh"
+    gh.write_text(f'#!/bin/sh\necho "$1 $2 $3" >> asked\n[ $2 = create ] {"||" if is_there else "&&"} exit 0\nexit 1\n')
+    gh.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environ = {"PATH": path, "GITHUB_REF_NAME": "v1.2.3", "RUNNER_TEMP": str(tmp_path)}
+    subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environ, check=True)
+    created = [] if is_there else ["release create v1.2.3"]
+    assert (tmp_path / "asked").read_text().splitlines() == ["release view v1.2.3", *created]
 
 
 def exported(folder: Path, precision: str, dockerfile: str) -> list[str]:
@@ -320,20 +342,33 @@ def test_no_image_is_pushed_without_the_plans_that_were_asked_for():
         assert f"!contains(needs.*.result, '{result}')" in job["if"]
 
 
+def told(folder: Path, script: str, registry: str = "") -> int:
+    """Run the step that rents pods, with `script` in place of Python; what GitHub signals when the job is cancelled."""
+    (step,) = [step for step in steps(WORKFLOWS["image"]) if "--on-runpod" in step.get("run", "")]
+    assert step["env"]["REGISTRY"] == "${{ vars.RUNPOD_REGISTRY }}"
+    python = folder / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    (folder / "step.sh").write_text(step["run"] + "\n")  # a file, as GitHub makes one: bash -c may exec by itself
+    environ = {"PATH": os.environ["PATH"], "GPU_TYPES": "NVIDIA L4", "BUILDER": "image", "REGISTRY": registry}
+    with subprocess.Popen(["bash", "-e", "step.sh"], cwd=folder, env=environ) as shell:
+        assert shell.wait() == 0
+    return shell.pid
+
+
 @pytest.mark.parametrize(("registry", "given"), [("", []), ("cr 1", ["--registry", "cr 1"])])
 def test_pods_are_told_what_pulls_a_private_image(tmp_path: Path, registry: str, given: list[str]):
     """The credential is a variable of the repository, as keys are its secrets."""
-    (step,) = [step for step in steps(WORKFLOWS["image"]) if "--on-runpod" in step.get("run", "")]
-    assert step["env"]["REGISTRY"] == "${{ vars.RUNPOD_REGISTRY }}"
-    python = tmp_path / ".venv/bin/python"
-    python.parent.mkdir(parents=True)
-    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" > told\n")
-    python.chmod(0o755)
-    environ = {"PATH": os.environ["PATH"], "GPU_TYPES": "NVIDIA L4", "BUILDER": "image", "REGISTRY": registry}
-    subprocess.run(["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environ, check=True)
+    told(tmp_path, "printf '%s\\n' \"$@\" > told", registry)
     words = (tmp_path / "told").read_text().splitlines()
     assert words[3:8] == ["bundle", "--on-runpod", "NVIDIA L4", "--image", "image"]
     assert words[8:-4] == given
+
+
+def test_a_workflow_that_is_cancelled_signals_what_ends_its_pods(tmp_path: Path):
+    """Not a shell that waits for it: both would be killed a moment later, and the pod stay."""
+    assert told(tmp_path, "echo $$ > pid") == int((tmp_path / "pid").read_text())
 
 
 def test_the_image_that_is_tested_has_a_bundle_of_the_tests_own(tmp_path: Path):
