@@ -97,12 +97,14 @@ class AudioExport(ExportTask):
                 raise Refused("--max-length means nothing to a model that reads spectrograms; leave it out")
             return 1
         field, stride = frame(config)
-        samples = (recipe.max_length or LONGEST_DEFAULT_S) * processors["processor"].sampling_rate
-        return max(1, (samples - field) // stride + 1)
+        rate = processors["processor"].sampling_rate
+        return max(1, (_seconds(recipe, config, rate) * rate - field) // stride + 1)
 
     def asked_length(self, recipe: Recipe, source: Source) -> int | None:
         """In seconds, not in frames."""
-        return None if _kind(source.processor) == "fbank" else recipe.max_length or LONGEST_DEFAULT_S
+        if _kind(source.processor) == "fbank":
+            return None
+        return _seconds(recipe, source.config, source.processor.sampling_rate)
 
     def describe(self, source: Source) -> str:
         """Architecture, rate and length."""
@@ -194,6 +196,25 @@ def frame(config: Any) -> tuple[int, int]:
         (kernel - 1) * prod(config.conv_stride[:number]) for number, kernel in enumerate(config.conv_kernel)
     )
     return field, prod(config.conv_stride)
+
+
+def _seconds(recipe: Recipe, config: Any, rate: int) -> int:
+    """Seconds of the longest recording: what was asked for, else the default, or what the model takes if that is less.
+
+    A graph has the relative positions of conformers as a table of `max_source_positions`, which PyTorch makes longer as
+    it needs. Raises Refused for more.
+    """
+    asked = recipe.max_length or LONGEST_DEFAULT_S
+    if getattr(config, "position_embeddings_type", None) != "relative":
+        return asked
+    field, stride = frame(config)
+    most = max(1, (config.max_source_positions * stride + field - 1) // rate)
+    if recipe.max_length is not None and asked > most:
+        raise Refused(
+            f"--max-length {asked} is more than the {most} s that the model's {config.max_source_positions} positions "
+            "last; give fewer"
+        )
+    return min(asked, most)
 
 
 def _kind(processor: Any) -> str:

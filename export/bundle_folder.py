@@ -180,23 +180,29 @@ _HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of lin
 def _partial_folder(out: Path) -> Iterator[Path]:
     """A temporary folder beside `out`, gone at the end unless it was renamed; those of killed runs are removed.
 
+    So are the folders above that it made, where the block fails and nothing else is in them.
+
     Its owner holds a lock on it, which the kernel lets go of however the process ends. The process id in its name says
     less: in containers every run has the same one.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
+    above = [folder for folder in out.parents if not folder.exists()]  # the innermost first
     prefix = f".{out.name}.partial-"
-    for other in out.parent.iterdir():
-        if other.name.startswith(prefix):
-            _remove_left_over(other, other.name.removeprefix(prefix).partition("-")[0])
     # Named before it is made: an interrupt that comes in between still knows what to remove.
     folder = out.parent / f"{prefix}{os.getpid()}-{os.urandom(4).hex()}"
     lock = None
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for other in out.parent.iterdir():
+            if other.name.startswith(prefix):
+                _remove_left_over(other, other.name.removeprefix(prefix).partition("-")[0])
         lock = _locked_folder(folder)
         yield folder
     except BaseException:
         with interrupts.held():
             _remove(folder)
+            for made in above:
+                with suppress(OSError):
+                    made.rmdir()
         raise
     finally:
         if lock is not None:

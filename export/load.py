@@ -145,6 +145,8 @@ def _check_files(folder: Path, model: str, trust_remote_code: bool) -> None:
     if not trust_remote_code:
         refuse_code(folder, model)
     if "quantization_config" in config:
+        if config["quantization_config"] is None:
+            raise Refused(f"{model}'s config.json has quantization_config null, which transformers fails on; remove it")
         raise Refused(f"{model} is quantized already; export the model that it was made from")
     _refuse_other_weights(folder, model)
 
@@ -251,11 +253,12 @@ def _positions(config: Any, model: Any) -> int | None:
     are told by a module that has both an index of padding and a table of positions, as sentence-transformers does.
     Longrope (Phi-3) turns by other frequencies where a text is longer than the original positions, which it sees in
     Python, so that a graph has those of short texts alone. Dynamic scaling does so above all positions. DeBERTa with
-    relative positions alone has no table: its number is the length of a text where no file says another.
+    relative positions alone has no table: its number is the length of a text where no file says another. MPT, whose
+    table of ALiBi has an end, calls its number otherwise.
     """
     if getattr(config, "position_biased_input", True) is False:
         return None
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
     if not isinstance(positions, int) or positions < 1:  # XLNet says -1
         return None
     scaling = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None)

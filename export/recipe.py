@@ -25,6 +25,8 @@ EXPORTERS = ("auto", "optimum", "torchscript", "dynamo")
 """What traces a model: auto is the first that can of those that its task names (export/exporters.py)."""
 
 
+_KEPT = ("adapter", "revision", "parity_data", "parity_threshold", "out", "write_recipe")
+"""Options of any text, which files of the export say again."""
 _ALIASES = {
     "embedding": "feature-extraction",
     "embeddings": "feature-extraction",
@@ -95,11 +97,12 @@ def command_from_argv(argv: Sequence[str]) -> Command:
         raise Refused("the following arguments are required: --out; see python -m export --help")
     if not model and asked.task is None:
         raise Refused("name a MODEL, a folder or an id on the Hugging Face Hub; see python -m export --help")
-    for name, place in (("the model", model), *(("--adapter", one) for one in asked.adapter)):
-        check_utf8(name, place)
-    for option in ("out", "write_recipe"):
-        if (path := getattr(asked, option)) is not None:
-            check_utf8(f"--{option.replace('_', '-')}", path.absolute())
+    check_utf8("the model", model)
+    for option in _KEPT:
+        found = getattr(asked, option)
+        for one in found if isinstance(found, list) else [found]:
+            whole = one.absolute() if one and option in ("out", "write_recipe") else one
+            check_utf8(f"--{option.replace('_', '-')}", whole)
     if asked.task is not None and asked.task not in TAGS:
         raise Refused(f"unknown task {asked.task!r}; {_meant(asked.task)}known are: {', '.join(TAGS)}")
     if not asked.plan:

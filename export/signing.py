@@ -15,6 +15,7 @@ from export.command.arguments import Parser, file_path, read_file
 from export.command.exit_codes import OK
 from export.command.outcome import Outcome
 from export.command.terminal import without_effect
+from export.command.whole_file import write_whole
 from export.errors import Refused
 
 if TYPE_CHECKING:
@@ -36,16 +37,15 @@ def keygen(argv: Sequence[str]) -> Outcome:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_whole(path, private, mode=0o600, replaces=False)
     except FileExistsError:
         if path.is_dir():
             raise Refused(f"{path} is a folder; name a new file in it with --key") from None
         raise Refused(f"{path} exists; name another file with --key, or remove it first") from None
     except FileNotFoundError:
         raise Refused(f"{path.parent} is not a folder; make it first, or name another file with --key") from None
-    with open(descriptor, "wb") as file:
-        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     with without_effect():
         print(f"{_VARIABLE}={_public_key(key)}")
     return Outcome(OK)
@@ -68,10 +68,8 @@ def sign(argv: Sequence[str]) -> Outcome:
 
 def sign_manifest(folder: Path, key: Ed25519PrivateKey) -> None:
     """Write the signature beside the manifest; the file is whole or absent."""
-    signature = base64.b64encode(key.sign((folder / MANIFEST).read_bytes())).decode()
-    partial = folder / f".{SIGNATURE}.partial"
-    partial.write_text(f"{signature}\n", encoding="ascii")
-    partial.replace(folder / SIGNATURE)
+    signature = base64.b64encode(key.sign((folder / MANIFEST).read_bytes()))
+    write_whole(folder / SIGNATURE, signature + b"\n")
 
 
 def verify(argv: Sequence[str]) -> Outcome:

@@ -29,6 +29,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from export.command.arguments import file_path, read_file
+from export.command.whole_file import write_whole
 from export.errors import Refused
 
 if TYPE_CHECKING:
@@ -310,6 +311,4 @@ def command_of(path: str | Path, recipe: Recipe) -> str:
 def write_recipe(path: Path, recipe: Recipe) -> None:
     """Write `recipe` to `path`, with paths as seen from there."""
     text = text_of(recipe, command_of(path.name, recipe), path.absolute().parent)
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
+    write_whole(path, text.encode())

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.batching.feed import run_rows
 from engine.bundle import Bundle
@@ -78,11 +80,11 @@ def _check_graphs(task: ExportTask, bundle: Bundle, named: set[str]) -> None:
 def _reference(source: Source, model: Any, inputs: Mapping[str, Any], what: str) -> Arrays | None:
     """What PyTorch answers.
 
-    Raises Refused where the model cannot take what its own tokenizer or processor makes; or where the task fails on
-    what the model gives, with the method and the line.
+    Raises Refused where the model cannot take what its own tokenizer or processor makes, or answers NaN; or where the
+    task fails on what the model gives, with the method and the line.
     """
     try:
-        return source.task.reference(source, model, inputs)
+        found = source.task.reference(source, model, inputs)
     except Exception as error:
         if refusal := refusal_of(error):
             raise refusal from error
@@ -97,6 +99,19 @@ def _reference(source: Source, model: Any, inputs: Mapping[str, Any], what: str)
             f"{source.model} fails in PyTorch on {what}: {first_line(error)}; its own files make the inputs "
             f"({', '.join(inputs)}), so correct what they say of these, or export another model"
         ) from error
+    if isinstance(found, Mapping):
+        _check_numbers(source, found, what)
+    return found
+
+
+def _check_numbers(source: Source, found: Arrays, what: str) -> None:
+    """Raise Refused where they are none, which no graph is to blame for; -infinity is what masks are made of."""
+    answers = [one for one in found.values() if isinstance(one, np.ndarray) and one.dtype.kind == "f"]
+    if not all((one < np.inf).all() for one in answers):
+        raise Refused(
+            f"{source.model} answers NaN or infinity in PyTorch on {what}: its weights are broken; download it again, "
+            "or export another model"
+        )
 
 
 def _own_place(task: ExportTask, error: Exception) -> str:

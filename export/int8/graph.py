@@ -38,13 +38,13 @@ def finish(model: Any, ranks: dict[str, int]) -> None:
 
 
 def _biases(graph: Any) -> None:
-    vectors = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     readers, outputs = readers_of(graph), {tensor.name for tensor in graph.output}
     gone = []
     for node in graph.node:
         if node.op_type not in _BIAS or node.output[0] in outputs:
             continue
-        reader, bias = _sum_behind(node, readers, vectors)
+        reader, bias = _sum_behind(node, readers, shapes)
         place = _BIAS[node.op_type]
         if reader is None or any(node.input[place:]):
             continue
@@ -60,12 +60,16 @@ def _biases(graph: Any) -> None:
         graph.node.remove(node)
 
 
-def _sum_behind(node: Any, readers: dict[str, list[Any]], vectors: set[str]) -> tuple[Any, str]:
-    """The only node that reads `node`, where it adds a vector of weights, and that vector; else None."""
+def _sum_behind(node: Any, readers: dict[str, list[Any]], shapes: dict[str, list[int]]) -> tuple[Any, str]:
+    """The only node that reads `node`, where it adds a vector of weights, and that vector; else None.
+
+    A vector as wide as the product: the kernel reads so many numbers, wherever they are.
+    """
+    width = shapes.get(node.input[1], [])[-1:]
     found = readers[node.output[0]]
     if len(found) == 1 and found[0].op_type in ("Add", "BiasGelu"):
         others = [name for name in found[0].input if name != node.output[0]]
-        if len(others) == 1 and others[0] in vectors:
+        if len(others) == 1 and width and shapes.get(others[0]) == width:
             return found[0], others[0]
     return None, ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from export.command.arguments import read_file
 from export.errors import Refused
 
 _MOST_MB = 500
+_SURROGATES = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def read_json(
     cannot be read, is not JSON, or holds something else.
     """
     try:
-        found = json.loads(read_file(path, _MOST_MB))
+        text = read_file(path, _MOST_MB)
+        found = json.loads(text)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
             return kind()
@@ -127,9 +130,26 @@ def read_json(
         raise Refused(f"{path} is not valid JSON ({error}); download the model again") from None
     if not isinstance(found, kind):
         raise Refused(f"{path} holds no {'list' if kind is list else 'object'} in JSON; download the model again")
+    _refuse_half_pairs(path, text, found)
     if isinstance(found, dict):
         check_keys(path, found, {**_KEYS.get(path.name, {}), **(keys or {})})
     return found
+
+
+def _refuse_half_pairs(path: Path, text: str, found: Any) -> None:
+    """Raise Refused where a text of `found` cannot be written again, as prompts and labels are in a manifest.
+
+    An escape alone makes such a text, which no UTF-8 holds.
+    """
+    if _SURROGATES.search(text) is None:
+        return
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise Refused(
+            f"{path} holds {half}, half a surrogate pair, which no text has; correct it, or download the model again"
+        ) from None
 
 
 def processor_file(folder: Path) -> Path:

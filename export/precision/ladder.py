@@ -88,7 +88,7 @@ def choose_precisions(
             graphs = figures["graphs"]
             figures = {**figures, **found.figures}
             figures["graphs"] = {**found.graphs, **graphs} if target == "cpu" else {**graphs, **found.graphs}
-            failures += found.failures
+            failures += [f"{target}: {one}" for one in found.failures]
             note(found.said)
     figures["precisions"] = {"cpu": "fp32", **chosen}
     if records:

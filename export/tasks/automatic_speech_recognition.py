@@ -13,6 +13,7 @@ from export.audio import AudioExport
 from export.command.said import needing
 from export.errors import Refused
 from export.gate.measures import Measure
+from export.model_files.json_files import read_json
 from export.nodes import Nodes, require_output, set_outputs
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class AutomaticSpeechRecognitionExport(AudioExport):
         """The feature extractor and the tokenizer, which must be Wav2Vec2CTCTokenizer."""
         from transformers import AutoTokenizer
 
+        read_json(folder / "vocab.json")
         with needing(model, "tokenizer that can be loaded"):
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=recipe.trust_remote_code, local_files_only=True

@@ -40,6 +40,14 @@ def spoil_weights(model: Path) -> None:
     (model / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0no json!")
 
 
+def break_weights(model: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(model / "model.safetensors")
+    tensors["encoder.layer.1.output.dense.bias"][:] = float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
 def drop_weights(model: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
@@ -93,6 +101,7 @@ def changed(file: str, **changes: Any) -> Callable[[Path], None]:
             drop_weights,
             "tiny-bert lacks 16 weights of BertModel, encoder.layer.1.attention.output.LayerNorm.bias for one",
         ),
+        (break_weights, "tiny-bert answers NaN or infinity in PyTorch on the probe 'example 0: A quick test.'"),
         (changed("config.json", auto_map={"AutoModel": "code.Model"}), "config.json has auto_map); read it"),
         (changed("tokenizer_config.json", auto_map={}), "allow it with --trust-remote-code"),
         (

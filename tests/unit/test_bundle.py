@@ -300,6 +300,18 @@ def test_a_path_from_a_folder_that_was_deleted_says_so(tmp_path: Path, monkeypat
         open_bundle(Path("bundle"))
 
 
+def test_a_failed_export_takes_the_folders_above_that_it_made(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    out = tmp_path / "mine/new/newer/out"
+    with pytest.raises(RuntimeError), new_bundle_folder(out):
+        raise RuntimeError
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+    with pytest.raises(RuntimeError), new_bundle_folder(out):
+        (tmp_path / "mine/new/other").touch()
+        raise RuntimeError
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "new", "other"]
+
+
 def test_an_error_leaves_nothing_behind(tmp_path: Path):
     with pytest.raises(RuntimeError), new_bundle_folder(tmp_path / "out") as folder:
         (folder / "half").write_text("x")

@@ -66,6 +66,33 @@ def test_smoothing_changes_no_answer_and_makes_int8_lose_less():
     assert after < before / 10
 
 
+@pytest.mark.parametrize(("size", "left"), [(WIDTH, []), (1, ["Add"])])
+def test_a_bias_is_part_of_the_product_where_it_is_as_wide(tmp_path: Path, size: int, left: list[str]):
+    """The kernel reads as many numbers as the product is wide, also behind the end of a shorter bias."""
+    bias = np.full(size, 3, np.float32)
+    weight = RNG.normal(size=(WIDTH, WIDTH)).astype(np.float32)
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "length", WIDTH]) for name in "xy"]
+    nodes = [
+        # So that shapes are not known, and the fusions of ONNX Runtime itself leave the bias.
+        helper.make_node("Shape", ["x"], ["shape"], "shape"),
+        helper.make_node("Reshape", ["x", "shape"], ["same"], "reshape"),
+        helper.make_node("MatMul", ["same", "w"], ["product"], "product"),
+        helper.make_node("Add", ["bias", "product"], ["y"], "add"),
+    ]
+    constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "bias")]
+    graph = helper.make_graph(nodes, "g", tensors[:1], tensors[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    portable, _, places = optimize(model, tmp_path / "graphs", tmp_path / "work")
+    path = DynamicInt8(portable, tmp_path / "int8", places, []).write(Step())
+    kinds = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
+    assert kinds[kinds.index("DynamicQuantizeMatMul") + 1 :] == left
+    x = RNG.normal(size=(2, 5, WIDTH)).astype(np.float32)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], x @ weight + bias, atol=0.2)
+
+
 NAMES = [f"m{number}" for number in range(20)]
 INPUTS = [(f"x{number}", 0.7) for number in range(24)]
 

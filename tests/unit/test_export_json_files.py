@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from benchmarks.zoo.audio import tiny_speech
 from export.__main__ import main
 from export.errors import Refused
 from export.model_files.dense import append_dense, read_dense
@@ -47,6 +48,31 @@ def test_a_key_that_holds_what_it_may_not(tmp_path: Path, file: str, key: str, v
         f"{tmp_path / file} has {key} = {json.dumps(value)}, which must be {kind}; correct it, or download the model "
         "again"
     )
+
+
+@pytest.mark.parametrize("number", [0xD800, 0xDFFF])
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path, number: int):
+    """Wherever it is, in a name, too; a whole pair is a character."""
+    path, half = tmp_path / "config_sentence_transformers.json", chr(number)
+    write_json(path, {"prompts": {"query": "\U0001f642", "passage": "\u00fc\u2028"}, "other": "\\ud800"})
+    assert read_json(path)["prompts"]["query"] == "\U0001f642"
+    for prompts in ({"query": f"a{half}"}, {half: "a"}):
+        write_json(path, {"prompts": prompts})
+        with pytest.raises(Refused) as refused:
+            read_json(path)
+        assert str(refused.value) == (
+            f"{path} holds \\u{number:04x}, half a surrogate pair, which no text has; correct it, or download "
+            "the model again"
+        )
+
+
+def test_a_vocabulary_of_characters_with_half_of_one(tmp_path: Path):
+    """Which the bundle's manifest would have to hold."""
+    folder = tiny_speech(tmp_path, "wav2vec2", "ForCTC")
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    edit_json(folder / "vocab.json", **{"\ud800": vocabulary.pop("X")})
+    with pytest.raises(Refused, match=r"vocab.json holds .ud800, half a surrogate pair"):
+        export_task("automatic-speech-recognition").processors(folder, "m", Layout(), Recipe("m", None, tmp_path))
 
 
 def test_what_is_written_otherwise_in_some_models_passes(tmp_path: Path):

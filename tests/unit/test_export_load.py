@@ -17,7 +17,9 @@ from huggingface_hub import errors
 from huggingface_hub.utils._paths import filter_repo_objects
 from tokenizers.pre_tokenizers import PreTokenizer
 
-from benchmarks.zoo.text import task_model
+from benchmarks.zoo.audio import RATE, tiny_speech
+from benchmarks.zoo.decoders import SPECS
+from benchmarks.zoo.text import model_of, task_model
 from export import load
 from export.errors import Refused, Unavailable
 from export.lengths import LONGEST_DEFAULT, longest_row
@@ -494,6 +496,51 @@ def test_relative_positions_alone_are_no_limit(tmp_path: Path):
     assert load.load(recipe(str(folder))).max_length == POSITIONS
     with pytest.raises(Refused, match=f"is more than the {POSITIONS} positions that the model has; give fewer"):
         load.load(recipe(str(folder), max_length=POSITIONS + 1))
+
+
+def test_mpts_own_word_for_positions(tmp_path: Path):
+    """Its graph has the biases of so many tokens, and of no more."""
+    folder = model_of(tmp_path / "model", SPECS["mpt"], "AutoModel")
+    edit_json(folder / "tokenizer_config.json", model_max_length=int(1e30))
+    source = load.load(recipe(str(folder)))
+    assert source.max_length == source.positions == POSITIONS
+    with pytest.raises(Refused, match=f"is more than the {POSITIONS} positions that the model has; give fewer"):
+        load.load(recipe(str(folder), max_length=POSITIONS + 1))
+
+
+@pytest.mark.parametrize("frames", [100, 5000])
+def test_the_longest_recording_of_a_conformer_with_relative_positions(tmp_path: Path, frames: int):
+    """Its graph has a table of so many, which PyTorch makes longer where it needs more."""
+    folder = tiny_speech(tmp_path / "model", "wav2vec2-conformer", "ForCTC", max_source_positions=frames)
+    most = frames * 320 // RATE
+
+    def loaded(max_length: int | None) -> Any:
+        asked = Recipe(str(folder), "automatic-speech-recognition", Path("bundle"), max_length=max_length)
+        source = load.load(asked)
+        return source, source.task.asked_length(asked, source)
+
+    source, seconds = loaded(None)
+    assert seconds == min(30, most)
+    assert source.max_length == (seconds * RATE - 400) // 320 + 1 <= frames
+    source, seconds = loaded(most)
+    assert (seconds, source.max_length) == (most, frames - 1)
+    with pytest.raises(
+        Refused,
+        match=f"--max-length {most + 1} is more than the {most} s that the model's {frames} positions last; give fewer",
+    ):
+        loaded(most + 1)
+    edit_json(folder / "config.json", position_embeddings_type="rotary")
+    assert loaded(most + 1)[1] == most + 1
+
+
+def test_a_model_of_bytes_and_one_that_only_names_the_key(tmp_path: Path):
+    folder = tiny_bert(tmp_path / "model")
+    edit_json(folder / "config.json", quantization_config=None)
+    with pytest.raises(Refused, match="has quantization_config null, which transformers fails on; remove it"):
+        load.load(recipe(str(folder)))
+    edit_json(folder / "config.json", quantization_config={})
+    with pytest.raises(Refused, match="is quantized already; export the model that it was made from"):
+        load.load(recipe(str(folder)))
 
 
 @pytest.mark.parametrize(("asked", "of_files"), [(1, 512), (2, 512), (None, 2)])

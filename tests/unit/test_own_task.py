@@ -358,6 +358,18 @@ def test_what_the_model_fails_on_is_told_as_that(model: Any):
         answered(model, 1, lambda model, inputs: model(ids=inputs["input_ids"]))
 
 
+@pytest.mark.parametrize(("value", "is_broken"), [(np.nan, True), (np.inf, True), (-np.inf, False), (1e38, False)])
+def test_a_model_that_answers_with_no_numbers_is_broken(model: Any, value: float, is_broken: bool):
+    answer = {"tokens": np.ones(2, np.int32), "scores": np.array([1, value], np.float32)}
+    if not is_broken:
+        answered(model, 1, lambda model, inputs: answer)
+        return
+    with pytest.raises(
+        Refused, match="org/name answers NaN or infinity in PyTorch on the probe 'one': its weights are broken; downl"
+    ):
+        answered(model, 1, lambda model, inputs: answer)
+
+
 VALUES = [
     ({"a": [1, 2.5, None, True, ("x",)]}, ""),
     ({"a": np.ones(2, np.float32), "b": np.int64(1)}, ""),

@@ -264,6 +264,7 @@ def test_the_length_of_sound_stays_in_seconds(extractor: str, asked: int | None,
         adapters=(),
         max_length=1499,
         settings={},
-        processor=type(extractor, (), {})(),
+        config=SimpleNamespace(),
+        processor=type(extractor, (), {"sampling_rate": 16_000})(),
     )
     assert resolved(Recipe("m", None, Path("b"), max_length=asked), source).max_length == told

@@ -1,6 +1,8 @@
 """Signed bundles: keygen, sign and verify on the command line, and what the worker makes of them at boot."""
 
 import base64
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +49,41 @@ def test_a_private_key_is_for_its_owner_only_and_never_replaced(tmp_path: Path, 
     assert main(["keygen", "--key", str(path)]) == 2
     assert f"{path} exists" in capsys.readouterr().err
     assert path.read_bytes() == before
+
+
+def test_a_key_is_new_where_a_file_system_has_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    def link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    path = tmp_path / "key.pem"
+    new_key(path, capsys)
+    assert [one.name for one in tmp_path.iterdir()] == ["key.pem"]
+    before = path.read_bytes()
+    assert main(["keygen", "--key", str(path)]) == 2
+    assert path.read_bytes() == before
+
+
+def test_what_cannot_be_written_is_not_there(small_bundle: Path, key: str, tmp_path: Path, capsys):
+    """On a full disk, which a limit on files stands for; neither a key that the next run would not replace."""
+    code = """
+import resource, sys
+from export.__main__ import main
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+sys.exit(main(sys.argv[1:]))
+"""
+    other, recipe = tmp_path / "other.pem", tmp_path / "recipe.toml"
+    before = sorted(tmp_path.rglob("*"))
+    for argv in (
+        ["keygen", "--key", str(other)],
+        ["sign", str(small_bundle), "--key", str(tmp_path / "key.pem")],
+        ["a/model", "--write-recipe", str(recipe)],
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+        assert (done.returncode, done.stderr[:24]) == (3, "error: the disk is full;")
+    assert sorted(tmp_path.rglob("*")) == before
+    new_key(other, capsys)
 
 
 def test_a_signed_bundle_is_opened_with_its_key_and_without_any(signed: Path, key: str):
