@@ -12,7 +12,8 @@ LARGE = 1 << 16
 """Characters or bytes; nobody would notice the collector in less."""
 MANY = 50_000
 """Lists and objects of a body, which the collector takes milliseconds for; MAX_ITEMS items make fewer."""
-_MOST = 5_000_000  # of them that may be kept from it, half a gigabyte or more, before it looks at all there is
+_MOST = 10_000_000  # of them that may be kept from it, most of a gigabyte, before it looks at all there is
+_GROWTH = 4  # and so many times what it has found there: to walk through a list takes twice as long as to make it
 _PAUSE_S = 1.0
 
 
@@ -60,8 +61,7 @@ def _look_if(is_idle: Callable[[], bool]) -> None:
 
 
 def _look_at_all() -> None:
-    """Takes about as long as it took to make what is there; so not again before there is twice as much."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()
-    _Kept.count, _Kept.most = 0, max(_MOST, gc.get_freeze_count())
+    _Kept.count, _Kept.most = 0, max(_MOST, _GROWTH * gc.get_freeze_count())
