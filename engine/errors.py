@@ -2,7 +2,8 @@
 
 WorkerError
 ├── InvalidInput         the caller's: the payload breaks a rule; the message says what is allowed
-│   └── AnswerTooLarge   it asks for more than RunPod takes as one answer
+│   ├── AnswerTooLarge   it asks for more than RunPod takes as one answer
+│   └── BadHost          the host of a URL is unknown, not public, or not who it says
 ├── Overloaded           nobody's: the queue is full; the same job may be sent again
 ├── Unreachable          another server's: it did not answer as it should; the same job may be sent again
 └── WorkerFault          ours
@@ -45,6 +46,10 @@ class AnswerTooLarge(InvalidInput):
     def __init__(self, sentence: str, size: int) -> None:
         super().__init__(sentence)
         self.size = size
+
+
+class BadHost(InvalidInput):
+    """No URL of this host can be fetched. Whoever named it is the caller, unless a setting did."""
 
 
 class Overloaded(WorkerError):

@@ -23,7 +23,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from engine.config import Limits
 from engine.daemon import in_daemon
-from engine.errors import InvalidInput, Unreachable
+from engine.errors import BadHost, InvalidInput, Unreachable
 from engine.fetching.addresses import is_public
 from engine.fetching.authorities import client_context
 
@@ -106,7 +106,10 @@ def request(
     headers: Mapping[str, str] | None = None,
     network: Network | None = None,
 ) -> Reply:
-    """One request and its reply, whatever the status; the body of a redirect is not read. Raises as `fetch` does."""
+    """One request and its reply, whatever the status; the body of a redirect is not read.
+
+    Raises as `fetch` does: BadHost for what holds for every URL of the host.
+    """
     network = network or INTERNET
     target = check_url(url, limits.fetch_hosts)
     try:
@@ -122,7 +125,7 @@ def request(
     except TimeoutError:
         raise Unreachable(f"{target.host} did not answer within {deadline.seconds:g} s") from None
     except ssl.SSLCertVerificationError as error:
-        raise InvalidInput(f"the certificate of {target.host} cannot be verified: {error.verify_message}") from None
+        raise BadHost(f"the certificate of {target.host} cannot be verified: {error.verify_message}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:  # http.client reads a negative size of a chunk
         raise Unreachable(f"the connection to {target.host} failed ({type(error).__name__})") from error
 
@@ -188,12 +191,12 @@ def _addresses(target: Target, deadline: Deadline, network: Network) -> Sequence
     except socket.gaierror as error:
         if error.errno == socket.EAI_AGAIN:
             raise Unreachable(f"{target.host} cannot be looked up now") from None
-        raise InvalidInput(f"there is no host {target.host[:80]}") from None
+        raise BadHost(f"there is no host {target.host[:80]}") from None
     except UnicodeError:
-        raise InvalidInput(f"{target.host[:80]} is not a host name") from None
+        raise BadHost(f"{target.host[:80]} is not a host name") from None
     if not addresses or not all(network.is_allowed(address) for address in addresses):
         # Which address it is would tell a stranger about the network in here.
-        raise InvalidInput(f"{target.host} is not at a public address")
+        raise BadHost(f"{target.host} is not at a public address")
     return addresses
 
 

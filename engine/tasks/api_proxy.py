@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from urllib.parse import unquote, urlencode
 
 from engine.config import Limits, shown
-from engine.errors import ConfigError, InvalidInput, Unreachable
+from engine.errors import BadHost, ConfigError, InvalidInput, Unreachable, WorkerFault
 from engine.fetching.fetch import Deadline, Network, Reply, check_url, request
 from engine.tasks import payload as check
 from engine.tasks.items import ItemsTask, Part, Request
@@ -116,7 +116,7 @@ class ApiProxy(ItemsTask):
     def _call(self, method: str, url: str, body: bytes | None, *, check_spent: Callable[[], None]) -> Reply:
         """Send until it is answered, at most UPSTREAM_ATTEMPTS times, each after a check of what the job has spent.
 
-        Raises InvalidInput, Unreachable.
+        Raises Unreachable, InvalidInput for an answer that cannot be read, WorkerFault where UPSTREAM_URL is wrong.
         """
         headers = {"Idempotency-Key": uuid.uuid4().hex, "Accept": "application/json"}
         if body is not None:
@@ -129,6 +129,8 @@ class ApiProxy(ItemsTask):
             deadline, wanted_pause = Deadline(self.limits.fetch_timeout_s), 0.0
             try:
                 reply = request(method, url, self.limits, deadline, body=body, headers=headers, network=self._network)
+            except BadHost as error:
+                raise WorkerFault(f"UPSTREAM_URL: {error}") from error
             except Unreachable:
                 if is_last:
                     raise
@@ -150,8 +152,8 @@ class ApiProxy(ItemsTask):
                 return {"status": part.data.status, "json": _json(content)}
             if kind.startswith("text/"):
                 return {"status": part.data.status, "text": content.decode()}
-        except (ValueError, RecursionError):
-            pass  # not what the service says it is, or nested more deeply than can be passed on
+        except (ValueError, RecursionError, InvalidInput):
+            pass  # not what the service says it is, or not to be passed on as that
         return {"status": part.data.status, "base64": base64.b64encode(content).decode()}
 
 
@@ -170,7 +172,7 @@ def _stays_below(path: str) -> bool:
 
 
 def _json(content: bytes) -> Json:
-    """Raises ValueError or RecursionError for what is no JSON, or none that a reply can carry.
+    """Raises ValueError, RecursionError or InvalidInput for what is no JSON, or none that a reply can carry.
 
     Python takes numbers beyond a float's, and nesting of which it can write no more than half.
     """
@@ -182,6 +184,7 @@ def _json(content: bytes) -> Json:
         return float(text) if isfinite(float(text)) else refuse(text)
 
     document = json.loads(content, parse_constant=refuse, parse_float=number)
+    check.refuse_lone_surrogates(document)
     layer = [document]
     for _ in range(_DEEPEST + 1):
         containers = [one for one in layer if isinstance(one, dict | list)]

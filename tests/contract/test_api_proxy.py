@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import json
+import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from engine.batching.passage import Passage
 from engine.batching.stats import Stats
 from engine.config import Limits, Settings
 from engine.errors import ConfigError
+from engine.fetching.fetch import Network
 from engine.tasks.api_proxy import ApiProxy
 from handler.handler import Handler
 from tests.tls_server import HOST, Answer, TlsServer, certificate, content, raw
@@ -34,11 +37,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
 class Proxy:
     """The task behind a handler; `pauses` are what it would have slept."""
 
-    def __init__(self, server: TlsServer, **settings: Any) -> None:
+    def __init__(self, server: TlsServer, network: Network | None = None, **settings: Any) -> None:
         self.pauses: list[float] = []
         self.server = server
         defaults = {"fetch_hosts": (server.host,), "upstream_url": server.url("/v1/"), "fetch_timeout_s": 2.0}
-        task = ApiProxy(Limits(**{**defaults, **settings}), server.network(), self.pauses.append)
+        task = ApiProxy(Limits(**{**defaults, **settings}), network or server.network(), self.pauses.append)
         self.handler = Handler(task, Passage(Stats()), dict)
 
     def ask(self, payload: Any) -> Any:
@@ -104,10 +107,11 @@ def test_a_refusal_is_an_answer_and_not_tried_again(proxy: Proxy):
     assert (len(proxy.server.seen), proxy.pauses) == (1, [])
 
 
+HALVES = [b'{"a":"\\ud800x"}', b'{"\\udc00":1}', b'["\xed\xa0\x80"]', b'["\\ud800", %s]' % b",".join([b"[1]"] * 2000)]
 DEEP = [b"[" * depth + b"]" * depth for depth in (251, 700, 980, 5000)]
 
 
-@pytest.mark.parametrize("body", [b"[NaN]", b"[1e999]", *DEEP, b'{"a":' * 251 + b"1" + b"}" * 251])
+@pytest.mark.parametrize("body", [b"[NaN]", b"[1e999]", *DEEP, b'{"a":' * 251 + b"1" + b"}" * 251, *HALVES])
 def test_json_that_cannot_be_passed_on_goes_as_bytes(proxy: Proxy, body: bytes):
     proxy.on("/v1/odd", content(body, Content_Type="application/json"))
     said = asyncio.run(proxy.handler.body({"id": "1", "input": {"request": {"path": "/odd"}}}))
@@ -222,7 +226,35 @@ def test_nothing_private_is_reached(server: TlsServer, tmp_path: Path):
     """The same rules as for media: the service must be at a public address."""
     task = ApiProxy(Limits(fetch_hosts=("localhost",), upstream_url="https://localhost/", upstream_attempts=1))
     reply = asyncio.run(Handler(task, Passage(Stats()), dict).handle({"id": "1", "input": {"request": {"path": "/"}}}))
-    assert reply["error"] == "invalid input: localhost is not at a public address"
+    assert reply["error"] == "worker fault: UPSTREAM_URL: localhost is not at a public address"
+
+
+def test_a_service_that_is_not_there_or_not_itself_is_not_the_callers_fault(server: TlsServer):
+    """Whatever path is asked for, and not what may be otherwise in the next attempt."""
+
+    def unknown(host: str, port: int) -> list[str]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    known = server.network()
+    authority = f"wrong.test:{server.port}"
+    for network, why in (
+        (replace(known, resolve=unknown), "there is no host wrong.test"),
+        (replace(known, is_allowed=lambda address: False), "wrong.test is not at a public address"),
+        (known, "the certificate of wrong.test cannot be verified: "),
+    ):
+        proxy = Proxy(server, network, fetch_hosts=(authority,), upstream_url=f"https://{authority}/")
+        said = proxy.ask({"request": {"path": "/"}})["error"]
+        assert said.startswith(f"worker fault: UPSTREAM_URL: {why}")
+        assert proxy.pauses == []
+
+
+def test_an_answer_that_cannot_be_passed_on_is_one_of_the_path(server: TlsServer):
+    proxy = Proxy(server, max_media_bytes=1000)
+    proxy.on("/v1/large", content(b"x" * 1001))
+    assert proxy.ask({"request": {"path": "/large"}})["error"].startswith("invalid input: the content at ")
+    proxy.on("/v1/file.gz", content(b"x", Content_Encoding="gzip"))
+    said = proxy.ask({"request": {"path": "/file.gz"}})["error"]
+    assert said == f"invalid input: {HOST} sent compressed content (gzip), asked for was plain"
 
 
 @pytest.mark.parametrize("answer", [as_json({}), as_json({}, status=503)], ids=["the next request", "the next attempt"])
