@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -16,6 +17,7 @@ from engine.batching.stats import Stats
 from engine.errors import WorkerError, in_words
 from engine.tasks import payload as check
 from engine.tasks.base import Json, Task
+from engine.tasks.budget import Share
 from handler.log import log
 from handler.parts import send_parts
 from handler.reply import body_of_error, body_of_json, encode, to_json
@@ -136,6 +138,19 @@ class Handler:
         timings: bool,
         is_large: bool,
         on_progress: Callable[[Json], None] | None = None,
+    ) -> Any:
+        share: Share | None = getattr(request, "share", None)
+        with share or nullcontext():
+            return await self._answer_within(request, finish, clock, timings, is_large, on_progress)
+
+    async def _answer_within(
+        self,
+        request: Any,
+        finish: Finish,
+        clock: _Clock,
+        timings: bool,
+        is_large: bool,
+        on_progress: Callable[[Json], None] | None,
     ) -> Any:
         in_thread = is_large or self._waiting is not None or not self._is_quick(request)
         threads = self._waiting or (None if is_large else self._soon)
