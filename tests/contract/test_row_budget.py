@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
@@ -16,6 +17,7 @@ from engine.config import Limits
 from engine.errors import Overloaded
 from engine.tasks.budget import OF_PROCESS, Share
 from engine.tasks.feature_extraction import FeatureExtraction
+from handler import heap
 from handler.handler import Handler
 from tests.loops import until
 
@@ -132,3 +134,38 @@ def test_a_share_counts_while_it_is_entered_and_only_what_is_new(monkeypatch: py
         with pytest.raises(Overloaded):
             one.reach(41)
     assert OF_PROCESS.held == 0
+
+
+# The heap
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_a_heap_with_something_at_its_end_is_given_back():
+    large = np.ones(20_000_000, np.uint8)
+    del large  # from now on the C library makes no mapping of its own for less
+    rows, last = [np.ones(150_000, np.uint8) for _ in range(700)], bytes(100_000)
+    before = resident()
+    del rows
+    heap.shrink()
+    assert resident() < before - 70_000_000
+    assert last
+
+
+async def test_the_heap_is_given_back_once_behind_large_jobs_that_follow_one_another(
+    gated: Gated, monkeypatch: pytest.MonkeyPatch
+):
+    shrunk: list[int] = []
+    monkeypatch.setattr(heap, "shrink", lambda: shrunk.append(OF_PROCESS.held))
+    monkeypatch.setattr(heap, "_PAUSE_S", 0.05)
+    gated.gate.set()
+    await gated.handler.body(job(10))
+    await asyncio.sleep(0.1)
+    assert not shrunk
+    monkeypatch.setattr("handler.handler.LARGE", 100)
+    await asyncio.gather(*(gated.handler.body(job(10)) for _ in range(5)))
+    await until(lambda: bool(shrunk))
+    await asyncio.sleep(0.1)
+    assert shrunk == [0]
