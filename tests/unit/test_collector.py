@@ -84,7 +84,7 @@ def taken(raw: bytes) -> Any:
 def test_the_collector_rests_while_a_large_body_is_read(runs: list[int], read: Callable[[bytes], Any], raw: bytes):
     found = read(raw)
     assert len(runs) < 100  # it would begin and end with every 700 lists
-    after = [[] for _ in range(10_000)]
+    after: list[Any] = [[] for _ in range(10_000)]
     assert len(runs) > 10
     assert max(runs) < MANY  # none of which are the body's
     assert found == MANY_LISTS
