@@ -25,8 +25,12 @@ class Heap:
         """To be called when a large job has ended; once for those that follow one another: theirs is used again."""
         if self._timer is not None:
             self._timer.cancel()
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(_PAUSE_S, loop.run_in_executor, None, shrink)
+        self._timer = asyncio.get_running_loop().call_later(_PAUSE_S, _shrink_in_thread)
+
+
+def _shrink_in_thread() -> None:
+    with suppress(RuntimeError):  # the loop ends, or there is no further thread
+        asyncio.get_running_loop().run_in_executor(None, shrink)
 
 
 def shrink() -> None:
