@@ -105,7 +105,8 @@ class Limits:
         "MAX_ROW_BYTES",
         2_000_000_000,
         _whole(1, 1 << 40),
-        "Bytes that the items of one job, or of one part of a stream, become for the engine, and that it answers with.",
+        "Bytes that the items of one job, or of one part of a stream, become for the engine, and that it answers with. "
+        "All jobs together have half of the memory.",
     )
     fetch_hosts: tuple[str, ...] = _setting(
         "FETCH_HOSTS",

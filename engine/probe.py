@@ -211,6 +211,18 @@ def memory_left(root: Path = Path("/")) -> int:
     return available
 
 
+def memory_limit(root: Path = Path("/")) -> int:
+    """Bytes that this process may have at most: the machine's memory, or the container's limit where that is less.
+
+    Where neither is known, more than there can be. Reads cgroup v2 and v1 below `root`.
+    """
+    limit = _numbers(root / "proc/meminfo").get("MemTotal:", 1 << 50) * 1024
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # no such cgroup, or one that sets no limit
+            limit = min(limit, int((root / "sys/fs/cgroup" / name).read_text()))
+    return limit
+
+
 def _numbers(path: Path) -> dict[str, int]:
     """The lines "name number ..." of a file of the kernel's; none where there is no such file."""
     try:

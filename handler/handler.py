@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -16,6 +17,8 @@ from engine.batching.stats import Stats
 from engine.errors import WorkerError, in_words
 from engine.tasks import payload as check
 from engine.tasks.base import Json, Task
+from engine.tasks.budget import Share
+from handler.heap import LARGE, Heap
 from handler.log import log
 from handler.parts import send_parts
 from handler.reply import body_of_error, body_of_json, encode, to_json
@@ -55,6 +58,7 @@ class Handler:
         self._stats = stats or Stats()
         blocking = getattr(task, "blocking", False)
         self._waiting = ThreadPoolExecutor(_BLOCKING_THREADS, thread_name_prefix="wait") if blocking else None
+        self._heap = Heap()
         self._soon = ThreadPoolExecutor(_SOON_THREADS, thread_name_prefix="soon")
         self._is_quick: Callable[[Any], bool] = getattr(task, "is_quick", lambda request: True)
         self._answers_in: Callable[[Any, int], int] = getattr(task, "answers_in", lambda request, rows: rows)
@@ -136,6 +140,23 @@ class Handler:
         timings: bool,
         is_large: bool,
         on_progress: Callable[[Json], None] | None = None,
+    ) -> Any:
+        share: Share | None = getattr(request, "share", None)
+        try:
+            with share or nullcontext():
+                return await self._answer_within(request, finish, clock, timings, is_large, on_progress)
+        finally:
+            if share is not None and share.size > LARGE:
+                self._heap.shrink_soon()
+
+    async def _answer_within(
+        self,
+        request: Any,
+        finish: Finish,
+        clock: _Clock,
+        timings: bool,
+        is_large: bool,
+        on_progress: Callable[[Json], None] | None,
     ) -> Any:
         in_thread = is_large or self._waiting is not None or not self._is_quick(request)
         threads = self._waiting or (None if is_large else self._soon)

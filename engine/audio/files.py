@@ -15,6 +15,7 @@ from engine.errors import InvalidInput
 
 _MAGIC = re.compile(rb"RIFF....WAVE|fLaC|OggS|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]", re.DOTALL)  # MP3 is layer III
 _UNKNOWN_SIZE = 0x7FFF_0000  # of a WAV file that was streamed, or more: 2 or 4 GB less a header, until the end
+_MOST_CHUNKS = 10_000  # of a WAV file, of eight bytes and up; one has a handful
 _OGG_NEXT = re.compile(rb"OggS\0[\0\1\4\5]")  # a page that begins no stream
 _OGG_FIRST = re.compile(rb"OggS\0[\2\3\6\7]")
 _FLAC_FIRST = re.compile(rb"fLaC[\0\x80]\0\0\x22")  # the stream's information comes first and has 34 bytes
@@ -26,12 +27,12 @@ def readable(content: bytes, max_s: float, field: str) -> bytes:
     Raises InvalidInput, which names `field`, for what is no recording, is cut off or holds several; some of that only
     the decoder notices. Of an MP3 file of more than `max_s` seconds only a little more is kept.
     """
-    content = content[behind_id3(content) :]  # libsndfile skips the tags too, and takes any format behind them
+    content = content[behind_id3(content, field) :]  # libsndfile skips the tags too, and takes any format behind them
     if not _MAGIC.match(content):
         raise InvalidInput(f"`{field}` is not a WAV, FLAC, Ogg or MP3 recording")
     found: bytes | None = content
     if content[:4] == b"RIFF":
-        found = _wav(content)
+        found = _wav(content, field)
     elif content[:4] == b"OggS":
         found = _ogg(content, field)
     elif content[:4] == b"fLaC":
@@ -58,10 +59,13 @@ def _refuse_several(second: re.Match[bytes] | None, field: str) -> None:
         raise InvalidInput(f"`{field}` holds several recordings, one behind the other; send them one by one")
 
 
-def _wav(content: bytes) -> bytes | None:
+def _wav(content: bytes, field: str) -> bytes | None:
     """With the true size of its samples where it has none; None where there are less than its header says."""
-    at = 12
+    at, count = 12, 0
     while at + 8 <= len(content):
+        count += 1
+        if count > _MOST_CHUNKS:
+            raise InvalidInput(f"`{field}` has more than {_MOST_CHUNKS} chunks before its samples; save it anew")
         size, left = int.from_bytes(content[at + 4 : at + 8], "little"), len(content) - at - 8
         if content[at : at + 4] == b"data":
             # Whoever knew the size of the whole file, wrote 0 because there is no sample.

@@ -25,6 +25,7 @@ _DECODER_DELAY = 529  # samples that decoders make before the first one: LAME's 
 _ENCODERS = (b"LAME", b"Lavf", b"Lavc")  # whose tags hold the encoder's delay and padding
 _LOOKS = 10_000  # places behind the last frame where another one may begin
 _ID3_HEADER, _ID3V1 = 10, 128  # bytes; the header's last four hold the length of the rest, seven bits each
+_MOST_TAGS = 10_000  # one behind the other, of ten bytes and up; a file has one
 _ID3_FOOTER = 0x10  # a flag of ID3v2.4
 
 
@@ -58,9 +59,13 @@ class _Info(NamedTuple):
     padding: int
 
 
-def behind_id3(content: bytes, at: int = 0) -> int:
-    """Where what follows the ID3v2 tags at `at` begins."""
+def behind_id3(content: bytes, field: str, at: int = 0) -> int:
+    """Where what follows the ID3v2 tags at `at` begins. Raises InvalidInput, which names `field`, for too many."""
+    count = 0
     while content[at : at + 3] == b"ID3" and at + _ID3_HEADER <= len(content):
+        count += 1
+        if count > _MOST_TAGS:
+            raise InvalidInput(f"`{field}` has more than {_MOST_TAGS} ID3 tags in a row; send it without them")
         size = 0
         for byte in content[at + 6 : at + _ID3_HEADER]:
             size = size << 7 | byte & 0x7F
@@ -90,7 +95,7 @@ def with_length(content: bytes, max_s: float, field: str) -> bytes | None:
             count += 1
             continue
         runs.append(content[start:at])
-        start = behind_id3(content, at + _ID3V1 if content[at : at + 3] == b"TAG" else at)
+        start = behind_id3(content, field, at + _ID3V1 if content[at : at + 3] == b"TAG" else at)
         if start == at:
             break
         at = start

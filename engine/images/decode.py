@@ -7,19 +7,25 @@ so that a few bytes cannot ask for gigabytes.
 from __future__ import annotations
 
 import io
+import threading
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.images.headers import excess, excess_of_exif
+from engine.probe import cpu_quota
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What Pillow may try. Its other decoders are of little use here, and each is code that strangers' bytes would run."""
 
 _LONGEST_SIDE = 65_535  # JPEG's. Of a longer PNG or TIFF Pillow keeps a pointer a row, and a resize goes over all rows
 _MOST_IN_PYTHON = 4_000_000  # pixels and bytes: Pillow decodes a BMP in run lengths in Python, up to 1 us for each
+_LARGE = 4_000_000  # pixels, which take up to 16 bytes each while they are decoded: those of a WebP, as an animation's
+_LARGE_AT_ONCE = threading.BoundedSemaphore(cpu_quota())  # more would only take turns on the CPUs
 _RUN_LENGTHS = (1, 2)  # a BMP's compression: of 8 bits, of 4
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,6 +52,25 @@ def decode(content: bytes, field: str, max_pixels: int) -> Image.Image:
     Raises InvalidInput for files that are no image, of another format, damaged, cut short, over `max_pixels`, or made
     to cost more than its pixels do.
     """
+    with decoded(content, field, max_pixels) as image:
+        return image
+
+
+@contextmanager
+def decoded(content: bytes, field: str, max_pixels: int) -> Generator[Image.Image, None, None]:
+    """What `decode` gives, for a block that makes something smaller of it.
+
+    There are no more large images at once in this process, decoded and in such blocks, than it has CPUs: a few bytes
+    may be one, and a task has many threads. Raises as `decode` does.
+    """
+    image = _opened(content, field, max_pixels)
+    with _LARGE_AT_ONCE if image.width * image.height > _LARGE else nullcontext():
+        image = _upright(image, field)
+        yield image
+
+
+def _opened(content: bytes, field: str, max_pixels: int) -> Image.Image:
+    """Of which only the header was read."""
     if what := excess(content, max_pixels):
         raise InvalidInput(f"`{field}` is {what}; save it anew")
     # One number for the whole process, so it only rises.
@@ -75,11 +100,17 @@ def decode(content: bytes, field: str, max_pixels: int) -> Image.Image:
             f"`{field}` is a BMP in run lengths (RLE), {width} x {height} pixels in {len(content)} bytes, allowed are "
             f"{_MOST_IN_PYTHON} of both together; save it uncompressed"
         )
+    return image
+
+
+def _upright(image: Image.Image, field: str) -> Image.Image:
     try:
         if image.format == "TIFF":  # Pillow would read all of these when it loads the pixels
             for directory in _DIRECTORIES:
                 image.getexif().pop(directory, None)
         image.load()
+        if image.format == "WEBP":  # its decoder holds two canvases more
+            vars(image)["_decoder"] = None
         what = excess_of_exif(image.info.get("exif", b""))
         if not what:
             turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))

@@ -9,15 +9,13 @@ import numpy as np
 
 from engine.config import Limits
 from engine.errors import InvalidInput
-from engine.images.decode import decode
+from engine.images.decode import decoded
 from engine.images.geometry import Geometry
 from engine.tasks.items import Part, Request
 from engine.tasks.media import MediaTask
 from engine.tensors import Row
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from engine.bundle import Bundle
     from engine.tasks.base import Json
     from engine.tensors import Arrays
@@ -47,9 +45,9 @@ class ImageTask(MediaTask):
 
     def part(self, field: str, content: bytes, options: Mapping[str, Any]) -> Part:
         """One row; `data` is the image's own size as (height, width)."""
-        image: Image = decode(content, field, self.limits.max_pixels)
-        feeds = self.geometry.feeds(image, field, self.limits.max_pixels)
-        return Part([Row(feeds, 1, self.graph)], (image.height, image.width))
+        with decoded(content, field, self.limits.max_pixels) as image:
+            feeds = self.geometry.feeds(image, field, self.limits.max_pixels)
+            return Part([Row(feeds, 1, self.graph)], (image.height, image.width))
 
 
 class MapTask(ImageTask):

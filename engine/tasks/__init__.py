@@ -25,7 +25,7 @@ def tags_beside(file: str, *others: str) -> tuple[str, ...]:
     return tuple(sorted(name.replace("_", "-") for name in names if name not in ("__init__", *others)))
 
 
-TASKS = tags_beside(__file__, "base", "items", "media", "payload")
+TASKS = tags_beside(__file__, "base", "budget", "items", "media", "payload")
 """The tags that have a file here."""
 
 DEFAULT_LIMITS = Limits()

@@ -116,7 +116,7 @@ class FeatureExtraction(TextTask):
         # rows hold as well.
         request.parts = [Part((), [encoding.ids for encoding in encodings])]
         rows = list(map(self.tokens.row, encodings))
-        Room(self).take(rows, "the job's rows")
+        Room(self, request.share).take(rows, "the job's rows")
         return rows
 
     def refuse_many(self, request: Request) -> None:

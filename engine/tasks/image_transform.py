@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from engine.errors import InvalidInput
-from engine.images.decode import decode
+from engine.images.decode import decoded
 from engine.images.examples import GRADIENT, LANDSCAPE, PORTRAIT
 from engine.tasks import payload as check
 from engine.tasks.items import Part
@@ -61,7 +61,10 @@ class ImageTransform(MediaTask):
 
     def part(self, field: str, content: bytes, options: Mapping[str, Any]) -> Part:
         """A row with the bytes of the new file; `data` is its width and height."""
-        image = decode(content, field, self.limits.max_pixels)
+        with decoded(content, field, self.limits.max_pixels) as image:
+            return self._part(field, image, options)
+
+    def _part(self, field: str, image: Image.Image, options: Mapping[str, Any]) -> Part:
         image.info.clear()  # comments, profiles and a transparent colour, which Pillow would write out again
         image = self._resized(image, options, field)
         if max(image.size) > (longest := _LONGEST_SIDES[options["format"]]):

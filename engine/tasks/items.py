@@ -16,6 +16,7 @@ from engine.config import Limits
 from engine.errors import InvalidInput
 from engine.fetching.spent import Spent
 from engine.tasks import payload as check
+from engine.tasks.budget import Share
 from engine.tensors import Row, TensorSpec, bytes_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Request:
     parts: list[Part] = field(default_factory=list)
     spent: Spent = field(default_factory=Spent, compare=False)
     """What its URLs have cost; the parts of a job that is split share it."""
+    share: Share = field(default_factory=Share, compare=False)
+    """What its rows hold of the process's memory, or those of a part."""
     is_part: bool = False
     """Of a job that is split; it may be split again."""
 
@@ -114,15 +117,22 @@ class ItemsTask:
             return [request]
         starts = range(0, len(request.items), rows)
         return [
-            replace(request, items=request.items[at : at + rows], first=request.first + at, parts=[], is_part=True)
+            replace(
+                request,
+                items=request.items[at : at + rows],
+                first=request.first + at,
+                parts=[],
+                share=Share(),
+                is_part=True,
+            )
             for at in starts
         ]
 
     def preprocess(self, request: Request) -> Sequence[Row]:
-        """The rows of all items, in their order. Raises InvalidInput."""
+        """The rows of all items, in their order. Raises InvalidInput, or Overloaded by what other jobs hold."""
         request.parts = self.parts(request)
         rows = [row for part in request.parts for row in part.rows]
-        Room(self).take(rows, "the job's rows")
+        Room(self, request.share).take(rows, "the job's rows")
         return rows
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
@@ -189,12 +199,16 @@ class Room:
     which stay until the last row is answered.
     """
 
-    def __init__(self, task: ItemsTask) -> None:
+    def __init__(self, task: ItemsTask, share: Share) -> None:
         self._outputs = task.outputs
+        self._share = share
         self._most = self._left = task.limits.max_row_bytes
 
     def take(self, rows: Sequence[Row], what: str) -> None:
-        """Make room for `rows` and their outputs. Raises InvalidInput, in which `what` has become too much."""
+        """Make room for `rows` and their outputs.
+
+        Raises InvalidInput, in which `what` has become too much, and Overloaded where other jobs hold too much.
+        """
         self._left -= sum(array.nbytes for row in rows for array in row.feeds.values())
         for (graph, length), count in Counter((row.graph, row.length) for row in rows).items():
             self._left -= count * bytes_of(self._outputs.get(graph, ()), length)
@@ -202,6 +216,7 @@ class Room:
             raise InvalidInput(
                 f"{what} become more than {self._most} bytes for the engine and from it (MAX_ROW_BYTES); split the job"
             )
+        self._share.reach(self._most - self._left)
 
 
 def missing(task: object, method: str) -> NotImplementedError:

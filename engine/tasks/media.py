@@ -83,7 +83,7 @@ class MediaTask(ItemsTask):
     def parts(self, request: Request) -> list[Part]:
         """The part of every item, in order. Raises InvalidInput or Unreachable."""
         contents = each_bytes_of(request.items, self.limits, request.spent)
-        room, parts, count = Room(self), [], 0
+        room, parts, count = Room(self, request.share), [], 0
         for index, content in enumerate(contents):
             request.spent.refuse_stopped()
             field, _ = request.items[index]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from string import Formatter
 from typing import Any
 
@@ -22,8 +23,18 @@ _OF_EVERY_MODEL = {"query": "", "document": ""}
 _WITHOUT_TEXT = frozenset((int, float, bool, type(None)))
 """A payload may hold millions of these, before anybody looks at its size."""
 
+_SHOWN = 5  # unknown fields, the first ones: a payload may hold millions
 _FEW = 1_000
 """Steps of a walk, after which what is left is written as JSON: a hundred times faster, but for long strings."""
+
+
+class _Brief(reprlib.Repr):
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        """Of the first keys, and not of those that come first once all of them are sorted."""
+        return super().repr_dict(dict(islice(x.items(), self.maxdict + 1)), level)
+
+
+_BRIEF = _Brief()
 
 
 def kind(value: Any) -> str:
@@ -36,7 +47,7 @@ def kind(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """The beginning of a value that is refused, for a sentence; at no cost, however large or deep it is."""
-    return (reprlib.repr(value) if isinstance(value, list | dict) else str(value))[:40]
+    return (_BRIEF.repr(value) if isinstance(value, list | dict) else str(value))[:40]
 
 
 def _quoted(value: Any) -> str:
@@ -118,11 +129,11 @@ def model_name(payload: dict[str, Any]) -> str | None:
 def refuse_unknown(payload: dict[str, Any], known: Iterable[str], told: str = "") -> None:
     """Refuse fields that are not in `known`: ignoring a misspelt option would be wrong. `told` ends the sentence."""
     known = tuple(known)
-    unknown = [str(name) for name in payload if name not in known]
+    unknown = [*islice((str(name) for name in payload if name not in known), _SHOWN)]
     if unknown:
-        fields = ", ".join(f"`{name[:40]}`" for name in sorted(unknown)[:5])
+        fields = ", ".join(f"`{name[:40]}`" for name in sorted(unknown))
         all_known = ", ".join(f"`{name}`" for name in sorted(known))
-        if "openai_route" in unknown:
+        if "openai_route" in payload and "openai_route" not in known:
             route = shown(payload["openai_route"])
             raise InvalidInput(
                 f"this worker's task has no answer to {route}, and of such routes to /v1/models alone; "

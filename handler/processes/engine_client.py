@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from engine.errors import ConfigError, EngineError, InvalidInput, WorkerError, WorkerFault
+from handler.collector import look_when_idle
 from handler.processes.frames import Frames, open_frames
 
 CHECKS_PER_TIMEOUT = 4
@@ -41,7 +42,7 @@ class EngineClient:
         self._frames: Frames | None = None
         self._closing = False
         self._failure: str | None = None
-        self._last_pong = 0.0
+        self._last_sign = 0.0
         self._busy_s = 0.0
         self._running = ""
 
@@ -103,8 +104,11 @@ class EngineClient:
         finally:
             del self._waiting[number]
             self._on_part.pop(number, None)
+            if not self._waiting:
+                look_when_idle(lambda: not self._waiting)
 
     def _on_frame(self, kind: str, *content: Any) -> None:
+        self._last_sign = time.monotonic()  # not a pong's alone, which waits behind jobs that take seconds to read
         if kind == "ready":
             self.ready, stages = content
             self._started.set_result(stages)
@@ -113,7 +117,6 @@ class EngineClient:
         elif kind == "lost":
             self._fail(content[1])
         elif kind == "pong":
-            self._last_pong = time.monotonic()
             _, self._busy_s, self._running = content
         elif kind in ("chunk", "progress"):
             if on_part := self._on_part.get(content[0]):
@@ -150,7 +153,7 @@ class EngineClient:
         clock goes on.
         """
         pause, awake_since = timeout_s / CHECKS_PER_TIMEOUT, 0.0
-        seen = self._last_pong = time.monotonic()
+        seen = self._last_sign = time.monotonic()
         while True:
             is_asked = bool(self._waiting) and not self._failure
             if is_asked:
@@ -158,10 +161,10 @@ class EngineClient:
             await asyncio.sleep(pause)
             now = time.monotonic()
             if now - seen > 2 * pause:  # also where no job was there yet, or between two lines
-                self._last_pong = awake_since = now
+                self._last_sign = awake_since = now
             elif not is_asked:
-                self._last_pong, self._busy_s = now, 0.0
-            elif now - self._last_pong > timeout_s:
+                self._last_sign, self._busy_s = now, 0.0
+            elif now - self._last_sign > timeout_s:
                 self._fail(f"the engine did not answer within {timeout_s:g} s (ENGINE_TIMEOUT_S)")
             elif min(self._busy_s, now - awake_since) > timeout_s:
                 self._fail(batch_too_long(self._running, timeout_s))

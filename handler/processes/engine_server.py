@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import huge_pages
 from engine.errors import WorkerFault, in_words
+from handler.collector import look_when_idle
 from handler.log import log
 from handler.parts import AHEAD
 from handler.processes.frames import Frames, open_frames
@@ -74,6 +75,8 @@ class _Server:
     def _ended(self, number: int) -> None:
         del self._tasks[number]
         self._room.pop(number, None)
+        if not self._tasks:
+            look_when_idle(lambda: not self._tasks)
 
     async def _send_chunk(self, number: int, chunk: bytes) -> None:
         """Wait while parts enough are on their way: RunPod may take them more slowly than they are made."""

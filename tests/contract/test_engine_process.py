@@ -21,6 +21,7 @@ from engine.errors import EngineError, InvalidInput, WorkerFault
 from engine.tasks.base import Task
 from engine.tensors import Arrays, Row
 from handler.boot import Worker, boot
+from handler.collector import MANY, _Kept
 from handler.handler import Handler
 from handler.parts import AHEAD
 from handler.processes.engine_client import EngineClient
@@ -72,6 +73,19 @@ async def test_a_stream_that_nobody_reads_any_more_is_not_answered_further(small
         await parts.aclose()
         await until(lambda: not server._tasks)
         assert not (server._room or client._waiting or client._on_part)
+    worker.batcher.close()
+
+
+@pytest.mark.parametrize("other", ["engine_client", "engine_server"])
+async def test_either_process_looks_for_cycles_once_its_last_large_job_has_ended(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, other: str
+):
+    monkeypatch.setattr(f"handler.processes.{other}.look_when_idle", lambda is_idle: None)
+    monkeypatch.setattr("handler.collector._PAUSE_S", 0.0)
+    worker = boot(Settings(bundle=small_bundle, engine="fake"), Timeline())
+    async with connected(worker) as (client, _):
+        await client.handle({"id": "1", "input": {"texts": [[] for _ in range(2 * MANY)]}})
+        await until(lambda: not _Kept.count)
     worker.batcher.close()
 
 
@@ -269,6 +283,7 @@ def busy_since(seconds: float, count: int) -> list[Step]:
 WATCHED: dict[str, tuple[list[Step], str]] = {
     "it runs short batches": ([busy(0.1)] * 9, ""),
     "it answers late": ([SILENCE] * 3 + [busy(0.1)], ""),
+    "it answers jobs, behind which the pings wait": ([(PAUSE_S, [("reply", 7, b"")])] * 9, ""),
     "it says nothing": ([SILENCE] * 9, "the engine did not answer within 1 s"),
     "it runs a long batch": (busy_since(0.0, 9), "the engine did not end a batch of 1 row within 1 s"),
     "both processes were frozen": ([busy(PAUSE_S), FROZEN, *busy_since(99.25, 3)], ""),

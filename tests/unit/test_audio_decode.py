@@ -147,6 +147,18 @@ def test_what_is_no_recording_gets_a_sentence(content: bytes, sentence: str):
     assert f"`audio` {sentence}" in str(error.value)
 
 
+def test_ever_so_many_empty_tags_and_chunks_are_not_walked_through():
+    content = file_of(np.zeros(RATE, np.float32))
+    tag, chunk = b"ID3\3\0\0\0\0\0\0", b"JUNK\0\0\0\0"
+    assert len(decode(10_000 * tag + content[:12] + 100 * chunk + content[12:], RATE, 1, "audio")) == RATE
+    for many, said in (
+        (10_001 * tag + content, "has more than 10000 ID3 tags in a row; send it without them"),
+        (content[:12] + 10_001 * chunk + content[12:], "has more than 10000 chunks before its samples; save it anew"),
+    ):
+        with pytest.raises(InvalidInput, match=f"`audio` {said}"):
+            decode(many, RATE, 1, "audio")
+
+
 @pytest.mark.parametrize("kind", ["AIFF", "AU", "SDS"])
 def test_other_formats_do_not_come_in_behind_an_id3_tag(kind: str):
     """libsndfile skips the tag and reads on with whichever of its parsers fits."""

@@ -2,9 +2,13 @@
 
 import base64
 import io
+import resource
 import struct
+import threading
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine.errors import InvalidInput
-from engine.images.decode import FORMATS, decode
+from engine.images import decode as module
+from engine.images.decode import FORMATS, decode, decoded
 
 NOISE = np.random.default_rng(0).integers(0, 256, (21, 34, 4), np.uint8)
 LIMIT = 10_000
@@ -146,6 +151,52 @@ def test_a_gif_that_is_to_be_cleared_takes_no_memory_before_its_size_is_looked_a
     assert decode(gif(1), "image", LIMIT).size == (1, 1)
     with pytest.raises(InvalidInput, match="more pixels than the 10000 in all"):
         decode(gif(20_000), "image", LIMIT)
+
+
+LARGE = encoded(Image.new("RGB", (2001, 2000)), "PNG")
+SMALL = encoded(image_of("RGB"), "PNG")
+
+
+def size(content: bytes) -> tuple[int, int]:
+    return decode(content, "image", 1 << 30).size
+
+
+def test_large_images_wait_for_one_another_and_small_ones_for_none(monkeypatch: pytest.MonkeyPatch):
+    """A WebP of 64 characters has 50 million pixels, and takes 800 MB while it is decoded."""
+    monkeypatch.setattr(module, "_LARGE_AT_ONCE", threading.BoundedSemaphore(1))
+    with ThreadPoolExecutor(1) as threads:
+        with decoded(LARGE, "image", 1 << 30) as image:
+            waiting = threads.submit(size, LARGE)
+            assert size(SMALL) == (34, 21)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.2)
+        assert waiting.result(60) == image.size == (2001, 2000)
+
+
+def test_a_large_image_that_fails_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_LARGE_AT_ONCE", threading.BoundedSemaphore(1))
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match="damaged or truncated"):
+            decode(LARGE[: len(LARGE) // 2], "image", 1 << 30)
+        with pytest.raises(ZeroDivisionError), decoded(LARGE, "image", 1 << 30):
+            raise ZeroDivisionError  # whatever is made of it
+    with pytest.raises(ValueError, match="released too many times"):
+        module._LARGE_AT_ONCE.release()
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def test_of_a_webp_only_the_pixels_are_kept():
+    """Pillow decodes it as an animation, and would hold two further canvases beside them."""
+    side = 3_000  # 36 MB a canvas: more than a C library keeps when it is given back
+    content = encoded(Image.new("RGB", (side, side)), "WEBP", quality=0, method=0)
+    before = resident()
+    image = decode(content, "image", 1 << 30)
+    assert resident() - before < 2 * 4 * side**2
+    assert image.getpixel((side - 1, side - 1)) == (0, 0, 0)
 
 
 def test_pillows_own_limit_stays_above_the_setting():

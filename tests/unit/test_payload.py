@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -31,6 +32,27 @@ def test_texts_are_as_many_and_as_long_as_allowed_and_no_more():
     ):
         with pytest.raises(InvalidInput, match=said):
             check.texts(value, "texts", 2, 3)
+
+
+@pytest.mark.parametrize(
+    "refuse",
+    [
+        lambda names: check.refuse_unknown(names, ("text",)),
+        lambda names: check.whole_number({"k": names}, "k", 1),
+        lambda names: check.choice({"k": [[names]]}, "k", ("a", "b")),
+    ],
+    ids=["fields", "a value", "within a value"],
+)
+def test_of_ever_so_many_names_only_the_first_are_looked_at(refuse: Callable[[dict[str, Any]], Any]):
+    """A million of them, sorted, would keep all other jobs waiting for seconds."""
+    names = {f"n{number:06}": 0 for number in reversed(range(200_000))}
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInput, match="n199996.*n199999|'n199996': 0"):
+            refuse(names)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("value", [0, 1, 0.5])

@@ -14,6 +14,7 @@ from engine.probe import (
     gpu,
     has_device_file,
     memory_left,
+    memory_limit,
     missing_packages,
     onnxruntime_providers,
     promised_gpu,
@@ -130,6 +131,17 @@ def test_memory_left_to_the_container(tmp_path: Path, limit: str, used: str, sta
     assert memory_left(tmp_path) == 500 * 1024
     write(tmp_path, limit, "100000\n")  # lowered meanwhile
     assert memory_left(tmp_path) == 0
+
+
+@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_the_memory_that_a_process_may_have(tmp_path: Path, name: str):
+    assert memory_limit(tmp_path) > 1 << 50  # nothing is known
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  900 kB\nMemAvailable:    500 kB\n")
+    assert memory_limit(tmp_path) == 900 * 1024
+    for text, expected in (("max\n", 900 * 1024), ("9223372036854771712\n", 900 * 1024), ("300000\n", 300_000)):
+        write(tmp_path, name, text)
+        assert memory_limit(tmp_path) == expected
 
 
 # The GPU and its packages
