@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -18,7 +17,7 @@ from engine.errors import WorkerError, in_words
 from engine.tasks import payload as check
 from engine.tasks.base import Json, Task
 from engine.tasks.budget import Share
-from handler.heap import LARGE, Heap
+from handler.heap import Heap
 from handler.log import log
 from handler.parts import send_parts
 from handler.reply import body_of_error, body_of_json, encode, to_json
@@ -141,45 +140,33 @@ class Handler:
         is_large: bool,
         on_progress: Callable[[Json], None] | None = None,
     ) -> Any:
-        share: Share | None = getattr(request, "share", None)
-        try:
-            with share or nullcontext():
-                return await self._answer_within(request, finish, clock, timings, is_large, on_progress)
-        finally:
-            if share is not None and share.size > LARGE:
-                self._heap.shrink_soon()
+        share: Share = getattr(request, "share", None) or Share()
+        with share:
+            try:
+                in_thread = is_large or self._waiting is not None or not self._is_quick(request)
+                threads = self._waiting or (None if is_large else self._soon)
+                rows = await _run(in_thread, lambda: self._task.preprocess(request), threads)
+                clock.lap("prepare")
+                on_rows_done = None
+                if on_progress is not None:
+                    on_rows_done = lambda done: on_progress({"rows_done": done, "rows": len(rows)})  # noqa: E731
+                outputs = await self._batcher.run(rows, on_rows_done)
+                clock.lap("engine")
 
-    async def _answer_within(
-        self,
-        request: Any,
-        finish: Finish,
-        clock: _Clock,
-        timings: bool,
-        is_large: bool,
-        on_progress: Callable[[Json], None] | None,
-    ) -> Any:
-        in_thread = is_large or self._waiting is not None or not self._is_quick(request)
-        threads = self._waiting or (None if is_large else self._soon)
-        rows = await _run(in_thread, lambda: self._task.preprocess(request), threads)
-        clock.lap("prepare")
-        on_rows_done = None
-        if on_progress is not None:
-            on_rows_done = lambda done: on_progress({"rows_done": done, "rows": len(rows)})  # noqa: E731
-        outputs = await self._batcher.run(rows, on_rows_done)
-        clock.lap("engine")
+                def conclude() -> Any:
+                    reply = self._task.postprocess(request, outputs)
+                    if timings and isinstance(reply, dict):  # the task may keep its own, and answer with it again
+                        reply = {**reply, "timings_ms": clock.laps_ms}
+                    return finish(reply)
 
-        def conclude() -> Any:
-            reply = self._task.postprocess(request, outputs)
-            if timings and isinstance(reply, dict):
-                reply = {**reply, "timings_ms": clock.laps_ms}  # the task may keep its own, and answer with it again
-            return finish(reply)
-
-        # What comes out of a task that waits for media may be masks of megabytes.
-        answers = self._answers_in(request, len(rows))
-        in_thread = self._waiting is not None or answers > _INLINE_ANSWERS
-        result = await _run(in_thread, conclude, self._soon if answers <= _SOON_ANSWERS else None)
-        clock.lap("finish")
-        return result
+                # What comes out of a task that waits for media may be masks of megabytes.
+                answers = self._answers_in(request, len(rows))
+                in_thread = self._waiting is not None or answers > _INLINE_ANSWERS
+                result = await _run(in_thread, conclude, self._soon if answers <= _SOON_ANSWERS else None)
+                clock.lap("finish")
+                return result
+            finally:
+                self._heap.ended(share.size)
 
 
 def _models(name: str) -> Json:

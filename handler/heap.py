@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-LARGE = 32_000_000
+_LARGE = 32_000_000
 """Bytes of rows, and of outputs, of a job behind which it is worth the while."""
 _PAUSE_S = 1.0
 
@@ -21,8 +21,10 @@ class Heap:
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
 
-    def shrink_soon(self) -> None:
-        """To be called when a large job has ended; once for those that follow one another: theirs is used again."""
+    def ended(self, size: int) -> None:
+        """A job has, whose rows held `size` bytes; once for those that follow one another, for theirs is used again."""
+        if size <= _LARGE:
+            return
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(_PAUSE_S, _shrink_in_thread)

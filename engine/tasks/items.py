@@ -5,9 +5,9 @@ A subclass says what an item is, which options there are, which rows an item mak
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -65,6 +65,8 @@ class ItemsTask:
 
     outputs: Mapping[str, Sequence[TensorSpec]] = MappingProxyType({})
     """What each graph answers a row with; of a task that was made without a bundle nothing is known."""
+    answer_bytes: Callable[[str, int], int] = staticmethod(lambda graph, length: 0)
+    """What a graph's answer to a row of a length holds."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -76,7 +78,8 @@ class ItemsTask:
 
     def answered_by(self, bundle: Bundle) -> Self:
         """The task, which knows the outputs of `bundle` from now on."""
-        self.outputs = {name: graph.outputs for name, graph in bundle.manifest.graphs.items()}
+        outputs = self.outputs = {name: graph.outputs for name, graph in bundle.manifest.graphs.items()}
+        self.answer_bytes = lru_cache(lambda graph, length: bytes_of(outputs.get(graph, ()), length))
         return self
 
     def parse(self, payload: Json) -> Request:
@@ -200,7 +203,7 @@ class Room:
     """
 
     def __init__(self, task: ItemsTask, share: Share) -> None:
-        self._outputs = task.outputs
+        self._answer_bytes = task.answer_bytes
         self._share = share
         self._most = self._left = task.limits.max_row_bytes
 
@@ -209,9 +212,10 @@ class Room:
 
         Raises InvalidInput, in which `what` has become too much, and Overloaded where other jobs hold too much.
         """
-        self._left -= sum(array.nbytes for row in rows for array in row.feeds.values())
-        for (graph, length), count in Counter((row.graph, row.length) for row in rows).items():
-            self._left -= count * bytes_of(self._outputs.get(graph, ()), length)
+        for row in rows:
+            for array in row.feeds.values():
+                self._left -= array.nbytes
+            self._left -= self._answer_bytes(row.graph, row.length)
         if self._left < 0:
             raise InvalidInput(
                 f"{what} become more than {self._most} bytes for the engine and from it (MAX_ROW_BYTES); split the job"
