@@ -164,7 +164,7 @@ async def test_the_heap_is_given_back_once_behind_large_jobs_that_follow_one_ano
     await gated.handler.body(job(10))
     await asyncio.sleep(0.1)
     assert not shrunk
-    monkeypatch.setattr("handler.handler.LARGE", 100)
+    monkeypatch.setattr(heap, "_LARGE", 100)
     await asyncio.gather(*(gated.handler.body(job(10)) for _ in range(5)))
     await until(lambda: bool(shrunk))
     await asyncio.sleep(0.1)
