@@ -75,7 +75,7 @@ class Row:
     graph: str = "model"
 
 
-def bytes_of(specs: Sequence[TensorSpec], length: int) -> int:
+def bytes_at(specs: Sequence[TensorSpec], length: int) -> int:
     """Bytes of tensors of `specs` for one row of `length`, without padding."""
     from numpy import dtype
 

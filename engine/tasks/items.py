@@ -17,7 +17,7 @@ from engine.errors import InvalidInput
 from engine.fetching.spent import Spent
 from engine.tasks import payload as check
 from engine.tasks.budget import Share
-from engine.tensors import Row, TensorSpec, bytes_of
+from engine.tensors import Row, TensorSpec, bytes_at
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -79,7 +79,7 @@ class ItemsTask:
     def answered_by(self, bundle: Bundle) -> Self:
         """The task, which knows the outputs of `bundle` from now on."""
         outputs = self.outputs = {name: graph.outputs for name, graph in bundle.manifest.graphs.items()}
-        self.answer_bytes = lru_cache(lambda graph, length: bytes_of(outputs.get(graph, ()), length))
+        self.answer_bytes = lru_cache(lambda graph, length: bytes_at(outputs.get(graph, ()), length))
         return self
 
     def parse(self, payload: Json) -> Request:
