@@ -447,7 +447,7 @@ async def test_what_ended_is_remembered_until_a_later_poll_is_answered(now: list
         await platform.end()
         await platform.reply(OK)
         now[0] = 6.0
-        platform.loop._poll.stop_signals = stop_signals  # type: ignore[method-assign]
+        platform.loop._poll.stop_signals = stop_signals  # type: ignore[method-assign]  # what RunPod says
         following = asyncio.create_task(platform.loop._follow_stop_signals())
         await settled()
         assert list(platform.loop._ended._kept) == ([] if says == "none" else ["j"])

@@ -143,7 +143,7 @@ def test_beside_a_floor_that_is_another_day_s_nothing_is_said(
         assert run(before, after, tmp_path) == 0
         said = f"The floor itself is more than 1.5x apart: load: floor, idle, p50_ms 5.03 / {5.025 * times:.3g};"
         assert said in capsys.readouterr().out
-    gone = results([None] * 4, (10.0, 10.1, 9.9, 10.2))  # type: ignore[list-item]
+    gone = results([None] * 4, (10.0, 10.1, 9.9, 10.2))  # type: ignore[list-item]  # a round without a value
     assert [one.verdict for one in compare.compare(before, gone)] == [compare.WORSE]
 
 

@@ -259,6 +259,7 @@ def test_a_pod_that_is_started_again_while_it_builds_is_not_waited_for(
     running = server(Build(small_bundle, small_bundle), "token", 0)
 
     def start_again(line: str) -> None:
+        # An attribute of the class that `server` makes, of which the type of the server says nothing.
         running.RequestHandlerClass.build = Build(small_bundle, small_bundle)  # type: ignore[attr-defined]
 
     with serving(running) as url:

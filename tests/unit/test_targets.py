@@ -22,7 +22,7 @@ from aiohttp import web
 from benchmarks import coldstart, peer_env
 from benchmarks.floor import Floor
 from benchmarks.floor_files import files
-from benchmarks.targets import library
+from benchmarks.targets import library, queue_worker
 from benchmarks.targets.base import Running
 from benchmarks.targets.catalogue import Needs, targets
 from benchmarks.targets.dialects import OPENAI, SDK_TEST_SERVER, TEI, triton
@@ -122,12 +122,14 @@ def test_a_worker_finds_its_first_job_waiting(small_bundle: Path):
     (ours,) = targets(["ours"], Needs(model=small_bundle, bundle=small_bundle, engine="fake"))
     assert isinstance(ours, QueueWorker)
     with ours.start("a") as running:
-        (job,) = running._clients.emulator.jobs.values()  # type: ignore[attr-defined]
-        assert running.started is not None and job.submitted < running.started
+        assert isinstance(running, queue_worker._Running)
+        (job,) = running._clients.emulator.jobs.values()
+        assert running.started is not None and job.done is not None and job.submitted < running.started
         assert running.first_answer_s == job.done - running.started
     with ours.start() as running:
         assert running.first_answer_s is None
-        assert not running._clients.emulator.jobs  # type: ignore[attr-defined]
+        assert isinstance(running, queue_worker._Running)
+        assert not running._clients.emulator.jobs
 
 
 def test_floors_do_the_work_of_a_default_prompt(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
