@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> int:
         commands[_FLOOR] = shapes.floor(path)
     environment = results_file.environment()  # now: a file that is changed meanwhile is not what runs
     rows = token_rows(bundle, texts(args.texts, seed=args.seed))
-    with shapes.started(commands, say) as processes:
+    with shapes.started(commands) as processes:
         found = measure(processes, rows, args.rounds)
     options = {"engine": args.engine, "model": bundle.manifest.model, "texts": args.texts, "seed": args.seed}
     now = open_bundle(path)  # a plan that was built for this has brought figures of its own

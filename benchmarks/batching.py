@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 
 from benchmarks import arguments
@@ -19,7 +18,7 @@ from benchmarks.clients import Answers, Clients, Json, embed_jobs
 from benchmarks.engines import identity, served_precision
 from benchmarks.exported import demo_bundle
 from benchmarks.load import closed_loop
-from benchmarks.measure import figure, markdown
+from benchmarks.measure import figure, markdown, say
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import Figures, Round, measurements, options_of, spread, target_of
 from benchmarks.worker_process import WorkerProcess, watched
@@ -74,7 +73,7 @@ def _rounds(clients: Clients, target: str, args: argparse.Namespace) -> tuple[li
     rounds: list[Round] = []
     counts: dict[str, list[Answers]] = {"bulk": [], many: []}
     for number in range(args.rounds):
-        print(f"batching, round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
+        say(f"batching, round {number + 1} of {args.rounds}")
         start = _health(clients)
         counts["bulk"].append(clients.one_by_one(1, iter([payload]), timeout_s=_WAIT_S))
         between = _health(clients)
@@ -83,7 +82,7 @@ def _rounds(clients: Clients, target: str, args: argparse.Namespace) -> tuple[li
         rounds.append({(target, "bulk"): _figures(start, between), (target, many): _figures(between, end)})
         for point, answers in counts.items():
             for error in sorted(set(answers[-1].errors))[:1]:
-                print(f"{point}: {len(answers[-1].errors)} jobs failed: {error}", file=sys.stderr)
+                say(f"{point}: {len(answers[-1].errors)} jobs failed: {error}")
     return rounds, [_counts(target, point, found) for point, found in counts.items()]
 
 

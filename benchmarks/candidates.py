@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from benchmarks.report.details import details
 from benchmarks.report.stored import AUTO, Source, Stored
 from benchmarks.rounds import REACHED, Shape, named_precision, plain, shape, without_engine
 from engine.config import Settings
@@ -128,13 +127,13 @@ def _targets(known: Stored, scenario: str, setting: Setting) -> list[tuple[Sourc
 
 def _loads(source: Source, scenario: str, setting: Setting, target: str) -> Iterator[Point]:
     names = dict.fromkeys(one.point for one in source.of(scenario) if one.target == target)
-    loops = details(source.results, scenario, "open_loop") or []
+    loops = source.details(scenario, "open_loop") or []
     late = {
         loop["point"]
         for loop in loops
         if loop["target"] == target and sum(loop["reached_per_s"]) < REACHED * sum(loop["offered_per_s"])
     }
-    counted = details(source.results, scenario, "counts") or []
+    counted = source.details(scenario, "counts") or []
     counts = {one["point"]: (sum(one["errors"]), sum(one["jobs"])) for one in counted if one["target"] == target}
     taken = int(source.options(scenario).get("concurrency") or Settings.max_concurrency)
     for name in names:

@@ -1,7 +1,7 @@
 """How long a start takes, stage by stage, beside the least that any process with this model must do.
 
 The worker starts with a job already queued: what counts is the time from exec to its answer. Floor and worker take
-turns, each with a warm and, where that can be had, a cold page cache. Nothing here imports what the worker imports (see
+turns, each with a warm and a cold page cache. Nothing here imports what the worker imports (see
 page_cache.py).
 
 Names in results files, scenario "coldstart":
@@ -30,7 +30,7 @@ from benchmarks.emulator import EmulatorThread
 from benchmarks.engines import identity, served_precision
 from benchmarks.exported import demo_bundle
 from benchmarks.floor_files import files
-from benchmarks.measure import figure, markdown, percentile, times
+from benchmarks.measure import figure, markdown, percentile, say, times
 from benchmarks.page_cache import way_to_drop
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import Figures, Round, measurements, options_of, target_of
@@ -87,10 +87,8 @@ def measure(args: argparse.Namespace) -> Results:
     """
     caches: dict[str, Callable[[], None]] = {"warm": lambda: None}
     if not args.warm_only:
-        drop, sentence = way_to_drop(args.bundle)
+        caches["cold"], sentence = way_to_drop(args.bundle)
         print(sentence, flush=True)
-        if drop is not None:
-            caches["cold"] = drop
     known, env = environment(), {"ENGINE": args.engine}  # now: a file that is changed meanwhile is not what runs
     start_floor(args.bundle)
     start_ours(args.bundle, env)
@@ -104,7 +102,7 @@ def measure(args: argparse.Namespace) -> Results:
         target: {cache: {} for cache in caches} for target in starts
     }
     for run in range(args.runs):
-        print(f"coldstart, run {run + 1} of {args.runs}", file=sys.stderr, flush=True)
+        say(f"coldstart, run {run + 1} of {args.runs}")
         rounds.append({})
         for cache, prepare in caches.items():
             for target, start in starts.items():

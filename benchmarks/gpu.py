@@ -24,7 +24,6 @@ from typing import Any
 
 from benchmarks import arguments
 from benchmarks.bert_bundle import bert_bundle
-from benchmarks.bert_graph import SHAPES
 from benchmarks.exported import BUILD
 from benchmarks.machine import machine
 from benchmarks.measure import markdown, text_of, write_json
@@ -101,7 +100,7 @@ def main(args: argparse.Namespace) -> int:
     end = time.monotonic() + args.total_s
     args.out.mkdir(parents=True, exist_ok=True)
     if {"latency", "throughput"} & set(args.steps):  # told now: where they run it is a line in a log
-        args.torch_python = torch_python(args.torch_python, "tensorrt", _say) or "none"
+        args.torch_python = torch_python(args.torch_python, "tensorrt") or "none"
     steps = steps_of(args)
     before = _earlier(args.out / "gpu.json", {step.name for step in steps})
     for step in steps:
@@ -116,14 +115,10 @@ def main(args: argparse.Namespace) -> int:
     return 0 if all(step.exit_code == 0 for step in steps) else 1
 
 
-def _say(line: str) -> None:
-    print(f"gpu: {line}", file=sys.stderr, flush=True)
-
-
 def _bundle_is_there(step: Step, path: Path, log: Path) -> bool:
     """Whether the bundle of the steps that need one could be made; else why not is in `log`."""
     try:
-        bert_bundle("minilm", path, SHAPES["minilm"])
+        bert_bundle("minilm", path)
     except Exception:
         step.exit_code = 1
         log.write_text(traceback.format_exc())

@@ -18,6 +18,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,10 @@ def _vectors(view: Any, count: int, seed: int) -> Any:
     task = load_task(view)
     rows = [row for text in texts(count, seed=seed) for row in task.preprocess(task.parse({"text": text}))]
     rows.sort(key=lambda row: row.length)
-    engine = OnnxRuntimeEngine(view, provider="cpu")
-    (output,) = engine.outputs
-    try:
+    with closing(OnnxRuntimeEngine(view)) as engine:
+        (output,) = engine.outputs
         batches = (rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS))
         return np.stack([one[output.name] for batch in batches for one in run_rows(engine, batch)]).astype(np.float64)
-    finally:
-        engine.close()
 
 
 def _write(name: str, folder: Path) -> None:

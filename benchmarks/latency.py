@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
     switches = _settle(args)
     for note in notes(args, args.engine):
         say(f"latency: {note}")
-    args.torch_python = shapes.torch_python(args.torch_python, args.engine, say)
+    args.torch_python = shapes.torch_python(args.torch_python, args.engine)
     environment = with_torch(results_file.environment(), args.torch_python)
     found: list[Measurement] = []
     times: list[tuple[str, str, Sequence[float]]] = []
@@ -143,9 +143,9 @@ def measure(model: str, args: argparse.Namespace, switches: Switches) -> shapes.
     if args.torch_python is not None:
         commands |= {f"torch-{mode}": shapes.torch(args.torch_python, SHAPES[model], mode) for mode in args.torch_modes}
         asked += [Asked(f"torch-{mode}", f"torch-{mode}") for mode in args.torch_modes]
-    with shapes.started(commands, say) as processes:
+    with shapes.started(commands) as processes:
         return shapes.measure(
-            processes, asked, cells, args.rounds, switches, say=say, point=lambda cell: f"{model}, {point_of(cell)}"
+            processes, asked, cells, args.rounds, switches, point=lambda cell: f"{model}, {point_of(cell)}"
         )
 
 

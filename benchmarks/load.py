@@ -32,7 +32,7 @@ from benchmarks.engines import identity, served_engine, served_precision
 from benchmarks.exported import demo_bundle
 from benchmarks.floor import Floor
 from benchmarks.knee import KNEE, knee
-from benchmarks.measure import figure, markdown, percentile
+from benchmarks.measure import figure, markdown, percentile, say
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import Figures, Round, measurements, median_ratio, options_of, plain, target_of
 from benchmarks.worker_process import WorkerProcess, watched
@@ -136,7 +136,7 @@ def measure(args: argparse.Namespace, keep: Callable[[Results], None] = lambda m
             for each in filter(None, (clients, bare)):
                 each.one_by_one(_WARM_UP_JOBS, embed_jobs(stream(seed=args.seed)))
             for number in range(args.rounds):
-                print(f"load, round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
+                say(f"load, round {number + 1} of {args.rounds}")
                 run = _Run(args)
                 run.load(clients, target)
                 if bare is not None:
@@ -196,7 +196,7 @@ class _Run:
 
     def _keep(self, target: str, point: str, answers: Answers) -> None:
         for error in sorted(set(answers.errors))[:3]:
-            print(f"{point}: {answers.errors.count(error)} jobs failed: {error}", file=sys.stderr)
+            say(f"{point}: {answers.errors.count(error)} jobs failed: {error}")
         figures = answers.summary()
         self.counts[target, point] = int(figures.pop("jobs")), int(figures.pop("errors"))
         self.found[target, point] = figures

@@ -15,7 +15,7 @@ import psutil
 from benchmarks import arguments, results_file, shapes
 from benchmarks.in_turn import Points, in_turn, prepared
 from benchmarks.measure import MISSING, figure, markdown, ratio, say, times
-from benchmarks.peers import names_of
+from benchmarks.peers import add_targets
 from benchmarks.report.targets import name as target_name
 from benchmarks.results_file import Results
 from benchmarks.rounds import Figures, measurements
@@ -25,7 +25,6 @@ from benchmarks.targets.pipe import PipeProcess
 from benchmarks.trtexec_switches import Switches
 from benchmarks.workload import stream, texts
 from engine.bucket import Bucket
-from engine.config import ENGINES
 from engine.probe import gpu
 
 SCENARIO = "memory"
@@ -38,20 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--jobs", type=arguments.count, default=300, help="of one text (default: %(default)s)")
     arguments.add_rounds(parser, 3, "starts of every target")
-    parser.add_argument(
-        "--with",
-        dest="peers",
-        type=names_of,
-        default=["ours-int8", "stock"],
-        metavar="PEERS",
-        help="as of peers (default: ours-int8,stock)",
-    )
-    parser.add_argument(
-        "--model", type=arguments.folder, metavar="FOLDER", help="what the peers load (default: all-MiniLM-L6-v2)"
-    )
-    arguments.add_bundle(parser, arguments.EMBEDDING, "the same model's bundle")
-    parser.add_argument("--bundle-int8", type=arguments.bundle_for(arguments.EMBEDDING), help="the same for ours-int8")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="our worker's ENGINE (default: %(default)s)")
+    add_targets(parser, "ours-int8,stock")
     parser.add_argument("--json", type=arguments.new_file, help="also write the figures to this file")
 
 

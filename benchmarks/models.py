@@ -105,12 +105,9 @@ def ask(bundle: Path, payload: Mapping[str, Any], precision: str | None = None) 
     outputs = []
     for graph, rows in groupby(task.preprocess(request), lambda one: one.graph):
         viewed = in_precision(opened, graph, precision) if precision else opened
-        engine = OnnxRuntimeEngine(viewed, graph, threads=1)
-        try:
+        with contextlib.closing(OnnxRuntimeEngine(viewed, graph, threads=1)) as engine:
             engine.warm_up()
             outputs += run_rows(engine, list(rows))
-        finally:
-            engine.close()
     return task.postprocess(request, outputs)
 
 

@@ -15,14 +15,12 @@ _DROP = Path("/proc/sys/vm/drop_caches")
 _CODE = (".so", ".pyc")
 
 
-def way_to_drop(bundle: Path) -> tuple[Callable[[], None] | None, str]:
-    """What makes the bundle and the installed packages cold, or None; and a sentence that says which way it is."""
+def way_to_drop(bundle: Path) -> tuple[Callable[[], None], str]:
+    """What makes the bundle and the installed packages cold, and a sentence that says which way it is."""
     if os.geteuid() == 0 and os.access(_DROP, os.W_OK):
         return _drop_all, f"cold: the machine's whole page cache is dropped ({_DROP})"
-    if hasattr(os, "posix_fadvise"):
-        found = list(_files(bundle))
-        return lambda: _forget(found), f"cold: {len(found)} files of the bundle and of Python's packages are evicted"
-    return None, "cold: left out, this system lets nobody drop its page cache"
+    found = list(_files(bundle))
+    return lambda: _forget(found), f"cold: {len(found)} files of the bundle and of Python's packages are evicted"
 
 
 def _drop_all() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.exported import BUILD
+from benchmarks.measure import say
 
 _STAMP = "pins.sha256"
 
@@ -31,7 +32,7 @@ def python_of(name: str, *, pins: Path | None = None, root: Path = BUILD / "peer
     stamp = folder / _STAMP
     if stamp.is_file() and stamp.read_text() == digest:
         return python
-    print(f"{folder}: packages of {pins} (the first time this takes minutes)", file=sys.stderr, flush=True)
+    say(f"{folder}: packages of {pins} (the first time this takes minutes)")
     stamp.unlink(missing_ok=True)  # until the last package is in: an environment is whole or made again
     _uv("venv", "--allow-existing", "--python", sys.executable, str(folder))
     _uv("pip", "sync", "--python", str(python), str(pins))  # what is there already stays, what is not pinned goes

@@ -73,20 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="jobs that a worker takes at once (default: %(default)s)",
     )
     parser.add_argument("--seed", type=arguments.count_or_none, default=0, help="of the texts (default: %(default)s)")
-    parser.add_argument(
-        "--with",
-        dest="peers",
-        type=names_of,
-        default=["stock"],
-        metavar="PEERS",
-        help=f"all, none, or of {','.join(PEERS)} (default: stock); some get an environment of their own, made at need",
-    )
-    parser.add_argument(
-        "--model", type=arguments.folder, metavar="FOLDER", help="what the peers load (default: all-MiniLM-L6-v2)"
-    )
-    arguments.add_bundle(parser, arguments.EMBEDDING, "the same model's bundle")
-    parser.add_argument("--bundle-int8", type=arguments.bundle_for(arguments.EMBEDDING), help="the same for ours-int8")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="our worker's ENGINE (default: %(default)s)")
+    add_targets(parser, "stock")
     parser.add_argument(
         "--tei", type=arguments.address, metavar="URL", help="also ask the Text Embeddings Inference that serves here"
     )
@@ -100,11 +87,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_targets(parser: argparse.ArgumentParser, default: str) -> None:
+    """Declare the options that say who is measured, and with which model."""
+    parser.add_argument(
+        "--with",
+        dest="peers",
+        type=names_of,
+        default=default,
+        metavar="PEERS",
+        help=f"all, none, or of {','.join(PEERS)} (default: {default}); some get an environment of their own, made at "
+        "need",
+    )
+    parser.add_argument(
+        "--model", type=arguments.folder, metavar="FOLDER", help="what the peers load (default: all-MiniLM-L6-v2)"
+    )
+    arguments.add_bundle(parser, arguments.EMBEDDING, "the same model's bundle")
+    parser.add_argument("--bundle-int8", type=arguments.bundle_for(arguments.EMBEDDING), help="the same for ours-int8")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="our worker's ENGINE (default: %(default)s)")
+
+
 def names_of(text: str) -> list[str]:
     """Names of peers with commas between, or "all". Raises ArgumentTypeError."""
     if text in ("all", "none"):
         return list(PEERS) if text == "all" else []
-    names = ["ours-int8" if name == "int8" else name for name in text.split(",")]
+    names = text.split(",")
     if unknown := [name for name in names if name not in PEERS]:
         raise argparse.ArgumentTypeError(f"there is no peer {unknown[0]!r}; choose from {', '.join(PEERS)}, all, none")
     return names

@@ -29,7 +29,7 @@ from benchmarks import results_file
 from benchmarks.exported import BUILD
 from benchmarks.measure import figure, markdown, times
 from benchmarks.report import compared
-from benchmarks.report.stored import RESULTS, Source, Stored, stored
+from benchmarks.report.stored import RESULTS, Source, Stored, committed, stored
 from benchmarks.results_file import Results, environment
 from engine.config import settings_table
 
@@ -51,7 +51,7 @@ def write(page: Path) -> None:
 
 def rendered(text: str, known: Stored | None = None) -> str:
     """`text` with all between its markers made anew. Raises ValueError for a marker without an end, or of no table."""
-    known = known or stored(sorted(RESULTS.glob("*.json")))
+    known = known or stored(committed())
     text = re.sub(r"<!-- begin ([\w-]+) -->\n(.*?)(?=<!-- begin|<!-- end|\Z)", _table(known), text, flags=re.DOTALL)
     for begin, end in (("begin", "end"), ("figure", "/figure"), ("ratio", "/ratio")):
         if (begun := len(re.findall(f"<!-- {begin} ", text))) != (ended := len(re.findall(f"<!-- {end} ", text))):

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.bert_graph import Shape
 from benchmarks.engine_times import Took
 from benchmarks.floor_files import files
+from benchmarks.measure import say
 from benchmarks.targets.pipe import PipeProcess
 from benchmarks.trtexec_switches import Switches
 from engine.bucket import Bucket
@@ -87,7 +88,7 @@ def torch(python: str, shape: Shape, mode: str) -> Command:
     return [python, str(_TARGETS / "torch_latency.py"), json.dumps({"shape": asdict(shape), "mode": mode})]
 
 
-def torch_python(given: str | None, engine: str, say: Callable[[str], None]) -> str | None:
+def torch_python(given: str | None, engine: str) -> str | None:
     """The Python to take for torch: the one given, or else this one where it has torch; "none" is none.
 
     None as well, and told, where `engine` is on a GPU and that torch is not: the two are no comparison.
@@ -114,7 +115,7 @@ def why_no_gpu(python: str) -> str:
 
 
 @contextmanager
-def started(commands: Mapping[str, Command], say: Callable[[str], None]) -> Iterator[dict[str, PipeProcess]]:
+def started(commands: Mapping[str, Command]) -> Iterator[dict[str, PipeProcess]]:
     """All processes, by name; one that does not start is told and left out, unless it is ours."""
     with ExitStack() as stack:
         running: dict[str, PipeProcess] = {}
@@ -135,7 +136,6 @@ def measure(
     rounds: int,
     switches: Switches,
     *,
-    say: Callable[[str], None] = lambda line: None,
     point: Callable[[Bucket], str] = point_of,
 ) -> Found:
     """Every target at every shape, one after the other at each, `rounds` times. One process runs, the others wait."""

@@ -17,9 +17,8 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count, islice
 from pathlib import Path
@@ -31,7 +30,7 @@ from benchmarks import arguments
 from benchmarks.emulator import EmulatorThread, Status
 from benchmarks.engines import identity, served_precision
 from benchmarks.exported import demo_bundle
-from benchmarks.measure import figure, markdown
+from benchmarks.measure import figure, markdown, say
 from benchmarks.mixed_jobs import IN_FLIGHT, STALL_S, MixedLoad, mixed_jobs
 from benchmarks.results_file import Results, environment, write
 from benchmarks.rounds import measurements, options_of, target_of
@@ -120,7 +119,7 @@ def measure(args: argparse.Namespace) -> Results:
 
 
 def _soak(args: argparse.Namespace) -> Report:
-    return soak(args.bundle, args.engine, args.jobs, args.warm_up, say=lambda line: print(line, file=sys.stderr))
+    return soak(args.bundle, args.engine, args.jobs, args.warm_up)
 
 
 def results(report: Report, args: argparse.Namespace, known: Mapping[str, Any]) -> Results:
@@ -145,20 +144,18 @@ def results(report: Report, args: argparse.Namespace, known: Mapping[str, Any]) 
     return Results(known, options, measurements(SCENARIO, rounds), details)
 
 
-def soak(
-    bundle: Path, engine: str, jobs: int, warm_up: int, *, say: Callable[[str], None] = lambda line: None
-) -> Report:
-    """Send `warm_up` jobs, then `jobs`; `say` gets a line of progress now and then.
+def soak(bundle: Path, engine: str, jobs: int, warm_up: int) -> Report:
+    """Send `warm_up` jobs, then `jobs`, with a line of progress now and then.
 
     Raises RuntimeError when the worker does not start, ends before it is told to, or stops answering.
     """
     load = MixedLoad()
     with load.emulator as emulator, WorkerProcess.ours(emulator, bundle, env={"ENGINE": engine}) as worker:
-        report = watched([worker], lambda: _run(load, worker, jobs, warm_up, say))
+        report = watched([worker], lambda: _run(load, worker, jobs, warm_up))
         return replace(report, exit_code=worker.process.returncode if worker.stop() is not None else None)
 
 
-def _run(load: MixedLoad, worker: WorkerProcess, jobs: int, warm_up: int, say: Callable[[str], None]) -> Report:
+def _run(load: MixedLoad, worker: WorkerProcess, jobs: int, warm_up: int) -> Report:
     """All but the end."""
     payloads = mixed_jobs()
     # As many large jobs at once as may run, and then the longest ones: afterwards thread pools and buffers are as

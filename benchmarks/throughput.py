@@ -93,12 +93,12 @@ def main(args: argparse.Namespace) -> int:
     if args.engine == "onnxruntime-cpu":
         commands[_FLOOR] = shapes.floor(path)
         asked.append(Asked(_FLOOR, _FLOOR))
-    python = shapes.torch_python(args.torch_python, args.engine, say)
+    python = shapes.torch_python(args.torch_python, args.engine)
     environment = with_torch(environment, python)
     commands |= _torch(path, python, args.torch_modes)
     asked += [Asked(name, name) for name in commands if name.startswith("torch")]
-    with shapes.started(commands, say) as processes:
-        found = shapes.measure(processes, asked, cells, args.rounds, switches, say=say)
+    with shapes.started(commands) as processes:
+        found = shapes.measure(processes, asked, cells, args.rounds, switches)
     told = {"engine": args.engine, "precisions": list(precisions), "model": bundle.manifest.model}
     options = {**told, "rounds": args.rounds, **switches.as_options()}
     measured = tuple(measurements(found, switches.metrics))

@@ -6,8 +6,6 @@ import shlex
 import signal
 import sys
 
-from benchmarks import arguments
-
 from .records import JobRecord
 from .server import Emulator
 
@@ -18,12 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8008, help="port, 0 for any free one (default: %(default)s)")
-    parser.add_argument(
-        "--worker-timeout",
-        type=arguments.positive,
-        metavar="S",
-        help="requeue the jobs of a worker silent for S seconds (default: never)",
-    )
 
 
 def _port(text: str) -> int:
@@ -50,7 +42,6 @@ async def _serve(args: argparse.Namespace) -> None:
     async with Emulator(
         host=args.host,
         port=args.port,
-        worker_timeout_s=args.worker_timeout,
         keep_finished=_KEPT_JOBS,
         on_end=_print_job,
     ) as emulator:

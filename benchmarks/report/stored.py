@@ -62,6 +62,11 @@ class Source:
         found = self.results.options.get(scenario)
         return found if isinstance(found, Mapping) else self.results.options
 
+    def details(self, scenario: str, name: str) -> Any:
+        """What the file holds beside measurements, in one of several scenarios by scenario; None without."""
+        found = self.results.details.get(scenario)
+        return found[name] if isinstance(found, dict) and name in found else self.results.details.get(name)
+
     def engine(self, scenario: str, target: str) -> str:
         """What the target ran on: by its name, by what was seen, or by the options; AUTO where none tells it of a GPU.
 

@@ -111,7 +111,7 @@ class FillMask(TextTask):
             return sum(count * (_ENTRY + size) for count, size in zip(counts, sizes, strict=True))
 
         if total(_WIDEST * len(text) for text in request.items) > LARGEST_REPLY:
-            check.refuse_large_answer(total(len(self._sequence(*part.data).encode()) for part in parts))
+            check.refuse_large_answer(total(len(self._sequence(*part.data).encode()) for part in parts), self.fewer)
 
     def answers_in(self, request: Request, rows: int) -> int:
         """Of each mask, so many are put together, all of the text in each."""

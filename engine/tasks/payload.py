@@ -79,7 +79,7 @@ def refuse_lone_surrogates(payload: Any) -> None:
             pending += [one for one in value if type(one) not in _WITHOUT_TEXT]
 
 
-def refuse_large_answer(size: int, ways: str = "lower `top_k`, or send less at once") -> None:
+def refuse_large_answer(size: int, ways: str) -> None:
     """Refuse what makes an answer of `size` bytes, where RunPod does not take as much: before there is all of it."""
     if size > LARGEST_REPLY:
         raise AnswerTooLarge(

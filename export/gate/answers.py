@@ -49,7 +49,7 @@ class Answer:
 
 def answers_of(source: Source, candidate: Candidate, batches: Iterable[Sequence[Case]]) -> Iterator[Answer]:
     """What `candidate` answers to `batches`, one by one."""
-    engine = OnnxRuntimeEngine(candidate.view, candidate.graph, provider="cpu")
+    engine = OnnxRuntimeEngine(candidate.view, candidate.graph)
     name, keeps = Path(candidate.file).name, bool(source.task.measures_of_all)
     try:
         engine.warm_up()

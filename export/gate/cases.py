@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -150,9 +151,8 @@ def sample_cases(exact: Bundle, name: str, payloads: Iterable[tuple[str, Json]])
     A row without a token, which the model in PyTorch does not take either, is left out: there is nothing in its tensors
     that a range or a largest value could be of.
     """
-    task, engine = load_task(exact), OnnxRuntimeEngine(exact, name, provider="cpu")
-    cases = []
-    try:
+    task, cases = load_task(exact), []
+    with closing(OnnxRuntimeEngine(exact, name)) as engine:
         for label, payload in payloads:
             for row in task.preprocess(task.parse(payload)):
                 if row.graph != name or not all(values.size for values in row.feeds.values()):
@@ -160,8 +160,6 @@ def sample_cases(exact: Bundle, name: str, payloads: Iterable[tuple[str, Json]])
                 (output,) = run_rows(engine, [row])
                 found = {spec.name: without_padding(output[spec.name], spec, row) for spec in engine.outputs}
                 cases.append(Case(label, row, found, by_graph=True))
-    finally:
-        engine.close()
     return cases
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import traceback
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,13 +64,10 @@ def _outputs(bundle: Bundle, rows: Sequence[Row]) -> list[Arrays]:
     """Of every row, from the graph that it is for."""
     outputs: list[Arrays] = [{}] * len(rows)
     for name in dict.fromkeys(row.graph for row in rows):
-        engine = OnnxRuntimeEngine(bundle, name, provider="cpu")
-        try:
+        with closing(OnnxRuntimeEngine(bundle, name)) as engine:
             for place, row in enumerate(rows):
                 if row.graph == name:
                     (outputs[place],) = run_rows(engine, [row])
-        finally:
-            engine.close()
     return outputs
 
 

@@ -7,6 +7,7 @@ Every bucket is run full, with rows of different lengths, through the engine tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
@@ -87,9 +88,8 @@ def gate(
     buckets = list(buckets)
     described = bundle.manifest.graphs[graph]
     rows = _Rows(described, bundle.file(described.onnx["fp32"]), _example(bundle, graph))
-    reference = OnnxRuntimeEngine(in_precision(bundle, graph, exact), graph, max_batch=1)
-    try:
-        figures: list[_Figure] = []
+    figures: list[_Figure] = []
+    with closing(OnnxRuntimeEngine(in_precision(bundle, graph, exact), graph, max_batch=1)) as reference:
         for _, of_length in groupby(sorted(buckets, key=itemgetter(1, 0)), key=itemgetter(1)):
             known: dict[int, Arrays] = {}
             for bucket in of_length:
@@ -97,8 +97,6 @@ def gate(
                 found = run_rows(engine, of_bucket)
                 ran(bucket)
                 figures += _compare(reference, known, engine, bucket, of_bucket, found)
-    finally:
-        reference.close()
     figures.sort(key=lambda figure: -figure.badness)
     limit = MAX_DIFFERENCE[precision]
     failed = [figure for figure in figures if not figure.passes(limit)]

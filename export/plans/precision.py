@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +124,10 @@ def _check(bundle: Bundle, view: Bundle, name: str, precision: str) -> dict[str,
     """Compare the graph that `view` has in `precision` with fp32, both on the CPU."""
     from engine.backends.onnxruntime import OnnxRuntimeEngine
 
-    engine = OnnxRuntimeEngine(view, name, max_batch=4)
-    try:
+    with closing(OnnxRuntimeEngine(view, name, max_batch=4)) as engine:
         largest = engine.buckets.largest
         fitting = {Bucket(b.batch, min(b.length, largest.length)) for b in _CPU_CHECKS}
         return gate(bundle, name, engine, sorted(fitting), precision)
-    finally:
-        engine.close()
 
 
 def note_parity(folder: Path, kind: str, name: str, figures: dict[str, Any]) -> None:

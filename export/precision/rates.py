@@ -35,7 +35,7 @@ def rates(
     """
     ordered = sorted(rows, key=lambda row: row.length)
     batches = [ordered[start : start + _BATCH] for start in range(0, len(ordered), _BATCH)]
-    engines = [OnnxRuntimeEngine(one.view, one.graph, provider="cpu") for one in candidates]
+    engines = [OnnxRuntimeEngine(one.view, one.graph) for one in candidates]
 
     def rate(engine: OnnxRuntimeEngine) -> float:
         began = time.perf_counter()

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 
 from benchmarks.measure import figure
 from benchmarks.report import targets
-from benchmarks.report.details import details
 from benchmarks.report.plot import INK, PAPER, SOFT, Absent, Canvas, Plot, bars_inches, wrapped
 from benchmarks.report.stored import Stored
 
@@ -67,7 +66,7 @@ def _said(start: _Start) -> str:
 def _starts(known: Stored) -> list[_Start]:
     made = []
     for source in known.having(SCENARIO):
-        by_target = details(source.results, SCENARIO, "stages") or {}
+        by_target = source.details(SCENARIO, "stages") or {}
         for target in sorted(by_target, key=lambda name: name == "floor"):
             for cache, stages in by_target[target].items():
                 if not stages or not source.speaks_for(SCENARIO, target, cache):

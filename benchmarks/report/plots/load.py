@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 
 from benchmarks.measure import figure
 from benchmarks.report import targets
-from benchmarks.report.details import details
 from benchmarks.report.plot import INK, Absent, Canvas, Plot, logarithmic
 from benchmarks.report.stored import Source, Stored
 from benchmarks.rounds import plain
@@ -71,7 +70,7 @@ def curves(known: Stored) -> list[Curve]:
             points = [point for name in _names(source, target) if (point := _point(source, target, name))]
             if not points:
                 continue
-            knee = details(source.results, SCENARIO, "knee")
+            knee = source.details(SCENARIO, "knee")
             found = knee["point"] if knee and any(one.name == knee["point"] for one in points) else None
             label = targets.name(target) + known.apart(source, SCENARIO)
             same = sum(targets.colour(one.target) == targets.colour(target) for one in made)
