@@ -59,6 +59,11 @@ def fast_tokenizer(folder: Path, model: str, recipe: Recipe) -> Any:
             ) from error
     if tokenizer.truncation_side != "right":
         raise Refused(f"{model} cuts long texts at the front (truncation_side), the worker only at the end")
+    if getattr(tokenizer, "split_special_tokens", False):
+        raise Refused(
+            f"{model} reads special tokens that a text spells as plain text (split_special_tokens in "
+            "tokenizer_config.json), which no tokenizer.json can say; set it to false there to have them read as tokens"
+        )
     return tokenizer
 
 

@@ -109,6 +109,10 @@ def changed(file: str, **changes: Any) -> Callable[[Path], None]:
             "tiny-bert is quantized already; export the model that",
         ),
         (changed("tokenizer_config.json", truncation_side="left"), "cuts long texts at the front (truncation_side)"),
+        (
+            changed("tokenizer_config.json", split_special_tokens=True),
+            "set it to false there to have them read as tokens",
+        ),
         (only_config(model_type="vit"), "(vit) does not fit feature-extraction: it reads pixel_values, not just text"),
         (
             only_config(model_type="bart"),
