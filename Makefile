@@ -97,9 +97,10 @@ $(VENV)/gpu.stamp: $(VENV)/dev.stamp $(GPU_PINS) requirements/build.txt $(WITH_C
 	@$(BIN)/uv pip uninstall --quiet --python $(BIN)/python onnxruntime onnxruntime-gpu
 	@$(WITH_CUDA_HEADERS) $(BIN)/python $(BIN)/uv pip install $(NO_INDEX) --python $(BIN)/python \
 		--build-constraints requirements/build.txt -r $(GPU_PINS)
-	@rm -rf $(CUDA_LIBRARIES) && mkdir $(CUDA_LIBRARIES)
-	@find $(abspath $(VENV))/lib/python3.11/site-packages \( -path '*/nvidia/*/lib/*.so*' -o -path '*/tensorrt_libs/*.so*' \) \
-		-exec ln -s -t $(CUDA_LIBRARIES) {} +
+	@# By names relative to here, for the path to here may hold what ends a word.
+	@rm -rf $(VENV)/lib/cuda && mkdir $(VENV)/lib/cuda
+	@find $(VENV)/lib/python3.11/site-packages \( -path '*/nvidia/*/lib/*.so*' -o -path '*/tensorrt_libs/*.so*' \) \
+		-exec ln -s -r -t $(VENV)/lib/cuda {} +
 	@touch $@
 
 .PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers report coldstart load soak bench-quick uv-places lock all-pins clean

@@ -116,6 +116,29 @@ def test_a_space_in_the_checkouts_path_removes_no_other_folder(tmp_path: Path):
     assert [path.name for path in (root / "build").rglob("*")] == ["pycuda", "installed"]
 
 
+def test_cudas_libraries_are_linked_anew_in_a_checkout_whose_path_has_a_space(tmp_path: Path):
+    """Their folder is removed as well. No name here means anything to a shell, and HOME is the test's own."""
+    root = checkout(tmp_path, "requirements/dev.txt", "requirements/all.txt", "requirements/build.txt")
+    venv = root / ".venv-gpu"
+    library = venv / "lib/python3.11/site-packages/nvidia/cublas/lib/libcublas.so.11"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    (venv / "lib/cuda/of before").mkdir(parents=True)
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/precious.txt").touch()
+    for name in ("python", "uv"):
+        program(venv / "bin" / name, "exit 0")
+    for stamp in ("uv", "dev"):
+        (venv / f"{stamp}.stamp").touch()
+    options = (f"--directory={root}", "EXTRA=gpu", f"WITH_CUDA_HEADERS={shutil.which('env')}")
+    make("--silent", "--file=Makefile", *options, "setup", HOME=str(tmp_path))
+    assert (tmp_path / "path/precious.txt").exists()
+    (link,) = (venv / "lib/cuda").iterdir()
+    assert (link.name, link.resolve()) == (library.name, library)
+    said = make("--silent", "--file=-", *options, "shown", HOME=str(tmp_path), LD_LIBRARY_PATH="")
+    assert f"LD_LIBRARY_PATH={link.parent}\n" in said
+
+
 @pytest.mark.parametrize(
     ("fails_at", "how"),
     [
