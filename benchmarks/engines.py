@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.exported import BUILD
 from engine.backends.base import Engine
 from engine.boot import gather
+from engine.bucket import Bucket
 from engine.bundle import Bundle, open_bundle
 from engine.config import Settings
 from engine.errors import BundleError
@@ -195,7 +196,8 @@ def _has(bundle: Bundle, engine: str) -> list[str]:
 def _plan(path: Path, precision: str, batches: Sequence[int], lengths: Sequence[int]) -> PlanFile | None:
     """A plan for this GPU with all the buckets that are asked for."""
     for file in _plans_here(open_bundle(path)):
-        covers = set(batches) <= set(file.plan.batches) and set(lengths) <= set(file.plan.lengths)
+        there = file.plan.ladder  # not each of its batches with each of its lengths
+        covers = all(Bucket(batch, length) in there for batch in batches for length in lengths)
         if covers and file.plan.precision == precision:
             return file
     return None

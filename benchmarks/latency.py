@@ -141,8 +141,9 @@ def measure(model: str, args: argparse.Namespace, switches: Switches) -> shapes.
         commands["floor"] = shapes.floor(bundle)
         asked.append(Asked("floor", "floor"))
     if args.torch_python is not None:
-        commands |= {f"torch-{mode}": shapes.torch(args.torch_python, SHAPES[model], mode) for mode in args.torch_modes}
-        asked += [Asked(f"torch-{mode}", f"torch-{mode}") for mode in args.torch_modes]
+        torch = shapes.torch(args.torch_python, SHAPES[model], args.torch_modes, args.engine, [args.precision])
+        commands |= torch
+        asked += [Asked(name, name) for name in torch]
     with shapes.started(commands) as processes:
         return shapes.measure(
             processes, asked, cells, args.rounds, switches, point=lambda cell: f"{model}, {point_of(cell)}"

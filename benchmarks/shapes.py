@@ -83,9 +83,29 @@ def floor(bundle: Path) -> Command:
     return [sys.executable, script, str(found.graph), str(int(found.fused)), str(cpu_quota())]
 
 
-def torch(python: str, shape: Shape, mode: str) -> Command:
-    """A BERT encoder of this shape in PyTorch."""
-    return [python, str(_TARGETS / "torch_latency.py"), json.dumps({"shape": asdict(shape), "mode": mode})]
+def torch(
+    python: str, shape: Shape, modes: Sequence[str], engine: str, precisions: Sequence[str]
+) -> dict[str, Command]:
+    """A BERT encoder of this shape in PyTorch, by name: in every mode and in every precision beside which it runs.
+
+    On the CPU in fp32 alone. Not in int8, which PyTorch has no layers of its own for on a GPU; that is told.
+    """
+    on_cpu = engine == "onnxruntime-cpu"
+    made: dict[str, Command] = {}
+    for precision in ["fp32"] if on_cpu else precisions:
+        if precision == "int8":
+            say("torch is left out beside int8, in which it does not run; name another precision to compare with it")
+            continue
+        for mode in modes:
+            asked = {
+                "shape": asdict(shape),
+                "mode": mode,
+                "device": "cpu" if on_cpu else "cuda",
+                "precision": precision,
+            }
+            name = "-".join(["torch", mode, *([precision] if precision != "fp32" else [])])
+            made[name] = [python, str(_TARGETS / "torch_latency.py"), json.dumps(asked)]
+    return made
 
 
 def torch_python(given: str | None, engine: str) -> str | None:

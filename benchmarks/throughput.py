@@ -95,8 +95,9 @@ def main(args: argparse.Namespace) -> int:
         asked.append(Asked(_FLOOR, _FLOOR))
     python = shapes.torch_python(args.torch_python, args.engine)
     environment = with_torch(environment, python)
-    commands |= _torch(path, python, args.torch_modes)
-    asked += [Asked(name, name) for name in commands if name.startswith("torch")]
+    torch = _torch(path, python, args.torch_modes, args.engine, precisions)
+    commands |= torch
+    asked += [Asked(name, name) for name in torch]
     with shapes.started(commands) as processes:
         found = shapes.measure(processes, asked, cells, args.rounds, switches)
     told = {"engine": args.engine, "precisions": list(precisions), "model": bundle.manifest.model}
@@ -170,7 +171,9 @@ def _precisions(bundle: Bundle, engine: str) -> list[str]:
     return [first] if engine != "onnxruntime-cpu" else list(dict.fromkeys([first, bundle.manifest.precision]))
 
 
-def _torch(path: Path, python: str | None, modes: Sequence[str]) -> Mapping[str, shapes.Command]:
+def _torch(
+    path: Path, python: str | None, modes: Sequence[str], engine: str, precisions: Sequence[str]
+) -> Mapping[str, shapes.Command]:
     if python is None:
         return {}
     config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
@@ -178,7 +181,7 @@ def _torch(path: Path, python: str | None, modes: Sequence[str]) -> Mapping[str,
         say("torch is left out: it is measured on BERT encoders, and this bundle is none")
         return {}
     shape = Shape(**{name: config[name] for name in _SHAPE_FIELDS if name in config})
-    return {f"torch-{mode}": shapes.torch(python, shape, mode) for mode in modes}
+    return shapes.torch(python, shape, modes, engine, precisions)
 
 
 def lengths(text: str) -> list[str]:

@@ -80,9 +80,9 @@ def name(target: str) -> str:
     """What a reader knows a target by."""
     if target in _NAMES:
         return _NAMES[target]
+    if plain(target) in _NAMES:
+        return f"{_NAMES[plain(target)]}, {named_precision(target)}"
     if target.startswith("ours-"):
-        if plain(target) in _NAMES:
-            return f"{_NAMES[plain(target)]}, {named_precision(target)}"
         return f"this worker, {target.removeprefix('ours-').replace('-', ', ')}"
     return target
 

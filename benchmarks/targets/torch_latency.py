@@ -1,10 +1,10 @@
 """A BERT encoder in plain PyTorch, timed; a script of its own, for any Python that has torch.
 
-    python torch_latency.py '{"shape": {"hidden_size": 384, ...}, "mode": "eager"}'
+    python torch_latency.py '{"shape": {...}, "mode": "eager", "device": "cuda", "precision": "fp16"}'
 
-Answers as engine_alone.py does, after a first line that says what runs. On a GPU in fp16, else in fp32 on the CPU.
-Attention is scaled_dot_product_attention and gets no mask, which is the fastest that it can be; the mode `compile` is
-torch.compile in mode reduce-overhead, which replays CUDA graphs as we do.
+Answers as engine_alone.py does, after a first line that says what runs. `device` is cpu or cuda, `precision` fp32,
+tf32, fp16 or bf16. Attention is scaled_dot_product_attention and gets no mask, which is the fastest that it can be; the
+mode `compile` is torch.compile in mode reduce-overhead, which replays CUDA graphs as we do.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+
+_TYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Layer(nn.Module):
@@ -95,12 +97,13 @@ def main(asked: Mapping[str, Any]) -> None:
     """Make the model, say what runs, answer line by line until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what compilers print is no answer
-    on_gpu = torch.cuda.is_available()
-    device, dtype = ("cuda", torch.float16) if on_gpu else ("cpu", torch.float32)
+    device, dtype = asked["device"], _TYPES[asked["precision"]]
+    torch.set_float32_matmul_precision("high" if asked["precision"] == "tf32" else "highest")
     torch.manual_seed(0)
-    name = torch.cuda.get_device_name() if on_gpu else "CPU"
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     model = Encoder(asked["shape"]).to(device, dtype).eval()
-    hello = {"torch": torch.__version__, "gpu": name, "dtype": str(dtype)}
+    products = torch.get_float32_matmul_precision()
+    hello = {"torch": torch.__version__, "gpu": name, "dtype": str(dtype), "float32_matmul_precision": products}
     print(json.dumps(hello), file=answers, flush=True)
     for line in sys.stdin:
         try:

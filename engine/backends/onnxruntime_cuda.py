@@ -95,6 +95,9 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
                     self._bind(bucket)
                 for name, value in self._values[bucket].items():
                     value.update_inplace(self._in.at(bucket)[name])
+                    # Again in every run: of an input that a node on the CPU reads, ONNX Runtime copies back what is
+                    # there when it is bound, and that node then reads the copy.
+                    self._bindings[bucket].bind_ortvalue_input(name, value)
             except Exception as error:  # as in the base class
                 raise EngineError(f"ONNX Runtime does not copy the inputs of {bucket}: {error}") from error
             super().start(bucket)
@@ -135,8 +138,6 @@ class OnnxRuntimeCudaEngine(OnnxRuntimeEngine):
             )
             for spec in self.inputs
         }
-        for name, value in values.items():
-            binding.bind_ortvalue_input(name, value)
         for name, view in self._out.at(bucket).items():
             binding.bind_output(name, "cpu", 0, view.dtype.type, view.shape, view.ctypes.data)
         self._values[bucket], self._bindings[bucket] = values, binding

@@ -66,7 +66,8 @@ class TensorRtEngine(Engine):
     leaves none out.
     Give it only a plan whose sidecar fits (engine/plans/sidecar.py) and whose bytes were verified, and only where a
     driver was found: without one TensorRT crashes the process. When the device has no room for all buckets, those of
-    the largest batch are left out, once. Raises EngineError.
+    the largest batch are left out, once: with their buffers and captures, and with their scratch memory where they have
+    profiles of their own (see scratch_size). Raises EngineError.
     """
 
     computes_in_caller = False

@@ -41,9 +41,15 @@ def content_of(path: Path) -> Any:
 
 
 def scratch_size(cuda_engine: Any, profiles: Iterable[int]) -> int:
-    """Bytes of scratch memory that execution contexts of these profiles need."""
+    """Bytes of scratch memory that execution contexts of these profiles need.
+
+    Of a profile for several buckets as much as its largest bucket needs, whichever are used; of TensorRT 8.6 as much as
+    the largest profile of the plan. An execution context may say less for its shapes
+    (update_device_memory_size_for_shapes), for sure only where the plan was built with RUNTIME_ACTIVATION_RESIZE_10_10,
+    which allocates in another way, and the bindings want no less than the engine's size in set_device_memory.
+    """
     of_profile = getattr(cuda_engine, "get_device_memory_size_for_profile_v2", None)
-    if of_profile is None:  # TensorRT 8.6 knows only the largest of all profiles
+    if of_profile is None:  # TensorRT 8.6
         return int(cuda_engine.device_memory_size)
     return max(int(of_profile(profile)) for profile in set(profiles))
 

@@ -20,9 +20,10 @@ from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.batching.feed import run_rows
 from engine.bucket import Bucket
 from engine.bundle import Bundle, Graph
+from engine.errors import EngineError
 from engine.tasks import load_task
 from engine.tensors import Array, Arrays, Row, TensorSpec
-from export.errors import ParityFailed
+from export.errors import ParityFailed, Refused
 from export.gate.cases import without_padding
 from export.precision.candidates import in_precision
 
@@ -82,7 +83,8 @@ def gate(
 
     int8 is compared with the int8 graph: how far that is from fp32 the export has found out on the task's own rows, and
     on rows drawn from a seed it says little. `ran` is called with every bucket that was run, length by length, while
-    the rows still stand in its buffers. Raises ParityFailed.
+    the rows still stand in its buffers. Raises ParityFailed; EngineError where `engine` fails, Refused where what it is
+    compared with does.
     """
     exact = "int8" if precision == "int8" else "fp32"
     buckets = list(buckets)
@@ -132,7 +134,7 @@ def _compare(
     """`known` are answers of the reference to these rows, by their places, and gets those that were still missing."""
     checked = max(1, min(len(rows), _REFERENCE_TOKENS // bucket.length))
     indices = sorted({round(index) for index in np.linspace(0, len(rows) - 1, checked)})
-    known |= {index: run_rows(reference, [rows[index]])[0] for index in indices if index not in known}
+    known |= {index: _expected(reference, rows[index]) for index in indices if index not in known}
     for output in engine.outputs:
         ours = [without_padding(one[output.name], output, row) for one, row in zip(found, rows, strict=True)]
         pairs = [(without_padding(known[index][output.name], output, rows[index]), ours[index]) for index in indices]
@@ -140,6 +142,16 @@ def _compare(
         # Rows that are not compared must not hold NaN or infinity either.
         is_finite = not output.dtype.startswith("float") or all(np.isfinite(one).all() for one in ours)
         yield figure if is_finite else replace(figure, cosine=float("nan"))
+
+
+def _expected(reference: Engine, row: Row) -> Arrays:
+    try:
+        return run_rows(reference, [row])[0]
+    except EngineError as error:
+        raise Refused(
+            f"the bundle's own graph, which is compared with, fails on the CPU at a row of {row.length}: {error}; try "
+            "other --lengths or fewer --batches, or export the model anew"
+        ) from error
 
 
 def _figure(bucket: Bucket, output: TensorSpec, pairs: Sequence[tuple[Array, Array]]) -> _Figure:
@@ -224,13 +236,17 @@ class _Rows:
         return values
 
     def _extent(self, shape: tuple[int, ...], dtype: np.dtype[Any], length: int) -> Array:
-        """Samples of a recording, the part of a canvas that an image fills; else a place in a text, the second."""
+        """Samples of a recording, the part of a canvas that an image fills; else a place in a text.
+
+        Of texts the second place, behind the token that opens them, and of a text of one token that one: the reference
+        has no padding behind it.
+        """
         growing = [spec for spec in self._inputs if spec.length_axis is not None]
         samples = [max(_shape(spec, length)) for spec in growing if spec.dtype.startswith("float")]
         if samples:
             return np.full(shape, samples[0], dtype)
         whole = [_shape(spec, length)[: shape[0]] for spec in self._inputs if spec.dtype == "uint8" and shape]
-        return np.array(whole[0], dtype) if whole else np.ones(shape, dtype)
+        return np.array(whole[0], dtype) if whole else np.full(shape, min(1, length - 1), dtype)
 
 
 def _shape(spec: TensorSpec, length: int) -> tuple[int, ...]:

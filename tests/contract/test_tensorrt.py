@@ -23,6 +23,7 @@ from engine.batching.flight import Flights
 from engine.bucket import Bucket, Ladder
 from engine.bundle import open_bundle
 from engine.errors import EngineError, EngineLost, OutOfMemory
+from engine.plans.sidecar import Profile
 from engine.tensors import Array, Row
 from tests.bundles import write_small_bundle
 from tests.contract.test_engine import row
@@ -293,6 +294,20 @@ def test_the_largest_batch_is_left_out_where_the_memory_does_not_suffice(small_b
     assert "no room for batches of 8, at most 4 rows run at once: CUDA failed" in engine.notes[0]
     assert answers(engine, [row(32)] * 4).shape == (4, 8)
     engine.close()
+    assert not device.memory
+
+
+@pytest.mark.parametrize(
+    ("version", "made"), [("10.13.0.35", profile_a_length()), ("8.6.1", profiles()), ("8.6.1", profile_a_length())]
+)
+def test_a_smaller_batch_takes_the_same_scratch_memory_where_profiles_do_not_part_them(
+    small_bundle: Path, version: str, made: tuple[Profile, ...]
+):
+    """That of a profile's largest bucket, with TensorRT 8.6 of the plan's; so the whole plan has no room."""
+    device = Device(capacity=200_000)  # as above
+    trt = TensorRtDouble(device, version)
+    with pytest.raises(OutOfMemory):
+        warm(small_bundle, device=device, trt=trt, profiles=made, profile_sharing=len(made) < len(profiles()))
     assert not device.memory
 
 

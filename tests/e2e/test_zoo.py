@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from benchmarks.results_file import read
 from benchmarks.zoo import images
 from benchmarks.zoo.answers import COMPARE, difference, payload_of
 from benchmarks.zoo.case import Case
+from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.bundle import open_bundle
+from export.plans.gate import gate
+from export.plans.recipe import PlanRecipe
 
 QUICKEST = ("rembert", "phi", "convnextv2", "segformer", "unispeech-sat", "t5")
 CASES = [
@@ -49,6 +54,18 @@ def test_an_architecture(case: Case, rows: list[dict[str, Any]], tmp_path: Path)
     rows.append(row)
     assert models.as_expected(case, row), row
     assert (tmp_path / "bundle").exists() is not bool(case.refused)
+    if not case.refused:
+        keep_plans_that_answer_alike(tmp_path / "bundle")
+
+
+def keep_plans_that_answer_alike(path: Path) -> None:
+    """The gate of plans passes ONNX Runtime in a plan's place, at the smaller of the sizes that are the default."""
+    bundle = open_bundle(path)
+    for name in bundle.manifest.graphs:
+        ladder = PlanRecipe("fp32").ladder(bundle.manifest, name)
+        small = [bucket for bucket in ladder if bucket.tokens <= 512]  # of texts 32 rows of 16 tokens: some are short
+        with closing(OnnxRuntimeEngine(bundle, name)) as engine:
+            assert gate(bundle, name, engine, small, "fp32")["buckets"] == len(small)
 
 
 def test_the_results_cover_the_zoo():

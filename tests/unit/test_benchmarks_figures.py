@@ -5,6 +5,7 @@ import math
 import statistics
 from itertools import islice
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from benchmarks.workload import arrivals, stream, texts
 from engine.plans.sidecar import PlanFile
 from engine.probe import Gpu
 from engine.select import Facts
-from tests.plans import plan
+from tests.plans import add_plan, plan
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(0, 1), (50, 3), (90, 4.6), (99, 4.96), (100, 5)])
@@ -39,6 +40,27 @@ def test_the_50th_percentile_is_the_median(values: list[float]):
 
 def test_without_samples_there_is_no_percentile():
     assert math.isnan(percentile([], 50))
+
+
+def test_a_plan_without_one_of_the_buckets_is_none_to_measure(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """`export plan` leaves out large batches of long rows, though it has each of those sizes."""
+    monkeypatch.setattr(engines, "gpu", lambda: Gpu("NVIDIA L4", (8, 9)))
+    monkeypatch.setattr(engines, "tensorrt_version", lambda: "10.13.0.35")
+    add_plan(small_bundle, max_tokens=64)
+    built: list[list[str]] = []
+
+    def build(command: list[str]) -> Any:
+        built.append(command)
+        add_plan(small_bundle, b"all of them")
+        return CompletedProcess(command, 0)
+
+    monkeypatch.setattr("benchmarks.engines.subprocess.run", build)
+    engines.prepare(small_bundle, "tensorrt", "fp16", [1, 8], [8, 16], "")
+    assert not built
+    engines.prepare(small_bundle, "tensorrt", "fp16", [1, 8], [8, 32], "")
+    assert built[0][-4:] == ["--batches", "1,8", "--lengths", "8,32"]
+    engines.prepare(small_bundle, "tensorrt", "fp16", [1, 8], [8, 32], "")
+    assert len(built) == 1
 
 
 def test_the_precision_that_is_served_is_the_plan_s(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):

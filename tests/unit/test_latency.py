@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from benchmarks import latency, results_file
+from benchmarks import latency, results_file, shapes
 from benchmarks.__main__ import main
 from benchmarks.bert_bundle import bert_bundle, text_of
 from benchmarks.bert_graph import SHAPES, Shape
@@ -16,6 +17,7 @@ from benchmarks.engine_times import Took
 from benchmarks.latency_table import measurements, table
 from benchmarks.results_file import Results
 from benchmarks.shapes import Found
+from benchmarks.targets.pipe import PipeProcess
 from engine.bundle import open_bundle
 from engine.probe import gpu
 from engine.tasks import load_task
@@ -92,6 +94,38 @@ def test_what_torch_cannot_do_is_told(
     assert "torch-eager is left out: " in capsys.readouterr().err
     targets = {one.target for one in results_file.read(tmp_path / "latency.json").measurements}
     assert targets == {"ours", "ours-handler", "floor"}
+
+
+@pytest.mark.parametrize(
+    ("precision", "name", "dtype", "products"),
+    [
+        ("fp32", "torch-eager", "torch.float32", "highest"),
+        ("tf32", "torch-eager-tf32", "torch.float32", "high"),
+        ("fp16", "torch-eager-fp16", "torch.float16", "highest"),
+        ("bf16", "torch-eager-bf16", "torch.bfloat16", "highest"),
+    ],
+)
+def test_torch_runs_in_the_precision_that_it_is_compared_with(precision: str, name: str, dtype: str, products: str):
+    """As on a GPU; here its process is told the CPU."""
+    made = shapes.torch(sys.executable, SMALL, ["eager"], "tensorrt", [precision])
+    python, script, asked = made.pop(name)
+    assert not made
+    assert json.loads(asked)["device"] == "cuda"
+    with PipeProcess([python, script, json.dumps({**json.loads(asked), "device": "cpu"})]) as process:
+        assert (process.hello["dtype"], process.hello["float32_matmul_precision"]) == (dtype, products)
+        assert process.ask({"batch": 2, "length": 8, "warm_up_ms": 0, "duration_s": 0, "iterations": 1})["ms"]
+
+
+def test_torch_is_in_fp32_on_the_cpu_and_never_in_int8(capsys: pytest.CaptureFixture[str]):
+    on_cpu = shapes.torch("python", SMALL, ["eager"], "onnxruntime-cpu", ["fp32", "int8"])
+    assert list(on_cpu) == ["torch-eager"]
+    assert {"device": "cpu", "precision": "fp32"}.items() <= json.loads(on_cpu["torch-eager"][-1]).items()
+    assert not capsys.readouterr().err
+    assert list(shapes.torch("python", SMALL, ["eager", "compile"], "tensorrt", ["int8", "fp16"])) == [
+        "torch-eager-fp16",
+        "torch-compile-fp16",
+    ]
+    assert "torch is left out beside int8, in which it does not run" in capsys.readouterr().err
 
 
 def test_what_is_measured_is_named_by_its_precision(
@@ -184,5 +218,5 @@ def test_the_table_has_what_was_measured_beside_what_was_published():
 
 
 def test_a_precision_in_the_names_changes_no_figure():
-    half = results(row(ours_fp16_alone=0.4, ours_fp16=0.5, ours_fp16_handler=0.7, torch_compile=0.9))
+    half = results(row(ours_fp16_alone=0.4, ours_fp16=0.5, ours_fp16_handler=0.7, torch_compile_fp16=0.9))
     assert table(half, []) == table(results(row(alone=0.4, copies=0.5, handler=0.7, torch_compile=0.9)), [])

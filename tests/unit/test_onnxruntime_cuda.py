@@ -67,6 +67,37 @@ def test_every_bucket_answers_as_the_cpus_engine_does(small_bundle: Path):
     engine.close()
 
 
+class CopiesWhatItBinds:
+    """A binding where each input is read by a node on the CPU: what was in the device's memory when it was bound."""
+
+    def __init__(self, binding: Any) -> None:
+        self.binding = binding
+        self.copies: dict[str, Any] = {}
+
+    def bind_ortvalue_input(self, name: str, value: Any) -> None:
+        self.copies[name] = ort.OrtValue.ortvalue_from_numpy(value.numpy().copy())
+        self.binding.bind_ortvalue_input(name, self.copies[name])
+
+    def bind_output(self, *arguments: Any) -> None:
+        self.binding.bind_output(*arguments)
+
+
+def test_nodes_on_the_cpu_read_the_inputs_of_the_run(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    bundle = open_bundle(small_bundle)
+    reference, engine = OnnxRuntimeEngine(bundle), OnnxRuntimeCudaEngine(bundle, device="cpu")
+    session = engine._session
+    double = SimpleNamespace(
+        io_binding=lambda: CopiesWhatItBinds(session.io_binding()),
+        run_with_iobinding=lambda bound: session.run_with_iobinding(bound.binding),
+    )
+    monkeypatch.setattr(engine, "_session", double)
+    engine.warm_up()
+    for seed in range(3):
+        rows = [row(9, seed=seed)]
+        (found,), (expected,) = run_rows(engine, rows), run_rows(reference, rows)
+        assert np.array_equal(found["embedding"], expected["embedding"])
+
+
 def test_only_buckets_that_batches_come_to_are_warmed(long_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """32 rows of 512 at once are 32 times what the queue may form here."""
     monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCudaEngine", partial(OnnxRuntimeCudaEngine, device="cpu"))
@@ -219,9 +250,11 @@ class Device:
                 raise RuntimeError(self.copy)
             value.update_inplace(source)
 
+        def double(value: Any) -> SimpleNamespace:
+            return SimpleNamespace(update_inplace=partial(copy, value), _ortvalue=value._ortvalue)  # as to be bound
+
         values = {
-            bucket: {name: SimpleNamespace(update_inplace=partial(copy, value)) for name, value in bound.items()}
-            for bucket, bound in engine._values.items()
+            bucket: {name: double(value) for name, value in bound.items()} for bucket, bound in engine._values.items()
         }
         monkeypatch.setattr(engine, "_session", SimpleNamespace(run_with_iobinding=run))
         monkeypatch.setattr(engine, "_values", values)

@@ -276,6 +276,40 @@ def test_rows_end_as_the_tasks_own_and_say_how_much_there_is(tmp_path: Path):
     assert row.feeds["extent"].tolist() == [48, 64]
 
 
+def with_a_place(bundle: Path) -> None:
+    """Let the bundle's graph look at one place of each row, as fill-mask's does; none beyond the row is taken."""
+    manifest = open_bundle(bundle).manifest
+    graph = manifest.graphs["model"]
+    model = onnx.load(bundle / graph.onnx["fp32"])
+    model.graph.input.append(helper.make_tensor_value_info("place", TensorProto.INT32, ["batch", 1]))
+    model.graph.initializer.append(helper.make_tensor("last", TensorProto.INT64, [1], [-1]))
+    del model.graph.node[-2:]  # the sum over the row, and its scale
+    model.graph.node.extend(
+        [
+            helper.make_node("Cast", ["place"], ["places"], to=TensorProto.INT64),
+            helper.make_node("GatherND", ["masked", "places"], ["found"], batch_dims=1),
+            helper.make_node("Unsqueeze", ["found", "last"], ["column"]),
+            helper.make_node("Mul", ["column", "scale"], ["embedding"]),
+        ]
+    )
+    onnx.save(model, bundle / graph.onnx["fp32"])
+    graph = replace(graph, inputs=(*graph.inputs, TensorSpec("place", "int32", ("batch", 1))))
+    config = {**manifest.task_config, "max_length": 512}
+    write_manifest(bundle, replace(manifest, graphs={"model": graph}, task_config=config))
+
+
+def test_a_place_in_a_text_is_within_it_at_all_the_default_sizes(small_bundle: Path):
+    """Of 32 rows of up to 16 tokens one has a single token, and the reference has no padding behind it."""
+    with_a_place(small_bundle)
+    bundle = open_bundle(small_bundle)
+    ladder = PlanRecipe("fp32").ladder(bundle.manifest, "model")
+    figures = gate(bundle, "model", OnnxRuntimeEngine(bundle), ladder, "fp32")
+    assert (figures["buckets"], figures["min_cosine"]) == (len(ladder), 1.0)
+    graph = bundle.manifest.graphs["model"]
+    rows = _Rows(graph, bundle.file(graph.onnx["fp32"])).at(Bucket(ladder.batches[-1], ladder.lengths[0]))
+    assert {(row.length > 1, *row.feeds["place"].tolist()) for row in rows} == {(True, 1), (False, 0)}
+
+
 @pytest.mark.parametrize(
     ("shape", "axis", "expected", "found", "equal"),
     [

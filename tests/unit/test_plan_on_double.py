@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.bucket import Bucket
 from engine.bundle import SIGNATURE, open_bundle
+from engine.errors import EngineError
 from engine.plans.sidecar import plans_of, stale
 from engine.tensors import Array
 from export.__main__ import main
@@ -192,6 +194,20 @@ def test_a_plan_that_does_not_run_is_one_sentence(
     assert sentence in said
     assert said.endswith("; try another --precision, or fewer --batches\n")
     assert content(small_bundle) == before
+
+
+def test_where_the_reference_fails_the_plan_is_not_blamed(
+    plan: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(self: OnnxRuntimeEngine, bucket: Bucket, slot: int = 0) -> None:
+        raise EngineError(f"no kernel at {bucket.length}")
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "start", fail)
+    assert plan("--precision", "fp32") == 2
+    assert capsys.readouterr().err == (
+        "error: the bundle's own graph, which is compared with, fails on the CPU at a row of 8: no kernel at 8; "
+        "try other --lengths or fewer --batches, or export the model anew\n"
+    )
 
 
 def test_a_plan_that_fails_leaves_the_one_before_it_as_it_was(plan: Run, small_bundle: Path):

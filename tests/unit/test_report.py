@@ -204,6 +204,7 @@ def test_a_target_has_one_colour_everywhere_and_no_two_share_one():
 def test_a_precision_is_in_what_a_target_is_called():
     assert targets.name("ours-fp16") == "this worker, fp16"
     assert targets.name("ours-fp16-alone") == "this worker's engine alone, fp16"
+    assert targets.name("torch-eager-fp16") == "PyTorch, eager, fp16"
 
 
 @pytest.mark.parametrize("colour", [*targets.ALL, *targets.STAGES, INK, SOFT], ids=lambda colour: colour.light)
