@@ -12,12 +12,14 @@ from export.command import interrupts
 from export.command.progress import stage
 from export.command.recipe_file import key_of
 from export.errors import Refused
+from export.own_task import check_online
 from export.recipe import Recipe
 
 
 def without_model(recipe: Recipe) -> dict[str, Any]:
     """Write the bundle of `recipe`, and return what there is to say in place of parity figures. Raises Refused."""
     assert recipe.task is not None
+    check_online(recipe.task)
     if task_class(recipe.task).auto_class:
         name = recipe.task.replace("-", "_")
         raise Refused(f"{recipe.task} needs a model, and export/tasks/{name}.py is missing; see docs/adding-a-task.md")

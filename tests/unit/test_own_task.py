@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from export.gate.answers import _figures
 from export.gate.cases import _reference, _rows, cases_of
 from export.gate.measures import Measure
 from export.gate.reply import check_reply
+from export.load import load
 from export.nodes import set_outputs
 from export.recipe import Recipe
 from export.tasks import export_task
@@ -51,11 +54,92 @@ def test_a_package_that_a_task_needs_is_named(
     with pytest.raises(MissingPackage, match=sentence):
         task_class("own-task")
     (tmp_path / "broken_task.py").write_text("import engine.no_such_module\n")
-    with pytest.raises(ModuleNotFoundError, match=r"engine\.no_such_module"):
+    said = r"broken_task\.py fails at line 1: ModuleNotFoundError: No module named 'engine\.no_such_module'; correct it"
+    with pytest.raises(BundleError, match=said):
         task_class("broken-task")
-    monkeypatch.setattr("export.command.list_tasks.TAGS", ("own-task",))
+    monkeypatch.setattr("export.command.list_tasks.TAGS", ("fill-mask", "own-task"))
+    with pytest.raises(SystemExit) as done:
+        main(["--list-tasks"])
+    assert done.value.code == 0
+    _, fine, broken = capsys.readouterr().out.splitlines()
+    assert fine.startswith("fill-mask  AutoModelForMaskedLM  ")
+    assert f"error: {sentence}" in broken
+    (tmp_path / "own_task.py").write_text("raise ModuleNotFoundError(name='tokenizers')\n")  # of all tasks on texts
     assert main(["--list-tasks"]) == 3
-    assert sentence in capsys.readouterr().err
+    assert "pip install -r requirements/export.txt" in capsys.readouterr().err
+
+
+GOOD = """
+from engine.tasks.items import ItemsTask
+
+class Count(ItemsTask):
+    summary = "Counts."
+    auto_class = ""
+    examples = ({"text": "a"},)
+
+TASK = Count
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('    summary = "Counts."\n', ""), "has no text `summary`; let it be a sentence on what the task does"),
+        (('    auto_class = ""\n', ""), "has no text `auto_class`; let it be the name of transformers' class for such"),
+        (('    examples = ({"text": "a"},)\n', ""), "has no list of objects as `examples`; let it be one of payloads"),
+        (('({"text": "a"},)', "()"), "has no list of objects as `examples`; let it be one of payloads that the task"),
+        (('({"text": "a"},)', '({"text": "a"})'), "has no list of objects as `examples`"),
+        (('"a"}', 'b"a"}'), "Count.examples[0] is no payload of a job: Object of type bytes is not JSON serializable"),
+        (("TASK = Count", "TASK = Count()"), "fails at line 9: TypeError: ItemsTask.__init__() missing 1 required"),
+        (("ItemsTask)", "ItemTask)"), "fails at line 4: NameError: name 'ItemTask' is not defined; correct it"),
+        (("import ItemsTask", "import ItemTask"), "fails at line 2: ImportError: cannot import name 'ItemTask'"),
+        (("TASK = Count", "TASK ="), "fails: SyntaxError: invalid syntax (counts_task.py, line 9); correct it"),
+    ],
+)
+def test_a_task_that_lacks_a_name_is_refused_by_its_file_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], change: Any, said: str
+):
+    add_task(monkeypatch, tmp_path, "counts_task", GOOD.replace(*change))
+    assert main(["--json", "--task", "counts-task", "--out", str(tmp_path / "bundle")]) == 2
+    found = json.loads(capfd.readouterr().out)
+    assert found["status"] == "refused"
+    assert found["error"].startswith("engine/tasks/counts_task.py")
+    assert said in found["error"]
+    assert not (tmp_path / "bundle").exists()
+    assert main(["--json", "--list-tasks"]) == 0
+    listed = {one.pop("task"): one for one in json.loads(capfd.readouterr().out)["tasks"]}
+    assert listed["counts-task"] == {"error": found["error"]}
+    assert listed["fill-mask"]["model_class"] == "AutoModelForMaskedLM"
+
+
+def add_task(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, code: str) -> None:
+    """A task of a fork, as a file beside those of the library."""
+    (folder / f"{name}.py").write_text(code)
+    tag = name.replace("_", "-")
+    monkeypatch.setattr(engine.tasks, "TASKS", (*engine.tasks.TASKS, tag))
+    monkeypatch.setattr(engine.tasks, "__path__", [*engine.tasks.__path__, str(folder)])
+    for module in ("export.command.list_tasks", "export.recipe"):
+        monkeypatch.setattr(f"{module}.TAGS", (*export.tasks.TAGS, tag))
+    monkeypatch.delitem(sys.modules, f"engine.tasks.{name}", raising=False)
+
+
+def test_a_file_with_a_hyphen_is_told_to_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    add_task(monkeypatch, tmp_path, "my-count", GOOD)
+    with pytest.raises(BundleError, match=r"must be engine/tasks/my_count\.py, with underscores for the hyphens"):
+        task_class("my-count")
+
+
+def test_the_worker_does_not_ask_for_what_the_export_alone_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    add_task(monkeypatch, tmp_path, "bare_task", GOOD.replace('summary = "Counts."', "pass"))
+    assert task_class("bare-task").__name__ == "Count"
+
+
+def test_a_task_with_a_model_that_has_no_examples_is_refused_before_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(FeatureExtraction, "examples", ())
+    with pytest.raises(Refused, match=r"feature_extraction\.py: FeatureExtraction has no list of objects as"):
+        load(Recipe(str(tiny_bert(tmp_path / "model")), "feature-extraction", tmp_path / "bundle"))
 
 
 def test_what_an_installed_package_lacks_is_not_to_be_named_under_dependencies(
@@ -153,7 +237,7 @@ def test_only_a_task_with_a_model_needs_a_file_in_the_export(tmp_path: Path, mon
     monkeypatch.setattr(engine.tasks, "TASKS", (*engine.tasks.TASKS, "half-task", "whole-task"))
     monkeypatch.setattr(engine.tasks, "__path__", [*engine.tasks.__path__, str(tmp_path)])
     for name, auto_class in (("half", "AutoModel"), ("whole", "")):
-        (tmp_path / f"{name}_task.py").write_text(f"class Task:\n    auto_class = {auto_class!r}\nTASK = Task\n")
+        (tmp_path / f"{name}_task.py").write_text(GOOD.replace('""', repr(auto_class)))
     with pytest.raises(Refused, match=r"half-task needs a model, and export/tasks/half_task\.py is missing; see docs"):
         export.__main__.export(Recipe("m", "half-task", tmp_path / "half"))
     export.__main__.export(Recipe("", "whole-task", tmp_path / "whole"))
