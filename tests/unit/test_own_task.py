@@ -142,6 +142,35 @@ def test_a_task_with_a_model_that_has_no_examples_is_refused_before_its_weights(
         load(Recipe(str(tiny_bert(tmp_path / "model")), "feature-extraction", tmp_path / "bundle"))
 
 
+OFFLINE = """
+from export.tasks.base import ExportTask
+
+class CountExport(ExportTask):
+    tag = "filed-task"
+    has_model = False
+
+    def files(self, source):
+        return {**super().files(source), "stop.txt": "the a", "lists/more.txt": "an"}
+
+    def task_config(self, source, outputs):
+        return {"of": source.task.tag}
+
+TASK = CountExport()
+"""
+
+
+def test_files_of_a_task_without_a_model_are_in_its_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    add_task(monkeypatch, tmp_path, "filed_task", GOOD)
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "filed_task.py").write_text(OFFLINE)
+    monkeypatch.setattr(export.tasks, "__path__", [*export.tasks.__path__, str(tmp_path / "export")])
+    export.__main__.export(Recipe("", "filed-task", tmp_path / "bundle"))
+    bundle = open_bundle(tmp_path / "bundle")
+    bundle.verify()
+    assert [bundle.file(name).read_text() for name in ("stop.txt", "lists/more.txt")] == ["the a", "an"]
+    assert dict(bundle.manifest.task_config) == {"of": "filed-task"}
+
+
 def test_what_an_installed_package_lacks_is_not_to_be_named_under_dependencies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
