@@ -34,9 +34,9 @@ from export.load import load
 from export.nodes import set_outputs
 from export.recipe import Recipe
 from export.tasks import export_task
-from export.tasks.base import ExportTask, Layout, Probe
+from export.tasks.base import ExportTask, Probe
 from export.tasks.feature_extraction import FeatureExtractionExport
-from export.text import TextExport, run
+from export.text import TextExport, prompt_of, run
 from handler.boot import boot
 from handler.reply import to_json
 from handler.startup.timeline import Timeline
@@ -213,11 +213,10 @@ def test_a_task_without_probe_is_told_of_probes(small_bundle: Path):
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Of a Source the probes read no more than this."""
-    folder = tiny_bert(tmp_path_factory.mktemp("bert"))
-    settings: Any = {"prompts": {}, "default_prompt": None}
-    made = export_task("fill-mask").processors(folder, "m", Layout(), Recipe("m", "fill-mask", folder))
-    return SimpleNamespace(max_length=32, config=None, settings=settings, **made)
+    """A model of texts that has prompts."""
+    prompts = {"query": "Query: ", "document": ""}
+    model = tiny_bert(tmp_path_factory.mktemp("bert"), prompts=prompts)
+    return load(Recipe(str(model), "feature-extraction", Path()))
 
 
 @pytest.mark.parametrize("tag", [tag for tag in export.tasks.TAGS if isinstance(export_task(tag), TextExport)])
@@ -229,7 +228,26 @@ def test_the_probe_of_a_task_that_is_built_on_another_is_asked(tokens: Any, tag:
             return Probe(label, {"review": text}, [])
 
     pairs = {("text", "text_pair")}  # of the examples of a task that has some
-    assert {tuple(probe.payload) for probe in Own().probes(tokens)} - pairs == {("review",)}
+    payloads = [probe.payload for probe in Own().probes(tokens)]
+    assert {tuple(name for name in payload if name != "prompt_name") for payload in payloads} - pairs == {("review",)}
+
+
+@pytest.mark.parametrize("options", [("prompt_name",), ()])
+def test_the_probe_of_an_embedding_is_asked_once_a_prompt(
+    tokens: Any, monkeypatch: pytest.MonkeyPatch, options: Sequence[str]
+):
+    class Own(FeatureExtractionExport):
+        def probe(self, source: Any, label: str, text: str) -> Probe:
+            return Probe(label, {"review": text}, [{"text": prompt_of(source) + text.lower()}])
+
+    monkeypatch.setattr(FeatureExtraction, "option_names", options)
+    text = "What is the answer?"
+    expected = {
+        "query": ({"review": text, "prompt_name": "query"}, [{"text": "Query: what is the answer?"}]),
+        "document": ({"review": text, "prompt_name": "document"}, [{"text": "what is the answer?"}]),
+    }
+    asked = {probe.label: (probe.payload, probe.inputs) for probe in Own().probes(tokens) if "prompt" in probe.label}
+    assert asked == {f"prompt {name}": found for name, found in expected.items() if options}
 
 
 def test_a_tokenizer_that_panics_costs_its_job_alone(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
