@@ -32,6 +32,10 @@ class Unavailable(Refused):
     exit_code: ClassVar[int] = UNAVAILABLE
 
 
+class CacheFull(Unavailable):
+    """The disk of the Hub's cache is full, which another --out does not change."""
+
+
 class Untraceable(Refused):
     """An exporter cannot make a graph of the model; another one may."""
 
@@ -63,15 +67,24 @@ def refusal_of(error: BaseException) -> Refused | None:
     if isinstance(error, ImportError) and (sentence := lacking(error)):
         return Unavailable(sentence)
     for one in _chain(error):  # libraries wrap what the system said, some in words alone
-        said = str(one).lower()
-        if (isinstance(one, OSError) and one.errno in _FULL) or any(words in said for words in _SAYS_FULL):
+        if _says_full(one):
             return Unavailable("the disk is full; free some space or name a folder on another disk with --out")
-        if isinstance(one, MemoryError) or any(words in said for words in _SAYS_NO_MEMORY):
+        if isinstance(one, MemoryError) or any(words in str(one).lower() for words in _SAYS_NO_MEMORY):
             return Unavailable(
                 "not enough memory; export on a machine with more, or end what else runs here (docs/export.md says how "
                 "much a model takes)"
             )
     return None
+
+
+def is_of_full_disk(error: BaseException) -> bool:
+    """Whether a full disk is what `error`, or one that it was made of, is about."""
+    return any(_says_full(one) for one in _chain(error))
+
+
+def _says_full(error: BaseException) -> bool:
+    said = str(error).lower()
+    return (isinstance(error, OSError) and error.errno in _FULL) or any(words in said for words in _SAYS_FULL)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from export.model_files.own_code import CODE, fetch_code, refuse_code, refuse_fa
 from export.model_files.sentence_files import MODULES, conversion
 from export.model_files.weight_files import WHOLE, parts_of, weight_files
 from export.other_task import advice, auto_class, is_for_another
+from export.own_task import check_online
 from export.precision.options import wanted
 from export.recipe import TASK_OPTIONS, Recipe
 from export.source import Source
@@ -59,6 +60,7 @@ def load(recipe: Recipe) -> Source:
     beside = files_beside(adapters)
     of_adapters = [claimed(beside) if beside else None, *(adapter.task for adapter in adapters)]
     task = export_task(recipe.task or next(filter(None, of_adapters), None) or infer_task(root, model))
+    check_online(task.tag)
     _check_options(recipe, task)
     GateLimits(recipe.parity_thresholds).of(task, "fp32")
     layout = task.layout(beside or root, recipe)

@@ -5,10 +5,12 @@ Rule: nothing is imported at the top that help and wrong arguments do not need.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from engine.tasks import task_class
 from export.errors import Refused
 
 if TYPE_CHECKING:
@@ -41,6 +43,31 @@ def check_class(task: ExportTask) -> None:
             )
     if task.has_model and not task.measures:
         raise Refused(f"{file_of(task)} has no `measures`, so that no answer could fail the gate; name one at least")
+
+
+def check_online(tag: str) -> None:
+    """Raise Refused where the worker's class lacks what the export asks of it, BundleError as `task_class` does.
+
+    A bundle would be there by the time that the closing line makes a job of the first example.
+    """
+    kind = task_class(tag)
+    says = f"engine/tasks/{tag.replace('-', '_')}.py: {kind.__name__}"
+    for name, what in (
+        ("summary", "a sentence on what the task does"),
+        ("auto_class", "the name of transformers' class for such models, empty without a model"),
+    ):
+        if not isinstance(getattr(kind, name, None), str):
+            raise Refused(f"{says} has no text `{name}`; let it be {what}")
+    examples = getattr(kind, "examples", None)
+    if not isinstance(examples, list | tuple) or not examples or not isinstance(examples[0], Mapping):
+        raise Refused(
+            f"{says} has no list of objects as `examples`; let it be one of payloads that the task takes, such as "
+            '({"text": "A quick test."},)'
+        )
+    try:
+        json.dumps(examples[0])
+    except (TypeError, ValueError) as error:
+        raise Refused(f"{says}.examples[0] is no payload of a job: {error}; change it") from error
 
 
 def _public(kind: type) -> Iterator[str]:

@@ -140,6 +140,12 @@ def _unknown_attention(config: Any) -> str:
     return next((words for words, is_asked in asked.items() if is_asked), "")
 
 
+def prompt_of(source: Source) -> str:
+    """What stands before a text for which a job names no prompt, of the tasks that have some."""
+    prompts, default = source.settings["prompts"], source.settings["default_prompt"]
+    return str(prompts.get(default or "", ""))
+
+
 def tokens_of(source: Source, text: str, pair: str | None = None, **options: Any) -> Mapping[str, Any]:
     """One text, or a pair, as transformers' tokenizer makes it for the model: tensors with a batch of one."""
     options = {"truncation": True, "max_length": source.max_length, **options}

@@ -29,8 +29,7 @@ def write(source: Source, folder: Path, files: Mapping[str, tuple[Path, Path]]) 
     `files` are the portable and the fused file of every graph.
     """
     (folder / "config.json").write_bytes((source.folder / "config.json").read_bytes())
-    for name, content in source.task.files(source).items():
-        (folder / name).write_text(content, encoding="utf-8")
+    write_files(folder, source.task.files(source))
     precision = "fp32"
     graphs = {name: _graph(source, folder, precision, *paths) for name, paths in files.items()}
     outputs = {spec.name: spec.shape for graph in graphs.values() for spec in graph.outputs}
@@ -51,6 +50,13 @@ def write(source: Source, folder: Path, files: Mapping[str, tuple[Path, Path]]) 
             code=source.code,
         ),
     )
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Put the text files of a task, name -> content, into the bundle in `folder`; a name may lie below a folder."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
 
 
 def _adapters(source: Source) -> dict[str, dict[str, str | None]]:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from engine.config import Limits
-from engine.errors import BundleError, MissingPackage
+from engine.errors import BundleError, MissingPackage, in_words
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -32,7 +32,7 @@ DEFAULT_LIMITS = Limits()
 
 
 def task_class(tag: str) -> type[Task]:
-    """The class behind `tag`. Raises BundleError where this version has none, MissingPackage."""
+    """The class behind `tag`. Raises BundleError where this version has none or its file fails, MissingPackage."""
     if tag not in TASKS:
         raise BundleError(
             f"the bundle's task {tag!r} is not one of {', '.join(TASKS)}; update the worker, or add its "
@@ -43,8 +43,13 @@ def task_class(tag: str) -> type[Task]:
         module = import_module(f"engine.tasks.{name}")
     except ModuleNotFoundError as error:
         package, _, below = (error.name or "").partition(".")
+        if error.name == f"engine.tasks.{name}":
+            raise BundleError(
+                f"the file of the task {tag} must be engine/tasks/{name}.py, with underscores for the hyphens of its "
+                "tag; rename it"
+            ) from error
         if package == "engine":
-            raise
+            raise _failed(name, error) from error
         if below and find_spec(package) is not None:
             raise MissingPackage(
                 f"the task {tag} needs the Python module {error.name}, which the package {package} that is installed "
@@ -54,10 +59,26 @@ def task_class(tag: str) -> type[Task]:
             f"the task {tag} needs the Python package {error.name}, which is not installed; name it under dependencies "
             "in pyproject.toml, then `make lock UPGRADE=` and `make setup`"
         ) from error
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "engine":  # perhaps a package of another version
+            raise
+        raise _failed(name, error) from error
+    except Exception as error:  # whatever its lines do
+        raise _failed(name, error) from error
     found: type[Task] | None = getattr(module, "TASK", None)
     if not isinstance(found, type):
         raise BundleError(f"engine/tasks/{name}.py must end with `TASK = ` and the class of the task")
     return found
+
+
+def _failed(name: str, error: Exception) -> BundleError:
+    """For the file of a task that `error` came out of while it was imported."""
+    file, frame, line = f"engine/tasks/{name}.py", error.__traceback__, ""
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename.endswith(f"{os.sep}{name}.py"):
+            line = f" at line {frame.tb_lineno}"
+        frame = frame.tb_next
+    return BundleError(f"{file} fails{line}: {in_words(error)}; correct it (its last line is `TASK = ` and a class)")
 
 
 def load_task(bundle: Bundle, limits: Limits = DEFAULT_LIMITS) -> Task:

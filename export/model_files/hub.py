@@ -12,7 +12,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from export.command.arguments import file_path
-from export.errors import Refused, Unavailable
+from export.errors import CacheFull, Refused, Unavailable, is_of_full_disk
 
 RUNPOD_CACHE = Path("/runpod-volume/huggingface-cache/hub")
 """Where RunPod puts an endpoint's cached models, laid out as the Hub's own cache is."""
@@ -87,7 +87,7 @@ def _snapshot(repository: Path, revision: str) -> Path | None:
 
 def download(model: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """The snapshot of a Hub repository; its folder is named after the commit. Raises Refused or Unavailable."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import constants, errors, snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from requests import RequestException
 
@@ -121,3 +121,10 @@ def download(model: str, revision: str | None, patterns: Sequence[str]) -> Path:
             f"no model: there is no folder {model}, it is not in the local Hub cache{at}, and the Hub cannot be "
             "reached (or HF_HUB_OFFLINE is set); go online, or give the path of a folder"
         ) from None
+    except Exception as error:  # what downloads for the Hub's library has errors of its own
+        if not is_of_full_disk(error):
+            raise
+        raise CacheFull(
+            f"the disk of the Hub's cache, {constants.HF_HUB_CACHE}, is full; free some space there, or set HF_HOME to "
+            "a folder on another disk"
+        ) from error

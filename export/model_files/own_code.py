@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from export.errors import Refused, Unavailable
+from export.errors import CacheFull, Refused, Unavailable
 from export.model_files.hub import download
 from export.model_files.json_files import read_json, read_processor
 
@@ -62,6 +62,8 @@ def fetch_code(folder: Path, model: str) -> dict[str, str]:
     for repository in sorted(repositories):
         try:
             commits[repository] = download(repository, None, CODE).name
+        except CacheFull:
+            raise
         except Unavailable as error:
             raise Unavailable(
                 f"{model} takes its code from {repository}, which is not in the local Hub cache, and the Hub cannot be "

@@ -91,7 +91,10 @@ def check_precision(precision: str, targets: Sequence[str]) -> None:
         raise Refused(f"unknown precision {precision!r}; known are: {', '.join(known)}")
     able = [name for name, known in TARGETS.items() if precision in known]
     if not set(able) & set(targets):
-        raise Refused(f"--precision {precision} is for {' and '.join(able)}; add --targets {able[-1]}")
+        raise Refused(
+            f"--precision {precision} is for {' and '.join(able)}; add --targets {able[-1]}, or write "
+            f"{able[-1]}={precision}"
+        )
 
 
 def thresholds(texts: Sequence[str]) -> dict[str, float]:

@@ -52,7 +52,9 @@ class ExportTask:
 
     tag: ClassVar[str]
     has_model: ClassVar[bool] = True
-    """Without one a task needs no file here: its bundle has no graph (export/without_model.py)."""
+    """Without one a task needs no file here: its bundle has no graph, and `files` and `task_config` alone are asked.
+
+    The Source that they get has empty values (export/without_model.py)."""
     exporter: ClassVar[str] = ""
     """optimum's name of the task; empty: the tag."""
     traces_itself: ClassVar[bool] = False

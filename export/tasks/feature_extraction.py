@@ -6,6 +6,7 @@ Normalisation would hide a wrong scale.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +21,7 @@ from export.model_files.sentence_files import read_modules, read_sentence_files
 from export.nodes import find_output
 from export.pooling import append_pooling
 from export.tasks.base import Layout, Probe
-from export.text import TextExport, run, sample_texts, tokens_of
+from export.text import TextExport, prompt_of, run, sample_texts, tokens_of
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -80,14 +81,16 @@ class FeatureExtractionExport(VectorsExport, TextExport):
         *others, longest = super().probes(source)
         yield from others
         text = "What is the answer?"
-        for name, prompt in source.settings["prompts"].items():
-            yield Probe(f"prompt {name}", {"text": text, "prompt_name": name}, [tokens_of(source, prompt + text)])
+        takes_a_prompt = "prompt_name" in getattr(self.online, "option_names", ())  # a fork's need not
+        for name in source.settings["prompts"] if takes_a_prompt else ():
+            asked = replace(source, settings={**source.settings, "default_prompt": name})
+            probe = self.probe(asked, f"prompt {name}", text)
+            yield replace(probe, payload={**probe.payload, "prompt_name": name})
         yield longest
 
     def probe(self, source: Source, label: str, text: str) -> Probe:
-        """`text` behind the default prompt."""
-        prompt = source.settings["prompts"].get(source.settings["default_prompt"] or "", "")
-        return Probe(label, {"text": text}, [tokens_of(source, prompt + text)])
+        """`text` behind the default prompt, which `probes` makes each of the prompts in turn."""
+        return Probe(label, {"text": text}, [tokens_of(source, prompt_of(source) + text)])
 
     def samples(self, source: Source) -> Iterator[Json]:
         """Texts, without a prompt of their own."""

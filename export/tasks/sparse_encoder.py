@@ -19,7 +19,7 @@ from export.model_files.json_files import one_of, read_json
 from export.model_files.sentence_files import class_name, read_modules, read_prompts, read_transformer_options
 from export.nodes import Nodes, require_output, set_outputs
 from export.tasks.base import Layout, Probe
-from export.text import TextExport, run, sample_texts, tokens_of
+from export.text import TextExport, prompt_of, run, sample_texts, tokens_of
 
 if TYPE_CHECKING:
     from engine.tasks.base import Json
@@ -92,8 +92,7 @@ class SparseEncoderExport(VectorsExport, TextExport):
 
     def probe(self, source: Source, label: str, text: str) -> Probe:
         """The text behind the default prompt."""
-        prompt = source.settings["prompts"].get(source.settings["default_prompt"] or "", "")
-        return Probe(label, {"text": text}, [tokens_of(source, prompt + text)])
+        return Probe(label, {"text": text}, [tokens_of(source, prompt_of(source) + text)])
 
     def samples(self, source: Source) -> Iterator[Json]:
         """Texts."""

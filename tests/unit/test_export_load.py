@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import sys
@@ -14,6 +15,7 @@ import pytest
 import requests
 import transformers
 from huggingface_hub import errors
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.utils._paths import filter_repo_objects
 from tokenizers.pre_tokenizers import PreTokenizer
 
@@ -61,6 +63,31 @@ def test_the_hubs_answers(monkeypatch: pytest.MonkeyPatch, error: type[Exception
     with pytest.raises(Refused) as refused:
         load.load(recipe("owner/name", revision="v9"))
     assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/cache/blobs/x.incomplete"),
+        RuntimeError("Data processing error: No space left on device (os error 28)"),  # of hf_xet, in Rust
+    ],
+)
+def test_a_full_disk_of_the_hubs_cache_is_not_that_of_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    said = f"the disk of the Hub's cache, {HF_HUB_CACHE}, is full; free some space there, or set HF_HOME to a folder on"
+    write_json(tmp_path / "config.json", {"auto_map": {"AutoModel": "owner/code--modeling.Model"}})
+    for load_one in (lambda: load.load(recipe("owner/name")), lambda: fetch_code(tmp_path, "m")):
+        with pytest.raises(Unavailable) as refused:
+            load_one()
+        assert str(refused.value).startswith(said)
+    error = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(OSError, match="Input/output error"):
+        load.load(recipe("owner/name"))
 
 
 def test_a_token_that_is_wrong_is_not_a_hub_that_is_away(monkeypatch: pytest.MonkeyPatch):

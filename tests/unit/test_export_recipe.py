@@ -55,9 +55,12 @@ def test_only_what_is_required(tmp_path: Path):
         ),
         (
             [*ARGV, "b", "--precision", "int8-static", "--targets", "cuda"],
-            "--precision int8-static is for cpu; add --targets cpu",
+            "--precision int8-static is for cpu; add --targets cpu, or write cpu=int8-static",
         ),
-        ([*ARGV, "b", "--precision", "bf16"], "--precision bf16 is for tensorrt; add --targets tensorrt"),
+        (
+            [*ARGV, "b", "--precision", "fp16"],
+            "--precision fp16 is for cuda and tensorrt; add --targets tensorrt, or write tensorrt=fp16",
+        ),
         ([*ARGV, "b", "--precision", "fp8"], "unknown precision 'fp8'; known are: auto, fp32"),
         ([*ARGV, "b", "--targets", "tpu"], "unknown target 'tpu'; known are: cpu, cuda, tensorrt"),
         (

@@ -12,63 +12,32 @@ from typing import Any
 import numpy as np
 import pytest
 
-import engine.tasks
 import export.tasks
 from engine.bundle import Bundle, open_bundle
 from engine.config import Limits, Settings
-from engine.errors import BundleError, MissingPackage, WorkerFault
-from engine.tasks import load_task, task_class
+from engine.errors import BundleError, WorkerFault
+from engine.tasks import load_task
 from engine.tasks.feature_extraction import FeatureExtraction
 from engine.tasks.items import ItemsTask, Part
 from engine.text.task import TextTask
 from export import own_task
-from export.__main__ import main
 from export.errors import Refused
 from export.gate.answers import _figures
 from export.gate.cases import _reference, _rows, cases_of
 from export.gate.measures import Measure
 from export.gate.reply import check_reply
+from export.load import load
 from export.nodes import set_outputs
 from export.recipe import Recipe
 from export.tasks import export_task
-from export.tasks.base import ExportTask, Layout, Probe
+from export.tasks.base import ExportTask, Probe
 from export.tasks.feature_extraction import FeatureExtractionExport
-from export.text import TextExport, run
+from export.text import TextExport, prompt_of, run
 from handler.boot import boot
 from handler.reply import to_json
 from handler.startup.timeline import Timeline
 from tests.bundles import toy_model
 from tests.models import tiny_bert
-
-
-def test_a_package_that_a_task_needs_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    (tmp_path / "own_task.py").write_text("import no_such_package.inner\n")
-    monkeypatch.setattr(engine.tasks, "TASKS", (*engine.tasks.TASKS, "own-task", "broken-task"))
-    monkeypatch.setattr(engine.tasks, "__path__", [*engine.tasks.__path__, str(tmp_path)])
-    sentence = "the task own-task needs the Python package no_such_package, which is not installed"
-    with pytest.raises(MissingPackage, match=sentence):
-        task_class("own-task")
-    (tmp_path / "broken_task.py").write_text("import engine.no_such_module\n")
-    with pytest.raises(ModuleNotFoundError, match=r"engine\.no_such_module"):
-        task_class("broken-task")
-    monkeypatch.setattr("export.command.list_tasks.TAGS", ("own-task",))
-    assert main(["--list-tasks"]) == 3
-    assert sentence in capsys.readouterr().err
-
-
-def test_what_an_installed_package_lacks_is_not_to_be_named_under_dependencies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(engine.tasks, "TASKS", (*engine.tasks.TASKS, "lacking-task"))
-    monkeypatch.setattr(engine.tasks, "__path__", [*engine.tasks.__path__, str(tmp_path)])
-    (tmp_path / "lacking_task.py").write_text("import yaml.tests\n")
-    lacking = (
-        "needs the Python module yaml.tests, which the package yaml that is installed here lacks; install a version"
-    )
-    with pytest.raises(MissingPackage, match=lacking):
-        task_class("lacking-task")
 
 
 @pytest.mark.parametrize(
@@ -100,11 +69,10 @@ def test_a_task_without_probe_is_told_of_probes(small_bundle: Path):
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Of a Source the probes read no more than this."""
-    folder = tiny_bert(tmp_path_factory.mktemp("bert"))
-    settings: Any = {"prompts": {}, "default_prompt": None}
-    made = export_task("fill-mask").processors(folder, "m", Layout(), Recipe("m", "fill-mask", folder))
-    return SimpleNamespace(max_length=32, config=None, settings=settings, **made)
+    """A model of texts that has prompts."""
+    prompts = {"query": "Query: ", "document": ""}
+    model = tiny_bert(tmp_path_factory.mktemp("bert"), prompts=prompts)
+    return load(Recipe(str(model), "feature-extraction", Path()))
 
 
 @pytest.mark.parametrize("tag", [tag for tag in export.tasks.TAGS if isinstance(export_task(tag), TextExport)])
@@ -116,7 +84,26 @@ def test_the_probe_of_a_task_that_is_built_on_another_is_asked(tokens: Any, tag:
             return Probe(label, {"review": text}, [])
 
     pairs = {("text", "text_pair")}  # of the examples of a task that has some
-    assert {tuple(probe.payload) for probe in Own().probes(tokens)} - pairs == {("review",)}
+    payloads = [probe.payload for probe in Own().probes(tokens)]
+    assert {tuple(name for name in payload if name != "prompt_name") for payload in payloads} - pairs == {("review",)}
+
+
+@pytest.mark.parametrize("options", [("prompt_name",), ()])
+def test_the_probe_of_an_embedding_is_asked_once_a_prompt(
+    tokens: Any, monkeypatch: pytest.MonkeyPatch, options: Sequence[str]
+):
+    class Own(FeatureExtractionExport):
+        def probe(self, source: Any, label: str, text: str) -> Probe:
+            return Probe(label, {"review": text}, [{"text": prompt_of(source) + text.lower()}])
+
+    monkeypatch.setattr(FeatureExtraction, "option_names", options)
+    text = "What is the answer?"
+    expected = {
+        "query": ({"review": text, "prompt_name": "query"}, [{"text": "Query: what is the answer?"}]),
+        "document": ({"review": text, "prompt_name": "document"}, [{"text": "what is the answer?"}]),
+    }
+    asked = {probe.label: (probe.payload, probe.inputs) for probe in Own().probes(tokens) if "prompt" in probe.label}
+    assert asked == {f"prompt {name}": found for name, found in expected.items() if options}
 
 
 def test_a_tokenizer_that_panics_costs_its_job_alone(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
@@ -131,33 +118,6 @@ def test_a_tokenizer_that_panics_costs_its_job_alone(small_bundle: Path, monkeyp
     reply = asyncio.run(worker.handler.handle({"id": "a", "input": {"text": "a"}}))
     worker.batcher.close()
     assert reply == {"error": "worker fault: PanicException: ThreadPoolBuildError"}
-
-
-def test_a_file_that_does_not_end_with_its_task_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine.tasks, "TASKS", (*engine.tasks.TASKS, "endless-task"))
-    for package in (engine.tasks, export.tasks):
-        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-    (tmp_path / "endless_task.py").write_text("class Task:\n    tag = 'endless'\n")
-    with pytest.raises(BundleError, match="engine/tasks/endless_task.py must end with `TASK = ` and the class"):
-        task_class("endless-task")
-    with pytest.raises(Refused, match="export/tasks/endless_task.py must end with `TASK = ` and an instance"):
-        export_task("endless-task")
-    (tmp_path / "misnamed_task.py").write_text("class Task:\n    tag = 'misnamed'\nTASK = Task()\n")
-    with pytest.raises(Refused, match="misnamed_task.py has the tag 'misnamed'; it must be 'misnamed-task'"):
-        export_task("misnamed-task")
-    with pytest.raises(BundleError, match="'no-task' is not one of .*, or add its engine/tasks/no_task.py"):
-        task_class("no-task")
-
-
-def test_only_a_task_with_a_model_needs_a_file_in_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine.tasks, "TASKS", (*engine.tasks.TASKS, "half-task", "whole-task"))
-    monkeypatch.setattr(engine.tasks, "__path__", [*engine.tasks.__path__, str(tmp_path)])
-    for name, auto_class in (("half", "AutoModel"), ("whole", "")):
-        (tmp_path / f"{name}_task.py").write_text(f"class Task:\n    auto_class = {auto_class!r}\nTASK = Task\n")
-    with pytest.raises(Refused, match=r"half-task needs a model, and export/tasks/half_task\.py is missing; see docs"):
-        export.__main__.export(Recipe("m", "half-task", tmp_path / "half"))
-    export.__main__.export(Recipe("", "whole-task", tmp_path / "whole"))
-    assert open_bundle(tmp_path / "whole").manifest.task == "whole-task"
 
 
 def test_a_method_that_is_missing_is_named():
