@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from engine.config import Limits
-from engine.errors import InvalidInput
+from engine.errors import AnswerTooLarge, InvalidInput
 from engine.fetching.spent import Spent
 from engine.tasks import payload as check
 from engine.tasks.budget import Share
@@ -207,20 +207,23 @@ class Room:
         self._share = share
         self._most = self._left = task.limits.max_row_bytes
 
-    def take(self, rows: Sequence[Row], what: str) -> None:
-        """Make room for `rows` and their outputs.
+    def take(self, rows: Sequence[Row], what: str, of_all: float = 1.0) -> None:
+        """Make room for `rows` and their outputs; `of_all` is how much of the job's items that makes with those before.
 
-        Raises InvalidInput, in which `what` has become too much, and Overloaded where other jobs hold too much.
+        Raises AnswerTooLarge, in which `what` has become too much, and Overloaded where other jobs hold too much.
         """
         for row in rows:
             for array in row.feeds.values():
                 self._left -= array.nbytes
             self._left -= self._answer_bytes(row.graph, row.length)
+        size = self._most - self._left
         if self._left < 0:
-            raise InvalidInput(
-                f"{what} become more than {self._most} bytes for the engine and from it (MAX_ROW_BYTES); split the job"
+            raise AnswerTooLarge(
+                f"{what} become more than {self._most} bytes for the engine and from it (MAX_ROW_BYTES); split the job",
+                int(size / of_all),
+                self._most,
             )
-        self._share.reach(self._most - self._left)
+        self._share.reach(size)
 
 
 def missing(task: object, method: str) -> NotImplementedError:

@@ -90,7 +90,7 @@ class MediaTask(ItemsTask):
             parts.append(self.part(field, content, request.options))
             count += len(parts[-1].rows)
             self.refuse_rows(count)
-            room.take(parts[-1].rows, f"`{field}` and what is before it")
+            room.take(parts[-1].rows, f"`{field}` and what is before it", (index + 1) / len(request.items))
             if request.is_part and request.spent.may_keep(len(content)):  # split again, it is not fetched a second time
                 request.items[index] = (field, content)
         return parts
