@@ -45,7 +45,7 @@ class Request:
     spent: Spent = field(default_factory=Spent, compare=False)
     """What its URLs have cost; the parts of a job that is split share it."""
     share: Share = field(default_factory=Share, compare=False)
-    """What its rows hold of the process's memory, or those of a part."""
+    """What its rows hold of the process's memory, or those of a part: the handler gives each its own."""
     is_part: bool = False
     """Of a job that is split; it may be split again."""
 
@@ -125,7 +125,6 @@ class ItemsTask:
                 items=request.items[at : at + rows],
                 first=request.first + at,
                 parts=[],
-                share=Share(),
                 is_part=True,
             )
             for at in starts
@@ -133,9 +132,10 @@ class ItemsTask:
 
     def preprocess(self, request: Request) -> Sequence[Row]:
         """The rows of all items, in their order. Raises InvalidInput, or Overloaded by what other jobs hold."""
-        request.parts = self.parts(request)
-        rows = [row for part in request.parts for row in part.rows]
+        parts = self.parts(request)
+        rows = [row for part in parts for row in part.rows]
         Room(self, request.share).take(rows, "the job's rows")
+        request.parts = parts  # not sooner: a job that waits for its turn holds no rows
         return rows
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
@@ -223,7 +223,7 @@ class Room:
                 int(size / of_all),
                 self._most,
             )
-        self._share.reach(size)
+        self._share.reach(size, min(int(size / of_all), self._most))
 
 
 def missing(task: object, method: str) -> NotImplementedError:
