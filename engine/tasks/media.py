@@ -87,13 +87,13 @@ class MediaTask(ItemsTask):
         for index, content in enumerate(contents):
             request.spent.refuse_stopped()
             field, value = request.items[index]
+            # Split again, or made again when it has waited for other jobs, it is not fetched a second time.
+            if _is_url(value) and request.spent.may_keep(len(content)):
+                request.items[index] = (field, content)
             parts.append(self.part(field, content, request.options))
             count += len(parts[-1].rows)
             self.refuse_rows(count)
             room.take(parts[-1].rows, f"`{field}` and what is before it", (index + 1) / len(request.items))
-            # Split again, or made again when it has waited for other jobs, it is not fetched a second time.
-            if _is_url(value) and request.spent.may_keep(len(content)):
-                request.items[index] = (field, content)
         if not request.is_part:
             request.items = items
         return parts
