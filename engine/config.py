@@ -139,8 +139,8 @@ class Limits:
 
     @property
     def posts_replies(self) -> bool:
-        """Whether they go to RunPod's queue, which takes no more than LARGEST_REPLY."""
-        return True
+        """Whether they go to RunPod's queue, which takes no more than LARGEST_REPLY; an export's go nowhere."""
+        return False
 
 
 @dataclass(frozen=True)
