@@ -106,7 +106,7 @@ async def test_a_job_that_waits_holds_no_rows(gated: Gated, monkeypatch: pytest.
         patch.setattr(gated.task.tokens, "row", kept)
         for count in (10, 1000):  # the second in a thread
             waits = gated.start(job(count))
-            await until(lambda count=count: len(OF_PROCESS.waiting) == 1)
+            await until(lambda: len(OF_PROCESS.waiting) == 1)
             await let_go(made)
             waits.cancel()
             with pytest.raises(asyncio.CancelledError):
