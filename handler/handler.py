@@ -142,8 +142,8 @@ class Handler:
         on_progress: Callable[[Json], None] | None = None,
     ) -> Any:
         share = Share()
-        if hasattr(request, "share"):
-            request.share = share
+        if isinstance(getattr(request, "share", None), Share):
+            request.share = share  # a copy of a request, as parts are, would bring that of another
         with share:
             try:
                 in_thread = is_large or self._waiting is not None or not self._is_quick(request)

@@ -37,8 +37,8 @@ class Budget:
         """Bytes that are held in all."""
         return self._large + self._small
 
-    def take(self, share: Share, size: int, *, is_next: bool) -> bool:
-        """Whether `share` holds `size` bytes in all from now on; else it holds nothing any more.
+    def take(self, share: Share, size: int, expected: int = 0, *, is_next: bool) -> bool:
+        """Whether `share`, that may come to `expected`, holds `size` bytes in all from now on; else it holds none.
 
         `is_next` says that nobody has waited longer, so that it may have what is free.
         """
@@ -46,7 +46,7 @@ class Budget:
         if is_next and (not self._large or self._large + size <= self.most):
             self._large += size
             share.size, share.is_small = size, False
-        elif size <= self.most * _SMALL and self._small + size <= self.most * _ALL_SMALL:
+        elif max(size, expected) <= self.most * _SMALL and self._small + size <= self.most * _ALL_SMALL:
             self._small += size
             share.size, share.is_small = size, True
         else:
@@ -55,7 +55,7 @@ class Budget:
         return True
 
     def give_back(self, share: Share) -> None:
-        """What `share` holds, is free."""
+        """What `share` holds is free from now on."""
         if share.is_small:
             self._small -= share.size
         else:
@@ -116,7 +116,7 @@ class Share:
             if not self._is_open or size <= self.size:
                 return
             has_begun = self.size > 0 and not self.is_small
-            if budget.take(self, size, is_next=has_begun or not budget.waiting):
+            if budget.take(self, size, expected, is_next=has_begun or not budget.waiting):
                 return
             self.is_refused = True
             budget.waiting.insert(0 if self.wanted else len(budget.waiting), self)  # it has waited, and was told less

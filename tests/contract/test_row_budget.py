@@ -229,16 +229,19 @@ async def turn(share: Share, name: str, turns: list[str]) -> None:
 async def test_whoever_has_waited_longest_is_next_and_small_ones_pass(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(OF_PROCESS, "most", 1000)
     with ExitStack() as stack:
-        running, large, late, *small = (stack.enter_context(Share()) for _ in range(14))
+        running, large, late, *small = (stack.enter_context(Share()) for _ in range(15))
         running.reach(600)
         for one, size in ((large, 5000), (late, 100)):  # the one is for ever too large beside another
             with pytest.raises(Overloaded):
                 one.reach(size)
-        for one in small[:10]:
+        for one in small[:9]:
             one.reach(10)
-        assert OF_PROCESS.held == 700
-        with pytest.raises(Overloaded):  # small ones have a tenth
-            small[10].reach(10)
+        assert OF_PROCESS.held == 690
+        with pytest.raises(Overloaded):  # it begins small
+            small[10].reach(1, 11)
+        small[9].reach(10)
+        with pytest.raises(Overloaded):  # all of them have a tenth
+            small[11].reach(10)
         with pytest.raises(Overloaded):  # it is small no more
             small[0].reach(11)
         running.reach(700)  # what has begun goes on
@@ -249,7 +252,7 @@ async def test_whoever_has_waited_longest_is_next_and_small_ones_pass(monkeypatc
         running.__enter__()
         await waits[0]
         assert (turns, large.size, late.size) == (["large"], 5000, 0)
-        assert small[10].size == 10  # behind one that has grown
+        assert small[11].size == 10  # in place of the one that has grown
         large.reach(5000)
         large.__exit__()
         large.__enter__()
