@@ -106,7 +106,7 @@ class Limits:
         2_000_000_000,
         _whole(1, 1 << 40),
         "Bytes that the items of one job, or of one part of a stream, become for the engine, and that it answers with. "
-        "All jobs together have half of the memory.",
+        "All jobs together have half of the memory, for which they wait.",
     )
     fetch_hosts: tuple[str, ...] = _setting(
         "FETCH_HOSTS",
@@ -139,8 +139,8 @@ class Limits:
 
     @property
     def posts_replies(self) -> bool:
-        """Whether they go to RunPod's queue, which takes no more than LARGEST_REPLY."""
-        return True
+        """Whether they go to RunPod's queue, which takes no more than LARGEST_REPLY; an export's go nowhere."""
+        return False
 
 
 @dataclass(frozen=True)

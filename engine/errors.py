@@ -2,7 +2,7 @@
 
 WorkerError
 ├── InvalidInput         the caller's: the payload breaks a rule; the message says what is allowed
-│   ├── AnswerTooLarge   it asks for more than RunPod takes as one answer
+│   ├── AnswerTooLarge   it asks for more than RunPod takes as one answer, or than its rows may hold
 │   └── BadHost          the host of a URL is unknown, not public, or not who it says
 ├── Overloaded           nobody's: the queue is full; the same job may be sent again
 ├── Unreachable          another server's: it did not answer as it should; the same job may be sent again
@@ -41,11 +41,15 @@ class InvalidInput(WorkerError):
 
 
 class AnswerTooLarge(InvalidInput):
-    """An answer would be of `size` bytes, or is by now. Fewer items at once may be answered."""
+    """An answer, or what it is made of, would be of `size` bytes, or is by now. Fewer items at once may be answered.
 
-    def __init__(self, sentence: str, size: int) -> None:
+    `most` is how many are allowed, where that is not what RunPod takes.
+    """
+
+    def __init__(self, sentence: str, size: int, most: int | None = None) -> None:
         super().__init__(sentence)
         self.size = size
+        self.most = most
 
 
 class BadHost(InvalidInput):

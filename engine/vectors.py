@@ -21,6 +21,8 @@ OPTIONS = ("normalize", "encoding_format")
 FORMATS = ("float", "base64")
 LEAST_BYTES = {"float": 8, "base64": 16 / 3}
 """Of a number in a reply: in base64 exactly; as digits it hardly has so few, for most numbers have eight or nine."""
+ZERO_BYTES = 4
+"""Of a zero as digits; what a ReLU leaves is full of them."""
 _NORM_FLOOR = 1e-12  # torch.nn.functional.normalize's default eps
 
 
@@ -37,19 +39,29 @@ def numbers_of(outputs: Sequence[TensorSpec]) -> int:
     return sum(prod(size for size in spec.shape if isinstance(size, int)) for spec in outputs if spec.name == OUTPUT)
 
 
-def refuse_many(numbers: int, options: Mapping[str, Any], limits: Limits, things: str, *, may_stream: bool) -> None:
+def refuse_many(
+    numbers: int,
+    options: Mapping[str, Any],
+    limits: Limits,
+    things: str,
+    *,
+    may_stream: bool,
+    may_be_zeros: bool = False,
+) -> None:
     """Raise AnswerTooLarge for more numbers than RunPod's queue takes, before they are computed.
 
-    `things` is what to send fewer of; `may_stream`, whether the job has parts.
+    `things` is what to send fewer of; `may_stream`, whether the job has parts; `may_be_zeros`, whether most may.
     """
     if not limits.posts_replies:
         return
     ways = [f"send fewer {things} at once"]
+    least = LEAST_BYTES[options["encoding_format"]]
     if options["encoding_format"] == "float":
+        least = ZERO_BYTES if may_be_zeros else least
         ways.append("ask for `encoding_format` base64")
     if may_stream:
         ways.append("ask for a `stream`")
-    check.refuse_large_answer(int(numbers * LEAST_BYTES[options["encoding_format"]]), ", or ".join(ways))
+    check.refuse_large_answer(int(numbers * least), ", or ".join(ways))
 
 
 def reply(outputs: Sequence[Arrays], options: Mapping[str, Any], single: bool) -> Json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
@@ -13,10 +13,11 @@ from engine.batching.batcher import Batcher
 from engine.batching.passage import Passage
 from engine.batching.router import Router
 from engine.batching.stats import Stats
-from engine.errors import WorkerError, in_words
+from engine.errors import Overloaded, WorkerError, in_words
 from engine.tasks import payload as check
 from engine.tasks.base import Json, Task
 from engine.tasks.budget import Share
+from engine.tensors import Row
 from handler.heap import Heap
 from handler.log import log
 from handler.parts import send_parts
@@ -140,12 +141,14 @@ class Handler:
         is_large: bool,
         on_progress: Callable[[Json], None] | None = None,
     ) -> Any:
-        share: Share = getattr(request, "share", None) or Share()
+        share = Share()
+        if isinstance(getattr(request, "share", None), Share):
+            request.share = share  # a copy of a request, as parts are, would bring that of another
         with share:
             try:
                 in_thread = is_large or self._waiting is not None or not self._is_quick(request)
                 threads = self._waiting or (None if is_large else self._soon)
-                rows = await _run(in_thread, lambda: self._task.preprocess(request), threads)
+                rows = await self._rows(request, share, in_thread, threads)
                 clock.lap("prepare")
                 on_rows_done = None
                 if on_progress is not None:
@@ -167,6 +170,16 @@ class Handler:
                 return result
             finally:
                 self._heap.ended(share.size)
+
+    async def _rows(self, request: Any, share: Share, in_thread: bool, threads: Executor | None) -> Sequence[Row]:
+        """Those of a job: where other jobs hold the memory, it waits without rows, and makes them anew in its turn."""
+        while True:
+            try:
+                return await _run(in_thread, lambda: self._task.preprocess(request), threads)
+            except Overloaded:
+                if not share.is_refused:
+                    raise
+            await share.turn()
 
 
 def _models(name: str) -> Json:

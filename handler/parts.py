@@ -74,8 +74,9 @@ async def send_parts(
 ) -> bytes | None:
     """Give the bodies that `answer` makes of the parts of `request` to `send`, in order, objects with their place.
 
-    One that is larger than RunPod takes is not sent: it, and what is not in work behind it, goes in smaller parts. What
-    is in work is measured in its turn. Where `task` gives no parts, the answer to the whole is returned instead.
+    One that is larger than RunPod takes, or whose rows hold more than they may, is not sent: it, and what is not in
+    work behind it, goes in smaller parts. What is in work is measured in its turn. Where `task` gives no parts, the
+    answer to the whole is returned instead.
     """
     parts = deque(_Part(one) for one in task.split(request, _ROWS))
     if not parts:
@@ -89,7 +90,7 @@ async def send_parts(
             first = parts[0]
             assert first.body is not None, "it is the first of those"
             body = await first.body
-            if rows := _fewer_rows(task, first.request, body.size if isinstance(body, AnswerTooLarge) else len(body)):
+            if rows := _fewer_rows(task, first.request, body):
                 first.body = None
                 parts = deque(finer for part in parts for finer in _finer(task, part, rows))
             elif isinstance(body, AnswerTooLarge):
@@ -123,7 +124,9 @@ def _finer(task: Task, part: _Part, rows: int) -> list[_Part]:
     return [part] if part.body is not None else [_Part(one) for one in task.split(part.request, rows)]
 
 
-def _fewer_rows(task: Task, part: Any, size: int) -> int:
-    """Rows that a part should have whose answer had `size` bytes; 0 where that fits, or `part` cannot be split."""
-    rows = len(task.split(part, 1)) if size > _LARGEST else 1
-    return max(1, int(rows * _FILL * _LARGEST / size)) if rows > 1 else 0
+def _fewer_rows(task: Task, part: Any, answer: bytes | AnswerTooLarge) -> int:
+    """Rows that a part should have whose answer was `answer`; 0 where that fits, or `part` cannot be split."""
+    size, most = (answer.size, answer.most) if isinstance(answer, AnswerTooLarge) else (len(answer), None)
+    most = most or _LARGEST
+    rows = len(task.split(part, 1)) if size > most else 1
+    return max(1, int(rows * _FILL * most / size)) if rows > 1 else 0

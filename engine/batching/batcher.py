@@ -187,6 +187,7 @@ class Batcher:
         answer, and nobody would know: the engine counts as lost then.
         """
         _keep_to(self._engines[lanes[0]].caller_cpu)
+        taken: tuple[int, list[Waiting]] | None = None
         flight: Flight | None = None
         try:
             while (taken := self._next(lanes)) is not None:
@@ -195,9 +196,14 @@ class Batcher:
                 while flight is not None:
                     flight = self._turn(flight)
         except Exception as error:
-            self._flights.lose(lost := EngineLost(f"batching failed with {in_words(error)}"))
-            for group, _ in flight.batch if flight else ():  # what waits is drained; these were under way
-                group.settle(lost)
+            self._lose(error, *(taken[1] if taken else ()), *(flight.batch if flight else ()))
+
+    def _lose(self, error: Exception, *under_way: Waiting) -> None:
+        """Nothing may run any more, because of `error`: what waits is drained, these rows were taken by then."""
+        if self._flights.lost is None:
+            self._flights.lose(EngineLost(f"batching failed with {in_words(error)}"))
+        for group, _ in under_way:
+            group.settle(self._flights.lost)
 
     def _next(self, lanes: Sequence[int]) -> tuple[int, list[Waiting]] | None:
         """Wait for a batch, and the one of `lanes` to run it in; None when closed."""
@@ -253,13 +259,18 @@ class Batcher:
         if engine.slots == 1:
             flights.hand_out(flight, flights.finish(flight))
             return None
-        following = flights.load(batch, engine, slot) if (batch := self._now(self._queue.max_rows)) else None
-        outputs = flights.finish(flight)
-        if following is None and (batch := self._now(1)):
-            following = flights.load(batch, engine, slot)
-        started = flights.start(following) if following is not None else None
-        flights.hand_out(flight, outputs)
-        return started
+        batch = self._now(self._queue.max_rows)
+        try:
+            following = flights.load(batch, engine, slot) if batch else None
+            outputs = flights.finish(flight)
+            if following is None and (batch := self._now(1)):
+                following = flights.load(batch, engine, slot)
+            started = flights.start(following) if following is not None else None
+            flights.hand_out(flight, outputs)
+            return started
+        except Exception as error:  # as in _work, which does not know this batch yet
+            self._lose(error, *batch)
+            raise
 
     # Lanes
 

@@ -33,7 +33,7 @@ class Spent:
             self.seconds += seconds
 
     def may_keep(self, count: int) -> bool:
-        """Whether `count` bytes more of what the job brought may stay until the part that they belong to was sent."""
+        """Whether `count` bytes more of what the job brought may stay, for the rows that may be made of them again."""
         with self._lock:
             fits = self._kept + count <= _MOST_KEPT
             self._kept += count if fits else 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from engine.config import Limits
-from engine.errors import InvalidInput
+from engine.errors import AnswerTooLarge
 from engine.images.decode import decoded
 from engine.images.geometry import Geometry
 from engine.tasks.items import Part, Request
@@ -58,7 +58,7 @@ class MapTask(ImageTask):
         return 0
 
     def parts(self, request: Request) -> list[Part]:
-        """Raises InvalidInput also where the answers would be too large."""
+        """Raises AnswerTooLarge also where the answers would be."""
         parts = super().parts(request)
         _refuse(_pixels(parts) * self.bytes_a_pixel(request.options))
         return parts
@@ -68,7 +68,7 @@ class MapTask(ImageTask):
         return rows + _pixels(request.parts) // _PIXELS
 
     def answers(self, request: Request, outputs: Sequence[Arrays]) -> Iterator[Json]:
-        """Raises InvalidInput where they are too large together."""
+        """Raises AnswerTooLarge where they are too large together."""
         held = 0
         for answer in super().answers(request, outputs):
             held += _held(answer)
@@ -82,8 +82,8 @@ def _pixels(parts: Sequence[Part]) -> int:
 
 def _refuse(size: float) -> None:
     if size > MOST_REPLY_BYTES:
-        raise InvalidInput(
-            f"the reply would have more than {MOST_REPLY_BYTES} bytes; send fewer images, or smaller ones"
+        raise AnswerTooLarge(
+            f"the reply would have more than {MOST_REPLY_BYTES} bytes; send fewer images, or smaller ones", int(size)
         )
 
 

@@ -49,6 +49,8 @@ class Task(Protocol):
     def preprocess(self, request: Any) -> Sequence[Row]:
         """The rows that answer `request`; none without a model. Raises InvalidInput. May run off the event loop.
 
+        Called again where the rows had to wait for memory that other jobs held (`engine/tasks/budget.py`).
+
         A task that waits here, for a server or a disk, says so with `blocking = True`, and is always run off the loop;
         without that attribute it is only for large payloads, for parts of a stream, and where a method
         `is_quick(request)`, which a task may have, says no.

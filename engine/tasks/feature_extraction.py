@@ -112,11 +112,11 @@ class FeatureExtraction(TextTask):
         if not request.options["truncate"]:
             for index, encoding in enumerate(encodings):
                 self.tokens.refuse_cut(encoding, self.name_of(request, index, 0))
+        rows = list(map(self.tokens.row, encodings))
+        Room(self, request.share).take(rows, "the job's rows")
         # One for all: a part for each of many texts costs more than its row. And only what `usage` counts, which the
         # rows hold as well.
         request.parts = [Part((), [encoding.ids for encoding in encodings])]
-        rows = list(map(self.tokens.row, encodings))
-        Room(self, request.share).take(rows, "the job's rows")
         return rows
 
     def refuse_many(self, request: Request) -> None:

@@ -36,7 +36,8 @@ class ImageFeatureExtraction(ImageTask):
     def parts(self, request: Request) -> list[Part]:
         """A row an image. Raises AnswerTooLarge, before one is fetched, for more vectors than RunPod's queue takes."""
         numbers = len(request.items) * vectors.numbers_of(self.outputs.get(self.graph, ()))
-        vectors.refuse_many(numbers, request.options, self.limits, self.many, may_stream=not request.single)
+        may_stream = not request.single
+        vectors.refuse_many(numbers, request.options, self.limits, self.many, may_stream=may_stream, may_be_zeros=True)
         return super().parts(request)
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from engine.config import Limits
-from engine.errors import InvalidInput
+from engine.errors import AnswerTooLarge, InvalidInput
 from engine.fetching.spent import Spent
 from engine.tasks import payload as check
 from engine.tasks.budget import Share
@@ -45,7 +45,7 @@ class Request:
     spent: Spent = field(default_factory=Spent, compare=False)
     """What its URLs have cost; the parts of a job that is split share it."""
     share: Share = field(default_factory=Share, compare=False)
-    """What its rows hold of the process's memory, or those of a part."""
+    """What its rows hold of the process's memory, or those of a part: the handler gives each its own."""
     is_part: bool = False
     """Of a job that is split; it may be split again."""
 
@@ -125,7 +125,6 @@ class ItemsTask:
                 items=request.items[at : at + rows],
                 first=request.first + at,
                 parts=[],
-                share=Share(),
                 is_part=True,
             )
             for at in starts
@@ -133,9 +132,10 @@ class ItemsTask:
 
     def preprocess(self, request: Request) -> Sequence[Row]:
         """The rows of all items, in their order. Raises InvalidInput, or Overloaded by what other jobs hold."""
-        request.parts = self.parts(request)
-        rows = [row for part in request.parts for row in part.rows]
+        parts = self.parts(request)
+        rows = [row for part in parts for row in part.rows]
         Room(self, request.share).take(rows, "the job's rows")
+        request.parts = parts  # not sooner: a job that waits for its turn holds no rows
         return rows
 
     def postprocess(self, request: Request, outputs: Sequence[Arrays]) -> Json:
@@ -207,20 +207,23 @@ class Room:
         self._share = share
         self._most = self._left = task.limits.max_row_bytes
 
-    def take(self, rows: Sequence[Row], what: str) -> None:
-        """Make room for `rows` and their outputs.
+    def take(self, rows: Sequence[Row], what: str, of_all: float = 1.0) -> None:
+        """Make room for `rows` and their outputs; `of_all` is how much of the job's items that makes with those before.
 
-        Raises InvalidInput, in which `what` has become too much, and Overloaded where other jobs hold too much.
+        Raises AnswerTooLarge, in which `what` has become too much, and Overloaded where other jobs hold too much.
         """
         for row in rows:
             for array in row.feeds.values():
                 self._left -= array.nbytes
             self._left -= self._answer_bytes(row.graph, row.length)
+        size = self._most - self._left
         if self._left < 0:
-            raise InvalidInput(
-                f"{what} become more than {self._most} bytes for the engine and from it (MAX_ROW_BYTES); split the job"
+            raise AnswerTooLarge(
+                f"{what} become more than {self._most} bytes for the engine and from it (MAX_ROW_BYTES); split the job",
+                int(size / of_all),
+                self._most,
             )
-        self._share.reach(self._most - self._left)
+        self._share.reach(size, min(int(size / of_all), self._most))
 
 
 def missing(task: object, method: str) -> NotImplementedError:

@@ -50,7 +50,7 @@ def bytes_of(value: Json, field: str, limits: Limits, spent: Spent | None = None
 
 def each_bytes_of(items: Sequence[tuple[str, Json]], limits: Limits, spent: Spent) -> Generator[bytes, None, None]:
     """What `bytes_of` gives for every (field, value), in order; where several are URLs, a few are fetched ahead."""
-    if sum(isinstance(value, str) and value[:6].lower() == "https:" for _, value in items) < 2:
+    if sum(_is_url(value) for _, value in items) < 2:
         yield from (bytes_of(value, field, limits, spent) for field, value in items)
         return
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -83,16 +83,19 @@ class MediaTask(ItemsTask):
     def parts(self, request: Request) -> list[Part]:
         """The part of every item, in order. Raises InvalidInput or Unreachable."""
         contents = each_bytes_of(request.items, self.limits, request.spent)
-        room, parts, count = Room(self, request.share), [], 0
+        room, parts, count, items = Room(self, request.share), [], 0, list(request.items)
         for index, content in enumerate(contents):
             request.spent.refuse_stopped()
-            field, _ = request.items[index]
+            field, value = request.items[index]
+            # Split again, or made again when it has waited for other jobs, it is not fetched a second time.
+            if _is_url(value) and request.spent.may_keep(len(content)):
+                request.items[index] = (field, content)
             parts.append(self.part(field, content, request.options))
             count += len(parts[-1].rows)
             self.refuse_rows(count)
-            room.take(parts[-1].rows, f"`{field}` and what is before it")
-            if request.is_part and request.spent.may_keep(len(content)):  # split again, it is not fetched a second time
-                request.items[index] = (field, content)
+            room.take(parts[-1].rows, f"`{field}` and what is before it", (index + 1) / len(request.items))
+        if not request.is_part:
+            request.items = items
         return parts
 
     def part(self, field: str, content: bytes, options: Mapping[str, Any]) -> Part:
@@ -105,6 +108,10 @@ def require(value: Json, field: str) -> str:
     if not isinstance(value, str):
         raise InvalidInput(f"`{field}` must be {FORMS}, got {kind(value)}")
     return value
+
+
+def _is_url(value: Json) -> bool:
+    return isinstance(value, str) and value[:6].lower() == "https:"
 
 
 def _content(value: str, field: str, limits: Limits, spent: Spent) -> bytes:

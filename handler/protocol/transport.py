@@ -26,7 +26,7 @@ _BODY_S = 20.0  # for more of a reply that has begun: jobs are on their way, and
 _SETTLE_S = 0.5  # 0.1 was not enough on a busy machine: the server had not yet read the request when its end came
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _TEMPORARY = (408, 425, 429)
-_TOO_LARGE = 413
+_NO_CONTENT, _TOO_LARGE = 204, 413
 _REFUSALS, _REFUSED_PAUSE_S = 3, 1.0  # by a status that says no: the stock SDK's, and some have passed
 _REST_S = 1.0  # for what follows the status of a reply
 _RECENT_S = 10.0  # after a result: its connection is still there
@@ -157,15 +157,26 @@ class Poll:
             limit.reschedule(0.0)  # long ago, on the event loop's clock
 
     async def stop_signals(self) -> list[str] | None:
-        """Ids of jobs to stop, from the SDK's long poll; None when nobody has answered. Raises what the SDK raises."""
+        """Ids of jobs to stop, from the SDK's long poll; None when nobody has told any. Raises what the SDK raises."""
         limit = asyncio.timeout(_POLL_TIMEOUT_S)
         try:
             async with limit:  # wait_for loses a cancellation that comes as the poll ends
-                return list(await self._sdk.get_stop_signals(self._signals_session))
+                job_ids = list(await self._sdk.get_stop_signals(self._signals_session))
+                return job_ids if job_ids or await self._are_none() else None
         except TimeoutError:
             if limit.expired():  # a platform that holds it for longer, or a machine that was frozen
                 return None
             raise
+
+    async def _are_none(self) -> bool:
+        """Whether RunPod has said so: the SDK takes what it cannot read, a gateway's page say, for no signals."""
+        reply = self._signals_session.reply
+        if reply is None or reply.status == _NO_CONTENT:
+            return True
+        if not reply.was_read or reply.unreadable:
+            return False
+        said = await reply.json()
+        return isinstance(said, dict) and isinstance(said.get("jobsToStop"), list)
 
     def close(self) -> None:
         """Close the connections."""

@@ -258,6 +258,39 @@ async def test_batching_that_fails_answers_the_batch_under_way(
     assert lost == ["batching failed with IndexError: off by one"]
 
 
+async def test_batching_that_fails_answers_the_batch_that_was_taken_behind_it(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The one in the other slot, which nothing waits for yet."""
+    engine = FakeEngine.from_bundle(open_bundle(small_bundle), max_batch=8, slots=2)
+    gate, started = threading.Event(), threading.Event()
+
+    def hold(bucket: Bucket) -> None:
+        started.set()
+        gate.wait(10)
+
+    engine.on_run = hold
+    batcher, runs = batcher_on(engine), list[str]()
+    stage = batcher.stats.stage
+
+    def wrong(name: str, seconds: float) -> None:
+        runs.extend([name] * (name == "run"))
+        if len(runs) == 2:
+            raise MemoryError("no room")
+        stage(name, seconds)
+
+    monkeypatch.setattr(batcher.stats, "stage", wrong)
+    first = asyncio.ensure_future(batcher.run([row(4)]))
+    await asyncio.to_thread(started.wait, 10)
+    others = [asyncio.ensure_future(batcher.run([row(4, seed)])) for seed in range(16)]
+    await arrived()
+    gate.set()
+    async with asyncio.timeout(10):
+        found = await asyncio.gather(first, *others, return_exceptions=True)
+    assert [isinstance(one, EngineLost) for one in found] == [False] + [True] * 16
+    batcher.close()
+
+
 async def test_jobs_share_batches_while_the_engine_is_busy(small_bundle: Path):
     gate, started, runs = threading.Event(), threading.Event(), []
 

@@ -21,11 +21,12 @@ import engine.fetching.fetch
 from engine.batching.passage import Passage
 from engine.batching.stats import Stats
 from engine.config import Limits
-from engine.errors import InvalidInput, Unreachable
+from engine.errors import InvalidInput, Overloaded, Unreachable
 from engine.fetching.fetch import INTERNET, Network, check_url, fetch
 from engine.fetching.spent import Spent
 from engine.images.examples import LANDSCAPE
 from engine.images.task import ImageTask
+from engine.tasks.budget import OF_PROCESS, Share
 from engine.tasks.image_transform import ImageTransform
 from engine.tasks.media import bytes_of, each_bytes_of
 from handler.handler import Handler
@@ -399,6 +400,24 @@ def test_the_images_of_a_job_are_fetched_side_by_side(server: TlsServer, monkeyp
     task = ImageTask(config, Limits(fetch_hosts=(server.host,)))
     rows = task.preprocess(task.parse({"images": [server.url("/image")] * 4}))
     assert [row.feeds["pixels"].shape for row in rows] == [(8, 8, 3)] * 4
+
+
+def test_a_job_that_waits_for_others_is_fetched_once(server: TlsServer, monkeypatch: pytest.MonkeyPatch):
+    server.answers["/waits"] = content(base64.b64decode(LANDSCAPE))
+    monkeypatch.setattr(engine.fetching.fetch, "INTERNET", server.network())
+    monkeypatch.setattr(OF_PROCESS, "most", 1000)
+    config = {"image": {"height": 8, "width": 8, "resize": "exact", "size": [8, 8]}}
+    task = ImageTask(config, Limits(fetch_hosts=(server.host,)))
+    request = task.parse({"image": server.url("/waits")})
+    with Share() as other:
+        other.reach(1000)
+        with request.share:
+            with pytest.raises(Overloaded):
+                task.preprocess(request)
+            other.__exit__()
+            other.__enter__()
+            assert len(task.preprocess(request)) == 1
+    assert [path for _, path, _, _ in server.seen].count("/waits") == 1
 
 
 @pytest.mark.parametrize("kept", [32_000_000, 10 * len(base64.b64decode(LANDSCAPE))])

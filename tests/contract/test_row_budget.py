@@ -2,7 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,13 @@ from engine.config import Limits
 from engine.errors import Overloaded
 from engine.tasks.budget import OF_PROCESS, Share
 from engine.tasks.feature_extraction import FeatureExtraction
+from engine.tasks.items import Request
 from handler import heap
 from handler.handler import Handler
+from tests.contract.test_engine import let_go, without_collections
 from tests.loops import until
+
+__all__ = ["without_collections"]
 
 SAID = (
     "overloaded, please retry: the rows of other jobs hold the memory that this one needs; send it later, or split it"
@@ -72,15 +79,60 @@ async def gated(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     found.batcher.close()
 
 
-async def test_a_job_is_refused_for_what_others_hold_and_taken_when_they_have_ended(gated: Gated, monkeypatch: Any):
+async def test_a_job_waits_for_what_others_hold_and_is_answered_when_they_have_ended(gated: Gated, monkeypatch: Any):
     one = await gated.size(job(10))
     monkeypatch.setattr(OF_PROCESS, "most", 2 * one)
     others = [gated.start(job(10)) for _ in range(2)]
     await until(lambda: OF_PROCESS.held == 2 * one)
-    assert orjson.loads(await gated.handler.body(job(1)))["error"] == SAID
+    waits = [gated.start(job(count)) for count in (1, 40, 5)]  # one of them larger than the budget
+    await until(lambda: len(OF_PROCESS.waiting) == 3)
     gated.gate.set()
-    assert all(b"embedding" in body for body in await asyncio.gather(*others))
-    assert b"embedding" in await gated.handler.body(job(20))
+    assert all(b"embedding" in body for body in await asyncio.gather(*others, *waits))
+
+
+@pytest.mark.usefixtures("without_collections")
+async def test_a_job_that_waits_holds_no_rows(gated: Gated, monkeypatch: pytest.MonkeyPatch):
+    made: list[weakref.ref[Any]] = []
+    row = gated.task.tokens.row
+    with monkeypatch.context() as patch:
+        first = gated.start(job(10))
+        await until(lambda: OF_PROCESS.held > 0)
+
+        def kept(encoding: Any) -> Any:
+            found = row(encoding)
+            made.append(weakref.ref(found.feeds["input_ids"]))
+            return found
+
+        patch.setattr(gated.task.tokens, "row", kept)
+        for count in (10, 1000):  # the second in a thread
+            waits = gated.start(job(count))
+            await until(lambda: len(OF_PROCESS.waiting) == 1)
+            await let_go(made)
+            waits.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waits
+    assert len(made) == 1010
+    assert not OF_PROCESS.waiting
+    gated.gate.set()
+    await first
+
+
+async def test_what_a_job_that_waits_is_cancelled_for_goes_to_the_next(gated: Gated, monkeypatch: pytest.MonkeyPatch):
+    one = await gated.size(job(10))
+    monkeypatch.setattr(OF_PROCESS, "most", 2 * one)
+    first = gated.start(job(15))
+    await until(lambda: OF_PROCESS.held > 0)
+    large = gated.start(job(20))
+    await until(lambda: len(OF_PROCESS.waiting) == 1)
+    next_one = gated.start(job(5))
+    await until(lambda: len(OF_PROCESS.waiting) == 2)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await large
+    await until(lambda: not OF_PROCESS.waiting and OF_PROCESS.held == 2 * one)
+    gated.gate.set()
+    assert b"embedding" in await first
+    assert b"embedding" in await next_one
 
 
 @pytest.mark.parametrize("how", ["cancelled", "failed", "not put together", "refused"])
@@ -115,6 +167,35 @@ async def test_parts_of_a_stream_wait_for_one_another(gated: Gated, monkeypatch:
     assert [len(orjson.loads(body)["output"]["embeddings"]) for body in bodies] == [64, 64, 64, 8]
 
 
+async def test_parts_of_two_streams_wait_for_one_another(gated: Gated, monkeypatch: pytest.MonkeyPatch):
+    bodies: list[bytes] = []
+
+    async def keep(body: bytes) -> None:
+        bodies.append(body)
+
+    monkeypatch.setattr(OF_PROCESS, "most", await gated.size(job(100)))
+    gated.gate.set()
+    asked = [gated.handler.body(job(300, stream=True), keep) for _ in range(3)]
+    async with asyncio.timeout(60):
+        assert await asyncio.gather(*asked) == [b'{"output":[]}'] * 3
+    assert sum(len(orjson.loads(body)["output"]["embeddings"]) for body in bodies) == 900
+
+
+async def test_parts_that_a_task_of_ones_own_copies_have_a_share_each(gated: Gated):
+    class Own(FeatureExtraction):
+        def split(self, request: Request, rows: int) -> Sequence[Request]:
+            starts = range(0, len(request.items), 8)
+            return [replace(request, items=request.items[at : at + 8], parts=[]) for at in starts]
+
+    async def ignore(body: bytes) -> None:
+        pass
+
+    gated.gate.set()
+    handler = Handler(Own(gated.task.tokens, gated.task.config, gated.task.limits), gated.batcher, dict)
+    assert await handler.body(job(100, stream=True), ignore) == b'{"output":[]}'
+    assert OF_PROCESS.held == 0
+
+
 def test_a_share_counts_while_it_is_entered_and_only_what_is_new(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(OF_PROCESS, "most", 100)
     one, other = Share(), Share()
@@ -124,8 +205,9 @@ def test_a_share_counts_while_it_is_entered_and_only_what_is_new(monkeypatch: py
         one.reach(500)
         one.reach(60)
         assert OF_PROCESS.held == one.size == 500
-        with other, pytest.raises(Overloaded):
-            other.reach(1)
+        with other, pytest.raises(Overloaded) as error:
+            other.reach(10)
+        assert error.value.sentence() == SAID
     one.reach(1000)  # a thread that has not heard of the end
     assert (OF_PROCESS.held, one.size) == (0, 500)
     with other, one:
@@ -133,7 +215,72 @@ def test_a_share_counts_while_it_is_entered_and_only_what_is_new(monkeypatch: py
         other.reach(60)
         with pytest.raises(Overloaded):
             one.reach(41)
+        assert OF_PROCESS.held == 60  # what it had is for those that wait with it
+        with pytest.raises(AssertionError, match="one job's alone"), one:
+            pass
     assert OF_PROCESS.held == 0
+
+
+async def turn(share: Share, name: str, turns: list[str]) -> None:
+    await share.turn()
+    turns.append(name)
+
+
+async def test_whoever_has_waited_longest_is_next_and_small_ones_pass(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(OF_PROCESS, "most", 1000)
+    with ExitStack() as stack:
+        running, large, late, *small = (stack.enter_context(Share()) for _ in range(15))
+        running.reach(600)
+        for one, size in ((large, 5000), (late, 100)):  # the one is for ever too large beside another
+            with pytest.raises(Overloaded):
+                one.reach(size)
+        for one in small[:9]:
+            one.reach(10)
+        assert OF_PROCESS.held == 690
+        with pytest.raises(Overloaded):  # it begins small
+            small[10].reach(1, 11)
+        small[9].reach(10)
+        with pytest.raises(Overloaded):  # all of them have a tenth
+            small[11].reach(10)
+        with pytest.raises(Overloaded):  # it is small no more
+            small[0].reach(11)
+        running.reach(700)  # what has begun goes on
+        turns: list[str] = []
+        waits = [asyncio.create_task(turn(one, name, turns)) for one, name in ((large, "large"), (late, "late"))]
+        await asyncio.sleep(0)
+        running.__exit__()
+        running.__enter__()
+        await waits[0]
+        assert (turns, large.size, late.size) == (["large"], 5000, 0)
+        assert small[11].size == 10  # in place of the one that has grown
+        large.reach(5000)
+        large.__exit__()
+        large.__enter__()
+        await waits[1]
+        assert late.size == 100
+        assert small[0].size == 11
+    assert OF_PROCESS.held == 0
+
+
+async def test_what_turns_out_larger_than_was_told_keeps_its_turn(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(OF_PROCESS, "most", 100)
+    with ExitStack() as stack:
+        running, beside, one, late = (stack.enter_context(Share()) for _ in range(4))
+        running.reach(50)
+        beside.reach(50)
+        for share, size, expected in ((one, 20, 40), (late, 60, 0)):
+            with pytest.raises(Overloaded):
+                share.reach(size, expected)
+        beside.__exit__()
+        beside.__enter__()
+        assert one.size == 40
+        await one.turn()
+        with pytest.raises(Overloaded):
+            one.reach(70)
+        running.__exit__()
+        running.__enter__()
+        await one.turn()
+        assert (one.size, late.size) == (70, 0)
 
 
 # The heap

@@ -1,6 +1,8 @@
 """A streamed job's parts: none larger than RunPod takes, as long as one row is not."""
 
 import asyncio
+import base64
+import io
 import threading
 import time
 import weakref
@@ -12,21 +14,24 @@ from typing import Any, ClassVar
 
 import orjson
 import pytest
+from PIL import Image
 
 from engine.backends.fake import FakeEngine
 from engine.batching.batcher import Batcher
-from engine.bundle import open_bundle
+from engine.bundle import Graph, open_bundle
 from engine.config import Limits, Settings
 from engine.errors import AnswerTooLarge
-from engine.tasks import load_task
+from engine.tasks import TASKS, load_task
 from engine.tasks.feature_extraction import FeatureExtraction
 from engine.tasks.items import Request
 from engine.tasks.sentence_similarity import SentenceSimilarity
 from engine.tasks.text_ranking import TextRanking
+from engine.tensors import TensorSpec
 from handler.aggregate import END
 from handler.counts import Counts
 from handler.handler import Handler
 from handler.stock import answers
+from tests.bundles import write_small_bundle
 from tests.contract.test_engine import failure_of, let_go, without_collections
 
 __all__ = ["without_collections"]
@@ -272,3 +277,64 @@ async def test_a_part_that_is_refused_for_its_answers_size_is_split(small_bundle
     said = await handler.body({"input": {"texts": ["a", "b", "c", "long"], "stream": True}}, keep)
     assert said == b'{"error":"invalid input: much"}'
     batcher.close()
+
+
+PIXELS = TensorSpec("pixels", "uint8", ("batch", 8, 8, 3))
+CONTENT = io.BytesIO()
+Image.new("RGB", (100, 100)).save(CONTENT, "PNG")
+PICTURE = base64.b64encode(CONTENT.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    ("tag", "output", "payload", "row_bytes", "reply_bytes"),
+    [
+        ("image-segmentation", TensorSpec("logits", "float32", ("batch", 2, 64, 64)), {}, 5 * 33_000, None),
+        (
+            "depth-estimation",
+            TensorSpec("predicted_depth", "float32", ("batch", 8, 8)),
+            {"predicted_depth": "float"},
+            2_000_000_000,
+            500_000,
+        ),
+    ],
+)
+async def test_a_part_whose_rows_or_maps_are_too_large_together_is_split(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tag: str,
+    output: TensorSpec,
+    payload: dict[str, Any],
+    row_bytes: int,
+    reply_bytes: int | None,
+):
+    if tag not in TASKS:
+        pytest.skip(f"there is no {tag}")  # in a fork that has removed it
+    if reply_bytes is not None:
+        monkeypatch.setattr("engine.images.task.MOST_REPLY_BYTES", reply_bytes)
+        monkeypatch.setattr("handler.parts._LARGEST", reply_bytes)
+    config = {"image": {"height": 8, "width": 8, "resize": "exact", "size": (8, 8)}, "labels": ["sky", "sea"]}
+    graphs = {"model": Graph((PIXELS,), (output,), {"fp32": "graphs/model/fp32.onnx"})}
+    bundle = open_bundle(write_small_bundle(tmp_path / "bundle", task=tag, task_config=config, graphs=graphs))
+
+    async def parts(count: int, most: int) -> tuple[bytes, list[int]]:
+        batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=8, max_tokens=0, max_queued=10_000)
+        handler = Handler(load_task(bundle, Limits(max_row_bytes=most)), batcher, dict)
+        bodies: list[bytes] = []
+
+        async def keep(body: bytes) -> None:
+            bodies.append(body)
+
+        async with asyncio.timeout(60):
+            last = await handler.body({"input": {"images": [PICTURE] * count, "stream": True, **payload}}, keep)
+        batcher.close()
+        return last, [len(orjson.loads(body)["output"]) for body in bodies]
+
+    last, sizes = await parts(70, row_bytes)
+    assert last == END
+    assert sum(sizes) == 70
+    assert 1 < sizes[0] <= 5
+    if reply_bytes is not None:
+        monkeypatch.setattr("engine.images.task.MOST_REPLY_BYTES", 1000)
+    last, sizes = await parts(1, 1000)
+    assert b"more than 1000 bytes" in last
+    assert not sizes

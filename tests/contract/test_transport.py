@@ -605,3 +605,26 @@ async def test_stop_signals_are_asked_for_over_a_connection_that_closes_with_the
         assert [await poll.stop_signals() for _ in range(2)] == [["a", "b"]] * 2
         assert server.of == [0, 0]
         assert server.heads[0].startswith(b"GET /job-stop/1?a=b HTTP")
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "said"),
+    [
+        (b"200 OK", b'{"jobsToStop": []}', []),
+        (b"204 No Content", b"", []),
+        (b"200 OK", b'{"jobsToStop": [1]}', []),
+        (b"200 OK", b'{"jobsToStop": "a"}', None),
+        (b"200 OK", b"{}", None),
+        (b"200 OK", b"[]", None),
+        (b"200 OK", b"{", None),
+        (b"200 OK\r\nContent-Type: text/html", b"<html>", None),
+    ],
+)
+async def test_only_a_reply_that_tells_of_no_stop_signals_means_that_there_are_none(
+    head: bytes, body: bytes, said: list[str] | None
+):
+    kind = b"" if b"Content-Type" in head else b"\r\nContent-Type: application/json"
+    length = b"" if head.startswith(b"204") else b"\r\nContent-Length: %d" % len(body)
+    reply = b"HTTP/1.1 " + head + kind + length + b"\r\n\r\n" + body
+    async with serving(replies(reply)) as server, polling(server.url) as poll:
+        assert await poll.stop_signals() == said

@@ -14,7 +14,7 @@ from PIL import Image
 from engine.bundle import Graph, open_bundle
 from engine.config import Settings
 from engine.errors import AnswerTooLarge
-from engine.tasks import TASKS, task_class
+from engine.tasks import TASKS, load_task, task_class
 from engine.tensors import TensorSpec
 from handler.reply import encode
 from tests.bundles import MAX_LENGTH, write_small_bundle
@@ -61,7 +61,7 @@ def test_what_runpods_queue_does_not_take_is_refused_before_it_is_computed(
     draw = np.random.default_rng(0)
     outputs = [{"embedding": draw.standard_normal(shape, np.float32)} for _ in queued.preprocess(request)]
     size = len(encode({"output": queued.postprocess(request, outputs)}))
-    monkeypatch.setattr("engine.tasks.payload.LARGEST_REPLY", size // 2)
+    monkeypatch.setattr("engine.tasks.payload.LARGEST_REPLY", size // 3)
     things = "texts" if "texts" in payload else "images"
     base64_too = ", or ask for `encoding_format` base64" if encoding_format == "float" else ""
     with monkeypatch.context() as patch:
@@ -72,9 +72,26 @@ def test_what_runpods_queue_does_not_take_is_refused_before_it_is_computed(
     assert str(error.value).endswith(
         f" that RunPod takes; send fewer {things} at once{base64_too}, or ask for a `stream`"
     )
-    assert size // 2 < error.value.size < size
+    assert size // 3 < error.value.size < size
     for part in queued.split(queued.parse(payload), 5):
         assert len(queued.preprocess(part)) == 5
-    assert len(on_http.preprocess(on_http.parse(payload))) == 20
+    for task in (on_http, load_task(bundle)):  # the second as an export does
+        assert len(task.preprocess(task.parse(payload))) == 20
     monkeypatch.setattr("engine.tasks.payload.LARGEST_REPLY", size)
     assert len(queued.preprocess(queued.parse(payload))) == 20
+
+
+def test_feature_maps_of_zeros_are_refused_where_zeros_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if "image-feature-extraction" not in TASKS:
+        pytest.skip("there is no image-feature-extraction")  # in a fork that has removed it
+    graphs = {"model": graph((), 16)}
+    folder = write_small_bundle(tmp_path / "b", task="image-feature-extraction", task_config=CONFIG, graphs=graphs)
+    task: Any = task_class("image-feature-extraction").from_bundle(open_bundle(folder), Settings())
+    request = task.parse({"images": [IMAGE] * 20})
+    zeros = [{"embedding": np.zeros(16, np.float32)} for _ in task.preprocess(request)]
+    size = len(encode({"output": task.postprocess(request, zeros)}))
+    monkeypatch.setattr("engine.tasks.payload.LARGEST_REPLY", size)
+    assert len(task.preprocess(request)) == 20
+    monkeypatch.setattr("engine.tasks.payload.LARGEST_REPLY", 20 * 16 * 4 - 1)
+    with pytest.raises(AnswerTooLarge):
+        task.preprocess(request)
