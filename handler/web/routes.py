@@ -132,6 +132,8 @@ class Routes:
                 with suppress(ConnectionError):  # the client has gone, as aiohttp is about to find as well
                     await reply.prepare(request)
                     await reply.write_eof()
+                    if isinstance(reply, web.Response):  # aiohttp holds it until the connection's next request
+                        reply.body = None
                 return reply
             finally:
                 self.open -= 1

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import tracemalloc
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Self
@@ -300,6 +301,26 @@ async def test_a_connection_that_is_idle_ends(monkeypatch: pytest.MonkeyPatch, r
             assert (await reader.read())[:15] == (b"HTTP/1.1 200 OK" if asked.endswith(b"\n\r\n") else b"")
         writer.close()
     await runner.cleanup()
+
+
+async def test_a_connection_that_is_idle_holds_no_reply(client: TestClient[Any, Any], routes: Routes, engine: Scripted):
+    """It may be so for minutes, and there may be many."""
+    engine.let_go.set()
+    engine.bodies = [b'{"output":"%s"}' % (b"a" * 4_000_000)]
+    raw = json.dumps(JOB).encode()
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    tracemalloc.start()
+    try:
+        for path in (b"runsync", b"v1/x"):
+            writer.write(b"POST /%s HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % (path, len(raw)) + raw)
+            head = await reader.readuntil(b"\r\n\r\n")
+            size = int(head.partition(b"Content-Length: ")[2].split()[0])
+            assert size == len(await reader.readexactly(size)) > 4_000_000
+            await until(routes.idle.is_set)
+            assert tracemalloc.get_traced_memory()[0] < 2_000_000
+    finally:
+        tracemalloc.stop()
+    writer.close()
 
 
 @pytest.mark.parametrize("size", [40_000, 4_000_000])
