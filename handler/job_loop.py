@@ -140,6 +140,7 @@ class JobLoop:
                 continue
             pause = _FIRST_PAUSE_S
             started = [self._start(job) for job in jobs]
+            del jobs  # they may be answered long before the next poll is
             if any(started):
                 await asyncio.sleep(0)  # the engine gets them before the next poll is written: 0.3 ms when it is idle
             # The platform is expected to hold an empty poll open. Where it does not, ask less and less often.
