@@ -435,15 +435,44 @@ async def test_a_client_that_leaves_a_stream_makes_room(
     assert caplog.messages == []
 
 
-async def test_openai_clients_get_what_is_in_the_list_or_the_whole(client: TestClient[Any, Any], engine: Scripted):
+@pytest.mark.parametrize(
+    ("output", "answer"),
+    [
+        ('[{"a":1}]', '{"a":1}'),
+        ("[{}]", "{}"),
+        ("[]", "[]"),
+        ("[[]]", "[]"),
+        ('["}]}"]', '"}]}"'),
+        ('{"b":[]}', '{"b":[]}'),
+        ('{"b":[{}]}', '{"b":[{}]}'),
+        ("null", "null"),
+        ('[{"a":1},{"b":2}]', '{"a":1}'),
+        ('[{"a":1},2,{"b":2}]', '{"a":1}'),
+        ('[{"a":1},[{"b":2}]]', '{"a":1}'),
+        ('[[{"a":1}],{"b":2}]', '[{"a":1}]'),
+        ('[{"a":[{"b":"c"},{}]},{"a":[{}]}]', '{"a":[{"b":"c"},{}]}'),
+        ('[{"a}]}":"[{{"}]', '{"a}]}":"[{{"}'),
+        ('[{"a":"{{{"},{"b":"}}}"}]', '{"a":"{{{"}'),
+        ('[{"a":"\\"},{\\""}]', '{"a":"\\"},{\\""}'),
+        ('[{"a":"\\\\"},{"b":"\\\\"}]', '{"a":"\\\\"}'),
+        ('[{"a":"\u00e9\u20ac"}]', '{"a":"\u00e9\u20ac"}'),
+    ],
+)
+async def test_openai_clients_get_the_first_of_the_list_or_the_whole(
+    client: TestClient[Any, Any], engine: Scripted, output: str, answer: str
+):
     engine.let_go.set()
-    for body, answer in (
-        (b'{"output":[{"a":1}]}', {"a": 1}),
-        (b'{"output":{"b":[]}}', {"b": []}),
-        (b'{"output":[]}', []),
-    ):
-        engine.bodies = [body]
-        assert await (await client.get("/openai/v1/models")).json() == answer
+    for more in ("", ',"stopPod":true'):
+        engine.bodies = [f'{{"output":{output}{more}}}'.encode()]
+        assert await (await client.get("/openai/v1/models")).text() == answer
+
+
+async def test_openai_clients_get_the_numbers_as_they_were_written(client: TestClient[Any, Any], engine: Scripted):
+    """Nobody has read them on the way, which takes the time of all who wait."""
+    engine.let_go.set()
+    numbers = '{"data":[{"embedding":[0.10,18446744073709551616]},{"embedding":[-1.5e-7]}],"model":"}{"}'
+    engine.bodies = [f'{{"output":[{numbers}]}}'.encode()]
+    assert await (await client.post("/v1/embeddings", json={})).text() == numbers
 
 
 @pytest.mark.parametrize(
