@@ -85,8 +85,8 @@ async def test_a_poll_that_was_held_before_it_failed_is_asked_again_soon(
     monkeypatch.setattr(job_loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(job_loop, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": pause}))
     outcomes = [cut_off(seconds) for seconds in (0.0, 4.9, 0.0, 5.1, 0.0, 5.1, 60.0)]
-    ask = script(lambda: loop, outcomes)
-    loop = JobLoop(replace(sdk_module.load(), **{asked: ask, beside: hold}), bodies(lambda job: None), concurrency=1)
+    asks: dict[str, Any] = {asked: script(lambda: loop, outcomes), beside: hold}
+    loop = JobLoop(replace(sdk_module.load(), **asks), bodies(lambda job: None), concurrency=1)
     await asyncio.wait_for(loop.run(), 5)
     assert pauses == expected
 
