@@ -47,7 +47,7 @@ class Engine(Protocol):
     """What answers jobs: handler/processes/engine_client.py."""
 
     async def handle(self, job: dict[str, Any]) -> bytes:
-        """The body of `job`'s reply."""
+        """The body of the reply to `job`, which may lose its input."""
         ...
 
     def stream(self, job: dict[str, Any]) -> AsyncGenerator[bytes, None]:
