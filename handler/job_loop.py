@@ -27,7 +27,7 @@ from handler.protocol.transport import Poll, Results
 from handler.reply import ERROR, body_of_error, encode, too_late
 
 _BUSY_PAUSE_S = 5.0  # after status 429: the stock SDK's
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_FIRST_PAUSE_S, _FIRST_SIGNALS_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0, 5.0
 _LAST_WORDS_S = 5.0  # for results that are still being sent when the drain time is over
 _FIRST_SIGNALS_S = 0.05  # the first take goes first
 _QUICK_POLL_S = 0.02
@@ -134,12 +134,15 @@ class JobLoop:
                 await self._pause(_BUSY_PAUSE_S)
                 continue
             except Exception as error:  # the network, the platform, a reply that is not JSON: none may end the worker
+                if time.monotonic() - begin > _LONGEST_PAUSE_S:  # as where a proxy ends what is idle for a minute
+                    pause = _FIRST_PAUSE_S
                 log("WARN", f"taking a job failed ({type(error).__name__}: {error}); trying again in {pause:.1f} s")
                 await self._pause(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
                 continue
             pause = _FIRST_PAUSE_S
             started = [self._start(job) for job in jobs]
+            del jobs  # they may be answered long before the next poll is
             if any(started):
                 await asyncio.sleep(0)  # the engine gets them before the next poll is written: 0.3 ms when it is idle
             # The platform is expected to hold an empty poll open. Where it does not, ask less and less often.
@@ -266,7 +269,7 @@ class JobLoop:
 
     async def _follow_stop_signals(self) -> None:
         """Cancel the jobs that the platform wants stopped; nothing is posted for them."""
-        pause = 1.0
+        pause = _FIRST_SIGNALS_PAUSE_S
         await asyncio.sleep(_FIRST_SIGNALS_S)
         while True:
             asked_at = time.monotonic()
@@ -276,11 +279,13 @@ class JobLoop:
                 await asyncio.sleep(_BUSY_PAUSE_S)
                 continue
             except Exception as error:  # as above
+                if time.monotonic() - asked_at > _LONGEST_PAUSE_S:
+                    pause = _FIRST_SIGNALS_PAUSE_S
                 log("WARN", f"asking for stop signals failed ({type(error).__name__}: {error})")
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
                 continue
-            pause = 1.0
+            pause = _FIRST_SIGNALS_PAUSE_S
             known = {job_id for job_id in job_ids or () if isinstance(job_id, str)} & self._attempts.keys()
             news = [self._attempts[job_id].stop(asked_at) for job_id in known]
             if job_ids is not None:

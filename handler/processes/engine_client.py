@@ -55,13 +55,17 @@ class EngineClient:
     async def handle(self, job: dict[str, Any], on_progress: Callable[[Any], None] | None = None) -> bytes:
         """The body to post for `job`; `on_progress` is told how far it is, where the job asks for that.
 
-        Raises EngineError when the engine's process fails while it holds the job.
+        `job` loses its input, which may be large. Raises EngineError when the engine's process fails while it holds
+        the job.
         """
         body: bytes = await self._ask("job", job, on_progress)
         return body
 
     async def stream(self, job: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        """The bodies of a streamed job's parts, as they come, then its final body. Raises as `handle` does."""
+        """The bodies of a streamed job's parts, as they come, then its final body.
+
+        `job` loses its input. Raises as `handle` does.
+        """
         parts: asyncio.Queue[bytes | None] = asyncio.Queue()
         number = next(self._numbers)
         asked = asyncio.ensure_future(self._ask("job", job, parts.put_nowait, number))
@@ -95,6 +99,8 @@ class EngineClient:
             self._on_part[number] = on_part
         try:
             self._send(kind, number, content)
+            if kind == "job":
+                content.pop("input", None)  # whoever waits holds the job, and the engine's process has it now
             return await future
         except ValueError as error:
             raise InvalidInput("the job is nested too deeply") from error

@@ -94,6 +94,7 @@ class Poll:
         finally:
             timer.cancel()
             self._limit, self._jobs_client.leaving = None, False
+            self._jobs_session.reply = None  # it may be large, and the next one long in coming
             if self._leaving is not None:
                 self._leaving.cancel()
                 self._leaving = None

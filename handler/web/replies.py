@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import accumulate
 from typing import Any
 
 import orjson
@@ -34,6 +36,9 @@ _STATUS = {InvalidInput.prefix: 400, Overloaded.prefix: 503, Unreachable.prefix:
 """By whose fault it is; the worker's own are 500."""
 _OPENAI_TYPES = {**dict.fromkeys((400, 408, 413, 415), "invalid_request_error"), 503: "overloaded_error"}
 _RETRY = {"Retry-After": "1"}
+_OPENING = b"[{"
+_NO_MARKS = bytes(set(range(256)) - set(b'"[]{}'))
+_STRING = re.compile(rb'"[^"]*"')
 
 
 def status_of(error: WorkerError) -> int:
@@ -57,6 +62,28 @@ def without_stop(body: bytes) -> bytes:
     if body == b"{" + STOP[1:]:
         return b'{"output":null}'
     return body[: -len(STOP)] + b"}" if body.endswith(STOP) else body
+
+
+def openai_reply(body: bytes) -> bytes:
+    """What OpenAI's client gets of `body`, of a job that has not failed: the first of a list, or the whole output."""
+    if (alone := _alone_in_list(body)) is not None:
+        return alone
+    output = orjson.loads(body).get("output")
+    return orjson.dumps(output[0] if isinstance(output, list) and output else output)
+
+
+def _alone_in_list(body: bytes) -> bytes | None:
+    """The object that `body` has as the only one of its list; None where it has none, or only a reader could tell.
+
+    It is cut out: to read megabytes of numbers and write them again would keep all other requests. Where nothing is
+    escaped a string ends at the next quote. If what stands without the strings between the first and the last brace
+    closes nothing that it has not opened, these two are a pair.
+    """
+    if not body.startswith(b'{"output":[{') or not body.endswith(b"}]}") or b"\\" in body:
+        return None
+    marks = _STRING.sub(b"", body.translate(None, _NO_MARKS))[len(b"{[{") : -len(b"}]}")]
+    depths = accumulate(1 if mark in _OPENING else -1 for mark in marks)
+    return body[len(b'{"output":[') : -len(b"]}")] if min(depths, default=0) >= 0 else None
 
 
 def object_in(raw: bytes | bytearray, what: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Protocol, TypeAlias
 from uuid import uuid4
 
-import orjson
 from aiohttp import web
 
 from engine.errors import InvalidInput, Overloaded, WorkerError
@@ -30,6 +29,7 @@ from handler.web.replies import (
     json_reply,
     object_in,
     openai_failed,
+    openai_reply,
     status_by,
     status_of,
     without_stop,
@@ -47,7 +47,7 @@ class Engine(Protocol):
     """What answers jobs: handler/processes/engine_client.py."""
 
     async def handle(self, job: dict[str, Any]) -> bytes:
-        """The body of `job`'s reply."""
+        """The body of the reply to `job`, which may lose its input."""
         ...
 
     def stream(self, job: dict[str, Any]) -> AsyncGenerator[bytes, None]:
@@ -132,6 +132,8 @@ class Routes:
                 with suppress(ConnectionError):  # the client has gone, as aiohttp is about to find as well
                     await reply.prepare(request)
                     await reply.write_eof()
+                    if isinstance(reply, web.Response):  # aiohttp holds it until the connection's next request
+                        reply.body = None
                 return reply
             finally:
                 self.open -= 1
@@ -191,8 +193,7 @@ class Routes:
             return openai_failed(status_of(error), self._sentence(error))
         if body.startswith(ERROR):
             return openai_failed(status_by(error_in(body)), error_in(body))
-        output = orjson.loads(body).get("output")
-        return json_reply(orjson.dumps(output[0] if isinstance(output, list) and output else output))
+        return json_reply(openai_reply(body))
 
     @asynccontextmanager
     async def _place(self, request: web.Request) -> AsyncIterator[bytearray]:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import socket
 import struct
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent import futures
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from handler.handler import Handler
 from handler.parts import AHEAD
 from handler.processes.engine_client import EngineClient
 from handler.processes.engine_server import _Server
+from handler.processes.frames import open_frames
 from handler.startup.timeline import Timeline
 from tests.loops import until
 
@@ -222,6 +224,29 @@ async def test_a_job_that_is_cancelled_is_worked_on_no_longer():
         stuck.gate.set()
         assert await answer(client, ["", ""]) == {"output": "fine"}
         assert client._waiting == {}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_job_that_the_engine_has_is_not_held_by_who_waits_for_it(stream: bool):
+    ours, theirs = socket.socketpair()
+    arrived = asyncio.Event()
+    frames = await open_frames(theirs, lambda kind, number, job: arrived.set(), lambda: None)
+    client = EngineClient(ours, lambda why: None)
+    frames.send("ready", {}, {})
+    await client.start()
+    tracemalloc.start()
+    try:
+        job: dict[str, Any] = {"id": "1", "input": {"text": "a" * 4_000_000}}
+        asking = asyncio.ensure_future(anext(client.stream(job)) if stream else client.handle(job))
+        await arrived.wait()
+        assert tracemalloc.get_traced_memory()[0] < 2_000_000
+        assert job["id"] == "1"
+    finally:
+        tracemalloc.stop()
+    asking.cancel()
+    await asyncio.wait({asking})
+    client.close()
+    frames.close()
 
 
 async def test_a_reply_that_comes_as_its_job_is_cancelled_costs_no_other_job_anything():

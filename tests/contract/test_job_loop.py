@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
@@ -408,6 +409,28 @@ async def test_the_first_take_is_told_once(sdk: Sdk, emulator: Emulator):
         for index in range(3):
             await emulator.wait(emulator.submit({"n": index}))
     assert told == [0]
+
+
+class Job(dict[str, Any]):
+    """Whose end can be seen."""
+
+
+async def test_a_job_that_is_answered_is_held_by_nobody_while_the_next_poll_waits(sdk: Sdk, emulator: Emulator):
+    polls: list[int] = []
+    taken: list[weakref.ref[Job]] = []
+
+    async def get_job(session: Any, count: int) -> list[Job]:
+        polls.append(count)
+        jobs = [Job(job) for job in await sdk.get_job(session, count) or ()]
+        taken.extend(map(weakref.ref, jobs))
+        return jobs
+
+    async with serving(replace(sdk, get_job=get_job), echo):
+        await emulator.wait(emulator.submit("x"))
+        await until(lambda: not sdk.progress.get_job_count())
+        await asyncio.sleep(0.01)
+        assert [one() for one in taken] == [None]
+        assert polls == [4, 4]
 
 
 async def test_a_job_is_with_the_handler_before_the_next_poll_is_written(sdk: Sdk, emulator: Emulator):

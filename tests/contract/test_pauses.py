@@ -53,6 +53,44 @@ async def test_a_take_that_fails_is_tried_again_ever_later_up_to_5_s(
     assert len(told) == 11  # none of those that the platform wants
 
 
+@pytest.mark.parametrize(
+    ("asked", "beside", "expected"),
+    [
+        ("get_job", "get_stop_signals", [0.1, 0.2, 0.4, 0.1, 0.2, 0.1, 0.1]),
+        ("get_stop_signals", "get_job", [1.0, 2.0, 4.0, 1.0, 2.0, 1.0, 1.0]),
+    ],
+)
+async def test_a_poll_that_was_held_before_it_failed_is_asked_again_soon(
+    monkeypatch: pytest.MonkeyPatch, asked: str, beside: str, expected: list[float]
+):
+    """As by a proxy that ends what is idle for a minute."""
+    pauses: list[float] = []
+    now = [0.0]
+
+    async def pause(seconds: float) -> None:
+        if seconds > job_loop._FIRST_SIGNALS_S:
+            pauses.append(seconds)
+
+    async def hold(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    def cut_off(seconds: float) -> Callable[[], Any]:
+        def fail() -> Any:
+            now[0] += seconds
+            raise OSError("it has ended")
+
+        return fail
+
+    monkeypatch.setattr(JobLoop, "_pause", lambda self, seconds: pause(seconds))
+    monkeypatch.setattr(job_loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(job_loop, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": pause}))
+    outcomes = [cut_off(seconds) for seconds in (0.0, 4.9, 0.0, 5.1, 0.0, 5.1, 60.0)]
+    asks: dict[str, Any] = {asked: script(lambda: loop, outcomes), beside: hold}
+    loop = JobLoop(replace(sdk_module.load(), **asks), bodies(lambda job: None), concurrency=1)
+    await asyncio.wait_for(loop.run(), 5)
+    assert pauses == expected
+
+
 async def test_a_worker_that_stops_waits_for_no_pause(monkeypatch: pytest.MonkeyPatch):
     paused = asyncio.Event()
 

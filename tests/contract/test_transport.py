@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
@@ -453,6 +454,24 @@ async def test_a_poll_that_was_given_up_or_timed_has_no_hold_on_the_next(monkeyp
                 poll.leave()
             assert len(await taking) == 1
         assert not ends
+
+
+@pytest.mark.parametrize("found", [b'{"id": "1", "input": "%s"}', b'\xef\xbb\xbf{"id": "1", "input": "%s"}', b"%s"])
+async def test_a_reply_to_a_take_is_held_no_longer_than_it_is_read(found: bytes):
+    """The next one may come in minutes."""
+    body = found % (b"a" * 4_000_000)
+    reply = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    async with serving(replies(reply)) as server, polling(server.url) as poll:
+        tracemalloc.start()
+        try:
+            with suppress(ValueError):  # the last one
+                await poll.take(1)
+            await asyncio.sleep(0)  # what woke this task holds its result until then
+            assert tracemalloc.get_traced_memory()[0] < 2_000_000
+        finally:
+            tracemalloc.stop()
+        assert len(server.heads) == 1
+        poll.close()
 
 
 @pytest.mark.parametrize("reply_is_here", [True, False])

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import tracemalloc
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Self
@@ -302,6 +303,26 @@ async def test_a_connection_that_is_idle_ends(monkeypatch: pytest.MonkeyPatch, r
     await runner.cleanup()
 
 
+async def test_a_connection_that_is_idle_holds_no_reply(client: TestClient[Any, Any], routes: Routes, engine: Scripted):
+    """It may be so for minutes, and there may be many."""
+    engine.let_go.set()
+    engine.bodies = [b'{"output":"%s"}' % (b"a" * 4_000_000)]
+    raw = json.dumps(JOB).encode()
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    tracemalloc.start()
+    try:
+        for path in (b"runsync", b"v1/x"):
+            writer.write(b"POST /%s HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % (path, len(raw)) + raw)
+            head = await reader.readuntil(b"\r\n\r\n")
+            size = int(head.partition(b"Content-Length: ")[2].split()[0])
+            assert size == len(await reader.readexactly(size)) > 4_000_000
+            await until(routes.idle.is_set)
+            assert tracemalloc.get_traced_memory()[0] < 2_000_000
+    finally:
+        tracemalloc.stop()
+    writer.close()
+
+
 @pytest.mark.parametrize("size", [40_000, 4_000_000])
 async def test_a_request_is_open_until_its_reply_is_sent(routes: Routes, engine: Scripted, size: int):
     """A worker that stops would take with it what the kernel has not got."""
@@ -414,15 +435,44 @@ async def test_a_client_that_leaves_a_stream_makes_room(
     assert caplog.messages == []
 
 
-async def test_openai_clients_get_what_is_in_the_list_or_the_whole(client: TestClient[Any, Any], engine: Scripted):
+@pytest.mark.parametrize(
+    ("output", "answer"),
+    [
+        ('[{"a":1}]', '{"a":1}'),
+        ("[{}]", "{}"),
+        ("[]", "[]"),
+        ("[[]]", "[]"),
+        ('["}]}"]', '"}]}"'),
+        ('{"b":[]}', '{"b":[]}'),
+        ('{"b":[{}]}', '{"b":[{}]}'),
+        ("null", "null"),
+        ('[{"a":1},{"b":2}]', '{"a":1}'),
+        ('[{"a":1},2,{"b":2}]', '{"a":1}'),
+        ('[{"a":1},[{"b":2}]]', '{"a":1}'),
+        ('[[{"a":1}],{"b":2}]', '[{"a":1}]'),
+        ('[{"a":[{"b":"c"},{}]},{"a":[{}]}]', '{"a":[{"b":"c"},{}]}'),
+        ('[{"a}]}":"[{{"}]', '{"a}]}":"[{{"}'),
+        ('[{"a":"{{{"},{"b":"}}}"}]', '{"a":"{{{"}'),
+        ('[{"a":"\\"},{\\""}]', '{"a":"\\"},{\\""}'),
+        ('[{"a":"\\\\"},{"b":"\\\\"}]', '{"a":"\\\\"}'),
+        ('[{"a":"\u00e9\u20ac"}]', '{"a":"\u00e9\u20ac"}'),
+    ],
+)
+async def test_openai_clients_get_the_first_of_the_list_or_the_whole(
+    client: TestClient[Any, Any], engine: Scripted, output: str, answer: str
+):
     engine.let_go.set()
-    for body, answer in (
-        (b'{"output":[{"a":1}]}', {"a": 1}),
-        (b'{"output":{"b":[]}}', {"b": []}),
-        (b'{"output":[]}', []),
-    ):
-        engine.bodies = [body]
-        assert await (await client.get("/openai/v1/models")).json() == answer
+    for more in ("", ',"stopPod":true'):
+        engine.bodies = [f'{{"output":{output}{more}}}'.encode()]
+        assert await (await client.get("/openai/v1/models")).text() == answer
+
+
+async def test_openai_clients_get_the_numbers_as_they_were_written(client: TestClient[Any, Any], engine: Scripted):
+    """Nobody has read them on the way, which takes the time of all who wait."""
+    engine.let_go.set()
+    numbers = '{"data":[{"embedding":[0.10,18446744073709551616]},{"embedding":[-1.5e-7]}],"model":"}{"}'
+    engine.bodies = [f'{{"output":[{numbers}]}}'.encode()]
+    assert await (await client.post("/v1/embeddings", json={})).text() == numbers
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,9 @@ def test_openai_clients_find_what_they_expect(worker: Served):
         with openai.OpenAI(base_url=worker.url + base, api_key="any", max_retries=0) as client:
             found = client.embeddings.create(model="m", input=["the fox", "the dog"])
             assert [len(one.embedding) for one in found.data] == [8, 8]
+            plain = client.embeddings.create(model="m", input=["the fox", "the dog"], encoding_format="float")
+            for one, other in zip(found.data, plain.data, strict=True):  # the client asks for base64 by itself
+                assert one.embedding == pytest.approx(other.embedding)
             assert client.models.list().data[0].object == "model"
             with pytest.raises(
                 openai.BadRequestError, match="invalid input: `dimensions` must be a whole number from 1"
