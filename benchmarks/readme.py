@@ -45,8 +45,9 @@ def pages() -> list[Path]:
 
 
 def write(page: Path) -> None:
-    """Write a page anew."""
-    page.write_text(rendered(page.read_text()))
+    """Write a page anew; a fork may have removed it."""
+    if page.exists():
+        page.write_text(rendered(page.read_text()))
 
 
 def rendered(text: str, known: Stored | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -26,6 +27,8 @@ TEXTS = [
     "what is the answer " * 30,
     "机器学习 🚀 שלום",
 ]
+MINILM = ("sentence-transformers/all-MiniLM-L6-v2", "--task", "feature-extraction")
+"""What the README exports."""
 Result = tuple[int, str, str]
 """Exit code, and what was printed on stdout and on stderr."""
 Export = Callable[..., Result]
@@ -79,3 +82,36 @@ def command(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=120,
     )
+
+
+def exported_minilm(folder: Path) -> Path:
+    """The bundle of MINILM, below `folder`, by a command that finds the Hub's cache as a download leaves it."""
+    from benchmarks.weights import minilm_folder
+
+    commit = "c" * 40
+    cached = folder / "hub" / "models--sentence-transformers--all-MiniLM-L6-v2"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(commit)
+    (cached / "snapshots").mkdir()
+    (cached / "snapshots" / commit).symlink_to(minilm_folder(), target_is_directory=True)
+    out = folder / "bundle"
+    done = command(*MINILM, "--out", str(out), HF_HOME=str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["model"], manifest["revision"]) == ("sentence-transformers/all-MiniLM-L6-v2", commit)
+    return out
+
+
+def exported_small(task: str, architecture: str, folder: Path) -> Path:
+    """The bundle, below `folder`, of a model of benchmarks/zoo; of a task without a model for no `architecture`."""
+    from benchmarks import zoo
+    from export.__main__ import export
+    from export.recipe import Recipe
+
+    model, options = "", {}
+    if architecture:
+        found = [case for case in zoo.cases() if (case.task, case.architecture) == (task, architecture)]
+        assert found, f"benchmarks/zoo has no {architecture} for {task}"
+        model, options = str(found[0].make(folder / "model")), dict(found[0].options)
+    export(Recipe(model, task, folder / "bundle", **options))
+    return folder / "bundle"

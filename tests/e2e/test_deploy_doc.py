@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from engine.config import Settings
+from tests.pages import page
 from tests.runpod_api import KEY, EmulatedApi
 
-DOC = Path("docs/deploy.md").read_text()
+DOC = page("docs/deploy.md")
 COMMANDS = [
     line.strip()
     for line in re.findall(r"^ {4,7}(\S.*)$", DOC.replace("\\\n", " "), re.MULTILINE)

@@ -13,7 +13,7 @@ from benchmarks.emulator import EmulatorThread
 from benchmarks.weights import minilm_folder
 from benchmarks.worker_process import WorkerProcess
 from handler.protocol import sdk
-from tests.e2e.test_readme import run_export
+from tests.exports import exported_minilm
 
 SCRIPTS = {
     "latin": "the of and to in is you that it he was for on are as with his they at be this have from or one had by",
@@ -37,8 +37,8 @@ def mixed_texts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def minilm_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """all-MiniLM-L6-v2, exported from its real weights by the README's own command."""
-    return run_export(tmp_path_factory.mktemp("minilm"))
+    """all-MiniLM-L6-v2, exported from its real weights by the README's command."""
+    return exported_minilm(tmp_path_factory.mktemp("minilm"))
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ from benchmarks.zoo.vocabulary import word_piece_tokenizer
 from export.__main__ import main
 from export.model_files.json_files import read_json
 from tests.models import write_json
+from tests.pages import page
 
-SECTION = Path("docs/export.md").read_text().partition("### A module of your own")[2].partition("\n### ")[0]
+SECTION = page("docs/export.md").partition("### A module of your own")[2].partition("\n### ")[0]
 MODULE, SAVED = re.findall(r"^```python\n(.*?)```", SECTION, re.MULTILINE | re.DOTALL)
 (COMMAND,) = re.findall(r"^    python -m export (.*)$", SECTION, re.MULTILINE)
 

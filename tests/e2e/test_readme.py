@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from engine.config import Settings
+from tests.exports import MINILM
 
 README = Path("README.md").read_text()
 COMMANDS = [
@@ -25,11 +26,10 @@ COMMANDS = [
     if re.match(r"    (make|python|docker|curl|[A-Z_]+=\S+ python) ", line)
 ]
 
-(EXPORT,) = (command for command in COMMANDS if command.startswith("python -m export sentence-transformers/"))
 WALK = COMMANDS[COMMANDS.index("python -m export my-model --out bundle") :][:4]
 NOT_RUN = {
     "make test": "it is what runs this test",
-    EXPORT: "it makes the bundle of test_embeddings.py",
+    f"python -m export {shlex.join(MINILM)} --out bundle": "it makes the bundle of test_embeddings.py",
     "docker build --platform linux/amd64 -t REGISTRY/worker:TAG .": "needs a docker daemon",
     "docker push REGISTRY/worker:TAG": "needs a registry",
     "docker run --rm -e WORKER_LOOP=http -p 8000:80 REGISTRY/worker:TAG": "needs a docker daemon",
@@ -77,24 +77,6 @@ def ask() -> None:
         answer = json.load(reply)
     assert answer["status"] == "COMPLETED"
     assert len(answer["output"]["embedding"]) == 4
-
-
-def run_export(tmp_path: Path) -> Path:
-    """EXPORT with the Hub's cache as a download leaves it, and the bundle, which is returned, outside the checkout."""
-    from benchmarks.weights import minilm_folder
-
-    commit = "c" * 40
-    cached = tmp_path / "hub" / "models--sentence-transformers--all-MiniLM-L6-v2"
-    (cached / "refs").mkdir(parents=True)
-    (cached / "refs" / "main").write_text(commit)
-    (cached / "snapshots").mkdir()
-    (cached / "snapshots" / commit).symlink_to(minilm_folder(), target_is_directory=True)
-    out = tmp_path / "bundle"
-    assert EXPORT.endswith("--out bundle")
-    run(EXPORT.removesuffix("bundle") + str(out), {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert (manifest["model"], manifest["revision"]) == ("sentence-transformers/all-MiniLM-L6-v2", commit)
-    return out
 
 
 RUNNERS: dict[str, Callable[[str, Path], object]] = {

@@ -23,6 +23,7 @@ from benchmarks.worker_process import WorkerProcess
 from engine.config import Settings
 from tests import large_pages
 from tests.bundles import move_weights_out, toy_tokenizer
+from tests.pages import page
 from tests.plans import add_plan
 from tests.ports import held_port
 from tests.processes import wait_until_dead
@@ -107,7 +108,7 @@ def test_health(emulator: EmulatorThread, small_bundle: Path):
         assert (health["jobs_done"], health["jobs_running"], health["rows_per_batch"]) == (1, 0, {"1": 1})
         assert set(health["stages_ms"]) == {"prepare", "queue", "run", "engine", "finish"}
         assert set(health["memory_mb"]) == {"front", "engine"}
-        (table,) = re.findall(r"## Health\n.*?(\|.*?)\n\n", Path("docs/api.md").read_text(), re.DOTALL)
+        (table,) = re.findall(r"## Health\n.*?(\|.*?)\n\n", page("docs/api.md"), re.DOTALL)
         told = {name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split(" | ")[0])}
         assert set(health) == told
 

@@ -1,4 +1,4 @@
-"""docs/architecture.md names what is there, and links lead somewhere in every page."""
+"""docs/architecture.md names what is there."""
 
 import re
 from importlib import import_module
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path("docs/architecture.md").read_text()
-PAGES = [Path("README.md"), Path("CHANGELOG.md"), *sorted(Path("docs").glob("*.md"))]
+from tests.pages import page
+
+PAGE = page("docs/architecture.md")
 FILES = sorted(set(re.findall(r"\b(?:engine|export|handler|tests)/[a-z0-9_/]+\.py\b", PAGE)))
 # A line of the diagram: a file, and the names in it that it speaks of.
 NAMED = re.findall(r"^ .* ((?:engine|export|handler)/[\w/]+\.py) +([\w., ]+)$", PAGE, re.MULTILINE)
@@ -35,21 +36,3 @@ def test_a_name_is_in_its_file(file: str, names: str):
 def test_the_diagram_was_read():
     assert len(NAMED) >= 12
     assert ("engine/batching/batch_queue.py", "BatchQueue.pop") in NAMED
-
-
-def anchors(page: Path) -> set[str]:
-    """Of its headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_links_lead_somewhere(page: Path):
-    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if "://" in target:
-            continue
-        name, _, anchor = target.partition("#")
-        found = page.parent / name if name else page
-        assert found.exists(), target
-        assert not anchor or anchor in anchors(found), target

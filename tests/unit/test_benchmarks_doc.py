@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path("docs/benchmarks.md").read_text()
+from tests.pages import page
+
+PAGE = page("docs/benchmarks.md")
 LINES = re.findall(r"^    python -m benchmarks (\S.*?)(?:   .*)?$", PAGE, re.MULTILINE)
 STANDS_FOR = {"FILES": "a.json", "DIR": "out", "MS": "50", "PRICE": "0.4"}
 

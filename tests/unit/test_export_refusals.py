@@ -20,6 +20,7 @@ from export.recipe import Recipe
 from export.tasks import export_task
 from export.tasks.base import Layout, labels
 from tests.models import write_json
+from tests.pages import page
 
 
 def graph(*outputs: str) -> Any:
@@ -187,23 +188,23 @@ def test_a_task_without_its_model_and_a_model_without_its_task(tmp_path: Path, c
 
 
 def test_the_page_tells_every_exit_code():
-    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    text = page("docs/export.md")
     for code, word in exit_codes.STATUS.items():
-        assert f"| {code} | `{word}` |" in page
+        assert f"| {code} | `{word}` |" in text
 
 
 def test_the_page_tells_every_key_of_a_recipe():
     from export.command.recipe_file import options_of
     from export.recipe import _parser
 
-    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    text = page("docs/export.md")
     for action in _parser()._actions:
         if (
             action.help != "==SUPPRESS=="
             and action.option_strings
             and action.dest in ("recipe", "write_recipe", "json")
         ):
-            assert action.option_strings[0] in page
+            assert action.option_strings[0] in text
     for table, keys in options_of(_parser()).items():
         for key in keys:
-            assert any(words in page for words in (f"`{key}`", f"    {key} = ", f"`--{key}`")), (table, key)
+            assert any(words in text for words in (f"`{key}`", f"    {key} = ", f"`--{key}`")), (table, key)

@@ -26,6 +26,7 @@ from benchmarks.targets import catalogue
 from benchmarks.targets.base import Target
 from benchmarks.targets.catalogue import NAMES, PEERS, Needs, targets
 from engine.bundle import open_bundle
+from tests.pages import page
 
 ALL = ("cold start", "ready_s"), ("cold start", "first_answer_s"), ("idle", "p50_ms"), ("1 client", "jobs_per_s")
 
@@ -351,13 +352,12 @@ def test_every_environment_has_its_pins():
         assert all("==" in line for line in lines if line.strip())
 
 
-@pytest.mark.skipif(not Path("docs/peers.md").exists(), reason="a fork may have removed the page")
 def test_the_pages_commands_are_understood_and_its_targets_are_there():
-    page = Path("docs/peers.md").read_text()
-    commands = [line.split()[3:] for line in page.splitlines() if line.startswith("    python -m benchmarks ")]
+    text = page("docs/peers.md")
+    commands = [line.split()[3:] for line in text.splitlines() if line.startswith("    python -m benchmarks ")]
     assert {command for command, *_ in commands} == {"peers", "throughput", "latency", "accuracy", "memory"}
     for command, *options in commands:
         parser = argparse.ArgumentParser()
         import_module(f"benchmarks.{command}").add_arguments(parser)
         parser.parse_args(options)
-    assert all(f"`{name}`" in page for name in NAMES)
+    assert all(f"`{name}`" in text for name in NAMES)

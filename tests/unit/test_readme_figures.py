@@ -77,3 +77,8 @@ def test_the_command_rewrites_pages_and_names_them(
     assert "(24x)" in (tmp_path / "README.md").read_text()
     assert main(["readme"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_page_that_a_fork_removed_is_left_out(tmp_path: Path):
+    readme.write(tmp_path / "tasks.md")
+    assert list(tmp_path.iterdir()) == []

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.zoo.images import HEADS
+from tests.pages import page
 
-PAGE = Path("docs/images.md").read_text()
+PAGE = page("docs/images.md")
 
 
 def payloads(task: str, image: str) -> Iterator[dict[str, Any]]:

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from benchmarks.zoo.text import task_model
+from tests.pages import page
 
-PAGE = Path("docs/adding-a-task.md").read_text()
+PAGE = page("docs/adding-a-task.md")
 FILES = dict(re.findall(r"^`(\S+\.py)`:\n\n```python\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL))
 (COMMANDS,) = re.findall(r"^## Try it\n\n```\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL)
 OTHER_INPUT = re.findall(r"^```python\n(.*?)```", PAGE.partition("## Another input")[2], re.MULTILINE | re.DOTALL)
@@ -31,15 +32,6 @@ def code_lines() -> int:
 def test_the_walk_takes_fewer_lines_than_it_promises():
     assert len(FILES) == 2
     assert code_lines() < MOST_LINES
-
-
-def test_the_other_input_lacks_no_name(tmp_path: Path):
-    """Its two parts, behind the files that they belong to."""
-    for part, (name, content) in zip(OTHER_INPUT, FILES.items(), strict=True):
-        (tmp_path / Path(name).name).write_text(content + part)
-        command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stdout
 
 
 def project_with(folder: Path, files: dict[str, str], *more: str) -> Path:
@@ -89,11 +81,23 @@ def test_the_walk(tmp_path: Path):
     assert set(reply["labels"]) == {"good", "bad", "mixed", "none"}
 
 
+def project_of_another_input(folder: Path) -> Path:
+    """A copy of the project, with the section's parts in the classes that they belong to."""
+    files = {name: changed(content, part) for (name, content), part in zip(FILES.items(), OTHER_INPUT, strict=True)}
+    return project_with(folder, files)
+
+
+def test_the_other_input_passes_make_types(tmp_path: Path):
+    project = project_of_another_input(tmp_path / "project")
+    command = [sys.executable, "-m", "mypy", *FILES]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_the_walk_with_another_input(tmp_path: Path):
-    """The section's parts in the classes that they belong to; then the command that the export prints."""
-    files = {name: changed(content, part) for (name, content), part in zip(FILES.items(), OTHER_INPUT, strict=True)}
-    project = project_with(tmp_path / "project", files)
+    """What the section says; then the command that the export prints."""
+    project = project_of_another_input(tmp_path / "project")
     model = task_model(tmp_path / "model", "text-classification", "bert")
     exported = run(COMMANDS.splitlines()[1], project, model)
     assert exported.returncode == 0, exported.stderr
@@ -127,10 +131,14 @@ def changed(content: str, part: str) -> str:
     """`content` with the statements of `part`: names and methods are the class's, the others stand above it."""
     above: list[str] = []
     inside: list[str] = []
+    replaced: set[str] = set()
     for node in ast.parse(part).body:
+        if isinstance(node, ast.Assign):
+            replaced |= {name.id for name in ast.walk(node.targets[0]) if isinstance(name, ast.Name)}
         is_method = isinstance(node, ast.FunctionDef) and node.args.args[0].arg == "self"
         (inside if is_method or isinstance(node, ast.Assign) else above).append(ast.unparse(node))
     head, _, rest = content.partition("class ")
     body, _, end = rest.partition("\n\n\nTASK =")
-    whole = body + "\n\n" + indent("\n\n".join(inside), "    ")  # of two that set a name, the later holds
+    kept = [line for line in body.splitlines() if line.partition(" = ")[0].strip() not in replaced]
+    whole = "\n".join(kept) + "\n\n" + indent("\n\n".join(inside), "    ")
     return "\n".join((head, *above, f"class {whole}", f"TASK ={end}"))

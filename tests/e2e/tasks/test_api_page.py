@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +16,9 @@ from benchmarks.zoo.text import HEADS
 from engine.backends.fake import FakeEngine
 from engine.batching.feed import run_rows
 from engine.tasks import task_class
+from tests.pages import page
 
-PAGE = Path("docs/api.md").read_text()
+PAGE = page("docs/api.md")
 SECTIONS = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
 

@@ -24,15 +24,16 @@ from engine.tasks.api_proxy import ApiProxy
 from export.__main__ import export, main
 from export.recipe import Recipe
 from handler.handler import Handler
+from tests.pages import page
 from tests.served import Served
 from tests.tls_server import TlsServer, certificate, content
 
-PAGE = Path("docs/without-a-model.md").read_text()
+PAGE = page("docs/without-a-model.md")
 
 
-def payloads(page: str, task: str, media: str = "") -> Iterator[dict[str, Any]]:
-    """The inputs below the heading `task` of a page, with `media` for every `...`."""
-    section = Path("docs", page).read_text().split(f"\n## {task}\n")[1].split("\n## ")[0]
+def payloads(text: str, task: str, media: str = "") -> Iterator[dict[str, Any]]:
+    """The inputs below the heading `task` of a page's text, with `media` for every `...`."""
+    section = text.split(f"\n## {task}\n")[1].split("\n## ")[0]
     for line in section.splitlines():
         if line.startswith('    {"input": '):
             yield json.loads(line.replace('"..."', json.dumps(media)))["input"]
@@ -44,7 +45,7 @@ def test_sound(tmp_path: Path, task: str):
     tiny_ast(model) if task == "audio-classification" else tiny_speech(model, "hubert", "ForCTC")
     assert main([str(model), "--out", str(tmp_path / "bundle")]) == 0
     served = Served(tmp_path / "bundle")
-    shown = list(payloads("audio.md", task, recording(1.2)))
+    shown = list(payloads(page("docs/audio.md"), task, recording(1.2)))
     replies = served.ask_all(shown)
     served.close()
     assert len(shown) > 2
@@ -63,20 +64,20 @@ def test_image_transform(tmp_path: Path):
     assert main(["--task", "image-transform", "--out", str(tmp_path / "bundle")]) == 0
     one, many = answers(
         load_task(open_bundle(tmp_path / "bundle")),
-        list(payloads("without-a-model.md", "image-transform", LANDSCAPE)),
+        list(payloads(PAGE, "image-transform", LANDSCAPE)),
     )
     assert (one["width"], one["height"], one["format"]) == (640, 480, "jpeg")
     assert [(reply["width"], reply["height"], reply["format"]) for reply in many] == [(64, 64, "webp")] * 2
 
 
-def code_in(page: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)```", Path("docs", page).read_text(), re.MULTILINE | re.DOTALL)
+def code_in(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)```", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
 def own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The task of docs/without-a-model.md, in a bundle."""
-    (code,) = code_in("without-a-model.md")
+    (code,) = code_in(PAGE)
     (name,) = re.findall(r"`engine/tasks/(\w+)\.py`:", PAGE)
     (tag,) = re.findall(r"^python -m export --task (\S+) --out bundle$", PAGE, re.MULTILINE)
     (tmp_path / f"{name}.py").write_text(code)
@@ -107,12 +108,12 @@ def test_a_task_of_ones_own(own_task: Any):
 
 
 def test_the_handler_before_answers_like_the_task_after(own_task: Any):
-    before, after = code_in("from-a-handler.md")
+    before, after = code_in(page("docs/from-a-handler.md"))
     names: dict[str, Any] = {}
     exec(before.partition("runpod.serverless.start")[0], names)
     for payload in ({"text": "to be or not to be"}, {"text": "a b a", "top_k": 1}):
         assert answers(own_task, [payload]) == [names["handler"]({"input": payload})]
-    undocumented = re.sub(r'^ +""".*\n', "", code_in("without-a-model.md")[0], flags=re.MULTILINE)
+    undocumented = re.sub(r'^ +""".*\n', "", code_in(PAGE)[0], flags=re.MULTILINE)
     for method in after.split("\n\n\n"):
         assert indent(method.rstrip(), "    ") in undocumented
 
@@ -122,6 +123,6 @@ def test_api_proxy(tmp_path: Path):
     for path in ("/items", "/status"):
         server.answers[path] = content(b'{"ok": true}', Content_Type="application/json")
     limits = Limits(fetch_hosts=(server.host,), upstream_url=server.url())
-    one, many = answers(ApiProxy(limits, server.network()), list(payloads("without-a-model.md", "api-proxy")))
+    one, many = answers(ApiProxy(limits, server.network()), list(payloads(PAGE, "api-proxy")))
     server.close()
     assert [one, *many] == [{"status": 200, "json": {"ok": True}}] * 3
