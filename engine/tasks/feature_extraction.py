@@ -58,13 +58,17 @@ class FeatureExtraction(TextTask):
         return self._request(payload)
 
     def _parse_openai(self, body: dict[str, Any], *, route: bool) -> Request:
-        # `user` is for OpenAI's abuse monitoring; clients send it, nothing depends on it.
+        # `user` is for OpenAI's abuse monitoring; clients send it, nothing depends on it. `modality` is infinity's.
         of_every_job = "" if route else check.OF_EVERY_JOB
-        check.refuse_unknown(body, ("input", "model", "user", *self.option_names), of_every_job)
+        check.refuse_unknown(body, ("input", "model", "user", "modality", *self.option_names), of_every_job)
+        check.choice(body, "modality", ("text",))
         if "input" not in body:
             raise InvalidInput("a request for embeddings needs `input`, a string or a list of strings")
         if isinstance(body["input"], list) and body["input"] and not isinstance(body["input"][0], str):
-            raise InvalidInput("`input` must be a string or a list of strings; token ids are not supported")
+            raise InvalidInput(
+                "`input` must be a string or a list of strings; token ids are not supported (LangChain's "
+                "OpenAIEmbeddings sends strings with check_embedding_ctx_length=False)"
+            )
         value, single = body["input"], isinstance(body["input"], str)
         items = [self.item(value, "input", body)] if single else self.items(value, "input", body)
         openai = {"openai_model": check.model_name(body) or self.model, "openai_route": route}

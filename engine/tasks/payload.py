@@ -137,7 +137,7 @@ def refuse_unknown(payload: dict[str, Any], known: Iterable[str], told: str = ""
             route = shown(payload["openai_route"])
             raise InvalidInput(
                 f"this worker's task has no answer to {route}, and of such routes to /v1/models alone; "
-                f"send a job, to /run or /runsync, whose `input` has fields of {all_known}"
+                f"send a job, to /runsync, whose `input` has fields of {all_known}"
             )
         raise InvalidInput(f"unknown field {fields}; known are {all_known}{told}")
 

@@ -91,6 +91,10 @@ def object_in(raw: bytes | bytearray, what: str) -> dict[str, Any]:
     try:
         found = loaded(orjson.loads, raw)
     except orjson.JSONDecodeError as error:
+        if "surrogate in string" in str(error):  # which JSON can write; of a queue's job the task's checks say so
+            raise InvalidInput(
+                f"a string in the body holds half a surrogate pair ({error}); cut strings between whole characters"
+            ) from None
         raise InvalidInput(f"the body is not JSON ({error}); send {what}") from None
     if not isinstance(found, dict):
         raise InvalidInput(f"the body is not an object; send {what}")

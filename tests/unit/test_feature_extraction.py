@@ -75,7 +75,9 @@ def test_typed_clients_send_null_for_the_forms_that_they_leave_open(task: Featur
         ({"openai_route": "/v1/embeddings", "openai_input": {"input": [1, 2]}}, "token ids are not supported"),
         ({"openai_route": "/v1/embeddings", "openai_input": {"input": "a", "n": 2}}, "unknown field `n`"),
         ({"input": "a", "text": "a"}, "unknown field `text`"),
-        ({"input": [1, 2]}, "token ids are not supported"),
+        ({"input": [1, 2]}, "token ids are not supported (LangChain's OpenAIEmbeddings sends strings with check_emb"),
+        ({"input": "a", "modality": "image"}, "`modality` must be one of text, got image"),
+        ({"text": "a", "modality": "text"}, "unknown field `modality`"),
         ({"input": "a", "model": 1}, "`model` must be a string, got a number"),
     ],
 )
@@ -171,8 +173,8 @@ def test_what_the_infinity_worker_takes_and_replies(task: FeatureExtraction):
     """https://github.com/runpod-workers/worker-infinity-embedding: the body of OpenAI's route without it, no list."""
     vector = [one / 5 for one in A]
     usage = {"prompt_tokens": 3, "total_tokens": 3}
-    for text in ("a", ["a"]):
-        reply = answer(task, {"model": "BAAI/bge-small-en-v1.5", "input": text}, [A])
+    for text, more in (("a", {}), (["a"], {}), ("a", {"modality": "text"})):
+        reply = answer(task, {"model": "BAAI/bge-small-en-v1.5", "input": text, **more}, [A])
         reply["data"][0]["embedding"] = reply["data"][0]["embedding"].tolist()
         assert reply == {
             "object": "list",

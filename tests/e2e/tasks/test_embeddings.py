@@ -138,7 +138,8 @@ def test_forms_of_a_sparse_embedding(zoo: Any):
         (
             "sparse-encoder",
             {"openai_route": "/v1/embeddings", "openai_input": {"input": "a"}},
-            "this worker's task has no answer to /v1/embeddings, and of such routes to /v1/models alone; send a job, ",
+            "this worker's task has no answer to /v1/embeddings, and of such routes to /v1/models alone; send a job, "
+            "to /runsync, whose `input` has fields of",
         ),
     ],
 )
