@@ -51,7 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--texts", type=arguments.count, default=500, help="that are compared (default: %(default)s)")
     arguments.add_rounds(parser, 5)
-    parser.add_argument("--seed", type=arguments.count_or_none, default=0, help="of the texts (default: %(default)s)")
     parser.add_argument(
         "--plan-options", type=arguments.words, default="", metavar="'--x y'", help="more for `python -m export plan`"
     )
@@ -76,10 +75,10 @@ def main(args: argparse.Namespace) -> int:
     if args.engine == "onnxruntime-cpu":
         commands[_FLOOR] = shapes.floor(path)
     environment = results_file.environment()  # now: a file that is changed meanwhile is not what runs
-    rows = token_rows(bundle, texts(args.texts, seed=args.seed))
+    rows = token_rows(bundle, texts(args.texts))
     with shapes.started(commands) as processes:
         found = measure(processes, rows, args.rounds)
-    options = {"engine": args.engine, "model": bundle.manifest.model, "texts": args.texts, "seed": args.seed}
+    options = {"engine": args.engine, "model": bundle.manifest.model, "texts": args.texts}
     now = open_bundle(path)  # a plan that was built for this has brought figures of its own
     parity = json.loads(now.file("parity.json").read_text()) if "parity.json" in now.manifest.files else {}
     results = Results(environment, options, tuple(measurements(found, args.texts)), {"parity": parity})
