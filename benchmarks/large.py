@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import readme
+from benchmarks.exported import BUILD
 from benchmarks.measure import markdown
 from benchmarks.results_file import Measurement, Results, earlier, environment, read, write
 from export.precision.options import PRECISIONS
@@ -47,14 +48,11 @@ _BOOT = "import sys; from benchmarks.large import boot; boot(*sys.argv[1:])"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to export."""
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="of the bundle (default: %(default)s)")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("build/large"), help="for model and bundle, 4 GB (default: %(default)s)"
-    )
 
 
 def main(args: argparse.Namespace) -> int:
     """Export, boot, write results and page; 1 when the export took more than LIMIT times the weights."""
-    run = measured(args.folder, args.precision)
+    run = measured(BUILD / "large", args.precision)
     record(run)
     print(table())
     readme.write(PAGE)
