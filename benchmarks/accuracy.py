@@ -2,13 +2,12 @@
 
 The same texts through the engine at every precision, in turn, each in a process of its own: the cosine of every vector
 with that of fp32, and rows a second of the engine alone, in batches sorted by length. On a CPU, ONNX Runtime alone in
-fp32 is the floor. The parity figures that the export wrote into the bundle are kept beside these.
+fp32 is the floor.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -79,9 +78,7 @@ def main(args: argparse.Namespace) -> int:
     with shapes.started(commands) as processes:
         found = measure(processes, rows, args.rounds)
     options = {"engine": args.engine, "model": bundle.manifest.model, "texts": args.texts}
-    now = open_bundle(path)  # a plan that was built for this has brought figures of its own
-    parity = json.loads(now.file("parity.json").read_text()) if "parity.json" in now.manifest.files else {}
-    results = Results(environment, options, tuple(measurements(found, args.texts)), {"parity": parity})
+    results = Results(environment, options, tuple(measurements(found, args.texts)))
     print(table(results))
     if args.json:
         results_file.write(args.json, results)
