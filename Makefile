@@ -103,7 +103,7 @@ $(VENV)/gpu.stamp: $(VENV)/dev.stamp $(GPU_PINS) requirements/build.txt $(WITH_C
 		-exec ln -s -r -t $(VENV)/lib/cuda {} +
 	@touch $@
 
-.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers report coldstart load soak bench-quick uv-places lock all-pins clean
+.PHONY: help setup demo test lint types imports unit test-gpu gpu latency image test-image peers bench-quick uv-places lock all-pins clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -192,18 +192,6 @@ test-large: setup ## a model of 1.3 GB exported within four times its weights, a
 
 peers: setup ## our worker beside what users would run instead (docs/peers.md; made in build/peers), in one run
 	@$(BIN)/python -m benchmarks peers --with all
-
-report: setup ## one page of all results files, build/report/index.html
-	@$(BIN)/python -m benchmarks report
-
-coldstart: setup ## what a start costs, stage by stage, beside the floor
-	@$(BIN)/python -m benchmarks coldstart
-
-load: setup ## throughput and latency under load, beside the floor
-	@$(BIN)/python -m benchmarks load
-
-soak: setup ## a hundred thousand jobs: growth of memory, files, threads
-	@$(BIN)/python -m benchmarks soak
 
 bench-quick: setup ## a few minutes that tell a regression: counts, and ratios to the floor; BASELINE=earlier.json OUT=build/quick.json
 	@$(BIN)/python -m benchmarks quick --json $(call path,$(or $(OUT),build/quick.json)) $(if $(BASELINE),--baseline $(call path,$(BASELINE)))

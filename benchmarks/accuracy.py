@@ -2,13 +2,12 @@
 
 The same texts through the engine at every precision, in turn, each in a process of its own: the cosine of every vector
 with that of fp32, and rows a second of the engine alone, in batches sorted by length. On a CPU, ONNX Runtime alone in
-fp32 is the floor. The parity figures that the export wrote into the bundle are kept beside these.
+fp32 is the floor.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -51,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--texts", type=arguments.count, default=500, help="that are compared (default: %(default)s)")
     arguments.add_rounds(parser, 5)
-    parser.add_argument("--seed", type=arguments.count_or_none, default=0, help="of the texts (default: %(default)s)")
     parser.add_argument(
         "--plan-options", type=arguments.words, default="", metavar="'--x y'", help="more for `python -m export plan`"
     )
@@ -76,13 +74,11 @@ def main(args: argparse.Namespace) -> int:
     if args.engine == "onnxruntime-cpu":
         commands[_FLOOR] = shapes.floor(path)
     environment = results_file.environment()  # now: a file that is changed meanwhile is not what runs
-    rows = token_rows(bundle, texts(args.texts, seed=args.seed))
+    rows = token_rows(bundle, texts(args.texts))
     with shapes.started(commands) as processes:
         found = measure(processes, rows, args.rounds)
-    options = {"engine": args.engine, "model": bundle.manifest.model, "texts": args.texts, "seed": args.seed}
-    now = open_bundle(path)  # a plan that was built for this has brought figures of its own
-    parity = json.loads(now.file("parity.json").read_text()) if "parity.json" in now.manifest.files else {}
-    results = Results(environment, options, tuple(measurements(found, args.texts)), {"parity": parity})
+    options = {"engine": args.engine, "model": bundle.manifest.model, "texts": args.texts}
+    results = Results(environment, options, tuple(measurements(found, args.texts)))
     print(table(results))
     if args.json:
         results_file.write(args.json, results)

@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_rounds(parser, 3, "times that all is counted")
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="the worker's ENGINE (default: %(default)s)")
     arguments.add_bundle(parser, arguments.EMBEDDING)
-    parser.add_argument("--seed", type=arguments.count_or_none, default=0, help="of the texts (default: %(default)s)")
     parser.add_argument("--json", type=arguments.new_file, help="also write the results to this file")
 
 
@@ -68,7 +67,7 @@ def measure(args: argparse.Namespace) -> Results:
 
 def _rounds(clients: Clients, target: str, args: argparse.Namespace) -> tuple[list[Round], list[Json]]:
     """What every round found, and its counts."""
-    payload = {"texts": texts(args.bulk_rows, seed=args.seed), "encoding_format": "base64"}
+    payload = {"texts": texts(args.bulk_rows), "encoding_format": "base64"}
     many = closed_loop(_CLIENTS)
     rounds: list[Round] = []
     counts: dict[str, list[Answers]] = {"bulk": [], many: []}
@@ -77,7 +76,7 @@ def _rounds(clients: Clients, target: str, args: argparse.Namespace) -> tuple[li
         start = _health(clients)
         counts["bulk"].append(clients.one_by_one(1, iter([payload]), timeout_s=_WAIT_S))
         between = _health(clients)
-        counts[many].append(clients.closed_loop(_CLIENTS, args.seconds, embed_jobs(stream(seed=args.seed))))
+        counts[many].append(clients.closed_loop(_CLIENTS, args.seconds, embed_jobs(stream())))
         end = _health(clients)
         rounds.append({(target, "bulk"): _figures(start, between), (target, many): _figures(between, end)})
         for point, answers in counts.items():

@@ -52,7 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=500,
         help="that TensorRT's form is compared on (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=arguments.count_or_none, default=1, help="of the texts (default: %(default)s)")
     arguments.add_rounds(parser, 3, "times that speed is measured")
     parser.add_argument("--json", type=arguments.new_file, help="also write the figures to this file")
 
@@ -62,8 +61,8 @@ def main(args: argparse.Namespace) -> int:
     environment = results_file.environment()
     found = [one for name in args.models for one in _forms(name, args.rounds)]
     if args.texts:
-        found += _tensorrt(args.texts, args.seed)
-    options = {"models": args.models, "texts": args.texts, "seed": args.seed}
+        found += _tensorrt(args.texts)
+    options = {"models": args.models, "texts": args.texts}
     results = Results(environment, options, tuple(found))
     print(table(results))
     if args.json:
@@ -112,7 +111,7 @@ def _forms(name: str, rounds: int) -> Iterator[Measurement]:
         yield Measurement(SCENARIO, form, name, "rows_per_s", "rows/s", "higher", repeats, floor)
 
 
-def _tensorrt(count: int, seed: int) -> Iterator[Measurement]:
+def _tensorrt(count: int) -> Iterator[Measurement]:
     from engine.bundle import open_bundle
     from export.precision.candidates import portable
 
@@ -120,7 +119,7 @@ def _tensorrt(count: int, seed: int) -> Iterator[Measurement]:
     bundle = open_bundle(path)
     steps = json.loads((path / "parity.json").read_text())["ladder"]["tensorrt"]
     if bundle.manifest.precisions["tensorrt"] == "int8":
-        exact, ours = (_vectors(portable(bundle, "model", precision), count, seed) for precision in ("fp32", "int8"))
+        exact, ours = (_vectors(portable(bundle, "model", precision), count) for precision in ("fp32", "int8"))
         cosines = (exact * ours).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(ours, axis=1)
         for metric, value in (("min_cosine", cosines.min()), ("mean_cosine", cosines.mean())):
             yield Measurement(SCENARIO, "tensorrt", _MINILM, metric, "", "higher", (float(value),))
@@ -128,13 +127,13 @@ def _tensorrt(count: int, seed: int) -> Iterator[Measurement]:
     yield Measurement(SCENARIO, "tensorrt", _MINILM, "search_s", "s", "lower", (seconds,))
 
 
-def _vectors(view: Any, count: int, seed: int) -> Any:
+def _vectors(view: Any, count: int) -> Any:
     from engine.backends.onnxruntime import OnnxRuntimeEngine
     from engine.batching.feed import run_rows
     from engine.tasks import load_task
 
     task = load_task(view)
-    rows = [row for text in texts(count, seed=seed) for row in task.preprocess(task.parse({"text": text}))]
+    rows = [row for text in texts(count, seed=1) for row in task.preprocess(task.parse({"text": text}))]
     rows.sort(key=lambda row: row.length)
     with closing(OnnxRuntimeEngine(view)) as engine:
         (output,) = engine.outputs

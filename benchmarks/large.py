@@ -21,9 +21,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks import readme
+from benchmarks.exported import BUILD
 from benchmarks.measure import markdown
+from benchmarks.processes import tree_memory_mb
 from benchmarks.results_file import Measurement, Results, earlier, environment, read, write
+from export.command.progress import size_of
 from export.precision.options import PRECISIONS
 
 RESULTS = Path(__file__).parent / "results" / "large-model.json"
@@ -47,14 +52,11 @@ _BOOT = "import sys; from benchmarks.large import boot; boot(*sys.argv[1:])"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to export."""
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="of the bundle (default: %(default)s)")
-    parser.add_argument(
-        "--folder", type=Path, default=Path("build/large"), help="for model and bundle, 4 GB (default: %(default)s)"
-    )
 
 
 def main(args: argparse.Namespace) -> int:
     """Export, boot, write results and page; 1 when the export took more than LIMIT times the weights."""
-    run = measured(args.folder, args.precision)
+    run = measured(BUILD / "large", args.precision)
     record(run)
     print(table())
     readme.write(PAGE)
@@ -96,8 +98,7 @@ def measured(folder: Path, precision: str) -> Run:
     options = ["--task", "feature-extraction", "--precision", precision, *targets]
     export = watch([sys.executable, "-m", "export", str(model), "--out", str(bundle), *options])
     boot = watch([sys.executable, "-c", _BOOT, str(bundle), precision])
-    size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
-    return Run(precision, (model / "model.safetensors").stat().st_size, size, export, boot)
+    return Run(precision, (model / "model.safetensors").stat().st_size, size_of(bundle), export, boot)
 
 
 def write_model(folder: str) -> None:
@@ -148,7 +149,9 @@ class _Sampler(threading.Thread):
 
     def run(self) -> None:
         while not self._stopped.wait(_EVERY_S):
-            now = sum(map(_pss, _tree(self._pid)))
+            now = 0
+            with contextlib.suppress(psutil.Error):  # it has ended
+                now = round(tree_memory_mb(self._pid)["pss_mb"] * _MB)
             self.peak, self._recent = max(self.peak, now), max(self._recent, now)
 
     def since_last(self) -> int:
@@ -159,22 +162,6 @@ class _Sampler(threading.Thread):
     def stop(self) -> None:
         self._stopped.set()
         self.join()
-
-
-def _tree(pid: int) -> list[int]:
-    import psutil
-
-    with contextlib.suppress(psutil.Error):
-        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
-    return []
-
-
-def _pss(pid: int) -> int:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
-        for line in file:
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 def record(run: Run, path: Path = RESULTS) -> None:

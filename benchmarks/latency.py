@@ -57,12 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a Python that has torch; none: leave it out (default: this one, if it has)",
     )
     parser.add_argument(
-        "--torch-modes",
-        type=arguments.names(shapes.TORCH_MODES, "mode"),
-        metavar="A,B",
-        help="eager, compile (default: both, on the CPU eager)",
-    )
-    parser.add_argument(
         "--plan-options", type=arguments.words, default="", metavar="'--x y'", help="more for `python -m export plan`"
     )
     parser.add_argument(
@@ -121,7 +115,6 @@ def _settle(args: argparse.Namespace) -> Switches:
     args.batch = args.batch or arguments.counts(batches)
     args.precision = args.precision or default_precision(args.engine)
     check(args.engine, args.precision)  # before a bundle of gigabytes is made for nothing
-    args.torch_modes = args.torch_modes or (["eager"] if args.engine == "onnxruntime-cpu" else list(shapes.TORCH_MODES))
     return switches_of(args, args.engine)
 
 
@@ -141,7 +134,8 @@ def measure(model: str, args: argparse.Namespace, switches: Switches) -> shapes.
         commands["floor"] = shapes.floor(bundle)
         asked.append(Asked("floor", "floor"))
     if args.torch_python is not None:
-        torch = shapes.torch(args.torch_python, SHAPES[model], args.torch_modes, args.engine, [args.precision])
+        modes = ["eager"] if args.engine == "onnxruntime-cpu" else ["eager", "compile"]
+        torch = shapes.torch(args.torch_python, SHAPES[model], modes, args.engine, [args.precision])
         commands |= torch
         asked += [Asked(name, name) for name in torch]
     with shapes.started(commands) as processes:

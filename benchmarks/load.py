@@ -88,9 +88,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the worker's ENGINE; fake: all but the engine (default: auto)",
     )
     arguments.add_bundle(parser, arguments.TEXTS)
-    parser.add_argument(
-        "--seed", type=arguments.count_or_none, default=0, help="of texts and arrivals (default: %(default)s)"
-    )
     parser.add_argument("--json", type=arguments.new_file, help="also write the results to this file")
 
 
@@ -134,7 +131,7 @@ def measure(args: argparse.Namespace, keep: Callable[[Results], None] = lambda m
 
         def rounds() -> None:
             for each in filter(None, (clients, bare)):
-                each.one_by_one(_WARM_UP_JOBS, embed_jobs(stream(seed=args.seed)))
+                each.one_by_one(_WARM_UP_JOBS, embed_jobs(stream()))
             for number in range(args.rounds):
                 say(f"load, round {number + 1} of {args.rounds}")
                 run = _Run(args)
@@ -167,14 +164,14 @@ class _Run:
         best = max((self.found[target, closed_loop(count)]["jobs_per_s"] for count in args.clients), default=0.0)
         for rate in args.rates:
             per_second = best * float(rate[:-1]) / 100 if rate.endswith("%") else float(rate)
-            due = list(arrivals(per_second, args.seconds, seed=args.seed))
+            due = list(arrivals(per_second, args.seconds))
             self.offered[rate_point(rate)] = len(due) / args.seconds  # as drawn, which may be some percent off
             answers = clients.open_loop(due, self._jobs())
             # Which it was open for, whenever the last answer came; beyond that only what a queue adds to a job's time.
             answers.seconds = max(answers.seconds - statistics.median(answers.ms or [0.0]) / 1e3, args.seconds)
             self._keep(target, rate_point(rate), answers)
         if args.bulk_rows:
-            payload: Json = {"texts": texts(args.bulk_rows, seed=args.seed)}
+            payload: Json = {"texts": texts(args.bulk_rows)}
             if open_bundle(args.bundle).manifest.task in arguments.EMBEDDING:
                 # As JSON numbers the vectors of 2,000 texts are 17 MB, and the platform takes 20 MB at most.
                 payload["encoding_format"] = "base64"
@@ -192,7 +189,7 @@ class _Run:
             self._keep(target, closed_loop(count), clients.closed_loop(count, args.seconds, self._jobs()))
 
     def _jobs(self) -> Iterator[Json]:
-        return embed_jobs(stream(seed=self._args.seed))
+        return embed_jobs(stream())
 
     def _keep(self, target: str, point: str, answers: Answers) -> None:
         for error in sorted(set(answers.errors))[:3]:
@@ -214,11 +211,11 @@ def rate_point(rate: str) -> str:
 
 def _floor(floor: Floor, args: argparse.Namespace) -> Round:
     """The floor on texts that the worker gets."""
-    single = floor.one_by_one(texts(args.floor_rows, seed=args.seed))
-    bulk = texts(args.bulk_rows or args.floor_rows, seed=args.seed)
+    single = floor.one_by_one(texts(args.floor_rows))
+    bulk = texts(args.bulk_rows or args.floor_rows)
     found: Round = {}
     if args.idle_jobs:
-        found[FLOOR, IDLE] = _percentiles(floor.one_by_one(texts(args.idle_jobs, seed=args.seed), pause_s=_PAUSE_S))
+        found[FLOOR, IDLE] = _percentiles(floor.one_by_one(texts(args.idle_jobs), pause_s=_PAUSE_S))
     batches, equal = floor.in_batches(bulk), floor.in_equal_lengths(bulk)
     return found | {
         (FLOOR, ONE_BY_ONE): {"jobs_per_s": 1e3 / statistics.mean(single), **_percentiles(single)},

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from export.command.whole_file import write_whole
 
 MISSING = "-"
 
@@ -82,18 +83,9 @@ def write_json(path: Path, results: Any) -> None:
         if path.exists() and not path.is_file():  # a device or a pipe has nothing to keep
             path.write_text(text)
         else:
-            _write_whole(path.resolve(), text)
+            write_whole(path.resolve(), text.encode())
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error.strerror})") from error
-
-
-def _write_whole(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _without_nan(value: Any) -> Any:

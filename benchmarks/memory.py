@@ -1,7 +1,7 @@
 """What every target holds: after its start, after its first answer, and after many jobs.
 
 RSS is added up over a target's processes and counts shared pages again, PSS does not. On a GPU also the device's
-memory, as nvidia-smi tells it by process, and what our engine's buffers lock in host memory; neither was tried yet.
+memory, as nvidia-smi tells it by process, which was not tried yet.
 """
 
 from __future__ import annotations
@@ -12,25 +12,21 @@ from collections.abc import Callable
 
 import psutil
 
-from benchmarks import arguments, results_file, shapes
+from benchmarks import arguments, results_file
 from benchmarks.in_turn import Points, in_turn, prepared
-from benchmarks.measure import MISSING, figure, markdown, ratio, say, times
+from benchmarks.measure import MISSING, figure, markdown, ratio, times
 from benchmarks.peers import add_targets
 from benchmarks.report.targets import name as target_name
 from benchmarks.results_file import Results
 from benchmarks.rounds import Figures, measurements
 from benchmarks.targets.base import Running, Target
 from benchmarks.targets.catalogue import ALWAYS, NAMES, Needs, targets
-from benchmarks.targets.pipe import PipeProcess
-from benchmarks.trtexec_switches import Switches
 from benchmarks.workload import stream, texts
-from engine.bucket import Bucket
 from engine.probe import gpu
 
 SCENARIO = "memory"
 BOOT, FIRST = "after boot", "after the first answer"
 _PART = 32  # texts of a job
-_PINNED_CELLS = (Bucket(1, 16), Bucket(32, 128))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,9 +49,6 @@ def main(args: argparse.Namespace) -> int:
     found, versions = prepared(targets(names, needs), ALWAYS)
     environment = {**results_file.environment(), "targets": versions}
     rounds = in_turn(found, args.rounds, lambda target, number: measure(target, args.jobs), ALWAYS)
-    if gpu() is not None:
-        for one in rounds:
-            one["ours", BOOT] |= _pinned(needs)
     options = {"jobs": args.jobs, "rounds": args.rounds, "engine": args.engine}
     results = Results(environment, options, measurements(SCENARIO, rounds, floor_of))
     print(table(results))
@@ -124,18 +117,6 @@ def _nvidia_smi() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None  # a container without it
-
-
-def _pinned(needs: Needs) -> Figures:
-    """What the buffers of a TensorRT engine lock, asked of an engine without the worker around it."""
-    try:
-        command = shapes.ours(needs.fp32(), "tensorrt", "fp16", _PINNED_CELLS, Switches())
-        with PipeProcess(command) as process:
-            answer = process.ask({"memory": True})
-    except RuntimeError as error:
-        say(f"pinned memory is left out: {error}")
-        return {}
-    return {"pinned_mb": answer["pinned_mb"]} if "pinned_mb" in answer else {}
 
 
 def table(results: Results) -> str:

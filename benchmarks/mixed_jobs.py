@@ -20,9 +20,9 @@ _KEPT_JOBS = 1000  # finished ones that the emulator remembers: this process mus
 _SHOWN_ERRORS = 5
 
 
-def mixed_jobs(seed: int = 0) -> Iterator[Json]:
+def mixed_jobs() -> Iterator[Json]:
     """Payloads without end: mostly one text, some lists of up to 32, some in base64, one in a hundred not allowed."""
-    texts = stream(seed=seed)
+    texts = stream()
     for number in count():
         kind = number % 100
         if kind == 0:

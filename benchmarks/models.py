@@ -115,12 +115,14 @@ def _graphs(bundle: Path) -> dict[str, Any]:
     """Opset, nodes and size of the portable graphs; of two, the nodes of both."""
     import onnx
 
+    from export.command.progress import size_of
+
     files = sorted(bundle.glob("graphs/*/fp32.onnx"))
     graphs = [onnx.load(file, load_external_data=False) for file in files]
     return {
         "opset": max(one.version for graph in graphs for one in graph.opset_import if one.domain == ""),
         "nodes": [len(graph.graph.node) for graph in graphs],
-        "kilobytes": round(sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / 1e3),
+        "kilobytes": round(size_of(bundle) / 1e3),
     }
 
 

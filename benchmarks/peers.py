@@ -45,7 +45,6 @@ class Load:
     idle_jobs: int
     bulk_rows: int
     stop_timeout_s: float
-    seed: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=32,
         help="jobs that a worker takes at once (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=arguments.count_or_none, default=0, help="of the texts (default: %(default)s)")
     add_targets(parser, "stock")
     parser.add_argument(
         "--tei", type=arguments.address, metavar="URL", help="also ask the Text Embeddings Inference that serves here"
@@ -133,7 +131,7 @@ def main(args: argparse.Namespace) -> int:
     for name in {"tei", "triton"} - set(urls):
         say(f"{name} is left out: give the address of one with --{name} URL (docs/peers.md)")
     found, versions = prepared(targets([*ALWAYS, *args.peers, *urls], needs), ALWAYS)
-    load = Load(args.seconds, args.idle_jobs, args.bulk_rows, args.stop_timeout, args.seed)
+    load = Load(args.seconds, args.idle_jobs, args.bulk_rows, args.stop_timeout)
     options = {**vars(load), "concurrency": args.concurrency, "engine": args.engine, "clients": CLIENTS}
     environment = {**results_file.environment(), "targets": versions}
 
@@ -178,14 +176,14 @@ def _measure(target: Target, load: Load, reference: list[Any]) -> Points:
         if cosine < _LEAST_COSINE:
             raise RuntimeError(f"its vectors are not the floor's: a cosine of {cosine:.4f}; it runs another model")
         found["answers"] = {"min_cosine": cosine}
-        idle = _checked(running.one_by_one(texts(load.idle_jobs, seed=load.seed), _IDLE_PAUSE_S))
+        idle = _checked(running.one_by_one(texts(load.idle_jobs), _IDLE_PAUSE_S))
         found["idle"] = {"p50_ms": idle["p50_ms"]}
         for clients in (1, CLIENTS):
-            answers = running.closed_loop(clients, load.seconds, load.seed)
+            answers = running.closed_loop(clients, load.seconds)
             if answers is not None:
                 point, summary = "1 client" if clients == 1 else f"{clients} clients", _checked(answers)
                 found[point] = {metric: summary[metric] for metric in ("jobs_per_s", "p50_ms", "p99_ms")}
-        found["bulk"] = {"rows_per_s": _bulk(running, texts(load.bulk_rows, seed=load.seed))}
+        found["bulk"] = {"rows_per_s": _bulk(running, texts(load.bulk_rows))}
         found["memory"] = running.memory_mb()
         if running.started is not None:
             took = running.stop(load.stop_timeout_s)

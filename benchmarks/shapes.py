@@ -27,9 +27,6 @@ _TARGETS = Path(__file__).parent / "targets"
 _ASK_TORCH = "import torch; print(torch.__version__, torch.cuda.is_available())"
 _ASK_S = 120.0
 
-TORCH_MODES = ("eager", "compile")
-"""Ways to run PyTorch."""
-
 Command = Sequence[str]
 
 

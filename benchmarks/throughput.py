@@ -57,13 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--torch-python", metavar="PYTHON", help="a Python that has torch; none: leave it out")
     parser.add_argument(
-        "--torch-modes",
-        type=arguments.names(shapes.TORCH_MODES, "mode"),
-        default=["eager"],
-        metavar="A,B",
-        help="eager, compile (default: eager)",
-    )
-    parser.add_argument(
         "--plan-options", type=arguments.words, default="", metavar="'--x y'", help="more for `python -m export plan`"
     )
     arguments.add_rounds(parser, 3)
@@ -95,7 +88,7 @@ def main(args: argparse.Namespace) -> int:
         asked.append(Asked(_FLOOR, _FLOOR))
     python = shapes.torch_python(args.torch_python, args.engine)
     environment = with_torch(environment, python)
-    torch = _torch(path, python, args.torch_modes, args.engine, precisions)
+    torch = _torch(path, python, args.engine, precisions)
     commands |= torch
     asked += [Asked(name, name) for name in torch]
     with shapes.started(commands) as processes:
@@ -171,9 +164,7 @@ def _precisions(bundle: Bundle, engine: str) -> list[str]:
     return [first] if engine != "onnxruntime-cpu" else list(dict.fromkeys([first, bundle.manifest.precision]))
 
 
-def _torch(
-    path: Path, python: str | None, modes: Sequence[str], engine: str, precisions: Sequence[str]
-) -> Mapping[str, shapes.Command]:
+def _torch(path: Path, python: str | None, engine: str, precisions: Sequence[str]) -> Mapping[str, shapes.Command]:
     if python is None:
         return {}
     config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
@@ -181,7 +172,7 @@ def _torch(
         say("torch is left out: it is measured on BERT encoders, and this bundle is none")
         return {}
     shape = Shape(**{name: config[name] for name in _SHAPE_FIELDS if name in config})
-    return shapes.torch(python, shape, modes, engine, precisions)
+    return shapes.torch(python, shape, ["eager"], engine, precisions)
 
 
 def lengths(text: str) -> list[str]:

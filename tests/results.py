@@ -31,7 +31,6 @@ def write_all(folder: Path) -> list[Path]:
         "coldstart-cpu": coldstart(),
         "latency-cpu": latency(CPU, 9.0),
         "latency-gpu": latency(GPU, 0.09),
-        "batching-cpu": batching(),
         "accuracy-cpu": accuracy(),
     }
     for name, results in files.items():
@@ -131,13 +130,6 @@ def latency(environment: dict[str, Any], first_ms: float) -> Results:
                     found.append(one("latency", target, point, "p50_ms", [ms * times], floor=False))
                     found.append(one("latency", target, point, "p99_ms", [ms * times * 1.3], floor=False))
     return Results(environment, {"precision": "fp32"}, tuple(found))
-
-
-def batching() -> Results:
-    """Tokens computed as multiples of those of the texts."""
-    multiples = {"32 clients": 1.5, "bulk": 1.05}
-    found = [one("batching", "ours", point, "padding", [value], floor=False) for point, value in multiples.items()]
-    return Results(CPU, {}, tuple(found))
 
 
 def accuracy() -> Results:

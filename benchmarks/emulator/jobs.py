@@ -79,11 +79,10 @@ class JobStore:
         worker.last_seen = now
         return worker
 
-    def asked(self, worker_id: str, query: Mapping[str, str], now: float) -> None:
+    def asked(self, worker_id: str, now: float) -> None:
         """Note a request for jobs."""
         worker = self.seen(worker_id, now)
         worker.takes += 1
-        worker.last_take_query = query
         if worker.first_take is None:
             worker.first_take = now
 
@@ -100,7 +99,6 @@ class JobStore:
         while self._queue and len(taken) < count:
             _, record = self._queue.popitem(last=False)
             worker = self.seen(worker_id, now)
-            worker.handed += 1
             worker.jobs[record.id] = record
             record.status, record.worker_id, record.taken = Status.IN_PROGRESS, worker_id, now
             record.attempts += 1
@@ -123,7 +121,6 @@ class JobStore:
             self._on_change(record)
             return record
         record.output, record.error = body.get("output"), body.get("error")
-        record.stop_pod = body.get("stopPod") is True
         self._finish(record, Status.COMPLETED if record.error is None else Status.FAILED, now)
         return record
 

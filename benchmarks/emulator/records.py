@@ -73,7 +73,6 @@ class JobRecord:
     worker_id: str | None = None  # who holds it, or who held it last
     attempts: int = 0  # times handed out
     posts: list[Post] = field(default_factory=list)
-    stop_pod: bool = False
     taken: float | None = None  # handed out, the last time
     done: float | None = None
 
@@ -107,8 +106,6 @@ class WorkerRecord:
     last_seen: float  # its last request of any kind
     first_take: float | None = None
     takes: int = 0  # requests for a job, answered with one or not
-    handed: int = 0  # jobs handed out to it
-    last_take_query: Mapping[str, str] = field(default_factory=dict)
     ping_count: int = 0
     pings: deque[Mapping[str, str]] = field(default_factory=lambda: deque(maxlen=KEPT_PINGS))  # their queries
     unhealthy: Mapping[str, str] | None = None  # the query of a ping that reported a failed fitness check

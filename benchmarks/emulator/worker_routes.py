@@ -58,14 +58,14 @@ class WorkerRoutes:
     async def take(self, request: web.Request) -> web.Response:
         """GET job-take: one job as an object, or 204."""
         worker = request.match_info["worker"]
-        self._store.asked(worker, dict(request.query), now())
+        self._store.asked(worker, now())
         taken = await self._exchange.take(worker, 1, partial(_is_gone, request))
         return _jobs_reply(taken[0].wire) if taken else web.Response(status=204)
 
     async def take_batch(self, request: web.Request) -> web.Response:
         """GET job-take-batch: 1 to batch_size jobs as a list, or 204."""
         worker = request.match_info["worker"]
-        self._store.asked(worker, dict(request.query), now())
+        self._store.asked(worker, now())
         size = request.query.get("batch_size", "")
         if not size.isdecimal() or int(size) < 1:
             return self._rejected(request, 400, f"batch_size must be a positive integer, not {size!r}")

@@ -57,7 +57,7 @@ class Running(Protocol):
         """Each text `pause_s` seconds after the last answer."""
         ...
 
-    def closed_loop(self, clients: int, seconds: float, seed: int) -> Answers | None:
+    def closed_loop(self, clients: int, seconds: float) -> Answers | None:
         """`clients` that each send a text when their last one is answered. None where there are no clients."""
         ...
 

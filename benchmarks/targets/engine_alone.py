@@ -6,7 +6,6 @@ python -m benchmarks.targets.engine_alone '{"bundle": ..., "engine": ..., "preci
 {"how": "copies", "batch": 1, "length": 16, "warm_up_ms": 200, "duration_s": 3, "iterations": 10}
     -> {"ms": [...], "seconds": 3.0}; "alone" and "handler" as Times has them; null ms where there is no such thing
 {"rows": [[101, ...], ...], "batch": 16} -> {"seconds": 1.0, "embeddings": ["base64", ...]}, in the order given
-{"memory": true} -> {"pinned_mb": 1.0}, on a GPU
 """
 
 from __future__ import annotations
@@ -53,8 +52,6 @@ def main(asked: Mapping[str, Any]) -> None:
 
 
 def _answer(question: Json, bundle: Bundle, engines: Sequence[Engine], run: Mapping[str, Any]) -> Json:
-    if "memory" in question:
-        return _memory(engines)
     if "rows" in question:
         return embed_rows(engines[0], question["rows"], question["batch"])
     bucket = Bucket(question["batch"], question["length"])
@@ -93,14 +90,6 @@ def embed_rows(engine: Engine, rows: Sequence[Sequence[int]], size: int) -> Json
         for at, index in enumerate(some):
             found[index] = base64.b64encode(vectors[at].astype("<f4").tobytes()).decode()
     return {"seconds": seconds, "embeddings": found}
-
-
-def _memory(engines: Sequence[Engine]) -> Json:
-    """Page-locked memory of the buffers, which the process's RSS does not tell apart."""
-    buffers = [getattr(engine, "_buffers", None) for engine in engines]
-    if any(one is None for one in buffers):
-        return {}
-    return {"pinned_mb": sum(part.nbytes for one in buffers for part in one._sets) / 1e6}  # type: ignore[union-attr]
 
 
 if __name__ == "__main__":

@@ -135,10 +135,10 @@ class RunningServer:
 
         return self._runner.run(ask())
 
-    def closed_loop(self, clients: int, seconds: float, seed: int) -> Answers:
+    def closed_loop(self, clients: int, seconds: float) -> Answers:
         """See Running; a connection for each client."""
-        self.one_by_one(list(islice(stream(seed=seed + 1), _WARM_UP)), 0.0)
-        return self._runner.run(self._closed_loop(clients, seconds, stream(seed=seed)))
+        self.one_by_one(list(islice(stream(seed=1), _WARM_UP)), 0.0)
+        return self._runner.run(self._closed_loop(clients, seconds, stream()))
 
     def memory_mb(self) -> dict[str, float]:
         """See Running."""

@@ -134,10 +134,10 @@ class _Running:
         jobs = embed_jobs(texts)
         return watched([self._worker], lambda: self._clients.one_by_one(len(texts), jobs, pause_s=pause_s))
 
-    def closed_loop(self, clients: int, seconds: float, seed: int) -> Answers:
+    def closed_loop(self, clients: int, seconds: float) -> Answers:
         def loops() -> Answers:
-            self._clients.closed_loop(clients, _WARM_UP_S, embed_jobs(stream(seed=seed + 1)))
-            return self._clients.closed_loop(clients, seconds, embed_jobs(stream(seed=seed)))
+            self._clients.closed_loop(clients, _WARM_UP_S, embed_jobs(stream(seed=1)))
+            return self._clients.closed_loop(clients, seconds, embed_jobs(stream()))
 
         return watched([self._worker], loops)
 

@@ -102,7 +102,8 @@ def climb_cpu(
             record.passed, record.reason = False, _slow(speed)
             continue
         remove_graph(*(other.path for other in forms.values() if other is not form))
-        return _chosen(outcome, folder, form, figures, step)
+        choose(folder, "int8", form.path)
+        return Climbed("int8", outcome.records, figures["graphs"], figures)
     remove_graph(*(form.path for form in forms.values()))
     if asked == AUTO or last is None:
         return outcome.stay_fp32()
@@ -161,20 +162,6 @@ def _is_worth(speed: Sequence[float]) -> bool:
     """Of the rows/s of fp32 and of int8."""
     fp32, int8 = speed
     return int8 >= _WORTH * fp32
-
-
-def _chosen(outcome: Climbed, folder: Path, form: Form, figures: dict[str, Any], step: Step) -> Climbed:
-    choose(folder, "int8", form.path)
-    outcome.precision, outcome.graphs = "int8", figures["graphs"]
-    refused = {one.step.removeprefix("int8: "): one.reason for one in outcome.records if not one.passed}
-    outcome.figures = {
-        **figures,
-        "kept": outcome.records[-1].step,
-        "kept_in_fp32": list(step.kept),
-        "smoothed": dict(step.smoothed),
-        "refused": refused,
-    }
-    return outcome
 
 
 def _fp32_of(folder: Path) -> Candidate:

@@ -23,7 +23,6 @@ from benchmarks.rounds import measurements
 from benchmarks.shapes import Found
 from engine.bundle import open_bundle, write_manifest
 from engine.probe import Gpu
-from export.plans.precision import note_parity
 from tests.bundles import overflowing
 from tests.plans import add_plan
 
@@ -213,22 +212,6 @@ def test_accuracy_of_a_bundle(bundle: Path, tmp_path: Path, build: Path, capsys:
     assert 0.99 < value("ours-fp16", "min_cosine") <= value("ours-fp16", "mean_cosine") < 1.0 + 1e-6
     assert value("ours-fp16", "rows_per_s") > 0
     assert "| ours-fp16 |" in capsys.readouterr().out
-
-
-def test_the_figures_of_a_plan_that_was_built_for_it_are_kept(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """The first that the bundle has: its manifest is another one then."""
-    here, out = Path(shutil.copytree(bundle, tmp_path / "bundle")), tmp_path / "accuracy.json"
-
-    def prepare(path: Path, *_: object) -> Path:
-        note_parity(path, "plans", "a.plan", {"min_cosine": 1.0})
-        return path
-
-    monkeypatch.setattr(engines, "prepare", prepare)
-    options = ["--engine", "onnxruntime-cpu", "--texts", "4", "--rounds", "1", "--json", str(out)]
-    assert main(["accuracy", "--bundle", str(here), *options]) == 0
-    assert results_file.read(out).details["parity"] == {"plans": {"a.plan": {"min_cosine": 1.0}}}
 
 
 def test_texts_are_cut_to_what_the_model_takes(bundle: Path):

@@ -28,7 +28,7 @@ from benchmarks.rounds import Shape, shape
 from tests import results
 from tests.browser import CHROMIUM, chromium
 
-EVERY = ["peers", "coldstart", "latency", "load", "padding", "accuracy", "published"]
+EVERY = ["peers", "coldstart", "latency", "load", "accuracy", "published"]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,6 @@ def test_every_plot_is_made_and_has_its_figures_as_a_table(known: Stored):
         made, "load"
     )
     assert figures(made, "coldstart")[0][:3] == ["this worker, page cache warm", "26.2", "158"]
-    assert figures(made, "padding") == [["this worker, 32 clients", "33.3%"], ["this worker, bulk", "4.76%"]]
     assert figures(made, "accuracy")[1] == ["this worker, int8", "0.9871", "1.3e-02", "192", "1.9x", "500 texts"]
     assert figures(made, "latency")[0][:4] == ["minilm", "16", "1", "this worker's engine alone (Invented, 2 CPUs)"]
     assert [row[:2] for row in figures(made, "published")][:2] == [
@@ -300,7 +299,7 @@ def pages(page: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     a100 = {**results.GPU, "gpu": "NVIDIA A100-SXM4-80GB"}
     machines = [
         Source(name, replace(found, environment=environment, options={"engine": engine}))
-        for name, found in (("load", results.load()), ("accuracy", results.accuracy()), ("padding", results.batching()))
+        for name, found in (("load", results.load()), ("accuracy", results.accuracy()))
         for environment, engine in ((a100, "tensorrt"), (a100, "onnxruntime-cpu"), (results.CPU, "onnxruntime-cpu"))
     ]
     made = {name: html(known, plots(known)) for name, known in (("none", Stored([])), ("machines", Stored(machines)))}
@@ -357,7 +356,7 @@ async def test_a_page_without_figures_names_the_commands(pages: dict[str, Path])
     async with chromium() as page:
         await page.open(pages["none"], 390)
         assert page.said == []
-        assert await page.value("document.querySelectorAll('#absent li code').length") == 7
+        assert await page.value("document.querySelectorAll('#absent li code').length") == len(EVERY)
         assert await page.value("document.documentElement.scrollWidth") <= 390
 
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.report.losses import losses
 from benchmarks.report.page import html
 from benchmarks.report.plot import Absent, Plot
-from benchmarks.report.plots import accuracy, coldstart, latency, load, padding, peers, published
+from benchmarks.report.plots import accuracy, coldstart, latency, load, peers, published
 from benchmarks.report.stored import Source, Stored
 from benchmarks.results_file import Results
 from tests import results
@@ -45,12 +45,11 @@ L4, A40 = {**GPU, "gpu": "NVIDIA L4"}, {**GPU, "gpu": "NVIDIA A40"}
     ("module", "made", "where", "key"),
     [
         (coldstart, results.coldstart(), 0, 1),
-        (padding, results.batching(), 0, 1),
         (accuracy, results.accuracy(), 0, 1),
         (load, results.load(), 0, 2),
         (latency, results.latency(GPU, 0.09), 3, 4),
     ],
-    ids=["coldstart", "padding", "accuracy", "load", "latency"],
+    ids=["coldstart", "accuracy", "load", "latency"],
 )
 def test_every_row_names_its_machine_where_there_are_several(module: Any, made: Results, where: int, key: int):
     files = {"a": on(made, L4), "b": on(made, A40)}

@@ -94,9 +94,9 @@ def test_the_floor_answers_over_its_pipe(small_bundle: Path):
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=1e-5)
         alone = np.concatenate([running.embed([text]) for text in many])
         np.testing.assert_allclose(vectors, alone, atol=1e-5)  # sorted inside, and back in order
-        answers = running.closed_loop(1, 0.1, seed=1)
+        answers = running.closed_loop(1, 0.1)
         assert answers is not None and len(answers.ms) > 0
-        assert running.closed_loop(32, 0.1, seed=1) is None
+        assert running.closed_loop(32, 0.1) is None
         assert len(running.one_by_one(many[:3], 0.0).ms) == 3
         assert running.stop(10.0) is not None
 
@@ -106,7 +106,7 @@ def test_a_worker_that_dies_is_told_without_waiting_for_its_answers(small_bundle
     asks: tuple[Callable[[Running], object], ...] = (
         lambda running: running.embed(["a"]),
         lambda running: running.one_by_one(["a"], 0.0),
-        lambda running: running.closed_loop(1, 0.1, 0),
+        lambda running: running.closed_loop(1, 0.1),
     )
     with ours.start() as running:
         assert running.pid
@@ -290,11 +290,11 @@ def test_a_server_of_the_users_own_is_asked_in_pieces(served: Callable[[web.Appl
         vectors = running.embed(["x" * length for length in range(1, 71)])
         assert vectors[:, 0].tolist() == list(range(1, 71))
         assert sorted(sizes) == [6, 32, 32]
-        answers = running.closed_loop(4, 0.2, seed=0)
+        answers = running.closed_loop(4, 0.2)
         assert answers is not None and len(answers.ms) > 4 and answers.errors == []
         sizes.clear()
         pause_s[0] = 0.3
-        late = running.closed_loop(4, 0.2, seed=0)
+        late = running.closed_loop(4, 0.2)
         assert late is not None and late.ms == [] and len(late.late_ms) == 4
         assert (late.summary()["jobs_per_s"], late.summary()["p50_ms"] > 200) == (0, True)
         pause_s[0] = 0.0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from benchmarks.report.plot import Absent, Plot
-from benchmarks.report.plots import accuracy, coldstart, latency, load, padding, peers, published
+from benchmarks.report.plots import accuracy, coldstart, latency, load, peers, published
 from benchmarks.report.stored import Stored
 
-_PLOTS = (peers, coldstart, latency, load, padding, accuracy, published)
+_PLOTS = (peers, coldstart, latency, load, accuracy, published)
 
 
 def plots(known: Stored) -> list[Plot | Absent]:
