@@ -87,6 +87,7 @@ class TensorRtDouble(ModuleType):
         """So many execution contexts of one engine there is memory for, which is TensorRT's own."""
 
         def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
+            assert isinstance(logger, ILogger)
             self.has_plugins = True
             return True
 
