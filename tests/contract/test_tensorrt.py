@@ -170,7 +170,7 @@ def test_a_profile_a_bucket_needs_no_sharing(small_bundle: Path, version: str):
     assert answers(engine, [row(9)] * 5).shape == (5, 8)
 
 
-@pytest.mark.parametrize(("version", "sharing"), [("10.13.0.35", False), ("8.6.1", True)])
+@pytest.mark.parametrize(("version", "sharing"), [("10.13.0.35", False), ("10.0.1", False), ("8.6.1", True)])
 def test_a_profile_for_several_buckets_where_execution_contexts_share_it(
     small_bundle: Path, version: str, sharing: bool
 ):
@@ -565,9 +565,9 @@ def test_nothing_of_cuda_outlives_the_close(small_bundle: Path):
 def test_a_plan_that_is_gone_is_one_sentence(small_bundle: Path):
     """Verified, and then the volume is."""
     device = Device()
-    made = add_plan(small_bundle, plan_bytes())
+    add_plan(small_bundle, plan_bytes())
     bundle = open_bundle(small_bundle)
-    (plan,) = [found for found in plans_of(bundle) if found.plan == made]
+    (plan,) = plans_of(bundle)
     plan.path.unlink()
     said = re.escape(f"{plan.path} cannot be read (No such file or directory)")
     with installed(device, tensorrt=TensorRtDouble(device)), pytest.raises(EngineError, match=f"^{said}$"):
@@ -597,6 +597,17 @@ def test_lengths_that_end_before_the_models_are_noted(small_bundle: Path):
         "rows of more than 16 tokens fail, though the model takes 32: sm_89-trt10.13.0-fp16.plan was built with "
         "--lengths that end there"
     ]
+
+
+def test_a_tensorrt_that_does_not_load(small_bundle: Path):
+    device = Device()
+    trt: Any = None  # what Python makes an ImportError of
+    add_plan(small_bundle, plan_bytes())
+    bundle = open_bundle(small_bundle)
+    (plan,) = plans_of(bundle)
+    said = r"^tensorrt does not load: .*; install requirements/all\.txt$"
+    with installed(device, tensorrt=trt), pytest.raises(EngineError, match=said):
+        TensorRtEngine(bundle, "model", plan)
 
 
 def test_a_driver_that_tensorrt_does_not_start_on(small_bundle: Path):
