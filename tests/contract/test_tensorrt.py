@@ -238,7 +238,7 @@ def test_buckets_that_no_batch_comes_to_are_not_prepared(tmp_path: Path, held_to
     formed = {fit(n, length) for n, length in batches if n == 1 or n * length <= most}
     assert set(engine.buckets) == formed
     assert len(device.graphs) == 2 * len(engine.buckets)
-    whole = warm(write_small_bundle(tmp_path / "b"), device=other)
+    whole = warm(write_small_bundle(tmp_path / "b"), device=other, latencies_us=latencies)
     assert set(whole.buckets) - formed >= LARGE
     if isinstance(device.memory, dict):  # of the double, where each engine has a device of its own
         assert bytes_on(device) < bytes_on(other)
