@@ -107,6 +107,10 @@ class PycudaDouble(ModuleType):
                 with guarded("cuStreamCreate"):
                     device.call("cuStreamCreate")
 
+            def __del__(self) -> None:
+                if not device.stack:  # as below
+                    device.leaked.append("stream")
+
             def synchronize(self) -> None:
                 with guarded("cuStreamSynchronize"):
                     device.call("cuStreamSynchronize", unsafe=True)

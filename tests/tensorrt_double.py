@@ -55,6 +55,9 @@ class Severity(IntEnum):
 class ILogger:
     Severity: ClassVar = Severity
 
+    def __init__(self) -> None:
+        self.is_made = True
+
     def log(self, severity: IntEnum, message: str) -> None:
         raise NotImplementedError
 
@@ -87,6 +90,8 @@ class TensorRtDouble(ModuleType):
         """So many execution contexts of one engine there is memory for, which is TensorRT's own."""
 
         def init_libnvinfer_plugins(logger: ILogger, namespace: str) -> bool:
+            assert isinstance(logger, ILogger)
+            assert logger.is_made, "the bindings want their own __init__ to have been called"
             self.has_plugins = True
             return True
 
@@ -110,6 +115,7 @@ class TensorRtDouble(ModuleType):
             def deserialize_cuda_engine(self, content: Any) -> Any:
                 assert device.stack, "TensorRT takes the context that is current"
                 assert double.has_plugins, "a plan may hold some that the ONNX parser put there"
+                self.logger.log(Severity.INFO, "Loaded engine size: 1 MiB")
                 try:
                     plan = json.loads(bytes(content))
                 except ValueError:

@@ -253,7 +253,6 @@ class TensorRtEngine(Engine):
         self._cuda.wait_all()
         self._cuda.drop_captures()  # before the execution contexts that they came from, and these before their memory
         self._runs.clear()
-        self._started.clear()
         self._done = []  # an event that outlives the block may be dropped where no context is current
         vars(self).pop("_buffers", None)  # to touch a view of memory that is gone crashes the process
         self._cuda.free()

@@ -1,5 +1,6 @@
 """The TensorRT engine on doubles of CUDA and TensorRT: what the contract of engines does not ask."""
 
+import asyncio
 import gc
 import re
 import threading
@@ -23,12 +24,12 @@ from engine.batching.flight import Flights
 from engine.bucket import Bucket, Ladder
 from engine.bundle import open_bundle
 from engine.errors import EngineError, EngineLost, OutOfMemory
-from engine.plans.sidecar import Profile
+from engine.plans.sidecar import Profile, plans_of
 from engine.tensors import Array, Row
 from tests.bundles import write_small_bundle
 from tests.contract.test_engine import row
-from tests.cuda_double import CUresult, Device
-from tests.plans import BATCHES, LENGTHS, profile_a_length, profiles
+from tests.cuda_double import CUresult, Device, installed
+from tests.plans import BATCHES, LENGTHS, add_plan, profile_a_length, profiles
 from tests.tensorrt_double import POISON, TensorRtDouble, engine_on_double, plan_bytes
 
 PINNED_AND_DEVICE = ("cuMemAlloc", "cuMemHostAlloc")
@@ -42,6 +43,14 @@ def warm(folder: Path, **options: Any) -> TensorRtEngine:
 
 def answers(engine: TensorRtEngine, rows: list[Row]) -> Array:
     return np.stack([one["embedding"] for one in run_rows(engine, rows)])
+
+
+def answers_at_every_bucket(engine: TensorRtEngine) -> bool:
+    return all(len(answers(engine, [row(b.length)] * b.batch)) == b.batch for b in engine.buckets)
+
+
+def bytes_on(device: Device) -> int:
+    return sum(map(len, device.memory.values()))
 
 
 def test_it_answers_as_onnx_runtime_does_at_every_bucket(small_bundle: Path):
@@ -99,6 +108,7 @@ def test_after_warm_up_nothing_is_allocated_whatever_the_mix(tmp_path_factory: A
     device = Device()
     engine = warm(write_small_bundle(tmp_path_factory.mktemp("mix") / "bundle"), device=device)
     counted, pinned = engine.allocations, len(device.pinned)
+    assert counted
     device.calls.clear()
     for count, length, slot in mix:
         run_rows(engine, [row(length, seed=index) for index in range(count)], slot)
@@ -109,6 +119,26 @@ def test_after_warm_up_nothing_is_allocated_whatever_the_mix(tmp_path_factory: A
     assert not device.memory
     assert not device.pinned
     assert all(graph.destroyed for graph in device.graphs)
+
+
+async def test_a_row_alone_need_not_wait_for_the_engines_thread(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """As tests/contract/test_lone_rows.py has it: this engine computes on the GPU."""
+    engine = warm(small_bundle)
+    threads: list[int] = []
+    start = engine.start
+
+    def noting(bucket: Bucket, slot: int = 0) -> None:
+        threads.append(threading.get_ident())
+        start(bucket, slot)
+
+    monkeypatch.setattr(engine, "start", noting)
+    batcher = Batcher(engine, max_rows=8, max_tokens=1000, max_queued=100, on_loops=True)
+    for _ in range(3):
+        await batcher.run([row(4)])
+        while not batcher._idle:
+            await asyncio.sleep(0.001)
+    batcher.close()
+    assert threading.get_ident() in threads
 
 
 def test_loaded_in_one_thread_and_run_in_another(small_bundle: Path):
@@ -140,7 +170,7 @@ def test_a_profile_a_bucket_needs_no_sharing(small_bundle: Path, version: str):
     assert answers(engine, [row(9)] * 5).shape == (5, 8)
 
 
-@pytest.mark.parametrize(("version", "sharing"), [("10.13.0.35", False), ("8.6.1", True)])
+@pytest.mark.parametrize(("version", "sharing"), [("10.13.0.35", False), ("10.0.1", False), ("8.6.1", True)])
 def test_a_profile_for_several_buckets_where_execution_contexts_share_it(
     small_bundle: Path, version: str, sharing: bool
 ):
@@ -208,10 +238,10 @@ def test_buckets_that_no_batch_comes_to_are_not_prepared(tmp_path: Path, held_to
     formed = {fit(n, length) for n, length in batches if n == 1 or n * length <= most}
     assert set(engine.buckets) == formed
     assert len(device.graphs) == 2 * len(engine.buckets)
-    whole = warm(write_small_bundle(tmp_path / "b"), device=other)
+    whole = warm(write_small_bundle(tmp_path / "b"), device=other, latencies_us=latencies)
     assert set(whole.buckets) - formed >= LARGE
     if isinstance(device.memory, dict):  # of the double, where each engine has a device of its own
-        assert sum(map(len, device.memory.values())) < sum(map(len, other.memory.values()))
+        assert bytes_on(device) < bytes_on(other)
     assert engine.notes == []
 
 
@@ -256,6 +286,7 @@ async def test_a_plan_without_large_buckets_is_given_no_large_batches(
             ["input_ids int64", "input_ids int32"],
         ),
         ({"content": plan_bytes(outputs={"embedding": ["float32", 9]})}, ["the shape (8, 9)", "not (8, 8)"]),
+        ({"content": plan_bytes(profiles(lengths=(8, 16, 31)))}, ["does not take input_ids at", "length=32"]),
     ],
 )
 def test_a_plan_that_does_not_do_is_refused_and_everything_freed(
@@ -326,9 +357,22 @@ def test_memory_that_ends_during_the_captures(small_bundle: Path, fault: str):
     device.faults[fault] = CUresult.CUDA_ERROR_OUT_OF_MEMORY
     engine.warm_up()
     assert engine.buckets.batches == (1, 4)
-    assert answers(engine, [row(32)] * 4).shape == (4, 8)
+    assert answers_at_every_bucket(engine)
     engine.close()
     assert not device.memory
+
+
+def test_the_room_of_the_largest_batch_is_given_back(tmp_path: Path):
+    device, smaller = Device(), Device()
+    engine = engine_on_double(write_small_bundle(tmp_path / "a"), device=device)
+    device.faults["cuGraphUpload"] = CUresult.CUDA_ERROR_OUT_OF_MEMORY
+    engine.warm_up()
+    never_larger = warm(write_small_bundle(tmp_path / "b"), device=smaller, max_batch=4)
+    assert engine.buckets.batches == never_larger.buckets.batches
+    if isinstance(device.memory, dict):  # of the double, where each engine has a device of its own
+        assert bytes_on(device) == bytes_on(smaller)
+        assert sum(map(len, device.pinned)) == sum(map(len, smaller.pinned))
+        assert sum(not graph.destroyed for graph in device.graphs) == len(smaller.graphs)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +411,7 @@ def test_memory_of_execution_contexts_is_given_back_before_the_second_try(small_
     engine = warm(small_bundle, device=device, trt=trt)
     assert engine.buckets.batches == (1, 4)
     assert "TensorRT makes no execution context" in engine.notes[0]
-    assert answers(engine, [row(32)] * 4).shape == (4, 8)
+    assert answers_at_every_bucket(engine)
 
 
 @pytest.mark.usefixtures("_no_collection")
@@ -390,7 +434,7 @@ def test_memory_that_ends_at_a_capture_leaves_no_execution_context_with_its_prof
     monkeypatch.setattr(TensorRtEngine, "_capture", failing)
     engine.warm_up()
     assert engine.buckets.batches == (1, 4)
-    assert answers(engine, [row(32)] * 4).shape == (4, 8)
+    assert answers_at_every_bucket(engine)
 
 
 @pytest.mark.usefixtures("_no_collection")
@@ -476,6 +520,39 @@ def test_closed_twice(small_bundle: Path):
         engine.feeds(Bucket(1, 8))
 
 
+def test_it_is_taken_apart_when_nothing_runs_and_captures_first(small_bundle: Path):
+    """What runs reads the memory, and a capture the execution context, that would be gone."""
+    device = Device()
+    engine = warm(small_bundle, device=device)
+    captures_left: list[int] = []
+    for run in engine._runs.values():
+        weakref.finalize(
+            run.context.handle, lambda: captures_left.append(sum(not graph.destroyed for graph in device.graphs))
+        )
+    del run
+    engine.start(load(engine, [row(4)], 0), 0)
+    device.calls.clear()
+    engine.close()
+    assert device.calls[0] == "cuStreamSynchronize"
+    assert captures_left == [0] * len(engine.buckets)
+
+
+def test_a_closed_engine_holds_no_weights(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever still has it: they are on the GPU, and what loads next needs the room."""
+    loaded: list[weakref.ref[Any]] = []
+    deserialize = TensorRtEngine._deserialize
+
+    def noting(engine: TensorRtEngine, plan: Any) -> tuple[Any, Any]:
+        runtime, cuda_engine = deserialize(engine, plan)
+        loaded.extend((weakref.ref(runtime), weakref.ref(cuda_engine)))
+        return runtime, cuda_engine
+
+    monkeypatch.setattr(TensorRtEngine, "_deserialize", noting)
+    engine = warm(small_bundle)
+    engine.close()
+    assert [one() for one in loaded] == [None, None]
+
+
 def test_nothing_of_cuda_outlives_the_close(small_bundle: Path):
     """pycuda cannot free what is dropped later in another thread than the one that loaded the engine."""
     device = Device(capacity=150_000)  # has to make room once
@@ -483,6 +560,18 @@ def test_nothing_of_cuda_outlives_the_close(small_bundle: Path):
     engine.close()
     del engine
     assert device.leaked == []
+
+
+def test_a_plan_that_is_gone_is_one_sentence(small_bundle: Path):
+    """Verified, and then the volume is."""
+    device = Device()
+    add_plan(small_bundle, plan_bytes())
+    bundle = open_bundle(small_bundle)
+    (plan,) = plans_of(bundle)
+    plan.path.unlink()
+    said = re.escape(f"{plan.path} cannot be read (No such file or directory)")
+    with installed(device, tensorrt=TensorRtDouble(device)), pytest.raises(EngineError, match=f"^{said}$"):
+        TensorRtEngine(bundle, "model", plan)
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.13.0.35"])
@@ -508,6 +597,17 @@ def test_lengths_that_end_before_the_models_are_noted(small_bundle: Path):
         "rows of more than 16 tokens fail, though the model takes 32: sm_89-trt10.13.0-fp16.plan was built with "
         "--lengths that end there"
     ]
+
+
+def test_a_tensorrt_that_does_not_load(small_bundle: Path):
+    device = Device()
+    trt: Any = None  # what Python makes an ImportError of
+    add_plan(small_bundle, plan_bytes())
+    bundle = open_bundle(small_bundle)
+    (plan,) = plans_of(bundle)
+    said = r"^tensorrt does not load: .*; install requirements/all\.txt$"
+    with installed(device, tensorrt=trt), pytest.raises(EngineError, match=said):
+        TensorRtEngine(bundle, "model", plan)
 
 
 def test_a_driver_that_tensorrt_does_not_start_on(small_bundle: Path):

@@ -71,6 +71,7 @@ def test_rungs_rise_to_the_maximum(maximum: int, step: int):
     assert found[-1] == maximum
     assert all(size % step == 0 for size in found[:-1])
     assert list(found) == sorted(set(found))
+    assert len(found) == -(-maximum // step)
 
 
 def test_tokens_count_padding():

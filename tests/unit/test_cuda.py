@@ -193,8 +193,9 @@ def test_without_the_packages_the_fix_is_named(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_driver_that_does_not_start(device: Device):
     device.faults["cuInit"] = CUresult.CUDA_ERROR_INVALID_VALUE
-    with installed(device), pytest.raises(EngineError, match="CUDA does not start"):
+    with installed(device), pytest.raises(EngineError, match="CUDA does not start") as caught:
         Cuda()
+    assert type(caught.value) is EngineError
 
 
 def test_no_memory_for_a_context_is_memory_that_does_not_suffice(device: Device):

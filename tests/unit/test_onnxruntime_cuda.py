@@ -4,6 +4,7 @@ import asyncio
 import re
 import subprocess
 import sys
+import weakref
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,6 +113,26 @@ def test_only_buckets_that_batches_come_to_are_warmed(long_bundle: Path, monkeyp
         engine.close()
 
 
+def test_what_takes_most_memory_is_warmed_first(long_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    """The arena then has room for the others, and does not grow once for each."""
+    engine = OnnxRuntimeCudaEngine(open_bundle(long_bundle), device="cpu")
+    ran: list[Bucket] = []
+    monkeypatch.setattr(engine, "run", ran.append)
+    engine.warm_up()
+    scores = [bucket.batch * bucket.length**2 for bucket in ran]
+    assert scores == sorted(scores, reverse=True)
+    assert len(set(scores)) > 5
+
+
+def test_a_closed_engine_holds_no_memory_of_the_device(small_bundle: Path):
+    engine = OnnxRuntimeCudaEngine(open_bundle(small_bundle), device="cpu")
+    engine.warm_up()
+    values = [weakref.ref(value) for bound in engine._values.values() for value in bound.values()]
+    assert all(value() for value in values)
+    engine.close()
+    assert not any(value() for value in values)
+
+
 WITH_LITTLE_MEMORY = """
 import resource, sys
 from pathlib import Path
@@ -149,6 +170,24 @@ def test_where_memory_ends_batches_are_smaller(long_bundle: Path):
     said = subprocess.run([sys.executable, "-c", WITH_LITTLE_MEMORY, long_bundle], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     assert re.search(r"Failed to allocate memory.*; set MAX_BATCH_TOKENS to \d+ or less, not 16384", said.stdout)
+
+
+def test_a_bucket_without_room_is_never_come_to_and_keeps_no_memory(long_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    engine = OnnxRuntimeCudaEngine(open_bundle(long_bundle), device="cpu")
+    engine.best_tokens = 16_384
+    session, fails = engine._session, iter([True])
+
+    def run(binding: object) -> None:
+        if next(fails, False):
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; hostname=x")
+        session.run_with_iobinding(binding)
+
+    double = SimpleNamespace(io_binding=session.io_binding, run_with_iobinding=run)
+    monkeypatch.setattr(engine, "_session", double)
+    engine.warm_up()
+    assert engine.best_tokens == 17 * 257 - 1  # fewer than the fewest that fit nothing smaller than 32 rows of 512
+    assert Bucket(32, 512) not in engine._values
+    assert set(engine._values) == set(engine._bindings)
 
 
 def test_no_room_for_one_row(small_bundle: Path):
@@ -203,6 +242,15 @@ def test_the_provider_is_not_left_to_its_defaults(small_bundle: Path, monkeypatc
     OnnxRuntimeEngine(open_bundle(small_bundle), provider="cuda")
     options = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
     assert tried == [{"CUDAExecutionProvider": options, "CPUExecutionProvider": {}}]
+
+
+def test_the_engine_runs_on_the_gpu_as_the_settings_say(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    tried = with_cuda(monkeypatch)
+    settings = Settings.from_environ({"MAX_BATCH_ROWS": "3", "THREADS": "5"})
+    engine = load_engine(Choice("onnxruntime-cuda", ""), open_bundle(small_bundle), settings)
+    assert "CUDAExecutionProvider" in tried[0]
+    assert engine.buckets.largest.batch == 3
+    assert engine._session.get_session_options().intra_op_num_threads == 5  # type: ignore[attr-defined]
 
 
 def test_a_provider_that_went_back_to_its_defaults_is_not_taken(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):

@@ -28,10 +28,11 @@ from engine.files import turns
 from engine.plans import build_plan, late
 from engine.plans.build_plan import build
 from engine.plans.plan_cache import cached_plans, folder_of, verify
+from engine.plans.sidecar import write_sidecar
 from engine.probe import Gpu
 from export.plans.recipe import add_plan_arguments
 from tests.bundles import write_small_bundle
-from tests.plans import add_plan
+from tests.plans import add_plan, plan
 from tests.processes import as_another_user, killed, wait_until_dead
 
 REPOSITORY = Path(__file__).parents[2]
@@ -187,6 +188,10 @@ def test_a_plan_without_a_sidecar_is_not_whole(small_bundle: Path, tmp_path: Pat
     (found,) = cached_plans(tmp_path / "cache", open_bundle(small_bundle), "model")
     found.path.with_suffix(".json").unlink()
     assert not cached_plans(tmp_path / "cache", open_bundle(small_bundle), "model")
+    later = found.path.with_name("sm_90-trt10.13.0-fp16.plan")  # of another kind of GPU, by a worker that is done
+    later.write_bytes(b"")
+    write_sidecar(plan(compute_capability="9.0"), later.parent)
+    assert [one.path for one in cached_plans(tmp_path / "cache", open_bundle(small_bundle), "model")] == [later]
 
 
 @pytest.mark.parametrize("damage", [b"", b"built hero", b"built here and more"])
@@ -661,6 +666,7 @@ def test_whoever_may_write_to_the_cache_may_add_to_what_another_user_built(
     bundle, cache = write_small_bundle(for_all / "bundle"), for_all / "cache"
     cache.mkdir()
     cache.chmod(0o777)
+    os.chown(cache, 4321, 1234)
     capabilities = iter(("8.6", "8.9"))
 
     def run(command: list[str], *_: object) -> None:
@@ -668,6 +674,8 @@ def test_whoever_may_write_to_the_cache_may_add_to_what_another_user_built(
 
     monkeypatch.setattr(build_plan, "_run", run)  # the other user may not run our Python
     built(bundle, cache)
+    folder = folder_of(cache, open_bundle(bundle), "model").stat()
+    assert (folder.st_uid, folder.st_gid) == (4321, 1234)
     assert as_another_user(lambda: built(bundle, cache)) == []
     found = cached_plans(cache, open_bundle(bundle), "model")
     assert [one.plan.compute_capability for one in found] == ["8.6", "8.9"]

@@ -123,6 +123,8 @@ def test_an_answer_of_zeros_is_the_same_in_both_and_none_of_zeros_is_not(small_b
     assert gate(open_bundle(path), "model", zeros, BUCKETS, "fp32")["min_cosine"] == 1.0
     with pytest.raises(ParityFailed, match="4 of 4 outputs in fp32 differ"):
         gate(open_bundle(small_bundle), "model", zeros, BUCKETS, "fp32")
+    with pytest.raises(ParityFailed, match="4 of 4 outputs in fp32 differ"):
+        gate(open_bundle(path), "model", OnnxRuntimeEngine(open_bundle(small_bundle)), BUCKETS, "fp32")
 
 
 @pytest.mark.parametrize(
@@ -203,6 +205,25 @@ def test_what_is_no_answer_fails_wherever_it_stands(small_bundle: Path, value: f
 
     with pytest.raises(ParityFailed):
         gate(open_bundle(small_bundle), "model", changed(small_bundle, spoil), [Bucket(4, 32)], "fp16")
+
+
+def test_what_is_no_answer_fails_in_a_row_that_is_not_compared(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("export.plans.gate._REFERENCE_TOKENS", 64)  # two rows of 32: the first and the last
+
+    def spoil(outputs: dict[str, Any]) -> None:
+        outputs["embedding"][1:-1] = np.nan
+
+    with pytest.raises(ParityFailed):
+        gate(open_bundle(small_bundle), "model", changed(small_bundle, spoil), [Bucket(4, 32)], "fp16")
+
+
+def test_the_worst_of_all_buckets_is_told(small_bundle: Path):
+    def spoil(outputs: dict[str, Any]) -> None:
+        add_noise(outputs, 5e-3 if len(outputs["embedding"]) == 4 else 1e-4)
+
+    figures = gate(open_bundle(small_bundle), "model", changed(small_bundle, spoil), BUCKETS, "fp16")
+    assert figures["min_cosine"] < 0.99999
+    assert figures["max_relative_difference"] == 5e-3
 
 
 def test_rows_that_changed_places_fail(small_bundle: Path):

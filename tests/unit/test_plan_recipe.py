@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from engine.bucket import Bucket, Ladder
 from engine.bundle import Graph, Manifest, open_bundle
 from engine.tensors import TensorSpec
 from export.errors import Refused
-from export.plans.network import _set_options, _set_timing_cache
+from export.plans.network import Built, _set_options, _set_timing_cache, build_plan
 from export.plans.recipe import NO_LIBRARY_TACTICS, PlanRecipe, plan_command
 
 TOKENS = Graph((TensorSpec("input_ids", "int32", ("batch", "length")),), (), {})
@@ -117,22 +117,31 @@ class Config(SimpleNamespace):
         self.sources = sources
 
 
-def told(recipe: PlanRecipe, version: int, *layers: Any) -> dict[str, Any]:
-    """What a builder's configuration is after `recipe`, by TensorRT `version`."""
+def tensorrt(version: int) -> SimpleNamespace:
+    """What options are set by, in TensorRT `version`."""
     flags = ("TF32", "FP16", "BF16", "INT8", "VERSION_COMPATIBLE", "PREFER_PRECISION_CONSTRAINTS")
-    trt = SimpleNamespace(
+    return SimpleNamespace(
+        __version__=f"{version}.0.1",
         float32="float32",
         BuilderFlag=SimpleNamespace(**{flag: flag for flag in flags}),
         HardwareCompatibilityLevel=SimpleNamespace(__members__={"NONE": 0, "AMPERE_PLUS": 1}),
         LayerType=SimpleNamespace(CONSTANT="constant", SHAPE="shape", CAST="cast"),
         MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
-        NetworkDefinitionCreationFlag=SimpleNamespace(**{"STRONGLY_TYPED" if version >= 10 else "EXPLICIT_BATCH": 0}),
+        NetworkDefinitionCreationFlag=SimpleNamespace(
+            **{"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1} if version >= 10 else {"EXPLICIT_BATCH": 0}
+        ),
         PreviewFeature=SimpleNamespace(PROFILE_SHARING_0806="sharing"),
         ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
         TacticSource=SimpleNamespace(CUBLAS=0, CUDNN=2, EDGE_MASK_CONVOLUTIONS=3, JIT_CONVOLUTIONS=4),
     )
+
+
+def told(recipe: PlanRecipe, version: int, *layers: Any) -> dict[str, Any]:
+    """What a builder's configuration is after `recipe`, by TensorRT `version`."""
     config = Config()
-    _set_options(trt, config, SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__), recipe)
+    _set_options(
+        tensorrt(version), config, SimpleNamespace(num_layers=len(layers), get_layer=layers.__getitem__), recipe
+    )
     return vars(config)
 
 
@@ -178,3 +187,53 @@ def test_timings_of_another_gpu_are_not_forced_on_the_builder():
     config = SimpleNamespace(create_timing_cache=lambda content: content, set_timing_cache=take)
     assert _set_timing_cache(config, b"of another GPU") == b""
     assert _set_timing_cache(config, b"of this one") == b"of this one"
+
+
+@pytest.mark.parametrize(("version", "network", "flags"), [(8, 1 << 0, {"FP16"}), (10, 1 << 1, set())])
+def test_a_build_by_plain_tensorrt(tmp_path: Path, version: int, network: int, flags: set[str]):
+    """Whose builder needs a GPU: what it is given, and what is taken of it."""
+    config, trt = Config(), ModuleType("tensorrt")
+    given: dict[str, Any] = {"profiles": []}
+
+    def make_timing_cache(content: bytes) -> SimpleNamespace:
+        return SimpleNamespace(content=content, serialize=lambda: content + b", and this build's")
+
+    def set_timing_cache(cache: Any, ignore_mismatch: bool) -> bool:
+        config.get_timing_cache = lambda: cache
+        return True
+
+    def add_profile(profile: dict[str, Any]) -> int:
+        given["profiles"].append(profile)
+        return len(given["profiles"]) - 1
+
+    class Profile(dict[str, Any]):
+        def set_shape(self, name: str, *shapes: Any) -> None:
+            self[name] = shapes
+
+    class Logger:
+        Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
+
+    def build(made: Any, config: Any) -> bytes:
+        given["logger"].log(3, "Name: fused_mha_1, LayerType: Myelin")
+        return b"plan"
+
+    def builder(logger: Any) -> SimpleNamespace:
+        given["logger"] = logger
+        return SimpleNamespace(
+            create_network=lambda flags: given.update(network=flags) or SimpleNamespace(num_layers=0),
+            create_builder_config=lambda: config,
+            create_optimization_profile=Profile,
+            build_serialized_network=build,
+        )
+
+    config.create_timing_cache, config.set_timing_cache = make_timing_cache, set_timing_cache
+    config.add_optimization_profile = add_profile
+    onnx, shapes = tmp_path / "fp16.onnx", (Bucket(1, 16), Bucket(4, 16), Bucket(8, 16))
+    parser = SimpleNamespace(parse_from_file=lambda path: path == str(onnx))
+    vars(trt).update(vars(tensorrt(version)), ILogger=Logger, Builder=builder, OnnxParser=lambda *_: parser)
+    for _ in range(2):  # nothing of the first is told of the second
+        built = build_plan(trt, onnx, TOKENS.inputs, [shapes], PlanRecipe("fp16"), b"timings of before")
+        assert built == Built(b"plan", b"timings of before, and this build's", (1, 1))
+    assert given["profiles"] == [{"input_ids": ((1, 16), (4, 16), (8, 16))}] * 2
+    assert given["network"] == network
+    assert config.flags == flags
