@@ -201,6 +201,7 @@ END = b'{"output":[]}'
         ([1], {"output": [1]}),
         (["12345678", {"stopPod": True}, b'{"output":[1]}', END], {"output": ["12345678", {"stopPod": True}, [1]]}),
         ([b'{"output":"12","stopPod":true}', b'{"output":3}', END], {"output": ["12", 3], "stopPod": True}),
+        ([b'{"stopPod":true}', 3, END], {"output": [3], "stopPod": True}),
         (["1" * 40, 2], {"output": []}),
         (["1" * 20, "2" * 20, 3, END], {"output": []}),
         ([1, b'{"error":"no"}', b'{"output":2}', END], {"error": "no"}),
