@@ -213,7 +213,7 @@ class Stuck(Passage):
         return await super().run(rows, on_rows_done)
 
 
-async def test_a_job_that_is_cancelled_is_worked_on_no_longer():
+async def test_a_job_that_is_cancelled_is_worked_on_no_longer(capsys: pytest.CaptureFixture[str]):
     stuck = Stuck()
     async with both_ends(Handler(cast("Task", Failing()), stuck, dict)) as client:
         asking = asyncio.create_task(client.handle({"id": "1", "input": ["", ""]}))
@@ -224,6 +224,7 @@ async def test_a_job_that_is_cancelled_is_worked_on_no_longer():
         stuck.gate.set()
         assert await answer(client, ["", ""]) == {"output": "fine"}
         assert client._waiting == {}
+    assert "ERROR" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stream", [False, True])
