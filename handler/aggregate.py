@@ -29,7 +29,7 @@ class Aggregate:
     def add(self, body: bytes) -> None:
         """One more part."""
         end = -1
-        if body.endswith(STOP):
+        if body.endswith(STOP[1:]):  # no comma where there is no output
             self._stops, end = True, -len(STOP)
         if not body.startswith(_BEGIN):
             return

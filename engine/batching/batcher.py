@@ -74,8 +74,7 @@ class Batcher:
         self._flights = Flights(self.stats, self._end)
         self._may_run_on_loops = on_loops and not (max_delay_s or engine.computes_in_caller)
         self._arriving = 0
-        self._idle = False  # the engine's thread waits for work
-        self._taken_here = False  # an event loop runs the engine in its stead
+        self._taken_here = False  # an event loop runs the engine instead of its thread
         self._say = say
         self._lanes = Lanes()
         self._engines = [engine]  # by lane
@@ -146,7 +145,7 @@ class Batcher:
 
     def _may_run_here(self, rows: Sequence[Row]) -> bool:
         """Whether to run `rows` on the event loop; asked with the lock held."""
-        if not self._may_run_on_loops or not self._idle or self._arriving or self._taken_here or len(self._queue):
+        if not self._may_run_on_loops or self._arriving or self._taken_here or len(self._queue):
             return False
         if not self._lanes.share(TOGETHER, len(rows)):
             return False
@@ -214,14 +213,12 @@ class Batcher:
                 self._lanes.end(lane)
             if not is_first and len(self._queue):
                 self._wake.notify()  # it may be the turn of all together now
-            self._idle = self._idle or is_first
             while not self._closed or self._taken_here:
                 due_in = None
                 for lane in lanes if not self._taken_here else ():
                     if share := self._lanes.share(lane, len(self._queue)):
                         now = time.monotonic()
                         if batch := self._queue.pop(now, share, self._max_tokens or self._engines[lane].best_tokens):
-                            self._idle = self._idle and not is_first
                             self._taken(lane, batch)
                             return lane, batch
                         due_in = self._queue.due_in(now)

@@ -56,10 +56,7 @@ class Frames(asyncio.BufferedProtocol):
             self._keep(read[start:], needed)
 
     def _keep(self, rest: memoryview, needed: int) -> None:
-        if needed > len(self._buffer):
-            self._buffer = bytearray(needed)
-        elif needed <= _USUAL:
-            self._buffer = self._usual
+        self._buffer = bytearray(needed) if needed > _USUAL else self._usual
         self._filled = len(rest)
         self._buffer[: self._filled] = rest
 

@@ -30,6 +30,8 @@ class Platform:
     def __init__(self) -> None:
         self.handed: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.stops: asyncio.Queue[list[str]] = asyncio.Queue()
+        self.stops_reply: Any = None
+        """What the stops came with, where that matters."""
         self.runs: list[asyncio.Future[Any]] = []
         self.posts: list[tuple[Any, Replies]] = []
         """Bodies, and what decides about each."""
@@ -38,8 +40,10 @@ class Platform:
     async def get_job(self, session: object, count: int) -> list[Any]:
         return [await self.handed.get()]
 
-    async def get_stop_signals(self, session: object) -> list[str]:
-        return await self.stops.get()
+    async def get_stop_signals(self, session: Any) -> list[str]:
+        found = await self.stops.get()
+        session.reply = self.stops_reply
+        return found
 
     async def handle(self, job: dict[str, Any]) -> Any:
         self.runs.append(asyncio.get_running_loop().create_future())
@@ -127,6 +131,19 @@ async def test_a_stop_signal_that_comes_behind_the_retry_costs_no_answer():
         await platform.reply(OK)
         assert (len(platform.runs), platform.said) == (2, ["right"])
         assert platform.loop.counts.report() == {"jobs_done": 1, "jobs_failed": 0}
+
+
+async def test_a_poll_for_stop_signals_that_brings_no_answer_is_not_the_last():
+    """A gateway's page instead of RunPod's words, which the SDK takes for no signals."""
+    async with serving() as platform:
+        await platform.hand_out()
+        platform.stops_reply = SimpleNamespace(status=200, was_read=True, unreadable="it begins with <html>")
+        platform.stops.put_nowait([])
+        await platform.stop()
+        async with asyncio.timeout(10):
+            await asyncio.wait(platform.runs)
+        assert platform.runs[0].cancelled()
+        assert platform.said == []
 
 
 @pytest.mark.parametrize("signal", ["none", "before", "after"])

@@ -177,6 +177,27 @@ async def test_a_job_that_failed_is_let_go_of_at_once(small_bundle: Path, how: s
     batcher.close()
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+async def test_a_run_that_could_not_be_started_is_not_answered_with_what_lay_in_the_buffers(
+    small_bundle: Path, slots: int
+):
+    class Refusing(FakeEngine):
+        def start(self, bucket: Bucket, slot: int = 0) -> None:
+            self._started.clear()  # as on a device, `finish` has outputs whatever became of `start`
+            super().start(bucket, slot)
+            if refuses:
+                raise EngineError("cannot")
+
+    refuses: list[bool] = []
+    batcher = batcher_on(Refusing.from_bundle(open_bundle(small_bundle), slots=slots))
+    assert len(await batcher.run([row(4)])) == 1
+    refuses.append(True)
+    for count in (1, 3):
+        with pytest.raises(EngineError, match="cannot"):
+            await batcher.run([row(4, seed) for seed in range(count)])
+    batcher.close()
+
+
 async def test_an_engine_that_waits_holds_nothing_of_the_jobs_before(engine: Engine):
     batcher = batcher_on(engine)
     rows = [row(4, seed) for seed in range(20)]
@@ -205,7 +226,8 @@ async def test_no_rows_have_no_answers_and_cost_nobody_anything(small_bundle: Pa
     batcher.close()
 
 
-async def test_batching_that_fails_loses_the_engine(small_bundle: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("step", ["_queue.pop", "_flights.load", "_flights.start", "_flights.finish"])
+async def test_batching_that_fails_loses_the_engine(small_bundle: Path, monkeypatch: pytest.MonkeyPatch, step: str):
     """A policy that was changed may be wrong: jobs that wait for ever would tell nobody."""
     batcher, said = batcher_on(FakeEngine.from_bundle(open_bundle(small_bundle))), list[str]()
     batcher.on_lost = said.append
@@ -213,7 +235,8 @@ async def test_batching_that_fails_loses_the_engine(small_bundle: Path, monkeypa
     def wrong(*arguments: Any) -> Any:
         raise IndexError("off by one")
 
-    monkeypatch.setattr(batcher._queue, "pop", wrong)
+    part, name = step.split(".")
+    monkeypatch.setattr(getattr(batcher, part), name, wrong)
     async with asyncio.timeout(10):
         for _ in range(2):
             with pytest.raises(EngineLost, match="batching failed with IndexError: off by one"):
@@ -480,6 +503,36 @@ async def test_a_cancelled_job_settles_nothing_and_the_rest_goes_on(small_bundle
     assert len(await kept) == 1
     batcher.close()
     assert batcher.stats.rows == 2  # the row that ran already, and the kept one
+
+
+@pytest.mark.parametrize("how", ["cancelled", "two rows that are not finite"])
+async def test_a_job_that_has_ended_hears_nothing_of_its_further_rows(small_bundle: Path, how: str):
+    class Failing(FakeEngine):
+        def finish(self, slot: int = 0) -> Arrays:
+            outputs = super().finish(slot)
+            started.set()
+            gate.wait(10)
+            if how != "cancelled":
+                outputs["embedding"][:] = np.nan
+            return outputs
+
+    gate, started, told = threading.Event(), threading.Event(), list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    batcher = batcher_on(Failing.from_bundle(open_bundle(small_bundle)))
+    job = asyncio.ensure_future(batcher.run([row(4, seed) for seed in range(20)], told.append))
+    alone = asyncio.ensure_future(batcher.run([row(4)]))
+    await asyncio.to_thread(started.wait, 10)
+    if how == "cancelled":
+        job.cancel()
+        alone.cancel()
+        await arrived()
+    gate.set()
+    batcher.close()  # here: all that the engine's thread says is heard at once
+    assert {type(one) for one in await asyncio.gather(job, alone, return_exceptions=True)} == {
+        asyncio.CancelledError if how == "cancelled" else EngineError
+    }
+    await arrived()
+    assert told == []
 
 
 async def test_overload_is_refused_at_the_door(small_bundle: Path):

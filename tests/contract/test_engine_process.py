@@ -213,7 +213,7 @@ class Stuck(Passage):
         return await super().run(rows, on_rows_done)
 
 
-async def test_a_job_that_is_cancelled_is_worked_on_no_longer():
+async def test_a_job_that_is_cancelled_is_worked_on_no_longer(capsys: pytest.CaptureFixture[str]):
     stuck = Stuck()
     async with both_ends(Handler(cast("Task", Failing()), stuck, dict)) as client:
         asking = asyncio.create_task(client.handle({"id": "1", "input": ["", ""]}))
@@ -224,6 +224,7 @@ async def test_a_job_that_is_cancelled_is_worked_on_no_longer():
         stuck.gate.set()
         assert await answer(client, ["", ""]) == {"output": "fine"}
         assert client._waiting == {}
+    assert "ERROR" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -263,6 +264,17 @@ async def test_a_reply_that_comes_as_its_job_is_cancelled_costs_no_other_job_any
         assert await answer(client, ["", ""]) == {"output": "fine"}
 
 
+async def test_what_comes_for_a_job_that_has_ended_meanwhile_costs_the_others_nothing(small_bundle: Path):
+    """Its answer may be on its way when it is cancelled, or when its last part is taken."""
+    worker = boot(Settings(bundle=small_bundle, engine="fake"), Timeline())
+    async with connected(worker) as (client, _):
+        for kind in ("cancel", "room"):
+            client._send(kind, 99, None)
+        async with asyncio.timeout(10):
+            assert b"embedding" in await client.handle({"id": "1", "input": {"text": "a"}})
+    worker.batcher.close()
+
+
 # A process that has ended, or hangs
 
 
@@ -293,6 +305,8 @@ PAUSE_S = 0.25
 SILENCE: Step = (PAUSE_S, [])
 FROZEN: Step = (99.0, [])
 FROZEN_AS_A_JOB_CAME: Step = (99.0, [("job",)])
+IDLE: Step = (PAUSE_S, [])
+A_JOB_CAME: Step = (PAUSE_S, [("job",)])
 FROZEN_AS_IT_ASKS: Step = (PAUSE_S, [("pong", 0, 99.25, "1 row")])
 
 
@@ -311,6 +325,8 @@ WATCHED: dict[str, tuple[list[Step], str]] = {
     "it answers jobs, behind which the pings wait": ([(PAUSE_S, [("reply", 7, b"")])] * 9, ""),
     "it says nothing": ([SILENCE] * 9, "the engine did not answer within 1 s"),
     "it runs a long batch": (busy_since(0.0, 9), "the engine did not end a batch of 1 row within 1 s"),
+    "it was idle before, and answers late": ([*[IDLE] * 9, A_JOB_CAME, *[SILENCE] * 3, busy(0.1)], ""),
+    "it was idle before, and says nothing": ([*[IDLE] * 9, A_JOB_CAME, *[SILENCE] * 9], "did not answer within 1 s"),
     "both processes were frozen": ([busy(PAUSE_S), FROZEN, *busy_since(99.25, 3)], ""),
     "as soon as a job was there": ([FROZEN_AS_A_JOB_CAME, *busy_since(99.25, 3)], ""),
     "between two lines": ([busy(PAUSE_S), FROZEN_AS_IT_ASKS, *busy_since(99.5, 2)], ""),
@@ -334,7 +350,7 @@ async def test_a_time_in_which_the_engine_could_not_run_is_not_held_against_it(
     client._started = asyncio.get_running_loop().create_future()
     client._started.set_result({})
     job = asyncio.get_running_loop().create_future()
-    if FROZEN_AS_A_JOB_CAME not in left:
+    if FROZEN_AS_A_JOB_CAME not in left and A_JOB_CAME not in left:
         client._waiting[1] = job
 
     async def sleep(seconds: float) -> None:

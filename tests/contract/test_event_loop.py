@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -24,10 +24,11 @@ from engine.bundle import Graph, open_bundle
 from engine.config import Settings
 from engine.images.task import MapTask
 from engine.tasks import load_task
+from engine.tasks.base import Task
 from engine.tasks.fill_mask import FillMask
 from engine.tasks.items import Request
 from engine.tasks.question_answering import QuestionAnswering
-from engine.tensors import TensorSpec
+from engine.tensors import Row, TensorSpec
 from engine.text.bulk import FEW
 from handler.handler import Handler
 from tests.bundles import MAX_LENGTH, write_small_bundle
@@ -377,3 +378,36 @@ async def test_the_check_of_a_payload_is_timed(workers: Any, monkeypatch: pytest
     monkeypatch.setattr(worker.task, "parse", slow)
     reply = await worker.ask({"text": "a", "timings": True})
     assert reply["timings_ms"] == {"prepare": 1500.0, "engine": 0.0}
+
+
+class Own:
+    """A task of one's own in its smallest form, which does not say what is quick."""
+
+    def __init__(self) -> None:
+        self.was_on_loop: list[bool] = []
+
+    def parse(self, payload: Any) -> Any:
+        return payload
+
+    def preprocess(self, request: Any) -> list[Row]:
+        self.was_on_loop.append(threading.current_thread() is threading.main_thread())
+        return [Row({}, 1)]
+
+    def postprocess(self, request: Any, outputs: Any) -> Any:
+        return request["reply"]
+
+
+@pytest.mark.parametrize(("length", "is_on_loop"), [(3000, True), (5000, False)])
+async def test_a_large_payload_is_prepared_beside_the_loop_whatever_the_task_says(length: int, is_on_loop: bool):
+    task = Own()
+    handler = Handler(cast("Task", task), Passage(Stats()), dict)
+    assert await handler.handle({"input": {"texts": ["a" * (length // 2)] * 2, "reply": "fine"}}) == "fine"
+    assert task.was_on_loop == [is_on_loop]
+
+
+@pytest.mark.parametrize("reply", [[1, 2], "text", {"a": 1}], ids=str)
+async def test_a_reply_that_is_no_object_is_as_it_is_without_timings(reply: Any):
+    found = await Handler(cast("Task", Own()), Passage(Stats()), dict).handle(
+        {"input": {"reply": reply, "timings": True}}
+    )
+    assert found == (reply if not isinstance(reply, dict) else {**reply, "timings_ms": found["timings_ms"]})

@@ -200,6 +200,7 @@ END = b'{"output":[]}'
         ([1], {"output": [1]}),
         (["12345678", {"stopPod": True}, b'{"output":[1]}', END], {"output": ["12345678", {"stopPod": True}, [1]]}),
         ([b'{"output":"12","stopPod":true}', b'{"output":3}', END], {"output": ["12", 3], "stopPod": True}),
+        ([b'{"stopPod":true}', 3, END], {"output": [3], "stopPod": True}),
         (["1" * 40, 2], {"output": []}),
         (["1" * 20, "2" * 20, 3, END], {"output": []}),
         ([1, b'{"error":"no"}', b'{"output":2}', END], {"error": "no"}),
@@ -537,7 +538,9 @@ async def test_a_cancelled_job_is_stopped_and_nothing_is_posted(
         await asyncio.wait_for(cancelled.wait(), 10)
     assert record.status == "CANCELLED"
     assert record.posts == []
-    assert f"INFO  | {record.id} | stopped by the platform" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"INFO  | {record.id} | stopped by the platform" in out
+    assert "ERROR" not in out
     gc.collect()  # a task that failed and that nobody looks at is told by asyncio
     assert not caplog.records
 

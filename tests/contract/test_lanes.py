@@ -141,7 +141,7 @@ async def test_no_row_runs_on_the_event_loop_beside_a_lane(small_bundle: Path):
     made.on_run = hold
     first = asyncio.ensure_future(made.batcher.run([row(24)] * 3))  # one a lane; the engine thread's ends
     async with asyncio.timeout(PATIENCE_S):
-        while len(made.threads) < 3 or not made.batcher._idle:
+        while len(made.threads) < 3 or 1 in made.batcher._lanes._running:
             await asyncio.sleep(0.001)
         await made.batcher.run([row(4)])
     assert made.threads[3:] == ["engine"]

@@ -55,7 +55,7 @@ async def watched(request: pytest.FixtureRequest, small_bundle: Path) -> Watched
 
 
 async def _idle(batcher: Batcher) -> None:
-    while not batcher._idle:
+    while batcher._lanes._running:
         await asyncio.sleep(0.001)
 
 
@@ -91,6 +91,26 @@ async def test_several_rows_go_to_the_thread(watched: Watched):
     await watched.batcher.run([row(4), row(4)])
     watched.batcher.close()
     assert watched.runs[1:] == [(2, False)]
+
+
+async def test_a_row_that_comes_while_the_thread_runs_waits_for_it(watched: Watched):
+    """The buffers are those of one run at a time."""
+    gate, started = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        started.set()
+        gate.wait(10)
+
+    watched.on_run = hold
+    running = asyncio.ensure_future(watched.batcher.run([row(4), row(4)]))
+    await asyncio.to_thread(started.wait, 10)
+    alone = asyncio.ensure_future(watched.batcher.run([row(4)]))
+    while not watched.batcher.queued and len(watched.runs) == 2:
+        await asyncio.sleep(0.001)
+    gate.set()
+    await asyncio.gather(running, alone)
+    watched.batcher.close()
+    assert watched.runs[1:] == [(2, False), (1, False)]
 
 
 async def test_a_run_that_was_long_is_not_repeated_on_the_loop(watched: Watched):
@@ -160,26 +180,29 @@ async def test_an_engine_lost_there_runs_nothing_again(watched: Watched):
     assert said == ["the device has fallen off the bus"]
 
 
-async def test_what_another_loop_brings_meanwhile_waits_and_is_answered(watched: Watched):
+@pytest.mark.parametrize("count", [1, 3])
+async def test_what_another_loop_brings_meanwhile_waits_and_is_answered(watched: Watched, count: int):
     others: list[int] = []
+    waited: list[int] = []
 
-    async def three() -> None:
-        others.extend(map(len, await asyncio.gather(*(watched.batcher.run([row(5, seed)]) for seed in range(3)))))
+    async def ask() -> None:
+        others.extend(map(len, await asyncio.gather(*(watched.batcher.run([row(5, seed)]) for seed in range(count)))))
 
-    other = threading.Thread(target=lambda: asyncio.run(three()), daemon=True)
+    other = threading.Thread(target=lambda: asyncio.run(ask()), daemon=True)
 
     def bring() -> None:
         watched.on_run = lambda: None
         other.start()
         deadline = time.monotonic() + 10
-        while watched.batcher.queued < 3 and time.monotonic() < deadline:  # they wait, although the thread is idle
+        while watched.batcher.queued < count and time.monotonic() < deadline:  # they wait, although the thread is idle
             time.sleep(0.001)
+        waited.append(watched.batcher.queued)
 
     watched.on_run = bring
     await watched.batcher.run([row(4)])
     await asyncio.to_thread(other.join, 10)
     watched.batcher.close()
-    assert others == [1, 1, 1]
+    assert (waited, others) == ([count], [1] * count)
     assert watched.runs[1][1] and not any(here for _, here in watched.runs[2:])
 
 

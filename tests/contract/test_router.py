@@ -65,6 +65,7 @@ async def test_outputs_come_in_the_order_of_the_rows_from_the_graph_of_each():
 
 async def test_what_waits_and_runs_is_told_of_all_graphs():
     graphs = Graphs()
+    assert (graphs.router.running, graphs.router.busy_s) == ("", 0.0)
     running = [asyncio.ensure_future(graphs.router.run([row("text", 1)]))]
     while not graphs.router.busy_s:
         await asyncio.sleep(0.001)

@@ -135,6 +135,30 @@ async def test_what_a_job_that_waits_is_cancelled_for_goes_to_the_next(gated: Ga
     assert b"embedding" in await next_one
 
 
+@pytest.mark.parametrize("has_waited", [False, True])
+async def test_what_overloads_a_task_of_ones_own_is_told_and_not_waited_for(
+    gated: Gated, monkeypatch: pytest.MonkeyPatch, has_waited: bool
+):
+    first = gated.start(job(10))
+    await until(lambda: OF_PROCESS.held > 0)
+    made, tries = gated.task.preprocess, list[int]()
+
+    def busy(request: Request) -> Any:
+        tries.append(len(tries))
+        if has_waited and len(tries) == 1:
+            return made(request)  # which other jobs are in the way of
+        raise Overloaded("a server of its own is busy") if len(tries) < 5 else AssertionError("it is tried for ever")
+
+    monkeypatch.setattr(gated.task, "preprocess", busy)
+    asked = gated.start(job(10))
+    if has_waited:
+        await until(lambda: len(OF_PROCESS.waiting) == 1)
+    gated.gate.set()
+    assert orjson.loads(await asked)["error"] == "overloaded, please retry: a server of its own is busy"
+    assert b"embedding" in await first
+    assert len(tries) == 1 + has_waited
+
+
 @pytest.mark.parametrize("how", ["cancelled", "failed", "not put together", "refused"])
 async def test_it_is_given_back_however_a_job_ends(gated: Gated, monkeypatch: pytest.MonkeyPatch, how: str):
     gated.fails = how == "failed"
@@ -244,6 +268,7 @@ async def test_whoever_has_waited_longest_is_next_and_small_ones_pass(monkeypatc
             small[11].reach(10)
         with pytest.raises(Overloaded):  # it is small no more
             small[0].reach(11)
+        assert small[11].size == 10  # in its place
         running.reach(700)  # what has begun goes on
         turns: list[str] = []
         waits = [asyncio.create_task(turn(one, name, turns)) for one, name in ((large, "large"), (late, "late"))]
@@ -252,7 +277,6 @@ async def test_whoever_has_waited_longest_is_next_and_small_ones_pass(monkeypatc
         running.__enter__()
         await waits[0]
         assert (turns, large.size, late.size) == (["large"], 5000, 0)
-        assert small[11].size == 10  # in place of the one that has grown
         large.reach(5000)
         large.__exit__()
         large.__enter__()

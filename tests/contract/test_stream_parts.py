@@ -172,6 +172,19 @@ async def streaming(bundle: Path, **options: Any) -> AsyncIterator[tuple[FakeEng
     batcher.close()
 
 
+async def test_one_item_is_one_part_which_has_no_place_in_a_list(small_bundle: Path):
+    bundle, bodies = open_bundle(small_bundle), list[bytes]()
+    batcher = Batcher(FakeEngine.from_bundle(bundle), max_rows=32, max_tokens=0, max_queued=10_000)
+    handler = Handler(load_task(bundle, LIMITS), batcher, dict)
+
+    async def keep(body: bytes) -> None:
+        bodies.append(body)
+
+    assert await handler.body({"input": {"text": "a", "stream": True}}, keep) == END
+    assert bodies == [await handler.body({"input": {"text": "a"}})]
+    batcher.close()
+
+
 async def test_parts_wait_for_room_that_others_of_their_job_have_taken(small_bundle: Path):
     """Four at once are more rows than may wait; each alone is not."""
     async with streaming(small_bundle, max_queued=100) as (engine, _, bodies, ask):
