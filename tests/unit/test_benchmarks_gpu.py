@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,14 @@ def test_a_step_that_takes_too_long_ends_with_all_that_it_started(tmp_path: Path
     wait_until_dead(int(lines[2]))
 
 
+def test_what_has_a_process_group_of_its_own_ends_as_well(tmp_path: Path):
+    """As the engines have that `latency` measures: nothing may compute on the GPU beside the next step."""
+    begun = "import subprocess as s; child = s.Popen(['sleep', '60'], process_group=0); print(child.pid, flush=True)"
+    step = Step("slow", [sys.executable, "-c", f"{begun}; child.wait()"])
+    run(step, tmp_path / "slow.log", 2)
+    wait_until_dead(int((tmp_path / "slow.log").read_text().split("\n")[1]))
+
+
 def test_all_steps_end_within_the_total_and_one_without_its_bundle_ends_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -104,7 +113,7 @@ def test_the_summary_has_the_machine_and_every_step(
     found = Gpu("NVIDIA L4", (8, 9), "550.54.15", "12.4")
     monkeypatch.setattr(benchmarks.gpu, "gpu", lambda: found)
     monkeypatch.setattr("benchmarks.machine.gpu", lambda: found)
-    steps = [Step("good", ["true"]), Step("bad", ["false"])]
+    steps = [Step("good", ["true"]), Step("bad", ["sh", "-c", "seq 99; echo no kernel; false"])]
     monkeypatch.setattr(benchmarks.gpu, "steps_of", lambda args: steps)
     options = ["--out", str(tmp_path), "--torch-python", "none"]
     assert main(["gpu", *options]) == 1
@@ -112,7 +121,10 @@ def test_the_summary_has_the_machine_and_every_step(
     assert [(step["name"], step["exit_code"]) for step in summary["steps"]] == [("good", 0), ("bad", 1)]
     machine = summary["machine"]
     assert (machine["gpu"], machine["driver"], machine["cuda"]) == ("NVIDIA L4", "550.54.15", "12.4")
-    assert "bad ... exit code 1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "bad ... exit code 1" in said
+    assert "\n    99\n    no kernel\n" in said
+    assert "\n    50\n" not in said
     monkeypatch.setattr(benchmarks.gpu, "steps_of", lambda args: [Step("bad", ["true"])])
     assert main(["gpu", *options]) == 0
     summary = json.loads((tmp_path / "gpu.json").read_text())
