@@ -78,6 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for `python -m benchmarks coldstart`",
     )
     parser.add_argument(
+        "--load-options", type=arguments.words, default="", metavar="'--x y'", help="for `python -m benchmarks load`"
+    )
+    parser.add_argument(
         "--throughput-options",
         type=arguments.words,
         default="",
@@ -152,6 +155,7 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     coldstart = [python, "-m", "benchmarks", "coldstart", "--bundle", bundle, "--engine", "tensorrt", "--warm-only"]
     coldstart += shlex.split(args.coldstart_options)
     load = [python, "-m", "benchmarks", "load", "--bundle", bundle, "--engine", "tensorrt"]
+    load += shlex.split(args.load_options)
     throughput = [python, "-m", "benchmarks", "throughput", "--bundle", bundle, "--engine", "tensorrt"]
     throughput += shlex.split(args.throughput_options)
     tests = [python, "-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "--durations=0", "--junit-xml"]

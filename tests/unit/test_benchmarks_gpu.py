@@ -28,6 +28,7 @@ def asked(tmp_path: Path, **changes: Any) -> argparse.Namespace:
         "latency_options": "--models minilm",
         "plan_options": "--no-library-tactics",
         "coldstart_options": "--runs 3",
+        "load_options": "--rounds 1",
         "throughput_options": "--rounds 1",
         "test_options": "-k 'not boot'",
         "limit_s": 60.0,
@@ -58,10 +59,10 @@ def test_everything_of_the_bundle_comes_behind_its_plan(tmp_path: Path):
 
 
 def test_options_for_a_step_are_taken_apart_as_a_shell_does(tmp_path: Path):
-    names = ("plan_options", "latency_options", "coldstart_options", "test_options", "throughput_options")
-    steps = ["plan", "tests", "coldstart", "latency", "throughput"]
+    steps = ["plan", "tests", "coldstart", "load", "latency", "throughput"]
+    names = (f"{step.removesuffix('s')}_options" for step in steps)
     found = steps_of(asked(tmp_path, steps=steps, **dict.fromkeys(names, "--x 'a b'")))
-    assert len(found) == 5
+    assert len(found) == 6
     for step in found:
         assert step.command[step.command.index("--x") + 1] == "a b", step.name
 
