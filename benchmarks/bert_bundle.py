@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
@@ -39,6 +41,7 @@ def _write(name: str, out: Path, shape: Shape) -> None:
         onnx.parent.mkdir(parents=True)
         add_graph(bert_graph(shape, weights_of(shape)), onnx, {})
         _tokenizer(shape.vocab_size).save(str(folder / "tokenizer.json"))
+        (folder / "config.json").write_text(json.dumps({"model_type": "bert", **asdict(shape)}))
         graph = Graph(
             inputs=tuple(TensorSpec(name, "int32", dynamic) for name in INPUTS),
             outputs=(TensorSpec(OUTPUT, "float32", ("batch", shape.hidden_size)),),

@@ -35,6 +35,7 @@ from engine.probe import gpu
 STEPS = ("smoke", "plan", "tests", "coldstart", "load", "latency", "throughput")
 _WITH_BUNDLE = ("plan", "coldstart", "load", "throughput")
 _TIMED_OUT = 124  # as coreutils' timeout has it
+_LAST_LINES = 15
 
 
 @dataclass
@@ -77,6 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for `python -m benchmarks coldstart`",
     )
     parser.add_argument(
+        "--load-options", type=arguments.words, default="", metavar="'--x y'", help="for `python -m benchmarks load`"
+    )
+    parser.add_argument(
         "--throughput-options",
         type=arguments.words,
         default="",
@@ -109,6 +113,8 @@ def main(args: argparse.Namespace) -> int:
         if step.name not in _WITH_BUNDLE or _bundle_is_there(step, args.work / "minilm", log):
             run(step, log, min(args.limit_s, end - time.monotonic()))
         print("passed" if step.exit_code == 0 else f"exit code {step.exit_code}", f"{step.seconds:.0f} s", flush=True)
+        if step.exit_code:  # said here as well: the logs may not be at hand
+            print(*(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-_LAST_LINES:]), sep="\n")
         done = [asdict(one) for one in steps if one.exit_code is not None]
         write_json(args.out / "gpu.json", {"machine": machine(), "steps": [*before, *done]})
     print(markdown(["step", "exit code", "s"], [[s.name, str(s.exit_code), f"{s.seconds:.0f}"] for s in steps]))
@@ -149,6 +155,7 @@ def steps_of(args: argparse.Namespace) -> list[Step]:
     coldstart = [python, "-m", "benchmarks", "coldstart", "--bundle", bundle, "--engine", "tensorrt", "--warm-only"]
     coldstart += shlex.split(args.coldstart_options)
     load = [python, "-m", "benchmarks", "load", "--bundle", bundle, "--engine", "tensorrt"]
+    load += shlex.split(args.load_options)
     throughput = [python, "-m", "benchmarks", "throughput", "--bundle", bundle, "--engine", "tensorrt"]
     throughput += shlex.split(args.throughput_options)
     tests = [python, "-m", "pytest", "-m", "gpu", "tests/gpu", "-v", "--durations=0", "--junit-xml"]

@@ -31,6 +31,7 @@ from engine.plans.sidecar import PRECISIONS
 _PUBLISHED = Path(__file__).parent / "published.json"
 _SIZES = {True: ("minilm,bert-base,bert-large", "16,128,384", "1,8,32,128"), False: ("minilm", "16,128", "1,8")}
 """Models, tokens and rows: on a GPU, and on a CPU, where the largest would take minutes a run."""
+_TORCH_MODES = ("eager", "compile")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--torch-python",
         metavar="PYTHON",
         help="a Python that has torch; none: leave it out (default: this one, if it has)",
+    )
+    parser.add_argument(
+        "--torch-modes",
+        type=arguments.names(_TORCH_MODES, "mode"),
+        metavar="A,B",
+        help="eager, compile (torch.compile, which takes its time at every shape; default: both, on the CPU eager)",
     )
     parser.add_argument(
         "--plan-options", type=arguments.words, default="", metavar="'--x y'", help="more for `python -m export plan`"
@@ -114,6 +121,7 @@ def _settle(args: argparse.Namespace) -> Switches:
         raise ValueError(f"--seq: {shortest} takes {most} tokens at most, and {max(args.seq)} was asked for")
     args.batch = args.batch or arguments.counts(batches)
     args.precision = args.precision or default_precision(args.engine)
+    args.torch_modes = args.torch_modes or (_TORCH_MODES[:1] if args.engine == "onnxruntime-cpu" else _TORCH_MODES)
     check(args.engine, args.precision)  # before a bundle of gigabytes is made for nothing
     return switches_of(args, args.engine)
 
@@ -134,8 +142,7 @@ def measure(model: str, args: argparse.Namespace, switches: Switches) -> shapes.
         commands["floor"] = shapes.floor(bundle)
         asked.append(Asked("floor", "floor"))
     if args.torch_python is not None:
-        modes = ["eager"] if args.engine == "onnxruntime-cpu" else ["eager", "compile"]
-        torch = shapes.torch(args.torch_python, SHAPES[model], modes, args.engine, [args.precision])
+        torch = shapes.torch(args.torch_python, SHAPES[model], args.torch_modes, args.engine, [args.precision])
         commands |= torch
         asked += [Asked(name, name) for name in torch]
     with shapes.started(commands) as processes:

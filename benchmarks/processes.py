@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -36,11 +37,13 @@ def kill_tree(process: subprocess.Popen[Any]) -> None:
 
 
 def kill_session(process: subprocess.Popen[Any]) -> None:
-    """Kill `process`, which leads a session, and everything that it left behind there."""
-    try:
+    """Kill `process`, which leads a session, and everything that it left behind there, whatever its process group."""
+    with suppress(ProcessLookupError):  # nothing is left of it
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # nothing is left of it
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) == process.pid:
+                os.kill(pid, signal.SIGKILL)
     process.wait()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def asked(tmp_path: Path, **changes: Any) -> argparse.Namespace:
         "latency_options": "--models minilm",
         "plan_options": "--no-library-tactics",
         "coldstart_options": "--runs 3",
+        "load_options": "--rounds 1",
         "throughput_options": "--rounds 1",
         "test_options": "-k 'not boot'",
         "limit_s": 60.0,
@@ -57,10 +59,10 @@ def test_everything_of_the_bundle_comes_behind_its_plan(tmp_path: Path):
 
 
 def test_options_for_a_step_are_taken_apart_as_a_shell_does(tmp_path: Path):
-    names = ("plan_options", "latency_options", "coldstart_options", "test_options", "throughput_options")
-    steps = ["plan", "tests", "coldstart", "latency", "throughput"]
+    steps = ["plan", "tests", "coldstart", "load", "latency", "throughput"]
+    names = (f"{step.removesuffix('s')}_options" for step in steps)
     found = steps_of(asked(tmp_path, steps=steps, **dict.fromkeys(names, "--x 'a b'")))
-    assert len(found) == 5
+    assert len(found) == 6
     for step in found:
         assert step.command[step.command.index("--x") + 1] == "a b", step.name
 
@@ -72,6 +74,14 @@ def test_a_step_that_takes_too_long_ends_with_all_that_it_started(tmp_path: Path
     lines = (tmp_path / "slow.log").read_text().split("\n")
     assert lines[1] == "begun"
     wait_until_dead(int(lines[2]))
+
+
+def test_what_has_a_process_group_of_its_own_ends_as_well(tmp_path: Path):
+    """As the engines have that `latency` measures: nothing may compute on the GPU beside the next step."""
+    begun = "import subprocess as s; child = s.Popen(['sleep', '60'], process_group=0); print(child.pid, flush=True)"
+    step = Step("slow", [sys.executable, "-c", f"{begun}; child.wait()"])
+    run(step, tmp_path / "slow.log", 2)
+    wait_until_dead(int((tmp_path / "slow.log").read_text().split("\n")[1]))
 
 
 def test_all_steps_end_within_the_total_and_one_without_its_bundle_ends_alone(
@@ -104,7 +114,7 @@ def test_the_summary_has_the_machine_and_every_step(
     found = Gpu("NVIDIA L4", (8, 9), "550.54.15", "12.4")
     monkeypatch.setattr(benchmarks.gpu, "gpu", lambda: found)
     monkeypatch.setattr("benchmarks.machine.gpu", lambda: found)
-    steps = [Step("good", ["true"]), Step("bad", ["false"])]
+    steps = [Step("good", ["true"]), Step("bad", ["sh", "-c", "seq 99; echo no kernel; false"])]
     monkeypatch.setattr(benchmarks.gpu, "steps_of", lambda args: steps)
     options = ["--out", str(tmp_path), "--torch-python", "none"]
     assert main(["gpu", *options]) == 1
@@ -112,7 +122,10 @@ def test_the_summary_has_the_machine_and_every_step(
     assert [(step["name"], step["exit_code"]) for step in summary["steps"]] == [("good", 0), ("bad", 1)]
     machine = summary["machine"]
     assert (machine["gpu"], machine["driver"], machine["cuda"]) == ("NVIDIA L4", "550.54.15", "12.4")
-    assert "bad ... exit code 1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "bad ... exit code 1" in said
+    assert "\n    99\n    no kernel\n" in said
+    assert "\n    50\n" not in said
     monkeypatch.setattr(benchmarks.gpu, "steps_of", lambda args: [Step("bad", ["true"])])
     assert main(["gpu", *options]) == 0
     summary = json.loads((tmp_path / "gpu.json").read_text())

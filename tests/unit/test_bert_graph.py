@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 
+from benchmarks.bert_bundle import bert_bundle
 from benchmarks.bert_graph import INPUTS, SHAPES, Shape, bert_graph, weights_of
+from benchmarks.throughput import _torch as torch_of
 
 TINY = Shape(2, 32, 4, 64, vocab_size=50, max_position_embeddings=24)
 
@@ -47,3 +52,9 @@ def test_the_shapes_have_the_published_number_of_parameters(name: str, millions:
     from benchmarks.bert_graph import _dims
 
     assert sum(np.prod(dims) for _, dims in _dims(SHAPES[name])) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+def test_throughput_compares_its_bundle_with_pytorch_at_the_same_shape(tmp_path: Path):
+    bundle = bert_bundle("tiny", tmp_path / "bundle", TINY)
+    (command,) = torch_of(bundle, "python", "tensorrt", ["fp16"]).values()
+    assert json.loads(command[-1])["shape"] == vars(TINY)

@@ -91,9 +91,15 @@ def test_what_torch_cannot_do_is_told(
     options = ["--engine", "onnxruntime-cpu", "--models", "minilm", "--seq", "16", "--batch", "1", "--duration", "0.1"]
     options += ["--torch-python", "/bin/false", "--work", str(tmp_path), "--json", str(tmp_path / "latency.json")]
     assert main(["latency", *options]) == 0
-    assert "torch-eager is left out: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "torch-eager is left out: " in said
+    assert "torch-compile" not in said
     targets = {one.target for one in results_file.read(tmp_path / "latency.json").measurements}
     assert targets == {"ours", "ours-handler", "floor"}
+    assert main(["latency", *options, "--torch-modes", "compile"]) == 0
+    said = capsys.readouterr().err
+    assert "torch-compile is left out: " in said
+    assert "torch-eager" not in said
 
 
 @pytest.mark.parametrize(
