@@ -135,7 +135,7 @@ async def test_a_row_alone_need_not_wait_for_the_engines_thread(small_bundle: Pa
     batcher = Batcher(engine, max_rows=8, max_tokens=1000, max_queued=100, on_loops=True)
     for _ in range(3):
         await batcher.run([row(4)])
-        while not batcher._idle:
+        while batcher._lanes._running:
             await asyncio.sleep(0.001)
     batcher.close()
     assert threading.get_ident() in threads
