@@ -143,7 +143,10 @@ def _check_files(folder: Path, model: str, trust_remote_code: bool) -> None:
     """What config.json and its neighbours tell without transformers."""
     config = read_json(folder / "config.json")
     if not config:
-        raise Refused(f"{model} has no config.json; a model folder as `save_pretrained` writes it is needed")
+        raise Refused(
+            f"{model} has no config.json; a model folder as `save_pretrained` writes it is needed, which a module of "
+            "PyTorch alone can become, too (docs/export.md, A module of your own)"
+        )
     if not trust_remote_code:
         refuse_code(folder, model)
     if "quantization_config" in config:

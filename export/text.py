@@ -157,10 +157,17 @@ def tokens_of(source: Source, text: str, pair: str | None = None, **options: Any
 
 
 def row_tokens(row: Row) -> Mapping[str, Any]:
-    """What the worker tokenized, for the model in PyTorch: int64 tensors with a batch of one."""
+    """What the worker tokenized, for the model in PyTorch: int64 tensors with a batch of one.
+
+    Numbers that a task has beside its text stay what they are.
+    """
     import torch
 
-    return {name: torch.from_numpy(values[None].astype("int64")) for name, values in row.feeds.items()}
+    rows = {name: values[None] for name, values in row.feeds.items()}
+    return {
+        name: torch.from_numpy(values if values.dtype.kind == "f" else values.astype("int64"))
+        for name, values in rows.items()
+    }
 
 
 def run(model: Any, inputs: Mapping[str, Any], *outputs: str) -> Arrays | None:

@@ -73,12 +73,17 @@ def task_class(tag: str) -> type[Task]:
 
 def _failed(name: str, error: Exception) -> BundleError:
     """For the file of a task that `error` came out of while it was imported."""
-    file, frame, line = f"engine/tasks/{name}.py", error.__traceback__, ""
+    return BundleError(f"{failed(f'engine/tasks/{name}.py', error)} (its last line is `TASK = ` and a class)")
+
+
+def failed(file: str, error: Exception) -> str:
+    """A sentence on `file` of a task, whose import raised `error`, with the line of it."""
+    frame, line = error.__traceback__, ""
     while frame is not None:
-        if frame.tb_frame.f_code.co_filename.endswith(f"{os.sep}{name}.py"):
+        if frame.tb_frame.f_code.co_filename.endswith(f"{os.sep}{os.path.basename(file)}"):
             line = f" at line {frame.tb_lineno}"
         frame = frame.tb_next
-    return BundleError(f"{file} fails{line}: {in_words(error)}; correct it (its last line is `TASK = ` and a class)")
+    return f"{file} fails{line}: {in_words(error)}; correct it"
 
 
 def load_task(bundle: Bundle, limits: Limits = DEFAULT_LIMITS) -> Task:

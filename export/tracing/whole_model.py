@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from inspect import signature
-from itertools import islice
+from itertools import compress, islice
 from typing import TYPE_CHECKING, Any
 
+from export.errors import Refused
+from export.own_task import file_of
 from export.padding import model_to_trace
 from export.tracing.torch_onnx import Traced
 
@@ -45,16 +47,20 @@ def whole_model(source: Source) -> Traced:
 
 
 def _rows(source: Source, model: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The longer one and the shorter one, as the model takes them: tensors with a batch of one."""
+    """The longer one and the shorter one, as the model takes them: tensors with a batch of one. Raises Refused."""
     taken = set(signature(model.forward).parameters) & set(source.task.input_axes())
     found: dict[tuple[int, ...], Mapping[str, Any]] = {}
-    for row in islice(_inputs(source), _SEARCHED):
-        shape = tuple(row[model.main_input_name].shape[1:])
-        if min(shape) >= _SHORTEST:
-            found.setdefault(shape, {name: values for name, values in row.items() if name in taken})
-        if len(found) == 2:
-            break
-    shapes = sorted(found, reverse=True)
+    for inputs in islice(_inputs(source), _SEARCHED):
+        row = {name: values for name, values in inputs.items() if name in taken}
+        found.setdefault(tuple(size for values in row.values() for size in values.shape[1:]), row)
+    if not found or not all(found.values()):
+        raise Refused(
+            f"{file_of(source.task)}.probes gives rows without an input that `input_axes` and the model's `forward` "
+            f"both name; `forward` takes {', '.join(signature(model.forward).parameters)}"
+        )
+    grows = [len(set(sizes)) > 1 for sizes in zip(*found, strict=True)]
+    long = [shape for shape in found if all(size >= _SHORTEST for size in compress(shape, grows))]
+    shapes = sorted((long or list(found))[:2], reverse=True)
     return found[shapes[0]], found[shapes[-1]]
 
 

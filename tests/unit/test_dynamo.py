@@ -56,6 +56,53 @@ def module(answer: Any) -> Any:
     return Model()
 
 
+def ids_and_numbers(forward: Any, axes: dict[str, Any], numbers: int = 2) -> Any:
+    """A source of a model without a length: an id a row, and as many numbers."""
+    import torch
+
+    class Model(torch.nn.Module):
+        main_input_name = "input_ids"  # as of every PreTrainedModel that does not say otherwise
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = SimpleNamespace(use_cache=True, model_type="own")
+            self.table = torch.nn.Embedding(20, 2)
+
+    Model.forward = forward
+    rows = [{"user": torch.tensor([user]), "features": torch.rand(1, numbers)} for user in (3, 7)]
+    of = source(Model())
+    of.task.input_axes = lambda: axes
+    of.task.probes = lambda source: [SimpleNamespace(inputs=[row]) for row in rows]
+    of.task.tag = "own"
+    return of
+
+
+AXES = {"user": ("int32", ("batch",)), "features": ("float32", ("batch", 2))}
+
+
+def test_a_model_whose_rows_have_no_length_is_traced(tmp_path: Path):
+    import torch
+    from onnxruntime import InferenceSession
+
+    def forward(self: Any, user: Any, features: Any) -> dict[str, Any]:
+        return {"score": (self.table(user) * features).sum(-1)}
+
+    of = ids_and_numbers(forward, AXES)
+    path = trace(of, whole_model(of), tmp_path / "model.onnx")
+    user, features = torch.tensor([1, 2, 5]), torch.rand(3, 2)
+    (score,) = InferenceSession(path).run(["score"], {"user": user.numpy(), "features": features.numpy()})
+    assert score == pytest.approx(forward(of.load_model(), user, features)["score"].detach().numpy())
+
+
+def test_probes_whose_inputs_the_model_does_not_take_are_refused():
+    def forward(self: Any, person: Any) -> Any:
+        raise AssertionError
+
+    of = ids_and_numbers(forward, AXES)
+    with pytest.raises(Refused, match=r"export/tasks/own\.py: .*\.probes .* both name; `forward` takes person"):
+        whole_model(of)
+
+
 def test_tensors_cannot_meet_ours_and_nothing_of_this_machine_is_in_it(tmp_path: Path):
     traced = onnx.load(graph_of(module(lambda model, values: values.mean(1)), tmp_path / "deep"))
     assert [tensor.name for tensor in (*traced.graph.input, *traced.graph.output)] == ["input_ids", "embedding"]

@@ -19,6 +19,7 @@ from engine.errors import BundleError, WorkerFault
 from engine.tasks import load_task
 from engine.tasks.feature_extraction import FeatureExtraction
 from engine.tasks.items import ItemsTask, Part
+from engine.tensors import Row
 from engine.text.task import TextTask
 from export import own_task
 from export.errors import Refused
@@ -32,7 +33,7 @@ from export.recipe import Recipe
 from export.tasks import export_task
 from export.tasks.base import ExportTask, Probe
 from export.tasks.feature_extraction import FeatureExtractionExport
-from export.text import TextExport, prompt_of, run
+from export.text import TextExport, prompt_of, row_tokens, run
 from handler.boot import boot
 from handler.reply import to_json
 from handler.startup.timeline import Timeline
@@ -65,6 +66,14 @@ def test_a_task_without_probe_is_told_of_probes(small_bundle: Path):
     task = load_task(open_bundle(small_bundle))
     with pytest.raises(Refused, match="let ImageClassificationExport.probes make payloads that `parse` takes"):
         _rows(task, Probe("odd", {"review": "x"}, [{}]), export_task("image-classification"))
+
+
+def test_numbers_beside_a_text_reach_pytorch_as_they_are():
+    feeds = {"input_ids": np.array([1, 2], np.int32), "features": np.array([0.5, -1.25], np.float32)}
+    row = row_tokens(Row(feeds, 2))
+    assert row["input_ids"].tolist() == [[1, 2]]
+    assert str(row["input_ids"].dtype) == "torch.int64"
+    assert row["features"].tolist() == [[0.5, -1.25]]
 
 
 @pytest.fixture(scope="module")

@@ -179,6 +179,35 @@ def test_a_file_that_does_not_end_with_its_task_is_named(tmp_path: Path, monkeyp
         task_class("no-task")
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("from export.gate.measure import Measure", r"at line 1: ModuleNotFoundError: No module named 'export\.gate\."),
+        ("from export.gate.measures import Mesure", "at line 1: ImportError: cannot import name 'Mesure'"),
+        (
+            "from export.gate.measures import Measure\nmeasures = (Measure('difference', limit=1e-4),)",
+            "at line 2: TypeError: .*'int8_limit'",
+        ),
+    ],
+)
+def test_a_mistake_in_the_export_s_file_is_told_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, said: str
+):
+    (tmp_path / "slip_task.py").write_text(f"{line}\n")
+    monkeypatch.setattr(export.tasks, "__path__", [*export.tasks.__path__, str(tmp_path)])
+    with pytest.raises(Refused, match=rf"export/tasks/slip_task\.py fails {said}.*; correct it"):
+        export_task("slip-task")
+
+
+def test_a_package_that_the_export_s_file_needs_is_left_to_who_names_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "lone_task.py").write_text("import no_such_package\n")
+    monkeypatch.setattr(export.tasks, "__path__", [*export.tasks.__path__, str(tmp_path)])
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        export_task("lone-task")
+
+
 def test_only_a_task_with_a_model_needs_a_file_in_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(engine.tasks, "TASKS", (*engine.tasks.TASKS, "half-task", "whole-task"))
     monkeypatch.setattr(engine.tasks, "__path__", [*engine.tasks.__path__, str(tmp_path)])
