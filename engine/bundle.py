@@ -263,7 +263,7 @@ def _parse(path: Path, raw: bytes) -> Manifest:
         known["files"] = {_safe(name): (entry["size"], entry["sha256"]) for name, entry in data["files"].items()}
         known["pieces"] = {name: _parse_pieces(entry) for name, entry in data["files"].items() if entry.get("pieces")}
         return Manifest(**known)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise BundleError(f"{path / MANIFEST} is not what schema {version} describes ({error}); {REBUILD}") from error
 
 

@@ -1,4 +1,4 @@
-"""What a JPEG or TIFF file asks of its decoder, read before any decoder sees it: markers, or the first directory.
+"""What a JPEG, TIFF or PNG asks of its decoder, read before any decoder sees it: markers, or the first directory.
 
 What is refused costs many times what its bytes and pixels do, or is read in one way by Pillow and in another by the
 library that decodes. Both walks are linear in the file's size. Exif, of whichever format, is a TIFF's directory too.
@@ -26,6 +26,9 @@ _MOST_STRAY = 100_000  # bytes in front of the picture that belong to no segment
 _MARKER = re.compile(rb"\xff[\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe]")
 _END, _SCAN, _APP1 = 0xD9, 0xDA, 0xE1
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MOST_PROFILES = 10  # one by the standard; Pillow unpacks each, a kilobyte to a megabyte
+
 _BYTE_ORDERS = {b"II*\0": "<", b"II\0*": "<", b"II+\0": "<", b"MM\0*": ">", b"MM*\0": ">", b"MM\0+": ">"}
 """By how a TIFF begins, for Pillow."""
 _MOST_ENTRIES = 4096  # of a directory
@@ -50,6 +53,8 @@ def excess(content: bytes, max_pixels: int) -> str:
     """
     if content.startswith(_JPEG):
         return _of_jpeg(content)
+    if content.startswith(_PNG) and content.count(b"iCCP") > _MOST_PROFILES:  # pixels are packed: by chance none say so
+        return f"a PNG of more than {_MOST_PROFILES} colour profiles"
     return _of_tiff(content, max_pixels) if content[:4] in _BYTE_ORDERS else ""
 
 

@@ -237,7 +237,7 @@ def read_sidecar(path: Path) -> Plan:
         return Plan(**known)
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror}); {_fix()}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BundleError(f"{path} is not the sidecar of a plan ({error}); {_fix()}") from error
 
 

@@ -1,6 +1,7 @@
 """MP3 files as encoders, streams and people make them: without a length, one behind the other, with tags and damage."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -41,6 +42,15 @@ def without_length(content: bytes) -> bytes:
     return content[second_frame(content) :]
 
 
+def in_wav(content: bytes, rate: int, size: int | None = None) -> bytes:
+    """A WAV file that holds MP3 (MPEGLAYER3WAVEFORMAT) and says that it has `size` bytes, or what it has."""
+    kind = struct.pack("<4sLHHLLHHHHLHHH", b"fmt ", 30, 0x55, 1, rate, 16_000, 1, 0, 12, 1, 2, 417, 1, 1393)
+    chunk = struct.pack("<4sL", b"data", len(content) if size is None else size) + content + bytes(len(content) % 2)
+    behind = b"LIST\x0c\0\0\0INFOISFT\0\0\0\0" if size is None else b""
+    body = b"WAVE" + kind + b"fact\x04\0\0\0\0\0\0\0" + chunk + behind
+    return b"RIFF" + struct.pack("<L", len(body) if size is None else size) + body
+
+
 def frames(content: bytes) -> int:
     """As the Info or Xing tag counts them, itself left out."""
     at = max(content.find(b"Info"), content.find(b"Xing"))
@@ -57,6 +67,19 @@ def test_without_a_length_every_frame_is_heard(rate: int, mode: str, channels: i
     found = decode(without_length(content), rate, 10, "audio")
     assert len(found) == frames(content) * (1152 if rate >= 32_000 else 576)
     assert np.abs(found[LAME_SKIPS:][: len(whole)] - whole).max() < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+@pytest.mark.parametrize("size", [None, 0xFFFF_FFFF])
+def test_in_a_wav_file_it_is_all_heard_as_well(mode: str, size: int | None):
+    content = mp3(sound(3, 44_100), 44_100, mode)
+    for file in (content, without_length(content)):
+        wav = in_wav(file, 44_100, size)
+        assert np.array_equal(decode(wav, 44_100, 10, "audio"), decode(file, 44_100, 10, "audio"))
+    with pytest.raises(InvalidInput, match="ends before its own header says"):
+        decode(wav[: len(wav) // 2], 44_100, 10, "audio")
+    with pytest.raises(InvalidInput, match="is longer than the 2 s that are allowed"):
+        decode(wav, 44_100, 2, "audio")
 
 
 @pytest.mark.parametrize("before", [b"", ID3V2, ID3V2 * 2, WITH_FOOTER])

@@ -258,6 +258,12 @@ def test_what_is_no_file_is_not_waited_for(small_bundle: Path, kind: str):
         open_bundle(small_bundle).verify()
 
 
+def test_a_size_that_no_file_has_is_refused(small_bundle: Path):
+    rewrite_manifest(small_bundle, files={"a": {"size": 10**30, "sha256": "0", "pieces": ["0"]}})
+    with pytest.raises(BundleError, match=r"manifest\.json is not what schema .* describes"):
+        open_bundle(small_bundle)
+
+
 def test_a_manifest_without_its_fields_is_refused(small_bundle: Path):
     rewrite_manifest(small_bundle, graphs={"model": {}})
     with pytest.raises(BundleError, match="not what schema"):

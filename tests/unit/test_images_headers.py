@@ -83,6 +83,14 @@ def test_headers_that_take_long_to_read_are_refused(before: bytes, more: bytes, 
     assert sentence in refusal(JPEG[:2] + before + more + JPEG[2:])
 
 
+def test_colour_profiles_that_unpack_to_megabytes_are_refused_where_they_are_many():
+    profile = b"name\0\0" + zlib.compress(bytes(1_000_000))
+    chunk = struct.pack(">I", len(profile)) + b"iCCP" + profile + struct.pack(">I", zlib.crc32(b"iCCP" + profile))
+    whole = encoded("PNG")
+    assert np.array_equal(np.asarray(decode(whole[:33] + chunk + whole[33:], "image", LIMIT)), NOISE)
+    assert "is a PNG of more than 10 colour profiles" in refusal(whole[:33] + 11 * chunk + whole[33:])
+
+
 def test_a_jpeg_without_a_picture_is_refused():
     assert "100000 bytes in front of the picture" in refusal(b"\xff\xd8\xff" + bytes(100_001))
     assert "no image of a known format" in refusal(JPEG[:2] + segment(0xFE, b"a"))

@@ -68,6 +68,7 @@ def test_a_field_that_an_older_version_had_not_is_what_it_was_then(tmp_path: Pat
         ("profiles", [{"buckets": [[1]], "shapes": {}}], "not enough values"),
         ("profiles", [{"buckets": [[1, 8]], "shapes": []}], "'items'"),
         ("profiles", [{"buckets": [[1, 8]], "shapes": {"x": [[1], [1]]}}], "min, opt and max"),
+        ("profiles", [{"buckets": [[1, 8]], "shapes": {"x": [[float("inf")]] * 3}}], "infinity"),
         ("profiles", "none", ""),
         ("version_compatible", "yes", "version_compatible is 'yes'"),
         ("size", None, "size is None"),
@@ -85,7 +86,7 @@ def test_a_wrong_value_is_refused_with_the_file_and_the_fix(tmp_path: Path, fiel
     assert REBUILD in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"null"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"null", b"[" * 100_000])
 def test_what_is_no_sidecar_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(BundleError, match="not the sidecar of a plan"):
